@@ -1,0 +1,1 @@
+"""Compile ONNX models to smaller and faster ones."""

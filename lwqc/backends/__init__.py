@@ -1,0 +1,1 @@
+"""Targets: how a plan becomes a graph that one runtime executes well."""

@@ -1,0 +1,185 @@
+"""ONNX Runtime's CPU execution provider.
+
+The rules were read off onnxruntime 1.31.1 on x86-64; `misplaced` checks them on the graph that the
+installed runtime really executes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from lwqc.backends.session import optimized_graph
+from lwqc.backends.target import Form, Lowered, illegal
+from lwqc.graph.integer_flow import integer_flow
+from lwqc.graph.sites import Site, find_sites
+from lwqc.graph.weights import is_float
+from lwqc.passes.block_quantize import BlockQuantize
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.fold_weights import FoldWeights
+from lwqc.passes.insert_qdq import InsertQdq
+from lwqc.passes.integer_matmul import IntegerMatMul
+from lwqc.passes.residual_sum import ResidualSum
+from lwqc.plan import Plan, SiteEntry
+from lwqc.quant.formats import BLOCKS, WeightFormat
+
+_LINEAR = frozenset({"MatMul", "Gemm"})
+_BLOCK_OPS = _LINEAR | {"Gather"}
+MIN_OPSET = {"QLinearConv": 13, "MatMulInteger": 11, "Folded": 11}
+# Operator types that run a form, and the suffix of the initializer they must read.
+_KERNELS: Mapping[Form, frozenset[str]] = {
+    "MatMulNBits": frozenset({"MatMulNBits"}),
+    "GatherBlockQuantized": frozenset({"GatherBlockQuantized"}),
+    "MatMulInteger": frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}),
+    "QLinearConv": frozenset({"QLinearConv"}),
+    "Folded": frozenset(),
+}
+REWRITES: Mapping[str, type[ir.passes.InPlacePass]] = {"residual-sum": ResidualSum}
+
+
+class CpuTarget:
+    """Forms, lowering and checks for the CPU."""
+
+    name = "cpu"
+
+    def form(self, site: Site, entry: SiteEntry, opset: int) -> Form | str:
+        """How the entry runs on the CPU, or why it cannot."""
+        form = self._form(site, entry)
+        if opset < (need := MIN_OPSET.get(form, 0)):
+            return f"needs opset {need}, the model has {opset}"
+        return form
+
+    def _form(self, site: Site, entry: SiteEntry) -> Form | str:
+        fmt = entry.weight
+        if entry.activation != "none" and fmt.block is None:
+            return _integer_form(site, entry)
+        if site.ops <= _BLOCK_OPS and fmt.block is not None:
+            return _block_form(site, fmt)
+        if entry.activation != "none":
+            return f"8-bit activations with {fmt} weights have no kernel for {site.op}"
+        return "Folded"
+
+    def candidates(self, site: Site, opset: int) -> Sequence[SiteEntry]:
+        """Weight-only entries, from few bytes to many, that do not slow the site's operator."""
+        if not site.ops <= _BLOCK_OPS:
+            formats = [WeightFormat(4, 64, s, "float16") for s in (True, False)]
+            formats += [WeightFormat(4, 16, True, "float16"), WeightFormat(8)]
+        else:
+            formats = [
+                WeightFormat(bits, block, symmetric, "float16")
+                for bits, blocks in ((4, (128, 64, 32, 16)), (8, (128, 32)))
+                for block in blocks
+                for symmetric in ((True, False) if bits == 4 else (True,))
+            ]
+        # An embedding has no activation to quantize; the others compute in int8 per block.
+        activation = "none" if site.op == "Gather" or not site.ops <= _BLOCK_OPS else "dynamic"
+        entries = [SiteEntry(weight=f, activation=activation) for f in formats]
+        return [e for e in entries if e.weight.size_bytes(site.n, site.k) < site.float_bytes
+                and not _refused(self.form(site, e, opset))]
+
+    def lower(self, model: ir.Model, plan: Plan, weights: EncodedWeights) -> Lowered:
+        """Execute the plan on a copy. Raises InputError where the plan asks the impossible."""
+        lowered = model.clone()
+        sites = {s.name: s for s in find_sites(lowered).sites}
+        opset = lowered.opset_imports.get("", 1)
+        forms = {name: self._legal(sites, name, entry, opset) for name, entry in plan.quantize.items()}
+        by_form = {
+            kind: {n: e for n, e in plan.quantize.items() if forms[n] in kinds}
+            for kind, kinds in (
+                ("block", {"MatMulNBits", "GatherBlockQuantized"}),
+                ("integer", {"MatMulInteger"}),
+                ("conv", {"QLinearConv"}),
+                ("folded", {"Folded"}),
+            )
+        }
+        passes: list[ir.passes.InPlacePass] = [REWRITES[name]() for name in plan.rewrites]
+        passes += [
+            InsertQdq(by_form["conv"], plan.activations, weights),
+            IntegerMatMul(by_form["integer"], plan.activations, weights),
+            BlockQuantize(by_form["block"], weights),
+            FoldWeights(by_form["folded"], weights),
+        ]
+        for step in passes:
+            step(lowered)
+        RemoveUnusedNodesPass()(lowered)
+        lowered.graph.sort()
+        return Lowered(lowered, forms)
+
+    def _legal(self, sites: Mapping[str, Site], name: str, entry: SiteEntry, opset: int) -> Form:
+        site = sites[name]
+        form = self.form(site, entry, opset)
+        if _refused(form):
+            raise illegal(site, form)
+        return form  # type: ignore[return-value]
+
+    def misplaced(self, lowered: Lowered) -> dict[str, str]:
+        """Sites whose codes are read by another kernel than their form needs."""
+        readers = list(_readers(optimized_graph(lowered.model)))
+        wrong: dict[str, str] = {}
+        for site, form in lowered.forms.items():
+            found = {op for name, op in readers if name.startswith((f"{site}_q", f"{site}_i8"))}
+            found.discard("Reshape")
+            expected = _KERNELS[form] | (_KERNELS["MatMulNBits"] if form in _TIED else frozenset())
+            if form == "Folded" and found:
+                wrong[site] = f"unpacked in every run by {', '.join(sorted(found))}"
+            elif form != "Folded" and not (found and found <= expected):
+                chosen = ", ".join(sorted(found)) or "a float kernel"
+                wrong[site] = f"expected {' or '.join(sorted(expected))}, the runtime chose {chosen}"
+        return wrong
+
+
+_TIED: frozenset[Form] = frozenset({"GatherBlockQuantized"})
+
+
+def _refused(form: Form | str) -> bool:
+    return form not in _KERNELS
+
+
+def _integer_form(site: Site, entry: SiteEntry) -> Form | str:
+    fmt = entry.weight
+    if (fmt.bits, fmt.symmetric, fmt.scale) != (8, True, "float32"):
+        return "integer kernels need symmetric 8-bit weights with one float32 scale per channel"
+    if any(not is_float32(use.node.inputs[use.index]) for use in site.uses):
+        return "integer kernels need a float32 model"
+    if site.ops <= _LINEAR:
+        return "MatMulInteger"
+    if site.ops == {"Conv"}:
+        return "QLinearConv" if entry.activation == "static" else (
+            "convolutions with dynamic activations are slower than float (ConvInteger)"
+        )
+    return f"{'+'.join(sorted(site.ops))} has no integer kernel"
+
+
+def _block_form(site: Site, fmt: WeightFormat) -> Form | str:
+    if fmt.block not in BLOCKS:
+        return f"block must be one of {BLOCKS}"
+    if "Gather" not in site.ops:
+        return "MatMulNBits"
+    if site.k % (fmt.block or 1):
+        return f"rows of {site.k} are not a multiple of the block {fmt.block}"
+    if fmt.bits == 2:
+        return "2-bit embeddings are not supported"
+    return "GatherBlockQuantized"
+
+
+def is_float32(value: ir.Value | None) -> bool:
+    """Whether a value is (or, without a type, is taken to be) float32."""
+    return value is None or value.dtype in (None, ir.DataType.FLOAT)
+
+
+def conv_refusals(model: ir.Model, sites: Sequence[Site]) -> dict[str, str]:
+    """Convolutions that cannot be quantized statically, with the reason."""
+    return dict(integer_flow(model.graph, sites).refused)
+
+
+def _readers(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
+    """(input name, operator) pairs of a graph and its subgraphs."""
+    for node in graph.node:
+        for name in node.input:
+            yield name, node.op_type
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _readers(attribute.g)

@@ -1,0 +1,162 @@
+"""Sessions of ONNX Runtime; the only module that imports it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from lwqc import io
+from lwqc.errors import InputError, LwqcError
+
+Feeds = Mapping[str, NDArray[Any]]
+Outputs = dict[str, NDArray[Any]]
+VERSION: str = ort.__version__
+
+ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed to our users
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How to build a session.
+
+    optimize: let the runtime fuse and fold. keep_arena: keep freed memory for the next run; off
+    for statistics, whose memory must not grow. threads: 0 lets the runtime choose.
+    """
+
+    optimize: bool = True
+    keep_arena: bool = True
+    threads: int = 0
+    entries: Mapping[str, str] = field(default_factory=dict)
+
+    def build(self) -> ort.SessionOptions:
+        """The runtime's own options object."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        if not self.optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = self.keep_arena
+        options.enable_mem_pattern = self.keep_arena
+        options.intra_op_num_threads = self.threads
+        for key, value in self.entries.items():
+            options.add_session_config_entry(key, value)
+        return options
+
+
+class Session:
+    """A loaded model: call it with feeds by input name, get outputs by output name."""
+
+    def __init__(
+        self,
+        model: ir.Model | str | os.PathLike[str],
+        settings: SessionSettings | None = None,
+        *,
+        label: str = "model",
+        optimized_path: str | None = None,
+    ) -> None:
+        options = (settings or SessionSettings()).build()
+        if optimized_path:
+            options.optimized_model_filepath = optimized_path
+        with _as_source(model) as source:
+            try:
+                self._session = ort.InferenceSession(
+                    source, options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:
+                raise InputError(f"{label}: ONNX Runtime cannot load it: {_line(error)}") from error
+        self._label = label
+        self.outputs = [o.name for o in self._session.get_outputs()]
+        self.inputs = [i.name for i in self._session.get_inputs()]
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Run once. Raises LwqcError with the runtime's first line when the run fails."""
+        known = {name: feeds[name] for name in self.inputs if name in feeds}
+        try:
+            values = self._session.run(None, known)
+        except Exception as error:
+            raise LwqcError(f"{self._label}: the run failed: {_line(error)}") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+    def seconds(self, feeds: Feeds) -> float:
+        """Wall time of one run in seconds."""
+        start = time.perf_counter()
+        self._session.run(None, {name: feeds[name] for name in self.inputs if name in feeds})
+        return time.perf_counter() - start
+
+
+def statistics_session(model: ir.Model) -> Session:
+    """A session for instrumented models: memory is handed back after every run."""
+    return Session(model, SessionSettings(keep_arena=False), label="instrumented model")
+
+
+def optimized_graph(
+    model: ir.Model | str | os.PathLike[str], settings: SessionSettings | None = None
+) -> onnx.GraphProto:
+    """The graph that the runtime executes after its own optimisations, weights left out."""
+    with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
+        path = str(Path(folder) / "optimized.onnx")
+        chosen = settings or SessionSettings()
+        entries = dict(chosen.entries) | {
+            "session.optimized_model_external_initializers_file_name": "weights.bin",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
+        Session(model, SessionSettings(entries=entries), optimized_path=path)
+        return onnx.load(path, load_external_data=False).graph
+
+
+class _as_source:  # noqa: N801 - used like a function
+    """What InferenceSession loads: a path, bytes, or a temporary file for models over 2 GB."""
+
+    def __init__(self, model: ir.Model | str | os.PathLike[str]) -> None:
+        self._model = model
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> str | bytes:
+        if not isinstance(self._model, ir.Model):
+            return os.fspath(self._model)
+        if io.weight_bytes(self._model) < 1_500_000_000:
+            return io.to_bytes(self._model)
+        self._folder = tempfile.TemporaryDirectory(prefix="lwqc-")
+        path = Path(self._folder.name) / "model.onnx"
+        io.save(self._model, path, external_data=True)
+        return str(path)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def median_latency(
+    sessions: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0, least: int = 5
+) -> list[list[float]]:
+    """Time sessions side by side, alternating their order; seconds per run, one list each.
+
+    Each session warms up twice; rounds go on until `seconds` per session have passed, and at
+    least `least` rounds.
+    """
+    for session in sessions:
+        session.seconds(feeds)
+        session.seconds(feeds)
+    times: list[list[float]] = [[] for _ in sessions]
+    end = time.perf_counter() + seconds * len(sessions)
+    order = list(range(len(sessions)))
+    while len(times[0]) < least or time.perf_counter() < end:
+        for i in order:
+            times[i].append(sessions[i].seconds(feeds))
+        order.reverse()
+    return times
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 400 else text[:397] + "..."

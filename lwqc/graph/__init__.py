@@ -1,0 +1,1 @@
+"""Analyses of the graph; none of them changes it."""

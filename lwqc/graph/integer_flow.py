@@ -1,0 +1,105 @@
+"""Which tensors should be 8-bit so that statically quantized convolutions form no islands.
+
+A convolution runs on integers only when its input and its output (after an absorbed Relu or Clip)
+are quantized. Operators with an integer form between such tensors are drawn in, forwards and
+backwards, so that values stay in 8 bits from one convolution to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from lwqc.graph.sites import Site
+from lwqc.graph.weights import trace_weight
+
+ABSORBED = frozenset({"Relu", "Clip"})
+# Integer kernels with ranges of their own for inputs and output.
+COMPUTE = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
+# Operators that move codes unchanged: input and output share one range.
+MOVE = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
+
+
+@dataclass
+class IntegerFlow:
+    """Tensors to quantize and convolutions that cannot be.
+
+    tensors: tensor name -> name of the tensor whose range it takes (itself, unless codes are only
+    moved). refused: site name -> reason.
+    """
+
+    tensors: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def integer_flow(graph: ir.Graph, sites: Collection[Site]) -> IntegerFlow:
+    """Find the tensors to quantize for the given convolution sites of `graph`."""
+    flow = IntegerFlow()
+    quantized: set[ir.Value] = set()
+    for site in sites:
+        reason = next((r for use in site.uses if (r := _obstacle(graph, use.node))), None)
+        if reason:
+            flow.refused[site.name] = reason
+            continue
+        for use in site.uses:
+            quantized |= {_value(use.node.inputs[0]), absorbed_output(use.node)}
+    nodes = [node for node in graph if node.domain == ""]
+    for node in reversed(nodes):
+        if node.op_type in COMPUTE and absorbed_output(node) in quantized:
+            inputs = _data_inputs(node)
+            if any(v in quantized for v in inputs):
+                quantized |= set(inputs)
+    for node in nodes:
+        if _joins(node, quantized):
+            quantized.add(absorbed_output(node) if node.op_type in COMPUTE else node.outputs[0])
+    owner: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        if node.op_type in MOVE and node.outputs[0] in quantized and node.inputs[0] in quantized:
+            source = _value(node.inputs[0])
+            owner[node.outputs[0]] = owner.get(source, source)
+    flow.tensors = {v.name or "": owner.get(v, v).name or "" for v in quantized}
+    flow.tensors = dict(sorted(flow.tensors.items()))
+    return flow
+
+
+def absorbed_output(node: ir.Node) -> ir.Value:
+    """The node's output, or that of a Relu or Clip that is its only reader."""
+    value = node.outputs[0]
+    uses = list(value.uses())
+    if len(uses) == 1 and not value.is_graph_output():
+        reader = uses[0].node
+        if reader.domain == "" and reader.op_type in ABSORBED and reader.graph is node.graph:
+            return reader.outputs[0]
+    return value
+
+
+def _obstacle(graph: ir.Graph, node: ir.Node) -> str | None:
+    if node.graph is not graph:
+        return "is inside a subgraph"
+    if absorbed_output(node).is_graph_output():
+        return "its output is a graph output"
+    if trace_weight(node.inputs[0]) is not None:
+        return "its input is constant"
+    return None
+
+
+def _joins(node: ir.Node, quantized: set[ir.Value]) -> bool:
+    inputs = _data_inputs(node)
+    if node.op_type in MOVE:
+        inputs = inputs[:1]
+    elif node.op_type not in COMPUTE or (node.op_type in {"Add", "Mul"} and len(inputs) != 2):
+        return False
+    output = absorbed_output(node) if node.op_type in COMPUTE else node.outputs[0]
+    return bool(inputs) and all(v in quantized for v in inputs) and not output.is_graph_output()
+
+
+def _data_inputs(node: ir.Node) -> list[ir.Value]:
+    return [v for v in node.inputs if v is not None and trace_weight(v) is None]
+
+
+def _value(value: ir.Value | None) -> ir.Value:
+    if value is None:
+        raise ValueError("a convolution without an input")
+    return value

@@ -1,0 +1,80 @@
+"""Small edits of the graph that several passes need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import ArrayLike
+
+
+def unique_name(graph: ir.Graph, name: str) -> str:
+    """`name`, or with a number appended when the graph already has it."""
+    taken = set(graph.initializers)
+    taken.update(v.name or "" for v in graph.inputs)
+    taken.update(v.name or "" for node in graph.all_nodes() for v in node.outputs)
+    candidate, i = name, 1
+    while candidate in taken:
+        candidate, i = f"{name}_{i}", i + 1
+    return candidate
+
+
+def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """Store a tensor under its own name (made unique) and return its value."""
+    name = unique_name(graph, tensor.name or "constant") if tensor.name in graph.initializers else (
+        tensor.name or unique_name(graph, "constant")
+    )
+    tensor.name = name
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def add_constant(graph: ir.Graph, name: str, values: ArrayLike) -> ir.Value:
+    """Store a small numpy array as an initializer."""
+    return add_initializer(graph, ir.tensor(np.asarray(values), name=name))
+
+
+def insert_before(
+    anchor: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    outputs: Sequence[str],
+    attributes: dict[str, int | float] | None = None,
+    domain: str = "",
+) -> tuple[ir.Value, ...]:
+    """Create a node with the named outputs in front of `anchor`; returns its output values."""
+    values = [ir.Value(name=name) for name in outputs]
+    node = ir.node(
+        op_type, inputs, attributes, domain=domain, outputs=values, name=f"{outputs[0]}/{op_type}"
+    )
+    graph = anchor.graph
+    if graph is None:
+        raise ValueError(f"{anchor.name} is in no graph")
+    graph.insert_before(anchor, node)
+    return tuple(values)
+
+
+def replace_node(node: ir.Node, value: ir.Value) -> None:
+    """Let `value` take the place, name and graph-output role of the node's only output."""
+    old = node.outputs[0]
+    graph = node.graph
+    if graph is None:
+        raise ValueError(f"{node.name} is in no graph")
+    value.shape, value.type = old.shape, old.type
+    name, metadata = old.name, dict(old.metadata_props)
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    value.name = name
+    value.metadata_props.update(metadata)
+
+
+def float_type(value: ir.Value | None) -> ir.DataType:
+    """Element type of a value, float32 where the model does not say."""
+    return value.dtype if value is not None and value.dtype is not None else ir.DataType.FLOAT

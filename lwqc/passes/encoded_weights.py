@@ -1,0 +1,88 @@
+"""Quantized weights on demand: computed while saving, shared between candidates, bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.errors import InputError
+from lwqc.graph.sites import find_sites
+from lwqc.graph.weights import ReadArray
+from lwqc.plan import SiteEntry
+from lwqc.quant import range_search
+from lwqc.quant.grid import Encoded
+
+Part = Callable[[Encoded], NDArray[np.generic]]
+
+
+class EncodedWeights:
+    """A cache of encoded weights with a byte budget; safe to use from several threads.
+
+    A tensor made by `lazy` holds no data: its site is encoded when the model is saved or loaded
+    into a session, once for all of its parts as long as they are asked for near one another.
+    """
+
+    def __init__(
+        self, model: ir.Model, read: ReadArray, budget_bytes: int = 192 << 20
+    ) -> None:
+        # A copy of the graph (weights are shared), since passes take the original's apart.
+        self._sites = {site.name: site for site in find_sites(model.clone()).sites}
+        self._read = read
+        self._budget = budget_bytes
+        self._cache: OrderedDict[tuple[str, str, bool], Encoded] = OrderedDict()
+        self._locks: dict[tuple[str, str, bool], threading.Lock] = {}
+        self._guard = threading.Lock()
+
+    def weight(self, site: str) -> NDArray[np.floating]:
+        """The site's float weight [N, K]."""
+        return self._sites[site].matrix(self._read)
+
+    def get(self, site: str, entry: SiteEntry) -> Encoded:
+        """The site's weight in the entry's format. Raises InputError naming the weight."""
+        key = (site, str(entry.weight), entry.search)
+        with self._guard:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            with self._guard:
+                if key in self._cache:
+                    self._cache.move_to_end(key)
+                    return self._cache[key]
+            try:
+                encoded = range_search.encode(
+                    self._sites[site].matrix(self._read), entry.weight, search=entry.search
+                )
+            except InputError as error:
+                raise InputError(f"{site}: {error}") from error
+            with self._guard:
+                self._cache[key] = encoded
+                self._trim()
+        return encoded
+
+    def lazy(
+        self,
+        site: str,
+        entry: SiteEntry,
+        part: Part,
+        *,
+        name: str,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+    ) -> ir.LazyTensor:
+        """A tensor of the given type and shape whose values are `part` of the encoded weight."""
+        return ir.LazyTensor(
+            lambda: ir.tensor(np.ascontiguousarray(part(self.get(site, entry))), name=name),
+            dtype=dtype,
+            shape=ir.Shape(shape),
+            name=name,
+        )
+
+    def _trim(self) -> None:
+        held = sum(e.codes.nbytes + e.scale.nbytes for e in self._cache.values())
+        while held > self._budget and len(self._cache) > 1:
+            _, oldest = self._cache.popitem(last=False)
+            held -= oldest.codes.nbytes + oldest.scale.nbytes

@@ -1,0 +1,178 @@
+"""Store weights in low bits where no low-bit kernel exists; the runtime unpacks them at load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from lwqc.graph.sites import Site, find_sites
+from lwqc.passes.edit import add_constant, add_initializer, float_type, insert_before
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.plan import SiteEntry
+from lwqc.quant.grid import pack
+
+
+class FoldWeights(ir.passes.InPlacePass):
+    """Shrink the file and keep the float kernel and its speed.
+
+    Matches: sites of any operator with an entry.
+    Rewrites to: the codes and scales as initializers and ordinary arithmetic (shift, cast,
+    subtract, multiply, reshape) that ONNX Runtime folds into a float constant while it loads the
+    model. DequantizeLinear would not do: the runtime exempts it from folding and would unpack the
+    weight in every run. Works at any opset from 11 on. Memory while running stays that of float.
+    """
+
+    def __init__(self, entries: Mapping[str, SiteEntry], weights: EncodedWeights) -> None:
+        super().__init__()
+        self._entries = entries
+        self._weights = weights
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every site that has an entry."""
+        modified = False
+        for site in find_sites(model).sites:
+            entry = self._entries.get(site.name)
+            if entry is None:
+                continue
+            operands = self._unpacked(model.graph, site, entry)
+            for use in site.uses:
+                use.node.replace_input_with(use.index, operands[use.transposed])
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+    def _unpacked(
+        self, graph: ir.Graph, site: Site, entry: SiteEntry
+    ) -> Mapping[bool, ir.Value]:
+        """The weight as its uses see it (by `Use.transposed`), computed from stored codes."""
+        fmt, first = entry.weight, _first_node(graph)
+        block, blocks = fmt.block or site.k, fmt.blocks(site.k)
+        wanted = float_type(site.uses[0].node.inputs[site.uses[0].index])
+        build = _Builder(graph, first, site.name)
+        centred = build.centred(self._codes(graph, site, entry), (site.n, blocks, block), entry)
+        value = build.op("Cast", [centred], to=int(ir.DataType.FLOAT))
+        scale = add_initializer(
+            graph,
+            self._weights.lazy(
+                site.name,
+                entry,
+                lambda e: e.scale[..., None].astype(
+                    np.float16 if fmt.scale == "float16" else np.float32
+                ),
+                name=f"{site.name}_scale",
+                dtype=ir.DataType.FLOAT16 if fmt.scale == "float16" else ir.DataType.FLOAT,
+                shape=(site.n, blocks, 1),
+            ),
+        )
+        if fmt.scale == "float16":
+            scale = build.op("Cast", [scale], to=int(ir.DataType.FLOAT))
+        if not fmt.symmetric:
+            value = build.op("Sub", [value, self._zero(graph, site, entry)])
+        value = build.op("Mul", [value, scale])
+        if blocks * block != site.k:
+            value = build.reshape(value, (site.n, blocks * block))
+            bounds = [build.constant([0]), build.constant([site.k]), build.constant([1])]
+            value = build.op("Slice", [value, *bounds])
+        matrix = len(site.shape) == 2
+        value = build.reshape(value, (site.n, site.k) if matrix else site.shape)
+        if wanted != ir.DataType.FLOAT:
+            value = build.op("Cast", [value], to=int(wanted))
+        operands = {False: value}
+        if any(use.transposed for use in site.uses):
+            operands[True] = build.op("Transpose", [value])
+        return operands
+
+    def _codes(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> ir.Value:
+        fmt = entry.weight
+        width = fmt.blocks(site.k) * (fmt.block or site.k)
+        return add_initializer(
+            graph,
+            self._weights.lazy(
+                site.name,
+                entry,
+                lambda e: pack(e.codes.reshape(len(e.codes), -1), e.format.bits),
+                name=f"{site.name}_q{fmt.bits}",
+                dtype=ir.DataType.UINT8,
+                shape=(site.n, -(-width * fmt.bits // 8)),
+            ),
+        )
+
+    def _zero(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> ir.Value:
+        half = np.float32(2 ** (entry.weight.bits - 1))
+        return add_initializer(
+            graph,
+            self._weights.lazy(
+                site.name,
+                entry,
+                lambda e: e.zero[..., None].astype(np.float32) - half,
+                name=f"{site.name}_zero",
+                dtype=ir.DataType.FLOAT,
+                shape=(site.n, entry.weight.blocks(site.k), 1),
+            ),
+        )
+
+
+class _Builder:
+    """Appends constant arithmetic in front of the graph's first node."""
+
+    def __init__(self, graph: ir.Graph, anchor: ir.Node, prefix: str) -> None:
+        self._graph, self._anchor, self._prefix = graph, anchor, prefix
+        self._count = 0
+
+    def op(
+        self, op_type: str, inputs: Sequence[ir.Value], **attributes: int | str
+    ) -> ir.Value:
+        self._count += 1
+        name = f"{self._prefix}/unpack{self._count}"
+        node = ir.node(op_type, inputs, attributes, name=name)
+        node.outputs[0].name = f"{name}_out"
+        self._graph.insert_before(self._anchor, node)
+        return node.outputs[0]
+
+    def constant(self, values: Sequence[int]) -> ir.Value:
+        self._count += 1
+        return add_constant(
+            self._graph, f"{self._prefix}/unpack{self._count}_shape", np.array(values, np.int64)
+        )
+
+    def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
+        return self.op("Reshape", [value, self.constant(shape)])
+
+    def centred(self, packed: ir.Value, shape: tuple[int, ...], entry: SiteEntry) -> ir.Value:
+        """Float codes minus 2^(bits-1) in `shape`, from packed bytes."""
+        bits = entry.weight.bits
+        fields = [packed] if bits == 8 else [self._field(packed, bits, i) for i in range(8 // bits)]
+        if len(fields) > 1:
+            rows = shape[0]
+            columns = [self.reshape(f, (rows, -1, 1)) for f in fields]
+            codes = self.op("Concat", columns, axis=2)
+            width = shape[1] * shape[2]
+            if width * bits % 8:
+                codes = self.reshape(codes, (rows, -1))
+                bounds = [self.constant([0]), self.constant([width]), self.constant([1])]
+                codes = self.op("Slice", [codes, *bounds])
+        else:
+            codes = fields[0]
+        value = self.op("Cast", [self.reshape(codes, shape)], to=int(ir.DataType.FLOAT))
+        half = add_constant(
+            self._graph, f"{self._prefix}/half", np.array(2 ** (bits - 1), np.float32)
+        )
+        return self.op("Sub", [value, half])
+
+    def _field(self, packed: ir.Value, bits: int, i: int) -> ir.Value:
+        """Code number i of each byte: shift the bits above it out, then down to the bottom."""
+        left, right = 8 - bits * (i + 1), 8 - bits
+        value = packed
+        if left:
+            value = self.op("BitShift", [value, self._shift(left)], direction="LEFT")
+        return self.op("BitShift", [value, self._shift(right)], direction="RIGHT")
+
+    def _shift(self, by: int) -> ir.Value:
+        self._count += 1
+        name = f"{self._prefix}/unpack{self._count}_shift"
+        return add_constant(self._graph, name, np.array([by], np.uint8))
+
+
+def _first_node(graph: ir.Graph) -> ir.Node:
+    return graph[0]

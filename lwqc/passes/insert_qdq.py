@@ -1,0 +1,103 @@
+"""Static 8-bit quantization of convolution networks as QuantizeLinear/DequantizeLinear pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from lwqc.graph.integer_flow import integer_flow
+from lwqc.graph.sites import Site, find_sites
+from lwqc.passes.edit import add_constant, add_initializer, insert_before
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.integer_matmul import signed_codes
+from lwqc.plan import ActivationRange, SiteEntry
+from lwqc.quant.activation import activation_grid
+
+
+class InsertQdq(ir.passes.InPlacePass):
+    """Quantize convolutions and the operators between them.
+
+    Matches: Conv sites with a per-channel 8-bit entry and static activations.
+    Rewrites to: DequantizeLinear of int8 weights (axis 0), and a QuantizeLinear/DequantizeLinear
+    pair on every tensor that `integer_flow` finds; all readers of such a tensor see the pair.
+    Refuses (leaves float) convolutions that `integer_flow` refuses.
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[str, SiteEntry],
+        ranges: Mapping[str, ActivationRange],
+        weights: EncodedWeights,
+    ) -> None:
+        super().__init__()
+        self._entries = entries
+        self._ranges = ranges
+        self._weights = weights
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every convolution that has an entry."""
+        graph = model.graph
+        sites = [s for s in find_sites(model).sites if s.name in self._entries]
+        flow = integer_flow(graph, sites)
+        sites = [s for s in sites if s.name not in flow.refused]
+        for site in sites:
+            self._quantize_weight(graph, site)
+        values = {v.name: v for node in graph for v in node.outputs}
+        values |= {v.name: v for v in graph.inputs}
+        grids: dict[str, tuple[ir.Value, ir.Value]] = {}
+        for name, owner in flow.tensors.items():
+            if owner not in grids:
+                grids[owner] = self._grid(graph, owner)
+            _insert_pair(graph, values[name], *grids[owner])
+        return ir.passes.PassResult(model, bool(sites))
+
+    def _quantize_weight(self, graph: ir.Graph, site: Site) -> None:
+        entry = self._entries[site.name]
+        shape = site.shape
+        codes = self._weights.lazy(
+            site.name,
+            entry,
+            lambda e: signed_codes(e).reshape(shape),
+            name=f"{site.name}_i8",
+            dtype=ir.DataType.INT8,
+            shape=shape,
+        )
+        scale = self._weights.lazy(
+            site.name,
+            entry,
+            lambda e: e.scale[:, 0],
+            name=f"{site.name}_scale",
+            dtype=ir.DataType.FLOAT,
+            shape=(site.n,),
+        )
+        zero = add_constant(graph, f"{site.name}_zero", np.zeros(site.n, np.int8))
+        stored = [add_initializer(graph, codes), add_initializer(graph, scale), zero]
+        for use in site.uses:
+            name = f"{use.node.outputs[0].name}/weight"
+            (weight,) = insert_before(use.node, "DequantizeLinear", stored, [name], {"axis": 0})
+            use.node.replace_input_with(use.index, weight)
+
+    def _grid(self, graph: ir.Graph, name: str) -> tuple[ir.Value, ir.Value]:
+        observed = self._ranges[name]
+        grid = activation_grid(observed.low, observed.high)
+        scale = add_constant(graph, f"{name}/u8_scale", np.float32(grid.scale))
+        return scale, add_constant(graph, f"{name}/u8_zero", np.uint8(grid.zero))
+
+
+def _insert_pair(graph: ir.Graph, value: ir.Value, scale: ir.Value, zero: ir.Value) -> None:
+    users = list(value.uses())
+    name = f"{value.name}/u8"
+    quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}/q")
+    quantize.outputs[0].name = name
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}/dq")
+    result = dequantize.outputs[0]
+    result.name, result.shape, result.type = f"{name}_float", value.shape, value.type
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], [quantize, dequantize])
+    else:
+        graph.insert_after(producer, [quantize, dequantize])
+    for use in users:
+        use.node.replace_input_with(use.idx, result)

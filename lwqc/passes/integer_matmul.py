@@ -1,0 +1,125 @@
+"""8-bit weights and activations for MatMul and Gemm: MatMulIntegerToFloat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from lwqc.graph.sites import Site, Use, find_sites
+from lwqc.passes.block_quantize import MICROSOFT
+from lwqc.passes.edit import add_constant, add_initializer, insert_before, replace_node
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.plan import ActivationRange, SiteEntry
+from lwqc.quant.activation import activation_grid
+from lwqc.quant.grid import Encoded
+
+
+class IntegerMatMul(ir.passes.InPlacePass):
+    """Multiply 8-bit activations with 8-bit weights.
+
+    Matches: sites used by MatMul and Gemm with a per-channel 8-bit entry and dynamic or static
+    activations. Rewrites to: DynamicQuantizeLinear (or QuantizeLinear with the calibrated range),
+    once per activation tensor, and com.microsoft MatMulIntegerToFloat with signed weights [K, N].
+    The runtime fuses a DynamicQuantizeLinear with a single reader into DynamicQuantizeMatMul.
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[str, SiteEntry],
+        ranges: Mapping[str, ActivationRange],
+        weights: EncodedWeights,
+    ) -> None:
+        super().__init__()
+        self._entries = entries
+        self._ranges = ranges
+        self._weights = weights
+        self._quantized: dict[tuple[ir.Value, str], tuple[ir.Value, ...]] = {}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every site that has an entry."""
+        self._quantized.clear()
+        modified = False
+        for site in find_sites(model).sites:
+            entry = self._entries.get(site.name)
+            if entry is None:
+                continue
+            codes, scale = self._store(model.graph, site, entry)
+            for use in site.uses:
+                self._rewrite(model.graph, use, entry, codes, scale)
+            modified = True
+        if modified:
+            model.opset_imports.setdefault(MICROSOFT, 1)
+        return ir.passes.PassResult(model, modified)
+
+    def _store(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> tuple[ir.Value, ir.Value]:
+        codes = self._weights.lazy(
+            site.name,
+            entry,
+            lambda e: signed_codes(e).T,
+            name=f"{site.name}_i8",
+            dtype=ir.DataType.INT8,
+            shape=(site.k, site.n),
+        )
+        scale = self._weights.lazy(
+            site.name,
+            entry,
+            lambda e: e.scale[:, 0],
+            name=f"{site.name}_scale",
+            dtype=ir.DataType.FLOAT,
+            shape=(site.n,),
+        )
+        return add_initializer(graph, codes), add_initializer(graph, scale)
+
+    def _rewrite(
+        self, graph: ir.Graph, use: Use, entry: SiteEntry, codes: ir.Value, scale: ir.Value
+    ) -> None:
+        node = use.node
+        quantized, a_scale, a_zero = self._activation(graph, use, entry)
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        (output,) = insert_before(
+            node,
+            "MatMulIntegerToFloat",
+            [quantized, codes, a_scale, scale, a_zero],
+            [f"{node.outputs[0].name}/integer"],
+            domain=MICROSOFT,
+        )
+        if bias is not None:
+            (output,) = insert_before(node, "Add", [output, bias], [f"{node.outputs[0].name}/bias"])
+        replace_node(node, output)
+
+    def _activation(
+        self, graph: ir.Graph, use: Use, entry: SiteEntry
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Quantized activation, its scale and zero point; one node for all readers in a graph."""
+        value = use.activation
+        if value is None:
+            raise ValueError(f"{use.node.name} has no activation")
+        key = (value, f"{entry.activation}{id(use.node.graph)}")
+        if key not in self._quantized:
+            make = _dynamic if entry.activation == "dynamic" else self._static
+            self._quantized[key] = make(graph, use.node, value)
+        quantized, scale, zero = self._quantized[key]
+        return quantized, scale, zero
+
+    def _static(self, graph: ir.Graph, node: ir.Node, value: ir.Value) -> tuple[ir.Value, ...]:
+        observed = self._ranges[value.name or ""]
+        grid = activation_grid(observed.low, observed.high)
+        name = f"{value.name}/a8"
+        scale = add_constant(graph, f"{name}_scale", np.float32(grid.scale))
+        zero = add_constant(graph, f"{name}_zero", np.uint8(grid.zero))
+        (quantized,) = insert_before(node, "QuantizeLinear", [value, scale, zero], [name])
+        return quantized, scale, zero
+
+
+def _dynamic(graph: ir.Graph, node: ir.Node, value: ir.Value) -> tuple[ir.Value, ...]:
+    name = f"{value.name}/a8"
+    outputs = [name, f"{name}_scale", f"{name}_zero"]
+    return insert_before(node, "DynamicQuantizeLinear", [value], outputs)
+
+
+def signed_codes(encoded: Encoded) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
+    """Codes of a symmetric 8-bit weight as int8 [N, K]."""
+    codes = encoded.codes.reshape(len(encoded.codes), -1)[:, : encoded.k]
+    return (codes ^ np.uint8(128)).view(np.int8)

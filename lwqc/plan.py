@@ -1,0 +1,99 @@
+"""The plan: what to change in a model, as plain versioned data.
+
+Analyses, scores and searches only produce a plan; passes only execute one. The same plan on the
+same model gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+
+from lwqc.errors import InputError
+from lwqc.quant.formats import WeightFormat
+
+VERSION = 1
+
+Format = Annotated[
+    WeightFormat,
+    BeforeValidator(lambda v: WeightFormat.parse(v) if isinstance(v, str) else v),
+    PlainSerializer(str, return_type=str),
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Source(_Model):
+    """The model that a plan is for. digest: sha256 of its graph and weights."""
+
+    digest: str
+    name: str = ""
+
+
+class ActivationRange(_Model):
+    """Calibrated range of an activation; the grid always contains 0."""
+
+    low: float
+    high: float
+
+
+class SiteEntry(_Model):
+    """What happens to one weight and to the activation it meets.
+
+    weight: number format of the stored weight.
+    activation: `none` (float), `dynamic` (8 bits, range of each run) or `static` (8 bits, range
+        from `Plan.activations`).
+    search: choose scales by error search rather than from the plain range.
+    """
+
+    weight: Format
+    activation: Literal["none", "dynamic", "static"] = "none"
+    search: bool = True
+
+
+class Plan(_Model):
+    """Everything lwqc will do to one model.
+
+    quantize: site name -> entry. activations: tensor name -> range, for static sites.
+    rewrites: names of exact graph rewrites the target asked for, in order.
+    kept_float: site name -> reason why it stays as it is.
+    """
+
+    version: Literal[1] = VERSION
+    source: Source
+    target: str = "cpu"
+    recipe: str = ""
+    quantize: dict[str, SiteEntry] = Field(default_factory=dict)
+    activations: dict[str, ActivationRange] = Field(default_factory=dict)
+    rewrites: tuple[str, ...] = ()
+    kept_float: dict[str, str] = Field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON. Raises InputError when the file cannot be written."""
+        target = Path(path)
+        try:
+            target.write_text(self.model_dump_json(indent=1) + "\n")
+        except OSError as error:
+            raise InputError(f"{target}: cannot write the plan: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan. Raises InputError when the file is missing or not a valid plan."""
+        try:
+            text = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise InputError(f"{path}: cannot read the plan: {reason}") from error
+        try:
+            return cls.model_validate_json(text)
+        except InputError as error:
+            raise InputError(f"{path}: not a valid plan: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise InputError(f"{path}: not a valid plan: {where}: {first['msg']}") from error

@@ -1,0 +1,1 @@
+"""Number formats, grids and weight methods: numpy only, no graph."""

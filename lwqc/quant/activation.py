@@ -1,0 +1,25 @@
+"""The 8-bit grid of an activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """uint8 grid: value = (code - zero) * scale."""
+
+    scale: float
+    zero: int
+
+
+def activation_grid(low: float, high: float) -> ActivationGrid:
+    """The uint8 grid that covers [low, high] and represents 0 exactly.
+
+    A non-negative range gets zero point 0, as kernels that absorb a ReLU require.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32((high - low) / 255)) or 1.0
+    return ActivationGrid(scale, int(np.clip(round(-low / scale), 0, 255)))

@@ -1,0 +1,65 @@
+"""Weight number formats: the closed vocabulary that plans, grids and targets share."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from lwqc.errors import InputError
+
+ScaleType = Literal["float32", "float16"]
+BITS = (2, 4, 8)
+BLOCKS = (16, 32, 64, 128, 256)
+SCALE_BYTES: dict[ScaleType, int] = {"float32": 4, "float16": 2}
+_NAME = re.compile(r"w(\d)(?:b(\d+)|c)(a?)(h?)")
+
+
+@dataclass(frozen=True, order=True)
+class WeightFormat:
+    """How a weight seen as a matrix [N outputs, K inputs] is stored.
+
+    bits: bits per code, one of `BITS`.
+    block: consecutive inputs that share a scale (one of `BLOCKS`), or None for one scale per
+        output channel. Scales are [N, ceil(K / block)] or [N, 1].
+    symmetric: no zero point is stored; code 2^(bits-1) means 0.
+    scale: type in which scales are stored; they act as float32.
+    """
+
+    bits: int
+    block: int | None = None
+    symmetric: bool = True
+    scale: ScaleType = "float32"
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise InputError(f"format: bits must be one of {BITS}, got {self.bits}")
+        if self.block is not None and self.block not in BLOCKS:
+            raise InputError(f"format: block must be one of {BLOCKS} or None, got {self.block}")
+
+    def __str__(self) -> str:
+        grain = "c" if self.block is None else f"b{self.block}"
+        asymmetric = "" if self.symmetric else "a"
+        return f"w{self.bits}{grain}{asymmetric}{'h' if self.scale == 'float16' else ''}"
+
+    @classmethod
+    def parse(cls, text: str) -> WeightFormat:
+        """Read the short name that `str` writes: `w4b32`, `w8c`, `w4b64ah` (asymmetric, half)."""
+        found = _NAME.fullmatch(text)
+        if not found:
+            raise InputError(f"format: {text!r} is not of the form w<bits>(b<block>|c)[a][h]")
+        bits, block, asymmetric, half = found.groups()
+        scale: ScaleType = "float16" if half else "float32"
+        return cls(int(bits), int(block) if block else None, not asymmetric, scale)
+
+    def blocks(self, k: int) -> int:
+        """Scales per output channel for K inputs."""
+        return 1 if self.block is None else -(-k // self.block)
+
+    def size_bytes(self, n: int, k: int) -> int:
+        """Bytes of codes, scales and zero points of a weight [N, K], with block padding."""
+        blocks = self.blocks(k)
+        padded = k if self.block is None else blocks * self.block
+        codes = n * -(-padded * self.bits // 8)
+        zeros = 0 if self.symmetric else n * -(-blocks * self.bits // 8)
+        return codes + n * blocks * SCALE_BYTES[self.scale] + zeros

@@ -1,0 +1,61 @@
+"""Integer grids with a scale per block: encoding, decoding, bit packing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lwqc.quant.formats import WeightFormat
+
+Float = NDArray[np.float32]
+Codes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A quantized weight [N, K]: value = (code - zero) * scale.
+
+    codes: uint8 [N, blocks, block], padded along K with the code of zero.
+    scale: float32 [N, blocks], already rounded to the stored type; may be negative.
+    zero: uint8 [N, blocks].
+    k: inputs before padding.
+    """
+
+    format: WeightFormat
+    codes: Codes
+    scale: Float
+    zero: Codes
+    k: int
+
+    def decode(self) -> Float:
+        """Return the float32 weight [N, K] that the codes stand for."""
+        centred = self.codes.astype(np.float32) - self.zero[..., None]
+        values = centred * self.scale[..., None]
+        return np.ascontiguousarray(values.reshape(len(values), -1)[:, : self.k])
+
+
+def pack(codes: Codes, bits: int) -> Codes:
+    """Pack codes along the last axis into bytes, lowest bits first.
+
+    codes: uint8 [..., n] -> [..., ceil(n * bits / 8)]; missing codes of the last byte are 0.
+    """
+    per_byte = 8 // bits
+    if per_byte == 1:
+        return codes
+    if rest := -codes.shape[-1] % per_byte:
+        codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], rest), np.uint8)], axis=-1)
+    packed = codes[..., 0::per_byte].copy()
+    for i in range(1, per_byte):
+        packed |= codes[..., i::per_byte] << np.uint8(bits * i)
+    return packed
+
+
+def unpack(packed: Codes, bits: int, n: int) -> Codes:
+    """Inverse of `pack`: [..., ceil(n * bits / 8)] -> uint8 [..., n]."""
+    per_byte = 8 // bits
+    mask = np.uint8(2**bits - 1)
+    shifts = (np.arange(per_byte) * bits).astype(np.uint8)
+    codes = (packed[..., None] >> shifts) & mask
+    return codes.reshape(*packed.shape[:-1], -1)[..., :n]
