@@ -401,24 +401,40 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def model_digest(model: ir.Model) -> str:
-    """sha256 of graph and weights, the same for inline and external storage."""
-    digest = hashlib.sha256()
+@contextlib.contextmanager
+def _weightless(model: ir.Model) -> Iterator[None]:
+    """Take the weights out of the model for the duration."""
     values = [v for g in model.graphs() for v in g.initializers.values()]
     kept = [v.const_value for v in values]
     try:
         for value in values:
-            tensor = value.const_value
-            if tensor is None:
-                continue
-            digest.update(f"{value.name}:{tensor.dtype.name}:{list(tensor.shape)}".encode())
-            for chunk in _chunks(tensor):
-                digest.update(chunk)
-            value.const_value = ir.tensor(np.zeros(0, np.uint8), name=value.name)
-        digest.update(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+            if value.const_value is not None:
+                value.const_value = ir.tensor(np.zeros(0, np.uint8), name=value.name)
+        yield
     finally:
         for value, tensor in zip(values, kept, strict=True):
             value.const_value = tensor
+
+
+def serialized_bytes(model: ir.Model) -> int:
+    """Size of the model when saved, within a few bytes per weight, without evaluating any."""
+    with _weightless(model):
+        graph = ir.serde.serialize_model(model).ByteSize()
+    return weight_bytes(model) + int(graph)
+
+
+def model_digest(model: ir.Model) -> str:
+    """sha256 of graph and weights, the same for inline and external storage."""
+    digest = hashlib.sha256()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None:
+                digest.update(f"{value.name}:{tensor.dtype.name}:{list(tensor.shape)}".encode())
+                for chunk in _chunks(tensor):
+                    digest.update(chunk)
+    with _weightless(model):
+        digest.update(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
     return digest.hexdigest()
 
 

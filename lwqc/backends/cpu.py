@@ -62,6 +62,10 @@ class CpuTarget:
             return f"8-bit activations with {fmt} weights have no kernel for {site.op}"
         return "Folded"
 
+    def refuses(self, form: str) -> bool:
+        """Whether what `form` returned is a reason rather than a form."""
+        return _refused(form)
+
     def candidates(self, site: Site, opset: int) -> Sequence[SiteEntry]:
         """Weight-only entries, from few bytes to many, that do not slow the site's operator."""
         if not site.ops <= _BLOCK_OPS:

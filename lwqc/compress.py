@@ -1,0 +1,322 @@
+"""The main job: find a plan that meets the goals, execute it, measure the saved result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc import io, mixed, planning
+from lwqc.backends.session import Session, median_latency
+from lwqc.backends.target import Lowered
+from lwqc.data import open_data
+from lwqc.errors import InputError
+from lwqc.goals import Goals, Outcome
+from lwqc.importance import layer_importance
+from lwqc.measure import Latency, Metric, latencies, load_metric, worst_drop
+from lwqc.plan import Plan
+from lwqc.recipe import Recipe, find
+from lwqc.report.result import Report, SiteRow
+from lwqc.timing import slow_sites
+from lwqc.workspace import Candidate, Workspace, data_files, make_target
+
+Progress = Callable[[str, int, int], None]
+DEFAULT_DROP = 0.01
+_LATENCY_SECONDS = 1.5
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model in memory, ready to be saved and measured."""
+
+    work: Workspace
+    goals: Goals
+    plan: Plan
+    lowered: Lowered
+
+    @property
+    def model(self) -> ir.Model:
+        """The compressed model."""
+        return self.lowered.model
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        external_data: bool | None = None,
+        verify: bool = True,
+    ) -> Report:
+        """Write the model and measure the file in a fresh session.
+
+        verify: False skips everything that loads a model; the report says so.
+        Raises InputError when the file cannot be written; see `lwqc.io.save`.
+        """
+        source = self.work.model.meta.get("lwqc_path")
+        io.check_output(path, [source, *data_files(self.work.model)] if source else [])
+        saved = io.save(self.model, path, external_data=external_data)
+        return measure(self, saved, verify=verify)
+
+
+def open_workspace(
+    source: ir.Model | str | os.PathLike[str],
+    *,
+    target: str = "cpu",
+    data: str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None = None,
+    metric: str | Callable[..., float] | None = None,
+    shapes: Mapping[str, int] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Workspace:
+    """Load a model with everything a search needs. Raises InputError."""
+    chosen = make_target(target)
+    model = source if isinstance(source, ir.Model) else io.load(source)
+    name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
+    dataset = open_data(data, model, seed=seed, shapes=shapes)
+    return Workspace(model, chosen, dataset, _metric(metric), name, progress)
+
+
+def _metric(metric: str | Callable[..., float] | None) -> Metric | None:
+    if metric is None or isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, str):
+        return load_metric(metric)
+    better = getattr(metric, "higher_is_better", True)
+    return Metric(getattr(metric, "__name__", "metric"), metric, better)
+
+
+def make_plan(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> Plan:
+    """Decide what to do, without writing anything."""
+    chosen = find(recipe) if isinstance(recipe, str) else recipe
+    if not work.analysis.sites:
+        raise InputError(f"{work.name}: has no weight that could take a number format")
+    plan = _ALLOCATORS[chosen.allocator](work, goals, chosen)
+    return _repaired(work, plan)
+
+
+def compress_workspace(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> Compressed:
+    """Find a plan and execute it."""
+    plan = make_plan(work, goals, recipe)
+    return Compressed(work, goals, plan, work.lower(plan))
+
+
+def apply_plan(work: Workspace, plan: Plan, goals: Goals | None = None) -> Compressed:
+    """Execute a plan made earlier. Raises InputError when it is for another model."""
+    if plan.source.digest != work.source.digest:
+        raise InputError(
+            f"the plan is for {plan.source.name or 'another model'} "
+            f"({plan.source.digest[:12]}), not for {work.name} ({work.source.digest[:12]})"
+        )
+    unknown = sorted(set(plan.quantize) - set(work.sites))
+    if unknown:
+        raise InputError(f"the plan names sites that the model does not have: {unknown[0]}")
+    return Compressed(work, goals or Goals(), plan, work.lower(plan))
+
+
+def _uniform(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+    plan = planning.uniform(work, recipe.bits, recipe.activations, recipe=recipe.name)
+    return planning.calibrate(work, plan, recipe.ranges)
+
+
+def _knapsack(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+    curves = mixed.choices(work, "weights" if recipe.score == "weights" else "measured")
+    if goals.max_size is not None:
+        budget = goals.max_size.resolve(work.float_bytes)
+        return mixed.within_bytes(work, curves, budget, recipe.name)
+    if goals.avg_bits is not None:
+        return mixed.within_average_bits(work, curves, goals.avg_bits, recipe.name)
+    limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
+    return mixed.within_drop(
+        work, curves, lambda plan: work.evaluate(plan)[0], limit, recipe.name
+    ).plan
+
+
+def _rank(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+    weights = sum(s.size for s in work.analysis.sites)
+    if goals.max_size is not None:
+        rest = io.serialized_bytes(work.model) - sum(s.float_bytes for s in work.analysis.sites)
+        budget = goals.max_size.resolve(work.float_bytes) - rest
+    elif goals.avg_bits is not None:
+        budget = goals.avg_bits / 8 * weights
+    else:
+        raise InputError(f"recipe {recipe.name} needs a budget: --max-size or --avg-bits")
+    importance = layer_importance(work, "zd" if recipe.score == "zd" else "lim")
+    return mixed.ranked(
+        work, importance, budget, low=recipe.low, high=recipe.high, recipe=recipe.name
+    )
+
+
+def _auto(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+    if goals.wants_size or (goals.max_drop is not None and goals.max_latency is None):
+        return _knapsack(work, goals, recipe)
+    return _fastest(work, goals, recipe).plan
+
+
+def _fastest(work: Workspace, goals: Goals, recipe: Recipe) -> Candidate:
+    """The fastest of a few plans whose drop is allowed; the original's graph if none is faster."""
+    limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
+    found: list[tuple[Candidate, Session]] = []
+    plans = list(_speed_plans(work, recipe))
+    report = work.report("candidates")
+    for done, plan in enumerate(plans):
+        candidate, session = work.evaluate(_repaired(work, plan))
+        if candidate.drop > limit:
+            candidate, session = _relaxed(work, candidate, session, limit)
+        if candidate.drop <= limit:
+            found.append((candidate, session))
+        report(done + 1, len(plans))
+    sessions = [work.reference, *(session for _, session in found)]
+    times = median_latency(sessions, work.search_batches[0], seconds=_LATENCY_SECONDS)
+    medians = [sorted(t)[len(t) // 2] for t in times]
+    order = sorted(range(len(found)), key=lambda i: medians[i + 1])
+    if order and medians[order[0] + 1] <= medians[0]:
+        return found[order[0]][0]
+    return _unslowed(work, recipe)
+
+
+def _speed_plans(work: Workspace, recipe: Recipe) -> Iterable[Plan]:
+    """Plans worth timing, the least intrusive last. Static ones need real data."""
+    kinds: list[planning.Activations] = ["dynamic", "none"]
+    if work.data.kind == "real":
+        kinds.insert(0, "static")
+    for kind in kinds:
+        plan = planning.uniform(work, 8, kind, recipe=recipe.name)
+        plan = planning.without(plan, slow_sites(work, plan))
+        yield planning.calibrate(work, plan, recipe.ranges)
+
+
+def _relaxed(
+    work: Workspace, candidate: Candidate, session: Session, limit: float
+) -> tuple[Candidate, Session]:
+    """Leave the activations of the most sensitive sites float until the drop is allowed.
+
+    Sites are ordered by what their own 8-bit activation costs; bisection over that order.
+    """
+    plan = candidate.plan
+    integer = [n for n, e in plan.quantize.items() if e.activation != "none"]
+    order = planning.by_activation_error(work, plan, integer)
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        trial, loaded = work.evaluate(planning.weight_only(work, plan, order[: middle + 1]))
+        if trial.drop <= limit:
+            candidate, session, high = trial, loaded, middle
+        else:
+            low = middle + 1
+    return candidate, session
+
+
+def _unslowed(work: Workspace, recipe: Recipe) -> Candidate:
+    """Smaller but not slower: weights that the runtime unpacks at load, kernels as they were."""
+    plan = planning.folded(work, recipe.name)
+    return work.evaluate(plan)[0]
+
+
+_ALLOCATORS: Mapping[str, Callable[[Workspace, Goals, Recipe], Plan]] = {
+    "auto": _auto,
+    "uniform": _uniform,
+    "knapsack": _knapsack,
+    "rank": _rank,
+}
+
+
+def _repaired(work: Workspace, plan: Plan) -> Plan:
+    """The plan without sites for which the runtime does not choose the expected kernel."""
+    if work.skip_checks:
+        return plan
+    wrong = work.target.misplaced(work.lower(plan))
+    return planning.without(plan, wrong) if wrong else plan
+
+
+def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) -> Report:
+    """The report on a saved file: everything in it is measured on the file."""
+    work = result.work
+    report = Report(
+        source=work.name,
+        source_bytes=work.float_bytes,
+        output=str(saved.path),
+        output_bytes=saved.size_bytes,
+        recipe=result.plan.recipe,
+        target=result.plan.target,
+        data=work.data.description,
+        data_kind=work.data.kind,
+        sites=_rows(result),
+        skipped=work.analysis.skipped,
+        rewrites=result.plan.rewrites,
+    )
+    if verify:
+        report = _verified(result, saved, report)
+    return report.with_outcomes(_outcomes(result, report))
+
+
+def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Report:
+    work = result.work
+    session = Session(saved.path, label=str(saved.path))
+    before, after = latencies([work.reference, session], work.data.first())
+    metric_before = metric_after = None
+    if work.metric is not None:
+        metric_before, metric_after = work.metric_reference, work.metric(session)
+    return report.with_measurements(
+        divergence=work.divergence(session),
+        latency_before=before,
+        latency_after=after,
+        metric=work.metric.name if work.metric else None,
+        metric_before=metric_before,
+        metric_after=metric_after,
+    )
+
+
+def _rows(result: Compressed) -> tuple[SiteRow, ...]:
+    plan, forms = result.plan, result.lowered.forms
+    rows = []
+    for site in result.work.analysis.sites:
+        entry = plan.quantize.get(site.name)
+        after = entry.weight.size_bytes(site.n, site.k) if entry else site.float_bytes
+        rows.append(
+            SiteRow(
+                name=site.name,
+                op="+".join(sorted(site.ops)),
+                shape=site.shape,
+                format=str(entry.weight) if entry else "float",
+                activation=entry.activation if entry else "none",
+                kernel=forms.get(site.name, "float"),
+                bytes_before=site.float_bytes,
+                bytes_after=after,
+                reason=plan.kept_float.get(site.name, ""),
+            )
+        )
+    return tuple(rows)
+
+
+def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
+    goals, work = result.goals, result.work
+    found = []
+    if goals.max_size is not None:
+        asked = goals.max_size.resolve(work.float_bytes)
+        found.append(Outcome("size", asked, report.output_bytes, "bytes"))
+    if goals.avg_bits is not None:
+        found.append(Outcome("average bits", goals.avg_bits, report.average_bits, "bits"))
+    drop = report.drop
+    if drop is not None and goals.max_drop is not None:
+        found.append(Outcome("drop", goals.max_drop, drop, ""))
+    before, after = report.latency_before, report.latency_after
+    if goals.max_latency is not None and before is not None and after is not None:
+        asked = goals.max_latency.resolve(before.median_ms)
+        found.append(Outcome("latency", asked, after.median_ms, "ms"))
+    return found
+
+
+__all__ = [
+    "Compressed",
+    "Latency",
+    "apply_plan",
+    "compress_workspace",
+    "make_plan",
+    "measure",
+    "open_workspace",
+    "worst_drop",
+]

@@ -1,0 +1,87 @@
+"""What the user asked for, and whether the measured artefact meets it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lwqc.errors import InputError
+
+_UNITS = {"b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 1_000_000_000,
+          "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A bound: a fraction of the original's value, or an absolute one."""
+
+    value: float
+    relative: bool
+
+    def resolve(self, original: float) -> float:
+        """The bound in the original's unit."""
+        return self.value * original if self.relative else self.value
+
+
+def parse_size(text: str | float | None) -> Amount | None:
+    """`0.25` (of the original) or `20MB`, in bytes. Raises InputError."""
+    if text is None:
+        return None
+    return _parse(str(text), _UNITS, "size", "a fraction such as 0.25 or a size such as 20MB")
+
+
+def parse_latency(text: str | float | None) -> Amount | None:
+    """`0.5` (of the original) or `8ms`, in milliseconds. Raises InputError."""
+    if text is None:
+        return None
+    units = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+    return _parse(str(text), units, "latency", "a fraction such as 0.5 or a time such as 8ms")
+
+
+def _parse(text: str, units: dict[str, float] | dict[str, int], what: str, expected: str) -> Amount:
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = found.group(2).lower() if found else ""
+    if not found or (unit and unit not in units):
+        raise InputError(f"{what} {text!r}: expected {expected}")
+    number = float(found.group(1))
+    if not unit and not 0 < number <= 1:
+        raise InputError(f"{what} {text!r}: a value without a unit is a fraction between 0 and 1")
+    if number <= 0:
+        raise InputError(f"{what} {text!r}: must be above 0")
+    return Amount(number * units[unit], False) if unit else Amount(number, True)
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Budgets of one run. max_drop: fraction of the metric, or of 1 - mean cosine."""
+
+    max_size: Amount | None = None
+    max_latency: Amount | None = None
+    avg_bits: float | None = None
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.avg_bits is not None and not 0 < self.avg_bits <= 32:
+            raise InputError(f"avg-bits {self.avg_bits}: must be above 0 and at most 32")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
+            raise InputError(f"max-drop {self.max_drop}: must be between 0 and 1")
+
+    @property
+    def wants_size(self) -> bool:
+        """Whether bytes were asked for, in any form."""
+        return self.max_size is not None or self.avg_bits is not None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One constraint and what was reached, in `unit`."""
+
+    name: str
+    asked: float
+    reached: float
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the measured value is within the bound."""
+        return self.reached <= self.asked * (1 + 1e-9)

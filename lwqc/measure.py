@@ -1,0 +1,115 @@
+"""Measured facts about models: size, latency side by side, divergence, a user's metric."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lwqc.backends.session import Session, median_latency
+from lwqc.data import Dataset
+from lwqc.errors import InputError
+from lwqc.stats.divergence import Divergence, OutputMeter
+
+Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one run in milliseconds: median, and the 10th and 90th percentile."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A user's quality measure: a callable that gets a `run` function and returns a number."""
+
+    name: str
+    function: Callable[[Run], float]
+    higher_is_better: bool = True
+
+    def __call__(self, run: Run) -> float:
+        """The metric's value. Raises InputError when the user's function fails."""
+        try:
+            return float(self.function(run))
+        except Exception as error:
+            raise InputError(f"{self.name}: the metric failed: {error!r}") from error
+
+    def drop(self, reference: float, value: float) -> float:
+        """How much worse `value` is, as a fraction of the reference; negative when better."""
+        worse = reference - value if self.higher_is_better else value - reference
+        return worse / max(abs(reference), 1e-12)
+
+
+def load_metric(spec: str) -> Metric:
+    """`module:function` taking `run(feeds) -> outputs`; see `Metric`.
+
+    A function with the attribute `higher_is_better = False` is a loss. Raises InputError.
+    """
+    module_name, colon, name = spec.partition(":")
+    if not colon:
+        raise InputError(f"{spec}: expected a metric as module:function")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{spec}: cannot be imported: {error}") from error
+    if not callable(function):
+        raise InputError(f"{spec}: is not callable")
+    return Metric(spec, function, getattr(function, "higher_is_better", True))
+
+
+def compare(reference: Session, candidate: Session, data: Dataset) -> dict[str, Divergence]:
+    """Divergence per output over all data, in constant memory.
+
+    Raises InputError when the two models share no output.
+    """
+    shared = [name for name in reference.outputs if name in candidate.outputs]
+    if not shared:
+        raise InputError(
+            f"the models share no output: {reference.outputs} and {candidate.outputs}"
+        )
+    meter = OutputMeter()
+    for feeds in data:
+        a, b = reference(feeds), candidate(feeds)
+        for name in shared:
+            if a[name].shape != b[name].shape:
+                raise InputError(
+                    f"output {name}: shapes differ, {a[name].shape} and {b[name].shape}"
+                )
+        meter.add({n: a[n] for n in shared}, {n: b[n] for n in shared})
+    return meter.result()
+
+
+def worst_drop(divergence: Mapping[str, Divergence]) -> float:
+    """1 - mean cosine of the output that moved most."""
+    return max((d.drop for d in divergence.values()), default=0.0)
+
+
+def latencies(
+    sessions: Sequence[Session], feeds: Mapping[str, NDArray[Any]], seconds: float = 2.0
+) -> list[Latency]:
+    """Time sessions side by side with alternating order."""
+    return [_summary(times) for times in median_latency(sessions, feeds, seconds=seconds)]
+
+
+def _summary(times: Sequence[float]) -> Latency:
+    ordered = sorted(t * 1e3 for t in times)
+    last = len(ordered) - 1
+    return Latency(
+        statistics.median(ordered),
+        ordered[round(last * 0.1)],
+        ordered[round(last * 0.9)],
+        len(ordered),
+    )

@@ -1,0 +1,245 @@
+"""Mixed formats under a budget: error curves per site and an exact knapsack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lwqc import io
+from lwqc.backends.session import Session
+from lwqc.errors import InputError
+from lwqc.graph.sites import MIN_WEIGHTS, Site
+from lwqc.plan import Plan, SiteEntry
+from lwqc.planning import REWRITES
+from lwqc.quant.formats import WeightFormat
+from lwqc.scores.sensitivity import site_sensitivity
+from lwqc.search.knapsack import Option, cheapest, choose
+from lwqc.workspace import Candidate, Workspace
+
+Score = Literal["measured", "weights"]
+PROBE = SiteEntry(weight=WeightFormat(4, 32, True, "float16"))
+_MEASURE_UP_TO_BYTES = 1_500_000_000  # weights are inputs of the trial session
+_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A site with its legal entries (None: stay float), bytes and predicted error of each."""
+
+    site: Site
+    entries: tuple[SiteEntry | None, ...]
+    options: tuple[Option, ...]
+
+
+def choices(work: Workspace, score: Score = "measured") -> list[Choice]:
+    """Error curves of all sites.
+
+    The error of an entry is its squared weight error, scaled so that the probe format has the
+    output error that was measured for the site alone (or its share of the weight energy when
+    measuring is off): relative squared output errors, which add up while they are small.
+    """
+    sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
+    curves = {s.name: [None, *work.target.candidates(s, work.opset)] for s in sites}
+    with ThreadPoolExecutor(2) as pool:  # numpy releases the lock
+        weight_errors = dict(
+            zip(curves, pool.map(lambda n: _weight_errors(work, n, curves[n]), curves), strict=True)
+        )
+    if score == "measured" and io.weight_bytes(work.model) <= _MEASURE_UP_TO_BYTES:
+        probed = _measured(work, [n for n, entries in curves.items() if len(entries) > 1])
+    else:
+        probed = {}
+    found = []
+    for site in sites:
+        relative, probe = weight_errors[site.name]
+        factor = probed.get(site.name, probe) / probe if probe > 0 else 0.0
+        options = [
+            Option(cost=_cost(site, entry), error=error * factor)
+            for entry, error in zip(curves[site.name], relative, strict=True)
+        ]
+        found.append(Choice(site, tuple(curves[site.name]), tuple(options)))
+    return found
+
+
+def _cost(site: Site, entry: SiteEntry | None) -> int:
+    return site.float_bytes if entry is None else entry.weight.size_bytes(site.n, site.k)
+
+
+def _weight_errors(
+    work: Workspace, name: str, entries: Sequence[SiteEntry | None]
+) -> tuple[list[float], float]:
+    """Squared weight error over squared weights, per entry and for the probe format."""
+    weight = np.asarray(work.weights.weight(name), np.float32)
+    energy = float(np.vdot(weight, weight)) or 1.0
+
+    def error(entry: SiteEntry) -> float:
+        difference = work.weights.get(name, entry).decode() - weight
+        return float(np.vdot(difference, difference)) / energy
+
+    return [0.0 if e is None else error(e) for e in entries], error(PROBE)
+
+
+def _measured(work: Workspace, names: Sequence[str]) -> dict[str, float]:
+    return site_sensitivity(
+        work.model,
+        names,
+        lambda name: work.weights.get(name, PROBE).decode(),
+        work.search_batches,
+        lambda model: Session(model, label="sensitivity"),
+        io.read_array,
+        work.report("sensitivity"),
+    )
+
+
+def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recipe: str) -> Plan:
+    """The plan of least predicted error whose saved size is at most `budget` bytes.
+
+    When no plan is that small, the smallest one. The graph around the weights grows a little with
+    every rewritten site; the budget of the weights shrinks by what the real size shows.
+    """
+    for_weights = budget - _overhead(work, curves)
+    plan = smallest(work, curves, recipe)
+    for _ in range(_ROUNDS):
+        picked = choose([c.options for c in curves], for_weights)
+        if picked is None:
+            return plan
+        attempt = _plan(work, curves, picked, recipe)
+        excess = io.serialized_bytes(work.lower(attempt).model) - budget
+        if excess <= 0:
+            return attempt
+        for_weights -= excess
+    return plan
+
+
+def within_average_bits(
+    work: Workspace, curves: Sequence[Choice], bits: float, recipe: str
+) -> Plan:
+    """The plan of least predicted error with at most `bits` stored bits per weight of all sites.
+
+    Bits count scales and zero points. The smallest plan when none is that small.
+    """
+    budget = bits / 8 * sum(c.site.size for c in curves)
+    picked = choose([c.options for c in curves], budget)
+    if picked is None:
+        return smallest(work, curves, recipe)
+    return _plan(work, curves, picked, recipe)
+
+
+def within_drop(
+    work: Workspace,
+    curves: Sequence[Choice],
+    evaluate: Callable[[Plan], Candidate],
+    max_drop: float,
+    recipe: str,
+) -> Candidate:
+    """The smallest plan whose measured drop is at most `max_drop`, by bisection.
+
+    The predicted error orders the plans; the measured drop decides. Falls back to all float.
+    """
+    best = evaluate(_plan(work, curves, [0] * len(curves), recipe))
+    highest = sum(max(o.error for o in c.options) for c in curves)
+    low, high = -8.0, float(np.log10(max(highest, 1e-7)))
+    for _ in range(8):
+        middle = (low + high) / 2
+        picked = cheapest([c.options for c in curves], 10**middle)
+        candidate = evaluate(_plan(work, curves, picked or [0] * len(curves), recipe))
+        if candidate.drop <= max_drop:
+            best = min(best, candidate, key=lambda c: c.size_bytes)
+            low = middle
+        else:
+            high = middle
+    return best
+
+
+def smallest(work: Workspace, curves: Sequence[Choice], recipe: str) -> Plan:
+    """Every site in its smallest format."""
+    picked = [min(range(len(c.options)), key=lambda i: c.options[i].cost) for c in curves]  # noqa: B023
+    return _plan(work, curves, picked, recipe)
+
+
+def ranked(
+    work: Workspace,
+    importance: Mapping[str, float],
+    budget: float,
+    *,
+    low: WeightFormat,
+    high: WeightFormat,
+    recipe: str,
+) -> Plan:
+    """Two formats by rank (Layer-Wise Quantization): the least important sites get `low`.
+
+    importance: site name -> importance; sites without one count as most important.
+    budget: bytes of all sites. As many sites as possible keep `high`.
+    """
+    sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
+    curves = {s.name: _two_levels(work, s, low, high) for s in sites}
+    total = sum(_cost(s, curves[s.name][1]) for s in sites)
+    order = sorted(sites, key=lambda s: importance.get(s.name, float("inf")))
+    picked = {s.name: curves[s.name][1] for s in sites}
+    for site in order:
+        if total <= budget:
+            break
+        total += _cost(site, curves[site.name][0]) - _cost(site, curves[site.name][1])
+        picked[site.name] = curves[site.name][0]
+    return _with_reasons(work, picked, recipe)
+
+
+def _two_levels(
+    work: Workspace, site: Site, low: WeightFormat, high: WeightFormat
+) -> tuple[SiteEntry | None, SiteEntry | None]:
+    """The legal entries nearest to the two formats."""
+    legal = work.target.candidates(site, work.opset)
+
+    def nearest(wanted: WeightFormat) -> SiteEntry | None:
+        same = [e for e in legal if e.weight.bits == wanted.bits]
+        return min(
+            same,
+            key=lambda e: (
+                abs((e.weight.block or 1 << 20) - (wanted.block or 1 << 20)),
+                e.weight.symmetric != wanted.symmetric,
+            ),
+            default=None,
+        )
+
+    return nearest(low) or nearest(high), nearest(high)
+
+
+def _plan(
+    work: Workspace, curves: Sequence[Choice], picked: Sequence[int], recipe: str
+) -> Plan:
+    return _with_reasons(
+        work,
+        {c.site.name: c.entries[i] for c, i in zip(curves, picked, strict=True)},
+        recipe,
+    )
+
+
+def _with_reasons(
+    work: Workspace, picked: Mapping[str, SiteEntry | None], recipe: str
+) -> Plan:
+    kept = {}
+    for site in work.analysis.sites:
+        if site.size < MIN_WEIGHTS:
+            kept[site.name] = f"has only {site.size} weights"
+        elif picked.get(site.name) is None:
+            legal = work.target.candidates(site, work.opset)
+            kept[site.name] = "the budget allows float" if legal else "no legal format is smaller"
+    return Plan(
+        source=work.source,
+        target=work.target.name,
+        recipe=recipe,
+        quantize={n: e for n, e in picked.items() if e is not None},
+        rewrites=REWRITES,
+        kept_float=kept,
+    )
+
+
+def _overhead(work: Workspace, curves: Sequence[Choice]) -> int:
+    """Bytes of the model that no choice changes."""
+    total = io.serialized_bytes(work.model) - sum(c.site.float_bytes for c in curves)
+    if total < 0:
+        raise InputError("weights are shared in a way that the size model does not cover")
+    return total

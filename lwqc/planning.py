@@ -1,0 +1,142 @@
+"""Plans that treat all sites alike: the legal form of each site closest to what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from lwqc.errors import InputError
+from lwqc.graph.integer_flow import integer_flow
+from lwqc.graph.sites import MIN_WEIGHTS, Site
+from lwqc.plan import ActivationRange, Plan, SiteEntry
+from lwqc.quant.formats import WeightFormat
+from lwqc.stats.ranges import ranges
+from lwqc.workspace import Workspace
+
+Activations = Literal["none", "dynamic", "static"]
+RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
+REWRITES = ("residual-sum",)
+
+
+def uniform(
+    work: Workspace,
+    bits: int,
+    activations: Activations,
+    *,
+    block: int | None = None,
+    symmetric: bool = True,
+    recipe: str = "",
+) -> Plan:
+    """Every site in `bits`, with the given activations where the target has a kernel for it.
+
+    block: scales per block of a weight-only matrix (None: 32 for up to 4 bits, 128 for 8).
+    Sites that cannot take it are in `kept_float` with the reason. Static plans have no ranges yet;
+    see `calibrate`.
+    """
+    chosen: dict[str, SiteEntry] = {}
+    kept: dict[str, str] = {}
+    refused = _refused_convolutions(work) if activations == "static" else {}
+    for site in work.analysis.sites:
+        entry = _first_legal(
+            work, site, _wishes(site, bits, activations, block, symmetric, site.name in refused)
+        )
+        if isinstance(entry, str):
+            kept[site.name] = entry
+            continue
+        chosen[site.name] = entry
+        if site.name in refused and entry.activation == "none" and site.op == "Conv":
+            kept[site.name] = f"weight only: its convolution {refused[site.name]}"
+    return Plan(
+        source=work.source,
+        target=work.target.name,
+        recipe=recipe,
+        quantize=chosen,
+        rewrites=REWRITES,
+        kept_float=kept,
+    )
+
+
+def _refused_convolutions(work: Workspace) -> dict[str, str]:
+    convolutions = [s for s in work.analysis.sites if s.op == "Conv"]
+    return integer_flow(work.model.graph, convolutions).refused
+
+
+def _wishes(
+    site: Site,
+    bits: int,
+    activations: Activations,
+    block: int | None,
+    symmetric: bool,
+    no_static: bool,
+) -> Iterator[SiteEntry]:
+    """Entries for a site, the closest to the request first."""
+    linear = site.ops <= {"MatMul", "Gemm"}
+    if bits == 8 and activations != "none" and not no_static:
+        yield SiteEntry(weight=WeightFormat(8), activation=activations)
+        if activations == "static" and linear:
+            yield SiteEntry(weight=WeightFormat(8), activation="dynamic")
+    if site.ops <= {"MatMul", "Gemm", "Gather"}:
+        weight_only: Activations = "dynamic" if activations == "dynamic" and linear else "none"
+        first = block or (128 if bits == 8 else 32)
+        for size in sorted((16, 32, 64, 128, 256), key=lambda b: (b != first, abs(b - first))):
+            fmt = WeightFormat(bits, size, symmetric, "float16")
+            yield SiteEntry(weight=fmt, activation=weight_only)
+    if bits == 8:
+        yield SiteEntry(weight=WeightFormat(8))
+    else:
+        yield SiteEntry(weight=WeightFormat(bits, block or 32, symmetric, "float16"))
+
+
+def _first_legal(work: Workspace, site: Site, wishes: Iterator[SiteEntry]) -> SiteEntry | str:
+    if site.size < MIN_WEIGHTS:
+        return f"has only {site.size} weights"
+    reason = "no format was asked for"
+    for wish in wishes:
+        form = work.target.form(site, wish, work.opset)
+        if work.target.refuses(form):
+            reason = form
+        elif wish.weight.size_bytes(site.n, site.k) >= site.float_bytes:
+            reason = f"{wish.weight} would not be smaller"
+        else:
+            return wish
+    return reason
+
+
+def calibrate(work: Workspace, plan: Plan, method: RangeMethod) -> Plan:
+    """Add the activation ranges that the plan's static sites need, measured on the data."""
+    owners = static_tensors(work, plan)
+    if not owners:
+        return plan
+    from lwqc.backends.session import statistics_session
+
+    measured = ranges(
+        work.model, sorted(set(owners.values())), work.data, statistics_session, method
+    )
+    found = {
+        name: ActivationRange(low=measured[owner].low, high=measured[owner].high)
+        for name, owner in owners.items()
+    }
+    return plan.model_copy(update={"activations": found})
+
+
+def static_tensors(work: Workspace, plan: Plan) -> dict[str, str]:
+    """Tensors that static sites quantize, and the tensor whose range each takes."""
+    static = [s for n, s in work.sites.items()
+              if n in plan.quantize and plan.quantize[n].activation == "static"]
+    owners = dict(integer_flow(work.model.graph, [s for s in static if s.op == "Conv"]).tensors)
+    for site in static:
+        if site.op == "Conv":
+            continue
+        for use in site.uses:
+            if use.activation is None or not use.activation.name:
+                raise InputError(f"{site.name}: its activation has no name to calibrate")
+            owners.setdefault(use.activation.name, use.activation.name)
+    return owners
+
+
+def without(plan: Plan, reasons: Mapping[str, str]) -> Plan:
+    """The plan with some sites left float."""
+    kept = {n: e for n, e in plan.quantize.items() if n not in reasons}
+    return plan.model_copy(
+        update={"quantize": kept, "kept_float": {**plan.kept_float, **reasons}}
+    )

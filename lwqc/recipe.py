@@ -1,0 +1,71 @@
+"""Recipes: named compositions of an allocator, a score and formats, as TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lwqc.errors import InputError
+from lwqc.plan import Format
+from lwqc.quant.formats import WeightFormat
+
+
+class Recipe(BaseModel):
+    """How to make a plan.
+
+    allocator: `auto` (fastest, or by budget), `uniform` (one format), `knapsack` (mixed bits under
+    a budget), `rank` (two formats by importance under a budget).
+    score: `measured` or `weights` for the knapsack, `lim` or `zd` for the rank.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    name: str
+    description: str
+    source: str = ""
+    allocator: Literal["auto", "uniform", "knapsack", "rank"]
+    score: Literal["measured", "weights", "lim", "zd"] = "measured"
+    bits: Literal[2, 4, 8] = 8
+    activations: Literal["none", "dynamic", "static"] = "none"
+    ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
+    low: Format = WeightFormat(4, 32, True, "float16")
+    high: Format = WeightFormat(8, 128, True, "float16")
+
+
+@cache
+def named() -> dict[str, Recipe]:
+    """All recipes that come with lwqc, by name."""
+    folder = resources.files("lwqc") / "recipes"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    recipes = [_parse(f.read_text(), f.name) for f in files]
+    return {recipe.name: recipe for recipe in recipes}
+
+
+def find(name_or_path: str) -> Recipe:
+    """A named recipe, or one from a TOML file. Raises InputError."""
+    if name_or_path in named():
+        return named()[name_or_path]
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        try:
+            return _parse(path.read_text(), name_or_path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    known = ", ".join(named())
+    raise InputError(f"recipe {name_or_path!r} is not known; expected a .toml file or {known}")
+
+
+def _parse(text: str, label: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{label}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "recipe"
+        raise InputError(f"{label}: {where}: {first['msg']}") from error

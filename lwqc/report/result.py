@@ -1,0 +1,120 @@
+"""The report on a compressed model, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lwqc.backends.session import VERSION
+from lwqc.goals import Outcome
+from lwqc.graph.sites import Skipped
+from lwqc.measure import Latency, worst_drop
+from lwqc.stats.divergence import Divergence
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """What became of one site. reason: why it stayed float, or partly so."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    format: str
+    activation: str
+    kernel: str
+    bytes_before: int
+    bytes_after: int
+    reason: str
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measured facts about a saved model; None where `verify` was off."""
+
+    source: str
+    source_bytes: int
+    output: str
+    output_bytes: int
+    recipe: str
+    target: str
+    data: str
+    data_kind: str
+    sites: tuple[SiteRow, ...]
+    skipped: tuple[Skipped, ...]
+    rewrites: tuple[str, ...] = ()
+    divergence: Mapping[str, Divergence] = field(default_factory=dict)
+    latency_before: Latency | None = None
+    latency_after: Latency | None = None
+    metric: str | None = None
+    metric_before: float | None = None
+    metric_after: float | None = None
+    outcomes: tuple[Outcome, ...] = ()
+
+    @property
+    def drop(self) -> float | None:
+        """Loss on the metric as a fraction of it, else 1 - mean cosine; None if not measured."""
+        if self.metric_before is not None and self.metric_after is not None:
+            worse = abs(self.metric_before - self.metric_after)
+            return worse / max(abs(self.metric_before), 1e-12)
+        return worst_drop(self.divergence) if self.divergence else None
+
+    @property
+    def speedup(self) -> float | None:
+        """Median latency of the original over that of the result."""
+        if self.latency_before is None or self.latency_after is None:
+            return None
+        return self.latency_before.median_ms / self.latency_after.median_ms
+
+    @property
+    def average_bits(self) -> float:
+        """Stored bits per weight over all sites, scales and zero points included."""
+        weights = sum(row.weights for row in self.sites)
+        return 8 * sum(row.bytes_after for row in self.sites) / max(weights, 1)
+
+    @property
+    def met(self) -> bool:
+        """Whether every constraint is met."""
+        return all(outcome.met for outcome in self.outcomes)
+
+    def with_measurements(self, **measured: Any) -> Report:
+        """The report with the results of a verification."""
+        return dataclasses.replace(self, **measured)
+
+    def with_outcomes(self, outcomes: Sequence[Outcome]) -> Report:
+        """The report with its constraints checked."""
+        return dataclasses.replace(self, outcomes=tuple(outcomes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; infinities become None."""
+        document = dataclasses.asdict(self)
+        document["outcomes"] = [{**dataclasses.asdict(o), "met": o.met} for o in self.outcomes]
+        document |= {
+            "drop": self.drop,
+            "speedup": self.speedup,
+            "average_bits": self.average_bits,
+            "onnxruntime": VERSION,
+            "machine": platform.processor() or platform.machine(),
+        }
+        return _finite(document)  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(self.to_dict(), indent=1)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

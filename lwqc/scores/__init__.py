@@ -1,0 +1,1 @@
+"""Importance and sensitivity scores; one criterion per file."""

@@ -1,0 +1,90 @@
+"""Measured sensitivity: how much the outputs move when one weight is quantized.
+
+Weights under trial are inputs of the session, so one session serves every site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.graph.sites import Site, find_sites
+from lwqc.graph.weights import ReadArray, evaluate
+from lwqc.stats.divergence import OutputMeter
+
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+
+
+class Runner(Protocol):
+    """A loaded model."""
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        """Outputs by name."""
+
+
+def site_sensitivity(
+    model: ir.Model,
+    names: Sequence[str],
+    replacement: Callable[[str], NDArray[np.float32]],
+    data: Iterable[Feeds],
+    make_runner: Callable[[ir.Model], Runner],
+    read: ReadArray,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, float]:
+    """Relative squared output error when each site alone is replaced.
+
+    names: sites to try. replacement: site name -> quantized weight [N, K] as float32.
+    data: few batches; kept in memory together with the outputs of the float model.
+
+    Returns error / signal, the worst over the outputs, per site.
+    """
+    exposed = model.clone()
+    sites = {s.name: s for s in find_sites(exposed).sites if s.name in set(names)}
+    originals = {name: evaluate(site.weight, read) for name, site in sites.items()}
+    inputs = {name: _promote(exposed.graph, site) for name, site in sites.items()}
+    run = make_runner(exposed)
+    base = {inputs[name]: value for name, value in originals.items()}
+    batches = list(data)
+    references = [run({**feeds, **base}) for feeds in batches]
+    errors: dict[str, float] = {}
+    for name, site in sites.items():
+        trial = {**base, inputs[name]: _operand(site, replacement(name), originals[name])}
+        meter = OutputMeter()
+        for feeds, reference in zip(batches, references, strict=True):
+            meter.add(reference, run({**feeds, **trial}))
+        errors[name] = max((d.relative_error for d in meter.result().values()), default=0.0)
+        progress(len(errors), len(sites))
+    return errors
+
+
+def _promote(graph: ir.Graph, site: Site) -> str:
+    """Make the operand of the site's uses a graph input; returns its name."""
+    operand = site.uses[0].node.inputs[site.uses[0].index]
+    name = f"{site.name}/trial"
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(site.shape),
+        type=ir.TensorType((operand.dtype if operand is not None else None) or ir.DataType.FLOAT),
+    )
+    graph.inputs.append(value)
+    for use in site.uses:
+        seen = value
+        if use.transposed != site.uses[0].transposed:
+            node = ir.node("Transpose", [value], name=f"{name}/transpose")
+            node.outputs[0].name = f"{name}/transposed"
+            graph.insert_before(graph[0], node)
+            seen = node.outputs[0]
+        use.node.replace_input_with(use.index, seen)
+    return name
+
+
+def _operand(site: Site, matrix: NDArray[np.float32], like: Array) -> Array:
+    """The weight [N, K] as the first use sees it."""
+    if matrix.size == like.size and len(site.shape) == 2 and site.uses[0].transposed:
+        matrix = matrix.T
+    return np.ascontiguousarray(matrix.reshape(like.shape).astype(like.dtype))

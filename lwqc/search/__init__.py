@@ -1,0 +1,1 @@
+"""Allocators: scores and a budget become choices."""

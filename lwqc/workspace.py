@@ -1,0 +1,160 @@
+"""One model under compression: its analysis, data, reference outputs and measured candidates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc import io
+from lwqc.backends.cpu import CpuTarget
+from lwqc.backends.session import Session
+from lwqc.backends.target import Lowered
+from lwqc.data import Dataset
+from lwqc.errors import InputError
+from lwqc.graph.sites import Site, SiteAnalysis, find_sites
+from lwqc.measure import Metric, compare, worst_drop
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.plan import Plan, Source
+from lwqc.stats.divergence import Divergence, OutputMeter
+
+Feeds = Mapping[str, NDArray[Any]]
+TARGETS = {"cpu": CpuTarget}
+_SEARCH_BATCHES = 4  # batches that candidates are compared on while searching
+
+
+def make_target(name: str) -> CpuTarget:
+    """The target of that name. Raises InputError for an unknown one."""
+    if name not in TARGETS:
+        raise InputError(f"target {name!r} is not known; expected one of {', '.join(TARGETS)}")
+    return TARGETS[name]()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan and what came of it. drop: of the metric if there is one, else 1 - mean cosine."""
+
+    plan: Plan
+    lowered: Lowered
+    size_bytes: int
+    drop: float
+
+
+@dataclass
+class Workspace:
+    """Everything that a search over plans shares."""
+
+    model: ir.Model
+    target: CpuTarget
+    data: Dataset
+    metric: Metric | None = None
+    name: str = "model"
+    progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
+
+    def report(self, stage: str) -> Callable[[int, int], None]:
+        """A progress callback (done, total) for one stage."""
+        if self.progress is None:
+            return lambda done, total: None
+        return partial(self.progress, stage)
+
+    @cached_property
+    def analysis(self) -> SiteAnalysis:
+        """Sites of the model."""
+        return find_sites(self.model)
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """Sites by name."""
+        return {site.name: site for site in self.analysis.sites}
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return int(self.model.opset_imports.get("", 1))
+
+    @cached_property
+    def weights(self) -> EncodedWeights:
+        """Encoded weights, shared by all candidates."""
+        return EncodedWeights(self.model, io.read_array)
+
+    @cached_property
+    def source(self) -> Source:
+        """Identity of the model."""
+        return Source(digest=io.model_digest(self.model), name=self.name)
+
+    @cached_property
+    def reference(self) -> Session:
+        """The original in a default session."""
+        path = self.model.meta.get("lwqc_path")
+        source = path if path and os.path.exists(path) else self.model
+        return Session(source, label=self.name)
+
+    @cached_property
+    def float_bytes(self) -> int:
+        """Bytes of the original: its files, or its weights when it never was a file."""
+        return stored_bytes(self.model)
+
+    @cached_property
+    def search_batches(self) -> list[dict[str, NDArray[Any]]]:
+        """A few feeds kept in memory for the search."""
+        return list(self.data.limited(_SEARCH_BATCHES))
+
+    @cached_property
+    def _search_references(self) -> list[dict[str, NDArray[Any]]]:
+        return [self.reference(feeds) for feeds in self.search_batches]
+
+    @cached_property
+    def metric_reference(self) -> float:
+        """The metric of the original."""
+        if self.metric is None:
+            raise InputError("no metric was given")
+        return self.metric(self.reference)
+
+    def lower(self, plan: Plan) -> Lowered:
+        """Execute a plan with the shared weights."""
+        return self.target.lower(self.model, plan, self.weights)
+
+    def drop(self, session: Session) -> float:
+        """Loss of a candidate: on the metric, or on the search batches against the original."""
+        if self.metric is not None:
+            return self.metric.drop(self.metric_reference, self.metric(session))
+        meter = OutputMeter()
+        for feeds, reference in zip(self.search_batches, self._search_references, strict=True):
+            meter.add(reference, session(feeds))
+        return worst_drop(meter.result())
+
+    def evaluate(self, plan: Plan) -> tuple[Candidate, Session]:
+        """Lower a plan, load it and measure its loss."""
+        lowered = self.lower(plan)
+        session = Session(lowered.model, label="candidate")
+        size = io.serialized_bytes(lowered.model)
+        return Candidate(plan, lowered, size, self.drop(session)), session
+
+    def divergence(self, session: Session) -> dict[str, Divergence]:
+        """Full comparison with the original over all data."""
+        return compare(self.reference, session, self.data)
+
+
+def stored_bytes(model: ir.Model) -> int:
+    """Bytes of a model's files, or of its graph and weights when it is only in memory."""
+    path = model.meta.get("lwqc_path")
+    if not path or not Path(path).exists():
+        return io.serialized_bytes(model)
+    return Path(path).stat().st_size + sum(f.stat().st_size for f in data_files(model))
+
+
+def data_files(model: ir.Model) -> Sequence[Path]:
+    """External data files that the model reads."""
+    files = {
+        Path(value.const_value.path)
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    return sorted(files)

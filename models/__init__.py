@@ -1,0 +1,1 @@
+"""Real models trained on data that needs no download; see README.md."""

@@ -1,0 +1,97 @@
+"""What every model's module shares: the command line, sessions for metrics, lean export."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+Feeds = dict[str, NDArray[Any]]
+Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+FOLDER = Path(__file__).parent
+
+
+def open_run(path: str | Path) -> Run:
+    """A function from feeds to outputs by name, backed by an ONNX Runtime session."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+
+    def run(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+
+    return run
+
+
+def export(
+    module: Any,
+    examples: tuple[Any, ...],
+    path: str | Path,
+    *,
+    inputs: list[str],
+    outputs: list[str],
+    dynamic_shapes: Any,
+) -> None:
+    """Export a torch module with the modern exporter, without its per-node debugging notes."""
+    import onnx_ir as ir
+    import torch
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    module.eval()
+    program = torch.onnx.export(
+        module,
+        examples,
+        dynamo=True,
+        opset_version=20,
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_shapes=dynamic_shapes,
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError("the exporter returned no program")
+    ClearMetadataAndDocStringPass()(program.model)
+    ir.save(program.model, path)
+
+
+def command(
+    name: str,
+    evaluate: Callable[[Run], Mapping[str, float]],
+    train: Callable[[Path, float], None],
+    default: Path,
+) -> None:
+    """`python -m models.NAME --train [--out FILE] [--minutes M]` or `--evaluate FILE`."""
+    parser = argparse.ArgumentParser(prog=f"python -m models.{name}")
+    parser.add_argument("--train", action="store_true", help="train from scratch and export")
+    parser.add_argument("--out", type=Path, default=default, help="where --train writes")
+    parser.add_argument("--minutes", type=float, default=0.0, help="training time; 0: the default")
+    parser.add_argument("--evaluate", type=Path, metavar="FILE", help="print the metric of a file")
+    arguments = parser.parse_args()
+    if arguments.train:
+        start = time.perf_counter()
+        train(arguments.out, arguments.minutes)
+        print(f"trained in {(time.perf_counter() - start) / 60:.1f} minutes: {arguments.out}")
+    if arguments.evaluate or arguments.train:
+        for key, value in evaluate(open_run(arguments.evaluate or arguments.out)).items():
+            print(f"{key} {value:.4f}")
+    else:
+        parser.print_help()
+
+
+def batches(feeds: Feeds, size: int) -> list[Feeds]:
+    """Cut arrays along axis 0 into feeds of at most `size`."""
+    total = len(next(iter(feeds.values())))
+    return [{k: v[i : i + size] for k, v in feeds.items()} for i in range(0, total, size)]
+
+
+def top1(run: Run, feeds: list[Feeds], labels: NDArray[np.integer[Any]]) -> float:
+    """Share of samples whose largest logit is the label."""
+    predicted = np.concatenate([run(f)["logits"].argmax(-1) for f in feeds])
+    return float(np.mean(predicted == labels))
