@@ -65,6 +65,7 @@ class Compressed:
 def open_workspace(
     source: ir.Model | str | os.PathLike[str],
     *,
+    name: str | None = None,
     target: str = "cpu",
     data: str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None = None,
     metric: str | Callable[..., float] | None = None,
@@ -75,9 +76,10 @@ def open_workspace(
     """Load a model with everything a search needs. Raises InputError."""
     chosen = make_target(target)
     model = source if isinstance(source, ir.Model) else io.load(source)
-    name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
+    if name is None:
+        name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
     dataset = open_data(data, model, seed=seed, shapes=shapes)
-    return Workspace(model, chosen, dataset, _metric(metric), name, progress)
+    return Workspace(model, chosen, dataset, _metric(metric), name, progress=progress)
 
 
 def _metric(metric: str | Callable[..., float] | None) -> Metric | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
+from lwqc.backends.session import statistics_session
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import integer_flow
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plan import ActivationRange, Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
+from lwqc.stats.collect import collect
 from lwqc.stats.ranges import ranges
+from lwqc.stats.rounding_noise import RoundingNoise
 from lwqc.workspace import Workspace
 
 Activations = Literal["none", "dynamic", "static"]
@@ -107,8 +110,6 @@ def calibrate(work: Workspace, plan: Plan, method: RangeMethod) -> Plan:
     owners = static_tensors(work, plan)
     if not owners:
         return plan
-    from lwqc.backends.session import statistics_session
-
     measured = ranges(
         work.model, sorted(set(owners.values())), work.data, statistics_session, method
     )
@@ -132,6 +133,47 @@ def static_tensors(work: Workspace, plan: Plan) -> dict[str, str]:
                 raise InputError(f"{site.name}: its activation has no name to calibrate")
             owners.setdefault(use.activation.name, use.activation.name)
     return owners
+
+
+def by_activation_error(work: Workspace, plan: Plan, sites: Iterable[str]) -> list[str]:
+    """The sites in order of what 8 bits cost their activation, the worst first."""
+    activation = {name: work.sites[name].uses[0].activation for name in sites}
+    names = {n: v.name or "" for n, v in activation.items() if v is not None}
+    wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
+    noise = collect(work.model, wanted, work.search_batches, statistics_session)
+    return sorted(names, key=lambda n: (-noise[RoundingNoise(names[n])].relative, n))
+
+
+def weight_only(work: Workspace, plan: Plan, sites: Iterable[str]) -> Plan:
+    """The plan with float activations at the given sites."""
+    entries, kept = dict(plan.quantize), dict(plan.kept_float)
+    for name in sites:
+        site = work.sites[name]
+        entry = _first_legal(work, site, _wishes(site, 8, "none", None, True, False))
+        if isinstance(entry, str):
+            del entries[name]
+            kept[name] = entry
+        else:
+            entries[name] = entry
+            kept[name] = "weight only: 8-bit activations cost too much accuracy here"
+    changed = plan.model_copy(update={"quantize": entries, "kept_float": kept})
+    needed = static_tensors(work, changed)
+    ranges = {n: r for n, r in plan.activations.items() if n in needed}
+    return changed.model_copy(update={"activations": ranges})
+
+
+def folded(work: Workspace, recipe: str) -> Plan:
+    """8-bit weights in the file, float kernels at run time, for every site."""
+    entry = SiteEntry(weight=WeightFormat(8))
+    chosen = {s.name: _first_legal(work, s, iter([entry])) for s in work.analysis.sites}
+    return Plan(
+        source=work.source,
+        target=work.target.name,
+        recipe=recipe,
+        quantize={n: e for n, e in chosen.items() if isinstance(e, SiteEntry)},
+        rewrites=REWRITES,
+        kept_float={n: e for n, e in chosen.items() if isinstance(e, str)},
+    )
 
 
 def without(plan: Plan, reasons: Mapping[str, str]) -> Plan:

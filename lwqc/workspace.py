@@ -55,6 +55,7 @@ class Workspace:
     data: Dataset
     metric: Metric | None = None
     name: str = "model"
+    skip_checks: bool = False
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
 
     def report(self, stage: str) -> Callable[[int, int], None]:

@@ -61,6 +61,31 @@ def export(
     ir.save(program.model, path)
 
 
+def export_legacy(
+    module: Any,
+    examples: tuple[Any, ...],
+    path: str | Path,
+    *,
+    inputs: list[str],
+    outputs: list[str],
+    dynamic_axes: Mapping[str, Mapping[int, str]],
+) -> None:
+    """Export with torch's older, tracing exporter at opset 17: files in the wild look like this."""
+    import torch
+
+    module.eval()
+    torch.onnx.export(
+        module,
+        examples,
+        str(path),
+        dynamo=False,
+        opset_version=17,
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_axes=dynamic_axes,
+    )
+
+
 def command(
     name: str,
     evaluate: Callable[[Run], Mapping[str, float]],

@@ -1,0 +1,1 @@
+"""A small trained model with real data, for `lwqc demo`."""

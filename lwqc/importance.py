@@ -1,0 +1,39 @@
+"""Layer importance per Layer-Wise Quantization (arXiv 2406.17415), spread over sites."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from lwqc.backends.session import statistics_session
+from lwqc.graph.branches import Branch, residual_branches
+from lwqc.scores.zero_deviation import zd
+from lwqc.stats.collect import collect
+from lwqc.stats.token_cosine import TokenCosine
+from lwqc.workspace import Workspace
+
+
+def layer_importance(work: Workspace, score: Literal["lim", "zd"]) -> dict[str, float]:
+    """Importance of each site; higher is more important.
+
+    lim: minus the mean cosine between input and output of the residual branch that holds the site
+        (one forward pass over the data). Sites outside any branch get no value.
+    zd: minus the share of outstanding weights of the site itself (no data).
+    """
+    if score == "zd":
+        return {s.name: -zd(np.asarray(work.weights.weight(s.name))) for s in work.analysis.sites}
+    branches = residual_branches(work.model.graph)
+    cosines = [_cosine(branch) for branch in branches]
+    found = collect(work.model, cosines, work.data, statistics_session)
+    inside = {node: c for branch, c in zip(branches, cosines, strict=True) for node in branch.nodes}
+    return {
+        site.name: found[inside[site.uses[0].node]].lim
+        for site in work.analysis.sites
+        if site.uses[0].node in inside
+    }
+
+
+def _cosine(branch: Branch) -> TokenCosine:
+    image = branch.stream.shape is not None and len(branch.stream.shape) == 4
+    return TokenCosine(branch.stream.name or "", branch.output.name or "", 1 if image else -1)

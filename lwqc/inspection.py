@@ -1,0 +1,105 @@
+"""What is in a model: sites and costs, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from lwqc import io
+from lwqc.backends.session import Session
+from lwqc.data import open_data
+from lwqc.graph.cost import NodeCost, node_costs, total
+from lwqc.graph.sites import SiteAnalysis, find_sites
+from lwqc.stats.collect import collect
+from lwqc.stats.shapes import Shapes
+from lwqc.workspace import stored_bytes
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Facts about a model. shapes: how tensor shapes were found."""
+
+    name: str
+    size_bytes: int
+    weight_bytes: int
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    sites: SiteAnalysis
+    costs: tuple[NodeCost, ...]
+    shapes: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        summed = total(self.costs)
+        return {
+            "name": self.name,
+            "size_bytes": self.size_bytes,
+            "weight_bytes": self.weight_bytes,
+            "opset": self.opset,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "parameters": summed.parameters,
+            "macs": summed.macs,
+            "shapes": self.shapes,
+            "sites": [
+                {
+                    "name": s.name,
+                    "op": sorted(s.ops),
+                    "shape": s.shape,
+                    "n": s.n,
+                    "k": s.k,
+                    "bytes": s.float_bytes,
+                    "uses": [u.node.name for u in s.uses],
+                }
+                for s in self.sites.sites
+            ],
+            "skipped": [asdict(s) for s in self.sites.skipped],
+            "costs": [asdict(c) for c in self.costs],
+        }
+
+
+def inspect_model(
+    model: ir.Model, name: str = "model", dims: Mapping[str, int] | None = None
+) -> Inspection:
+    """Analyse a model. dims: sizes of its dynamic dimensions, for the MACs.
+
+    Shapes are observed in one run on random inputs where the runtime can run the model, so that
+    shape arithmetic in the graph is exact; MACs of nodes without a shape are unknown.
+    """
+    shapes, how = _shapes(model, dims or {})
+    return Inspection(
+        name=name,
+        size_bytes=stored_bytes(model),
+        weight_bytes=io.weight_bytes(model),
+        opset=int(model.opset_imports.get("", 1)),
+        inputs=tuple(_describe(v) for v in model.graph.inputs),
+        outputs=tuple(_describe(v) for v in model.graph.outputs),
+        sites=find_sites(model),
+        costs=tuple(node_costs(model.graph, shapes)),
+        shapes=how,
+    )
+
+
+def _describe(value: ir.Value) -> str:
+    dtype = value.dtype.name.lower() if value.dtype is not None else "?"
+    dims = "?" if value.shape is None else ", ".join(str(d) for d in value.shape)
+    return f"{value.name}: {dtype}[{dims}]"
+
+
+def _shapes(model: ir.Model, dims: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], str]:
+    from lwqc.errors import LwqcError
+
+    names = [v.name for node in model.graph for v in (*node.inputs, *node.outputs)
+             if v is not None and v.name and not v.is_initializer()]
+    wanted = [Shapes(name) for name in dict.fromkeys(names)]
+    try:
+        feeds = [open_data("random:1", model, shapes=dims).first()]
+        found = collect(model, wanted, feeds, lambda m: Session(m, label="shapes"))
+    except LwqcError as error:
+        return {}, f"unknown: {error}"
+    sizes = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds[0].items())
+    return {w.tensor: found[w].last for w in wanted}, f"observed with {sizes}"

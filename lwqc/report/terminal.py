@@ -1,0 +1,129 @@
+"""Reports as tables in the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from lwqc.graph.sites import Skipped
+from lwqc.measure import Latency
+from lwqc.report.result import Report, SiteRow
+from lwqc.stats.divergence import Divergence
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes with a decimal unit."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.2f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def print_report(report: Report, console: Console, *, details: bool = False) -> None:
+    """Print what was done, what was measured and what was not compressed."""
+    console.print(_summary(report))
+    if report.divergence:
+        console.print(divergence_table(report.divergence))
+        if report.data_kind == "random":
+            console.print("measured on random data: give real data with --data for numbers "
+                          "that mean something", style="yellow")
+    if details:
+        console.print(site_table(report.sites))
+    print_left_alone(report.sites, report.skipped, console)
+    for outcome in report.outcomes:
+        state = "met" if outcome.met else "NOT MET"
+        console.print(
+            f"{outcome.name}: asked {outcome.asked:.6g} {outcome.unit}, "
+            f"reached {outcome.reached:.6g} {outcome.unit}: {state}",
+            style="green" if outcome.met else "red",
+        )
+
+
+def _summary(report: Report) -> Table:
+    table = Table(title=f"{report.source} -> {report.output}", title_justify="left")
+    for column in ("", "original", "compressed", "ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    ratio = report.output_bytes / max(report.source_bytes, 1)
+    table.add_row(
+        "size", size_text(report.source_bytes), size_text(report.output_bytes), f"{ratio:.3f}"
+    )
+    before, after = report.latency_before, report.latency_after
+    if before is not None and after is not None:
+        table.add_row(
+            "latency", latency_text(before), latency_text(after), f"{report.speedup:.2f}x faster"
+            if report.speedup and report.speedup >= 1 else f"{1 / (report.speedup or 1):.2f}x slower"
+        )
+    if report.metric and report.metric_before is not None and report.metric_after is not None:
+        table.add_row(
+            report.metric,
+            f"{report.metric_before:.4f}",
+            f"{report.metric_after:.4f}",
+            f"{report.metric_after - report.metric_before:+.4f}",
+        )
+    forms = Counter(f"{row.kernel} {row.format}" for row in report.sites)
+    used = ", ".join(f"{count} {form}" for form, count in forms.most_common())
+    table.caption = f"{used}; {report.average_bits:.2f} bits per weight; data: {report.data}"
+    return table
+
+
+def latency_text(latency: Latency) -> str:
+    """Median and spread."""
+    return f"{latency.median_ms:.2f} ms [{latency.p10_ms:.2f}..{latency.p90_ms:.2f}]"
+
+
+def divergence_table(divergence: Mapping[str, Divergence]) -> Table:
+    """One row per output."""
+    table = Table(title="Divergence from the original", title_justify="left")
+    table.add_column("output")
+    columns = ("cosine", "worst cosine", "SQNR dB", "max abs", "KL as logits", "agreement")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, d in divergence.items():
+        numbers = [d.cosine_mean, d.cosine_min, d.sqnr_db, d.max_abs, d.kl, d.agreement]
+        table.add_row(name, *(f"{number:.5g}" for number in numbers))
+    return table
+
+
+def site_table(rows: Iterable[SiteRow]) -> Table:
+    """One row per site."""
+    table = Table(title="Sites", title_justify="left")
+    for column in ("site", "operator", "shape", "format", "activation", "kernel", "bytes", "why"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            row.name,
+            row.op,
+            "x".join(map(str, row.shape)),
+            row.format,
+            row.activation,
+            row.kernel,
+            f"{size_text(row.bytes_before)} -> {size_text(row.bytes_after)}",
+            row.reason,
+        )
+    return table
+
+
+def print_left_alone(
+    rows: Sequence[SiteRow], skipped: Sequence[Skipped], console: Console
+) -> None:
+    """Everything that could have been compressed further and was not, grouped by reason."""
+    kept = [r for r in rows if r.reason]
+    if kept:
+        console.print(f"{len(kept)} of {len(rows)} sites were left float, or partly so:")
+        _groups(((r.reason, r.name) for r in kept), console)
+    if skipped:
+        total = sum(s.size for s in skipped)
+        console.print(f"{len(skipped)} other tensors ({total:,} values) take no format:")
+        _groups(((s.reason, s.name) for s in skipped), console)
+
+
+def _groups(pairs: Iterable[tuple[str, str]], console: Console) -> None:
+    groups: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        groups.setdefault(reason, []).append(name)
+    for reason, names in sorted(groups.items(), key=lambda item: -len(item[1])):
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        console.print(f"  {len(names)} x {reason}: {shown}", highlight=False, markup=False)

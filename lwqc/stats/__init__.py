@@ -1,0 +1,1 @@
+"""Statistics of activations, computed while the model runs in ONNX Runtime."""

@@ -1,0 +1,100 @@
+"""One instrumented run over the data: statistics in, statistics out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from lwqc.errors import InputError
+from lwqc.stats.collector import Collector, Feeds, RunnerFactory, S
+from lwqc.stats.emitter import Emitter
+
+_DEFAULT_OPSET = 18  # for models that import no opset of the ONNX domain
+
+
+class Statistics:
+    """Results by collector: `statistics[MinMax("x")]` is an Extent."""
+
+    def __init__(self, results: dict[Collector[Any], Any]) -> None:
+        """Hold the results."""
+        self._results = results
+
+    def __getitem__(self, collector: Collector[S]) -> S:
+        """The result of a collector that was asked for."""
+        result: S = self._results[collector]
+        return result
+
+
+def collect(
+    model: ir.Model,
+    collectors: Iterable[Collector[Any]],
+    data: Iterable[Feeds],
+    make_runner: RunnerFactory,
+) -> Statistics:
+    """Run the model over `data` once, in one session, and return the statistics asked for.
+
+    Equal collectors are computed once. Samples may differ in shape; memory does not grow with
+    their number. The model itself is left alone.
+
+    Raises InputError for a tensor that the main graph lacks, and when `data` is empty.
+    """
+    wanted = list(dict.fromkeys(collectors))
+    if not wanted:
+        return Statistics({})
+    instrumented, outputs = instrument(model, wanted)
+    runner = make_runner(instrumented)
+    totals: dict[Collector[Any], Any] = {}
+    for feeds in data:
+        found = runner(feeds)
+        for collector, names in zip(wanted, outputs, strict=True):
+            values = [found.pop(name) for name in names]  # popped: freed once counted
+            if collector in totals:
+                totals[collector] = collector.fold(totals[collector], values)
+            else:
+                totals[collector] = collector.read(values)
+    if not totals:
+        raise InputError("the data holds no sample; statistics need at least one")
+    return Statistics(totals)
+
+
+def instrument(
+    model: ir.Model, collectors: Sequence[Collector[Any]]
+) -> tuple[ir.Model, list[list[str]]]:
+    """A copy that outputs statistics only, and the output names of each collector.
+
+    The copy shares the weights. Nodes that no statistic depends on are gone.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    named = _main_values(graph)
+    emit = Emitter(graph, copy.opset_imports.setdefault("", _DEFAULT_OPSET))
+    graph.outputs.clear()
+    names: list[list[str]] = []
+    for collector in collectors:
+        values = [_find(name, named, graph) for name in collector.tensors]
+        outputs = collector.emit(emit, values)
+        graph.outputs.extend(outputs)
+        names.append([o.name or "" for o in outputs])
+    RemoveUnusedNodesPass()(copy)
+    return copy, names
+
+
+def _main_values(graph: ir.Graph) -> dict[str, ir.Value]:
+    produced = (v for node in graph for v in node.outputs)
+    values = [*graph.initializers.values(), *graph.inputs, *produced]
+    return {v.name: v for v in values if v.name}
+
+
+def _find(name: str, named: dict[str, ir.Value], graph: ir.Graph) -> ir.Value:
+    if name in named:
+        return named[name]
+    for node in graph.all_nodes():
+        if any(v.name == name for v in node.outputs):
+            raise InputError(
+                f"{name}: is inside the body of an If, Loop or Scan; statistics are collected "
+                "in the main graph only, as a body may not run"
+            )
+    raise InputError(f"{name}: no such tensor in the model's main graph")

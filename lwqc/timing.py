@@ -1,0 +1,147 @@
+"""Which forms are slower than float on this machine, timed in small sessions of one site each."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc import io
+from lwqc.backends.session import Session, median_latency
+from lwqc.graph.sites import Site
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.stats.collect import collect
+from lwqc.stats.shapes import Shapes
+from lwqc.workspace import Workspace
+
+_SECONDS = 0.06  # per form and class of sites
+_RANGE = ActivationRange(low=-4, high=4)
+
+
+def slow_sites(work: Workspace, plan: Plan) -> dict[str, str]:
+    """Sites of the plan whose form takes longer than float, with the two times as the reason.
+
+    Sites of equal operator, shapes, attributes and entry are timed once. Gather is not timed: its
+    cost is the memory it reads. Folded weights run the float kernel and are not timed either.
+    """
+    timed = [
+        s
+        for s in work.analysis.sites
+        if s.name in plan.quantize and s.op != "Gather" and _runs_low(work, s, plan)
+    ]
+    shapes = activation_shapes(work, timed)
+    known: dict[tuple[Any, ...], tuple[float, float]] = {}
+    slow: dict[str, str] = {}
+    report = work.report("timing sites")
+    for done, site in enumerate(timed):
+        entry, shape = plan.quantize[site.name], shapes.get(site.name)
+        if shape is not None:
+            key = (_attributes(site), site.shape, str(entry.weight), entry.activation, shape)
+            if key not in known:
+                known[key] = _time(work, site, entry, shape)
+            before, after = known[key]
+            if after > before:
+                slow[site.name] = (
+                    f"{entry.weight} with {entry.activation} activations takes {after * 1e3:.3f} ms"
+                    f" at {list(shape)}, float {before * 1e3:.3f} ms"
+                )
+        report(done + 1, len(timed))
+    return slow
+
+
+def _runs_low(work: Workspace, site: Site, plan: Plan) -> bool:
+    return work.target.form(site, plan.quantize[site.name], work.opset) != "Folded"
+
+
+def activation_shapes(work: Workspace, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+    """Shape of each site's activation on the first feeds; sites in subgraphs are left out."""
+    names = {s.name: v.name for s in sites if (v := s.uses[0].activation) is not None and v.name}
+    main = {v.name for node in work.model.graph for v in node.outputs}
+    main |= {v.name for v in work.model.graph.inputs}
+    wanted = {site: Shapes(name) for site, name in names.items() if name in main}
+    if not wanted:
+        return {}
+    found = collect(
+        work.model, wanted.values(), work.search_batches[:1], lambda m: Session(m, label="shapes")
+    )
+    return {site: found[shapes].last for site, shapes in wanted.items()}
+
+
+def _attributes(site: Site) -> tuple[str, str]:
+    node = site.uses[0].node
+    return node.op_type, repr(sorted((k, str(v)) for k, v in node.attributes.items()))
+
+
+def _time(
+    work: Workspace, site: Site, entry: SiteEntry, shape: tuple[int, ...]
+) -> tuple[float, float]:
+    """Median seconds of the float operator and of the entry's form."""
+    model = _alone(site, shape)
+    name = "weight"
+    plan = Plan(
+        source=Source(digest=""),
+        quantize={name: entry},
+        activations={"x": _RANGE, "y": _RANGE},
+    )
+    lowered = work.target.lower(model, plan, EncodedWeights(model, io.read_array)).model
+    if site.op == "Conv" and entry.activation == "static":
+        _expose_codes(lowered)
+    rng = np.random.default_rng(0)
+    floats = rng.standard_normal(shape).astype(np.float32)
+    feeds: dict[str, NDArray[Any]] = {
+        "x": floats,
+        "x/u8": np.clip(floats * 32 + 128, 0, 255).astype(np.uint8),
+    }
+    sessions = [Session(model, label=site.name), Session(lowered, label=site.name)]
+    before, after = median_latency(sessions, feeds, seconds=_SECONDS)
+    return statistics.median(before), statistics.median(after)
+
+
+def _alone(site: Site, shape: tuple[int, ...]) -> ir.Model:
+    """A model of one operator like the site's first use, with random weights."""
+    node = site.uses[0].node
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal(site.shape).astype(np.float32) * np.float32(0.05)
+    x = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+    weight = ir.Value(
+        name="weight",
+        shape=ir.Shape(site.shape),
+        type=ir.TensorType(ir.DataType.FLOAT),
+        const_value=ir.tensor(values, name="weight"),
+    )
+    copy = ir.Node("", node.op_type, [x, weight], list(node.attributes.values()))
+    copy.outputs[0].name = "y"
+    # Keeps the output of the operator from being a graph output, which would block its kernel.
+    last = ir.node("Identity", [copy.outputs[0]])
+    last.outputs[0].name = "z"
+    last.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [x],
+        [last.outputs[0]],
+        nodes=[copy, last],
+        initializers=[weight],
+        opset_imports={"": 17},
+        name="site",
+    )
+    return ir.Model(graph, ir_version=9)
+
+
+def _expose_codes(model: ir.Model) -> None:
+    """Feed and fetch 8-bit codes, as between the convolutions of a quantized network."""
+    graph = model.graph
+    quantize = next(n for n in graph if n.op_type == "QuantizeLinear" and n.inputs[0] is
+                    graph.inputs[0])
+    codes = ir.Value(name="x/u8", shape=graph.inputs[0].shape,
+                     type=ir.TensorType(ir.DataType.UINT8))
+    quantize.outputs[0].name = "x/unused"
+    quantize.outputs[0].replace_all_uses_with(codes)
+    last = next(n for n in graph if n.op_type == "QuantizeLinear" and n is not quantize)
+    graph.outputs[0] = last.outputs[0]
+    last.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+    graph.inputs[0] = codes
+    graph.remove([n for n in (quantize, *graph) if n is quantize][:1], safe=True)
