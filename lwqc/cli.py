@@ -19,12 +19,12 @@ from lwqc.compress import (
     Compressed,
     apply_plan,
     compress_workspace,
-    latencies,
     make_plan,
     open_workspace,
 )
 from lwqc.errors import InputError, LwqcError
 from lwqc.goals import Goals, parse_latency, parse_size
+from lwqc.measure import latencies
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, named
 from lwqc.report.terminal import divergence_table, latency_text, print_report, size_text
@@ -93,8 +93,15 @@ def compress(
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
     with _workspace(model, target, data, metric, shape, seed, output) as work:
         goals = _goals(max_size, max_latency, avg_bits, max_drop)
-        _finish(compress_workspace(work, goals, recipe), output, plan_out, external, True,
-                details, as_json)
+        _finish(
+            compress_workspace(work, goals, recipe),
+            output,
+            plan_out,
+            external,
+            True,
+            details,
+            as_json,
+        )
 
 
 @app.command()
@@ -124,8 +131,15 @@ def quantize(
     with _workspace(model, target, data, metric, shape, seed, output) as work:
         work.skip_checks = not verify
         goals = _goals(max_size, None, avg_bits, max_drop)
-        _finish(compress_workspace(work, goals, recipe), output, plan_out, external, verify,
-                details, as_json)
+        _finish(
+            compress_workspace(work, goals, recipe),
+            output,
+            plan_out,
+            external,
+            verify,
+            details,
+            as_json,
+        )
 
 
 def _quantize_recipe(bits: str, activations: str, ranges: str) -> Recipe:
@@ -270,8 +284,9 @@ def bench(
         return
     for path, latency in zip(models, found, strict=True):
         ratio = found[0].median_ms / latency.median_ms
-        size = size_text(path.stat().st_size + sum(
-            f.stat().st_size for f in data_files(io.load(path))))
+        size = size_text(
+            path.stat().st_size + sum(f.stat().st_size for f in data_files(io.load(path)))
+        )
         Console().print(f"{path}: {latency_text(latency)}, {ratio:.2f}x, {size}")
 
 

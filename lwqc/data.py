@@ -212,8 +212,10 @@ def check_feeds(
     Raises InputError on wrong names, shapes or types, and on NaN or infinity.
     """
     _check_names(feeds, inputs, label)
-    checked = {name: _checked(feeds[name], value, f"{label}: input {name}")
-               for name, value in inputs.items()}
+    checked = {
+        name: _checked(feeds[name], value, f"{label}: input {name}")
+        for name, value in inputs.items()
+    }
     symbols: dict[str, int] = {}
     for name, value in inputs.items():
         for dim, size in zip(value.shape or (), checked[name].shape, strict=False):

@@ -93,8 +93,12 @@ def _describe(value: ir.Value) -> str:
 def _shapes(model: ir.Model, dims: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], str]:
     from lwqc.errors import LwqcError
 
-    names = [v.name for node in model.graph for v in (*node.inputs, *node.outputs)
-             if v is not None and v.name and not v.is_initializer()]
+    names = [
+        v.name
+        for node in model.graph
+        for v in (*node.inputs, *node.outputs)
+        if v is not None and v.name and not v.is_initializer()
+    ]
     wanted = [Shapes(name) for name in dict.fromkeys(names)]
     try:
         feeds = [open_data("random:1", model, shapes=dims).first()]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx_ir import external_data as ir_external
 
 from lwqc.errors import InputError
+from lwqc.graph.weights import static_shape
 from lwqc.paths import external_file, link_free
 
 MIN_OPSET, MAX_OPSET = 7, 26  # onnxruntime 1.31 loads no newer one
@@ -172,10 +173,11 @@ def read_array(tensor: ir.TensorProtocol) -> NDArray[Any]:
     if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:
         return tensor.numpy()
     dtype = tensor.dtype.numpy()
-    count = int(np.prod([int(d) for d in tensor.shape], dtype=np.int64))
-    raw = np.fromfile(tensor.path, dtype=np.uint8, count=count * dtype.itemsize,
-                      offset=tensor.offset or 0)
-    return raw.view(dtype).reshape([int(d) for d in tensor.shape])
+    count = int(np.prod(static_shape(tensor), dtype=np.int64))
+    raw = np.fromfile(
+        tensor.path, dtype=np.uint8, count=count * dtype.itemsize, offset=tensor.offset or 0
+    )
+    return raw.view(dtype).reshape(static_shape(tensor))
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -216,8 +218,13 @@ def _inlined(model: ir.Model) -> Iterator[None]:
 def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     if tensor.dtype.bitwidth < 8:
         return ir_external.convert_tensors_from_external([tensor])[0]
-    return ir.Tensor(read_array(tensor), dtype=tensor.dtype, shape=ir.Shape(tensor.shape),
-                     name=tensor.name, doc_string=tensor.doc_string)
+    return ir.Tensor(
+        read_array(tensor),
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape),
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+    )
 
 
 @dataclass(frozen=True)
@@ -259,7 +266,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     external_data: bool | None = None,
-    workers: int = 2,
+    workers: int = 1,
     in_flight_bytes: int = 128 << 20,
 ) -> SavedModel:
     """Write a model; the target appears whole or not at all.
@@ -331,8 +338,8 @@ def _write_external(
         with data.open("rb+") as file:
             os.fsync(file.fileno())
         proto = ir.serde.serialize_model(model)
-        for tensor in _tensor_protos(proto):
-            for entry in tensor.external_data:
+        for stored in _tensor_protos(proto):
+            for entry in stored.external_data:
                 if entry.key == "location" and entry.value == data.name:
                     entry.value = final
         _write(path, proto.SerializeToString())

@@ -77,9 +77,7 @@ def compare(reference: Session, candidate: Session, data: Dataset) -> dict[str, 
     """
     shared = [name for name in reference.outputs if name in candidate.outputs]
     if not shared:
-        raise InputError(
-            f"the models share no output: {reference.outputs} and {candidate.outputs}"
-        )
+        raise InputError(f"the models share no output: {reference.outputs} and {candidate.outputs}")
     meter = OutputMeter()
     for feeds in data:
         a, b = reference(feeds), candidate(feeds)

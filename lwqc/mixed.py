@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -97,21 +97,38 @@ def _measured(work: Workspace, names: Sequence[str]) -> dict[str, float]:
 def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recipe: str) -> Plan:
     """The plan of least predicted error whose saved size is at most `budget` bytes.
 
-    When no plan is that small, the smallest one. The graph around the weights grows a little with
-    every rewritten site; the budget of the weights shrinks by what the real size shows.
+    When no plan is that small, the smallest one. The graph grows a little with every rewritten
+    site; that is part of an option's cost, and what is left of it is corrected by the real size.
     """
-    for_weights = budget - _overhead(work, curves)
     plan = smallest(work, curves, recipe)
+    rest = _overhead(work, curves)
+    grown = io.serialized_bytes(work.lower(plan).model) - rest - _cost_of(work, plan)
+    per_site = max(grown, 0) / max(len(plan.quantize), 1)
+    options = [
+        [
+            replace(o, cost=o.cost + (per_site if e else 0))
+            for e, o in zip(c.entries, c.options, strict=True)
+        ]
+        for c in curves
+    ]
+    limit = budget - rest
     for _ in range(_ROUNDS):
-        picked = choose([c.options for c in curves], for_weights)
+        picked = choose(options, limit)
         if picked is None:
             return plan
         attempt = _plan(work, curves, picked, recipe)
         excess = io.serialized_bytes(work.lower(attempt).model) - budget
         if excess <= 0:
             return attempt
-        for_weights -= excess
+        limit = sum(o[i].cost for o, i in zip(options, picked, strict=True)) - excess
     return plan
+
+
+def _cost_of(work: Workspace, plan: Plan) -> int:
+    """Bytes of all sites' weights under a plan, small sites aside."""
+    return sum(
+        _cost(s, plan.quantize.get(s.name)) for s in work.analysis.sites if s.size >= MIN_WEIGHTS
+    )
 
 
 def within_average_bits(
@@ -121,7 +138,8 @@ def within_average_bits(
 
     Bits count scales and zero points. The smallest plan when none is that small.
     """
-    budget = bits / 8 * sum(c.site.size for c in curves)
+    small = sum(s.float_bytes for s in work.analysis.sites if s.size < MIN_WEIGHTS)
+    budget = bits / 8 * sum(s.size for s in work.analysis.sites) - small
     picked = choose([c.options for c in curves], budget)
     if picked is None:
         return smallest(work, curves, recipe)
@@ -156,7 +174,7 @@ def within_drop(
 
 def smallest(work: Workspace, curves: Sequence[Choice], recipe: str) -> Plan:
     """Every site in its smallest format."""
-    picked = [min(range(len(c.options)), key=lambda i: c.options[i].cost) for c in curves]  # noqa: B023
+    picked = [min(range(len(c.options)), key=lambda i: c.options[i].cost) for c in curves]
     return _plan(work, curves, picked, recipe)
 
 
@@ -207,9 +225,7 @@ def _two_levels(
     return nearest(low) or nearest(high), nearest(high)
 
 
-def _plan(
-    work: Workspace, curves: Sequence[Choice], picked: Sequence[int], recipe: str
-) -> Plan:
+def _plan(work: Workspace, curves: Sequence[Choice], picked: Sequence[int], recipe: str) -> Plan:
     return _with_reasons(
         work,
         {c.site.name: c.entries[i] for c, i in zip(curves, picked, strict=True)},
@@ -217,9 +233,7 @@ def _plan(
     )
 
 
-def _with_reasons(
-    work: Workspace, picked: Mapping[str, SiteEntry | None], recipe: str
-) -> Plan:
+def _with_reasons(work: Workspace, picked: Mapping[str, SiteEntry | None], recipe: str) -> Plan:
     kept = {}
     for site in work.analysis.sites:
         if site.size < MIN_WEIGHTS:

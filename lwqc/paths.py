@@ -8,12 +8,14 @@ from lwqc.errors import InputError
 
 
 def external_file(model: Path, label: str, location: str) -> Path:
-    """The file of external data that a model names, checked to lie in the model's folder.
+    """The real file of external data that a model names, checked to lie in the model's folder.
 
-    Refused: no name, absolute paths, `..`, backslashes, and links that lead out of the folder.
+    Refused: no name, absolute paths, `..`, backslashes, hard links (they cannot be told from a
+    link to somebody else's file) and symbolic links that lead out of the folder.
     Allowed: links that stay inside, and a model that is itself a link, with its data either beside
-    the link or beside the file it points to.
+    the link or beside the file it points to. That is what caches of blobs look like.
 
+    The answer has its links resolved, so a link swapped afterwards changes nothing.
     Raises InputError that starts with `label`.
     """
     if not location:
@@ -21,18 +23,38 @@ def external_file(model: Path, label: str, location: str) -> Path:
     relative = Path(location)
     if relative.is_absolute() or ".." in relative.parts or "\\" in location or "\0" in location:
         raise InputError(f"{label}: its data file {location!r} is outside the model's folder")
-    path = model.parent / relative
-    if not path.exists():
-        raise InputError(f"{label}: its data file {path} does not exist")
-    folders = {model.parent.resolve(), model.resolve().parent}
-    resolved = path.resolve()
-    if not any(resolved.is_relative_to(folder) for folder in folders):
+    folders = model_folders(model)
+    try:
+        for path in (folder / relative for folder in folders):
+            if path.exists():
+                return _inside(path, folders, label, location)
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        raise InputError(f"{label}: its data file {location[:80]!r} cannot be opened") from error
+    raise InputError(
+        f"{label}: its data file {model.parent / relative} does not exist; "
+        f"copy it beside the model"
+    )
+
+
+def model_folders(model: Path) -> tuple[Path, ...]:
+    """The real folders in which a model's data may lie: the given one and that of the real file."""
+    return tuple(dict.fromkeys([model.parent.resolve(), model.resolve().parent]))
+
+
+def _inside(path: Path, folders: tuple[Path, ...], label: str, location: str) -> Path:
+    real = path.resolve()
+    if not any(real.is_relative_to(folder) for folder in folders):
         raise InputError(f"{label}: its data file {location!r} is a link out of the model's folder")
-    if not resolved.is_file():
+    if not real.is_file():
         raise InputError(f"{label}: its data file {path} is not a file")
-    return path
+    if real.stat().st_nlink > 1:
+        raise InputError(f"{label}: its data file {path} has several hard links; make a copy of it")
+    return real
 
 
 def link_free(path: Path) -> Path:
     """The file behind a symbolic link, so that replacing it keeps the link."""
-    return path.resolve() if path.is_symlink() else path
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be resolved; is it a loop of links?") from error

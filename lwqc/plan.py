@@ -15,8 +15,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from lwqc.errors import InputError
 from lwqc.quant.formats import WeightFormat
 
-VERSION = 1
-
 Format = Annotated[
     WeightFormat,
     BeforeValidator(lambda v: WeightFormat.parse(v) if isinstance(v, str) else v),
@@ -64,7 +62,7 @@ class Plan(_Model):
     kept_float: site name -> reason why it stays as it is.
     """
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     source: Source
     target: str = "cpu"
     recipe: str = ""

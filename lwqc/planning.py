@@ -122,8 +122,11 @@ def calibrate(work: Workspace, plan: Plan, method: RangeMethod) -> Plan:
 
 def static_tensors(work: Workspace, plan: Plan) -> dict[str, str]:
     """Tensors that static sites quantize, and the tensor whose range each takes."""
-    static = [s for n, s in work.sites.items()
-              if n in plan.quantize and plan.quantize[n].activation == "static"]
+    static = [
+        s
+        for n, s in work.sites.items()
+        if n in plan.quantize and plan.quantize[n].activation == "static"
+    ]
     owners = dict(integer_flow(work.model.graph, [s for s in static if s.op == "Conv"]).tensors)
     for site in static:
         if site.op == "Conv":
@@ -179,6 +182,4 @@ def folded(work: Workspace, recipe: str) -> Plan:
 def without(plan: Plan, reasons: Mapping[str, str]) -> Plan:
     """The plan with some sites left float."""
     kept = {n: e for n, e in plan.quantize.items() if n not in reasons}
-    return plan.model_copy(
-        update={"quantize": kept, "kept_float": {**plan.kept_float, **reasons}}
-    )
+    return plan.model_copy(update={"quantize": kept, "kept_float": {**plan.kept_float, **reasons}})

@@ -13,8 +13,9 @@ from lwqc.errors import InputError
 
 DEFAULT_DIM = 16
 # Operators that hand indices on unchanged.
-_MOVES = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose",
-                    "Expand"})
+_MOVES = frozenset(
+    {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand"}
+)
 _INDEXED = {"Gather": 0, "GatherElements": 0, "GatherBlockQuantized": 0, "GatherND": 0}
 
 

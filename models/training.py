@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,29 @@ Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 FOLDER = Path(__file__).parent
 
 
-def open_run(path: str | Path) -> Run:
+@dataclass(frozen=True)
+class OpenModel:
     """A function from feeds to outputs by name, backed by an ONNX Runtime session."""
+
+    session: ort.InferenceSession
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model on one batch."""
+        return dict(zip(self.outputs, self.session.run(None, dict(feeds)), strict=True))
+
+
+def open_run(path: str | Path) -> OpenModel:
+    """Open a file on the CPU."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [o.name for o in session.get_outputs()]
-
-    def run(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return dict(zip(names, session.run(None, dict(feeds)), strict=True))
-
-    return run
+    return OpenModel(
+        session,
+        tuple(i.name for i in session.get_inputs()),
+        tuple(o.name for o in session.get_outputs()),
+    )
 
 
 def export(
@@ -58,7 +71,21 @@ def export(
     if program is None:
         raise RuntimeError("the exporter returned no program")
     ClearMetadataAndDocStringPass()(program.model)
+    _restore_names(program.model, module)
     ir.save(program.model, path)
+
+
+def _restore_names(model: Any, module: Any) -> None:
+    """Name weights that the exporter transposed (and so renamed `val_*`) as the module does."""
+    transposed = {
+        p.detach().numpy().T.tobytes(): name
+        for name, p in module.named_parameters()
+        if p.dim() == 2
+    }
+    for value in list(model.graph.initializers.values()):
+        name = transposed.get(value.const_value.tobytes())
+        if name and name not in model.graph.initializers:
+            value.name = name
 
 
 def export_legacy(
@@ -88,7 +115,7 @@ def export_legacy(
 
 def command(
     name: str,
-    evaluate: Callable[[Run], Mapping[str, float]],
+    evaluate: Callable[[OpenModel], Mapping[str, float]],
     train: Callable[[Path, float], None],
     default: Path,
 ) -> None:

@@ -7,6 +7,7 @@ installed runtime really executes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import onnx
 import onnx_ir as ir
@@ -16,7 +17,6 @@ from lwqc.backends.session import optimized_graph
 from lwqc.backends.target import Form, Lowered, illegal
 from lwqc.graph.integer_flow import integer_flow
 from lwqc.graph.sites import Site, find_sites
-from lwqc.graph.weights import is_float
 from lwqc.passes.block_quantize import BlockQuantize
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.fold_weights import FoldWeights
@@ -79,17 +79,23 @@ class CpuTarget:
                 for symmetric in ((True, False) if bits == 4 else (True,))
             ]
         # An embedding has no activation to quantize; the others compute in int8 per block.
-        activation = "none" if site.op == "Gather" or not site.ops <= _BLOCK_OPS else "dynamic"
+        activation: Literal["none", "dynamic"] = "dynamic" if site.ops <= _LINEAR else "none"
         entries = [SiteEntry(weight=f, activation=activation) for f in formats]
-        return [e for e in entries if e.weight.size_bytes(site.n, site.k) < site.float_bytes
-                and not _refused(self.form(site, e, opset))]
+        return [
+            e
+            for e in entries
+            if e.weight.size_bytes(site.n, site.k) < site.float_bytes
+            and not _refused(self.form(site, e, opset))
+        ]
 
     def lower(self, model: ir.Model, plan: Plan, weights: EncodedWeights) -> Lowered:
         """Execute the plan on a copy. Raises InputError where the plan asks the impossible."""
         lowered = model.clone()
         sites = {s.name: s for s in find_sites(lowered).sites}
         opset = lowered.opset_imports.get("", 1)
-        forms = {name: self._legal(sites, name, entry, opset) for name, entry in plan.quantize.items()}
+        forms = {
+            name: self._legal(sites, name, entry, opset) for name, entry in plan.quantize.items()
+        }
         by_form = {
             kind: {n: e for n, e in plan.quantize.items() if forms[n] in kinds}
             for kind, kinds in (
@@ -131,7 +137,9 @@ class CpuTarget:
                 wrong[site] = f"unpacked in every run by {', '.join(sorted(found))}"
             elif form != "Folded" and not (found and found <= expected):
                 chosen = ", ".join(sorted(found)) or "a float kernel"
-                wrong[site] = f"expected {' or '.join(sorted(expected))}, the runtime chose {chosen}"
+                wrong[site] = (
+                    f"expected {' or '.join(sorted(expected))}, the runtime chose {chosen}"
+                )
         return wrong
 
 
@@ -151,8 +159,10 @@ def _integer_form(site: Site, entry: SiteEntry) -> Form | str:
     if site.ops <= _LINEAR:
         return "MatMulInteger"
     if site.ops == {"Conv"}:
-        return "QLinearConv" if entry.activation == "static" else (
-            "convolutions with dynamic activations are slower than float (ConvInteger)"
+        return (
+            "QLinearConv"
+            if entry.activation == "static"
+            else ("convolutions with dynamic activations are slower than float (ConvInteger)")
         )
     return f"{'+'.join(sorted(site.ops))} has no integer kernel"
 

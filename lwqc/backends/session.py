@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -114,7 +113,7 @@ def optimized_graph(
         return onnx.load(path, load_external_data=False).graph
 
 
-class _as_source:  # noqa: N801 - used like a function
+class _as_source:
     """What InferenceSession loads: a path, bytes, or a temporary file for models over 2 GB."""
 
     def __init__(self, model: ir.Model | str | os.PathLike[str]) -> None:

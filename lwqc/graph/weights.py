@@ -74,7 +74,7 @@ def trace_weight(value: ir.Value | None) -> Weight | None:
 
 def weight_shape(weight: Weight) -> tuple[int, ...] | None:
     """Shape of the operand, computed without reading the tensor; None if a step hides it."""
-    shape = tuple(int(d) for d in weight.tensor.shape)
+    shape = static_shape(weight.tensor)
     for node in weight.steps:
         if node.op_type == "Transpose":
             perm = _ints(node, "perm") or tuple(range(len(shape)))[::-1]
@@ -85,6 +85,11 @@ def weight_shape(weight: Weight) -> tuple[int, ...] | None:
                 return None
             shape = _reshaped(shape, target.numpy())
     return shape
+
+
+def static_shape(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """Shape of a stored tensor as plain integers."""
+    return tuple(int(d) for d in tensor.shape if isinstance(d, int))
 
 
 def evaluate(weight: Weight, read: ReadArray) -> Array:
@@ -134,22 +139,24 @@ def _dequantize(node: ir.Node, array: Array, read: ReadArray) -> Array:
     scale_tensor = stored_tensor(node.inputs[1])
     if scale_tensor is None:
         raise ValueError(f"{node.name}: scale is not constant")
-    scale = read(scale_tensor)
+    stored = read(scale_tensor)
     zero_tensor = stored_tensor(node.inputs[2]) if len(node.inputs) > 2 else None
-    zero = read(zero_tensor) if zero_tensor is not None else np.zeros_like(scale, np.int32)
+    zero = read(zero_tensor).astype(np.int32) if zero_tensor is not None else np.int32(0)
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
     block = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
-    shape = [1] * array.ndim
-    if block:
-        repeat = lambda a: np.repeat(a, block, axis)[  # noqa: E731
-            tuple(slice(0, n) for n in array.shape)
-        ]
-        scale, zero = repeat(scale), repeat(zero)
-    elif scale.ndim == 1 and scale.size > 1:
-        shape[axis] = scale.size
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
-    centred = array.astype(np.int32) - zero.astype(np.int32)
-    return (centred.astype(np.float32) * scale).astype(scale.dtype)
+    centred = array.astype(np.int32) - _spread(np.asarray(zero), array.shape, axis, block)
+    scale = _spread(stored.astype(np.float32), array.shape, axis, block)
+    return np.asarray(centred * scale).astype(stored.dtype)
+
+
+def _spread(values: Array, shape: tuple[int, ...], axis: int, block: int) -> Array:
+    """Scales or zero points in a shape that broadcasts with the tensor."""
+    if block and values.ndim == len(shape):
+        cut = tuple(slice(0, n) for n in shape)
+        return np.repeat(values, block, axis)[cut]
+    if values.size > 1:
+        return values.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+    return values.reshape(())
 
 
 _STEPS: dict[str, Callable[[ir.Node, Array, ReadArray], Array]] = {

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike
 
+from lwqc.graph.weights import static_shape
+
 
 def unique_name(graph: ir.Graph, name: str) -> str:
     """`name`, or with a number appended when the graph already has it."""
@@ -22,14 +24,16 @@ def unique_name(graph: ir.Graph, name: str) -> str:
 
 def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     """Store a tensor under its own name (made unique) and return its value."""
-    name = unique_name(graph, tensor.name or "constant") if tensor.name in graph.initializers else (
-        tensor.name or unique_name(graph, "constant")
+    name = (
+        unique_name(graph, tensor.name or "constant")
+        if tensor.name in graph.initializers
+        else (tensor.name or unique_name(graph, "constant"))
     )
     tensor.name = name
     value = ir.Value(
         name=name,
         type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(static_shape(tensor)),
         const_value=tensor,
     )
     graph.register_initializer(value)

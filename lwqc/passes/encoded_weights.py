@@ -27,16 +27,13 @@ class EncodedWeights:
     into a session, once for all of its parts as long as they are asked for near one another.
     """
 
-    def __init__(
-        self, model: ir.Model, read: ReadArray, budget_bytes: int = 192 << 20
-    ) -> None:
+    def __init__(self, model: ir.Model, read: ReadArray, budget_bytes: int = 64 << 20) -> None:
         # A copy of the graph (weights are shared), since passes take the original's apart.
         self._sites = {site.name: site for site in find_sites(model.clone()).sites}
         self._read = read
         self._budget = budget_bytes
         self._cache: OrderedDict[tuple[str, str, bool], Encoded] = OrderedDict()
-        self._locks: dict[tuple[str, str, bool], threading.Lock] = {}
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()  # one weight at a time; encoding itself uses all cores
 
     def weight(self, site: str) -> NDArray[np.floating]:
         """The site's float weight [N, K]."""
@@ -45,23 +42,18 @@ class EncodedWeights:
     def get(self, site: str, entry: SiteEntry) -> Encoded:
         """The site's weight in the entry's format. Raises InputError naming the weight."""
         key = (site, str(entry.weight), entry.search)
-        with self._guard:
-            lock = self._locks.setdefault(key, threading.Lock())
-        with lock:
-            with self._guard:
-                if key in self._cache:
-                    self._cache.move_to_end(key)
-                    return self._cache[key]
-            try:
-                encoded = range_search.encode(
-                    self._sites[site].matrix(self._read), entry.weight, search=entry.search
-                )
-            except InputError as error:
-                raise InputError(f"{site}: {error}") from error
-            with self._guard:
-                self._cache[key] = encoded
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = self._encode(site, entry)
                 self._trim()
-        return encoded
+            self._cache.move_to_end(key)
+            return self._cache[key]
+
+    def _encode(self, site: str, entry: SiteEntry) -> Encoded:
+        try:
+            return range_search.encode(self.weight(site), entry.weight, search=entry.search)
+        except InputError as error:
+            raise InputError(f"{site}: {error}") from error
 
     def lazy(
         self,

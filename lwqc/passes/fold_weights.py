@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.sites import Site, find_sites
-from lwqc.passes.edit import add_constant, add_initializer, float_type, insert_before
+from lwqc.passes.edit import add_constant, add_initializer, float_type
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import SiteEntry
 from lwqc.quant.grid import pack
@@ -42,9 +42,7 @@ class FoldWeights(ir.passes.InPlacePass):
             modified = True
         return ir.passes.PassResult(model, modified)
 
-    def _unpacked(
-        self, graph: ir.Graph, site: Site, entry: SiteEntry
-    ) -> Mapping[bool, ir.Value]:
+    def _unpacked(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> Mapping[bool, ir.Value]:
         """The weight as its uses see it (by `Use.transposed`), computed from stored codes."""
         fmt, first = entry.weight, _first_node(graph)
         block, blocks = fmt.block or site.k, fmt.blocks(site.k)
@@ -120,20 +118,17 @@ class _Builder:
         self._graph, self._anchor, self._prefix = graph, anchor, prefix
         self._count = 0
 
-    def op(
-        self, op_type: str, inputs: Sequence[ir.Value], **attributes: int | str
-    ) -> ir.Value:
+    def op(self, op_type: str, inputs: Sequence[ir.Value], **attributes: int | str) -> ir.Value:
         self._count += 1
-        name = f"{self._prefix}/unpack{self._count}"
-        node = ir.node(op_type, inputs, attributes, name=name)
-        node.outputs[0].name = f"{name}_out"
+        node = ir.node(op_type, inputs, attributes)
+        node.outputs[0].name = f"{self._prefix}/{self._count}"
         self._graph.insert_before(self._anchor, node)
         return node.outputs[0]
 
     def constant(self, values: Sequence[int]) -> ir.Value:
         self._count += 1
         return add_constant(
-            self._graph, f"{self._prefix}/unpack{self._count}_shape", np.array(values, np.int64)
+            self._graph, f"{self._prefix}/{self._count}", np.array(values, np.int64)
         )
 
     def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
@@ -170,8 +165,7 @@ class _Builder:
 
     def _shift(self, by: int) -> ir.Value:
         self._count += 1
-        name = f"{self._prefix}/unpack{self._count}_shift"
-        return add_constant(self._graph, name, np.array([by], np.uint8))
+        return add_constant(self._graph, f"{self._prefix}/{self._count}", np.array([by], np.uint8))
 
 
 def _first_node(graph: ir.Graph) -> ir.Node:

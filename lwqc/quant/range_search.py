@@ -7,7 +7,8 @@ one with the least error is kept: never worse than the plain min/max grid, which
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ SHRINK = {
     4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.74),
     8: (1.0, 0.96, 0.92),
 }
-_TILE = 1 << 17  # values per tile: a few float32 copies of it stay in the second-level cache
+_TILE = 1 << 18  # values per tile: a few float32 copies of it stay in the second-level cache
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -40,42 +41,31 @@ def encode(weight: NDArray[np.floating], fmt: WeightFormat, *, search: bool = Tr
     codes = np.empty((n, blocks, block), np.uint8)
     scale = np.empty((n, blocks), np.float32)
     zero = np.empty((n, blocks), np.uint8)
-    for rows, cols, tile in _tiles(weight, block):
-        q, s, z = _fit(tile, fmt, SHRINK[fmt.bits] if search else (1.0,))
-        shape = (rows.stop - rows.start, cols.stop - cols.start)
-        codes[rows, cols] = q.T.reshape(*shape, block)
-        scale[rows, cols], zero[rows, cols] = s.reshape(shape), z.reshape(shape)
+    shrink = SHRINK[fmt.bits] if search else (1.0,)
+
+    def fill(rows: slice) -> None:
+        tile = _tile(weight[rows], blocks, block)
+        q, s, z = _fit(tile, fmt, shrink)
+        codes[rows] = q.reshape(block, blocks, -1).transpose(2, 1, 0)
+        scale[rows], zero[rows] = s.reshape(blocks, -1).T, z.reshape(blocks, -1).T
+
+    step = max(1, _TILE // (blocks * block))
+    parts = [slice(r, min(n, r + step)) for r in range(0, n, step)]
+    if len(parts) == 1:
+        fill(parts[0])
+    else:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the lock
+            list(pool.map(fill, parts))
     return Encoded(fmt, codes, scale, zero, k)
 
 
-def _tiles(weight: NDArray[np.floating], block: int) -> Iterator[tuple[slice, slice, Float]]:
-    """Yield (rows of N, blocks of K, values [block, rows * blocks]) covering the weight."""
-    n, k = weight.shape
-    blocks = -(-k // block)
-    if weight.strides[0] < weight.strides[1]:  # stored [K, N]: a block row is contiguous
-        step = max(1, _TILE // block)
-        for b in range(blocks):
-            for r in range(0, n, step):
-                part = weight[r : r + step, b * block : (b + 1) * block].T
-                yield slice(r, min(n, r + step)), slice(b, b + 1), _padded(part, block)
-        return
-    step = max(1, _TILE // (blocks * block))
-    for r in range(0, n, step):
-        rows = weight[r : r + step]
-        if k % block:
-            rows = np.pad(rows, ((0, 0), (0, blocks * block - k)))
-        yield (
-            slice(r, r + len(rows)),
-            slice(0, blocks),
-            np.ascontiguousarray(rows.reshape(-1, block).T, np.float32),
-        )
-
-
-def _padded(part: NDArray[np.floating], block: int) -> Float:
-    """Return [block, m] float32, zero rows added below."""
-    values = np.zeros((block, part.shape[1]), np.float32)
-    values[: len(part)] = part
-    return values
+def _tile(rows: NDArray[np.floating], blocks: int, block: int) -> Float:
+    """Some output channels [r, k], stored either way, as columns of blocks [block, blocks * r]."""
+    r, k = rows.shape
+    if k < blocks * block:
+        rows = np.pad(rows, ((0, 0), (0, blocks * block - k)))
+    tile = rows.T.reshape(blocks, block, r).transpose(1, 0, 2)
+    return np.ascontiguousarray(tile, np.float32).reshape(block, blocks * r)
 
 
 def _fit(w: Float, fmt: WeightFormat, shrink: tuple[float, ...]) -> tuple[Codes, Float, Codes]:
@@ -84,35 +74,37 @@ def _fit(w: Float, fmt: WeightFormat, shrink: tuple[float, ...]) -> tuple[Codes,
     start, zero = _start(w, fmt)
     if not np.isfinite(start).all():
         raise InputError("weight holds NaN or infinity; it cannot be quantized")
+    # 8-bit symmetric codes stay within +-127: -128 saturates in some int8 kernels, gains nothing.
+    lowest = 1 if fmt.symmetric and fmt.bits == 8 else 0
+    if fmt.symmetric:
+        low: Float | float = lowest - 2.0 ** (fmt.bits - 1)
+        high: Float | float = levels - 2.0 ** (fmt.bits - 1)
+    else:
+        low, high = -zero, levels - zero
     best_gain = np.full(w.shape[1], -1.0, np.float32)
     best = start.copy()
-    # 8-bit symmetric codes stay within +-127: -128 saturates in some int8 kernels, gains nothing.
-    low, high = (1 if fmt.symmetric and fmt.bits == 8 else 0) - zero, levels - zero
-    d, buffer = np.empty_like(w), np.empty_like(w)
+    d = np.empty_like(w)
     for fraction in shrink:
-        # A denormal block has no inverse scale; it is stored as zeros.
         scale = start * np.float32(fraction)
-        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > 1e-37)
-        _round(w, inverse, low, high, d)
-        wd = np.multiply(w, d, out=buffer).sum(axis=0)
-        dd = np.multiply(d, d, out=buffer).sum(axis=0)
+        _round(w, scale, low, high, d)
+        wd, dd = np.einsum("ij,ij->j", w, d), np.einsum("ij,ij->j", d, d)
         fitted = np.divide(wd, dd, out=scale, where=dd > 0)
         gain = wd * fitted  # <w, d>^2 / <d, d>
         better = gain > best_gain
         best_gain[better], best[better] = gain[better], fitted[better]
     best = _stored(best, fmt)
-    inverse = np.divide(1, best, out=np.zeros_like(best), where=np.abs(best) > 1e-37)
-    _round(w, inverse, low, high, d)
+    _round(w, best, low, high, d)
     d += zero
     return d.astype(np.uint8), best, zero.astype(np.uint8)
 
 
-def _round(w: Float, inverse: Float, low: Float, high: Float, out: Float) -> None:
-    """out = clip(round(w * inverse), low, high), column by column."""
+def _round(w: Float, scale: Float, low: Float | float, high: Float | float, out: Float) -> None:
+    """out = clip(round(w / scale), low, high), column by column."""
+    # A denormal block has no inverse scale; it is stored as zeros.
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > 1e-37)
     np.multiply(w, inverse, out=out)
     np.rint(out, out=out)
-    np.maximum(out, low, out=out)
-    np.minimum(out, high, out=out)
+    np.clip(out, low, high, out=out)
 
 
 def _start(w: Float, fmt: WeightFormat) -> tuple[Float, Float]:

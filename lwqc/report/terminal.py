@@ -28,8 +28,11 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
     if report.divergence:
         console.print(divergence_table(report.divergence))
         if report.data_kind == "random":
-            console.print("measured on random data: give real data with --data for numbers "
-                          "that mean something", style="yellow")
+            console.print(
+                "measured on random data: give real data with --data for numbers "
+                "that mean something",
+                style="yellow",
+            )
     if details:
         console.print(site_table(report.sites))
     print_left_alone(report.sites, report.skipped, console)
@@ -53,8 +56,12 @@ def _summary(report: Report) -> Table:
     before, after = report.latency_before, report.latency_after
     if before is not None and after is not None:
         table.add_row(
-            "latency", latency_text(before), latency_text(after), f"{report.speedup:.2f}x faster"
-            if report.speedup and report.speedup >= 1 else f"{1 / (report.speedup or 1):.2f}x slower"
+            "latency",
+            latency_text(before),
+            latency_text(after),
+            f"{report.speedup:.2f}x faster"
+            if report.speedup and report.speedup >= 1
+            else f"{1 / (report.speedup or 1):.2f}x slower",
         )
     if report.metric and report.metric_before is not None and report.metric_after is not None:
         table.add_row(
@@ -106,9 +113,7 @@ def site_table(rows: Iterable[SiteRow]) -> Table:
     return table
 
 
-def print_left_alone(
-    rows: Sequence[SiteRow], skipped: Sequence[Skipped], console: Console
-) -> None:
+def print_left_alone(rows: Sequence[SiteRow], skipped: Sequence[Skipped], console: Console) -> None:
     """Everything that could have been compressed further and was not, grouped by reason."""
     kept = [r for r in rows if r.reason]
     if kept:

@@ -26,14 +26,22 @@ def choose(options: Sequence[Sequence[Option]], budget: float) -> list[int] | No
 
     None when even the cheapest options exceed the budget.
     """
-    return _solve(options, [[o.error for o in item] for item in options],
-                  [[o.cost for o in item] for item in options], budget)
+    return _solve(
+        options,
+        [[o.error for o in item] for item in options],
+        [[o.cost for o in item] for item in options],
+        budget,
+    )
 
 
 def cheapest(options: Sequence[Sequence[Option]], max_error: float) -> list[int] | None:
     """Index of one option per item with the least total cost and total error <= max_error."""
-    return _solve(options, [[o.cost for o in item] for item in options],
-                  [[o.error for o in item] for item in options], max_error)
+    return _solve(
+        options,
+        [[o.cost for o in item] for item in options],
+        [[o.error for o in item] for item in options],
+        max_error,
+    )
 
 
 def _solve(
@@ -46,10 +54,10 @@ def _solve(
     kept = [_undominated(v, w) for v, w in zip(value, weight, strict=True)]
     if any(not item for item in kept):
         return None
-    lightest = [min(item, key=lambda i, w=w: w[i]) for item, w in zip(kept, weight, strict=True)]
+    lightest = [min(item, key=w.__getitem__) for item, w in zip(kept, weight, strict=True)]
     if math.fsum(w[i] for w, i in zip(weight, lightest, strict=True)) > limit:
         return None
-    best = [min(item, key=lambda i, v=v: v[i]) for item, v in zip(kept, value, strict=True)]
+    best = [min(item, key=v.__getitem__) for item, v in zip(kept, value, strict=True)]
     if math.fsum(w[i] for w, i in zip(weight, best, strict=True)) <= limit:
         return best
     picked = _milp(kept, value, weight, limit)
@@ -93,7 +101,7 @@ def _milp(
             LinearConstraint(one_each, 1, 1),
             LinearConstraint(csr_array(extra[None, :]), -np.inf, 1.0),
         ],
-        integrality=np.ones(len(owner)),
+        integrality=np.ones(len(owner), np.int64),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 0.0},
     )

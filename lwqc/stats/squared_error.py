@@ -14,9 +14,8 @@ from lwqc.stats.histogram import HalfCounts
 
 Float = NDArray[np.float64]
 
-_SHRINK: Float = np.float64(0.93) ** np.arange(
-    80, dtype=np.float64
-)  # candidates down to 0.3 % of the observed extreme
+# Candidates from the observed extreme down to 0.3 % of it.
+_SHRINK: Float = np.float64(0.93) ** np.arange(80, dtype=np.float64)
 _REFINED = 9  # candidates per side between the neighbours of the best one
 
 

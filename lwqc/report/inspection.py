@@ -1,0 +1,54 @@
+"""The result of `lwqc inspect` as tables."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from lwqc.graph.cost import total
+from lwqc.inspection import Inspection
+from lwqc.report.terminal import print_left_alone, size_text
+
+
+def print_inspection(found: Inspection, console: Console, *, sites: bool, cost: bool) -> None:
+    """Print a summary and the tables asked for."""
+    summed = total(found.costs)
+    console.print(f"{found.name}: {size_text(found.size_bytes)}, opset {found.opset}")
+    for label, values in (("inputs", found.inputs), ("outputs", found.outputs)):
+        console.print(f"{label}: {'; '.join(values)}", markup=False)
+    macs = f"{summed.macs:,} MACs" if summed.macs else "MACs unknown"
+    console.print(f"{summed.parameters:,} parameters, {macs}; shapes {found.shapes}")
+    if sites:
+        console.print(_site_table(found))
+    if cost:
+        console.print(_cost_table(found))
+    print_left_alone([], found.sites.skipped, console)
+
+
+def _site_table(found: Inspection) -> Table:
+    table = Table(title="Quantizable sites", title_justify="left")
+    for column in ("site", "operators", "shape", "outputs x inputs", "bytes", "uses"):
+        table.add_column(column)
+    for site in found.sites.sites:
+        table.add_row(
+            site.name,
+            "+".join(sorted(site.ops)),
+            "x".join(map(str, site.shape)),
+            f"{site.n} x {site.k}",
+            size_text(site.float_bytes),
+            str(len(site.uses)),
+        )
+    return table
+
+
+def _cost_table(found: Inspection) -> Table:
+    table = Table(title="Cost per node", title_justify="left")
+    for column in ("node", "operator", "parameters", "bytes", "MACs"):
+        table.add_column(column, justify="left" if column in ("node", "operator") else "right")
+    for row in found.costs:
+        if row.parameters or row.macs:
+            macs = "unknown" if row.macs is None else f"{row.macs:,}"
+            table.add_row(
+                row.name, row.op, f"{row.parameters:,}", size_text(row.weight_bytes), macs
+            )
+    return table

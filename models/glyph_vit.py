@@ -1,0 +1,74 @@
+"""A vision transformer (Dosovitskiy et al. 2021) for glyphs, packed and biased QKV."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.glyph_images import CHARACTERS
+from models.glyph_training import main
+
+WIDTH, HEADS, LAYERS, HIDDEN = 96, 4, 6, 256
+
+
+class Attention(nn.Module):
+    """Self-attention with one projection for query, key and value."""
+
+    def __init__(self) -> None:
+        """Projections with bias."""
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [batch, tokens, WIDTH]."""
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+        y = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        return self.out(y.transpose(1, 2).reshape(batch, tokens, WIDTH))  # type: ignore[no-any-return]
+
+
+class Layer(nn.Module):
+    """Attention and a two-layer perceptron, normalised first."""
+
+    def __init__(self) -> None:
+        """GELU between the two linear layers."""
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(WIDTH), Attention()
+        self.norm2 = nn.LayerNorm(WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [batch, tokens, WIDTH]."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class VisionTransformer(nn.Module):
+    """Overlapping 8x8 patches every 4 pixels, a class token, six layers."""
+
+    def __init__(self) -> None:
+        """Positions are learned."""
+        super().__init__()
+        self.patches = nn.Conv2d(1, WIDTH, 8, 4, 2)
+        self.token = nn.Parameter(torch.zeros(1, 1, WIDTH))
+        self.positions = nn.Parameter(torch.randn(1, 65, WIDTH) * 0.02)
+        self.layers = nn.Sequential(*[Layer() for _ in range(LAYERS)])
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, len(CHARACTERS))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: [batch, 1, 32, 32] -> [batch, classes]."""
+        x = self.patches(image).flatten(2).transpose(1, 2)
+        x = torch.cat((self.token.expand(x.shape[0], -1, -1), x), 1) + self.positions
+        return self.head(self.norm(self.layers(x))[:, 0])  # type: ignore[no-any-return]
+
+
+def network() -> nn.Module:
+    """The model."""
+    return VisionTransformer()
+
+
+if __name__ == "__main__":
+    main("glyph_vit", network, steps=2400, rate=2e-3)
