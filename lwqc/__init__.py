@@ -1,1 +1,28 @@
-"""Compile ONNX models to smaller and faster ones."""
+"""lwqc compiles ONNX models to smaller and faster ones for stock ONNX Runtime."""
+
+from lwqc.api import apply, bench, compress, inspect, plan, quantize, verify
+from lwqc.compress import Compressed
+from lwqc.errors import ConstraintError, InputError, LwqcError
+from lwqc.io import load, save
+from lwqc.plan import Plan
+from lwqc.recipe import Recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Compressed",
+    "ConstraintError",
+    "InputError",
+    "LwqcError",
+    "Plan",
+    "Recipe",
+    "apply",
+    "bench",
+    "compress",
+    "inspect",
+    "load",
+    "plan",
+    "quantize",
+    "save",
+    "verify",
+]

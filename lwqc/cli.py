@@ -26,7 +26,7 @@ from lwqc.errors import InputError, LwqcError
 from lwqc.goals import Goals, parse_latency, parse_size
 from lwqc.measure import latencies
 from lwqc.plan import Plan
-from lwqc.recipe import Recipe, named
+from lwqc.recipe import Recipe, named, uniform_recipe
 from lwqc.report.terminal import divergence_table, latency_text, print_report, size_text
 from lwqc.workspace import Workspace, data_files
 
@@ -143,24 +143,11 @@ def quantize(
 
 
 def _quantize_recipe(bits: str, activations: str, ranges: str) -> Recipe:
-    if activations not in ("none", "dynamic", "static"):
-        raise InputError(f"--activations {activations}: expected none, dynamic or static")
-    if ranges not in ("minmax", "percentile", "mse", "entropy"):
-        raise InputError(f"--ranges {ranges}: expected minmax, percentile, mse or entropy")
     if bits == "mixed":
-        return Recipe(name="quantize-mixed", description="", allocator="knapsack")
-    if bits not in ("2", "4", "8"):
+        return Recipe(name="mixed", description="", allocator="knapsack")
+    if not bits.isdigit():
         raise InputError(f"--bits {bits}: expected 8, 4, 2 or mixed")
-    return Recipe.model_validate(
-        {
-            "name": f"quantize-{bits}-{activations}",
-            "description": "",
-            "allocator": "uniform",
-            "bits": int(bits),
-            "activations": activations,
-            "ranges": ranges,
-        }
-    )
+    return uniform_recipe(int(bits), activations, ranges)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,15 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def detached(model: ir.Model) -> ir.Model:
+    """The model with every external weight read into memory, for when its files will go."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _in_memory(value.const_value)
+    return model
+
+
 @contextlib.contextmanager
 def _weightless(model: ir.Model) -> Iterator[None]:
     """Take the weights out of the model for the duration."""
@@ -433,16 +443,24 @@ def serialized_bytes(model: ir.Model) -> int:
 def model_digest(model: ir.Model) -> str:
     """sha256 of graph and weights, the same for inline and external storage."""
     digest = hashlib.sha256()
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is not None:
-                digest.update(f"{value.name}:{tensor.dtype.name}:{list(tensor.shape)}".encode())
-                for chunk in _chunks(tensor):
-                    digest.update(chunk)
+    values = [v for g in model.graphs() for v in g.initializers.values()]
+    with ThreadPoolExecutor() as pool:  # hashing and reading release the lock
+        for found in pool.map(_tensor_digest, values):
+            digest.update(found)
     with _weightless(model):
         digest.update(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
     return digest.hexdigest()
+
+
+def _tensor_digest(value: ir.Value) -> bytes:
+    tensor = value.const_value
+    if tensor is None:
+        return b""
+    label = f"{value.name}:{tensor.dtype.name}:{static_shape(tensor)}"
+    digest = hashlib.sha256(label.encode())
+    for chunk in _chunks(tensor):
+        digest.update(chunk)
+    return digest.digest()
 
 
 def _chunks(tensor: ir.TensorProtocol) -> Iterator[bytes]:

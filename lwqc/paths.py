@@ -31,8 +31,7 @@ def external_file(model: Path, label: str, location: str) -> Path:
     except (OSError, RuntimeError) as error:  # a name too long, a loop of links
         raise InputError(f"{label}: its data file {location[:80]!r} cannot be opened") from error
     raise InputError(
-        f"{label}: its data file {model.parent / relative} does not exist; "
-        f"copy it beside the model"
+        f"{label}: its data file {model.parent / relative} does not exist; copy it beside the model"
     )
 
 

@@ -91,14 +91,17 @@ def _wishes(
 
 
 def _first_legal(work: Workspace, site: Site, wishes: Iterator[SiteEntry]) -> SiteEntry | str:
-    if site.size < MIN_WEIGHTS:
-        return f"has only {site.size} weights"
     reason = "no format was asked for"
     for wish in wishes:
+        if site.size < MIN_WEIGHTS and wish.activation == "none":
+            return f"has only {site.size} weights"
         form = work.target.form(site, wish, work.opset)
         if work.target.refuses(form):
             reason = form
-        elif wish.weight.size_bytes(site.n, site.k) >= site.float_bytes:
+        elif (
+            wish.activation == "none"
+            and wish.weight.size_bytes(site.n, site.k) >= site.float_bytes
+        ):
             reason = f"{wish.weight} would not be smaller"
         else:
             return wish

@@ -60,6 +60,28 @@ def find(name_or_path: str) -> Recipe:
     raise InputError(f"recipe {name_or_path!r} is not known; expected a .toml file or {known}")
 
 
+def uniform_recipe(bits: int, activations: str, ranges: str) -> Recipe:
+    """One format for all sites. Raises InputError for values outside the schema."""
+    for option, value, known in (
+        ("bits", bits, (2, 4, 8)),
+        ("activations", activations, ("none", "dynamic", "static")),
+        ("ranges", ranges, ("minmax", "percentile", "mse", "entropy")),
+    ):
+        if value not in known:
+            expected = ", ".join(map(str, known))
+            raise InputError(f"--{option} {value}: expected one of {expected}")
+    return Recipe.model_validate(
+        {
+            "name": f"w{bits}-{activations}",
+            "description": "one format for all sites",
+            "allocator": "uniform",
+            "bits": bits,
+            "activations": activations,
+            "ranges": ranges,
+        }
+    )
+
+
 def _parse(text: str, label: str) -> Recipe:
     try:
         return Recipe.model_validate(tomllib.loads(text))

@@ -164,7 +164,9 @@ def _is_external(label: str, tensor: onnx.TensorProto) -> bool:
     external = tensor.data_location == onnx.TensorProto.EXTERNAL
     if dtype is ir.DataType.STRING:
         if external or tensor.HasField("raw_data") or len(tensor.string_data) != count:
-            raise InputError(f"{label}: has {len(tensor.string_data)} strings, {dims} needs {count}")
+            raise InputError(
+                f"{label}: has {len(tensor.string_data)} strings, {dims} needs {count}"
+            )
     elif not external:
         _check_inline(label, tensor, dtype, count)
     return external

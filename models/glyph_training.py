@@ -27,7 +27,7 @@ def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
     ]
     if matrices:
-        found.append(torch.optim.Muon(matrices, lr=0.015, weight_decay=0.02))
+        found.append(torch.optim.Muon(matrices, lr=0.02, weight_decay=0.02))
     return found
 
 

@@ -141,12 +141,14 @@ def _dequantize(node: ir.Node, array: Array, read: ReadArray) -> Array:
         raise ValueError(f"{node.name}: scale is not constant")
     stored = read(scale_tensor)
     zero_tensor = stored_tensor(node.inputs[2]) if len(node.inputs) > 2 else None
-    zero = read(zero_tensor).astype(np.int32) if zero_tensor is not None else np.int32(0)
+    zero = np.zeros((), np.int32)
+    if zero_tensor is not None:
+        zero = read(zero_tensor).astype(np.int32)
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
     block = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
-    centred = array.astype(np.int32) - _spread(np.asarray(zero), array.shape, axis, block)
+    centred: Array = array.astype(np.int32) - _spread(zero, array.shape, axis, block)  # type: ignore[operator]
     scale = _spread(stored.astype(np.float32), array.shape, axis, block)
-    return np.asarray(centred * scale).astype(stored.dtype)
+    return np.asarray(centred * scale).astype(stored.dtype)  # type: ignore[operator]
 
 
 def _spread(values: Array, shape: tuple[int, ...], axis: int, block: int) -> Array:

@@ -1,0 +1,174 @@
+"""The Python API; the command line is a thin layer over the same functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc import io
+from lwqc.backends.session import Session
+from lwqc.compress import (
+    Compressed,
+    Progress,
+    apply_plan,
+    compress_workspace,
+    make_plan,
+    open_workspace,
+)
+from lwqc.errors import InputError
+from lwqc.goals import Goals, parse_latency, parse_size
+from lwqc.inspection import Inspection, inspect_model
+from lwqc.measure import Latency, latencies
+from lwqc.plan import Plan
+from lwqc.recipe import Recipe, uniform_recipe
+from lwqc.stats.divergence import Divergence
+from lwqc.workspace import Workspace
+
+Data = str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None
+Source = Any  # a path, an onnx_ir.Model, an onnx.ModelProto, or a torch module
+
+
+def compress(
+    source: Source,
+    *,
+    target: str = "cpu",
+    data: Data = None,
+    metric: str | Callable[..., float] | None = None,
+    recipe: str | Recipe = "auto",
+    max_size: str | float | None = None,
+    max_latency: str | float | None = None,
+    avg_bits: float | None = None,
+    max_drop: float | None = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    shapes: Mapping[str, int] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Compressed:
+    """Compress a model: the fastest within 1 % loss, or the best within a budget.
+
+    source: path, `onnx_ir.Model`, `onnx.ModelProto`, or a torch module with `example_inputs`.
+    data: as `--data`, or an iterable of feeds (input name -> array). metric: `module:function` or
+        a callable that gets `run(feeds) -> outputs` and returns a number; a callable with the
+        attribute `higher_is_better = False` is a loss.
+    max_size: 0.25 (of the original) or "20MB". max_latency: 0.5 or "8ms". avg_bits: stored bits
+        per weight. max_drop: of the metric, else of 1 - mean cosine of the outputs.
+
+    Returns the compressed model; `save` writes it, measures the file and returns the report.
+    Raises InputError, in one line, for anything wrong with the arguments, model or data.
+    """
+    goals = Goals(parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop)
+    work = _workspace(
+        source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
+        shapes=shapes, seed=seed, progress=progress,
+    )  # fmt: skip
+    return compress_workspace(work, goals, recipe)
+
+
+def quantize(
+    source: Source,
+    *,
+    bits: Literal[2, 4, 8] = 8,
+    activations: Literal["none", "dynamic", "static"] = "none",
+    ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse",
+    target: str = "cpu",
+    data: Data = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    shapes: Mapping[str, int] | None = None,
+) -> Compressed:
+    """Quantize every site alike, where the target has a kernel for it. See `compress`."""
+    work = _workspace(
+        source, example_inputs, dynamic_shapes, target=target, data=data, shapes=shapes
+    )
+    return compress_workspace(work, Goals(), uniform_recipe(bits, activations, ranges))
+
+
+def plan(
+    source: Source,
+    *,
+    target: str = "cpu",
+    data: Data = None,
+    metric: str | Callable[..., float] | None = None,
+    recipe: str | Recipe = "auto",
+    max_size: str | float | None = None,
+    max_latency: str | float | None = None,
+    avg_bits: float | None = None,
+    max_drop: float | None = None,
+    shapes: Mapping[str, int] | None = None,
+) -> Plan:
+    """Decide as `compress` does, without executing anything."""
+    goals = Goals(parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop)
+    work = _workspace(source, None, None, target=target, data=data, metric=metric, shapes=shapes)
+    return make_plan(work, goals, recipe)
+
+
+def apply(source: Source, plan: Plan, *, data: Data = None) -> Compressed:
+    """Execute a plan. Raises InputError when the plan is for another model."""
+    return apply_plan(_workspace(source, None, None, target=plan.target, data=data), plan)
+
+
+def inspect(source: Source, *, shapes: Mapping[str, int] | None = None) -> Inspection:
+    """Sites, skipped tensors and costs of a model."""
+    return inspect_model(_model(source, None, None), dims=shapes)
+
+
+def verify(
+    original: Source,
+    candidate: Source,
+    *,
+    data: Data = None,
+    shapes: Mapping[str, int] | None = None,
+) -> dict[str, Divergence]:
+    """Divergence of each output of `candidate` from `original` on the same data."""
+    work = _workspace(original, None, None, data=data, shapes=shapes)
+    return work.divergence(_session(candidate, "candidate"))
+
+
+def bench(
+    *models: Source,
+    data: Data = None,
+    shapes: Mapping[str, int] | None = None,
+    seconds: float = 2.0,
+) -> list[Latency]:
+    """Time models side by side on the first feeds of `data`, alternating their order."""
+    if not models:
+        raise InputError("bench needs at least one model")
+    work = _workspace(models[0], None, None, data=data, shapes=shapes)
+    sessions: Sequence[Session] = [_session(m, f"model {i}") for i, m in enumerate(models)]
+    return latencies(sessions, work.data.first(), seconds)
+
+
+def _session(source: Source, label: str) -> Session:
+    return Session(_model(source, None, None), label=label)
+
+
+def _workspace(
+    source: Source, example_inputs: Any, dynamic_shapes: Any, **options: Any
+) -> Workspace:
+    if isinstance(source, (str, os.PathLike)):
+        return open_workspace(source, **options)
+    return open_workspace(_model(source, example_inputs, dynamic_shapes), **options)
+
+
+def _model(source: Source, example_inputs: Any, dynamic_shapes: Any) -> ir.Model:
+    if isinstance(source, ir.Model):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return io.load(source)
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(source).__mro__}
+    if any(k.endswith(".ModelProto") for k in kinds):
+        return ir.serde.deserialize_model(source)
+    if "torch.nn.modules.module.Module" in kinds:
+        if example_inputs is None:
+            raise InputError("a torch module needs example_inputs")
+        from lwqc.frontends.torch import export
+
+        return export(source, example_inputs, dynamic_shapes=dynamic_shapes)
+    raise InputError(
+        f"a {type(source).__name__} is no model; expected a path, an ONNX model or a torch module"
+    )

@@ -1,0 +1,1 @@
+"""Bridges to other tools that edit ONNX models."""
