@@ -39,7 +39,9 @@ def build(path: Path) -> int:
         values = (rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)).tobytes()
         file.write(values)
         tensor = TensorProto(
-            name=name, data_type=TensorProto.FLOAT, dims=shape,
+            name=name,
+            data_type=TensorProto.FLOAT,
+            dims=shape,
             data_location=TensorProto.EXTERNAL,
         )
         for key, value in (("location", data.name), ("offset", offset), ("length", len(values))):
@@ -50,8 +52,9 @@ def build(path: Path) -> int:
         return name
 
     with data.open("wb") as file:
-        nodes.append(helper.make_node("Gather", [weight("embed", (VOCABULARY, WIDTH), file), "ids"],
-                                      ["x0"]))
+        nodes.append(
+            helper.make_node("Gather", [weight("embed", (VOCABULARY, WIDTH), file), "ids"], ["x0"])
+        )
         ones = helper.make_tensor("ones", TensorProto.FLOAT, [WIDTH], np.ones(WIDTH, np.float32))
         initializers.append(ones)
         for i in range(LAYERS):
@@ -66,8 +69,10 @@ def build(path: Path) -> int:
             nodes.append(helper.make_node("MatMul", [f"a{i}", w], [f"o{i}"]))
             nodes.append(helper.make_node("Add", [x, f"o{i}"], [f"y{i}"]))
             nodes.append(helper.make_node("LayerNormalization", [f"y{i}", "ones"], [f"m{i}"]))
-            up, down = (weight(f"l{i}.up", (WIDTH, HIDDEN), file),
-                        weight(f"l{i}.down", (HIDDEN, WIDTH), file))
+            up, down = (
+                weight(f"l{i}.up", (WIDTH, HIDDEN), file),
+                weight(f"l{i}.down", (HIDDEN, WIDTH), file),
+            )
             nodes.append(helper.make_node("MatMul", [f"m{i}", up], [f"u{i}"]))
             nodes.append(helper.make_node("Relu", [f"u{i}"], [f"r{i}"]))
             nodes.append(helper.make_node("MatMul", [f"r{i}", down], [f"d{i}"]))
@@ -75,7 +80,8 @@ def build(path: Path) -> int:
         head = weight("head", (WIDTH, VOCABULARY), file)
         nodes.append(helper.make_node("MatMul", [f"x{LAYERS}", head], ["logits"]))
     graph = helper.make_graph(
-        nodes, "decoder",
+        nodes,
+        "decoder",
         [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "seq"])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "seq", VOCABULARY])],
         initializers,
@@ -85,10 +91,32 @@ def build(path: Path) -> int:
     return count
 
 
-LWQC = [sys.executable, "-m", "lwqc.cli", "quantize", "{model}", "-o", "{out}", "--bits", "4",
-        "--no-verify", "--external-data"]
-ORT = [sys.executable, "-m", "onnxruntime.quantization.matmul_nbits_quantizer", "--input_model",
-       "{model}", "--output_model", "{out}", "--block_size", "32", "--bits", "4"]
+LWQC = [
+    sys.executable,
+    "-m",
+    "lwqc.cli",
+    "quantize",
+    "{model}",
+    "-o",
+    "{out}",
+    "--bits",
+    "4",
+    "--no-verify",
+    "--external-data",
+]
+ORT = [
+    sys.executable,
+    "-m",
+    "onnxruntime.quantization.matmul_nbits_quantizer",
+    "--input_model",
+    "{model}",
+    "--output_model",
+    "{out}",
+    "--block_size",
+    "32",
+    "--bits",
+    "4",
+]
 
 
 def run(command: list[str], model: Path, out: Path) -> tuple[float, float, float]:
@@ -125,8 +153,10 @@ def main() -> None:
             seconds, peak, size = np.median(np.array(found), axis=0)
             print(f"| {name} | {seconds:.1f} | {peak:.0f} | {size:.0f} |")
         first, second = (np.median(np.array(rows[n]), axis=0) for n in ("lwqc", "onnxruntime"))
-        print(f"\n{second[0] / first[0]:.2f} times faster, {second[1] / first[1]:.2f} times less "
-              f"memory; onnxruntime leaves the embedding in float")
+        print(
+            f"\n{second[0] / first[0]:.2f} times faster, {second[1] / first[1]:.2f} times less "
+            f"memory; onnxruntime leaves the embedding in float"
+        )
 
 
 if __name__ == "__main__":

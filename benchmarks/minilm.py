@@ -61,8 +61,14 @@ def ort_static_matmul(model: Path, out: Path) -> None:
     stored = {i.name for i in proto.graph.initializer}
     nodes = [n.name for n in proto.graph.node if n.op_type == "MatMul" and n.input[1] in stored]
     quantize_static(
-        model, out, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_quantize=nodes,
+        model,
+        out,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_quantize=nodes,
     )
 
 
@@ -70,8 +76,9 @@ def ort_nbits(bits: int) -> Callable[[Path, Path], None]:
     def run(model: Path, out: Path) -> None:
         import onnx
 
-        quantizer = MatMulNBitsQuantizer(onnx.load(model), bits=bits, block_size=32,
-                                         accuracy_level=4)
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(model), bits=bits, block_size=32, accuracy_level=4
+        )
         quantizer.process()
         quantizer.model.save_model_to_file(str(out))
 
@@ -111,25 +118,26 @@ def feeds(batch: int, length: int) -> dict[str, np.ndarray]:
 
 
 def latencies(files: dict[str, Path], rounds: int) -> dict[str, list[float]]:
-    """Median milliseconds per shape for each model; the models take turns, in changing order."""
-    sessions = {name: session(path) for name, path in files.items()}
-    found: dict[str, list[float]] = {name: [] for name in files}
-    for shape in SHAPES:
-        values = feeds(*shape)
-        times: dict[str, list[float]] = {name: [] for name in files}
-        order = list(files)
+    """Median milliseconds per shape for each model.
+
+    One session at a time, so that no idle thread pool disturbs another; the models take turns,
+    in alternating order.
+    """
+    times: dict[str, list[list[float]]] = {name: [[] for _ in SHAPES] for name in files}
+    order = list(files)
+    for _ in range(rounds):
         for name in order:
-            for _ in range(3):
-                sessions[name].run(None, values)
-        for _ in range(rounds):
-            for name in order:
-                start = time.perf_counter()
-                sessions[name].run(None, values)
-                times[name].append(1e3 * (time.perf_counter() - start))
-            order.reverse()
-        for name in files:
-            found[name].append(statistics.median(times[name]))
-    return found
+            model = session(files[name])
+            for i, shape in enumerate(SHAPES):
+                values = feeds(*shape)
+                for run in range(12):
+                    start = time.perf_counter()
+                    model.run(None, values)
+                    if run >= 3:
+                        times[name][i].append(1e3 * (time.perf_counter() - start))
+            del model
+        order.reverse()
+    return {name: [statistics.median(t) for t in found] for name, found in times.items()}
 
 
 def embeddings(path: Path, batches: list[dict[str, np.ndarray]]) -> np.ndarray:
@@ -139,7 +147,7 @@ def embeddings(path: Path, batches: list[dict[str, np.ndarray]]) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--only", default="", help="run the tools whose name contains this")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -166,8 +174,11 @@ def main() -> None:
             )
             size = path.stat().st_size / 1e6
             large, small = times[name]
-            print(f"| {name} | {size:.1f} | {large:.1f} | {small:.2f} | "
-                  f"{cosine.mean():.4f} | {cosine.min():.4f} |", flush=True)
+            print(
+                f"| {name} | {size:.1f} | {large:.1f} | {small:.2f} | "
+                f"{cosine.mean():.4f} | {cosine.min():.4f} |",
+                flush=True,
+            )
         print(f"\n{len(reference)} sentences; onnxruntime {ort.__version__}")
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc import io, mixed, planning
-from lwqc.backends.session import Session, median_latency
+from lwqc.backends.session import Session, time_runs
 from lwqc.backends.target import Lowered
 from lwqc.data import open_data
 from lwqc.errors import InputError
@@ -172,7 +172,7 @@ def _fastest(work: Workspace, goals: Goals, recipe: Recipe) -> Candidate:
             found.append((candidate, session))
         report(done + 1, len(plans))
     sessions = [work.reference, *(session for _, session in found)]
-    times = median_latency(sessions, work.search_batches[0], seconds=_LATENCY_SECONDS)
+    times = time_runs(sessions, work.search_batches[0], seconds=_LATENCY_SECONDS)
     medians = [sorted(t)[len(t) // 2] for t in times]
     order = sorted(range(len(found)), key=lambda i: medians[i + 1])
     if order and medians[order[0] + 1] <= medians[0]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from lwqc.backends.session import Session, median_latency
+from lwqc.backends.session import Session, time_runs
 from lwqc.data import Dataset
 from lwqc.errors import InputError
 from lwqc.stats.divergence import Divergence, OutputMeter
@@ -99,7 +99,7 @@ def latencies(
     sessions: Sequence[Session], feeds: Mapping[str, NDArray[Any]], seconds: float = 2.0
 ) -> list[Latency]:
     """Time sessions side by side with alternating order."""
-    return [_summary(times) for times in median_latency(sessions, feeds, seconds=seconds)]
+    return [_summary(times) for times in time_runs(sessions, feeds, seconds=seconds)]
 
 
 def _summary(times: Sequence[float]) -> Latency:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from lwqc.errors import InputError
+from lwqc.graph.weights import static_shape
 from lwqc.tensor_bytes import evaluated, read_array
 from lwqc.untrusted import PROTOBUF_LIMIT_BYTES, tensor_protos
 
@@ -29,17 +31,21 @@ _ALIGN_ABOVE, _ALIGNMENT = 1 << 20, 4096  # pages can then be mapped straight fr
 _GRAPH_TAG, _INITIALIZER_TAG, _RAW_DATA_TAG = b"\x3a", b"\x2a", b"\x4a"
 
 
-def write_inline(model: ir.Model, file: BinaryIO, workers: int, in_flight_bytes: int) -> None:
+class Sink(Protocol):
+    """What a model is written to: a file, or memory."""
+
+    def write(self, content: bytes | memoryview, /) -> int:
+        """Append bytes."""
+        ...
+
+
+def write_inline(model: ir.Model, file: Sink, workers: int, in_flight_bytes: int) -> None:
     """Write a model with its weights inside. Raises InputError above the 2 GB of protobuf."""
     proto = skeleton(model)
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     weights = _weights(model)
-    heads = [_head(value, tensor) for value, tensor in weights]
-    total = len(graph) + sum(
-        len(head) + (0 if _verbatim(tensor) else int(tensor.nbytes))
-        for head, (_, tensor) in zip(heads, weights, strict=True)
-    )
+    total = len(graph) + sum(_field_bytes(value, tensor) for value, tensor in weights)
     if total + proto.ByteSize() + 16 > PROTOBUF_LIMIT_BYTES:
         raise InputError(
             f"the model has {total} bytes, over the 2 GB of a protobuf file; "
@@ -47,16 +53,16 @@ def write_inline(model: ir.Model, file: BinaryIO, workers: int, in_flight_bytes:
         )
     file.write(proto.SerializeToString() + _GRAPH_TAG + _varint(total) + graph)
     streamed = evaluated((t for _, t in weights if not _verbatim(t)), workers, in_flight_bytes)
-    with contextlib.closing(streamed):  # type: ignore[type-var]
-        for head, (_, tensor) in zip(heads, weights, strict=True):
-            file.write(head)
+    with contextlib.closing(streamed):
+        for value, tensor in weights:
+            file.write(_head(value, tensor))
             if not _verbatim(tensor):
                 for part in next(streamed):
                     file.write(part)
 
 
 def write_data(
-    model: ir.Model, file: BinaryIO, workers: int, in_flight_bytes: int
+    model: ir.Model, file: Sink, workers: int, in_flight_bytes: int
 ) -> tuple[dict[str, int], str]:
     """Write the larger weights to a data file; return their offsets by name, and its sha256."""
     weights = [(v, t) for v, t in _weights(model) if _is_large(t)]
@@ -64,14 +70,11 @@ def write_data(
     digest = hashlib.sha256()
     position = 0
     streamed = evaluated((t for _, t in weights), workers, in_flight_bytes)
-    with contextlib.closing(streamed):  # type: ignore[type-var]
+    with contextlib.closing(streamed):
         for (value, tensor), parts in zip(weights, streamed, strict=True):
             gap = -position % _ALIGNMENT if tensor.nbytes > _ALIGN_ABOVE else 0
             offsets[value.name or ""] = position + gap
-            for part in (bytes(gap), *()) if gap else ():
-                file.write(part)
-                digest.update(part)
-            for part in parts:
+            for part in chain([bytes(gap)], parts):
                 file.write(part)
                 digest.update(part)
             position += gap + int(tensor.nbytes)
@@ -175,7 +178,7 @@ def _is_large(tensor: ir.TensorProtocol) -> bool:
 def _described(value: ir.Value, tensor: ir.TensorProtocol) -> onnx.TensorProto:
     """A tensor's description without its data."""
     proto = onnx.TensorProto(
-        name=value.name, data_type=tensor.dtype.value, dims=[int(d) for d in tensor.shape]
+        name=value.name, data_type=tensor.dtype.value, dims=static_shape(tensor)
     )
     if tensor.doc_string:
         proto.doc_string = tensor.doc_string
@@ -188,11 +191,25 @@ def _head(value: ir.Value, tensor: ir.TensorProtocol) -> bytes:
     """The initializer field up to its raw data, or all of it for a tensor kept verbatim."""
     if _verbatim(tensor):
         tensor.name = value.name
-        content = ir.serde.serialize_tensor(tensor).SerializeToString()
+        proto = (
+            tensor.raw
+            if isinstance(tensor, ir.serde.TensorProtoTensor)
+            else ir.serde.serialize_tensor(tensor)
+        )
+        content = proto.SerializeToString()
         return _INITIALIZER_TAG + _varint(len(content)) + bytes(content)
     size = int(tensor.nbytes)
     content = _described(value, tensor).SerializeToString() + _RAW_DATA_TAG + _varint(size)
     return _INITIALIZER_TAG + _varint(len(content) + size) + content
+
+
+def _field_bytes(value: ir.Value, tensor: ir.TensorProtocol) -> int:
+    """Size of a whole initializer field, its weights not evaluated or copied."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor):
+        tensor.name = value.name
+        size = int(tensor.raw.ByteSize())
+        return 1 + len(_varint(size)) + size
+    return len(_head(value, tensor)) + (0 if _verbatim(tensor) else int(tensor.nbytes))
 
 
 def _varint(number: int) -> bytes:

@@ -55,5 +55,7 @@ def link_free(path: Path) -> Path:
     """The file behind a symbolic link, so that replacing it keeps the link."""
     try:
         return path.resolve() if path.is_symlink() else path
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be resolved; is it a loop of links?") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    except RuntimeError as error:
+        raise InputError(f"{path}: is a loop of links; choose another output") from error

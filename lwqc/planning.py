@@ -99,8 +99,7 @@ def _first_legal(work: Workspace, site: Site, wishes: Iterator[SiteEntry]) -> Si
         if work.target.refuses(form):
             reason = form
         elif (
-            wish.activation == "none"
-            and wish.weight.size_bytes(site.n, site.k) >= site.float_bytes
+            wish.activation == "none" and wish.weight.size_bytes(site.n, site.k) >= site.float_bytes
         ):
             reason = f"{wish.weight} would not be smaller"
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -74,7 +74,7 @@ def _decoded(raw: NDArray[np.uint8], dtype: ir.DataType, shape: tuple[int, ...])
     return ir.serde.deserialize_tensor(proto).numpy()
 
 
-def chunks(tensor: ir.TensorProtocol) -> Iterator[bytes]:
+def chunks(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
     """A tensor's bytes as stored; those of an external tensor a few megabytes at a time."""
     if not isinstance(tensor, ir.ExternalTensor):
         yield tensor.tobytes()
@@ -86,7 +86,7 @@ def chunks(tensor: ir.TensorProtocol) -> Iterator[bytes]:
 
 def evaluated(
     tensors: Iterable[ir.TensorProtocol], workers: int, in_flight_bytes: int
-) -> Iterator[Iterable[bytes]]:
+) -> Generator[Iterable[bytes | memoryview], None, None]:
     """The bytes of each tensor, in order, the next ones being evaluated meanwhile.
 
     Memory: at most `in_flight_bytes`, or one tensor if that is larger.
@@ -113,7 +113,7 @@ def _held(entry: tuple[ir.TensorProtocol, Future[bytes] | None]) -> int:
     return 0 if entry[1] is None else int(entry[0].nbytes)
 
 
-def _result(entry: tuple[ir.TensorProtocol, Future[bytes] | None]) -> Iterable[bytes]:
+def _result(entry: tuple[ir.TensorProtocol, Future[bytes] | None]) -> Iterable[bytes | memoryview]:
     tensor, evaluate = entry
     if evaluate is None:
         return chunks(tensor)

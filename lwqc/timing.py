@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc import io
-from lwqc.backends.session import Session, median_latency
+from lwqc.backends.session import Session, time_runs
 from lwqc.graph.sites import Site
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
@@ -98,7 +98,7 @@ def _time(
         "x/u8": np.clip(floats * 32 + 128, 0, 255).astype(np.uint8),
     }
     sessions = [Session(model, label=site.name), Session(lowered, label=site.name)]
-    before, after = median_latency(sessions, feeds, seconds=_SECONDS)
+    before, after = time_runs(sessions, feeds, seconds=_SECONDS)
     return statistics.median(before), statistics.median(after)
 
 

@@ -82,7 +82,7 @@ def learn(texts: Iterable[bytes], size: int) -> BytePairs:
             frequency[pair] += n
             places[pair].add(index)
     merges: list[Pair] = []
-    while len(merges) < size - 256:
+    while frequency and len(merges) < size - 256:
         best = min(frequency, key=lambda pair: (-frequency[pair], pair))
         merges.append(best)
         for index in places.pop(best):

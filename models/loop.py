@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+# Seconds. More than that and the process was paused, which is not training time.
+_LONGEST_STEP = 4.0
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -25,9 +28,9 @@ class Budget:
     minutes: float = 0.0
     warmup: float = 0.02
 
-    def progress(self, step: int, started: float) -> float:
-        """Share of the training that is over, 0..1."""
-        clock = (time.monotonic() - started) / 60 / self.minutes if self.minutes else 0.0
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the training that is over, 0..1, after so many steps and seconds."""
+        clock = seconds / 60 / self.minutes if self.minutes else 0.0
         return min(1.0, max(step / self.steps, clock))
 
     def rate(self, progress: float) -> float:
@@ -52,10 +55,11 @@ def fit(
     import torch
 
     model.train()
-    started = saved = time.monotonic()
+    last = time.monotonic()
+    seconds = saved = 0.0
     groups = [(group, group["lr"]) for o in optimizers for group in o.param_groups]
     average, step = 0.0, 0
-    while (progress := budget.progress(step, started)) < 1:
+    while (progress := budget.progress(step, seconds)) < 1:
         for group, peak in groups:
             group["lr"] = peak * budget.rate(progress)
         loss = loss_of(step)
@@ -68,11 +72,13 @@ def fit(
         step += 1
         average += (loss.item() - average) * max(0.02, 1 / step)
         now = time.monotonic()
+        seconds += min(now - last, _LONGEST_STEP)
+        last = now
         if step % 25 == 0:
-            print(f"{step} {progress:.1%} loss {average:.4f} {now - started:.0f} s", flush=True)
-        if checkpoint and now - saved > 180:
+            print(f"{step} {progress:.1%} loss {average:.4f} {seconds:.0f} s", flush=True)
+        if checkpoint and seconds - saved > 180:
             torch.save(model.state_dict(), checkpoint)
-            saved = now
+            saved = seconds
     if checkpoint:
         torch.save(model.state_dict(), checkpoint)
     return step

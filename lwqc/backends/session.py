@@ -22,6 +22,8 @@ Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
 VERSION: str = ort.__version__
 
+_TURN = 5  # runs of one session in a row
+
 ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed to our users
 
 
@@ -135,24 +137,26 @@ class _as_source:
             self._folder.cleanup()
 
 
-def median_latency(
-    sessions: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0, least: int = 5
+def time_runs(
+    sessions: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0, least: int = 3
 ) -> list[list[float]]:
-    """Time sessions side by side, alternating their order; seconds per run, one list each.
+    """Time sessions in turns, in alternating order; seconds per run, one list each.
 
-    Each session warms up twice; rounds go on until `seconds` per session have passed, and at
-    least `least` rounds.
+    A turn is a few runs whose first is not counted: the idle threads of the session before it
+    still spin for a moment. Turns go on until `seconds` per session have passed, and at least
+    `least` rounds.
     """
     for session in sessions:
         session.seconds(feeds)
-        session.seconds(feeds)
     times: list[list[float]] = [[] for _ in sessions]
     end = time.perf_counter() + seconds * len(sessions)
-    order = list(range(len(sessions)))
-    while len(times[0]) < least or time.perf_counter() < end:
+    order, rounds = list(range(len(sessions))), 0
+    while rounds < least or time.perf_counter() < end:
         for i in order:
-            times[i].append(sessions[i].seconds(feeds))
+            turn = [sessions[i].seconds(feeds) for _ in range(_TURN)]
+            times[i].extend(turn[1:])
         order.reverse()
+        rounds += 1
     return times
 
 
