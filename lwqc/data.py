@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError
-from lwqc.random_inputs import random_feeds
+from lwqc.random_inputs import DEFAULT_DIM, random_feeds
 
 Feeds = dict[str, NDArray[Any]]
 DEFAULT_BATCH = 8
@@ -27,6 +27,7 @@ class Dataset:
     """Feeds that can be iterated over any number of times, each checked against the model.
 
     kind: `random` data is made up; results on it say little about real use.
+    limit: at most so many feeds. `len()` raises TypeError when the source does not know.
     """
 
     kind: Literal["real", "random"]
@@ -34,13 +35,17 @@ class Dataset:
     _make: Callable[[], Iterable[Mapping[str, NDArray[Any]]]]
     _inputs: Mapping[str, ir.Value] = field(repr=False)
     limit: int | None = None
+    _count: int | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        if self._count is None:
+            raise TypeError(f"the number of feeds of {self.description} is not known")
+        return self._count if self.limit is None else min(self._count, self.limit)
 
     def __iter__(self) -> Iterator[Feeds]:
         """Yield feeds by input name. Raises InputError on the first one that does not fit."""
         count = 0
-        for feeds in self._make():
-            if self.limit is not None and count >= self.limit:
-                return
+        for feeds in islice(self._make(), self.limit):
             yield check_feeds(feeds, self._inputs, self.description)
             count += 1
         if count == 0:
@@ -53,7 +58,7 @@ class Dataset:
     def limited(self, count: int) -> Dataset:
         """The first `count` feeds."""
         count = count if self.limit is None else min(count, self.limit)
-        return Dataset(self.kind, self.description, self._make, self._inputs, count)
+        return replace(self, limit=_positive(count))
 
 
 def open_data(
@@ -69,28 +74,36 @@ def open_data(
     spec: `.npz` (arrays by input name, batched on axis 0), a folder of `.npz` files (one feed
     each), `.npy` (models with one input), `module:callable` returning feeds, `random[:N]`, a
     Python iterable of feeds, or None for `random`.
-    limit: at most so many feeds. shapes: sizes of dynamic dimensions for random data.
+    limit: at most so many feeds. shapes: sizes of dynamic dimensions for random data; of files,
+    the one of axis 0 is the batch size. Dynamic batches have 8 samples otherwise.
+
+    A file whose inputs do not share axis 0 in the model is one feed rather than a batch of samples.
 
     Raises InputError in one line for anything that cannot be opened or does not fit the model.
     """
     inputs = required_inputs(model)
-    if spec is None:
-        spec = "random"
+    limit = None if limit is None else _positive(limit)
+    spec = "random" if spec is None else spec
     if not isinstance(spec, (str, os.PathLike)):
-        return _from_iterable(spec, inputs, limit)
+        data = _from_iterable(spec, inputs, limit)
+        data.first()
+        return data
     text = os.fspath(spec)
     if text == "random" or text.startswith("random:"):
-        count = _count(text)
+        count, sizes = _random_count(text), _symbol_sizes(inputs, shapes or {})
         return Dataset(
-            "random", text, lambda: random_feeds(model, count, seed, shapes or {}), inputs, limit
+            "random", text, lambda: random_feeds(model, count, seed, sizes), inputs, limit, count
         )
     path = Path(text)
     if path.is_dir():
-        data = Dataset("real", text, lambda: _folder(path), inputs, limit)
+        found = len(_npz_files(path))
+        data = Dataset("real", text, lambda: _folder(path), inputs, limit, found)
     elif path.suffix in {".npz", ".npy"}:
         if not path.exists():
             raise InputError(f"{text}: no such data file")
-        data = Dataset("real", text, lambda: _batches(path, inputs), inputs, limit)
+        batch = _batch_size(inputs, shapes or {})
+        data = Dataset("real", text, lambda: _batches(path, inputs, batch), inputs, limit)
+        data = replace(data, _count=sum(1 for _ in _batches(path, inputs, batch)))
     elif ":" in text:
         make = _callable(text)
         data = Dataset("real", text, lambda: _called(make, text), inputs, limit)
@@ -111,15 +124,44 @@ def _from_iterable(
     source: Iterable[Mapping[str, NDArray[Any]]], inputs: Mapping[str, ir.Value], limit: int | None
 ) -> Dataset:
     """Feeds given from Python; a generator is read once and kept."""
-    kept = source if isinstance(source, (list, tuple, Dataset)) else list(source)
-    if isinstance(kept, Dataset):
-        return Dataset(kept.kind, kept.description, lambda: kept, inputs, limit)
-    return Dataset("real", "data", lambda: kept, inputs, limit)
+    if isinstance(source, Dataset):
+        return Dataset(source.kind, source.description, lambda: source, inputs, limit)
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise InputError(f"data: is a {type(source).__name__}; expected a list of dicts of arrays")
+    kept = source if isinstance(source, (list, tuple)) else list(islice(source, limit))
+    return Dataset("real", "data", lambda: kept, inputs, limit, len(kept))
 
 
-def _count(text: str) -> int:
+def _positive(limit: int) -> int:
+    if limit < 1:
+        raise InputError(f"data: a limit of {limit} feeds leaves none; expected at least 1")
+    return limit
+
+
+def _symbol_sizes(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> dict[str, int]:
+    """One size per dynamic dimension name, whichever axes of whichever inputs it is on.
+
+    Given ones win; else 1 if its first use is on axis 0, 16 otherwise.
+    """
+    sizes: dict[str, int] = {}
+    for value in inputs.values():
+        for axis, dim in enumerate(value.shape or ()):
+            symbol = getattr(dim, "value", None)
+            if isinstance(symbol, str):
+                sizes.setdefault(symbol, 1 if axis == 0 else DEFAULT_DIM)
+    for name, size in shapes.items():
+        if name not in sizes:
+            raise InputError(
+                f"shape {name}: the inputs have no such dimension; expected one of {sorted(sizes)}"
+            )
+        if size < 1:
+            raise InputError(f"shape {name}: is {size}; expected at least 1")
+    return sizes | dict(shapes)
+
+
+def _random_count(text: str) -> int:
     number = text.partition(":")[2] or "8"
-    if not number.isdigit() or int(number) == 0:
+    if not number.isdecimal() or not 0 < int(number[:9]) == int(number):
         raise InputError(f"{text}: expected random or random:N with N of at least 1")
     return int(number)
 
@@ -129,11 +171,14 @@ def _callable(text: str) -> Callable[[], Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module_name), name)
-    except ImportError as error:
-        raise InputError(f"{text}: module {module_name} cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise InputError(f"{text}: module {module_name} has no attribute {name}") from error
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise InputError(
+            f"{text}: module {module_name} cannot be imported: {_line(error)}"
+        ) from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise InputError(f"{text}: module {module_name} has no attribute {name}")
     if not callable(found):
         raise InputError(f"{text}: {name} is not callable")
     return found  # type: ignore[no-any-return]
@@ -143,25 +188,31 @@ def _called(make: Callable[[], Any], text: str) -> Iterator[Mapping[str, NDArray
     try:
         source = iter(make())
     except Exception as error:
-        raise InputError(f"{text}: the call failed: {error!r}") from error
+        raise InputError(f"{text}: the call failed: {_line(error)}") from error
     while True:
         try:
             feeds = next(source)
         except StopIteration:
             return
         except Exception as error:
-            raise InputError(f"{text}: failed while yielding data: {error!r}") from error
-        if not isinstance(feeds, Mapping):
-            raise InputError(f"{text}: yielded a {type(feeds).__name__}, expected a dict of arrays")
+            raise InputError(f"{text}: failed while yielding data: {_line(error)}") from error
         yield feeds
 
 
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _folder(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
+    for file in _npz_files(path):
+        yield _arrays(file)
+
+
+def _npz_files(path: Path) -> list[Path]:
     files = sorted(path.glob("*.npz"))
     if not files:
         raise InputError(f"{path}: holds no .npz files")
-    for file in files:
-        yield _arrays(file)
+    return files
 
 
 def _arrays(file: Path) -> dict[str, NDArray[Any]]:
@@ -170,12 +221,18 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file}: cannot be read as numpy data: {error}") from error
+            arrays = {name: archive[name] for name in archive.files}
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):  # numpy hands out foreign members as bytes
+                raise ValueError(f"{name} is not a numpy array")
+        return arrays
+    except Exception as error:  # a damaged archive raises from zipfile, zlib or numpy
+        raise InputError(f"{file}: cannot be read as numpy data: {_line(error)}") from error
 
 
-def _batches(file: Path, inputs: Mapping[str, ir.Value]) -> Iterator[Mapping[str, NDArray[Any]]]:
+def _batches(
+    file: Path, inputs: Mapping[str, ir.Value], batch: int
+) -> Iterator[Mapping[str, NDArray[Any]]]:
     arrays = _arrays(file)
     if "" in arrays:
         if len(inputs) != 1:
@@ -183,24 +240,35 @@ def _batches(file: Path, inputs: Mapping[str, ir.Value]) -> Iterator[Mapping[str
         arrays = {next(iter(inputs)): arrays[""]}
     _check_names(arrays, inputs, str(file))
     lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
-    if len(set(lengths.values())) != 1:
+    if len(set(lengths.values())) != 1 or not all(a.ndim for a in arrays.values()):
+        if len({str(_first_dim(v)) for v in inputs.values()}) > 1 or not inputs:
+            yield arrays
+            return
         raise InputError(f"{file}: arrays differ in their number of samples: {lengths}")
     total = next(iter(lengths.values()))
-    batch = _batch_size(inputs, total)
     if total % batch and _fixed_batch(inputs):
         raise InputError(f"{file}: {total} samples are not a multiple of the batch size {batch}")
     for start in range(0, total, batch):
         yield {name: np.asarray(a[start : start + batch]) for name, a in arrays.items()}
 
 
+def _first_dim(value: ir.Value) -> int | str | None:
+    """Axis 0 of an input: its size, its name, or None if it has none."""
+    if value.shape is None or not len(value.shape):
+        return None
+    dim = value.shape[0]
+    return dim if isinstance(dim, int) else dim.value
+
+
 def _fixed_batch(inputs: Mapping[str, ir.Value]) -> int:
-    sizes = {v.shape[0] for v in inputs.values() if v.shape is not None and len(v.shape)}
-    fixed = [s for s in sizes if isinstance(s, int)]
-    return fixed[0] if fixed else 0
+    return next((d for d in map(_first_dim, inputs.values()) if isinstance(d, int)), 0)
 
 
-def _batch_size(inputs: Mapping[str, ir.Value], total: int) -> int:
-    return _fixed_batch(inputs) or min(DEFAULT_BATCH, max(total, 1))
+def _batch_size(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> int:
+    named = [
+        shapes[d] for d in map(_first_dim, inputs.values()) if isinstance(d, str) and d in shapes
+    ]
+    return _fixed_batch(inputs) or next(iter(named), DEFAULT_BATCH)
 
 
 def check_feeds(
@@ -211,6 +279,8 @@ def check_feeds(
     Integers are converted between widths when no value changes; floats are never converted.
     Raises InputError on wrong names, shapes or types, and on NaN or infinity.
     """
+    if not isinstance(feeds, Mapping):
+        raise InputError(f"{label}: gave a {type(feeds).__name__}; expected a dict of arrays")
     _check_names(feeds, inputs, label)
     checked = {
         name: _checked(feeds[name], value, f"{label}: input {name}")
@@ -232,8 +302,10 @@ def _check_names(
     feeds: Mapping[str, NDArray[Any]], inputs: Mapping[str, ir.Value], label: str
 ) -> None:
     if missing := sorted(set(inputs) - set(feeds)):
-        raise InputError(f"{label}: no data for input {', '.join(missing)}; got {sorted(feeds)}")
-    if unknown := sorted(set(feeds) - set(inputs)):
+        raise InputError(
+            f"{label}: no data for input {', '.join(missing)}; got {sorted(map(str, feeds))}"
+        )
+    if unknown := sorted(str(n) for n in set(feeds) - set(inputs)):
         raise InputError(
             f"{label}: the model has no input {', '.join(unknown)}; expected {sorted(inputs)}"
         )
@@ -249,7 +321,8 @@ def _checked(array: Any, value: ir.Value, label: str) -> NDArray[Any]:
             raise InputError(f"{label}: shape {list(values.shape)} does not fit {expected}")
     if value.dtype is not None:
         values = _typed(values, value.dtype.numpy(), label)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    floating = values.dtype.kind == "f" or (value.dtype and value.dtype.is_floating_point())
+    if floating and not np.isfinite(values).all():
         raise InputError(f"{label}: holds NaN or infinity")
     return np.ascontiguousarray(values).reshape(values.shape)
 
@@ -261,4 +334,11 @@ def _typed(values: NDArray[Any], dtype: np.dtype[Any], label: str) -> NDArray[An
         converted = values.astype(dtype)
         if np.array_equal(converted, values):
             return converted
-    raise InputError(f"{label}: type {values.dtype} does not fit {dtype}; convert the data first")
+    if values.dtype.kind == dtype.kind == "V" and values.dtype.itemsize == dtype.itemsize:
+        return values.view(dtype)  # numpy's files do not keep the names of bfloat16 and float8
+    if values.dtype.kind == "U" and dtype.kind == "O":
+        return values.astype(object)
+    raise InputError(
+        f"{label}: type {values.dtype} does not fit {dtype}; convert the data with "
+        f".astype({dtype.name!r})"
+    )

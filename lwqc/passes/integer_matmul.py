@@ -99,7 +99,7 @@ class IntegerMatMul(ir.passes.InPlacePass):
         key = (value, f"{entry.activation}{id(use.node.graph)}")
         if key not in self._quantized:
             make = _dynamic if entry.activation == "dynamic" else self._static
-            self._quantized[key] = make(graph, use.node, value)
+            self._quantized[key] = _codes_of(value) or make(graph, use.node, value)
         quantized, scale, zero = self._quantized[key]
         return quantized, scale, zero
 
@@ -111,6 +111,17 @@ class IntegerMatMul(ir.passes.InPlacePass):
         zero = add_constant(graph, f"{name}_zero", np.uint8(grid.zero))
         (quantized,) = insert_before(node, "QuantizeLinear", [value, scale, zero], [name])
         return quantized, scale, zero
+
+
+def _codes_of(value: ir.Value) -> tuple[ir.Value, ...] | None:
+    """Codes, scale and zero point of a tensor that was dequantized from uint8 just before."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) != 3:
+        return None
+    codes, scale, zero = node.inputs
+    if codes is None or scale is None or zero is None or zero.dtype != ir.DataType.UINT8:
+        return None
+    return (codes, scale, zero) if zero.shape is not None and not len(zero.shape) else None
 
 
 def _dynamic(graph: ir.Graph, node: ir.Node, value: ir.Value) -> tuple[ir.Value, ...]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 _Floats = NDArray[np.float64]
 _ROUNDING = 1e-13  # relative error of the Lagrangian bound
-_MAX_STATES = 200_000  # bounds memory and time where nearly all sums differ
+_MAX_SUMS = 20_000_000  # bounds memory and time where nearly all sums differ
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def choose(options: Sequence[Sequence[Option]], budget: float) -> list[int] | No
 
     None when even the cheapest allowed options exceed the budget, or an item has no allowed one.
     Exact up to rounding of the total, and the same input gives the same answer. Only where more
-    than 200,000 sums are undominated at once (curves on one straight line, all costs different) are
-    sums merged that differ by less than a 200,000th of their range.
+    than 20 million sums are undominated (errors proportional to costs, and all costs different) are
+    nearly equal sums merged; the choice is then within the budget but may miss the last digits.
     """
     return _solve(
         [[_Point(o.cost, o.error, i) for i, o in enumerate(os)] for os in options], budget
@@ -189,6 +189,8 @@ class _Sums:
         ]
         self.lowest = [reach[i] for i in self.order]
         self.gap = gap
+        self.noise = _ROUNDING * math.fsum([abs(limit), *(abs(item[0].weight) for item in items)])
+        self.most = _MAX_SUMS // max(1, sum(len(items[i]) for i in self.order))
 
     def choices(self) -> Iterator[list[_Point]]:
         """Complete choices, the least value first."""
@@ -213,11 +215,11 @@ class _Sums:
         falling = better[step]
         least = np.minimum.accumulate(falling)
         step = step[np.append(True, falling[1:] < least[:-1])[: len(step)]]
-        step = _thinned(step, heavier[step])
+        step = _thinned(step, heavier[step], self.most)
         return heavier[step], better[step], step
 
     def _alive(self, depth: int, weight: _Floats, value: _Floats) -> NDArray[np.bool_]:
-        slack = self.room * (1 + 1e-15) - weight
+        slack = self.room + self.noise - weight  # choices() are checked by exact sums
         unused = np.maximum(slack - self.rest[depth], 0)
         above = value + self.price * weight - math.fsum(self.lowest[: depth + 1])
         alive: NDArray[np.bool_] = (slack >= 0) & (above + self.price * unused <= self.gap)
@@ -231,9 +233,9 @@ class _Sums:
         return picked
 
 
-def _thinned(step: NDArray[np.intp], weight: _Floats) -> NDArray[np.intp]:
-    """At most `_MAX_STATES` of the states, spread evenly over the weights; the heaviest of each."""
-    if len(step) <= _MAX_STATES:
+def _thinned(step: NDArray[np.intp], weight: _Floats, most: int) -> NDArray[np.intp]:
+    """About `most` of the states, spread evenly over the weights; the heaviest of each."""
+    if len(step) <= most:
         return step
-    bucket = ((weight - weight[0]) * (_MAX_STATES / (weight[-1] - weight[0]))).astype(np.int64)
+    bucket = ((weight - weight[0]) * (most / (weight[-1] - weight[0]))).astype(np.int64)
     return step[np.append(bucket[1:] != bucket[:-1], True)]

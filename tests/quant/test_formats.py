@@ -1,0 +1,45 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lwqc.errors import InputError
+from lwqc.quant.formats import BITS, BLOCKS, WeightFormat
+
+formats = st.builds(
+    WeightFormat,
+    st.sampled_from(BITS),
+    st.sampled_from([None, *BLOCKS]),
+    st.booleans(),
+    st.sampled_from(["float32", "float16"]),
+)
+
+
+@given(formats)
+def test_short_name_reads_back(fmt):
+    assert WeightFormat.parse(str(fmt)) == fmt
+
+
+@pytest.mark.parametrize("text", ["", "w4", "4b32", "w4b32x", "w4b32 "])
+def test_other_names_are_refused(text):
+    with pytest.raises(InputError, match="not of the form"):
+        WeightFormat.parse(text)
+
+
+@pytest.mark.parametrize(("bits", "block"), [(3, 32), (4, 24), (16, None)])
+def test_formats_that_no_kernel_has_are_refused(bits, block):
+    with pytest.raises(InputError, match="must be one of"):
+        WeightFormat(bits, block)
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "k", "expected"),
+    [
+        ("w8c", 10, 33, 10 * 33 + 10 * 4),
+        ("w4b32h", 10, 64, 10 * 32 + 10 * 2 * 2),
+        ("w4b32", 10, 33, 10 * 32 + 10 * 2 * 4),  # padded to two blocks
+        ("w4b32a", 10, 96, 10 * 48 + 10 * 3 * 4 + 10 * 2),  # three 4-bit zero points: two bytes
+        ("w2b16h", 4, 16, 4 * 4 + 4 * 2),
+    ],
+)
+def test_size_counts_codes_scales_and_zero_points(text, n, k, expected):
+    assert WeightFormat.parse(text).size_bytes(n, k) == expected
