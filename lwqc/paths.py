@@ -20,6 +20,8 @@ def external_file(model: Path, label: str, location: str) -> Path:
     """
     if not location:
         raise InputError(f"{label}: its external data names no file")
+    if not isinstance(location, str):  # protobuf gives bytes where a string is no UTF-8
+        raise InputError(f"{label}: the name of its data file is not valid UTF-8")
     relative = Path(location)
     if relative.is_absolute() or ".." in relative.parts or "\\" in location or "\0" in location:
         raise InputError(f"{label}: its data file {location!r} is outside the model's folder")

@@ -95,11 +95,11 @@ def _draw(labels: NDArray[Any], rng: np.random.Generator, glyphs: Floats) -> NDA
     others = rng.integers(0, glyphs.shape[2], n)
     far = rng.choice([-1.0, 1.0], (2, n)) * rng.uniform(9, 16, (2, n))
     clutter = _place(glyphs, others, rng, shift=2.0, scale=(1.4, 2.6), offset=far)
-    picture = np.maximum(ink, clutter * uniform(0.0, 0.65))
+    picture = np.maximum(ink, clutter * uniform(0.0, 0.6))
     picture = _occlude(picture, rng)
-    picture = picture * uniform(0.55, 1.0) + _shading(rng, n)
+    picture = picture * uniform(0.6, 1.0) + _shading(rng, n)
     picture = np.where(uniform(0, 1) < 0.5, 1 - picture, picture)
-    picture += uniform(0.02, 0.12) * rng.standard_normal(picture.shape, np.float32)
+    picture += uniform(0.02, 0.10) * rng.standard_normal(picture.shape, np.float32)
     grey: Floats = np.clip(np.rint(picture * (LEVELS - 1)), 0, LEVELS - 1)
     return grey.astype(np.uint8)
 
@@ -151,7 +151,7 @@ def _occlude(picture: Floats, rng: np.random.Generator) -> Floats:
     """Cover a bar, 0 to 4 pixels wide, across the whole image, with one grey."""
     n = len(picture)
     angle, distance = rng.uniform(0, np.pi, n), rng.uniform(-9, 9, n)
-    width = rng.uniform(-1.5, 2.2, n)[:, None, None]  # half of it; below zero: no bar
+    width = rng.uniform(-1.5, 2.0, n)[:, None, None]  # half of it; below zero: no bar
     grid = np.arange(SIZE) - (SIZE - 1) / 2
     along = np.cos(angle)[:, None, None] * grid[:, None] + np.sin(angle)[:, None, None] * grid
     covered = np.abs(along - distance[:, None, None]) < width

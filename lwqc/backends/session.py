@@ -111,7 +111,12 @@ def optimized_graph(
             "session.optimized_model_external_initializers_file_name": "weights.bin",
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
-        Session(model, SessionSettings(entries=entries), optimized_path=path)
+        try:
+            Session(model, SessionSettings(entries=entries), optimized_path=path)
+        except InputError as error:
+            if "Failed to write" in str(error):
+                raise InputError(f"{folder}: temporary files cannot be written there") from error
+            raise
         return onnx.load(path, load_external_data=False).graph
 
 

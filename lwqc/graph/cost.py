@@ -1,160 +1,296 @@
-"""Cost of each node: parameters, bytes of weights, multiply-accumulates."""
+"""What each node costs: parameters, weight bytes and multiply-accumulates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
-from lwqc.graph.weights import stored_tensor
+from lwqc.graph.weights import static_shape, stored_tensor, trace_weight, weight_shape
 
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Sequence[int]]
+Sizes = tuple[int, ...]
+_NOT_PARAMETERS = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING})
+
+
+@dataclass(frozen=True)
+class StoredCost:
+    """A stored tensor that a node reads. parameters: its elements, 4-bit pairs counted as two."""
+
+    name: str
+    parameters: int
+    size_bytes: int
 
 
 @dataclass(frozen=True)
 class NodeCost:
-    """parameters, weight_bytes: of the node's stored inputs. macs: None when a shape is unknown."""
+    """Cost of one node.
+
+    macs: multiply-accumulates of one run; None where they cannot be told: a shape is unknown, the
+    operator is not in the table and not of the ONNX domain, or it is in the body of a subgraph.
+    weights: stored tensors read, also through constant data movement; shared ones are with each.
+    """
 
     name: str
     op: str
-    parameters: int
-    weight_bytes: int
+    weights: tuple[StoredCost, ...]
     macs: int | None
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the stored tensors; indices and sizes (int64, bool) are none."""
+        return sum(w.parameters for w in self.weights)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the stored tensors."""
+        return sum(w.size_bytes for w in self.weights)
 
 
 @dataclass(frozen=True)
 class TotalCost:
-    """Sums over a graph; shared weights count once. macs: None when any node's are unknown."""
+    """Sums over nodes; a tensor that several nodes read counts once.
+
+    macs: of the nodes where they are known. unknown: names of the others.
+    """
 
     parameters: int
     weight_bytes: int
-    macs: int | None
+    macs: int
+    unknown: tuple[str, ...]
 
 
-def node_costs(graph: ir.Graph, shapes: Shapes) -> list[NodeCost]:
-    """Cost of every node of the main graph and its subgraphs, in order.
-
-    shapes: tensor name -> sizes, for computed tensors; stored tensors know theirs. A weight that
-    several nodes share is counted at the first of them. Operators without a row in the table
-    count no MACs.
-    """
-    counted: set[ir.Value] = set()
-    found = []
-    for node in graph.all_nodes():
-        parameters = weight_bytes = 0
-        for value in node.inputs:
-            tensor = stored_tensor(value)
-            if value is None or tensor is None or value in counted:
-                continue
-            counted.add(value)
-            if tensor.dtype.is_floating_point() or tensor.dtype.bitwidth <= 8:
-                parameters += int(tensor.size)
-            weight_bytes += int(tensor.nbytes)
-        macs = _macs(node, shapes)
-        name = node.name or (node.outputs[0].name if node.outputs else "") or ""
-        found.append(NodeCost(name, node.op_type, parameters, weight_bytes, macs))
-    return found
-
-
-def total(costs: Sequence[NodeCost]) -> TotalCost:
-    """Sum of node costs."""
-    macs = [c.macs for c in costs]
-    known = [m for m in macs if m is not None]
+def total(costs: Iterable[NodeCost]) -> TotalCost:
+    """Sum the costs of a graph's nodes."""
+    costs = list(costs)
+    stored = {w.name: w for cost in costs for w in cost.weights}.values()
     return TotalCost(
-        sum(c.parameters for c in costs),
-        sum(c.weight_bytes for c in costs),
-        sum(known) if len(known) == len(macs) else None,
+        parameters=sum(w.parameters for w in stored),
+        weight_bytes=sum(w.size_bytes for w in stored),
+        macs=sum(cost.macs or 0 for cost in costs),
+        unknown=tuple(cost.name for cost in costs if cost.macs is None),
     )
 
 
-def _macs(node: ir.Node, shapes: Shapes) -> int | None:
-    rule = _RULES.get(node.op_type)
-    if rule is None:
+def node_costs(graph: ir.Graph, shapes: Mapping[str, Sequence[int]]) -> list[NodeCost]:
+    """Cost of every node, those of subgraphs included, in order.
+
+    shapes: value name -> sizes; stored tensors need no entry. See `static_shapes`.
+    """
+    found = _Shapes(shapes)
+    return [
+        NodeCost(
+            name=node.name or (node.outputs[0].name if node.outputs else None) or node.op_type,
+            op=node.op_type,
+            weights=_weights(node),
+            macs=_macs(node, found, inside=node.graph is not graph),
+        )
+        for node in graph.all_nodes()
+    ]
+
+
+def static_shapes(model: ir.Model, dims: Mapping[str, int]) -> dict[str, Sizes]:
+    """Shapes of the main graph's values by ONNX shape inference, without reading weights.
+
+    dims: sizes of symbolic dimensions, by name. Values whose shape still has an unknown dimension
+    are left out. The model is not changed.
+    """
+    copy = model.clone()
+    for value in _values(copy.graph):
+        if value.shape is not None:
+            value.shape = ir.Shape(dims.get(str(d), d) for d in value.shape)
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+    return {
+        value.name: tuple(int(d) for d in value.shape if isinstance(d, int))
+        for value in _values(copy.graph)
+        if value.name and value.shape is not None and value.shape.is_static()
+    }
+
+
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _weights(node: ir.Node) -> tuple[StoredCost, ...]:
+    """Stored tensors that a node reads; nodes that only move constants leave them to their user."""
+    if _moves_constants(node):
+        return ()
+    row = OPERATORS.get((node.domain, node.op_type))
+    packed = row.packed if row else None
+    found: dict[str, StoredCost] = {}
+    for index, value in enumerate(node.inputs):
+        for source, tensor in _sources(value):
+            per_element = 8 // _int(node, "bits", 8) if index == packed else 1
+            count = 0 if tensor.dtype in _NOT_PARAMETERS else int(tensor.size) * per_element
+            found[source.name or ""] = StoredCost(source.name or "", count, int(tensor.nbytes))
+    return tuple(found.values())
+
+
+def _moves_constants(node: ir.Node) -> bool:
+    output = node.outputs[0] if node.outputs else None
+    return output is not None and not output.is_graph_output() and trace_weight(output) is not None
+
+
+def _sources(value: ir.Value | None) -> list[tuple[ir.Value, ir.TensorProtocol]]:
+    """The stored tensors behind an operand, with the scales and zero points on the way."""
+    if value is None:
+        return []
+    weight = trace_weight(value)
+    values = [value] if weight is None else [weight.source]
+    for step in weight.steps if weight is not None else ():
+        values.extend(v for v in step.inputs[1:] if v is not None)
+    return [(v, t) for v in values if (t := _stored(v)) is not None]
+
+
+def _stored(value: ir.Value) -> ir.TensorProtocol | None:
+    # An initializer that is also a graph input can be overridden, but it is stored all the same.
+    return value.const_value if value.is_initializer() else stored_tensor(value)
+
+
+class _Shapes:
+    """Shapes of values: given ones, else those of stored tensors."""
+
+    def __init__(self, given: Mapping[str, Sequence[int]]) -> None:
+        self.given = given
+
+    def __call__(self, value: ir.Value | None) -> Sizes:
+        """Sizes of a value. Raises _UnknownError when they are not known."""
+        if value is None or not value.name:
+            raise _UnknownError
+        if value.name in self.given:
+            return tuple(int(d) for d in self.given[value.name])
+        weight = trace_weight(value)
+        shape = weight_shape(weight) if weight is not None else None
+        if shape is None and (tensor := _stored(value)) is not None:
+            shape = static_shape(tensor)
+        if shape is None:
+            raise _UnknownError
+        return shape
+
+
+class _UnknownError(Exception):
+    """The shapes or attributes at hand do not tell the cost."""
+
+
+def _macs(node: ir.Node, shapes: _Shapes, *, inside: bool) -> int | None:
+    row = OPERATORS.get((node.domain, node.op_type))
+    if row is None:
+        return 0 if node.domain in _FREE_DOMAINS else None
+    if row.macs is _none:
         return 0
+    if inside:
+        return None
     try:
-        return rule(node, shapes)
-    except _UnknownShape:
+        return row.macs(node, shapes)
+    except (_UnknownError, IndexError, KeyError):
         return None
 
 
-class _UnknownShape(Exception):
-    """A shape that a rule needs is not known."""
+def _none(node: ir.Node, shapes: _Shapes) -> int:
+    return 0
 
 
-def _shape(value: ir.Value | None, shapes: Shapes) -> Shape:
-    if value is not None:
-        if value.name and value.name in shapes:
-            return tuple(shapes[value.name])
-        if value.shape is not None and all(isinstance(d, int) for d in value.shape):
-            return tuple(d for d in value.shape if isinstance(d, int))
-    raise _UnknownShape
+def _undetermined(node: ir.Node, shapes: _Shapes) -> int:
+    raise _UnknownError
 
 
-def _contraction(node: ir.Node, shapes: Shapes) -> int:
-    """Outputs times the length of the contracted axis, the last one of the left operand."""
-    left, output = _shape(node.inputs[0], shapes), _shape(node.outputs[0], shapes)
-    transposed = "transA" in node.attributes and node.attributes["transA"].as_int()
-    return math.prod(output) * left[0 if transposed else -1]
+def _matmul(node: ir.Node, shapes: _Shapes) -> int:
+    """Output elements times the contracted size; FusedMatMul may transpose A."""
+    if _int(node, "transBatchA", 0):
+        raise _UnknownError
+    left = shapes(node.inputs[0])
+    inner = left[-2] if _int(node, "transA", 0) and len(left) > 1 else left[-1]
+    return math.prod(shapes(node.outputs[0])) * inner
 
 
-def _convolution(weight: int) -> Callable[[ir.Node, Shapes], int]:
-    def rule(node: ir.Node, shapes: Shapes) -> int:
-        """Outputs times inputs per output: a kernel of [out, in / groups, ...]."""
-        kernel = _shape(node.inputs[weight], shapes)
-        return math.prod(_shape(node.outputs[0], shapes)) * math.prod(kernel[1:])
-
-    return rule
+def _matmul_packed(node: ir.Node, shapes: _Shapes) -> int:
+    """Activation elements times N: the packed weight has no [K, N] shape."""
+    return math.prod(shapes(node.inputs[0])) * node.attributes["N"].as_int()
 
 
-def _transposed_convolution(node: ir.Node, shapes: Shapes) -> int:
-    """Inputs times outputs per input: a kernel of [in, out / groups, ...]."""
-    kernel = _shape(node.inputs[1], shapes)
-    return math.prod(_shape(node.inputs[0], shapes)) * math.prod(kernel[1:])
+def _conv(weight: int) -> Callable[[ir.Node, _Shapes], int]:
+    """w [out, in/groups, *kernel]: each output element takes in/groups * kernel products."""
+    return lambda node, shapes: (
+        math.prod(shapes(node.outputs[0])) * math.prod(shapes(node.inputs[weight])[1:])
+    )
 
 
-def _recurrent(node: ir.Node, shapes: Shapes) -> int:
-    """Both weight matrices once per step and sample; X is [steps, batch, features]."""
-    steps, batch, _ = _shape(node.inputs[0], shapes)
-    matrices = sum(math.prod(_shape(node.inputs[i], shapes)) for i in (1, 2))
-    return steps * batch * matrices
+def _conv_transpose(node: ir.Node, shapes: _Shapes) -> int:
+    """w [in, out/groups, *kernel]: each input element is used out/groups * kernel times."""
+    return math.prod(shapes(node.inputs[0])) * math.prod(shapes(node.inputs[1])[1:])
 
 
-def _block_matmul(node: ir.Node, shapes: Shapes) -> int:
-    return math.prod(_shape(node.inputs[0], shapes)) * node.attributes["N"].as_int()
+def _recurrent(node: ir.Node, shapes: _Shapes) -> int:
+    """x [steps, batch, in], W [dirs, gates*hidden, in], R [dirs, gates*hidden, hidden]."""
+    first, second, _ = shapes(node.inputs[0])
+    weights = (math.prod(shapes(node.inputs[i])) for i in (1, 2))
+    return first * second * sum(weights)
 
 
-def _einsum(node: ir.Node, shapes: Shapes) -> int:
-    """Product of the sizes of all letters."""
-    equation = node.attributes["equation"].as_string().replace(" ", "")
-    if "." in equation:
-        raise _UnknownShape
-    sizes: dict[str, int] = {}
-    for term, value in zip(equation.split("->")[0].split(","), node.inputs, strict=True):
-        sizes.update(zip(term, _shape(value, shapes), strict=True))
-    return math.prod(sizes.values())
+def _einsum(node: ir.Node, shapes: _Shapes) -> int:
+    """The product of all index sizes, for two operands; the order of more is the runtime's."""
+    terms = node.attributes["equation"].as_string().replace(" ", "").split("->")[0].split(",")
+    if len(terms) != len(node.inputs) or len(terms) > 2:
+        raise _UnknownError
+    if len(terms) == 1:
+        return 0
+    size: dict[str, int] = {}
+    batch: list[Sizes] = []
+    for term, value in zip(terms, node.inputs, strict=True):
+        shape = shapes(value)
+        before, dots, after = term.partition("...")
+        rest = len(shape) - len(before) - len(after)
+        batch.append(shape[len(before) : len(before) + rest] if dots else ())
+        fixed = (*shape[: len(before)], *shape[len(before) + rest :])
+        for letter, length in zip(before + after, fixed, strict=True):
+            size[letter] = max(size.get(letter, 1), length)
+    return math.prod(size.values()) * math.prod(np.broadcast_shapes(*batch))
 
 
-# One row per operator that multiplies and accumulates.
-_RULES: Mapping[str, Callable[[ir.Node, Shapes], int]] = {
-    "MatMul": _contraction,
-    "FusedMatMul": _contraction,
-    "Gemm": _contraction,
-    "MatMulInteger": _contraction,
-    "MatMulIntegerToFloat": _contraction,
-    "DynamicQuantizeMatMul": _contraction,
-    "QLinearMatMul": _contraction,
-    "QGemm": _contraction,
-    "MatMulNBits": _block_matmul,
-    "Conv": _convolution(1),
-    "FusedConv": _convolution(1),
-    "ConvInteger": _convolution(1),
-    "QLinearConv": _convolution(3),
-    "ConvTranspose": _transposed_convolution,
-    "LSTM": _recurrent,
-    "GRU": _recurrent,
-    "RNN": _recurrent,
-    "Einsum": _einsum,
+def _int(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return attribute.as_int() if attribute is not None else default
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How an operator computes. packed: input whose bytes each hold 8 / `bits` weights."""
+
+    macs: Callable[[ir.Node, _Shapes], int]
+    packed: int | None = None
+
+
+_FREE_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})  # their other operators have no MACs
+_MS = "com.microsoft"
+
+OPERATORS: dict[tuple[str, str], Operator] = {
+    ("", "MatMul"): Operator(_matmul),
+    ("", "Gemm"): Operator(_matmul),
+    ("", "Conv"): Operator(_conv(1)),
+    ("", "ConvTranspose"): Operator(_conv_transpose),
+    ("", "Gather"): Operator(_none),
+    ("", "Einsum"): Operator(_einsum),
+    ("", "LSTM"): Operator(_recurrent),
+    ("", "GRU"): Operator(_recurrent),
+    ("", "RNN"): Operator(_recurrent),
+    ("", "MatMulInteger"): Operator(_matmul),
+    ("", "ConvInteger"): Operator(_conv(1)),
+    ("", "QLinearMatMul"): Operator(_matmul),
+    ("", "QLinearConv"): Operator(_conv(3)),
+    ("", "DeformConv"): Operator(_undetermined),
+    ("", "Attention"): Operator(_undetermined),
+    (_MS, "FusedMatMul"): Operator(_matmul),
+    (_MS, "FusedGemm"): Operator(_matmul),
+    (_MS, "FusedConv"): Operator(_conv(1)),
+    (_MS, "QGemm"): Operator(_matmul),
+    (_MS, "MatMulIntegerToFloat"): Operator(_matmul),
+    (_MS, "DynamicQuantizeMatMul"): Operator(_matmul),
+    (_MS, "MatMulNBits"): Operator(_matmul_packed, packed=1),
+    (_MS, "GatherBlockQuantized"): Operator(_none, packed=0),
 }

@@ -1,8 +1,8 @@
 """Exact multiple-choice knapsack: one option per item under a budget.
 
-A Lagrangian bound first discards every option that cannot be part of an optimum; dynamic programming
-over the undominated sums of the others finds it. (Pisinger, A minimal algorithm for the
-multiple-choice knapsack problem, 1995.)
+A Lagrangian bound first discards every option that cannot be part of an optimum; dynamic
+programming over the undominated sums of the others finds it. (Pisinger, A minimal algorithm for
+the multiple-choice knapsack problem, 1995.)
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,7 @@ def _solve(items: list[list[_Point]], limit: float) -> list[int] | None:
     slack = limit - _weight([item[0] for item in kept])
     if slack < 0:
         return None
+    slack += _noise(kept, limit)
     kept = [[p for p in item if p.weight - item[0].weight <= slack] for item in kept]
     best = [item[-1] for item in kept]
     if _weight(best) > limit:
@@ -85,6 +87,11 @@ def _undominated(points: list[_Point]) -> list[_Point]:
         if not kept or point.value < kept[-1].value:
             kept.append(point)
     return kept
+
+
+def _noise(items: list[list[_Point]], limit: float) -> float:
+    """What rounding may do to sums of weights; choices are checked by exact sums in the end."""
+    return _ROUNDING * math.fsum([abs(limit), *(abs(item[0].weight) for item in items)])
 
 
 def _weight(points: Sequence[_Point]) -> float:
@@ -123,7 +130,7 @@ def _greedy(items: list[list[_Point]], limit: float) -> tuple[list[_Point], floa
     steps = sorted(
         ((a.value - b.value) / (b.weight - a.weight), -i, a, b)
         for i, item in enumerate(items)
-        for a, b in _pairs(_hull(item))
+        for a, b in pairwise(_hull(item))
     )
     chosen = [item[0] for item in items]
     slack = limit - _weight(chosen)
@@ -138,16 +145,12 @@ def _greedy(items: list[list[_Point]], limit: float) -> tuple[list[_Point], floa
 
 
 def _fitting(items: list[list[_Point]], chosen: list[_Point], limit: float) -> list[_Point]:
-    """The choice, with steps undone (the last items first) if rounding carried it over the limit."""
+    """The choice, with the last items' steps undone if rounding carried it over the limit."""
     for i in reversed(range(len(items))):
         if _weight(chosen) <= limit:
             break
         chosen[i] = items[i][0]
     return chosen
-
-
-def _pairs(points: list[_Point]) -> zip[tuple[_Point, _Point]]:
-    return zip(points, points[1:], strict=False)
 
 
 def _hull(points: list[_Point]) -> list[_Point]:
@@ -189,7 +192,7 @@ class _Sums:
         ]
         self.lowest = [reach[i] for i in self.order]
         self.gap = gap
-        self.noise = _ROUNDING * math.fsum([abs(limit), *(abs(item[0].weight) for item in items)])
+        self.noise = _noise(items, limit)
         self.most = _MAX_SUMS // max(1, sum(len(items[i]) for i in self.order))
 
     def choices(self) -> Iterator[list[_Point]]:
@@ -219,7 +222,7 @@ class _Sums:
         return heavier[step], better[step], step
 
     def _alive(self, depth: int, weight: _Floats, value: _Floats) -> NDArray[np.bool_]:
-        slack = self.room + self.noise - weight  # choices() are checked by exact sums
+        slack = self.room + self.noise - weight
         unused = np.maximum(slack - self.rest[depth], 0)
         above = value + self.price * weight - math.fsum(self.lowest[: depth + 1])
         alive: NDArray[np.bool_] = (slack >= 0) & (above + self.price * unused <= self.gap)
@@ -238,4 +241,5 @@ def _thinned(step: NDArray[np.intp], weight: _Floats, most: int) -> NDArray[np.i
     if len(step) <= most:
         return step
     bucket = ((weight - weight[0]) * (most / (weight[-1] - weight[0]))).astype(np.int64)
-    return step[np.append(bucket[1:] != bucket[:-1], True)]
+    last: NDArray[np.bool_] = np.append(bucket[1:] != bucket[:-1], True)
+    return np.asarray(step[last])

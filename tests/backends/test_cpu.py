@@ -160,8 +160,12 @@ def conv_net(group=1, opset=20):
 
 
 def measured_ranges(built, feeds):
-    names = [v.name for node in built.graph for v in (*node.inputs, *node.outputs)
-             if not v.is_initializer()]
+    names = [
+        v.name
+        for node in built.graph
+        for v in (*node.inputs, *node.outputs)
+        if not v.is_initializer()
+    ]
     found = ranges(built, names, [feeds], statistics_session, "minmax")
     return {name: (r.low, r.high) for name, r in found.items()}
 

@@ -20,9 +20,7 @@ ENTRIES = [
     SiteEntry(weight="w8c", activation="dynamic"),
     SiteEntry(weight="w8c", activation="static"),
 ]
-every_form = pytest.mark.parametrize(
-    "entry", ENTRIES, ids=lambda e: f"{e.weight}-{e.activation}"
-)
+every_form = pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e.weight}-{e.activation}")
 
 
 def check(built, entry, feeds, least=0.999):
@@ -96,8 +94,11 @@ def test_activation_read_by_several_sites_and_another_node(entry):
         ["y"],
     )
     lowered = check(built, entry, X)
-    quantizers = [n for n in lowered.graph if n.op_type.endswith("QuantizeLinear")
-                  or n.op_type == "DynamicQuantizeLinear"]
+    quantizers = [
+        n
+        for n in lowered.graph
+        if n.op_type.endswith("QuantizeLinear") or n.op_type == "DynamicQuantizeLinear"
+    ]
     assert len(quantizers) <= 1
 
 
@@ -154,9 +155,7 @@ def test_use_inside_an_if_body(entry):
 
 @every_form
 def test_external_data(entry, tmp_path):
-    built = model(
-        [("MatMul", ["x", "w"], "y", {})], {"w": normal(64, 48)}, {"x": ["m", 64]}, ["y"]
-    )
+    built = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(64, 48)}, {"x": ["m", 64]}, ["y"])
     io.save(built, tmp_path / "m.onnx", external_data=True)
     loaded = io.load(tmp_path / "m.onnx")
     assert isinstance(loaded.graph.initializers["w"].const_value, ir.ExternalTensor)

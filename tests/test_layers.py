@@ -1,0 +1,65 @@
+"""Imports point downward only: see the layer list in docs/index.md."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lwqc
+
+ROOT = Path(lwqc.__file__).parent
+# From the top down; modules on one line may import each other.
+LAYERS = [
+    {"__init__", "cli", "demo"},
+    {"api", "report.inspection", "report.terminal"},
+    {"compress", "inspection"},
+    {"importance", "mixed", "planning", "timing", "report.result"},
+    {"workspace", "recipe", "goals", "measure"},
+    {"backends"},
+    {"passes", "search"},
+    {"scores"},
+    {"stats"},
+    {"plan", "data", "random_inputs", "frontends", "interop"},
+    {"io", "saving", "model_stream", "tensor_bytes", "untrusted", "paths"},
+    {"quant", "graph"},
+    {"errors", "recipes"},
+]
+
+
+def layer(module: str) -> int:
+    name = module.removeprefix("lwqc").removeprefix(".") or "__init__"
+    for i, members in enumerate(LAYERS):
+        if name in members or name.split(".")[0] in members:
+            return i
+    raise AssertionError(f"{module} is in no layer: add it to the list")
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_point_downward(file):
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    own = ".".join(p for p in parts if p != "__init__" or len(parts) == 1)
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lwqc"):
+            names = (
+                [node.module] if node.module != "lwqc" else [f"lwqc.{a.name}" for a in node.names]
+            )
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names if a.name.startswith("lwqc")]
+        for name in names:
+            assert layer(name) >= layer(f"lwqc.{own}"), f"{own} imports {name}, which is above it"
+
+
+def test_only_one_module_imports_onnxruntime():
+    users = [f.name for f in FILES if "import onnxruntime" in f.read_text()]
+    assert users == ["session.py"]
+
+
+def test_passes_know_no_search_scores_or_backends():
+    for file in (ROOT / "passes").glob("*.py"):
+        text = file.read_text()
+        for above in ("lwqc.search", "lwqc.scores", "lwqc.backends"):
+            assert above not in text
