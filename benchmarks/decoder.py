@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-LAYERS, WIDTH, HIDDEN, VOCABULARY = 21, 1024, 4096, 32000
+LAYERS, WIDTH, HIDDEN, VOCABULARY = 21, 1024, 4096, 35072
 ROUNDS = 3
 
 

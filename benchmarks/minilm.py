@@ -42,6 +42,7 @@ class Reader(CalibrationDataReader):
         self._feeds = iter(list(minilm.calibration()))
 
     def get_next(self):
+        """The next feeds, None at the end."""
         return next(self._feeds, None)
 
 

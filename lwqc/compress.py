@@ -36,8 +36,13 @@ class Compressed:
 
     work: Workspace
     goals: Goals
-    plan: Plan
+    decisions: Plan
     lowered: Lowered
+
+    @property
+    def plan(self) -> Plan:
+        """What was done, with the digest of the model it was done to."""
+        return self.work.stamped(self.decisions)
 
     @property
     def model(self) -> ir.Model:
@@ -93,6 +98,10 @@ def _metric(metric: str | Callable[..., float] | None) -> Metric | None:
 
 def make_plan(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> Plan:
     """Decide what to do, without writing anything."""
+    return work.stamped(_decide(work, goals, recipe))
+
+
+def _decide(work: Workspace, goals: Goals, recipe: Recipe | str) -> Plan:
     chosen = find(recipe) if isinstance(recipe, str) else recipe
     if not work.analysis.sites:
         raise InputError(f"{work.name}: has no weight that could take a number format")
@@ -102,7 +111,7 @@ def make_plan(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> P
 
 def compress_workspace(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> Compressed:
     """Find a plan and execute it."""
-    plan = make_plan(work, goals, recipe)
+    plan = _decide(work, goals, recipe)
     return Compressed(work, goals, plan, work.lower(plan))
 
 
@@ -242,13 +251,13 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         source_bytes=work.float_bytes,
         output=str(saved.path),
         output_bytes=saved.size_bytes,
-        recipe=result.plan.recipe,
-        target=result.plan.target,
+        recipe=result.decisions.recipe,
+        target=result.decisions.target,
         data=work.data.description,
         data_kind=work.data.kind,
         sites=_rows(result),
         skipped=work.analysis.skipped,
-        rewrites=result.plan.rewrites,
+        rewrites=result.decisions.rewrites,
     )
     if verify:
         report = _verified(result, saved, report)
@@ -273,7 +282,7 @@ def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Repor
 
 
 def _rows(result: Compressed) -> tuple[SiteRow, ...]:
-    plan, forms = result.plan, result.lowered.forms
+    plan, forms = result.decisions, result.lowered.forms
     rows = []
     for site in result.work.analysis.sites:
         entry = plan.quantize.get(site.name)

@@ -13,7 +13,7 @@ from lwqc import io
 from lwqc.backends.session import Session
 from lwqc.errors import InputError
 from lwqc.graph.sites import MIN_WEIGHTS, Site
-from lwqc.plan import Plan, SiteEntry
+from lwqc.plan import Plan, SiteEntry, Source
 from lwqc.planning import REWRITES
 from lwqc.quant.formats import WeightFormat
 from lwqc.scores.sensitivity import site_sensitivity
@@ -242,7 +242,7 @@ def _with_reasons(work: Workspace, picked: Mapping[str, SiteEntry | None], recip
             legal = work.target.candidates(site, work.opset)
             kept[site.name] = "the budget allows float" if legal else "no legal format is smaller"
     return Plan(
-        source=work.source,
+        source=Source(name=work.name),
         target=work.target.name,
         recipe=recipe,
         quantize={n: e for n, e in picked.items() if e is not None},

@@ -27,9 +27,9 @@ class _Model(BaseModel):
 
 
 class Source(_Model):
-    """The model that a plan is for. digest: sha256 of its graph and weights."""
+    """The model that a plan is for. digest: sha256 of its graph and weights, "" if not taken."""
 
-    digest: str
+    digest: str = ""
     name: str = ""
 
 

@@ -9,7 +9,7 @@ from lwqc.backends.session import statistics_session
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import integer_flow
 from lwqc.graph.sites import MIN_WEIGHTS, Site
-from lwqc.plan import ActivationRange, Plan, SiteEntry
+from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.quant.formats import WeightFormat
 from lwqc.stats.collect import collect
 from lwqc.stats.ranges import ranges
@@ -50,7 +50,7 @@ def uniform(
         if site.name in refused and entry.activation == "none" and site.op == "Conv":
             kept[site.name] = f"weight only: its convolution {refused[site.name]}"
     return Plan(
-        source=work.source,
+        source=Source(name=work.name),
         target=work.target.name,
         recipe=recipe,
         quantize=chosen,
@@ -172,7 +172,7 @@ def folded(work: Workspace, recipe: str) -> Plan:
     entry = SiteEntry(weight=WeightFormat(8))
     chosen = {s.name: _first_legal(work, s, iter([entry])) for s in work.analysis.sites}
     return Plan(
-        source=work.source,
+        source=Source(name=work.name),
         target=work.target.name,
         recipe=recipe,
         quantize={n: e for n, e in chosen.items() if isinstance(e, SiteEntry)},

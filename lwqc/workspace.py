@@ -91,6 +91,10 @@ class Workspace:
         """Identity of the model."""
         return Source(digest=io.model_digest(self.model), name=self.name)
 
+    def stamped(self, plan: Plan) -> Plan:
+        """The plan with the model's identity; while it is only executed it needs none."""
+        return plan.model_copy(update={"source": self.source})
+
     @cached_property
     def reference(self) -> Session:
         """The original in a default session."""

@@ -76,4 +76,4 @@ def network() -> nn.Module:
 
 
 if __name__ == "__main__":
-    main("glyph_mobilenet", network, steps=2600, rate=4e-3)
+    main("glyph_mobilenet", network, steps=900, rate=4e-3)

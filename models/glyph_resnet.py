@@ -51,4 +51,4 @@ def network() -> nn.Module:
 
 
 if __name__ == "__main__":
-    main("glyph_resnet", network, steps=2200, rate=4e-3)
+    main("glyph_resnet", network, steps=800, rate=4e-3)

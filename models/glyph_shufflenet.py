@@ -77,4 +77,4 @@ def network() -> nn.Module:
 
 
 if __name__ == "__main__":
-    main("glyph_shufflenet", network, steps=2600, rate=4e-3)
+    main("glyph_shufflenet", network, steps=1300, rate=4e-3)

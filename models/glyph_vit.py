@@ -81,4 +81,4 @@ def network() -> nn.Module:
 
 
 if __name__ == "__main__":
-    main("glyph_vit", network, steps=2400, rate=3e-3)
+    main("glyph_vit", network, steps=1250, rate=3e-3)

@@ -15,7 +15,7 @@ from models.stdlib_corpus import texts
 from models.stdlib_lm_network import Decoder, Shape, WithCache, WithoutCache
 from models.training import export
 
-BATCH, LENGTH, SEED, STEPS = 8, 256, 11, 2400
+BATCH, LENGTH, SEED, STEPS = 8, 256, 11, 1600
 
 
 def token_stream(vocabulary: BytePairs) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

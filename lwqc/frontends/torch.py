@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io as text_io
+import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_OPSET = {"dynamo": 20, "legacy": 17}
+MAX_OPSET = 26  # the newest that onnxruntime 1.31 loads
+# They hold the exporting machine's file paths and source lines, and outweigh small graphs.
+_PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
 
 
 def export(
@@ -32,39 +38,28 @@ def export(
     exporter: Literal["dynamo", "legacy"] = "dynamo",
     opset: int | None = None,
 ) -> ir.Model:
-    """Export a module in evaluation mode; its own mode is restored afterwards.
+    """Export a module in evaluation mode; the modes of its parts are restored afterwards.
 
     example_inputs: positional arguments as a tuple, keyword arguments as a mapping, or one tensor.
-    dynamic_shapes: as in `torch.export.export`; the legacy exporter takes `dynamic_axes`.
+    dynamic_shapes: as in `torch.export.export`; with the legacy exporter for tensor arguments only.
+    opset: at most `MAX_OPSET`; 20 by default, 17 with the legacy exporter.
 
+    The dynamo exporter's weights are views of the module's: save the model before training on.
     Raises InputError when torch or onnxscript is missing, or when the export fails.
     """
     torch = _torch()
-    arguments, keywords = _arguments(example_inputs)
+    if exporter not in DEFAULT_OPSET:
+        raise InputError(f"exporter {exporter!r} is not known; expected dynamo or legacy")
     version = opset or DEFAULT_OPSET[exporter]
-    training = module.training
-    module.eval()
+    if version > MAX_OPSET:
+        raise InputError(f"opset {version} is too new for onnxruntime; the highest is {MAX_OPSET}")
+    arguments, keywords = _arguments(example_inputs)
+    run = _legacy if exporter == "legacy" else _dynamo
     try:
-        with _quiet(), torch.no_grad():
-            if exporter == "legacy":
-                return _legacy(torch, module, arguments, keywords, dynamic_shapes, version)
-            program = torch.onnx.export(
-                module,
-                arguments,
-                kwargs=keywords,
-                dynamic_shapes=dynamic_shapes,
-                opset_version=version,
-                dynamo=True,
-                verbose=False,
-            )
+        with _quiet(), _evaluation(module), torch.no_grad():
+            return run(torch, module, arguments, keywords, dynamic_shapes, version)
     except Exception as error:
         raise InputError(f"{type(module).__name__}: export failed: {_first_line(error)}") from error
-    finally:
-        module.train(training)
-    if program is None:
-        raise InputError(f"{type(module).__name__}: the exporter returned nothing")
-    model: ir.Model = program.model
-    return model
 
 
 def convert(spec: str) -> ir.Model:
@@ -79,11 +74,14 @@ def convert(spec: str) -> ir.Model:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        made = getattr(importlib.import_module(name), attribute)
-    except ImportError as error:
-        raise InputError(f"{spec}: module {name} cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise InputError(f"{spec}: module {name} has no attribute {attribute}") from error
+        module = importlib.import_module(name)
+    except Exception as error:  # importing runs the user's code
+        raise InputError(
+            f"{spec}: module {name} cannot be imported: {_first_line(error)}"
+        ) from error
+    made = getattr(module, attribute, None)
+    if made is None:
+        raise InputError(f"{spec}: module {name} has no attribute {attribute}")
     if not callable(made):
         raise InputError(f"{spec}: {attribute} is not callable")
     try:
@@ -123,15 +121,41 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
+def _dynamo(
+    torch: Any,
+    module: Any,
+    arguments: tuple[Any, ...],
+    keywords: dict[str, Any],
+    dynamic_shapes: Any,
+    version: int,
+) -> ir.Model:
+    program = torch.onnx.export(
+        module,
+        arguments,
+        kwargs=keywords,
+        dynamic_shapes=dynamic_shapes,
+        opset_version=version,
+        dynamo=True,
+        verbose=False,
+    )
+    model: ir.Model = program.model
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for node in (node for graph in graphs for node in graph.all_nodes()):
+        for key in _PRIVATE_METADATA:
+            node.metadata_props.pop(key, None)
+    return model
+
+
 def _legacy(
     torch: Any,
     module: Any,
     arguments: tuple[Any, ...],
     keywords: dict[str, Any],
-    axes: Any,
+    dynamic_shapes: Any,
     version: int,
 ) -> ir.Model:
     """The legacy exporter only writes files; the result is read back into memory."""
+    names = _input_names(torch, module, arguments, keywords)
     with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
@@ -139,7 +163,8 @@ def _legacy(
             arguments,
             str(path),
             kwargs=keywords,
-            dynamic_axes=axes,
+            input_names=names,
+            dynamic_axes=_dynamic_axes(names, dynamic_shapes),
             opset_version=version,
             dynamo=False,
         )
@@ -148,14 +173,79 @@ def _legacy(
         return io.detached(model)
 
 
+def _input_names(
+    torch: Any, module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> list[str]:
+    """Names of the arguments in the order in which the exporter flattens them.
+
+    Empty, so that the exporter makes some up, when an argument is not a plain tensor.
+    """
+    if not all(isinstance(v, torch.Tensor) for v in (*arguments, *keywords.values())):
+        return []
+    bound = inspect.signature(module.forward).bind(*arguments, **keywords)
+    return list(bound.arguments) if len(bound.arguments) == len(bound.args) else []
+
+
+def _dynamic_axes(names: list[str], shapes: Any) -> dict[str, dict[int, str]] | None:
+    """`dynamic_shapes` as the legacy exporter's `dynamic_axes`: argument -> axis -> name."""
+    if shapes is None:
+        return None
+    if not names:
+        raise InputError(
+            "dynamic shapes with the legacy exporter need plain tensor arguments; use dynamo"
+        )
+    by_name = shapes if isinstance(shapes, Mapping) else dict(zip(names, shapes, strict=True))
+    axes: dict[str, dict[int, str]] = {}
+    for name, dims in by_name.items():
+        pairs = dims.items() if isinstance(dims, Mapping) else enumerate(dims or ())
+        axes[name] = {
+            int(axis): label
+            for axis, dim in pairs
+            if (label := _dimension_name(dim, f"{name}_{axis}")) is not None
+        }
+    return axes
+
+
+def _dimension_name(dim: Any, unnamed: str) -> str | None:
+    """Name of a `torch.export.Dim`, a string or a hint; None for a fixed size."""
+    if dim is None or isinstance(dim, int):
+        return None
+    if isinstance(dim, str):
+        return dim
+    hint = getattr(getattr(dim, "type", None), "name", None)  # Dim.AUTO, Dim.STATIC, ...
+    if hint is not None:
+        return None if hint == "STATIC" else unnamed
+    return str(getattr(dim, "__name__", unnamed))
+
+
+@contextlib.contextmanager
+def _evaluation(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode; parts that were frozen in evaluation mode stay so afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' progress texts off our standard output."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(text_io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    """Keep the exporters' progress texts, warnings and tracebacks off our output."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # torch's loggers have levels and handlers of their own
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(text_io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _first_line(error: BaseException) -> str:
+    """First line of the error that started it all: the exporter wraps it in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else repr(error))[:300]
+    return re.sub(r"\x1b\[[0-9;]*m", "", lines[0] if lines else repr(error))[:300]

@@ -29,37 +29,33 @@ class StoredCost:
 class NodeCost:
     """Cost of one node.
 
+    parameters, weight_bytes: of the stored tensors it reads, also through constant data movement;
+        indices and sizes (int64, bool) are no parameters.
     macs: multiply-accumulates of one run; None where they cannot be told: a shape is unknown, the
-    operator is not in the table and not of the ONNX domain, or it is in the body of a subgraph.
-    weights: stored tensors read, also through constant data movement; shared ones are with each.
+        operator is neither in the table nor of the ONNX domain, or it is in the body of a subgraph.
+    weights: those tensors one by one; one that several nodes share is with each of them.
     """
 
     name: str
     op: str
-    weights: tuple[StoredCost, ...]
+    parameters: int
+    weight_bytes: int
     macs: int | None
-
-    @property
-    def parameters(self) -> int:
-        """Elements of the stored tensors; indices and sizes (int64, bool) are none."""
-        return sum(w.parameters for w in self.weights)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the stored tensors."""
-        return sum(w.size_bytes for w in self.weights)
+    weights: tuple[StoredCost, ...]
 
 
 @dataclass(frozen=True)
 class TotalCost:
     """Sums over nodes; a tensor that several nodes read counts once.
 
-    macs: of the nodes where they are known. unknown: names of the others.
+    macs: None when those of any node are not known. known_macs: of the nodes where they are.
+    unknown: names of the others.
     """
 
     parameters: int
     weight_bytes: int
-    macs: int
+    macs: int | None
+    known_macs: int
     unknown: tuple[str, ...]
 
 
@@ -67,29 +63,25 @@ def total(costs: Iterable[NodeCost]) -> TotalCost:
     """Sum the costs of a graph's nodes."""
     costs = list(costs)
     stored = {w.name: w for cost in costs for w in cost.weights}.values()
+    unknown = tuple(cost.name for cost in costs if cost.macs is None)
+    known_macs = sum(cost.macs or 0 for cost in costs)
     return TotalCost(
         parameters=sum(w.parameters for w in stored),
         weight_bytes=sum(w.size_bytes for w in stored),
-        macs=sum(cost.macs or 0 for cost in costs),
-        unknown=tuple(cost.name for cost in costs if cost.macs is None),
+        macs=None if unknown else known_macs,
+        known_macs=known_macs,
+        unknown=unknown,
     )
 
 
 def node_costs(graph: ir.Graph, shapes: Mapping[str, Sequence[int]]) -> list[NodeCost]:
     """Cost of every node, those of subgraphs included, in order.
 
-    shapes: value name -> sizes; stored tensors need no entry. See `static_shapes`.
+    shapes: value name -> sizes; values that declare a fixed shape and stored tensors need no entry.
+    See `static_shapes`.
     """
-    found = _Shapes(shapes)
-    return [
-        NodeCost(
-            name=node.name or (node.outputs[0].name if node.outputs else None) or node.op_type,
-            op=node.op_type,
-            weights=_weights(node),
-            macs=_macs(node, found, inside=node.graph is not graph),
-        )
-        for node in graph.all_nodes()
-    ]
+    known = _Shapes(shapes)
+    return [_cost(node, known, inside=node.graph is not graph) for node in graph.all_nodes()]
 
 
 def static_shapes(model: ir.Model, dims: Mapping[str, int]) -> dict[str, Sizes]:
@@ -115,6 +107,18 @@ def _values(graph: ir.Graph) -> Iterable[ir.Value]:
     yield from graph.initializers.values()
     for node in graph:
         yield from node.outputs
+
+
+def _cost(node: ir.Node, shapes: _Shapes, *, inside: bool) -> NodeCost:
+    weights = _weights(node)
+    return NodeCost(
+        name=node.name or (node.outputs[0].name if node.outputs else None) or node.op_type,
+        op=node.op_type,
+        parameters=sum(w.parameters for w in weights),
+        weight_bytes=sum(w.size_bytes for w in weights),
+        macs=_macs(node, shapes, inside=inside),
+        weights=weights,
+    )
 
 
 def _weights(node: ir.Node) -> tuple[StoredCost, ...]:
@@ -154,7 +158,7 @@ def _stored(value: ir.Value) -> ir.TensorProtocol | None:
 
 
 class _Shapes:
-    """Shapes of values: given ones, else those of stored tensors."""
+    """Shapes of values: given ones, else those of stored tensors, else declared ones."""
 
     def __init__(self, given: Mapping[str, Sequence[int]]) -> None:
         self.given = given
@@ -169,6 +173,8 @@ class _Shapes:
         shape = weight_shape(weight) if weight is not None else None
         if shape is None and (tensor := _stored(value)) is not None:
             shape = static_shape(tensor)
+        if shape is None and value.shape is not None and value.shape.is_static():
+            shape = tuple(int(d) for d in value.shape if isinstance(d, int))
         if shape is None:
             raise _UnknownError
         return shape
@@ -268,6 +274,13 @@ class Operator:
 
 _FREE_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})  # their other operators have no MACs
 _MS = "com.microsoft"
+_MS_WITHOUT_MACS = (
+    *("BiasGelu", "DequantizeLinear", "DynamicQuantizeLinear", "EmbedLayerNormalization"),
+    *("FastGelu", "Gelu", "QLinearAdd", "QLinearAveragePool", "QLinearConcat"),
+    *("QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid"),
+    *("QLinearSoftmax", "QLinearWhere", "QuantizeLinear", "QuickGelu", "RotaryEmbedding"),
+    *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization"),
+)
 
 OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "MatMul"): Operator(_matmul),
@@ -293,4 +306,5 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (_MS, "DynamicQuantizeMatMul"): Operator(_matmul),
     (_MS, "MatMulNBits"): Operator(_matmul_packed, packed=1),
     (_MS, "GatherBlockQuantized"): Operator(_none, packed=0),
+    **{(_MS, op): Operator(_none) for op in _MS_WITHOUT_MACS},
 }

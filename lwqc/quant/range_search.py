@@ -17,14 +17,17 @@ from lwqc.errors import InputError
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.grid import Codes, Encoded, Float
 
-# Fractions of the full range at which a block is clipped. Low bits gain from clipping, 8 bits
-# hardly do, but one wide channel may.
-SHRINK = {
+# Fractions of the full range at which a block is clipped. Low bits gain from clipping, and the more
+# the larger the block is; 8 bits hardly do, but one wide channel may.
+_SHRINK = {
     2: (1.0, 0.92, 0.84, 0.76, 0.68, 0.6),
     4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.74),
     8: (1.0, 0.96, 0.92),
 }
-_TILE = 1 << 18  # values per tile: a few float32 copies of it stay in the second-level cache
+_SHRINK_SMALL = {**_SHRINK, 4: (1.0, 0.95, 0.9, 0.85)}
+_SMALL_BLOCK = 32
+_TILE = 1 << 17  # values per tile: a few float32 copies of it stay in the second-level cache
+_TINY = np.float32(1e-37)
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -41,7 +44,8 @@ def encode(weight: NDArray[np.floating], fmt: WeightFormat, *, search: bool = Tr
     codes = np.empty((n, blocks, block), np.uint8)
     scale = np.empty((n, blocks), np.float32)
     zero = np.empty((n, blocks), np.uint8)
-    shrink = SHRINK[fmt.bits] if search else (1.0,)
+    small = block <= _SMALL_BLOCK
+    shrink = (_SHRINK_SMALL if small else _SHRINK)[fmt.bits] if search else (1.0,)
 
     def fill(rows: slice) -> None:
         tile = _tile(weight[rows], blocks, block)
@@ -74,6 +78,8 @@ def _fit(w: Float, fmt: WeightFormat, shrink: tuple[float, ...]) -> tuple[Codes,
     start, zero = _start(w, fmt)
     if not np.isfinite(start).all():
         raise InputError("weight holds NaN or infinity; it cannot be quantized")
+    # A scale without an inverse: such a block is stored as zeros.
+    start = np.where(np.abs(start) > _TINY, start, np.float32(1))
     # 8-bit symmetric codes stay within +-127: -128 saturates in some int8 kernels, gains nothing.
     lowest = 1 if fmt.symmetric and fmt.bits == 8 else 0
     if fmt.symmetric:
@@ -82,16 +88,15 @@ def _fit(w: Float, fmt: WeightFormat, shrink: tuple[float, ...]) -> tuple[Codes,
     else:
         low, high = -zero, levels - zero
     best_gain = np.full(w.shape[1], -1.0, np.float32)
-    best = start.copy()
+    best = start
     d = np.empty_like(w)
     for fraction in shrink:
-        scale = start * np.float32(fraction)
-        _round(w, scale, low, high, d)
+        _round(w, start * np.float32(fraction), low, high, d)
         wd, dd = np.einsum("ij,ij->j", w, d), np.einsum("ij,ij->j", d, d)
-        fitted = np.divide(wd, dd, out=scale, where=dd > 0)
+        fitted = wd / np.maximum(dd, 1)  # codes are integers: dd is 0 or at least 1
         gain = wd * fitted  # <w, d>^2 / <d, d>
-        better = gain > best_gain
-        best_gain[better], best[better] = gain[better], fitted[better]
+        best = np.where(gain > best_gain, fitted, best)
+        np.maximum(best_gain, gain, out=best_gain)
     best = _stored(best, fmt)
     _round(w, best, low, high, d)
     d += zero
@@ -100,8 +105,7 @@ def _fit(w: Float, fmt: WeightFormat, shrink: tuple[float, ...]) -> tuple[Codes,
 
 def _round(w: Float, scale: Float, low: Float | float, high: Float | float, out: Float) -> None:
     """out = clip(round(w / scale), low, high), column by column."""
-    # A denormal block has no inverse scale; it is stored as zeros.
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > 1e-37)
+    inverse = np.float32(1) / scale
     np.multiply(w, inverse, out=out)
     np.rint(out, out=out)
     np.clip(out, low, high, out=out)
@@ -130,4 +134,4 @@ def _stored(scale: Float, fmt: WeightFormat) -> Float:
         if scale.size and np.abs(scale).max() > _HALF_MAX:
             raise InputError("weight is too large for float16 scales; use a float32 scale format")
         scale = scale.astype(np.float16).astype(np.float32)
-    return np.where(scale == 0, np.float32(1), scale)
+    return np.where(np.abs(scale) > _TINY, scale, np.float32(1))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 Array = NDArray[Any]
 
@@ -74,7 +75,7 @@ class DivergenceMeter:
         if width < 2:
             return
         a, b = a.reshape(-1, width), b.reshape(-1, width)
-        p, q = _log_softmax(a), _log_softmax(b)
+        p, q = log_softmax(a, axis=-1), log_softmax(b, axis=-1)
         self._kl += float((np.exp(p) * (p - q)).sum())
         self._rows += len(a)
         self._equal += int((a.argmax(-1) == b.argmax(-1)).sum())
@@ -120,10 +121,5 @@ def _cosine(a: Array, b: Array) -> Array:
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     same = (a == b).all(axis=1)
     cosine = np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)
-    cosine = np.where(np.isfinite(cosine), np.clip(cosine, -1, 1), -1.0)
+    cosine = np.where(np.isfinite(b).all(axis=1), np.clip(cosine, -1, 1), -1.0)
     return np.where(same, 1.0, cosine)
-
-
-def _log_softmax(x: Array) -> Array:
-    shifted = x - x.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

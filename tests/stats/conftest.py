@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from onnx_ir.passes.common import ShapeInferencePass
 
 CONV_NET = """
 <ir_version: 9, opset_import: ["" : 18]>
@@ -72,7 +73,9 @@ def capture(model: ir.Model, names, data) -> list[dict[str, np.ndarray]]:
 def conv_net() -> ir.Model:
     rng = np.random.default_rng(0)
     draw = lambda *shape: (rng.standard_normal(shape) * 0.4).astype(np.float32)  # noqa: E731
-    return parse(CONV_NET, w1=draw(8, 3, 3, 3), b1=draw(8), w2=draw(8, 8, 3, 3), w3=draw(8, 10))
+    model = parse(CONV_NET, w1=draw(8, 3, 3, 3), b1=draw(8), w2=draw(8, 8, 3, 3), w3=draw(8, 10))
+    ShapeInferencePass()(model)
+    return model
 
 
 @pytest.fixture(scope="session")
