@@ -61,6 +61,8 @@ def ranges(
     precision (1 in 2048); or a function of the histogram. A tensor with values too large or too
     small for half precision, or all zero, costs two more passes.
 
+    All methods but `minmax` hold one sample's tensors at half precision: prefer small batches.
+
     Raises InputError for an unknown method or tensor, for empty data, and naming the tensor when
     an activation is NaN or infinite.
     """

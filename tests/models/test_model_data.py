@@ -12,7 +12,7 @@ from models.byte_pairs import BytePairs, learn
 
 DIGESTS = {
     "digits": (digits.DATA, "e6041a4b3391ff75"),
-    "glyphs": (glyphs.DATA, "25d1e51cc8d618a4"),
+    "glyphs": (glyphs.DATA, "751229c98675e1cd"),
     "stdlib_lm": (stdlib_lm.DATA, "a8fd4bafc42ef1c7"),
 }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +20,8 @@ from lwqc.stats.shapes import Shapes
 from lwqc.stats.token_cosine import TokenCosine
 
 from .conftest import parse, runner
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_model_is_left_alone(conv_net, images):
@@ -134,3 +139,31 @@ def test_memory_does_not_grow_with_the_number_of_samples(conv_net):
 
     peak(1)
     assert peak(64) <= 1.05 * peak(4)
+
+
+_DEEP = """
+import resource, sys
+import numpy as np
+import onnx_ir as ir
+from lwqc.stats.collect import collect
+from lwqc.stats.min_max import MinMax
+from tests.stats.conftest import parse, runner
+depth = int(sys.argv[1])
+body = "".join(f"v{i + 1} = Sin(v{i}) " for i in range(depth))
+model = parse('<ir_version: 9, opset_import: ["": 18]> '
+              "g (float[n] v0) => (float[n] v%d) { %s }" % (depth, body))
+feeds = {"v0": np.ones(4_000_000, np.float32)}
+collect(model, [MinMax(f"v{i}") for i in range(depth + 1)], [feeds], runner)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_activations_are_freed_once_reduced():
+    """Peak memory of a chain of 16 MB activations does not grow with its length."""
+    pytest.importorskip("resource")
+
+    def peak_mb(depth):
+        command = [sys.executable, "-c", _DEEP, str(depth)]
+        return int(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout)
+
+    assert peak_mb(24) <= peak_mb(4) + 80  # 320 more if all stayed alive
