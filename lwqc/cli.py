@@ -111,6 +111,9 @@ def quantize(
     bits: Annotated[str, typer.Option(help="8, 4, 2 or mixed")] = "8",
     activations: Annotated[str, typer.Option(help="none, dynamic or static")] = "none",
     ranges: Annotated[str, typer.Option(help="minmax, percentile, mse or entropy")] = "mse",
+    search: Annotated[
+        bool, typer.Option("--search/--no-search", help="scales by error search or plain range")
+    ] = True,
     target: Target = "cpu",
     data: DataOption = None,
     metric: MetricOption = None,
@@ -127,7 +130,7 @@ def quantize(
     debug: DebugOption = False,
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
-    recipe = _quantize_recipe(bits, activations, ranges)
+    recipe = _quantize_recipe(bits, activations, ranges, search)
     with _workspace(model, target, data, metric, shape, seed, output) as work:
         work.skip_checks = not verify
         goals = _goals(max_size, None, avg_bits, max_drop)
@@ -142,12 +145,12 @@ def quantize(
         )
 
 
-def _quantize_recipe(bits: str, activations: str, ranges: str) -> Recipe:
+def _quantize_recipe(bits: str, activations: str, ranges: str, search: bool) -> Recipe:
     if bits == "mixed":
         return Recipe(name="mixed", description="", allocator="knapsack")
     if not bits.isdigit():
         raise InputError(f"--bits {bits}: expected 8, 4, 2 or mixed")
-    return uniform_recipe(int(bits), activations, ranges)
+    return uniform_recipe(int(bits), activations, ranges, search)
 
 
 @app.command()

@@ -129,7 +129,9 @@ def apply_plan(work: Workspace, plan: Plan, goals: Goals | None = None) -> Compr
 
 
 def _uniform(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
-    plan = planning.uniform(work, recipe.bits, recipe.activations, recipe=recipe.name)
+    plan = planning.uniform(
+        work, recipe.bits, recipe.activations, search=recipe.search, recipe=recipe.name
+    )
     return planning.calibrate(work, plan, recipe.ranges)
 
 

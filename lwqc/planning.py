@@ -28,12 +28,15 @@ def uniform(
     *,
     block: int | None = None,
     symmetric: bool = True,
+    search: bool = True,
     recipe: str = "",
 ) -> Plan:
     """Every site in `bits`, with the given activations where the target has a kernel for it.
 
     block: scales per block of a weight-only matrix (None: 32 for up to 4 bits, 128 for 8).
-    Sites that cannot take it are in `kept_float` with the reason. Static plans have no ranges yet;
+    search: choose scales by error search.
+    Sites that cannot take the format are in `kept_float` with the reason. Static plans have no
+    ranges yet;
     see `calibrate`.
     """
     chosen: dict[str, SiteEntry] = {}
@@ -46,7 +49,7 @@ def uniform(
         if isinstance(entry, str):
             kept[site.name] = entry
             continue
-        chosen[site.name] = entry
+        chosen[site.name] = entry.model_copy(update={"search": search})
         if site.name in refused and entry.activation == "none" and site.op == "Conv":
             kept[site.name] = f"weight only: its convolution {refused[site.name]}"
     return Plan(

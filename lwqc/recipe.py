@@ -20,6 +20,7 @@ class Recipe(BaseModel):
 
     allocator: `auto` (fastest, or by budget), `uniform` (one format), `knapsack` (mixed bits under
     a budget), `rank` (two formats by importance under a budget).
+    search: scales by error search; False takes the plain range of each block.
     score: `measured` or `weights` for the knapsack, `lim` or `zd` for the rank.
     """
 
@@ -33,6 +34,7 @@ class Recipe(BaseModel):
     bits: Literal[2, 4, 8] = 8
     activations: Literal["none", "dynamic", "static"] = "none"
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
+    search: bool = True
     low: Format = WeightFormat(4, 32, True, "float16")
     high: Format = WeightFormat(8, 128, True, "float16")
 
@@ -60,7 +62,7 @@ def find(name_or_path: str) -> Recipe:
     raise InputError(f"recipe {name_or_path!r} is not known; expected a .toml file or {known}")
 
 
-def uniform_recipe(bits: int, activations: str, ranges: str) -> Recipe:
+def uniform_recipe(bits: int, activations: str, ranges: str, search: bool = True) -> Recipe:
     """One format for all sites. Raises InputError for values outside the schema."""
     for option, value, known in (
         ("bits", bits, (2, 4, 8)),
@@ -78,6 +80,7 @@ def uniform_recipe(bits: int, activations: str, ranges: str) -> Recipe:
             "bits": bits,
             "activations": activations,
             "ranges": ranges,
+            "search": search,
         }
     )
 
