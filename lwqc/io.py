@@ -85,11 +85,26 @@ def to_bytes(model: ir.Model) -> bytes:
 
 
 def serialized_bytes(model: ir.Model) -> int:
-    """Size of the model when saved, within a few bytes per weight, without evaluating any."""
+    """Size of the model when saved, without evaluating any weight.
+
+    Never too small: of each weight's protobuf fields, the lengths are counted at their largest.
+    """
     with weightless(model):
         graph = ir.serde.serialize_model(model).ByteSize()
     weights = (v.const_value for v in model.graph.initializers.values())
-    return int(graph) + sum(int(t.nbytes) for t in weights if t is not None)
+    return int(graph) + sum(_field_bytes(t) for t in weights if t is not None)
+
+
+def _field_bytes(tensor: ir.TensorProtocol) -> int:
+    """Bytes of a weight's data, dimensions and length prefixes, at most."""
+    data = int(tensor.nbytes)
+    prefixes = 1 + 2 * _varint_bytes(data + 1024)
+    return data + prefixes + sum(1 + _varint_bytes(d) for d in static_shape(tensor))
+
+
+def _varint_bytes(number: int) -> int:
+    """Length of a protobuf integer: seven bits per byte."""
+    return max(1, -(-number.bit_length() // 7))
 
 
 def model_digest(model: ir.Model) -> str:

@@ -36,8 +36,7 @@ def uniform(
     block: scales per block of a weight-only matrix (None: 32 for up to 4 bits, 128 for 8).
     search: choose scales by error search.
     Sites that cannot take the format are in `kept_float` with the reason. Static plans have no
-    ranges yet;
-    see `calibrate`.
+    ranges yet; see `calibrate`.
     """
     chosen: dict[str, SiteEntry] = {}
     kept: dict[str, str] = {}

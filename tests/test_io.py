@@ -840,3 +840,30 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert float(out.stdout) < 60, out.stderr  # MB; a weight has 32
         (tmp_path / "out.onnx").unlink()
+
+
+@pytest.mark.parametrize("shape", [(3,), (64, 64), (1000, 200), (2, 3, 5, 7)])
+def test_serialized_bytes_is_a_close_upper_bound(tmp_path, shape):
+    weight = np.ones(shape, np.float32)
+    built = ir.Model(
+        ir.Graph(
+            [],
+            [],
+            nodes=[],
+            initializers=[
+                ir.Value(
+                    name=f"w{i}",
+                    shape=ir.Shape(shape),
+                    type=ir.TensorType(ir.DataType.FLOAT),
+                    const_value=ir.tensor(weight, name=f"w{i}"),
+                )
+                for i in range(20)
+            ],
+            opset_imports={"": 20},
+            name="g",
+        ),
+        ir_version=9,
+    )
+    saved = io.save(built, tmp_path / "m.onnx")
+    estimate = io.serialized_bytes(built)
+    assert saved.size_bytes <= estimate <= saved.size_bytes + 20 * 16

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from lwqc.stats.histogram import HalfCounts
 
-_SMOOTHING = 1e-4
-_BATCH = 1 << 18  # elements of [candidates, bins] at a time; a few float32 copies fit the cache
+Float = NDArray[np.float64]
+
+_SMOOTHING = 1e-4  # mass of an empty bin
+_BATCH = 1 << 18  # elements of [candidates, bins] at a time
 
 
 def entropy_limits(
@@ -42,69 +44,82 @@ def best_half_width(counts: NDArray[np.int64], levels: int) -> int:
     """Bins to keep on each side of the middle, from levels // 2 to all of them."""
     halves = np.arange(levels // 2, counts.size // 2 + 1)
     step = max(1, _BATCH // counts.size)
-    divergences = [
-        divergence
-        for start in range(0, halves.size, step)
-        for divergence in _divergences(counts, halves[start : start + step], levels)
-    ]
+    batches = [halves[i : i + step] for i in range(0, halves.size, step)]
+    divergences = np.concatenate([_divergences(counts, batch, levels) for batch in batches])
     return int(halves[int(np.argmin(divergences))])
 
 
-def _divergences(
-    counts: NDArray[np.int64], halves: NDArray[np.int64], levels: int
-) -> NDArray[np.float64]:
-    """KL divergence of each candidate width [n] -> [n]; rows below are [n, widest]."""
+def _divergences(counts: NDArray[np.int64], halves: NDArray[np.int64], levels: int) -> Float:
+    """sum p log(p / q) of each candidate width [n] -> [n]; inf where q is empty.
+
+    p: the kept bins, outliers added to its ends. q: the kept bins without outliers merged to
+    `levels` groups and spread evenly over them, so q is one number per group [n, levels].
+    """
     bins, middle = counts.size, counts.size // 2
-    starts = middle - halves
-    sizes = np.minimum(middle + halves + 1, bins) - starts
-    offset = np.arange(sizes.max())
-    inside = offset < sizes[:, None]
-    kept = np.where(inside, counts[np.minimum(starts[:, None] + offset, bins - 1)], 0)
-    reference = kept.copy()
-    below = np.r_[0, np.cumsum(counts)]
-    reference[:, 0] += below[starts]
-    reference[np.arange(len(sizes)), sizes - 1] += below[-1] - below[starts + sizes]
-    return _kl(reference, _quantized(kept, reference != 0, sizes, levels), inside)
+    starts, ends = middle - halves, np.minimum(middle + halves + 1, bins)
+    below, filled = _prefix(counts), _prefix(counts != 0)
+    cut = starts[:, None] + np.arange(levels + 1) * ((ends - starts) // levels)[:, None]
+    kept, occupied = np.diff(below[cut]), np.diff(filled[cut])
+    rest, rest_occupied = below[ends] - below[cut[:, -1]], filled[ends] - filled[cut[:, -1]]
+
+    # Outliers fill the first bin, and the last one, which is in no group when bins are left over.
+    left, right = below[starts], below[-1] - below[ends]
+    new_left = (left > 0) & (counts[starts] == 0)
+    new_right = (right > 0) & (counts[ends - 1] == 0)
+    left_over = cut[:, -1] < ends
+    mass, mass_rest = kept.copy(), rest + right * left_over
+    mass[:, 0] += left
+    mass[:, -1] += right * ~left_over
+    occupied[:, 0] += new_left
+    occupied[:, -1] += new_right & ~left_over
+    rest_occupied += new_right & left_over
+
+    width = np.diff(cut)
+    kept[:, -1] += rest
+    level = kept // np.maximum(occupied, 1)
+    p_taken = _taken(ends - starts, occupied.sum(axis=1) + rest_occupied)
+    q_taken = _taken(ends - starts, (width * (level > 0)).sum(axis=1))
+    q = np.where(level > 0, level - q_taken[:, None], _SMOOTHING)
+    q_total = np.maximum((width * level).sum(axis=1), 1)
+
+    p_groups = mass - p_taken[:, None] * occupied + _SMOOTHING * (width - occupied)
+    spare = ends - cut[:, -1]
+    p_spare = mass_rest - p_taken * rest_occupied + _SMOOTHING * (spare - rest_occupied)
+    total = max(int(below[-1]), 1)
+    cross = (p_groups * np.log(q)).sum(axis=1) + p_spare * np.log(_SMOOTHING)
+    own = _own_entropy(counts, starts, ends, left, right, p_taken)
+    divergence: Float = (own - cross) / total - np.log(total / q_total)
+    return np.where(level.any(axis=1), divergence, np.inf)
 
 
-def _quantized(
-    kept: NDArray[np.int64], occupied: NDArray[np.bool_], sizes: NDArray[np.int64], levels: int
-) -> NDArray[np.int64]:
-    """Counts merged to `levels` and spread again over the bins that were occupied."""
-    width = (sizes // levels)[:, None]
-    cut = np.arange(levels + 1) * width
-    merged = _between(kept, cut)
-    merged[:, -1] += _between(kept, np.c_[cut[:, -1], sizes])[:, 0]
-    norm = _between(occupied, cut)
-    level = merged // np.maximum(norm, 1)
-    group = np.arange(kept.shape[1]) // width
-    spread = np.take_along_axis(level, np.minimum(group, levels - 1), axis=1)
-    return np.where(group < levels, spread, 0)
+def _own_entropy(
+    counts: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    left: NDArray[np.int64],
+    right: NDArray[np.int64],
+    taken: Float,
+) -> Float:
+    """sum p log p over the smoothed bins of each candidate, before normalising."""
+    offset = np.arange(int((ends - starts).max()))
+    positions = np.minimum(starts[:, None] + offset, counts.size - 1)
+    p = counts.astype(np.float64)[positions]
+    p[:, 0] += left
+    p[np.arange(starts.size), ends - starts - 1] += right
+    p = np.where(p > 0, p - taken[:, None], _SMOOTHING)
+    logs = np.log(p, out=np.zeros_like(p), where=offset < (ends - starts)[:, None])
+    entropy: Float = np.einsum("ij,ij->i", p, logs)
+    return entropy
 
 
-def _between(rows: NDArray[np.generic], cut: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sums of each row between consecutive positions: rows [n, m], cut [n, k + 1] -> [n, k]."""
-    total = np.zeros((rows.shape[0], rows.shape[1] + 1), np.int64)
-    np.cumsum(rows, axis=1, out=total[:, 1:])
-    return np.diff(np.take_along_axis(total, cut, axis=1), axis=1)
+def _taken(bins: NDArray[np.int64], occupied: NDArray[np.int64]) -> Float:
+    """What each occupied bin gives up so that every empty one gets the smoothing mass."""
+    share: Float = _SMOOTHING * (bins - occupied) / np.maximum(occupied, 1)
+    return np.minimum(share, 0.5)
 
 
-def _kl(
-    p: NDArray[np.int64], q: NDArray[np.int64], inside: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """sum p log(p / q) of smoothed, normalised rows; inf when a row of q is empty."""
-    smooth_p, smooth_q = _smooth(p, inside), _smooth(q, inside)
-    ratio = np.divide(smooth_p, smooth_q, out=np.ones_like(smooth_p), where=inside)
-    divergence: NDArray[np.float64] = (smooth_p * np.log(ratio)).sum(axis=1, dtype=np.float64)
-    return np.where(q.any(axis=1), divergence, np.inf)
-
-
-def _smooth(rows: NDArray[np.int64], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Rows as distributions in which empty bins get a little of the others' mass."""
-    occupied = rows != 0
-    share = occupied.sum(axis=1, keepdims=True)
-    empty = inside.sum(axis=1, keepdims=True) - share
-    taken = np.minimum(_SMOOTHING * empty / np.maximum(share, 1), 0.5)
-    smooth = np.where(occupied, rows - taken, _SMOOTHING * inside).astype(np.float32)
-    smooth /= smooth.sum(axis=1, keepdims=True)
-    return smooth
+def _prefix(values: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Sums of the first 0, 1, ..., n values."""
+    sums = np.zeros(values.size + 1, np.int64)
+    np.cumsum(values, out=sums[1:])
+    return sums
