@@ -143,6 +143,13 @@ class Workspace:
         size = io.serialized_bytes(lowered.model)
         return Candidate(plan, lowered, size, self.drop(session)), session
 
+    def full_drop(self, plan: Plan) -> float:
+        """Loss of a plan on the metric, or on all data against the original."""
+        session = Session(self.lower(plan).model, label="candidate")
+        if self.metric is not None:
+            return self.drop(session)
+        return worst_drop(self.divergence(session))
+
     def divergence(self, session: Session) -> dict[str, Divergence]:
         """Full comparison with the original over all data."""
         return compare(self.reference, session, self.data)

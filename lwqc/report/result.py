@@ -58,14 +58,17 @@ class Report:
     metric: str | None = None
     metric_before: float | None = None
     metric_after: float | None = None
+    metric_drop: float | None = None
     outcomes: tuple[Outcome, ...] = ()
 
     @property
     def drop(self) -> float | None:
-        """Loss on the metric as a fraction of it, else 1 - mean cosine; None if not measured."""
-        if self.metric_before is not None and self.metric_after is not None:
-            worse = abs(self.metric_before - self.metric_after)
-            return worse / max(abs(self.metric_before), 1e-12)
+        """Loss on the metric as a fraction of it, else 1 - mean cosine; None if not measured.
+
+        Negative when the metric got better.
+        """
+        if self.metric_drop is not None:
+            return self.metric_drop
         return worst_drop(self.divergence) if self.divergence else None
 
     @property
