@@ -159,7 +159,7 @@ def _smallest_within(
         found = mixed.within_drop(
             work, curves, lambda plan: work.evaluate(plan)[0], aim, recipe.name
         )
-        if work.full_drop(found.plan) <= limit:
+        if _holds(work, *work.evaluate(found.plan), limit):
             break
         aim *= 0.7
     return found.plan
@@ -204,9 +204,15 @@ def _fastest(work: Workspace, goals: Goals, recipe: Recipe) -> Candidate:
     medians = [sorted(t)[len(t) // 2] for t in times]
     order = sorted(range(len(found)), key=lambda i: medians[i + 1])
     for i in order:
-        if medians[i + 1] <= medians[0] and work.full_drop(found[i][0].plan) <= limit:
+        if medians[i + 1] <= medians[0] and _holds(work, *found[i], limit):
             return found[i][0]
     return _unslowed(work, recipe)
+
+
+def _holds(work: Workspace, candidate: Candidate, session: Session, limit: float) -> bool:
+    """Whether the drop is allowed on all data; a metric was already taken on all of its own."""
+    drop = candidate.drop if work.metric is not None else work.full_drop(session)
+    return drop <= limit
 
 
 def _speed_plans(work: Workspace, recipe: Recipe) -> Iterable[Plan]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.random_inputs import DEFAULT_DIM, random_feeds
+from lwqc.user_code import load_callable
 
 Feeds = dict[str, NDArray[Any]]
 DEFAULT_BATCH = 8
@@ -105,7 +104,7 @@ def open_data(
         data = Dataset("real", text, lambda: _batches(path, inputs, batch), inputs, limit)
         data = replace(data, _count=sum(1 for _ in _batches(path, inputs, batch)))
     elif ":" in text:
-        make = _callable(text)
+        make = load_callable(text)
         data = Dataset("real", text, lambda: _called(make, text), inputs, limit)
     else:
         raise InputError(
@@ -164,24 +163,6 @@ def _random_count(text: str) -> int:
     if not number.isdecimal() or not 0 < int(number[:9]) == int(number):
         raise InputError(f"{text}: expected random or random:N with N of at least 1")
     return int(number)
-
-
-def _callable(text: str) -> Callable[[], Any]:
-    module_name, _, name = text.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(
-            f"{text}: module {module_name} cannot be imported: {_line(error)}"
-        ) from error
-    found = getattr(module, name, None)
-    if found is None:
-        raise InputError(f"{text}: module {module_name} has no attribute {name}")
-    if not callable(found):
-        raise InputError(f"{text}: {name} is not callable")
-    return found  # type: ignore[no-any-return]
 
 
 def _called(make: Callable[[], Any], text: str) -> Iterator[Mapping[str, NDArray[Any]]]:

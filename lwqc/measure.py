@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +13,7 @@ from lwqc.backends.session import Session, time_runs
 from lwqc.data import Dataset
 from lwqc.errors import InputError
 from lwqc.stats.divergence import Divergence, OutputMeter
+from lwqc.user_code import load_callable
 
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
@@ -56,17 +54,7 @@ def load_metric(spec: str) -> Metric:
 
     A function with the attribute `higher_is_better = False` is a loss. Raises InputError.
     """
-    module_name, colon, name = spec.partition(":")
-    if not colon:
-        raise InputError(f"{spec}: expected a metric as module:function")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{spec}: cannot be imported: {error}") from error
-    if not callable(function):
-        raise InputError(f"{spec}: is not callable")
+    function = load_callable(spec)
     return Metric(spec, function, getattr(function, "higher_is_better", True))
 
 

@@ -143,9 +143,8 @@ class Workspace:
         size = io.serialized_bytes(lowered.model)
         return Candidate(plan, lowered, size, self.drop(session)), session
 
-    def full_drop(self, plan: Plan) -> float:
-        """Loss of a plan on the metric, or on all data against the original."""
-        session = Session(self.lower(plan).model, label="candidate")
+    def full_drop(self, session: Session) -> float:
+        """Loss of a candidate on the metric, or on all data against the original."""
         if self.metric is not None:
             return self.drop(session)
         return worst_drop(self.divergence(session))

@@ -22,6 +22,7 @@ LAYERS = [
     {"plan", "data", "random_inputs", "frontends", "interop"},
     {"io", "saving", "model_stream", "tensor_bytes", "untrusted", "paths"},
     {"quant", "graph"},
+    {"user_code"},
     {"errors", "recipes"},
 ]
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import io as text_io
 import logging
-import os
 import re
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +17,7 @@ import onnx_ir as ir
 
 from lwqc import io
 from lwqc.errors import InputError
+from lwqc.user_code import load_callable
 
 if TYPE_CHECKING:
     import torch
@@ -67,23 +65,8 @@ def convert(spec: str) -> ir.Model:
 
     The current directory is importable. Raises InputError naming what is wrong with `spec`.
     """
-    name, colon, attribute = spec.partition(":")
-    if not colon or not name or not attribute:
-        raise InputError(f"{spec}: expected module:callable")
     _torch()
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(name)
-    except Exception as error:  # importing runs the user's code
-        raise InputError(
-            f"{spec}: module {name} cannot be imported: {_first_line(error)}"
-        ) from error
-    made = getattr(module, attribute, None)
-    if made is None:
-        raise InputError(f"{spec}: module {name} has no attribute {attribute}")
-    if not callable(made):
-        raise InputError(f"{spec}: {attribute} is not callable")
+    made = load_callable(spec)
     try:
         result = made()
     except Exception as error:

@@ -5,8 +5,7 @@ Weights under trial are inputs of the session, so one session serves every site.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -14,17 +13,8 @@ from numpy.typing import NDArray
 
 from lwqc.graph.sites import Site, find_sites
 from lwqc.graph.weights import ReadArray, evaluate
+from lwqc.stats.collector import Array, Feeds, RunnerFactory
 from lwqc.stats.divergence import OutputMeter
-
-Array = NDArray[Any]
-Feeds = Mapping[str, Array]
-
-
-class Runner(Protocol):
-    """A loaded model."""
-
-    def __call__(self, feeds: Feeds) -> dict[str, Array]:
-        """Outputs by name."""
 
 
 def site_sensitivity(
@@ -32,7 +22,7 @@ def site_sensitivity(
     names: Sequence[str],
     replacement: Callable[[str], NDArray[np.float32]],
     data: Iterable[Feeds],
-    make_runner: Callable[[ir.Model], Runner],
+    make_runner: RunnerFactory,
     read: ReadArray,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:

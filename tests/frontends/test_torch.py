@@ -155,8 +155,8 @@ def test_convert(folder) -> None:
     [
         ("lwqc_user_code", "expected module:callable"),
         (":make", "expected module:callable"),
-        ("lwqc_no_such_module:make", "cannot be imported: No module named"),
-        ("lwqc_broken_code:make", "cannot be imported: invalid syntax"),
+        ("lwqc_no_such_module:make", "cannot be imported: .*No module named"),
+        ("lwqc_broken_code:make", "cannot be imported: SyntaxError: invalid syntax"),
         ("lwqc_user_code:nothing", "has no attribute nothing"),
         ("lwqc_user_code:number", "number is not callable"),
         ("lwqc_user_code:fails", "the call failed: no data$"),
