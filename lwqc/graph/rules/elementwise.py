@@ -1,0 +1,75 @@
+"""Operators that work index by index."""
+
+from __future__ import annotations
+
+from lwqc.graph.rules.context import BarrierError, Context, Rule
+
+_ONE_TENSOR = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor "
+    "Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu "
+    "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh "
+    "ThresholdedRelu Bernoulli"
+).split()
+_BROADCAST = (
+    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less "
+    "LessOrEqual Max Mean Min Mod Mul Or Pow PRelu Sub Sum Where Xor"
+).split()
+_CONTRIB_ONE_TENSOR = "QuickGelu".split()
+_CONTRIB_BROADCAST = "BiasGelu FastGelu BiasAdd".split()
+
+
+def one_tensor(ctx: Context) -> None:
+    """Same dimensions; scalar operands say nothing."""
+    ctx.give(list(ctx.dims()))
+
+
+def broadcast(ctx: Context) -> None:
+    """All dimensions that are not 1 are the same."""
+    ctx.give(ctx.broadcast(*(d for d in ctx.inputs if d is not None)))
+
+
+def clip(ctx: Context) -> None:
+    """Like one tensor; the limits are scalars."""
+    ctx.give(list(ctx.dims()))
+
+
+def dropout(ctx: Context) -> None:
+    """Data and mask."""
+    ctx.give(list(ctx.dims()))
+    ctx.give(list(ctx.dims()), 1)
+
+
+def cast_like(ctx: Context) -> None:
+    """The second operand gives its type only."""
+    ctx.give(list(ctx.dims()))
+
+
+def cumulative(ctx: Context) -> None:
+    """CumSum: every index depends on those before it; removed ones would have added to them."""
+    axis = ctx.static(1)
+    if axis is None:
+        raise BarrierError("its axis is not constant")
+    dims = list(ctx.dims())
+    ctx.freeze([dims[int(axis) % len(dims)]], "sums along this axis")
+    ctx.give(dims)
+
+
+def triangle(ctx: Context) -> None:
+    """Trilu looks at the positions along the last two axes."""
+    dims = list(ctx.dims())
+    ctx.freeze(dims[-2:], "keeps a triangle of this axis")
+    ctx.give(dims)
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    **{("", op): one_tensor for op in _ONE_TENSOR},
+    **{("", op): broadcast for op in _BROADCAST},
+    **{("com.microsoft", op): one_tensor for op in _CONTRIB_ONE_TENSOR},
+    **{("com.microsoft", op): broadcast for op in _CONTRIB_BROADCAST},
+    ("com.microsoft", "Gelu"): one_tensor,
+    ("", "Clip"): clip,
+    ("", "Dropout"): dropout,
+    ("", "CastLike"): cast_like,
+    ("", "CumSum"): cumulative,
+    ("", "Trilu"): triangle,
+}

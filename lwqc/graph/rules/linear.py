@@ -1,0 +1,182 @@
+"""Matrix products, convolutions and pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lwqc.graph.axes import Factor, is_free, mark
+from lwqc.graph.repairs import Count
+from lwqc.graph.rules.context import BarrierError, Context, Dims, Rule
+from lwqc.graph.weights import stored_tensor
+
+HEADS = "heads"
+HEAD_DIM = "head dims"
+CONV_GROUPS = "convolution groups"
+
+
+def matmul(ctx: Context) -> None:
+    """…mk, …kn → …mn; contracted and batch dimensions are the same indices."""
+    a, b = list(ctx.dims(0)), list(ctx.dims(1))
+    if ctx.integer("transA", 0) and len(a) > 1:  # com.microsoft.FusedMatMul
+        a[-2:] = a[-1], a[-2]
+    if ctx.integer("transB", 0) and len(b) > 1:
+        b[-2:] = b[-1], b[-2]
+    ctx.unify(a[-1], b[-2] if len(b) > 1 else b[0])
+    batch = ctx.broadcast(a[:-2], b[:-2]) if len(a) > 2 or len(b) > 2 else []
+    if len(a) > 2 and len(b) > 2 and not _stored(ctx):
+        _mark_heads(batch, a[-1])
+    rows = [a[-2]] if len(a) > 1 else []
+    columns = [b[-1]] if len(b) > 1 else []
+    ctx.give([*batch, *rows, *columns])
+
+
+def _stored(ctx: Context) -> bool:
+    return any(stored_tensor(v) is not None for v in ctx.node.inputs[:2])
+
+
+def _mark_heads(batch: Sequence[Factor], contracted: Factor) -> None:
+    for factor in batch:
+        if is_free(factor):
+            mark(factor, HEADS)
+    if is_free(contracted):
+        mark(contracted, HEAD_DIM)
+
+
+def gemm(ctx: Context) -> None:
+    """Matrix product of two matrices, each maybe transposed, plus a bias that broadcasts."""
+    a, b = list(ctx.dims(0)), list(ctx.dims(1))
+    a = a[::-1] if ctx.integer("transA", 0) else a
+    b = b[::-1] if ctx.integer("transB", 0) else b
+    ctx.unify(a[1], b[0])
+    result = [a[0], b[1]]
+    if ctx.has(2):
+        ctx.broadcast(result, ctx.dims(2))
+    ctx.give(result)
+
+
+def matmul_integer(ctx: Context) -> None:
+    """MatMul of codes; zero points per column follow the columns."""
+    matmul(ctx)
+    columns = ctx.outputs[0][-1]
+    for operand in range(2, len(ctx.inputs)):
+        if ctx.has(operand) and ctx.dims(operand):
+            ctx.unify(ctx.dims(operand)[-1], columns)
+
+
+def einsum(ctx: Context) -> None:
+    """One dimension per letter; `...` and repeated letters within an operand are barriers."""
+    equation = ctx.text("equation", "").replace(" ", "")
+    operands, _, result = equation.partition("->")
+    terms = operands.split(",")
+    if "->" not in equation or "." in equation:
+        raise BarrierError("its equation has an ellipsis or no arrow")
+    letters: dict[str, Factor] = {}
+    for index, term in enumerate(terms):
+        if len(set(term)) != len(term):
+            raise BarrierError("its equation takes a diagonal")
+        for letter, dim in zip(term, ctx.dims(index), strict=True):
+            known = letters.setdefault(letter, dim)
+            if known is not dim:
+                ctx.unify(known, dim)
+            if known.size == 1:
+                letters[letter] = dim
+    ctx.give([letters[letter] for letter in result])
+
+
+def _window(ctx: Context, name: str, spatial: int, default: int) -> list[int]:
+    return ctx.integers_attribute(name) or [default] * spatial
+
+
+def _pointwise(ctx: Context, spatial: int, kernel: Sequence[int]) -> list[bool]:
+    """Spatial axes through which every index passes on its own."""
+    strides = _window(ctx, "strides", spatial, 1)
+    pads = _window(ctx, "pads", 2 * spatial, 0)
+    return [
+        kernel[i] == 1 and strides[i] == 1 and pads[i] == pads[spatial + i] == 0
+        for i in range(spatial)
+    ]
+
+
+def _through(ctx: Context, dims: Dims, kernel: Sequence[int]) -> Dims:
+    """Spatial output dimensions: kept where the kernel is 1 and unpadded, else fixed."""
+    spatial = len(dims) - 2
+    reason = "a kernel, stride or padding runs along this axis"
+    result = []
+    passes = _pointwise(ctx, spatial, kernel)
+    for axis, (dim, size) in enumerate(zip(dims[2:], ctx.output_sizes()[2:], strict=True)):
+        if passes[axis]:
+            result.append(dim)
+        else:
+            ctx.freeze([dim], reason)
+            result.append(ctx.fixed(size, reason))
+    return result
+
+
+def conv(ctx: Context) -> None:
+    """X.c = g·i, W = [g·o, i, ...], Y.c = g·o."""
+    data, weight = ctx.dims(0), ctx.dims(1)
+    groups = ctx.integer("group", 1)
+    group, channel = _grouped(ctx, groups, data[1], weight[0])
+    ctx.unify(channel, weight[1])
+    ctx.freeze(weight[2:], "kernel axis")
+    if ctx.has(2):
+        ctx.unify(ctx.dims(2)[0], weight[0])
+    if groups > 1:
+        ctx.repairs.append(Count(ctx.node, "group", group))
+    kernel = [d.size for d in weight[2:]]
+    ctx.give([data[0], weight[0], *_through(ctx, data, kernel)])
+
+
+def _grouped(ctx: Context, groups: int, data: Factor, stacked: Factor) -> tuple[Factor, Factor]:
+    """(groups, input channels of one group); `stacked` is groups times something of its own."""
+    if groups == 1:
+        return ctx.fresh(1), data
+    group, channel = ctx.regroup([data], [groups, data.size // groups])
+    first, _ = ctx.regroup([stacked], [groups, stacked.size // groups])
+    ctx.unify(group, first)
+    mark(group, CONV_GROUPS)
+    return group, channel
+
+
+def conv_transpose(ctx: Context) -> None:
+    """X.c = g·i, W = [g·i, o, ...], Y.c = g·o."""
+    data, weight = ctx.dims(0), ctx.dims(1)
+    groups = ctx.integer("group", 1)
+    ctx.unify(data[1], weight[0])
+    if groups > 1:
+        group, _ = ctx.regroup([data[1]], [groups, data[1].size // groups])
+        mark(group, CONV_GROUPS)
+        (out,) = ctx.regroup([group, weight[1]], [groups * weight[1].size])
+        ctx.repairs.append(Count(ctx.node, "group", group))
+    else:
+        out = weight[1]
+    ctx.freeze(weight[2:], "kernel axis")
+    if ctx.has(2):
+        ctx.unify(ctx.dims(2)[0], out)
+    kernel = [d.size for d in weight[2:]]
+    ctx.give([data[0], out, *_through(ctx, data, kernel)])
+
+
+def pool(ctx: Context) -> None:
+    """Channels stay; spatial axes are fixed unless the window is 1."""
+    dims = ctx.dims()
+    kernel = ctx.integers_attribute("kernel_shape") or [0] * (len(dims) - 2)
+    spatial = _through(ctx, dims, kernel)
+    ctx.give([*dims[:2], *spatial])
+    if len(ctx.node.outputs) > 1:
+        ctx.freeze(dims, "its second output holds positions in the whole tensor")
+        ctx.barrier("its second output holds positions in the whole tensor")
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("", "MatMul"): matmul,
+    ("com.microsoft", "FusedMatMul"): matmul,
+    ("", "MatMulInteger"): matmul_integer,
+    ("", "Gemm"): gemm,
+    ("", "Einsum"): einsum,
+    ("", "Conv"): conv,
+    ("", "ConvTranspose"): conv_transpose,
+    ("", "MaxPool"): pool,
+    ("", "AveragePool"): pool,
+    ("", "LpPool"): pool,
+}

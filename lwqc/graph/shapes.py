@@ -1,0 +1,187 @@
+"""Sizes of every tensor at two settings of the dynamic dimensions.
+
+A dimension that is equal in both is static. Two settings say more than symbols: exporters write
+expressions such as `64*batch`, and shape arithmetic can be evaluated with plain integers.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import onnx
+import onnx.shape_inference
+import onnx_ir as ir
+
+from lwqc.graph.integers import Integers
+from lwqc.graph.sampled import Sampled, Sizes, pair
+from lwqc.graph.weights import static_shape, stored_tensor
+
+# Primes that divide no common channel count, so that sizes are not equal by accident.
+_PRIMES = (
+    (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53),
+    (59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107),
+)
+_ARITHMETIC: dict[type[ast.AST], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Div: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+
+
+def declared_shapes(model: ir.Model) -> tuple[dict[str, Sampled], tuple[str, ...]]:
+    """What the file and ONNX shape inference tell, and the tensors they leave open.
+
+    The model is not changed.
+    """
+    settings = _settings(model.graph)
+    found = [_evaluated(model, setting) for setting in settings]
+    if any(_missing(model.graph, shapes) for shapes in found):
+        found = [_inferred(model, setting) for setting in settings]
+    missing = _missing(model.graph, found[0]) | _missing(model.graph, found[1])
+    return pair(*found), tuple(sorted(missing))
+
+
+def dynamic_dimensions(graph: ir.Graph) -> tuple[str, ...]:
+    """Names of the graph inputs' symbolic dimensions, in order; unnamed ones as `input:axis`."""
+    names = (
+        symbol
+        for value in graph.inputs
+        if value.shape is not None
+        for axis, dim in enumerate(value.shape)
+        if not isinstance(dim, int) and (symbol := _symbol(value, axis, dim))
+    )
+    return tuple(dict.fromkeys(names))
+
+
+def _symbol(value: ir.Value, axis: int, dim: ir.SymbolicDim) -> str:
+    return str(dim.value) if dim.value else f"{value.name}:{axis}"
+
+
+def _settings(graph: ir.Graph) -> list[dict[str, int]]:
+    names = dynamic_dimensions(graph)
+    return [{n: primes[i % len(primes)] for i, n in enumerate(names)} for primes in _PRIMES]
+
+
+def _evaluated(model: ir.Model, setting: Mapping[str, int]) -> dict[str, Sizes]:
+    found = {}
+    for value in _values(model.graph):
+        sizes = _sizes(value, setting)
+        if value.name and sizes is not None and None not in sizes:
+            found[value.name] = tuple(int(s) for s in sizes if s is not None)
+    return found
+
+
+def _inferred(model: ir.Model, setting: Mapping[str, int]) -> dict[str, Sizes]:
+    """ONNX's own inference node by node, with what the shape arithmetic computed so far."""
+    found = _evaluated(model, setting)
+    types = {
+        v.name: ir.serde.serialize_type(v.type)
+        for v in _values(model.graph)
+        if v.name and v.type is not None
+    }
+    integers = Integers((), {})
+    for node in model.graph:
+        if any(o.name and (o.name not in found or o.name not in types) for o in node.outputs):
+            for name, proto in _inferred_outputs(node, model, found, types, integers).items():
+                types.setdefault(name, proto)
+                sizes = _proto_sizes(proto)
+                if sizes is not None:
+                    found.setdefault(name, sizes)
+        integers.add(node, {n: Sampled(found[n], found[n]) for n in _names(node) if n in found})
+    return found
+
+
+def _names(node: ir.Node) -> list[str]:
+    return [v.name for v in node.inputs if v is not None and v.name]
+
+
+def _inferred_outputs(
+    node: ir.Node,
+    model: ir.Model,
+    found: Mapping[str, Sizes],
+    types: Mapping[str, onnx.TypeProto],
+    integers: Integers,
+) -> dict[str, onnx.TypeProto]:
+    try:
+        version = int(model.opset_imports[node.domain])
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        data = {v.name or "": integers.static(v) for v in node.inputs if v is not None}
+        result: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
+            schema,
+            ir.to_proto(node),
+            {name: _sized(types[name], found.get(name)) for name in _names(node)},
+            {n: onnx.numpy_helper.from_array(d) for n, d in data.items() if d is not None},
+        )
+    except (KeyError, ValueError, onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
+        return {}
+    return result
+
+
+def _sized(proto: onnx.TypeProto, sizes: Sizes | None) -> onnx.TypeProto:
+    result = onnx.TypeProto()
+    result.CopyFrom(proto)
+    if sizes is not None and result.HasField("tensor_type"):
+        result.tensor_type.ClearField("shape")
+        result.tensor_type.shape.SetInParent()
+        for size in sizes:
+            result.tensor_type.shape.dim.add().dim_value = size
+    return result
+
+
+def _proto_sizes(proto: onnx.TypeProto) -> Sizes | None:
+    if not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
+        return None
+    dims = proto.tensor_type.shape.dim
+    return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+
+
+def _sizes(value: ir.Value, setting: Mapping[str, int]) -> Sequence[int | None] | None:
+    tensor = stored_tensor(value)
+    if tensor is not None:
+        return static_shape(tensor)
+    if value.shape is None:
+        return None
+    named = (
+        dim if isinstance(dim, int) else arithmetic(_symbol(value, axis, dim), setting)
+        for axis, dim in enumerate(value.shape)
+    )
+    return tuple(named)
+
+
+def arithmetic(text: str, setting: Mapping[str, int]) -> int | None:
+    """Value of a dimension expression such as `64*batch`; None when it cannot be told."""
+    if text in setting:
+        return setting[text]
+    try:
+        return _value(ast.parse(text, mode="eval").body, setting)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        return None
+
+
+def _value(node: ast.AST, setting: Mapping[str, int]) -> int:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.Name) and node.id in setting:
+        return setting[node.id]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand, setting)
+    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+        return _ARITHMETIC[type(node.op)](_value(node.left, setting), _value(node.right, setting))
+    raise ValueError(ast.dump(node))
+
+
+def _missing(graph: ir.Graph, shapes: Mapping[str, Sizes]) -> set[str]:
+    produced = (v for node in graph for v in node.outputs)
+    return {v.name for v in (*graph.inputs, *produced) if v.name and v.name not in shapes}
+
+
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs

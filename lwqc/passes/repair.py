@@ -1,0 +1,275 @@
+"""Rewrites sizes, positions and counts that a node states, after channels went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.graph.axes import Factor, Masks
+from lwqc.graph.axis_analysis import AxisAnalysis
+from lwqc.graph.repairs import (
+    Bounds,
+    Count,
+    Indices,
+    Pieces,
+    Pinned,
+    Repair,
+    ReportedShape,
+    Sizes,
+)
+from lwqc.graph.weights import stored_tensor
+from lwqc.passes.edit import add_constant
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One number of a list. value: what it becomes; else it is scaled by new / old."""
+
+    position: int
+    value: int | None
+    new: int
+    old: int
+
+
+@singledispatch
+def repair(item: Repair, analysis: AxisAnalysis, masks: Masks) -> None:
+    """Rewrite one node for the channels that are gone; does nothing where none are."""
+    raise TypeError(f"no rewrite for {type(item).__name__}")
+
+
+@repair.register
+def _sizes(item: Sizes, analysis: AxisAnalysis, masks: Masks) -> None:
+    entries = [_size_entry(item, p, d, analysis, masks) for p, d in item.entries if masks.touches(d)]
+    if entries:
+        _rewrite(item.node, item.operand, entries, _keeps_marker(item, analysis, masks))
+
+
+def _size_entry(
+    item: Sizes, position: int, dim: Factor, analysis: AxisAnalysis, masks: Masks
+) -> _Entry:
+    new = int(masks.of(dim).sum())
+    output = analysis.shapes.get(item.node.outputs[0].name or "")
+    dynamic = output is not None and position < output.rank and not output.static(position)
+    return _Entry(position, None if dynamic else new, new, dim.size)
+
+
+def _keeps_marker(
+    item: Sizes, analysis: AxisAnalysis, masks: Masks
+) -> Callable[[_Entry, int], bool]:
+    """Whether a number in the list means something else than a size and stays."""
+    dims = analysis.operand(item.node, 0) or []
+
+    def keeps(entry: _Entry, old: int) -> bool:
+        if old == 0:  # Reshape: as in the input
+            same = entry.position < len(dims) and int(masks.of(dims[entry.position]).sum())
+            return entry.value is None or same == entry.value
+        return old == -1 or (old == 1 and entry.old > 1)
+
+    return keeps
+
+
+@repair.register
+def _bounds(item: Bounds, analysis: AxisAnalysis, masks: Masks) -> None:
+    entries = [
+        _Entry(position, int(masks.of(dim)[:old].sum()), 0, 1)
+        for position, dim, old in item.entries
+        if masks.touches(dim)
+    ]
+    if entries:
+        _rewrite(item.node, item.operand, entries, lambda entry, old: False)
+
+
+@repair.register
+def _indices(item: Indices, analysis: AxisAnalysis, masks: Masks) -> None:
+    if not masks.touches(item.dimension):
+        return
+    mask = masks.of(item.dimension)
+    value = item.node.inputs[item.operand]
+    tensor = stored_tensor(value)
+    if value is None:
+        return
+    if tensor is None:
+        raise ValueError(f"{item.node.name}: indices are constant but computed")
+    old = tensor.numpy()
+    renumbered = (np.cumsum(mask) - 1)[np.where(old < 0, old + mask.size, old)].astype(old.dtype)
+    _replace(item.node, item.operand, renumbered)
+
+
+@repair.register
+def _count(item: Count, analysis: AxisAnalysis, masks: Masks) -> None:
+    if masks.touches(item.dimension):
+        size = int(masks.of(item.dimension).sum())
+        item.node.attributes[item.attribute] = ir.AttrInt64(item.attribute, size)
+
+
+@repair.register
+def _pinned(item: Pinned, analysis: AxisAnalysis, masks: Masks) -> None:
+    if masks.touches(item.dimension):
+        item.node.attributes[item.attribute] = ir.AttrFloat32(item.attribute, item.value)
+
+
+@repair.register
+def _pieces(item: Pieces, analysis: AxisAnalysis, masks: Masks) -> None:
+    if not any(masks.touches(piece) for piece in item.pieces):
+        return
+    node = item.node
+    sizes = [int(masks.of(piece).sum()) for piece in item.pieces]
+    if "split" in node.attributes:
+        node.attributes["split"] = ir.AttrInt64s("split", sizes)
+    elif len(node.inputs) > 1 and node.inputs[1] is not None:
+        _replace(node, 1, np.asarray(sizes, np.int64))
+    elif len(set(sizes)) > 1:
+        node.attributes.pop("num_outputs", None)
+        _replace(node, 1, np.asarray(sizes, np.int64))
+
+
+@repair.register
+def _reported(item: ReportedShape, analysis: AxisAnalysis, masks: Masks) -> None:
+    if not any(masks.touches(dim) for dim in item.dims):
+        return
+    output = item.node.outputs[0]
+    readers = list(output.uses())
+    if item.node.op_type == "Size":
+        old = int(np.prod([d.size for d in item.dims if masks.touches(d)]))
+        new = int(np.prod([masks.of(d).sum() for d in item.dims if masks.touches(d)]))
+        value = _scaled(item.node, output, np.asarray(old), np.asarray(new))
+    else:
+        value = _original_sizes(item, analysis, masks, output)
+    for use in readers:
+        use.node.replace_input_with(use.idx, value)
+
+
+def _original_sizes(
+    item: ReportedShape, analysis: AxisAnalysis, masks: Masks, output: ir.Value
+) -> ir.Value:
+    source = analysis.shapes.get((item.node.inputs[0].name or "") if item.node.inputs[0] else "")
+    start = item.node.attributes["start"].as_int() if "start" in item.node.attributes else 0
+    entries = []
+    for position, dim in enumerate(item.dims):
+        if masks.touches(dim):
+            axis = position + (start if start >= 0 else start + (source.rank if source else 0))
+            dynamic = source is not None and not source.static(axis)
+            new = int(masks.of(dim).sum())
+            entries.append(_Entry(position, None if dynamic else dim.size, dim.size, new))
+    return _computed(item.node, output, len(item.dims), entries)
+
+
+def _rewrite(
+    node: ir.Node,
+    operand: int | str,
+    entries: Sequence[_Entry],
+    keeps: Callable[[_Entry, int], bool],
+) -> None:
+    if isinstance(operand, str):
+        listed = node.attributes.get(operand)
+        length = max(e.position for e in entries) + 1
+        old = list(listed.as_ints()) if listed is not None else [e.old for e in entries][:length]
+        new = _edited(np.asarray(old, np.int64), entries, keeps)
+        node.attributes[operand] = ir.AttrInt64s(operand, [int(v) for v in new])
+        return
+    value = node.inputs[operand]
+    if value is None:
+        return
+    tensor = stored_tensor(value)
+    if tensor is not None:
+        old_values = tensor.numpy()
+        new = _edited(old_values.ravel(), entries, keeps).reshape(old_values.shape)
+        if not np.array_equal(new, old_values):
+            _replace(node, operand, new)
+    else:
+        length = int(value.shape[0]) if value.shape is not None and _known(value.shape) else None
+        size = length if length is not None else max(e.position for e in entries) + 1
+        node.replace_input_with(operand, _computed(node, value, size, entries, before=True))
+
+
+def _known(shape: ir.Shape) -> bool:
+    return len(shape) == 1 and isinstance(shape[0], int)
+
+
+def _edited(old: Ints, entries: Sequence[_Entry], keeps: Callable[[_Entry, int], bool]) -> Ints:
+    new = old.copy()
+    for entry in entries:
+        here = int(old[entry.position])
+        if not keeps(entry, here):
+            scaled = here * entry.new // entry.old
+            new[entry.position] = scaled if entry.value is None else entry.value
+    return new
+
+
+def _replace(node: ir.Node, operand: int, values: NDArray[np.generic]) -> None:
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"{node.name} is in no graph")
+    constant = add_constant(graph, f"{node.outputs[0].name}/pruned_{operand}", values)
+    if operand == len(node.inputs):
+        node.resize_inputs(operand + 1)
+    node.replace_input_with(operand, constant)
+
+
+def _computed(
+    node: ir.Node, value: ir.Value, length: int, entries: Sequence[_Entry], before: bool = False
+) -> ir.Value:
+    """A list that the graph computes, with some numbers set and others scaled."""
+    scale_new, scale_old = np.ones((2, length), np.int64)
+    fixed, known = np.zeros(length, np.bool_), np.zeros(length, np.int64)
+    for entry in entries:
+        if entry.value is None:
+            scale_new[entry.position], scale_old[entry.position] = entry.new, entry.old
+        else:
+            fixed[entry.position], known[entry.position] = True, entry.value
+    if (scale_new != scale_old).any():
+        value = _scaled(node, value, scale_new, scale_old, before)
+    if fixed.any():
+        name = f"{node.outputs[0].name}/sizes"
+        operands = [_constant(node, f"{name}_fixed", fixed), _constant(node, f"{name}_new", known)]
+        value = _insert(node, "Where", [*operands, value], before)
+    return value
+
+
+def _scaled(
+    node: ir.Node, value: ir.Value, new: NDArray[np.generic], old: NDArray[np.generic],
+    before: bool = False,
+) -> ir.Value:
+    name = f"{node.outputs[0].name}/scale"
+    product = _insert(node, "Mul", [value, _constant(node, f"{name}_new", new)], before)
+    return _insert(
+        node, "Div", [product, _constant(node, f"{name}_old", old)], before,
+        after=product.producer(),
+    )
+
+
+def _constant(node: ir.Node, name: str, values: NDArray[np.generic]) -> ir.Value:
+    assert isinstance(node.graph, ir.Graph)
+    return add_constant(node.graph, name, values)
+
+
+def _insert(
+    node: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value],
+    before: bool,
+    after: ir.Node | None = None,
+) -> ir.Value:
+    """A new node right before the one that reads the list, or after the one that makes it."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    from lwqc.passes.edit import unique_name
+
+    name = unique_name(graph, f"{node.outputs[0].name}/{op_type.lower()}")
+    new = ir.node(op_type, inputs, name=name, outputs=[ir.Value(name=name)])
+    if before:
+        graph.insert_before(node, new)
+    else:
+        anchor = after
+        if anchor is None:
+            producers = [p for v in inputs if (p := v.producer()) is not None]
+            anchor = producers[-1] if producers else node
+        graph.insert_after(anchor, new)
+    return new.outputs[0]
