@@ -54,9 +54,43 @@ class SiteEntry(_Model):
     search: bool = True
 
 
+class SlicedAxis(_Model):
+    """Indices that go along one axis of a stored tensor, as it is in the original model."""
+
+    initializer: str
+    axis: int
+    indices: tuple[int, ...]
+
+
+class PrunedUnit(_Model):
+    """One channel, head or the like, and every slice that goes with it.
+
+    group: as `lwqc inspect --groups` names it. index: within the group.
+    """
+
+    group: str
+    index: int
+    slices: tuple[SlicedAxis, ...]
+
+
+class Pruning(_Model):
+    """Channels to remove, and how the remaining weights make up for them.
+
+    compensate: `none`, `bias` (restore mean outputs) or `refit` (least squares); both need data.
+    batch_norm: re-estimate the statistics of BatchNormalization afterwards.
+    resizable_outputs: graph outputs that may get narrower.
+    """
+
+    units: tuple[PrunedUnit, ...]
+    compensate: Literal["none", "bias", "refit"] = "none"
+    batch_norm: bool = False
+    resizable_outputs: tuple[str, ...] = ()
+
+
 class Plan(_Model):
     """Everything lwqc will do to one model.
 
+    prune: channels to remove, before anything else.
     quantize: site name -> entry. activations: tensor name -> range, for static sites.
     rewrites: names of exact graph rewrites the target asked for, in order.
     kept_float: site name -> reason why it stays as it is.
@@ -66,6 +100,7 @@ class Plan(_Model):
     source: Source
     target: str = "cpu"
     recipe: str = ""
+    prune: Pruning | None = None
     quantize: dict[str, SiteEntry] = Field(default_factory=dict)
     activations: dict[str, ActivationRange] = Field(default_factory=dict)
     rewrites: tuple[str, ...] = ()

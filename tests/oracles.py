@@ -24,7 +24,7 @@ from lwqc.graph.rules.context import Rules
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.weights import is_float, stored_tensor
-from lwqc.passes.prune_channels import prune_channels, remove_unused
+from lwqc.passes.prune_channels import empties, prune_channels, remove_unused
 from lwqc.passes.strided_reshape import strided_to_reshape
 
 Array = NDArray[Any]
@@ -133,7 +133,7 @@ class Oracle:
             array = self._base[name]
             for axis, dimension in enumerate(stored[key]):
                 array = np.take(array, order_of(dimension, orders), axis)
-            moved[name] = array
+            moved[name] = np.asarray(array)
         for item in self.groups.analysis.repairs:
             if isinstance(item, Indices):
                 for key, name in self._names.items():
@@ -143,7 +143,8 @@ class Oracle:
                         and key.index == item.operand
                     ) or key is item.node.inputs[item.operand]:
                         order = order_of(item.dimension, orders)
-                        moved[name] = np.argsort(order)[moved[name]].astype(moved[name].dtype)
+                        renumbered = np.argsort(order)[moved[name]]
+                        moved[name] = np.asarray(renumbered, moved[name].dtype)
         return moved
 
     def control(self, group: Group, seed: int = 0) -> float:
@@ -169,6 +170,15 @@ class Oracle:
                 zeroed[key] = array
         expected = self._run({**self.feeds, **zeroed})
         return difference(expected, self.pruned(removed))
+
+    def possible(self, removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """The part of a removal that leaves every axis something, taken group by group."""
+        taken: dict[str, list[int]] = {}
+        for name, indices in removed.items():
+            trial = {**taken, name: list(indices)}
+            if not empties(self.groups, trial):
+                taken = trial
+        return taken
 
     def _zero(self, value: ir.Value) -> Any:
         tensor = stored_tensor(value)

@@ -119,6 +119,7 @@ class _Run:
                 raise BarrierError("lwqc has no rule for this operator")
             rule(ctx)
             self._check(ctx)
+            ctx.freeze_unread()
         except BarrierError as error:
             self._stop(ctx, str(error))
         self.result.repairs.extend(ctx.repairs)

@@ -38,7 +38,9 @@ def prune_channels(groups: Groups, removed: Mapping[str, Sequence[int]]) -> Prun
     Raises InputError for an unknown group, an index outside it, and when an axis would be empty.
     """
     masks = Masks({groups.by_name[n].factor: m for n, m in _masks(groups, removed).items()})
-    _check_not_empty(groups.analysis, masks)
+    emptied = _emptied(groups.analysis, masks)
+    if emptied:
+        raise InputError(emptied)
     kept = _slice_stored(groups.analysis, masks)
     for item in groups.analysis.repairs:
         repair(item, groups.analysis, masks)
@@ -68,12 +70,19 @@ def _masks(
     return result
 
 
-def _check_not_empty(analysis: AxisAnalysis, masks: Masks) -> None:
+def empties(groups: Groups, removed: Mapping[str, Sequence[int]]) -> str:
+    """The first tensor and axis of which nothing would be left, or ""."""
+    masks = Masks({groups.by_name[n].factor: m for n, m in _masks(groups, removed).items()})
+    return _emptied(groups.analysis, masks)
+
+
+def _emptied(analysis: AxisAnalysis, masks: Masks) -> str:
     for value, dims in (*analysis.dims.items(), *analysis.stored.items()):
         for axis, dim in enumerate(dims):
             if masks.touches(dim) and not masks.of(dim).any():
                 name = value.value.name if isinstance(value, Use) else value.name
-                raise InputError(f"{name}: nothing would be left of axis {axis}")
+                return f"{name}: nothing would be left of axis {axis}"
+    return ""
 
 
 def _slice_stored(analysis: AxisAnalysis, masks: Masks) -> dict[str, dict[int, Indices]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -23,7 +23,7 @@ from lwqc.graph.repairs import (
     Sizes,
 )
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_constant
+from lwqc.passes.edit import add_constant, unique_name
 
 Ints = NDArray[np.int64]
 
@@ -46,9 +46,15 @@ def repair(item: Repair, analysis: AxisAnalysis, masks: Masks) -> None:
 
 @repair.register
 def _sizes(item: Sizes, analysis: AxisAnalysis, masks: Masks) -> None:
-    entries = [_size_entry(item, p, d, analysis, masks) for p, d in item.entries if masks.touches(d)]
+    source = analysis.operand(item.node, 0) or []
+    entries = [
+        _size_entry(item, position, dim, analysis, masks)
+        for position, dim in item.entries
+        # A 0 in a Reshape copies the input's size at that position, whatever dimension that is.
+        if masks.touches(dim) or (position < len(source) and masks.touches(source[position]))
+    ]
     if entries:
-        _rewrite(item.node, item.operand, entries, _keeps_marker(item, analysis, masks))
+        _rewrite(analysis, item.node, item.operand, entries, _keeps_marker(item, analysis, masks))
 
 
 def _size_entry(
@@ -67,7 +73,7 @@ def _keeps_marker(
     dims = analysis.operand(item.node, 0) or []
 
     def keeps(entry: _Entry, old: int) -> bool:
-        if old == 0:  # Reshape: as in the input
+        if old == 0:
             same = entry.position < len(dims) and int(masks.of(dims[entry.position]).sum())
             return entry.value is None or same == entry.value
         return old == -1 or (old == 1 and entry.old > 1)
@@ -83,7 +89,7 @@ def _bounds(item: Bounds, analysis: AxisAnalysis, masks: Masks) -> None:
         if masks.touches(dim)
     ]
     if entries:
-        _rewrite(item.node, item.operand, entries, lambda entry, old: False)
+        _rewrite(analysis, item.node, item.operand, entries, lambda entry, old: False)
 
 
 @repair.register
@@ -162,6 +168,7 @@ def _original_sizes(
 
 
 def _rewrite(
+    analysis: AxisAnalysis,
     node: ir.Node,
     operand: int | str,
     entries: Sequence[_Entry],
@@ -184,13 +191,10 @@ def _rewrite(
         if not np.array_equal(new, old_values):
             _replace(node, operand, new)
     else:
-        length = int(value.shape[0]) if value.shape is not None and _known(value.shape) else None
-        size = length if length is not None else max(e.position for e in entries) + 1
-        node.replace_input_with(operand, _computed(node, value, size, entries, before=True))
-
-
-def _known(shape: ir.Shape) -> bool:
-    return len(shape) == 1 and isinstance(shape[0], int)
+        known = analysis.operand(node, operand)
+        # A value that another repair put there is not in the analysis, but carries its shape.
+        length = known[0].size if known else int(value.shape[0]) if value.shape else 0
+        node.replace_input_with(operand, _computed(node, value, length, entries, before=True))
 
 
 def _edited(old: Ints, entries: Sequence[_Entry], keeps: Callable[[_Entry, int], bool]) -> Ints:
@@ -230,19 +234,24 @@ def _computed(
         name = f"{node.outputs[0].name}/sizes"
         operands = [_constant(node, f"{name}_fixed", fixed), _constant(node, f"{name}_new", known)]
         value = _insert(node, "Where", [*operands, value], before)
+    value.shape, value.type = ir.Shape([length]), ir.TensorType(ir.DataType.INT64)
     return value
 
 
 def _scaled(
-    node: ir.Node, value: ir.Value, new: NDArray[np.generic], old: NDArray[np.generic],
+    node: ir.Node,
+    value: ir.Value,
+    new: NDArray[np.generic],
+    old: NDArray[np.generic],
     before: bool = False,
 ) -> ir.Value:
+    """value * new / old, where it is a size; -1 and 0 mean something else."""
     name = f"{node.outputs[0].name}/scale"
+    zero = _constant(node, f"{name}_zero", np.asarray(0, np.int64))
+    positive = _insert(node, "Greater", [value, zero], before)
     product = _insert(node, "Mul", [value, _constant(node, f"{name}_new", new)], before)
-    return _insert(
-        node, "Div", [product, _constant(node, f"{name}_old", old)], before,
-        after=product.producer(),
-    )
+    scaled = _insert(node, "Div", [product, _constant(node, f"{name}_old", old)], before)
+    return _insert(node, "Where", [positive, scaled, value], before)
 
 
 def _constant(node: ir.Node, name: str, values: NDArray[np.generic]) -> ir.Value:
@@ -250,26 +259,19 @@ def _constant(node: ir.Node, name: str, values: NDArray[np.generic]) -> ir.Value
     return add_constant(node.graph, name, values)
 
 
-def _insert(
-    node: ir.Node,
-    op_type: str,
-    inputs: Sequence[ir.Value],
-    before: bool,
-    after: ir.Node | None = None,
-) -> ir.Value:
+def _insert(node: ir.Node, op_type: str, inputs: Sequence[ir.Value], before: bool) -> ir.Value:
     """A new node right before the one that reads the list, or after the one that makes it."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    from lwqc.passes.edit import unique_name
-
     name = unique_name(graph, f"{node.outputs[0].name}/{op_type.lower()}")
     new = ir.node(op_type, inputs, name=name, outputs=[ir.Value(name=name)])
     if before:
         graph.insert_before(node, new)
     else:
-        anchor = after
-        if anchor is None:
-            producers = [p for v in inputs if (p := v.producer()) is not None]
-            anchor = producers[-1] if producers else node
-        graph.insert_after(anchor, new)
+        made = {p for v in inputs if (p := v.producer()) is not None} | {node}
+        graph.insert_after(_last(graph, made), new)
     return new.outputs[0]
+
+
+def _last(graph: ir.Graph, nodes: Collection[ir.Node]) -> ir.Node:
+    return next(node for node in reversed(graph) if node in nodes)

@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 
 from lwqc.stats.collector import Array, Collector
 from lwqc.stats.emitter import Emitter
+from lwqc.stats.patches import Window, feature_rows
 
 
 @dataclass(frozen=True)
 class GramSum:
-    """matrix: sum over rows x of x xᵀ [features, features]; rows: how many there were."""
+    """matrix: sum over rows x of x xᵀ; rows: how many there were.
+
+    The matrix is [features, features], with a window [groups, features, features].
+    """
 
     rows: int
     matrix: NDArray[np.float64]
@@ -27,9 +31,13 @@ class GramSum:
 
 @dataclass(frozen=True)
 class Gram(Collector[GramSum]):
-    """XᵀX of a tensor [..., features], as MatMul and Gemm read it; other axes are rows."""
+    """XᵀX of a tensor [..., features], as MatMul and Gemm read it; other axes are rows.
+
+    With a window, of the patches [channels, *kernel] that a convolution reads, group by group.
+    """
 
     tensor: str
+    window: Window | None = None
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -37,16 +45,20 @@ class Gram(Collector[GramSum]):
         return (self.tensor,)
 
     def emit(self, emit: Emitter, values: Sequence[ir.Value]) -> Sequence[ir.Value]:
-        """One Gemm over the rows; a convolution's rows would be its patches (im2col)."""
-        rows = emit("Flatten", emit.float32(values[0]), axis=-1)
-        return [emit("Shape", rows), emit("Gemm", rows, rows, transA=1)]
+        """One Gemm over the rows, or one MatMul per convolution group over the patches."""
+        if self.window is None:
+            rows = emit("Flatten", emit.float32(values[0]), axis=-1)
+            return [emit("Shape", rows), emit("Gemm", rows, rows, transA=1)]
+        patches = feature_rows(emit, values[0], self.window)
+        transposed = emit("Transpose", patches, perm=[0, 2, 1])
+        return [emit("Shape", transposed), emit("MatMul", patches, transposed)]
 
     def read(self, outputs: Sequence[Array]) -> GramSum:
         """Sum of one run."""
         shape, matrix = outputs
-        return GramSum(int(shape[0]), matrix.astype(np.float64))
+        return GramSum(int(shape[-2]), matrix.astype(np.float64))
 
     def fold(self, total: GramSum, outputs: Sequence[Array]) -> GramSum:
         """Adds in place: the matrix may be large."""
         np.add(total.matrix, outputs[1], out=total.matrix)
-        return GramSum(total.rows + int(outputs[0][0]), total.matrix)
+        return GramSum(total.rows + int(outputs[0][-2]), total.matrix)

@@ -39,6 +39,7 @@ class Context:
     opset: int
     outputs: dict[int, Dims] = field(default_factory=dict)
     repairs: list[Repair] = field(default_factory=list)
+    _read: set[int] = field(default_factory=set)
 
     @property
     def where(self) -> str:
@@ -54,7 +55,18 @@ class Context:
         found = self.inputs[index] if index < len(self.inputs) else None
         if found is None:
             raise BarrierError(f"operand {index} is missing or its shape is not known")
+        self._read.add(index)
         return found
+
+    def every(self) -> list[Dims]:
+        """Dimensions of all operands that are there."""
+        return [self.dims(i) for i, value in enumerate(self.node.inputs) if value is not None]
+
+    def freeze_unread(self) -> None:
+        """Operands whose dimensions the rule did not look at are settings, not channels."""
+        for index, dims in enumerate(self.inputs):
+            if index not in self._read:
+                self.freeze(dims or (), f"operand {index} is a setting of the operator")
 
     def static(self, index: int) -> Ints | None:
         """Integer values of an operand, where they are fixed."""

@@ -25,7 +25,7 @@ def one_tensor(ctx: Context) -> None:
 
 def broadcast(ctx: Context) -> None:
     """All dimensions that are not 1 are the same."""
-    ctx.give(ctx.broadcast(*(d for d in ctx.inputs if d is not None)))
+    ctx.give(ctx.broadcast(*ctx.every()))
 
 
 def clip(ctx: Context) -> None:

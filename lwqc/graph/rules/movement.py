@@ -143,7 +143,7 @@ def tile(ctx: Context) -> None:
 
 def concat(ctx: Context) -> None:
     """A sum along one axis; the other dimensions are the same."""
-    operands = [d for d in ctx.inputs if d is not None]
+    operands = ctx.every()
     axis = ctx.axis(0, len(operands[0]))
     result: Dims = []
     for a in range(len(operands[0])):

@@ -1,0 +1,1 @@
+"""Which channels of a group to remove first: one criterion per file."""
