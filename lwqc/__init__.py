@@ -1,6 +1,6 @@
 """lwqc compiles ONNX models to smaller and faster ones for stock ONNX Runtime."""
 
-from lwqc.api import apply, bench, compress, inspect, plan, quantize, verify
+from lwqc.api import apply, bench, compress, inspect, plan, prune, quantize, verify
 from lwqc.compress import Compressed
 from lwqc.errors import ConstraintError, InputError, LwqcError
 from lwqc.io import load, save
@@ -22,6 +22,7 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "prune",
     "quantize",
     "save",
     "verify",

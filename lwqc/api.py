@@ -18,6 +18,9 @@ from lwqc.compress import (
     compress_workspace,
     make_plan,
     open_workspace,
+    prune_options,
+    prune_workspace,
+    pruning_recipe,
 )
 from lwqc.errors import InputError
 from lwqc.goals import Goals, parse_latency, parse_size
@@ -88,6 +91,40 @@ def quantize(
     return compress_workspace(work, Goals(), uniform_recipe(bits, activations, ranges))
 
 
+def prune(
+    source: Source,
+    *,
+    ratio: float | None = None,
+    recipe: str = "",
+    groups: Mapping[str, float] | None = None,
+    target: str = "cpu",
+    data: Data = None,
+    metric: str | Callable[..., float] | None = None,
+    max_drop: float | None = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    shapes: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Compressed:
+    """Remove whole channels, heads and hidden units; the others make up for them.
+
+    ratio: share of the multiply-accumulates that goes, or of what `by` says. recipe: one that
+    prunes; `obspa` by default, `obspa-datafree` without data. groups: share by group name or
+    pattern, as `inspect` lists them. options: other fields of `lwqc.channels.PruneOptions`
+    (`score`, `scope`, `by`, `round_to`, `compensate`, ...). The rest as in `compress`.
+    """
+    chosen = pruning_recipe(recipe, has_data=data is not None)
+    if ratio is not None:
+        options["ratio"] = ratio
+    wanted = prune_options(chosen, overrides=groups or {}, **options)
+    work = _workspace(
+        source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
+        shapes=shapes, progress=progress,
+    )  # fmt: skip
+    return prune_workspace(work, wanted, Goals(max_drop=max_drop))
+
+
 def plan(
     source: Source,
     *,
@@ -113,7 +150,7 @@ def apply(source: Source, plan: Plan, *, data: Data = None) -> Compressed:
 
 
 def inspect(source: Source, *, shapes: Mapping[str, int] | None = None) -> Inspection:
-    """Sites, skipped tensors and costs of a model."""
+    """Sites, skipped tensors, costs and prunable groups of a model."""
     return inspect_model(_model(source, None, None), dims=shapes)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from lwqc import io
 from lwqc.backends.session import statistics_session
+from lwqc.data import Dataset, open_data
 from lwqc.errors import InputError
 from lwqc.graph.groups import Group, Groups, find_groups
 from lwqc.graph.pruned_cost import PrunedCost
 from lwqc.graph.readers import Reader, find_readers
-from lwqc.graph.shapes import shapes_at
+from lwqc.graph.shapes import named_sizes, shapes_at
 from lwqc.graph.widths import width_step
 from lwqc.passes.prepare_pruning import prepare_pruning
 from lwqc.plan import Plan, PrunedUnit, Pruning, SlicedAxis, Source
@@ -35,6 +36,7 @@ from lwqc.search.channel_budget import (
     local_ratio,
 )
 from lwqc.stats.collect import collect
+from lwqc.stats.collector import Feeds
 from lwqc.stats.gram import Gram
 from lwqc.stats.patches import conv_window
 from lwqc.workspace import Workspace
@@ -44,6 +46,7 @@ Compensate = Literal["none", "bias", "refit"]
 _WEIGHTS_ONLY = {"l1": l1, "l2": l2, "fpgm": fpgm}
 _MAX_FEATURES = 6144  # a Gram matrix of more takes over 300 MB
 _NEEDS_DATA = ("wanda", "obs")
+_RANDOM_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class PruneOptions:
     statistics: bool = False
     compensate: Compensate = "none"
     batch_norm: bool = False
+    calibration: Literal["data", "random"] = "data"
     resizable_outputs: tuple[str, ...] = ()
     recipe: str = ""
 
@@ -121,7 +125,7 @@ class Prunable:
 
 @dataclass(frozen=True)
 class Decision:
-    """A pruning plan and what it leaves. reached: whether the ratio was met.
+    """A pruning plan and what it leaves, in the unit of the ratio. limit: what was asked for.
 
     whole: groups that were not touched and why.
     """
@@ -130,7 +134,7 @@ class Decision:
     keep: Keep
     before: int
     after: int
-    reached: bool
+    limit: float
     whole: Mapping[str, str]
 
 
@@ -147,7 +151,9 @@ def decide(work: Workspace, options: PruneOptions, prunable: Prunable | None = N
     measure = cost.parameters if options.by == "parameters" else cost.macs
     before = measure({})
     candidates = [
-        _candidate(groups.by_name[n], r, options, _saved(measure, before, groups.by_name[n], options))
+        _candidate(
+            groups.by_name[n], r, options, _saved(measure, before, groups.by_name[n], options)
+        )
         for n, r in rankings.items()
     ]
     keep = _allocate(candidates, measure, before, options, fixed)
@@ -155,7 +161,7 @@ def decide(work: Workspace, options: PruneOptions, prunable: Prunable | None = N
     for candidate in candidates:
         if candidate.name not in keep:
             whole.setdefault(candidate.name, "all its channels matter more, or rounding keeps them")
-    reached = options.by == "channels" or after <= before * (1 - options.ratio) * (1 + 1e-9)
+    limit = before if options.by == "channels" else before * (1 - options.ratio)
     plan = Plan(
         source=Source(name=work.name),
         target=work.target.name,
@@ -164,10 +170,11 @@ def decide(work: Workspace, options: PruneOptions, prunable: Prunable | None = N
             units=tuple(_units(groups, keep)),
             compensate=options.compensate,
             batch_norm=options.batch_norm,
+            calibration=options.calibration,
             resizable_outputs=options.resizable_outputs,
         ),
     )
-    return Decision(plan, keep, before, after, reached, whole)
+    return Decision(plan, keep, before, after, limit, whole)
 
 
 def _frozen_reasons(groups: Groups) -> str:
@@ -181,7 +188,7 @@ def _overrides(groups: Groups, wanted: Mapping[str, float]) -> dict[str, int]:
         found = [g for g in groups if g.name == pattern or fnmatch.fnmatchcase(g.name, pattern)]
         if not found:
             raise InputError(f"{pattern}: the model has no such group; see lwqc inspect --groups")
-        fixed.update({g.name: int(round(g.size * ratio)) for g in found})
+        fixed.update({g.name: round(g.size * ratio) for g in found})
     return fixed
 
 
@@ -247,7 +254,8 @@ def rank(
         found = {g.name: aggregated(g, io.read_array, saliency) for g in chosen}
         return {n: Ranking.of(normalised(v, options.normalise)) for n, v in found.items()}
     needed = _readers_of(prunable, chosen)
-    grams = _grams(work, prunable, [r for readers in needed.values() for r in readers])
+    data = calibration(work, options.calibration)
+    grams = _grams(data, prunable, [r for readers in needed.values() for r in readers])
     result = {}
     report = work.report("scores")
     for done, group in enumerate(chosen):
@@ -255,6 +263,16 @@ def rank(
         result[group.name] = _ranked(group, pairs, options)
         report(done + 1, len(chosen))
     return result
+
+
+def calibration(work: Workspace, kind: Literal["data", "random"]) -> Dataset:
+    """The data that statistics are taken on: the caller's, or N(0, 1) inputs with seed 0."""
+    if kind == "data" or work.data.kind == "random":
+        return work.data
+    shapes = {n: a.shape for n, a in work.data.first().items()}
+    return open_data(
+        f"random:{_RANDOM_BATCHES}", work.model, shapes=named_sizes(work.model, shapes)
+    )
 
 
 def _ranked(
@@ -266,9 +284,7 @@ def _ranked(
             weight = reader.operand.matrix(io.read_array)
             parts += layers(weight, gram, reader.owners(group), rows)
         return obs_ranking(parts, group.size)
-    norms = [
-        (r, np.sqrt(np.diagonal(g, axis1=1, axis2=2) / max(rows, 1))) for r, g, rows in pairs
-    ]
+    norms = [(r, np.sqrt(np.diagonal(g, axis1=1, axis2=2) / max(rows, 1))) for r, g, rows in pairs]
     found = wanda(group, norms, io.read_array)
     if found is None:  # no layer reads it: what it weighs is all there is to go by
         found = aggregated(group, io.read_array, l2)
@@ -289,13 +305,13 @@ def _readers_of(prunable: Prunable, chosen: list[Group]) -> dict[str, list[Reade
 
 
 def _grams(
-    work: Workspace, prunable: Prunable, readers: list[Reader]
+    data: Iterable[Feeds], prunable: Prunable, readers: list[Reader]
 ) -> dict[Reader, tuple[NDArray[np.float64], int]]:
     """Gram matrix [convolution groups, features, features] of every reader's input, and rows."""
     collectors = {reader: _gram(reader) for reader in dict.fromkeys(readers)}
     if not collectors:
         return {}
-    found = collect(prunable.model, list(collectors.values()), work.data, statistics_session)
+    found = collect(prunable.model, list(collectors.values()), data, statistics_session)
     result = {}
     for reader, collector in collectors.items():
         total = found[collector]
@@ -325,8 +341,7 @@ def _units(groups: Groups, keep: Keep) -> list[PrunedUnit]:
                     group=name,
                     index=int(index),
                     slices=tuple(
-                        SlicedAxis(initializer=n, axis=a, indices=i)
-                        for (n, a), i in slices.items()
+                        SlicedAxis(initializer=n, axis=a, indices=i) for (n, a), i in slices.items()
                     ),
                 )
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 from lwqc import io, mixed, planning
 from lwqc.backends.session import Session, time_runs
 from lwqc.backends.target import Lowered
+from lwqc.channels import PruneOptions, decide
 from lwqc.data import open_data
 from lwqc.errors import InputError
 from lwqc.goals import Goals, Outcome
 from lwqc.importance import layer_importance
 from lwqc.measure import Latency, Metric, latencies, load_metric, worst_drop
+from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import Plan
-from lwqc.recipe import Recipe, find
+from lwqc.pruned_model import PrunedModel, prune_model, pruning_report
+from lwqc.recipe import PruneRecipe, Recipe, find
 from lwqc.report.result import Report, SiteRow
 from lwqc.timing import slow_sites
 from lwqc.workspace import Candidate, Workspace, data_files, make_target
@@ -29,6 +33,9 @@ Progress = Callable[[str, int, int], None]
 DEFAULT_DROP = 0.01
 _LATENCY_SECONDS = 1.5
 _BACK_OFFS = 4
+_ROUNDEST = 16  # widths beyond this multiple gain nothing on the CPU
+_UNITS = {"macs": "MACs", "parameters": "parameters", "channels": "MACs"}
+_NOISE = 1.02  # repeated timings of one model differ by this much
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Compressed:
     goals: Goals
     decisions: Plan
     lowered: Lowered
+    pruned: PrunedModel | None = None
 
     @property
     def plan(self) -> Plan:
@@ -104,6 +112,8 @@ def make_plan(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> P
 
 def _decide(work: Workspace, goals: Goals, recipe: Recipe | str) -> Plan:
     chosen = find(recipe) if isinstance(recipe, str) else recipe
+    if chosen.prune is not None:
+        return decide(work, prune_options(chosen)).plan
     if not work.analysis.sites:
         raise InputError(f"{work.name}: has no weight that could take a number format")
     plan = _ALLOCATORS[chosen.allocator](work, goals, chosen)
@@ -112,8 +122,71 @@ def _decide(work: Workspace, goals: Goals, recipe: Recipe | str) -> Plan:
 
 def compress_workspace(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> Compressed:
     """Find a plan and execute it."""
-    plan = _decide(work, goals, recipe)
-    return Compressed(work, goals, plan, work.lower(plan))
+    chosen = find(recipe) if isinstance(recipe, str) else recipe
+    if chosen.prune is not None:
+        return prune_workspace(work, prune_options(chosen), goals)
+    return execute(work, goals, _decide(work, goals, chosen))
+
+
+def pruning_recipe(name: str = "", *, has_data: bool) -> Recipe:
+    """A recipe that prunes. The default is `obspa`, without data `obspa-datafree`."""
+    return find(name or ("obspa" if has_data else "obspa-datafree"))
+
+
+def prune_options(recipe: Recipe, **changes: Any) -> PruneOptions:
+    """Options of a pruning recipe, some of them replaced. Raises InputError."""
+    if recipe.prune is None:
+        raise InputError(f"recipe {recipe.name} does not prune; see lwqc recipes")
+    wanted = {**recipe.prune.model_dump(), **changes}
+    for name, field in PruneRecipe.model_fields.items():
+        known = get_args(field.annotation)
+        if known and wanted[name] not in known:
+            expected = ", ".join(map(str, known))
+            raise InputError(f"--{name} {wanted[name]}: expected one of {expected}")
+    return PruneOptions(**{"recipe": recipe.name, **wanted})
+
+
+def prune_workspace(
+    work: Workspace, options: PruneOptions, goals: Goals | None = None
+) -> Compressed:
+    """Remove channels; where the result is slower than the original, keep rounder widths.
+
+    Removing channels can leave widths that kernels handle badly. A result that measures slower is
+    replaced by the fastest of those with widths rounded to 8 and 16.
+    """
+    goals = goals or Goals()
+    tried = [_pruned(work, options, goals)]
+    while not work.skip_checks and options.round_to < _ROUNDEST and _slower(tried[-1]):
+        step = 8 if options.round_to < 8 else _ROUNDEST
+        options = dataclasses.replace(options, round_to=step)
+        tried.append(_pruned(work, options, goals))
+    if len(tried) == 1:
+        return tried[0]
+    sessions = [Session(t.model, label="candidate") for t in tried]
+    times = time_runs(sessions, work.search_batches[0], seconds=_LATENCY_SECONDS)
+    medians = [sorted(t)[len(t) // 2] for t in times]
+    best = tried[medians.index(min(medians))]
+    notes = (
+        f"widths as asked were slower than the original; the fastest of {len(tried)} roundings",
+    )
+    assert best.pruned is not None
+    return dataclasses.replace(best, pruned=dataclasses.replace(best.pruned, notes=notes))
+
+
+def _pruned(work: Workspace, options: PruneOptions, goals: Goals) -> Compressed:
+    decision = decide(work, options)
+    done = execute(work, goals, decision.plan)
+    assert done.pruned is not None
+    reached = Outcome(_UNITS[options.by], decision.limit, decision.after, "")
+    pruned = dataclasses.replace(done.pruned, whole=decision.whole, outcome=reached)
+    return dataclasses.replace(done, pruned=pruned)
+
+
+def _slower(done: Compressed) -> bool:
+    sessions = [done.work.reference, Session(done.model, label="candidate")]
+    times = time_runs(sessions, done.work.search_batches[0], seconds=_LATENCY_SECONDS)
+    before, after = (sorted(t)[len(t) // 2] for t in times)
+    return after > before * _NOISE
 
 
 def apply_plan(work: Workspace, plan: Plan, goals: Goals | None = None) -> Compressed:
@@ -126,7 +199,19 @@ def apply_plan(work: Workspace, plan: Plan, goals: Goals | None = None) -> Compr
     unknown = sorted(set(plan.quantize) - set(work.sites))
     if unknown:
         raise InputError(f"the plan names sites that the model does not have: {unknown[0]}")
-    return Compressed(work, goals or Goals(), plan, work.lower(plan))
+    return execute(work, goals or Goals(), plan)
+
+
+def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
+    """Prune, then lower what is left."""
+    if plan.prune is None:
+        return Compressed(work, goals, plan, work.lower(plan))
+    pruned = prune_model(work, plan.prune)
+    lowered = Lowered(pruned.model, {})
+    if plan.quantize or plan.rewrites:
+        weights = EncodedWeights(pruned.model, io.read_array)
+        lowered = work.target.lower(pruned.model, plan, weights)
+    return Compressed(work, goals, plan, lowered, pruned)
 
 
 def _uniform(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
@@ -285,6 +370,8 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         skipped=work.analysis.skipped,
         rewrites=result.decisions.rewrites,
     )
+    if result.pruned is not None:
+        report = report.with_measurements(pruning=pruning_report(work, result.pruned))
     if verify:
         report = _verified(result, saved, report)
     return report.with_outcomes(_outcomes(result, report))
@@ -311,10 +398,12 @@ def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Repor
 
 def _rows(result: Compressed) -> tuple[SiteRow, ...]:
     plan, forms = result.decisions, result.lowered.forms
+    left = result.pruned.sites if result.pruned is not None else {}
     rows = []
     for site in result.work.analysis.sites:
         entry = plan.quantize.get(site.name)
-        after = entry.weight.size_bytes(site.n, site.k) if entry else site.float_bytes
+        now = left.get(site.name, site)
+        after = entry.weight.size_bytes(now.n, now.k) if entry else now.float_bytes
         rows.append(
             SiteRow(
                 name=site.name,
@@ -334,6 +423,8 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
 def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
     goals, work = result.goals, result.work
     found = []
+    if result.pruned is not None and result.pruned.outcome is not None:
+        found.append(result.pruned.outcome)
     if goals.max_size is not None:
         asked = goals.max_size.resolve(work.float_bytes)
         found.append(Outcome("size", asked, report.output_bytes, "bytes"))

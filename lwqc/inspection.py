@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from lwqc import io
 from lwqc.backends.session import Session
+from lwqc.channels import Prunable
 from lwqc.data import open_data
 from lwqc.graph.cost import NodeCost, node_costs, total
+from lwqc.graph.groups import Group, Groups
 from lwqc.graph.sites import SiteAnalysis, find_sites
 from lwqc.stats.collect import collect
 from lwqc.stats.shapes import Shapes
@@ -31,6 +34,7 @@ class Inspection:
     sites: SiteAnalysis
     costs: tuple[NodeCost, ...]
     shapes: str
+    groups: Groups
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -59,11 +63,35 @@ class Inspection:
             ],
             "skipped": [asdict(s) for s in self.sites.skipped],
             "costs": [asdict(c) for c in self.costs],
+            "groups": [_group(g) for g in self.groups],
+            "frozen": [asdict(f) for f in self.groups.frozen],
+            "barriers": [{"node": n, "reason": r} for n, r in self.groups.barriers],
         }
 
 
+def _group(group: Group) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "size": group.size,
+        "statistics": group.statistics,
+        "marks": sorted(group.marks),
+        "parameters": group.parameters,
+        "axes": [
+            {
+                "tensor": o.name,
+                "axis": o.axis,
+                "positions_per_index": int(np.count_nonzero(group.owner(o) == 0)),
+            }
+            for o in group.occurrences
+        ],
+    }
+
+
 def inspect_model(
-    model: ir.Model, name: str = "model", dims: Mapping[str, int] | None = None
+    model: ir.Model,
+    name: str = "model",
+    dims: Mapping[str, int] | None = None,
+    resizable_outputs: tuple[str, ...] = (),
 ) -> Inspection:
     """Analyse a model. dims: sizes of its dynamic dimensions, for the MACs.
 
@@ -81,6 +109,7 @@ def inspect_model(
         sites=find_sites(model),
         costs=tuple(node_costs(model.graph, shapes)),
         shapes=how,
+        groups=Prunable(model, resizable_outputs).groups,
     )
 
 

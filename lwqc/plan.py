@@ -78,12 +78,14 @@ class Pruning(_Model):
 
     compensate: `none`, `bias` (restore mean outputs) or `refit` (least squares); both need data.
     batch_norm: re-estimate the statistics of BatchNormalization afterwards.
+    calibration: what the compensation saw, the caller's data or random inputs.
     resizable_outputs: graph outputs that may get narrower.
     """
 
     units: tuple[PrunedUnit, ...]
     compensate: Literal["none", "bias", "refit"] = "none"
     batch_norm: bool = False
+    calibration: Literal["data", "random"] = "data"
     resizable_outputs: tuple[str, ...] = ()
 
 

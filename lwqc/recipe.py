@@ -15,11 +15,33 @@ from lwqc.plan import Format
 from lwqc.quant.formats import WeightFormat
 
 
+class PruneRecipe(BaseModel):
+    """How channels are chosen; see `lwqc.channels.PruneOptions` for the meaning of each field.
+
+    calibration: `data` uses what was given, `random` always N(0, 1) inputs.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ratio: float = 0.3
+    by: Literal["macs", "parameters", "channels"] = "macs"
+    score: Literal["l1", "l2", "fpgm", "wanda", "obs"] = "l2"
+    normalise: Literal["none", "mean", "sum", "max", "lamp"] = "mean"
+    scope: Literal["global", "local"] = "global"
+    per_cost: bool = False
+    max_ratio: float = 0.9
+    statistics: bool = False
+    compensate: Literal["none", "bias", "refit"] = "none"
+    batch_norm: bool = False
+    calibration: Literal["data", "random"] = "data"
+
+
 class Recipe(BaseModel):
     """How to make a plan.
 
     allocator: `auto` (fastest, or by budget), `uniform` (one format), `knapsack` (mixed bits under
-    a budget), `rank` (two formats by importance under a budget).
+    a budget), `rank` (two formats by importance under a budget), `channels` (prunes as `prune`
+    says).
     search: scales by error search; False takes the plain range of each block.
     score: `measured` or `weights` for the knapsack, `lim` or `zd` for the rank.
     """
@@ -29,7 +51,7 @@ class Recipe(BaseModel):
     name: str
     description: str
     source: str = ""
-    allocator: Literal["auto", "uniform", "knapsack", "rank"]
+    allocator: Literal["auto", "uniform", "knapsack", "rank", "channels"]
     score: Literal["measured", "weights", "lim", "zd"] = "measured"
     bits: Literal[2, 4, 8] = 8
     activations: Literal["none", "dynamic", "static"] = "none"
@@ -37,6 +59,7 @@ class Recipe(BaseModel):
     search: bool = True
     low: Format = WeightFormat(4, 32, True, "float16")
     high: Format = WeightFormat(8, 128, True, "float16")
+    prune: PruneRecipe | None = None
 
 
 @cache

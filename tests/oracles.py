@@ -72,9 +72,7 @@ class Oracle:
 
     def _lifted(self) -> Session:
         """A session whose inputs include every stored tensor that a group touches."""
-        touched = {
-            o.operand or o.value for group in self.groups for o in group.occurrences
-        } | {
+        touched = {o.operand or o.value for group in self.groups for o in group.occurrences} | {
             key
             for key in self._keys
             for item in self.groups.analysis.repairs
@@ -262,12 +260,9 @@ def _shuffled(rng: np.random.Generator, size: int) -> NDArray[np.intp]:
     return rng.permutation(size) if size > 2 else np.arange(size)[::-1]
 
 
-def prepared(
-    model: ir.Model, rules: Rules = RULES
-) -> tuple[ir.Model, Groups, dict[str, Sampled]]:
+def prepared(model: ir.Model, rules: Rules = RULES) -> tuple[ir.Model, Groups, dict[str, Sampled]]:
     """A model after the rewrites that the analysis wants, its groups, and the shapes."""
     shapes, _ = declared_shapes(model)
     if strided_to_reshape(model, shapes):
         shapes, _ = declared_shapes(model)
     return model, find_groups(model, shapes, rules=rules), shapes
-

@@ -13,7 +13,7 @@ LAYERS = [
     {"__init__", "cli", "demo"},
     {"api", "report.inspection", "report.terminal"},
     {"compress", "inspection"},
-    {"importance", "mixed", "planning", "timing", "report.result"},
+    {"importance", "mixed", "planning", "timing", "report.result", "reconstruct", "batch_norm", "channels", "pruned_model"},
     {"workspace", "recipe", "goals", "measure"},
     {"backends"},
     {"passes", "search"},

@@ -55,7 +55,7 @@ class Factor:
         while root._parent is not None:
             root = root._parent
         while self._parent is not None:
-            self._parent, self = root, self._parent  # noqa: PLW0642 (path compression)
+            self._parent, self = root, self._parent
         return _simplified(root) if root.kids else root
 
     def bind(self, other: Factor) -> None:
@@ -118,7 +118,9 @@ def _simplified(root: Factor) -> Factor:
         if kid.frozen and root.kind is Kind.PRODUCT and kid.size == 1:
             continue
         if kids and kid.frozen and kids[-1].frozen:
-            size = kids[-1].size * kid.size if root.kind is Kind.PRODUCT else kids[-1].size + kid.size
+            size = (
+                kids[-1].size * kid.size if root.kind is Kind.PRODUCT else kids[-1].size + kid.size
+            )
             kids[-1] = fixed(size, kids[-1].frozen)
         else:
             kids.append(kid)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.analysis import analyze_implicit_usage
 
 from lwqc.graph.axes import Factor, Masks, fixed, freeze, one
+from lwqc.graph.captures import captures
 from lwqc.graph.integers import Integers
 from lwqc.graph.repairs import Repair
 from lwqc.graph.rules import RULES
@@ -79,12 +79,13 @@ def analyse_axes(
     """
     run = _Run(model, shapes, rules)
     for value in model.graph.inputs:
-        if value.name in shapes:
-            run.result.dims[value] = [
-                fixed(s, f"graph input {value.name}") for s in shapes[value.name].first
-            ]
+        sampled = shapes.get(value.name or "")
+        if sampled is not None:
+            reason = f"graph input {value.name}"
+            run.result.dims[value] = [fixed(s, reason) for s in sampled.first]
     for node in model.graph:
         run.visit(node)
+    run.freeze_captured()
     for value in model.graph.outputs:
         if value.name not in resizable_outputs:
             run.freeze(value, f"graph output {value.name}")
@@ -98,10 +99,9 @@ class _Run:
         self.opset = int(model.opset_imports.get("", 1))
         self.result = AxisAnalysis(model.graph, shapes)
         self.integers = Integers(model.graph, shapes)
-        self.captured: dict[ir.Node, set[ir.Value]] = {}
-        for subgraph, values in analyze_implicit_usage(model.graph).items():
-            if subgraph.parent_node is not None:
-                self.captured.setdefault(subgraph.parent_node, set()).update(values)
+        self.captured: dict[ir.Node, list[ir.Value]] = {}
+        for node, values in captures(model.graph):
+            self.captured.setdefault(node, []).extend(values)
 
     def visit(self, node: ir.Node) -> None:
         if node.domain in ("", "ai.onnx") and node.op_type == "Constant":
@@ -110,10 +110,7 @@ class _Run:
         ctx = Context(node, inputs, self.result.shapes, self.integers, self.opset)
         rule = self.rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
         try:
-            if node in self.captured or any(
-                a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-                for a in node.attributes.values()
-            ):
+            if node in self.captured:
                 raise BarrierError("has a body that may run any number of times")
             if rule is None:
                 raise BarrierError("lwqc has no rule for this operator")
@@ -163,6 +160,12 @@ class _Run:
                 for dim in dims:
                     freeze(dim, reason)
 
+    def freeze_captured(self) -> None:
+        """Once more at the end: other nodes may read what a body reads."""
+        for node, values in self.captured.items():
+            for value in values:
+                self.freeze(value, f"{node.op_type} {node.name}: read in its body")
+
     def freeze_indispensable_units(self) -> None:
         """A single index without which some axis would be empty stays."""
         for dims in self.result.all_dims():
@@ -172,4 +175,3 @@ class _Run:
                         gone = Masks({leaf: np.zeros(1, np.bool_)})
                         if not gone.of(dim).any():
                             freeze(leaf, "the only index of an axis")
-

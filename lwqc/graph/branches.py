@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.analysis import analyze_implicit_usage
 
+from lwqc.graph.captures import captures
 from lwqc.graph.weights import trace_weight
 
 _JOINS = frozenset({"Add", "Sum"})
@@ -50,7 +50,7 @@ class _Structure:
         self.position = {node: i for i, node in enumerate(graph)}
         self.captured: dict[ir.Node, list[ir.Value]] = {}
         self.captors: dict[ir.Value, list[ir.Node]] = {}
-        for node, values in _captures(graph):
+        for node, values in captures(graph):
             self.captured.setdefault(node, []).extend(values)
             for value in values:
                 self.captors.setdefault(value, []).append(node)
@@ -124,17 +124,6 @@ class _Structure:
         """Nodes of the main graph that read a value, directly or in a subgraph."""
         yield from (user for user in value.consumers() if user in self.position)
         yield from self.captors.get(value, ())
-
-
-def _captures(graph: ir.Graph) -> Iterator[tuple[ir.Node, list[ir.Value]]]:
-    """Nodes with subgraphs, each with the outer values that they read."""
-    used = analyze_implicit_usage(graph)
-    for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield node, list(used[attribute.as_graph()])
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                yield node, [v for g in attribute.as_graphs() for v in used[g]]
 
 
 def _is_learned(node: ir.Node) -> bool:

@@ -125,13 +125,13 @@ class Groups:
         """Nodes through which nothing could be told, and why."""
         return tuple((f"{b.node.op_type} {b.node.name}", b.reason) for b in self.analysis.barriers)
 
-    def to_networkx(self) -> nx.Graph:
+    def to_networkx(self) -> nx.Graph[tuple[str, str]]:
         """Groups and stored tensors as a bipartite graph.
 
         Nodes carry `kind` (`group` or `tensor`) and, for groups, `size`, `statistics` and `marks`;
         edges carry `axes`, the axes of the tensor that shrink with the group.
         """
-        graph: nx.Graph = nx.Graph()
+        graph: nx.Graph[tuple[str, str]] = nx.Graph()
         for group in self.groups:
             marks = sorted(group.marks)
             key = ("group", group.name)

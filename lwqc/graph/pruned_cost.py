@@ -65,4 +65,3 @@ def _kept(dim: Factor, masks: Masks, size: int) -> int:
     if not masks.touches(dim):
         return size
     return size * int(masks.of(dim).sum()) // dim.size
-

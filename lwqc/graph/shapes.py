@@ -189,12 +189,17 @@ def _values(graph: ir.Graph) -> Iterable[ir.Value]:
 
 def shapes_at(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[str, Sizes]:
     """Sizes of all tensors that can be told for inputs of the given sizes, by input name."""
-    setting = {
-        _symbol(value, axis, dim): int(inputs[value.name][axis])
+    setting = named_sizes(model, inputs)
+    found = _evaluated(model, setting)
+    return _inferred(model, setting) if _missing(model.graph, found) else found
+
+
+def named_sizes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Sizes of the dynamic dimensions for inputs of the given sizes, by input name."""
+    return {
+        _symbol(value, axis, dim): int(inputs[value.name or ""][axis])
         for value in model.graph.inputs
         if value.name in inputs and value.shape is not None
         for axis, dim in enumerate(value.shape)
         if not isinstance(dim, int)
     }
-    found = _evaluated(model, setting)
-    return _inferred(model, setting) if _missing(model.graph, found) else found

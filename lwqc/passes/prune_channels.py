@@ -23,7 +23,7 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Pruned:
-    """What is left. kept: stored tensor -> axis -> indices that stay; whole tensors are left out."""
+    """What is left. kept: stored tensor -> axis -> indices that stay; only of sliced axes."""
 
     kept: Mapping[str, Mapping[int, Indices]]
 
@@ -53,9 +53,7 @@ def remove_unused(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def _masks(
-    groups: Groups, removed: Mapping[str, Sequence[int]]
-) -> dict[str, NDArray[np.bool_]]:
+def _masks(groups: Groups, removed: Mapping[str, Sequence[int]]) -> dict[str, NDArray[np.bool_]]:
     result = {}
     for name, indices in removed.items():
         group = groups.by_name.get(name)
@@ -117,7 +115,9 @@ def _slice_uses(
         return wanted[0]
     for (use, _), keep in zip(uses, wanted, strict=True):
         if keep:
-            copy = add_constant(graph, f"{value.name}/{use.node.name}", _sliced(value, keep).numpy())
+            copy = add_constant(
+                graph, f"{value.name}/{use.node.name}", _sliced(value, keep).numpy()
+            )
             use.node.replace_input_with(use.index, copy)
     return next(w for w in wanted if w)
 

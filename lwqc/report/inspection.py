@@ -6,11 +6,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lwqc.graph.cost import total
+from lwqc.graph.groups import Groups
 from lwqc.inspection import Inspection
-from lwqc.report.terminal import print_left_alone, size_text
+from lwqc.report.terminal import print_left_alone, print_reasons, size_text
 
 
-def print_inspection(found: Inspection, console: Console, *, sites: bool, cost: bool) -> None:
+def print_inspection(
+    found: Inspection, console: Console, *, sites: bool, cost: bool, groups: bool = False
+) -> None:
     """Print a summary and the tables asked for."""
     summed = total(found.costs)
     console.print(f"{found.name}: {size_text(found.size_bytes)}, opset {found.opset}")
@@ -22,7 +25,33 @@ def print_inspection(found: Inspection, console: Console, *, sites: bool, cost: 
         console.print(_site_table(found))
     if cost:
         console.print(_cost_table(found))
+    if groups:
+        _print_groups(found.groups, console)
+        return
     print_left_alone([], found.sites.skipped, console)
+
+
+def _print_groups(groups: Groups, console: Console) -> None:
+    """What can be pruned, what goes along, and what is frozen and why."""
+    table = Table(title="Prunable groups", title_justify="left")
+    for column in ("group", "what", "channels", "goes along (tensor:axis)"):
+        table.add_column(column, justify="right" if column == "channels" else "left")
+    for group in groups:
+        along = list(dict.fromkeys(f"{o.name}:{o.axis}" for o in group.occurrences))
+        shown = ", ".join(along[:4]) + (f" and {len(along) - 4} more" if len(along) > 4 else "")
+        marks = ", ".join(sorted(group.marks)) or "channels"
+        table.add_row(group.name, marks, str(group.size), shown)
+    console.print(table)
+    print_reasons(
+        f"{len(groups.frozen)} weight axes belong to no group:",
+        [(f.reason, f"{f.tensor}:{f.axis}") for f in groups.frozen],
+        console,
+    )
+    print_reasons(
+        "operators that nothing can be pruned through:",
+        [(reason, node) for node, reason in groups.barriers],
+        console,
+    )
 
 
 def _site_table(found: Inspection) -> Table:

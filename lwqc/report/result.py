@@ -38,6 +38,35 @@ class SiteRow:
 
 
 @dataclass(frozen=True)
+class GroupRow:
+    """What became of one group of channels. reason: why it stayed whole."""
+
+    name: str
+    marks: tuple[str, ...]
+    before: int
+    after: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """What pruning removed and what it could not.
+
+    macs, parameters: before and after, at the sizes of the data. frozen: axes that belong to no
+    group, as (tensor, axis, size, reason). barriers: nodes that nothing could be told through, and
+    why. not_refitted: layers that the compensation left as sliced, and why.
+    """
+
+    macs: tuple[int, int]
+    parameters: tuple[int, int]
+    groups: tuple[GroupRow, ...]
+    frozen: tuple[tuple[str, int, int, str], ...]
+    barriers: tuple[tuple[str, str], ...]
+    not_refitted: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """Measured facts about a saved model; None where `verify` was off."""
 
@@ -60,6 +89,7 @@ class Report:
     metric_after: float | None = None
     metric_drop: float | None = None
     outcomes: tuple[Outcome, ...] = ()
+    pruning: PruningReport | None = None
 
     @property
     def drop(self) -> float | None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lwqc.graph.sites import Skipped
 from lwqc.measure import Latency
-from lwqc.report.result import Report, SiteRow
+from lwqc.report.result import GroupRow, PruningReport, Report, SiteRow
 from lwqc.stats.divergence import Divergence
 
 
@@ -34,8 +34,14 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
                 style="yellow",
             )
     if details:
-        console.print(site_table(report.sites))
-    print_left_alone(report.sites, report.skipped, console)
+        if report.pruning is not None:
+            console.print(group_table(report.pruning.groups))
+        if not _only_pruned(report):
+            console.print(site_table(report.sites))
+    if report.pruning is not None:
+        print_unpruned(report.pruning, console)
+    if not _only_pruned(report):
+        print_left_alone(report.sites, report.skipped, console)
     for outcome in report.outcomes:
         state = "met" if outcome.met else "NOT MET"
         console.print(
@@ -70,10 +76,62 @@ def _summary(report: Report) -> Table:
             f"{report.metric_after:.4f}",
             f"{report.metric_after - report.metric_before:+.4f}",
         )
+    if report.pruning is not None:
+        for label, (old, new) in (
+            ("MACs", report.pruning.macs),
+            ("parameters", report.pruning.parameters),
+        ):
+            table.add_row(label, f"{old:,}", f"{new:,}", f"{new / max(old, 1):.3f}")
+    if _only_pruned(report):
+        table.caption = f"data: {report.data}"
+        return table
     forms = Counter(f"{row.kernel} {row.format}" for row in report.sites)
     used = ", ".join(f"{count} {form}" for form, count in forms.most_common())
     table.caption = f"{used}; {report.average_bits:.2f} bits per weight; data: {report.data}"
     return table
+
+
+def _only_pruned(report: Report) -> bool:
+    return report.pruning is not None and all(row.format == "float" for row in report.sites)
+
+
+def group_table(rows: Iterable[GroupRow]) -> Table:
+    """One row per group of channels."""
+    table = Table(title="Groups", title_justify="left")
+    for column in ("group", "what", "channels", "why"):
+        table.add_column(column)
+    for row in rows:
+        channels = f"{row.before} -> {row.after}" if row.after != row.before else str(row.before)
+        table.add_row(row.name, ", ".join(row.marks) or "channels", channels, row.reason)
+    return table
+
+
+def print_unpruned(pruning: PruningReport, console: Console) -> None:
+    """Everything that could not be pruned or refitted, grouped by reason."""
+    whole = [g for g in pruning.groups if g.reason]
+    sections = (
+        (
+            f"{len(whole)} of {len(pruning.groups)} groups stayed whole:",
+            [(g.reason, g.name) for g in whole],
+        ),
+        (
+            f"{len(pruning.frozen)} weight axes belong to no group:",
+            [(why, f"{name}:{axis}") for name, axis, _, why in pruning.frozen],
+        ),
+        ("operators that nothing can be pruned through:", [(w, n) for n, w in pruning.barriers]),
+        ("layers that were not refitted:", [(w, n) for n, w in pruning.not_refitted]),
+    )
+    for note in pruning.notes:
+        console.print(note, style="yellow")
+    for title, pairs in sections:
+        print_reasons(title, pairs, console)
+
+
+def print_reasons(title: str, pairs: Sequence[tuple[str, str]], console: Console) -> None:
+    """A list of (reason, name) grouped by reason; nothing when it is empty."""
+    if pairs:
+        console.print(title)
+        _groups(pairs, console)
 
 
 def latency_text(latency: Latency) -> str:

@@ -52,7 +52,7 @@ def global_budget(
     limit cannot be met.
     """
     prices = {c.name: np.maximum.accumulate(c.price) for c in candidates}
-    levels = np.unique(np.concatenate([p for p in prices.values()] or [np.zeros(0)]))
+    levels = np.unique(np.concatenate(list(prices.values()) or [np.zeros(0)]))
 
     def at(level: float) -> Keep:
         counts = {n: int(np.searchsorted(p, level, side="right")) for n, p in prices.items()}
@@ -85,7 +85,7 @@ def local_budget(
 
 def local_ratio(candidates: Sequence[Candidate], ratio: float, fixed: Mapping[str, int]) -> Keep:
     """Remove a share of every group."""
-    counts = {c.name: int(round(c.size * ratio)) for c in candidates}
+    counts = {c.name: round(c.size * ratio) for c in candidates}
     return _masks(candidates, {**counts, **fixed})
 
 

@@ -198,7 +198,8 @@ def test_oracles_hold_for_all_groups_together(zoo: Subject) -> None:
 def interface(proto: onnx.ModelProto) -> list[str]:
     """Names, types and dimensions of inputs and outputs, and operator set versions."""
     values = [*proto.graph.input, *proto.graph.output]
-    return [f"{v.name} {v.type}" for v in values] + [str(o) for o in proto.opset_import]
+    opsets = {opset.domain: opset.version for opset in proto.opset_import}
+    return [*(f"{v.name} {v.type}" for v in values), f"{opsets}"]
 
 
 def assert_valid_when_pruned(subject: Subject) -> None:
@@ -231,8 +232,11 @@ def test_oracles_hold_for_each_group_alone(zoo: Subject) -> None:
     if not zoo.name.startswith(tuple(ONE_BY_ONE)):
         pytest.skip("one run takes too long to try every group")
     oracle = zoo.oracle
-    for group in zoo.groups:
+    every = 1 if len(zoo.groups) < 25 else 3  # a removal costs a session
+    for number, group in enumerate(zoo.groups):
         assert oracle.permutation([group]) <= oracle.tolerance, group.name
+        if number % every:
+            continue
         removed = half([group]) or {group.name: [0]}
         if group.statistics:
             error = oracle.commutation([group], removed)

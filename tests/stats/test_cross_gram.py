@@ -185,5 +185,5 @@ def test_side_by_side_refuses_other_inputs(conv_net):
         side_by_side(conv_net, other)
     other = conv_net.clone()
     other.opset_imports[""] = 19
-    with pytest.raises(InputError, match="imports opset 19 of 'ai.onnx', the original 18"):
+    with pytest.raises(InputError, match=r"imports opset 19 of 'ai\.onnx', the original 18"):
         side_by_side(conv_net, other)

@@ -131,9 +131,7 @@ class Context:
 
     def unify(self, a: Factor, b: Factor) -> None:
         """Two dimensions have the same indices; a size of 1 broadcasts and says nothing."""
-        if a.size != 1 and b.size != 1:
-            unify(a, b, self.where)
-        elif a.size == b.size == 1:
+        if (a.size != 1 and b.size != 1) or a.size == b.size == 1:
             unify(a, b, self.where)
 
     def broadcast(self, *operands: Dims) -> Dims:

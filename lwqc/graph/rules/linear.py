@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lwqc.graph.axes import Factor, is_free, mark
+from lwqc.graph.axes import Factor, freeze, is_free, mark
 from lwqc.graph.repairs import Count
 from lwqc.graph.rules.context import BarrierError, Context, Dims, Rule
 from lwqc.graph.weights import stored_tensor
@@ -118,7 +118,8 @@ def conv(ctx: Context) -> None:
     groups = ctx.integer("group", 1)
     group, channel = _grouped(ctx, groups, data[1], weight[0])
     ctx.unify(channel, weight[1])
-    ctx.freeze(weight[2:], "kernel axis")
+    for dim in weight[2:]:
+        freeze(dim, "kernel axis of a convolution")
     if ctx.has(2):
         ctx.unify(ctx.dims(2)[0], weight[0])
     if groups > 1:
@@ -150,7 +151,8 @@ def conv_transpose(ctx: Context) -> None:
         ctx.repairs.append(Count(ctx.node, "group", group))
     else:
         out = weight[1]
-    ctx.freeze(weight[2:], "kernel axis")
+    for dim in weight[2:]:
+        freeze(dim, "kernel axis of a convolution")
     if ctx.has(2):
         ctx.unify(ctx.dims(2)[0], out)
     kernel = [d.size for d in weight[2:]]

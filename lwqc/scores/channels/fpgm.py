@@ -16,4 +16,5 @@ def fpgm(member: Member) -> NDArray[np.float32]:
     rows = member.rows.astype(np.float64)
     squares = np.square(rows).sum(1)
     distances = squares[:, None] + squares[None, :] - 2 * rows @ rows.T
-    return np.sqrt(np.maximum(distances, 0)).sum(1).astype(np.float32)
+    total: NDArray[np.float32] = np.sqrt(np.maximum(distances, 0)).sum(1).astype(np.float32)
+    return total

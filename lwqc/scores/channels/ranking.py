@@ -65,7 +65,8 @@ def members(group: Group, read: ReadArray) -> Iterator[Member]:
 def gathered(owner: NDArray[np.intp], values: NDArray[np.floating], size: int) -> Importance:
     """Sum of values [positions] per index of the group [size]."""
     mine = owner >= 0
-    return np.bincount(owner[mine], weights=values[mine].astype(np.float64), minlength=size)
+    weights = values[mine].astype(np.float64)
+    return np.bincount(owner[mine], weights=weights, minlength=size).astype(np.float64)
 
 
 def aggregated(
@@ -95,4 +96,3 @@ def normalised(importance: Importance, how: Normaliser) -> Importance:
         return result
     scale = {"none": 1.0, "mean": importance.mean(), "sum": importance.sum()}.get(how)
     return importance / max(float(importance.max() if scale is None else scale), 1e-30)
-

@@ -1,0 +1,5 @@
+"""`python -m lwqc.cli`."""
+
+from lwqc.cli import main
+
+main()

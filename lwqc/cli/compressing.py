@@ -1,0 +1,240 @@
+"""Commands that write a model or a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lwqc.cli.options import (
+    BitsOption,
+    ByOption,
+    CompensateOption,
+    DataOption,
+    DebugOption,
+    Details,
+    DropOption,
+    External,
+    GroupOption,
+    JsonOption,
+    LatencyOption,
+    MetricOption,
+    Model,
+    NormaliseOption,
+    Output,
+    PlanOut,
+    RatioOption,
+    RecipeOption,
+    ResizableOption,
+    ScopeOption,
+    ScoreOption,
+    Seed,
+    ShapeOption,
+    SizeOption,
+    Target,
+    Verify,
+)
+from lwqc.cli.running import app, errors_console, finish, opened, parse_goals
+from lwqc.compress import (
+    apply_plan,
+    compress_workspace,
+    make_plan,
+    prune_options,
+    prune_workspace,
+    pruning_recipe,
+)
+from lwqc.errors import InputError
+from lwqc.plan import Plan
+from lwqc.recipe import Recipe, uniform_recipe
+
+
+@app.command()
+def compress(
+    model: Model,
+    output: Output,
+    target: Target = "cpu",
+    data: DataOption = None,
+    metric: MetricOption = None,
+    recipe: RecipeOption = "auto",
+    max_size: SizeOption = None,
+    max_latency: LatencyOption = None,
+    avg_bits: BitsOption = None,
+    max_drop: DropOption = None,
+    shape: ShapeOption = "",
+    plan_out: PlanOut = None,
+    external: External = None,
+    seed: Seed = 0,
+    details: Details = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compress a model: the fastest within 1 % loss, or the best within a budget."""
+    with opened(model, target, data, metric, shape, seed, output) as work:
+        goals = parse_goals(max_size, max_latency, avg_bits, max_drop)
+        finish(
+            compress_workspace(work, goals, recipe),
+            output,
+            plan_out,
+            external,
+            True,
+            details,
+            as_json,
+        )
+
+
+@app.command()
+def quantize(
+    model: Model,
+    output: Output,
+    bits: Annotated[str, typer.Option(help="8, 4, 2 or mixed")] = "8",
+    activations: Annotated[str, typer.Option(help="none, dynamic or static")] = "none",
+    ranges: Annotated[str, typer.Option(help="minmax, percentile, mse or entropy")] = "mse",
+    search: Annotated[
+        bool, typer.Option("--search/--no-search", help="scales by error search or plain range")
+    ] = True,
+    target: Target = "cpu",
+    data: DataOption = None,
+    metric: MetricOption = None,
+    max_size: SizeOption = None,
+    avg_bits: BitsOption = None,
+    max_drop: DropOption = None,
+    shape: ShapeOption = "",
+    plan_out: PlanOut = None,
+    external: External = None,
+    verify: Verify = True,
+    seed: Seed = 0,
+    details: Details = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Quantize all sites alike, or with mixed bits under a budget."""
+    recipe = _quantize_recipe(bits, activations, ranges, search)
+    with opened(model, target, data, metric, shape, seed, output) as work:
+        work.skip_checks = not verify
+        goals = parse_goals(max_size, None, avg_bits, max_drop)
+        finish(
+            compress_workspace(work, goals, recipe),
+            output,
+            plan_out,
+            external,
+            verify,
+            details,
+            as_json,
+        )
+
+
+@app.command()
+def prune(
+    model: Model,
+    output: Output,
+    ratio: RatioOption = None,
+    by: ByOption = None,
+    recipe: Annotated[str, typer.Option(help="a recipe that prunes; see `lwqc recipes`")] = "",
+    score: ScoreOption = None,
+    scope: ScopeOption = None,
+    normalise: NormaliseOption = None,
+    compensate: CompensateOption = None,
+    group: GroupOption = None,
+    round_to: Annotated[int, typer.Option(help="keep widths multiples of this")] = 1,
+    min_channels: Annotated[int, typer.Option(help="each group keeps at least this many")] = 1,
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="also groups that a normalisation mixes")
+    ] = False,
+    resizable_output: ResizableOption = None,
+    target: Target = "cpu",
+    data: DataOption = None,
+    metric: MetricOption = None,
+    max_drop: DropOption = None,
+    shape: ShapeOption = "",
+    plan_out: PlanOut = None,
+    external: External = None,
+    verify: Verify = True,
+    seed: Seed = 0,
+    details: Details = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Remove whole channels, heads and hidden units: a smaller dense model."""
+    chosen = pruning_recipe(recipe, has_data=data is not None)
+    wanted = {
+        "ratio": ratio, "by": by, "score": score, "scope": scope, "normalise": normalise,
+        "compensate": compensate,
+    }  # fmt: skip
+    options = prune_options(
+        chosen,
+        overrides=_shares(group or []),
+        round_to=round_to,
+        min_channels=min_channels,
+        resizable_outputs=tuple(resizable_output or ()),
+        **{name: value for name, value in wanted.items() if value is not None},
+        **({"statistics": True} if statistics else {}),
+    )
+    with opened(model, target, data, metric, shape, seed, output) as work:
+        work.skip_checks = not verify
+        goals = parse_goals(None, None, None, max_drop)
+        done = prune_workspace(work, options, goals)
+        finish(done, output, plan_out, external, verify, details, as_json)
+
+
+def _shares(texts: list[str]) -> dict[str, float]:
+    shares = {}
+    for text in texts:
+        name, _, share = text.rpartition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError as error:
+            raise InputError(f"--group {text!r}: expected GROUP=share") from error
+    return shares
+
+
+def _quantize_recipe(bits: str, activations: str, ranges: str, search: bool) -> Recipe:
+    if bits == "mixed":
+        return Recipe(name="mixed", description="", allocator="knapsack")
+    if not bits.isdigit():
+        raise InputError(f"--bits {bits}: expected 8, 4, 2 or mixed")
+    return uniform_recipe(int(bits), activations, ranges, search)
+
+
+@app.command()
+def plan(
+    model: Model,
+    output: Output,
+    target: Target = "cpu",
+    data: DataOption = None,
+    metric: MetricOption = None,
+    recipe: RecipeOption = "auto",
+    max_size: SizeOption = None,
+    max_latency: LatencyOption = None,
+    avg_bits: BitsOption = None,
+    max_drop: DropOption = None,
+    shape: ShapeOption = "",
+    seed: Seed = 0,
+    debug: DebugOption = False,
+) -> None:
+    """Decide as `compress` does, and write only the plan."""
+    with opened(model, target, data, metric, shape, seed, output) as work:
+        made = make_plan(work, parse_goals(max_size, max_latency, avg_bits, max_drop), recipe)
+        made.save(output)
+        errors_console().print(f"{output}: {len(made.quantize)} of {len(work.sites)} sites planned")
+
+
+@app.command(name="apply")
+def apply_command(
+    model: Model,
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan written by `lwqc plan`")],
+    output: Output,
+    data: DataOption = None,
+    metric: MetricOption = None,
+    shape: ShapeOption = "",
+    external: External = None,
+    verify: Verify = True,
+    seed: Seed = 0,
+    details: Details = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Execute a plan: the same plan on the same model gives the same bytes."""
+    read = Plan.load(plan_file)
+    with opened(model, read.target, data, metric, shape, seed, output) as work:
+        finish(apply_plan(work, read), output, None, external, verify, details, as_json)

@@ -1,0 +1,188 @@
+"""Commands that look at models, convert them or show what lwqc can do."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lwqc import io
+from lwqc.cli.options import (
+    DataOption,
+    DebugOption,
+    DropOption,
+    External,
+    JsonOption,
+    MetricOption,
+    Output,
+    ResizableOption,
+    Seed,
+    ShapeOption,
+)
+from lwqc.cli.options import Model as ModelArgument
+from lwqc.cli.running import (
+    app,
+    errors_console,
+    finish,
+    opened,
+    parse_dims,
+    progress_bars,
+)
+from lwqc.compress import compress_workspace, open_workspace
+from lwqc.errors import InputError
+from lwqc.goals import Goals
+from lwqc.measure import latencies
+from lwqc.recipe import named
+from lwqc.report.terminal import divergence_table, latency_text, size_text
+from lwqc.workspace import data_files
+
+
+@app.command()
+def inspect(
+    model: ModelArgument,
+    sites: Annotated[bool, typer.Option("--sites", help="one row per quantizable site")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="one row per costly node")] = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="what can be pruned together, and what cannot")
+    ] = False,
+    resizable_output: ResizableOption = None,
+    shape: ShapeOption = "",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show inputs, outputs, quantizable sites, prunable groups and the cost of each node."""
+    from lwqc.inspection import inspect_model
+    from lwqc.report.inspection import print_inspection
+
+    resizable = tuple(resizable_output or ())
+    found = inspect_model(io.load(model), str(model), parse_dims(shape), resizable)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        print_inspection(
+            found, Console(), sites=sites or not (cost or groups), cost=cost, groups=groups
+        )
+
+
+@app.command()
+def verify(
+    original: Annotated[Path, typer.Argument(help="reference model")],
+    candidate: Annotated[Path, typer.Argument(help="model to compare with it")],
+    data: DataOption = None,
+    metric: MetricOption = None,
+    max_drop: DropOption = None,
+    shape: ShapeOption = "",
+    seed: Seed = 0,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare the outputs of two models on the same data."""
+    from lwqc.backends.session import Session
+    from lwqc.measure import worst_drop
+
+    with opened(original, "cpu", data, metric, shape, seed, None) as work:
+        io.load(candidate)
+        session = Session(candidate, label=str(candidate))
+        found = work.divergence(session)
+        drop = work.drop(session) if work.metric else worst_drop(found)
+        if as_json:
+            rows = {n: vars(d) for n, d in found.items()}
+            print(json.dumps({"drop": drop, "outputs": rows}, default=str, indent=1))
+        else:
+            Console().print(divergence_table(found))
+            Console().print(f"drop {drop:.5g} on {work.data.description}")
+        if max_drop is not None and drop > max_drop:
+            errors_console().print(f"drop {drop:.5g} is above the allowed {max_drop:.5g}")
+            raise typer.Exit(3)
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="models, timed side by side")],
+    data: DataOption = None,
+    shape: ShapeOption = "",
+    seconds: Annotated[float, typer.Option(help="time per model")] = 2.0,
+    seed: Seed = 0,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Time models on the same input, alternating their order."""
+    from lwqc.backends.session import Session
+
+    with opened(models[0], "cpu", data, None, shape, seed, None) as work:
+        for path in models:
+            io.load(path)
+        feeds = work.data.first()
+        sessions = [Session(path, label=str(path)) for path in models]
+        found = latencies(sessions, feeds, seconds)
+    if as_json:
+        rows = {str(p): vars(t) for p, t in zip(models, found, strict=True)}
+        print(json.dumps(rows, indent=1))
+        return
+    for path, latency in zip(models, found, strict=True):
+        ratio = found[0].median_ms / latency.median_ms
+        size = size_text(
+            path.stat().st_size + sum(f.stat().st_size for f in data_files(io.load(path)))
+        )
+        Console().print(f"{path}: {latency_text(latency)}, {ratio:.2f}x, {size}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="module:callable returning (module, inputs)")],
+    output: Output,
+    external: External = None,
+    debug: DebugOption = False,
+) -> None:
+    """Convert a torch model to ONNX."""
+    from lwqc.frontends.torch import convert as convert_torch
+
+    io.check_output(output, [])
+    saved = io.save(convert_torch(source), output, external_data=external)
+    errors_console().print(f"{saved.path}: {size_text(saved.size_bytes)}")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="show this one in full")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the named recipes."""
+    known = named()
+    if name is not None and name not in known:
+        raise InputError(f"recipe {name!r} is not known; expected one of {', '.join(known)}")
+    chosen = [known[name]] if name else list(known.values())
+    if as_json or name:
+        print(json.dumps([r.model_dump(mode="json") for r in chosen], indent=1))
+    else:
+        for recipe in chosen:
+            Console().print(f"[bold]{recipe.name}[/bold]: {recipe.description}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="keep the result")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compress a small trained digit classifier that comes with lwqc."""
+    import tempfile
+
+    from lwqc.demo import digits
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        resources.as_file(resources.files("lwqc") / "demo" / "digits.onnx") as model,
+    ):
+        target = output or Path(folder) / "digits.lwqc.onnx"
+        with progress_bars() as report:
+            work = open_workspace(
+                model, data=digits.calibration(), metric=digits.accuracy, progress=report
+            )
+            done = compress_workspace(work, Goals(max_drop=None), "auto")
+        finish(done, target, None, None, True, False, as_json)

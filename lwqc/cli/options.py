@@ -1,0 +1,62 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[Path, typer.Argument(help="ONNX model", show_default=False)]
+Output = Annotated[Path, typer.Option("-o", "--output", help="where to write the result")]
+Target = Annotated[str, typer.Option(help="cpu")]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", help=".npz, .npy, a folder of .npz, module:callable or random[:N]"),
+]
+MetricOption = Annotated[str | None, typer.Option(help="module:function(run) -> number")]
+ShapeOption = Annotated[
+    str, typer.Option("--shape", help="sizes of dynamic dimensions: batch=8,seq=128")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable result on stdout")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+PlanOut = Annotated[Path | None, typer.Option("--plan-out", help="also write the plan as JSON")]
+Details = Annotated[bool, typer.Option("--details", help="print one row per site")]
+SizeOption = Annotated[str | None, typer.Option("--max-size", help="0.25 of the original, or 20MB")]
+LatencyOption = Annotated[
+    str | None, typer.Option("--max-latency", help="0.5 of the original, or 8ms")
+]
+BitsOption = Annotated[float | None, typer.Option("--avg-bits", help="stored bits per weight")]
+DropOption = Annotated[
+    float | None,
+    typer.Option("--max-drop", help="allowed loss: of the metric, else 1 - mean cosine"),
+]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="name or .toml; see `lwqc recipes`")]
+External = Annotated[
+    bool | None,
+    typer.Option("--external-data/--inline", help="weights in a file of their own (default: auto)"),
+]
+Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="measure the saved file")]
+Seed = Annotated[int, typer.Option(help="seed of random data")]
+RatioOption = Annotated[
+    float | None, typer.Option(help="share of the MACs that goes (or of what --by says)")
+]
+ByOption = Annotated[
+    str | None, typer.Option(help="macs, parameters, or channels (the same share of every group)")
+]
+ScoreOption = Annotated[str | None, typer.Option(help="l1, l2, fpgm, wanda or obs")]
+ScopeOption = Annotated[
+    str | None, typer.Option(help="global: cheapest of the model; local: same share everywhere")
+]
+NormaliseOption = Annotated[
+    str | None, typer.Option(help="between groups: none, mean, sum, max or lamp")
+]
+CompensateOption = Annotated[
+    str | None, typer.Option(help="none, bias or refit (least squares), on the data")
+]
+GroupOption = Annotated[
+    list[str] | None, typer.Option("--group", help="GROUP=share for one group or pattern")
+]
+ResizableOption = Annotated[
+    list[str] | None, typer.Option("--resizable-output", help="output that may get narrower")
+]

@@ -1,0 +1,123 @@
+"""What commands do around their work: load, report progress, save, choose the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from lwqc import io
+from lwqc.compress import Compressed, open_workspace
+from lwqc.errors import InputError
+from lwqc.goals import Goals, parse_latency, parse_size
+from lwqc.report.terminal import print_report
+from lwqc.workspace import Workspace, data_files
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Make any ONNX model smaller and faster on stock ONNX Runtime.",
+)
+
+
+def errors_console() -> Console:
+    """A console on stderr."""
+    return Console(stderr=True)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Progress bars on stderr; nothing when it is not a terminal."""
+    console = errors_console()
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield report
+
+
+@contextmanager
+def opened(
+    model: Path,
+    target: str,
+    data: str | None,
+    metric: str | None,
+    shape: str,
+    seed: int,
+    output: Path | None,
+) -> Iterator[Workspace]:
+    """Load everything, refusing a bad output before any work is done."""
+    loaded = io.load(model)
+    if output is not None:
+        io.check_output(output, [model, *data_files(loaded)])
+    with progress_bars() as report:
+        yield open_workspace(
+            loaded,
+            name=model.name,
+            target=target,
+            data=data,
+            metric=metric,
+            shapes=parse_dims(shape),
+            seed=seed,
+            progress=report,
+        )
+
+
+def parse_dims(text: str) -> dict[str, int]:
+    """Sizes of dynamic dimensions from `batch=8,seq=128`."""
+    dims: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        name, _, size = part.partition("=")
+        if not size.isdigit() or int(size) == 0:
+            raise InputError(f"--shape {part!r}: expected name=size with a size of at least 1")
+        dims[name.strip()] = int(size)
+    return dims
+
+
+def parse_goals(
+    max_size: str | None, max_latency: str | None, avg_bits: float | None, max_drop: float | None
+) -> Goals:
+    """Constraints from the options."""
+    return Goals(parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop)
+
+
+def finish(
+    done: Compressed,
+    output: Path,
+    plan_out: Path | None,
+    external: bool | None,
+    verify: bool,
+    details: bool,
+    as_json: bool,
+) -> None:
+    """Save, measure, print; exit code 3 when a constraint is not met."""
+    if plan_out is not None:
+        done.plan.save(plan_out)
+    report = done.save(output, external_data=external, verify=verify)
+    if as_json:
+        print(report.to_json())
+    else:
+        print_report(report, Console(), details=details)
+        if not verify:
+            errors_console().print("not verified: the saved file was neither loaded nor measured")
+    if not report.met:
+        missed = "; ".join(
+            f"{o.name}: asked {o.asked:.6g}, reached {o.reached:.6g} {o.unit}".rstrip()
+            for o in report.outcomes
+            if not o.met
+        )
+        print(f"lwqc: constraint not met, best model saved: {missed}", file=sys.stderr)
+        raise typer.Exit(3)
