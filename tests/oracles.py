@@ -29,6 +29,8 @@ from lwqc.passes.strided_reshape import strided_to_reshape
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
+_ZERO_POINTS = {"DequantizeLinear": 2, "MatMulInteger": 3, "MatMulIntegerToFloat": 5}
+_WIDER = {ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.UINT8}
 FLOOR = 1e-6  # outputs of different summation order differ by this much at least
 
 
@@ -90,11 +92,16 @@ class Oracle:
             name = f"oracle/{number}"
             tensor = stored_tensor(value)
             assert tensor is not None
-            array = tensor.numpy()
-            lifted = ir.Value(
-                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape)
-            )
+            array, dtype = tensor.numpy(), tensor.dtype
+            if dtype in _WIDER:  # a session takes no 4-bit inputs
+                dtype = _WIDER[dtype]
+                array = array.astype(dtype.numpy())
+            lifted = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape))
             model.graph.inputs.append(lifted)
+            if dtype != tensor.dtype:
+                cast = ir.node("Cast", [lifted], {"to": int(tensor.dtype)})
+                model.graph.insert_before(model.graph[0], cast)
+                lifted = cast.outputs[0]
             if isinstance(key, ir.Value):
                 values[value.name].replace_all_uses_with(lifted, replace_graph_outputs=True)
             else:
@@ -183,9 +190,11 @@ class Oracle:
         assert tensor is not None
         if is_float(tensor):
             return 0
-        use = next(u for u in value.uses() if u.node.op_type == "DequantizeLinear")
-        zero = stored_tensor(use.node.inputs[2]) if len(use.node.inputs) > 2 else None
-        return 0 if zero is None else zero.numpy().ravel()[0]
+        for use in value.uses():
+            operand = _ZERO_POINTS.get(use.node.op_type, len(use.node.inputs))
+            if operand < len(use.node.inputs) and (zero := stored_tensor(use.node.inputs[operand])):
+                return zero.numpy().ravel()[0]
+        return 0
 
     def pruned(
         self, removed: Mapping[str, Sequence[int]], weights: Feeds | None = None
@@ -205,7 +214,8 @@ class Oracle:
         for key, name in self._names.items():
             if name in weights:
                 value = values[self._keys[key].name]
-                tensor = ir.tensor(weights[name], name=value.name)
+                dtype = self._keys[key].dtype or ir.DataType.FLOAT
+                tensor = ir.tensor(weights[name].astype(dtype.numpy()), dtype, name=value.name)
                 if value.is_initializer():
                     value.const_value = tensor
                 else:

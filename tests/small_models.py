@@ -88,7 +88,7 @@ class Small:
         return self.op("MatMul", x, self.weight(inner, outer, name=name))
 
     def build(self, *outputs: str) -> onnx.ModelProto:
-        """A checked model; every intermediate shape that ONNX can infer is recorded."""
+        """A model that runs; every intermediate shape that ONNX can infer is recorded."""
         used = {name for node in self.nodes for name in node.input} | set(outputs)
         domains = {node.domain: 1 for node in self.nodes} | {"": self.opset}
         graph = helper.make_graph(
@@ -111,9 +111,7 @@ def with_output_types(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onn
         dtype = helper.np_dtype_to_tensor_dtype(value.dtype)
         names = [f"{output.name}_{i}" for i in range(value.ndim)]
         output.CopyFrom(helper.make_tensor_value_info(output.name, dtype, names))
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    onnx.checker.check_model(inferred)
-    return inferred
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
 def run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -13,7 +13,8 @@ LAYERS = [
     {"__init__", "cli", "demo"},
     {"api", "report.inspection", "report.terminal"},
     {"compress", "inspection"},
-    {"importance", "mixed", "planning", "timing", "report.result", "reconstruct", "batch_norm", "channels", "pruned_model"},
+    {"importance", "mixed", "planning", "timing", "report.result"}
+    | {"reconstruct", "batch_norm", "channels", "pruned_model"},
     {"workspace", "recipe", "goals", "measure"},
     {"backends"},
     {"passes", "search"},

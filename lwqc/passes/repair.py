@@ -54,7 +54,15 @@ def _sizes(item: Sizes, analysis: AxisAnalysis, masks: Masks) -> None:
         if masks.touches(dim) or (position < len(source) and masks.touches(source[position]))
     ]
     if entries:
+        _write_default(item)
         _rewrite(analysis, item.node, item.operand, entries, _keeps_marker(item, analysis, masks))
+
+
+def _write_default(item: Sizes) -> None:
+    """An attribute that was left out stands for the sizes before."""
+    if isinstance(item.operand, str) and item.operand not in item.node.attributes:
+        old = [dim.size for _, dim in item.entries]
+        item.node.attributes[item.operand] = ir.AttrInt64s(item.operand, old)
 
 
 def _size_entry(
@@ -175,10 +183,8 @@ def _rewrite(
     keeps: Callable[[_Entry, int], bool],
 ) -> None:
     if isinstance(operand, str):
-        listed = node.attributes.get(operand)
-        length = max(e.position for e in entries) + 1
-        old = list(listed.as_ints()) if listed is not None else [e.old for e in entries][:length]
-        new = _edited(np.asarray(old, np.int64), entries, keeps)
+        old = np.asarray(node.attributes[operand].as_ints(), np.int64)
+        new = _edited(old, entries, keeps)
         node.attributes[operand] = ir.AttrInt64s(operand, [int(v) for v in new])
         return
     value = node.inputs[operand]

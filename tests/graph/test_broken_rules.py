@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 
 from lwqc.errors import LwqcError
 from lwqc.graph.axes import Factor, product, split_sum, total
+from lwqc.graph.groups import Group
 from lwqc.graph.repairs import Bounds, Count, Indices, Pieces, ReportedShape, Sizes
 from lwqc.graph.rules import RULES
 from lwqc.graph.rules.context import Context, Rule, Rules
-from lwqc.passes.prune_channels import prune_channels, remove_unused
 from tests.oracles import Oracle, half
 from tests.small_models import Small, groups_of
 
@@ -147,15 +146,15 @@ def tile_net(s: Small) -> str:
 
 
 def attention_net(s: Small) -> str:
-    """Grouped queries: 4 heads of 6, 2 of keys and values; the scale comes from Shape."""
+    """Grouped queries: 6 heads of 6, 2 of keys and values; the scale comes from Shape."""
     x = s.input(2, 5, 6)
-    q, k, v = _heads(s, s.linear(x, 6, 24), 4), *(_expanded(s, x) for _ in "kv")
+    q, k, v = _heads(s, s.linear(x, 6, 36), 6), *(_expanded(s, x) for _ in "kv")
     size = s.op("Gather", s.op("Shape", q), s.ints(3))
     scale = s.op("Sqrt", s.op("Cast", size, to=onnx.TensorProto.FLOAT))
     keys = s.op("Transpose", k, perm=[0, 1, 3, 2])
     scores = s.op("Softmax", s.op("Div", s.op("MatMul", q, keys), scale), axis=-1)
     mixed = s.op("Transpose", s.op("MatMul", scores, v), perm=[0, 2, 1, 3])
-    return s.linear(s.op("Reshape", mixed, s.ints(2, 5, 24)), 24, 4)
+    return s.linear(s.op("Reshape", mixed, s.ints(2, 5, 36)), 36, 4)
 
 
 def _heads(s: Small, x: str, heads: int) -> str:
@@ -164,8 +163,8 @@ def _heads(s: Small, x: str, heads: int) -> str:
 
 def _expanded(s: Small, x: str) -> str:
     few = s.op("Unsqueeze", _heads(s, s.linear(x, 6, 12), 2), s.ints(2))
-    many = s.op("Expand", few, s.ints(2, 2, 2, 5, 6))
-    return s.op("Reshape", many, s.ints(2, 4, 5, 6))
+    many = s.op("Expand", few, s.ints(2, 2, 3, 5, 6))
+    return s.op("Reshape", many, s.ints(2, 6, 5, 6))
 
 
 # Mutations.
@@ -391,30 +390,25 @@ def failing(build: Build, rules: Rules) -> set[str]:
     assert not groups.barriers
     assert len(groups) > 0
     oracle = Oracle(model, groups, small.feeds, tolerance=TOLERANCE, rules=rules)
-    plain = [half([g for g in groups if not g.statistics], seed) for seed in (0, 1, 2)]
-    assert oracle.permutation([]) == 0
-    checks: dict[str, Iterable[Callable[[], float]]] = {
+    plain = [g for g in groups if not g.statistics]
+    errors: dict[str, list[Callable[[], float]]] = {
         "permutation": [lambda: oracle.permutation(groups)],
-        "zeroed": [lambda r=r: oracle.zeroed_is_removed(oracle.possible(r)) for r in plain],
-        "commutation": [
-            lambda: oracle.commutation(list(groups), oracle.possible(half(groups)))
-        ],
-        "checker": [lambda: checked(model.clone(), small, rules)],
+        "zeroed": [partial(removal, oracle, plain, seed) for seed in range(3)],
+        "commutation": [lambda: oracle.commutation(list(groups), oracle.possible(half(groups)))],
     }
-    return {name for name, runs in checks.items() if any(_error(r) > SEEN for r in runs)}
+    return {name for name, trials in errors.items() if any(error(t) > SEEN for t in trials)}
 
 
-def _error(measure: Callable[[], float]) -> float:
+def removal(oracle: Oracle, groups: Sequence[Group], seed: int) -> float:
+    return oracle.zeroed_is_removed(oracle.possible(half(groups, seed)))
+
+
+def error(trial: Callable[[], float]) -> float:
+    """A model that no longer loads or runs is as wrong as can be."""
     try:
-        return measure()
-    except (LwqcError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return trial()
+    except LwqcError:
         return float("inf")
-
-
-def checked(model: ir.Model, small: Small, rules: Rules) -> float:
-    _, groups = groups_of(small, *(v.name or "" for v in model.graph.outputs), rules=rules)
-    prune_channels(groups, half(groups))
-    return 0.0
 
 
 @cache
@@ -428,6 +422,3 @@ def test_an_oracle_sees_what_a_rule_forgets(name: str) -> None:
     assert healthy(build) == set()
     rules = {**RULES, **{("", op): rule for op, rule in changes.items()}}
     assert seen_by in failing(build, rules)
-
-
-_ = remove_unused

@@ -21,7 +21,7 @@ from lwqc.graph.groups import Groups
 from lwqc.graph.weights import is_float, stored_tensor
 from lwqc.passes.prune_channels import prune_channels, remove_unused
 from tests.conftest import ZOO
-from tests.oracles import Feeds, Oracle, half, prepared
+from tests.oracles import Array, Feeds, Oracle, half, prepared
 from tests.zoo.materialize import materialize, sample_inputs
 
 MODELS = Path(__file__).parent.parent.parent / "models"
@@ -83,8 +83,9 @@ PINS = {
     "vit_small_patch16_224.legacy": Pin(19, 1, 0, 1.000, 0.940),
 }
 ONE_BY_ONE = (
-    "bert gpt2 llama qwen2 mixtral t5 llama_past deit eva02 mobilenet shufflenet regnet ghostnet"
-).split()
+    *("bert", "gpt2", "llama", "qwen2", "mixtral", "t5", "deit", "eva02"),
+    *("mobilenet", "shufflenet", "regnet", "ghostnet"),
+)
 
 
 @dataclass(repr=False)
@@ -135,7 +136,7 @@ def shipped(request: pytest.FixtureRequest) -> Subject:
 def drawn(proto: onnx.ModelProto, batch: int) -> Feeds:
     """Noise for float inputs, bytes for tokens; 8 steps where the length is free."""
     rng = np.random.default_rng(0)
-    feeds = {}
+    feeds: dict[str, Array] = {}
     for value in proto.graph.input:
         kind = value.type.tensor_type
         dims = [d.dim_value or {"batch": batch}.get(d.dim_param, 8) for d in kind.shape.dim]
@@ -229,7 +230,7 @@ def test_removal_holds_at_another_batch_size(zoo: Subject) -> None:
 
 
 def test_oracles_hold_for_each_group_alone(zoo: Subject) -> None:
-    if not zoo.name.startswith(tuple(ONE_BY_ONE)):
+    if not zoo.name.startswith(ONE_BY_ONE):
         pytest.skip("one run takes too long to try every group")
     oracle = zoo.oracle
     every = 1 if len(zoo.groups) < 25 else 3  # a removal costs a session

@@ -25,12 +25,12 @@ def _pin_scale(ctx: Context, dim: Factor) -> None:
 
 
 def _bias(ctx: Context, operand: int, heads: Factor) -> None:
-    """An attention bias or mask [.., heads or 1, S, T]."""
+    """An attention bias or mask, aligned to the right with [B, heads or 1, S, T]."""
     if ctx.has(operand):
         dims = ctx.dims(operand)
-        if len(dims) == 4:
-            ctx.unify(dims[1], heads)
-        ctx.freeze([d for i, d in enumerate(dims) if i != 1 or len(dims) != 4], "sequence axis")
+        if len(dims) > 2:
+            ctx.unify(dims[-3], heads)
+        ctx.freeze([*dims[:-3], *dims[-2:]], "sequence axis")
 
 
 def multi_head(ctx: Context) -> None:
@@ -57,6 +57,14 @@ def multi_head(ctx: Context) -> None:
     _pin_scale(ctx, dim)
     ctx.give([*query[:2], value[2]])
     _present(ctx, query[0], heads, (dim, value_dim))
+    _scores(ctx, query[0], heads)
+
+
+def _scores(ctx: Context, batch: Factor, heads: Factor) -> None:
+    """The last output: what goes into or comes out of the softmax, [B, heads, S, T]."""
+    if len(ctx.node.outputs) > 3:
+        lengths = ctx.output_sizes(3)[2:]
+        ctx.give([batch, heads, *(fixed(n, "sequence axis") for n in lengths)], 3)
 
 
 def _present(ctx: Context, batch: Factor, heads: Factor, dims: tuple[Factor, Factor]) -> None:
@@ -69,8 +77,10 @@ def _present(ctx: Context, batch: Factor, heads: Factor, dims: tuple[Factor, Fac
 def packed(ctx: Context) -> None:
     """com.microsoft.Attention: one weight [D, q + k + v]."""
     data, weight = ctx.dims(0), ctx.dims(1)
-    if any(ctx.has(i) for i in (4, 6)):
+    if any(ctx.has(i) for i in (4, 6)) or len(ctx.node.outputs) > 1:
         raise BarrierError("attention with a cache in one tensor")
+    if ctx.integer("do_rotary", 0):
+        raise BarrierError(_PAIRS)
     count = ctx.integer("num_heads", 1)
     widths = ctx.integers_attribute("qkv_hidden_sizes") or [weight[1].size // 3] * 3
     ctx.unify(data[2], weight[0])
@@ -93,6 +103,8 @@ def grouped_query(ctx: Context) -> None:
     """com.microsoft.GroupQueryAttention: query kv·rep·d, key and value kv·d; d stays whole."""
     if not (ctx.has(1) and ctx.has(2)):
         raise BarrierError("packed query, key and value")
+    if any(ctx.has(i) for i in range(12, len(ctx.inputs))):
+        raise BarrierError("attention with a quantized cache or normalised queries")
     query, key, value = ctx.dims(0), ctx.dims(1), ctx.dims(2)
     kv, count = ctx.integer("kv_num_heads", 1), ctx.integer("num_heads", 1)
     size = key[2].size // kv
@@ -104,11 +116,15 @@ def grouped_query(ctx: Context) -> None:
     for operand in (3, 4):
         if ctx.has(operand):
             ctx.unify(ctx.dims(operand)[1], groups)
+    _bias(ctx, 10, heads)
+    if ctx.has(11):
+        ctx.unify(ctx.dims(11)[0], heads)  # sinks
     ctx.repairs.append(Count(ctx.node, "num_heads", heads))
     ctx.repairs.append(Count(ctx.node, "kv_num_heads", groups))
     ctx.give([*query[:2], query[2]])
     fixed_dim = fixed(size, _PAIRS)
     _present(ctx, query[0], groups, (fixed_dim, fixed_dim))
+    _scores(ctx, query[0], heads)
 
 
 def attention(ctx: Context) -> None:
@@ -142,9 +158,7 @@ def attention(ctx: Context) -> None:
     else:
         ctx.give([*query[:2], product((q_heads, value_dim))])
     _present(ctx, query[0], kv_heads, (dim, value_dim))
-    if len(ctx.node.outputs) > 3:
-        sizes = ctx.output_sizes(3)
-        ctx.give([query[0], q_heads, *(fixed(s, "sequence axis") for s in sizes[2:])], 3)
+    _scores(ctx, query[0], q_heads)
 
 
 def rotary(ctx: Context) -> None:

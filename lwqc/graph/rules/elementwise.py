@@ -103,17 +103,18 @@ def dropout(ctx: Context) -> None:
 
 
 def cast_like(ctx: Context) -> None:
-    """The second operand gives its type only."""
+    """The second operand gives its type only, and may be any activation."""
+    ctx.dims(1)
     ctx.give(list(ctx.dims()))
 
 
 def cumulative(ctx: Context) -> None:
-    """CumSum: every index depends on those before it; removed ones would have added to them."""
+    """CumSum, CumProd: every index depends on those before it."""
     axis = ctx.static(1)
     if axis is None:
         raise BarrierError("its axis is not constant")
     dims = list(ctx.dims())
-    ctx.freeze([dims[int(axis) % len(dims)]], "sums along this axis")
+    ctx.freeze([dims[int(axis) % len(dims)]], "accumulates along this axis")
     ctx.give(dims)
 
 
@@ -134,5 +135,6 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Dropout"): dropout,
     ("", "CastLike"): cast_like,
     ("", "CumSum"): cumulative,
+    ("", "CumProd"): cumulative,
     ("", "Trilu"): triangle,
 }

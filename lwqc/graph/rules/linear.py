@@ -16,6 +16,8 @@ CONV_GROUPS = "convolution groups"
 
 def matmul(ctx: Context) -> None:
     """…mk, …kn → …mn; contracted and batch dimensions are the same indices."""
+    if ctx.integer("transBatchA", 0) or ctx.integer("transBatchB", 0):
+        raise BarrierError("a transposed batch dimension")
     a, b = list(ctx.dims(0)), list(ctx.dims(1))
     if ctx.integer("transA", 0) and len(a) > 1:  # com.microsoft.FusedMatMul
         a[-2:] = a[-1], a[-2]

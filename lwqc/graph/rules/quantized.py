@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lwqc.graph.axes import Factor, fixed, one, product
 from lwqc.graph.repairs import Count
-from lwqc.graph.rules.context import Context, Dims, Rule
+from lwqc.graph.rules.context import BarrierError, Context, Dims, Rule
 from lwqc.graph.rules.linear import matmul
 
 _BLOCK = "a quantization block stays whole"
@@ -45,6 +45,8 @@ def dynamic_quantize(ctx: Context) -> None:
 
 def matmul_nbits(ctx: Context) -> None:
     """com.microsoft.MatMulNBits: rows N are free, K is packed in blocks."""
+    if ctx.integer("weight_prepacked", 0):
+        raise BarrierError("its weight is packed for one kernel")
     data, weight = ctx.dims(0), ctx.dims(1)
     rows = weight[0]
     ctx.freeze([data[-1], *weight[1:]], "packed in blocks along this axis")
