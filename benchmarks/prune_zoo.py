@@ -28,12 +28,13 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lwqc.backends.session import Session
-from lwqc.channels import Prunable, PruneOptions, decide
+from lwqc.channels import decide
 from lwqc.compress import execute, open_workspace
 from lwqc.goals import Goals
 from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.linear_operand import Operand, linear_operand
 from lwqc.graph.shapes import declared_shapes
+from lwqc.prunable import Prunable, PruneOptions
 from tests.oracles import Oracle, half
 from tests.zoo.materialize import materialize, sample_inputs
 
@@ -138,9 +139,7 @@ def one_by_one(model: ir.Model, feeds: dict[str, Any]) -> str:
         removed = half([group])
         if removed:
             check = oracle.commutation if group.statistics else None
-            errors.append(
-                check([group], removed) if check else oracle.zeroed_is_removed(removed)
-            )
+            errors.append(check([group], removed) if check else oracle.zeroed_is_removed(removed))
         good += max(errors) <= oracle.tolerance
     return f"{good}/{len(prunable.groups)}"
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lwqc import io, mixed, planning
 from lwqc.backends.session import Session, time_runs
 from lwqc.backends.target import Lowered
-from lwqc.channels import PruneOptions, decide
+from lwqc.channels import decide
 from lwqc.data import open_data
 from lwqc.errors import InputError
 from lwqc.goals import Goals, Outcome
@@ -23,6 +23,7 @@ from lwqc.importance import layer_importance
 from lwqc.measure import Latency, Metric, latencies, load_metric, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import Plan
+from lwqc.prunable import PruneOptions
 from lwqc.pruned_model import PrunedModel, prune_model, pruning_report
 from lwqc.recipe import PruneRecipe, Recipe, find
 from lwqc.report.result import Report, SiteRow

@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from lwqc import io
 from lwqc.backends.session import Session
-from lwqc.channels import Prunable
 from lwqc.data import open_data
 from lwqc.graph.cost import NodeCost, node_costs, total
 from lwqc.graph.groups import Group, Groups
 from lwqc.graph.sites import SiteAnalysis, find_sites
+from lwqc.prunable import Prunable
 from lwqc.stats.collect import collect
 from lwqc.stats.shapes import Shapes
 from lwqc.workspace import stored_bytes

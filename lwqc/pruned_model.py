@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from lwqc.backends.session import statistics_session
 from lwqc.batch_norm import reestimate_batch_norm
-from lwqc.channels import Prunable, calibration
 from lwqc.errors import InputError
 from lwqc.goals import Outcome
 from lwqc.graph.consumers import SkippedNode
@@ -19,6 +18,7 @@ from lwqc.graph.groups import Groups
 from lwqc.graph.sites import Site, find_sites
 from lwqc.passes.prune_channels import prune_channels, remove_unused
 from lwqc.plan import Pruning
+from lwqc.prunable import Prunable, calibration
 from lwqc.reconstruct import reconstruct
 from lwqc.report.result import GroupRow, PruningReport
 from lwqc.search.channel_budget import Keep

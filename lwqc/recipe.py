@@ -16,7 +16,7 @@ from lwqc.quant.formats import WeightFormat
 
 
 class PruneRecipe(BaseModel):
-    """How channels are chosen; see `lwqc.channels.PruneOptions` for the meaning of each field.
+    """How channels are chosen; see `lwqc.prunable.PruneOptions` for the meaning of each field.
 
     calibration: `data` uses what was given, `random` always N(0, 1) inputs.
     """
@@ -25,8 +25,8 @@ class PruneRecipe(BaseModel):
 
     ratio: float = 0.3
     by: Literal["macs", "parameters", "channels"] = "macs"
-    score: Literal["l1", "l2", "fpgm", "wanda", "obs"] = "l2"
-    normalise: Literal["none", "mean", "sum", "max", "lamp"] = "mean"
+    score: Literal["l1", "l2", "fpgm", "wanda", "obs", "ablation", "taylor"] = "l2"
+    normalise: Literal["none", "mean", "sum", "max", "lamp", "output"] = "mean"
     scope: Literal["global", "local"] = "global"
     per_cost: bool = False
     max_ratio: float = 0.9

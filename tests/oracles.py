@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lwqc.backends.session import Session, SessionSettings
 from lwqc.graph.axes import Factor, Kind
+from lwqc.graph.axis_analysis import AxisAnalysis
 from lwqc.graph.groups import Group, Groups, find_groups
 from lwqc.graph.repairs import Indices
 from lwqc.graph.rules import RULES
@@ -24,6 +25,7 @@ from lwqc.graph.rules.context import Rules
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.weights import is_float, stored_tensor
+from lwqc.passes.edit import add_initializer
 from lwqc.passes.prune_channels import empties, prune_channels, remove_unused
 from lwqc.passes.strided_reshape import strided_to_reshape
 
@@ -201,27 +203,30 @@ class Oracle:
     ) -> dict[str, Array]:
         """Outputs of the model with channels removed, its stored tensors replaced first."""
         model = self.model.clone()
-        if weights is not None:
-            self._store(model, weights)
         again = find_groups(model, self.groups.analysis.shapes, rules=self.rules)
+        if weights is not None:
+            self._store(again.analysis, weights)
         prune_channels(again, removed)
         remove_unused(model)
         return session(model)(self.feeds)
 
-    def _store(self, model: ir.Model, weights: Feeds) -> None:
-        values = {v.name: v for v in model.graph.initializers.values()}
-        values |= {o.name: o for node in model.graph for o in node.outputs}
-        for key, name in self._names.items():
-            if name in weights:
-                value = values[self._keys[key].name]
-                dtype = self._keys[key].dtype or ir.DataType.FLOAT
-                tensor = ir.tensor(weights[name].astype(dtype.numpy()), dtype, name=value.name)
-                if value.is_initializer():
-                    value.const_value = tensor
-                else:
-                    producer = value.producer()
-                    assert producer is not None
-                    producer.attributes["value"] = ir.AttrTensor("value", tensor)
+    def _store(self, analysis: AxisAnalysis, weights: Feeds) -> None:
+        """Replace stored tensors of a clone; each reader of a shared one gets its own."""
+        for ours, key in zip(self._keys, list(analysis.stored), strict=True):
+            name = self._names.get(ours)
+            if name is None or name not in weights:
+                continue
+            value = key if isinstance(key, ir.Value) else key.value
+            dtype = value.dtype or ir.DataType.FLOAT
+            tensor = ir.tensor(weights[name].astype(dtype.numpy()), dtype, name=name)
+            if isinstance(key, ir.Value) and (producer := value.producer()) is not None:
+                producer.attributes["value"] = ir.AttrTensor("value", tensor)
+            elif isinstance(key, ir.Value):
+                value.const_value = tensor
+            else:
+                alone = add_initializer(analysis.graph, tensor)
+                key.node.replace_input_with(key.index, alone)
+                analysis.stored[alone] = analysis.stored.pop(key)
 
     def commutation(self, groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> float:
         """Difference between pruning K, and reordering by p and then pruning p(K)."""

@@ -89,6 +89,10 @@ class Small:
 
     def build(self, *outputs: str) -> onnx.ModelProto:
         """A model that runs; every intermediate shape that ONNX can infer is recorded."""
+        return with_output_types(self.bare(*outputs), self.feeds)
+
+    def bare(self, *outputs: str) -> onnx.ModelProto:
+        """A model without any inferred type."""
         used = {name for node in self.nodes for name in node.input} | set(outputs)
         domains = {node.domain: 1 for node in self.nodes} | {"": self.opset}
         graph = helper.make_graph(
@@ -99,8 +103,7 @@ class Small:
             [tensor for name, tensor in self.stored.items() if name in used],
         )
         opsets = [helper.make_opsetid(*d) for d in domains.items()]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
-        return with_output_types(model, self.feeds)
+        return helper.make_model(graph, opset_imports=opsets, ir_version=11)
 
 
 def with_output_types(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProto:

@@ -14,7 +14,7 @@ LAYERS = [
     {"api", "report.inspection", "report.terminal"},
     {"compress", "inspection"},
     {"importance", "mixed", "planning", "timing", "report.result"}
-    | {"reconstruct", "batch_norm", "channels", "pruned_model"},
+    | {"reconstruct", "batch_norm", "channels", "channel_ranking", "prunable", "pruned_model"},
     {"workspace", "recipe", "goals", "measure"},
     {"backends"},
     {"passes", "search"},

@@ -14,8 +14,9 @@ import lwqc
 import lwqc.demo
 from lwqc import cli, io
 from lwqc.backends.session import Session
-from lwqc.channels import Prunable, PruneOptions, decide
+from lwqc.channels import decide
 from lwqc.compress import open_workspace
+from lwqc.prunable import Prunable, PruneOptions
 from tests.build import model, normal
 
 DIGITS = Path(lwqc.demo.__file__).parent / "digits.onnx"
@@ -224,6 +225,31 @@ def test_a_slower_result_gets_rounder_widths(monkeypatch):
     done = lwqc.prune(perceptron(), recipe="spa-l2", ratio=0.3, data=feeds())
     assert len(asked) == 2
     assert "slower" in done.pruned.notes[0]
+
+
+def test_channels_that_do_not_matter_to_a_loss_go_first():
+    """Taylor: only output 0 is in the loss, so what feeds it alone stays."""
+    built = model(
+        [
+            ("MatMul", ["x", "w1"], "a", {}),
+            ("Tanh", ["a"], "b", {}),
+            ("MatMul", ["b", "w2"], "y", {}),
+        ],
+        {"w1": normal(16, 8, scale=0.3), "w2": np.repeat(np.eye(2, dtype=np.float32), 4, 0)},
+        {"x": ["batch", 16]},
+        ["y"],
+    )
+
+    def loss(outputs, feeds):
+        return float(np.square(outputs["y"][:, 0] - 1).mean())
+
+    options = {"recipe": "spa-l2", "ratio": 0.5, "data": feeds()}
+    done = lwqc.prune(built, score="taylor", loss=loss, **options)
+    assert [u.index for u in done.plan.prune.units] == [4, 5, 6, 7]
+    done = lwqc.prune(built, score="ablation", **options)
+    assert len(done.plan.prune.units) == 4
+    with pytest.raises(lwqc.InputError, match="--loss"):
+        lwqc.prune(built, score="taylor", **options)
 
 
 def test_an_output_may_get_narrower_when_allowed():

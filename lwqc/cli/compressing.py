@@ -19,6 +19,7 @@ from lwqc.cli.options import (
     GroupOption,
     JsonOption,
     LatencyOption,
+    LossOption,
     MetricOption,
     Model,
     NormaliseOption,
@@ -47,6 +48,7 @@ from lwqc.compress import (
 from lwqc.errors import InputError
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, uniform_recipe
+from lwqc.user_code import load_callable
 
 
 @app.command()
@@ -142,6 +144,7 @@ def prune(
         bool, typer.Option("--statistics", help="also groups that a normalisation mixes")
     ] = False,
     resizable_output: ResizableOption = None,
+    loss: LossOption = None,
     target: Target = "cpu",
     data: DataOption = None,
     metric: MetricOption = None,
@@ -167,6 +170,7 @@ def prune(
         round_to=round_to,
         min_channels=min_channels,
         resizable_outputs=tuple(resizable_output or ()),
+        loss=load_callable(loss) if loss else None,
         **{name: value for name, value in wanted.items() if value is not None},
         **({"statistics": True} if statistics else {}),
     )

@@ -44,7 +44,9 @@ RatioOption = Annotated[
 ByOption = Annotated[
     str | None, typer.Option(help="macs, parameters, or channels (the same share of every group)")
 ]
-ScoreOption = Annotated[str | None, typer.Option(help="l1, l2, fpgm, wanda or obs")]
+ScoreOption = Annotated[
+    str | None, typer.Option(help="l1, l2, fpgm, wanda, obs, ablation or taylor")
+]
 ScopeOption = Annotated[
     str | None, typer.Option(help="global: cheapest of the model; local: same share everywhere")
 ]
@@ -59,4 +61,7 @@ GroupOption = Annotated[
 ]
 ResizableOption = Annotated[
     list[str] | None, typer.Option("--resizable-output", help="output that may get narrower")
+]
+LossOption = Annotated[
+    str | None, typer.Option(help="module:function(outputs, feeds) -> number, for --score taylor")
 ]

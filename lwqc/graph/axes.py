@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
+from itertools import count
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +32,24 @@ class _NoRefinementError(Exception):
     """Two dimensions cut the same indices in ways that no finer cut reconciles."""
 
 
+class _Clock:
+    """Counts changes to factors, so that what was simplified since the last one is left alone."""
+
+    now: ClassVar[int] = 0
+    _ticks: ClassVar[Iterator[int]] = count(1)  # never repeats, whatever threads do
+
+    @classmethod
+    def advance(cls) -> None:
+        cls.now = next(cls._ticks)
+
+
 class Factor:
     """An index space of `size` indices; compare factors after `find`.
 
     frozen: why no index may go, or "". marks: what rules said about it (`statistics`, ...).
     """
 
-    __slots__ = ("_parent", "frozen", "kids", "kind", "marks", "size")
+    __slots__ = ("_parent", "_tidy", "frozen", "kids", "kind", "marks", "size")
 
     def __init__(
         self, size: int, kind: Kind = Kind.ATOM, kids: Sequence[Factor] = (), frozen: str = ""
@@ -48,6 +61,7 @@ class Factor:
         self.frozen = frozen
         self.marks: set[str] = set()
         self._parent: Factor | None = None
+        self._tidy = -1
 
     def find(self) -> Factor:
         """What this factor was unified with, simplified."""
@@ -56,11 +70,29 @@ class Factor:
             root = root._parent
         while self._parent is not None:
             self._parent, self = root, self._parent
-        return _simplified(root) if root.kids else root
+        if not root.kids or root._tidy == _Clock.now:
+            return root
+        return _simplified(root)
 
     def bind(self, other: Factor) -> None:
         """From now on this root is `other`."""
         self._parent = other
+        _Clock.advance()
+
+    def freeze(self, reason: str) -> None:
+        """Keep every index of this atom; the first reason stays."""
+        if not self.frozen:
+            self.frozen = reason or "fixed"
+            _Clock.advance()
+
+    def see_through(self, kids: Sequence[Factor]) -> Factor:
+        """Replace this root by its only kid, or its kids by simpler ones, until something moves."""
+        if len(kids) < 2:
+            self._parent = kids[0] if kids else one()
+            return self._parent
+        self.kids = tuple(kids)
+        self._tidy = _Clock.now
+        return self
 
     def leaves(self) -> Iterator[Factor]:
         """The atoms it is made of, with repetition."""
@@ -124,12 +156,7 @@ def _simplified(root: Factor) -> Factor:
             kids[-1] = fixed(size, kids[-1].frozen)
         else:
             kids.append(kid)
-    if len(kids) < 2:
-        single = kids[0] if kids else one()
-        root.bind(single)
-        return single
-    root.kids = tuple(kids)
-    return root
+    return root.see_through(kids)
 
 
 def is_free(factor: Factor) -> bool:
@@ -140,7 +167,7 @@ def is_free(factor: Factor) -> bool:
 def freeze(factor: Factor, reason: str) -> None:
     """No index of it may go."""
     for leaf in factor.leaves():
-        leaf.frozen = leaf.frozen or reason or "fixed"
+        leaf.freeze(reason)
 
 
 def mark(factor: Factor, what: str) -> None:
@@ -321,7 +348,7 @@ def split_product(factor: Factor, inner: int) -> tuple[Factor, Factor]:
 
 
 def _cut_kids(factor: Factor, inner: int) -> tuple[Factor, Factor]:
-    kids, taken = list(factor.kids), []
+    kids, taken = list(factor.kids), list[Factor]()
     while inner > 1:
         kid = kids.pop()
         if kid.size > inner:

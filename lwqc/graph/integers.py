@@ -26,6 +26,7 @@ class Integers:
     def __init__(self, nodes: Iterable[ir.Node], shapes: Mapping[str, Sampled]) -> None:
         """Evaluate the shape arithmetic of nodes in topological order."""
         self._known: dict[ir.Value, tuple[Ints, Ints]] = {}
+        self._constants: dict[ir.Value, Ints | None] = {}  # each is read once: `_stored` is slow
         for node in nodes:
             self.add(node, shapes)
 
@@ -39,8 +40,12 @@ class Integers:
         """Values in the two settings; None when they depend on data."""
         if value is None:
             return None
-        stored = _stored(value)
-        return (stored, stored) if stored is not None else self._known.get(value)
+        if value in self._known:
+            return self._known[value]
+        if value not in self._constants:
+            self._constants[value] = _stored(value)
+        stored = self._constants[value]
+        return None if stored is None else (stored, stored)
 
     def static(self, value: ir.Value | None) -> Ints | None:
         """Values that do not depend on the setting; None when they do or are not known."""

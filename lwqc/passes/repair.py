@@ -199,8 +199,13 @@ def _rewrite(
     else:
         known = analysis.operand(node, operand)
         # A value that another repair put there is not in the analysis, but carries its shape.
-        length = known[0].size if known else int(value.shape[0]) if value.shape else 0
+        length = known[0].size if known else _length(value)
         node.replace_input_with(operand, _computed(node, value, length, entries, before=True))
+
+
+def _length(value: ir.Value) -> int:
+    size = value.shape[0] if value.shape is not None and len(value.shape) else 0
+    return size if isinstance(size, int) else 0
 
 
 def _edited(old: Ints, entries: Sequence[_Entry], keeps: Callable[[_Entry, int], bool]) -> Ints:

@@ -10,20 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
 from lwqc.graph.groups import Groups
-from lwqc.passes.prune_channels import prune_channels, remove_unused
 from tests.oracles import Oracle, half
 from tests.small_models import Small, groups_of
 
 MS = "com.microsoft"
 TOLERANCE = 2e-5
 Build = Callable[[Small], str]
-
 
 
 @dataclass(frozen=True)
@@ -135,10 +131,8 @@ def prelu(s: Small) -> str:
 # Recurrent layers.
 
 
-def recurrent(s: Small, kind: str, gates: int, both: bool, state: bool, layout: int = 0) -> str:
-    x, ways = tokens(s, 4), 2 if both else 1
-    if not layout:
-        x = s.op("Transpose", x, perm=[1, 0, 2])
+def recurrent(s: Small, kind: str, gates: int, both: bool, state: bool) -> str:
+    x, ways = s.op("Transpose", tokens(s, 4), perm=[1, 0, 2]), 2 if both else 1
     weights = [
         s.weight(ways, gates * 3, 4, name="w"),
         s.weight(ways, gates * 3, 3, name="r"),
@@ -149,12 +143,11 @@ def recurrent(s: Small, kind: str, gates: int, both: bool, state: bool, layout: 
         count = 2 if kind == "LSTM" else 1
         states = ["", *(s.weight(ways, 2, 3, name=f"state{i}") for i in range(count))]
     direction = "bidirectional" if both else "forward"
-    extra = {"layout": layout} if layout else {}
-    y = s.op(kind, x, *weights, *states, hidden_size=3, direction=direction, **extra)
+    y = s.op(kind, x, *weights, *states, hidden_size=3, direction=direction)
     if both:
         y = s.op("Transpose", y, perm=[0, 2, 1, 3])
         return out(s, s.op("Reshape", y, s.ints(5, 2, 6)), 6)
-    return out(s, s.op("Squeeze", y, s.ints(2 if layout else 1)), 3)
+    return out(s, s.op("Squeeze", y, s.ints(1)), 3)
 
 
 @case(first__1=4, w__1=3)
@@ -373,6 +366,52 @@ def a_layer_with_one_channel(s: Small) -> str:
     return out(s, tokens(s, 1), 1)
 
 
+@case(opset=9, first__1_0=4, first__1_1=2, second__1_=9)
+def attributes_that_became_operands(s: Small) -> str:
+    """Dropout with one output; bounds, sizes and pads of old operator sets."""
+    x = s.op("Dropout", tokens(s, 9))
+    x = s.op("Slice", x, starts=[1], ends=[7], axes=[2])
+    a, b = s.ops("Split", x, names=["a", "b"], axis=2, split=[4, 2])
+    b = s.op("Pad", b, pads=[0, 0, 1, 0, 0, 1], mode="constant")
+    y = s.op("Softmax", s.linear(s.op("Add", s.op("Tanh", a), b), 4, 9, name="second"), axis=2)
+    return out(s, s.op("Squeeze", s.op("Unsqueeze", y, axes=[0]), axes=[0]), 9)
+
+
+@case(first__1=8)
+def mean_by_size(s: Small) -> str:
+    """A sum divided by `Size` of the tensor, which goes on reporting the elements before."""
+    x = s.op("Relu", tokens(s))
+    count = s.op("Cast", s.op("Size", x), to=TensorProto.FLOAT)
+    return out(s, s.op("Div", x, count))
+
+
+@case(first__1_0=3, first__1_1=5)
+def lists_in_constant_nodes(s: Small) -> str:
+    """`Constant` with `value_ints`, as torch's exporter writes small lists."""
+
+    def ints(*values: int) -> str:
+        return s.op("Constant", value_ints=values)
+
+    x = s.op("Gather", tokens(s), ints(3, 4, 5, 6, 7, 0, 1, 2), axis=2)
+    x = s.op("Mul", s.op("Reshape", x, ints(2, 5, 1, 8)), s.gains(1, 8))
+    x = s.op("Tanh", s.op("Reshape", x, ints(2, 5, 8)))
+    a, b = s.ops("Split", x, ints(5, 3), names=["a", "b"], axis=2)
+    a = s.op("Slice", a, ints(0), ints(5), ints(2))
+    return out(s, s.op("Concat", b, a, axis=2))
+
+
+@case(first__1=8)
+def indices_that_the_graph_computes(s: Small) -> str:
+    x = tokens(s)
+    index = s.op("Range", *(s.keep(np.asarray(n)) for n in (2, 7, 1)))
+    return out(s, s.op("Gather", x, index, axis=2), 5)
+
+
+@case(first__1=8)
+def squeeze_of_every_axis_of_size_one(s: Small) -> str:
+    return out(s, s.op("Squeeze", s.op("Unsqueeze", tokens(s), s.ints(0))))
+
+
 # Fused operators.
 
 
@@ -402,7 +441,8 @@ def group_query_attention(s: Small) -> str:
 
 @case(q__1=2)
 def group_query_attention_with_cache(s: Small) -> str:
-    return grouped_queries(s, s.input(1, 2, 3, 8, name="k_past"), s.input(1, 2, 3, 8, name="v_past"))
+    past = (s.input(1, 2, 3, 8, name=f"{part}_past") for part in "kv")
+    return grouped_queries(s, *past)
 
 
 @case(q__1_0=2, q__1_1=2)
@@ -465,6 +505,23 @@ def rotary_embedding(s: Small) -> str:
     tables = s.weight(5, 2), s.weight(5, 2)
     x = s.op("RotaryEmbedding", tokens(s), positions, *tables, domain=MS, num_heads=2)
     return out(s, x)
+
+
+@case(opset=23, first__1=2)
+def rotary_embedding_of_the_standard(s: Small) -> str:
+    positions = s.keep(np.tile(np.arange(5), (2, 1)))
+    x = s.op("RotaryEmbedding", tokens(s), s.weight(5, 2), s.weight(5, 2), positions, num_heads=2)
+    return out(s, x)
+
+
+@case(words__1_=8)
+def embed_layer_normalization(s: Small) -> str:
+    ids = s.given("ids", np.arange(10, dtype=np.int32).reshape(2, 5))
+    tables = s.weight(12, 8, name="words"), s.weight(7, 8), s.weight(2, 8)
+    kinds = s.given("kinds", np.asarray([[0, 1, 1, 0, 0], [1, 0, 1, 1, 0]], np.int32))
+    norm = s.gains(8), s.weight(8)
+    op = "EmbedLayerNormalization"
+    return out(s, s.ops(op, ids, kinds, *tables, *norm, names=["y", "mask"], domain=MS)[0])
 
 
 @case(first__1=8)
@@ -626,9 +683,3 @@ def test_groups_and_oracles(name: str) -> None:
     chosen = CASES[name]
     small = Small(chosen.opset)
     check(small, chosen.build(small), chosen.expected)
-
-
-def pruned(model: ir.Model, groups: Groups) -> onnx.ModelProto:
-    prune_channels(groups, half(groups))
-    remove_unused(model)
-    return ir.to_proto(model)

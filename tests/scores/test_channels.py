@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lwqc.channels import Prunable
+from lwqc.prunable import Prunable
 from lwqc.graph.readers import find_readers
 from lwqc.io import read_array
 from lwqc.scores.channels.fpgm import fpgm

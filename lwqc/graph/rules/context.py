@@ -126,8 +126,9 @@ class Context:
         return None if listed is None else [a % rank for a in listed]
 
     def give(self, dims: Dims, index: int = 0) -> None:
-        """Dimensions of an output."""
-        self.outputs[index] = dims
+        """Dimensions of an output; one that the node leaves out is passed over."""
+        if index < len(self.node.outputs):
+            self.outputs[index] = dims
 
     def unify(self, a: Factor, b: Factor) -> None:
         """Two dimensions have the same indices; a size of 1 broadcasts and says nothing."""

@@ -58,11 +58,11 @@ def gemm(ctx: Context) -> None:
 
 def matmul_integer(ctx: Context) -> None:
     """MatMul of codes; zero points per column follow the columns."""
+    if ctx.has(2) and any(d.size > 1 for d in ctx.dims(2)):
+        raise BarrierError("a zero point per row")
     matmul(ctx)
-    columns = ctx.outputs[0][-1]
-    for operand in range(2, len(ctx.inputs)):
-        if ctx.has(operand) and ctx.dims(operand):
-            ctx.unify(ctx.dims(operand)[-1], columns)
+    if ctx.has(3) and ctx.dims(3):
+        ctx.unify(ctx.dims(3)[-1], ctx.outputs[0][-1])
 
 
 def einsum(ctx: Context) -> None:

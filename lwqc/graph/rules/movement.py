@@ -80,7 +80,7 @@ def _segments(
     found: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(source) or j < len(target):
-        ins, outs = [], []
+        ins, outs = list[int](), list[int]()
         left, right = (1, 1), (1, 1)
         while True:
             if left == right and (ins or outs):
@@ -187,13 +187,12 @@ def slice_(ctx: Context) -> None:
     wanted = ctx.output_sizes()
     for position, axis in enumerate(axes):
         whole = dims[axis]
-        known = starts is not None and ends is not None and steps is not None
-        if not known or ctx.dynamic(0, axis) or ctx.dynamic_output(axis):
+        moves = ctx.dynamic(0, axis) or ctx.dynamic_output(axis)
+        if starts is None or ends is None or steps is None or moves:
             if wanted[axis] == whole.size and ctx.dynamic(0, axis) and _everything(ctx, position):
                 continue
             dims[axis] = _cut_by_data(ctx, whole, wanted[axis])
             continue
-        assert starts is not None and ends is not None and steps is not None
         begin, end, step = _clamped(starts[position], ends[position], steps[position], whole.size)
         if (begin, end, step) == (0, whole.size, 1):
             continue

@@ -1,0 +1,177 @@
+"""Orders the channels of each group by a criterion, on the statistics that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lwqc import io
+from lwqc.backends.session import statistics_session
+from lwqc.data import Dataset
+from lwqc.errors import InputError
+from lwqc.graph.groups import Group
+from lwqc.graph.readers import Reader
+from lwqc.prunable import Prunable, PruneOptions, calibration
+from lwqc.scores.channels.final_error import FinalError, without
+from lwqc.scores.channels.fpgm import fpgm
+from lwqc.scores.channels.magnitude import l1, l2
+from lwqc.scores.channels.obs import Layer, layers, obs_ranking
+from lwqc.scores.channels.perturbation import ablation, taylor
+from lwqc.scores.channels.ranking import Normaliser, Ranking, aggregated, normalised
+from lwqc.scores.channels.wanda import wanda
+from lwqc.stats.collect import collect
+from lwqc.stats.collector import Feeds
+from lwqc.stats.gram import Gram
+from lwqc.stats.patches import conv_window
+from lwqc.workspace import Workspace
+
+_WEIGHTS_ONLY = {"l1": l1, "l2": l2, "fpgm": fpgm}
+_MAX_FEATURES = 6144  # a Gram matrix of more takes over 300 MB
+_TRIAL_BATCHES = 2  # enough to compare groups
+_TRIAL_SHARE = 0.25
+
+
+def rank(
+    work: Workspace, prunable: Prunable, chosen: list[Group], options: PruneOptions
+) -> dict[str, Ranking]:
+    """Order the channels of each group, by name."""
+    if options.score in _WEIGHTS_ONLY:
+        saliency = _WEIGHTS_ONLY[options.score]
+        found = {g.name: aggregated(g, io.read_array, saliency) for g in chosen}
+        return {n: Ranking.of(normalised(v, _between(options))) for n, v in found.items()}
+    needed = _readers_of(prunable, chosen)
+    if options.score in ("ablation", "taylor"):
+        return _perturbed(work, prunable, chosen, needed, options)
+    data = calibration(work, options.calibration)
+    grams = _grams(data, prunable, [r for readers in needed.values() for r in readers])
+    pairs = {n: [(r, *grams[r]) for r in rs if r in grams] for n, rs in needed.items()}
+    result = {}
+    report = work.report("scores")
+    for done, group in enumerate(chosen):
+        result[group.name] = _ranked(group, pairs[group.name], options)
+        report(done + 1, len(chosen))
+    if options.normalise == "output":
+        return _scaled_to_outputs(work, prunable, chosen, pairs, result, data)
+    return result
+
+
+def _perturbed(
+    work: Workspace,
+    prunable: Prunable,
+    chosen: list[Group],
+    needed: Mapping[str, list[Reader]],
+    options: PruneOptions,
+) -> dict[str, Ranking]:
+    operands = dict.fromkeys(r.operand for found in needed.values() for r in found)
+    data = calibration(work, options.calibration).limited(_TRIAL_BATCHES)
+    trial = FinalError(prunable.model, operands, data, statistics_session, io.read_array)
+    loss = options.loss
+    result = {}
+    report = work.report("scores")
+    for done, group in enumerate(chosen):
+        readers = needed[group.name]
+        if options.score == "taylor":
+            if loss is None:
+                raise InputError("--score taylor needs --loss module:function(outputs, feeds)")
+            found = taylor(group, readers, partial(trial.loss, loss=loss), io.read_array)
+        else:
+            found = ablation(group, readers, trial, io.read_array)
+        result[group.name] = Ranking.of(normalised(found, _between(options)))
+        report(done + 1, len(chosen))
+    return result
+
+
+def _scaled_to_outputs(
+    work: Workspace,
+    prunable: Prunable,
+    chosen: list[Group],
+    pairs: Mapping[str, list[tuple[Reader, NDArray[np.float64], int]]],
+    rankings: Mapping[str, Ranking],
+    data: Dataset,
+) -> dict[str, Ranking]:
+    """Prices in units of the error at the model's outputs.
+
+    A share of each group's channels is removed on trial, the layers that read it making up for
+    them; what the outputs lose is what that share costs.
+    """
+    operands = dict.fromkeys(r.operand for found in pairs.values() for r, _, _ in found)
+    measure = FinalError(
+        prunable.model, operands, data.limited(_TRIAL_BATCHES), statistics_session, io.read_array
+    )
+    result = dict(rankings)
+    report = work.report("sensitivity")
+    for done, group in enumerate(chosen):
+        ranking = rankings[group.name]
+        count = max(1, round(group.size * _TRIAL_SHARE))
+        removed = ranking.order[:count]
+        replaced = {
+            r.operand: without(
+                r.operand.matrix(io.read_array), gram, r.owners(group), removed.tolist()
+            )
+            for r, gram, _ in pairs[group.name]
+        }
+        if replaced:
+            scale = measure(replaced) / max(float(ranking.cost[:count].sum()), 1e-12)
+            result[group.name] = Ranking(ranking.order, ranking.cost * scale)
+        report(done + 1, len(chosen))
+    return result
+
+
+def _between(options: PruneOptions) -> Normaliser:
+    return "none" if options.normalise == "output" else options.normalise
+
+
+def _ranked(
+    group: Group, pairs: list[tuple[Reader, NDArray[np.float64], int]], options: PruneOptions
+) -> Ranking:
+    if options.score == "obs" and pairs:
+        parts: list[Layer] = []
+        for reader, gram, rows in pairs:
+            weight = reader.operand.matrix(io.read_array)
+            parts += layers(weight, gram, reader.owners(group), rows)
+        return obs_ranking(parts, group.size)
+    norms = [(r, np.sqrt(np.diagonal(g, axis1=1, axis2=2) / max(rows, 1))) for r, g, rows in pairs]
+    found = wanda(group, norms, io.read_array)
+    if found is None:  # no layer reads it: what it weighs is all there is to go by
+        found = aggregated(group, io.read_array, l2)
+        return Ranking.of(normalised(found, "sum"))
+    return Ranking.of(normalised(found, _between(options)))
+
+
+def _readers_of(prunable: Prunable, chosen: list[Group]) -> dict[str, list[Reader]]:
+    """Layers in whose input features a group takes part."""
+    return {
+        g.name: [
+            r
+            for r in prunable.readers
+            if g.factor in set(r.features.leaves()) and r.operand.features <= _MAX_FEATURES
+        ]
+        for g in chosen
+    }
+
+
+def _grams(
+    data: Iterable[Feeds], prunable: Prunable, readers: list[Reader]
+) -> dict[Reader, tuple[NDArray[np.float64], int]]:
+    """Gram matrix [convolution groups, features, features] of every reader's input, and rows."""
+    collectors = {reader: _gram(reader) for reader in dict.fromkeys(readers)}
+    if not collectors:
+        return {}
+    found = collect(prunable.model, list(collectors.values()), data, statistics_session)
+    result = {}
+    for reader, collector in collectors.items():
+        total = found[collector]
+        matrix = total.matrix if total.matrix.ndim == 3 else total.matrix[None]
+        result[reader] = (matrix, total.rows)
+    return result
+
+
+def _gram(reader: Reader) -> Gram:
+    operand = reader.operand
+    name = operand.activation.name or ""
+    if operand.node.op_type == "Conv":
+        return Gram(name, conv_window(operand.node, operand.shape))
+    return Gram(name)
