@@ -1,13 +1,15 @@
 """What can be pruned of every architecture in tests/zoo, how long it takes to find out, and
 whether half of it can be removed.
 
-python benchmarks/prune_zoo.py [NAME ...] [--oracles] [--json FILE]
+python benchmarks/prune_zoo.py [NAME ...] [--oracles] [--peer] [--json FILE]
 
 Columns: groups (of them mixed by a normalisation), share of the linear weights (Conv, MatMul, Gemm)
 of which at least one axis, and of which both axes, can shrink; seconds for the shapes and for the
-algebra (median of 5); then pruned to half of the MACs by L2 magnitude: MACs and parameters left,
+algebra (median of 5); then half of every group goes, by L2 magnitude: MACs and parameters left,
 and whether the file passes the checker with strict shape inference, loads and runs.
---oracles also checks each group alone (minutes).
+--oracles also checks each group alone (minutes). --peer runs onnxsim's structured and head pruning
+(`pip install onnxsim`) on the same file, half of every layer and head: MACs left, and whether the
+result runs.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ from lwqc.backends.session import Session
 from lwqc.channels import decide
 from lwqc.compress import execute, open_workspace
 from lwqc.goals import Goals
+from lwqc.graph.cost import node_costs, total
 from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.linear_operand import Operand, linear_operand
-from lwqc.graph.shapes import declared_shapes
+from lwqc.graph.shapes import declared_shapes, shapes_at
 from lwqc.prunable import Prunable, PruneOptions
 from tests.oracles import Oracle, half
 from tests.zoo.materialize import materialize, sample_inputs
@@ -46,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="only these models")
     parser.add_argument("--oracles", action="store_true", help="check each group alone")
+    parser.add_argument("--peer", action="store_true", help="onnxsim beside it")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     chosen = parser.parse_args()
     files = sorted(ZOO.glob("*.onnx"))
@@ -53,14 +57,14 @@ def main() -> None:
         files = [f for f in files if any(f.name.startswith(n) for n in chosen.names)]
     rows = []
     for file in files:
-        rows.append(row(file, chosen.oracles))
+        rows.append(row(file, chosen.oracles, chosen.peer))
         print(file.name, rows[-1], file=sys.stderr, flush=True)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1) + "\n")
     show(rows)
 
 
-def row(file: Path, oracles: bool) -> dict[str, Any]:
+def row(file: Path, oracles: bool, peer: bool) -> dict[str, Any]:
     """All measurements of one model."""
     proto = materialize(file)
     feeds = sample_inputs(file)
@@ -78,6 +82,8 @@ def row(file: Path, oracles: bool) -> dict[str, Any]:
         "algebra_s": median(lambda: find_groups(prunable.model, shapes)),
     }
     result |= halved(model, feeds)
+    if peer:
+        result |= halved_by_onnxsim(proto, feeds)
     if oracles:
         result["oracles"] = one_by_one(model, feeds)
     return result
@@ -110,9 +116,9 @@ def median(run: Callable[[], object], repeats: int = 5) -> float:
 
 
 def halved(model: ir.Model, feeds: dict[str, Any]) -> dict[str, Any]:
-    """Half of the MACs removed, saved and loaded."""
+    """Half of every group removed, checked and run."""
     work = open_workspace(model, data=[feeds])
-    options = PruneOptions(ratio=0.5, score="l2", scope="local", max_ratio=1.0, statistics=True)
+    options = PruneOptions(ratio=0.5, by="channels", score="l2", statistics=True)
     decision = decide(work, options)
     done = execute(work, Goals(), decision.plan)
     assert done.pruned is not None
@@ -127,6 +133,28 @@ def halved(model: ir.Model, feeds: dict[str, Any]) -> dict[str, Any]:
         "parameters_left": cost.parameters(kept) / max(cost.parameters({}), 1),
         "runs": all(o.size for o in outputs.values()),
     }
+
+
+def halved_by_onnxsim(proto: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, Any]:
+    """onnxsim at half of every layer and head, magnitude, as its documentation shows."""
+    import onnxsim.pruning as peer
+
+    start = time.perf_counter()
+    try:
+        pruned = peer.apply_structured_pruning(proto, 0.5)
+        pruned = peer.apply_attention_head_pruning(pruned, 0.5)
+        seconds = time.perf_counter() - start
+        ran = all(o.size for o in Session(ir.from_proto(pruned), label="onnxsim")(feeds).values())
+        left = macs(ir.from_proto(pruned), feeds) / macs(ir.from_proto(proto), feeds)
+    except Exception as error:  # whatever it is, it is the peer's result on this file
+        return {"onnxsim_macs_left": None, "onnxsim_runs": type(error).__name__, "onnxsim_s": None}
+    return {"onnxsim_macs_left": left, "onnxsim_runs": ran, "onnxsim_s": seconds}
+
+
+def macs(model: ir.Model, feeds: dict[str, Any]) -> int:
+    """MACs of the nodes whose cost can be told, at these input sizes."""
+    shapes = shapes_at(model, {name: array.shape for name, array in feeds.items()})
+    return total(node_costs(model.graph, shapes)).known_macs
 
 
 def one_by_one(model: ir.Model, feeds: dict[str, Any]) -> str:

@@ -68,11 +68,6 @@ class PruneOptions:
         if self.round_to < 1 or self.min_channels < 1:
             raise InputError("--round-to and --min-channels must be at least 1")
 
-    @property
-    def needs_data(self) -> bool:
-        """Whether statistics of forward runs are used."""
-        return self.score in _NEEDS_DATA or self.compensate != "none" or self.batch_norm
-
 
 class Prunable:
     """A model with its groups, ready to be scored. The model is a prepared copy."""

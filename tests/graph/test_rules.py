@@ -304,6 +304,25 @@ def test_batch_and_heads_merged() -> None:
     assert_oracles(model, groups, s)
 
 
+@pytest.mark.xfail(reason="axis_analysis gives Constant(value_ints) no dimensions")
+def test_lists_and_numbers_in_constant_nodes() -> None:
+    """`Constant` with `value_ints` and `value_float`, as onnxscript writes them."""
+    s = Small()
+
+    def ints(*values: int) -> str:
+        return s.op("Constant", value_ints=values)
+
+    x = s.linear(s.input(2, 5, 6), 6, 8, name="first")
+    x = s.op("Mul", x, s.op("Constant", value_float=0.5))
+    x = s.op("Mul", s.op("Reshape", x, ints(2, 5, 1, 8)), s.gains(1, 8))
+    a, b = s.ops("Split", s.op("Reshape", x, ints(2, 5, 8)), ints(5, 3), names=["a", "b"], axis=2)
+    a = s.op("Slice", a, ints(0), ints(5), ints(2))
+    x = s.op("Tanh", s.op("Concat", b, a, axis=2))
+    model, groups = groups_of(s, s.linear(x, 8, 4, name="last"))
+    assert names(groups) == {"first:1/0", "first:1/1"}
+    assert_oracles(model, groups, s)
+
+
 def test_expand_to_a_computed_shape() -> None:
     s = Small()
     x = s.linear(s.input(("batch", 3), ("length", 5), 6), 6, 8, name="first")

@@ -9,6 +9,7 @@ import numpy as np
 from lwqc.graph.axes import Factor, fixed, one, product, split_sum, total, unify
 from lwqc.graph.repairs import Bounds, Indices, Pieces, Sizes, sizes
 from lwqc.graph.rules.context import BarrierError, Context, Dims, Rule
+from lwqc.graph.weights import stored_tensor
 
 _DATA = "its indices are chosen by data"
 
@@ -269,11 +270,12 @@ def _alone(ctx: Context, piece: Factor) -> Factor:
 
 
 def gather(ctx: Context) -> None:
-    """Constant indices: runs are pieces of a sum. Indices from data: the axis is fixed."""
+    """Stored indices: runs are pieces of a sum. Computed ones or data: the axis is fixed."""
     dims, index = ctx.dims(0), ctx.dims(1)
     axis = ctx.axis(0)
     whole = dims[axis]
-    values = ctx.static(1)
+    # Only a stored list can be renumbered.
+    values = ctx.static(1) if stored_tensor(ctx.node.inputs[1]) is not None else None
     if values is None or ctx.dynamic(0, axis) or len(index) > 1:
         ctx.freeze([whole], _DATA if values is None else "its indices have no regular order")
         chosen = list(index)
