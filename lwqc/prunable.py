@@ -18,6 +18,7 @@ from lwqc.graph.pruned_cost import PrunedCost
 from lwqc.graph.readers import Reader, find_readers
 from lwqc.graph.shapes import named_sizes, shapes_at
 from lwqc.passes.prepare_pruning import prepare_pruning
+from lwqc.random_inputs import random_feeds
 from lwqc.scores.channels.final_error import Loss
 from lwqc.scores.channels.ranking import Normaliser
 from lwqc.workspace import Workspace
@@ -98,10 +99,13 @@ class Prunable:
 
 
 def calibration(work: Workspace, kind: Literal["data", "random"]) -> Dataset:
-    """The data that statistics are taken on: the caller's, or N(0, 1) inputs with seed 0."""
-    if kind == "data" or work.data.kind == "random":
+    """The data that statistics are taken on: the caller's, or random inputs with seed 0.
+
+    Random inputs have the sizes of the caller's first feeds; images get natural statistics.
+    """
+    if kind == "data":
         return work.data
-    shapes = {n: a.shape for n, a in work.data.first().items()}
-    return open_data(
-        f"random:{_RANDOM_BATCHES}", work.model, shapes=named_sizes(work.model, shapes)
-    )
+    first = {n: a.shape for n, a in work.data.first().items()}
+    sizes = named_sizes(work.model, first)
+    feeds = list(random_feeds(work.model, _RANDOM_BATCHES, 0, sizes, smooth=True))
+    return open_data(feeds, work.model)

@@ -20,18 +20,20 @@ _INDEXED = {"Gather": 0, "GatherElements": 0, "GatherBlockQuantized": 0, "Gather
 
 
 def random_feeds(
-    model: ir.Model, count: int, seed: int, shapes: Mapping[str, int]
+    model: ir.Model, count: int, seed: int, shapes: Mapping[str, int], *, smooth: bool = False
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield `count` feeds: N(0, 1) floats, indices within their table, masks of ones.
 
     shapes: sizes of symbolic dimensions; others become 1 on the first axis and 16 elsewhere.
+    smooth: images (floats of rank 4) get equal power in every octave of size, as photographs
+        have, instead of white noise, which almost no trained network has seen anything like.
     """
     rng = np.random.default_rng(seed)
     inputs = [v for v in model.graph.inputs if not v.is_initializer()]
     sizes = {v: _shape(v, shapes) for v in inputs}
     highs = {v: _index_limit(v) for v in inputs}
     for _ in range(count):
-        yield {v.name or "": _draw(v, sizes[v], highs[v], rng) for v in inputs}
+        yield {v.name or "": _draw(v, sizes[v], highs[v], rng, smooth) for v in inputs}
 
 
 def _shape(value: ir.Value, shapes: Mapping[str, int]) -> tuple[int, ...]:
@@ -44,7 +46,11 @@ def _shape(value: ir.Value, shapes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def _draw(
-    value: ir.Value, shape: tuple[int, ...], high: int | None, rng: np.random.Generator
+    value: ir.Value,
+    shape: tuple[int, ...],
+    high: int | None,
+    rng: np.random.Generator,
+    smooth: bool,
 ) -> NDArray[Any]:
     dtype = (value.dtype or ir.DataType.FLOAT).numpy()
     if dtype.kind == "b":
@@ -53,7 +59,22 @@ def _draw(
         if high is not None:
             return rng.integers(0, high, shape).astype(dtype)
         return np.ones(shape, dtype)
+    if smooth and len(shape) == 4:
+        return _octaves(shape, rng).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)
+
+
+def _octaves(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Noise [n, c, h, w] with the same variance at every scale, 1 in total per image on average."""
+    *outer, height, width = shape
+    image = np.zeros(shape)
+    cell, count = 1, 0
+    while cell <= max(height, width):
+        coarse = rng.standard_normal((*outer, -(-height // cell), -(-width // cell)))
+        image += coarse.repeat(cell, -2).repeat(cell, -1)[..., :height, :width]
+        cell, count = 2 * cell, count + 1
+    scaled: NDArray[np.float64] = image / np.sqrt(count)
+    return scaled
 
 
 def _index_limit(value: ir.Value) -> int | None:

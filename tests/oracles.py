@@ -217,8 +217,9 @@ class Oracle:
             if name is None or name not in weights:
                 continue
             value = key if isinstance(key, ir.Value) else key.value
-            dtype = value.dtype or ir.DataType.FLOAT
-            tensor = ir.tensor(weights[name].astype(dtype.numpy()), dtype, name=name)
+            old = stored_tensor(value)
+            assert old is not None
+            tensor = ir.tensor(weights[name].astype(old.dtype.numpy()), old.dtype, name=name)
             if isinstance(key, ir.Value) and (producer := value.producer()) is not None:
                 producer.attributes["value"] = ir.AttrTensor("value", tensor)
             elif isinstance(key, ir.Value):

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from lwqc.backends.session import Session, SessionSettings
 from lwqc.graph.groups import Groups, find_groups
@@ -139,6 +139,3 @@ def groups_of(small: Small, *outputs: str, rules: Rules = RULES) -> tuple[ir.Mod
     proto = small.build(*outputs)
     model = ir.from_proto(proto)
     return model, find_groups(model, measured_shapes(proto, small.feeds), rules=rules)
-
-
-FLOAT, INT8, UINT8 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8

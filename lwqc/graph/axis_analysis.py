@@ -44,6 +44,7 @@ class AxisAnalysis:
     """
 
     graph: ir.Graph
+    opset: int
     shapes: Mapping[str, Sampled]
     dims: dict[ir.Value, Dims] = field(default_factory=dict)
     stored: dict[Use | ir.Value, Dims] = field(default_factory=dict)
@@ -97,7 +98,7 @@ class _Run:
     def __init__(self, model: ir.Model, shapes: Mapping[str, Sampled], rules: Rules) -> None:
         self.rules = rules
         self.opset = int(model.opset_imports.get("", 1))
-        self.result = AxisAnalysis(model.graph, shapes)
+        self.result = AxisAnalysis(model.graph, self.opset, shapes)
         self.integers = Integers(model.graph, shapes)
         self.captured: dict[ir.Node, list[ir.Value]] = {}
         for node, values in captures(model.graph):
@@ -105,6 +106,7 @@ class _Run:
 
     def visit(self, node: ir.Node) -> None:
         if node.domain in ("", "ai.onnx") and node.op_type == "Constant":
+            self._number(node.outputs[0])
             return
         inputs = [self._operand(node, i) for i in range(len(node.inputs))]
         ctx = Context(node, inputs, self.result.shapes, self.integers, self.opset)
@@ -122,6 +124,12 @@ class _Run:
         self.result.repairs.extend(ctx.repairs)
         for index, dims in ctx.outputs.items():
             self.result.dims[node.outputs[index]] = dims
+
+    def _number(self, value: ir.Value) -> None:
+        """A constant given as numbers in an attribute; tensors are looked at by their readers."""
+        sampled = self.result.shapes.get(value.name or "")
+        if stored_tensor(value) is None and sampled is not None:
+            self.result.dims[value] = [fixed(s, "a list of numbers") for s in sampled.first]
 
     def _operand(self, node: ir.Node, index: int) -> Dims | None:
         value = node.inputs[index]

@@ -83,7 +83,16 @@ class Pinned:
     dimension: Factor
 
 
-Repair = Sizes | Bounds | Indices | Count | Pieces | ReportedShape | Pinned
+@dataclass(frozen=True)
+class SqueezedAxes:
+    """A Squeeze that drops every axis of size 1; an axis that became 1 must stay."""
+
+    node: ir.Node
+    axes: tuple[int, ...]
+    dims: tuple[Factor, ...]
+
+
+Repair = Sizes | Bounds | Indices | Count | Pieces | ReportedShape | Pinned | SqueezedAxes
 
 
 def sizes(node: ir.Node, operand: int | str, dims: Sequence[Factor]) -> Sizes:

@@ -48,7 +48,8 @@ def stored_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     node = value.producer()
     if node is not None and node.domain == "" and node.op_type == "Constant":
         attribute = node.attributes.get("value")
-        return attribute.as_tensor() if attribute is not None else None
+        # Not as_tensor(): its check of the tensor protocol costs more than everything else here.
+        return attribute.value if attribute is not None else None
     return None
 
 

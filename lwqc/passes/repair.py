@@ -21,11 +21,13 @@ from lwqc.graph.repairs import (
     Repair,
     ReportedShape,
     Sizes,
+    SqueezedAxes,
 )
 from lwqc.graph.weights import stored_tensor
 from lwqc.passes.edit import add_constant, unique_name
 
 Ints = NDArray[np.int64]
+_AXES_OPERAND_FROM = 13  # opset in which the axes of Squeeze became an operand
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,16 @@ def _count(item: Count, analysis: AxisAnalysis, masks: Masks) -> None:
 def _pinned(item: Pinned, analysis: AxisAnalysis, masks: Masks) -> None:
     if masks.touches(item.dimension):
         item.node.attributes[item.attribute] = ir.AttrFloat32(item.attribute, item.value)
+
+
+@repair.register
+def _squeezed(item: SqueezedAxes, analysis: AxisAnalysis, masks: Masks) -> None:
+    if not any(masks.touches(dim) and masks.of(dim).sum() == 1 for dim in item.dims):
+        return
+    if analysis.opset < _AXES_OPERAND_FROM:
+        item.node.attributes["axes"] = ir.AttrInt64s("axes", item.axes)
+    else:
+        _replace(item.node, 1, np.asarray(item.axes, np.int64))
 
 
 @repair.register

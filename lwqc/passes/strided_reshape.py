@@ -26,7 +26,7 @@ def strided_to_reshape(model: ir.Model, shapes: Mapping[str, Sampled]) -> int:
     integers = Integers(model.graph, shapes)
     done = 0
     for node in list(model.graph):
-        target = _target(node, integers)
+        target = _target(node, integers, shapes)
         if target is None:
             continue
         name = node.outputs[0].name or "strided"
@@ -39,13 +39,16 @@ def strided_to_reshape(model: ir.Model, shapes: Mapping[str, Sampled]) -> int:
     return done
 
 
-def _target(node: ir.Node, integers: Integers) -> np.ndarray | None:
+def _target(
+    node: ir.Node, integers: Integers, shapes: Mapping[str, Sampled]
+) -> np.ndarray | None:
     if node.domain or node.op_type != "Gather":
         return None
     data = node.inputs[0]
     both = integers.both(node.inputs[1])
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    if both is None or data is None or axis or data.shape is None or len(data.shape) != 1:
+    sampled = shapes.get(data.name or "") if data is not None else None
+    if both is None or axis or sampled is None or sampled.rank != 1:
         return None
     first, second = both
     if first.ndim < 2 or first.ndim != second.ndim or not (_counts(first) and _counts(second)):

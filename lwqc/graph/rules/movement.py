@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lwqc.graph.axes import Factor, fixed, one, product, split_sum, total, unify
-from lwqc.graph.repairs import Bounds, Indices, Pieces, Sizes, sizes
+from lwqc.graph.repairs import Bounds, Indices, Pieces, Sizes, SqueezedAxes, sizes
 from lwqc.graph.rules.context import BarrierError, Context, Dims, Rule
 from lwqc.graph.weights import stored_tensor
 
@@ -27,6 +27,7 @@ def squeeze(ctx: Context) -> None:
     axes = ctx.axes(1, len(dims))
     if axes is None:
         axes = [a for a, d in enumerate(dims) if d.size == 1]
+        ctx.repairs.append(SqueezedAxes(ctx.node, tuple(axes), tuple(dims)))
     ctx.give([d for a, d in enumerate(dims) if a not in axes])
 
 
