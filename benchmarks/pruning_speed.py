@@ -78,7 +78,8 @@ def rows(name: str, seconds: float) -> list[tuple[str, ...]]:
         done = execute(work, Goals(), decision.plan)
         sessions = [work.reference, Session(done.model, label="pruned")]
         before, after = (
-            1000 * float(np.median(t)) for t in time_runs(sessions, work.data.first(), seconds)
+            1000 * float(np.median(t))
+            for t in time_runs(sessions, work.data.first(), seconds=seconds)
         )
         found.append(
             (

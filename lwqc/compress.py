@@ -27,6 +27,7 @@ from lwqc.prunable import PruneOptions
 from lwqc.pruned_model import PrunedModel, prune_model, pruning_report
 from lwqc.recipe import PruneRecipe, Recipe, find
 from lwqc.report.result import Report, SiteRow
+from lwqc.site_grams import SiteGrams
 from lwqc.timing import slow_sites
 from lwqc.workspace import Candidate, Workspace, data_files, make_target
 
@@ -118,7 +119,7 @@ def _decide(work: Workspace, goals: Goals, recipe: Recipe | str) -> Plan:
     if not work.analysis.sites:
         raise InputError(f"{work.name}: has no weight that could take a number format")
     plan = _ALLOCATORS[chosen.allocator](work, goals, chosen)
-    return _repaired(work, plan)
+    return _repaired(work, planning.with_method(work, plan, chosen.method))
 
 
 def compress_workspace(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> Compressed:
@@ -210,7 +211,8 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
     pruned = prune_model(work, plan.prune)
     lowered = Lowered(pruned.model, {})
     if plan.quantize or plan.rewrites:
-        weights = EncodedWeights(pruned.model, io.read_array)
+        grams = SiteGrams(pruned.model, list(pruned.sites.values()), work.data)
+        weights = EncodedWeights(pruned.model, io.read_array, grams=grams)
         lowered = work.target.lower(pruned.model, plan, weights)
     return Compressed(work, goals, plan, lowered, pruned)
 

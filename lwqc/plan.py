@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from lwqc.errors import InputError
 from lwqc.quant.formats import WeightFormat
+from lwqc.quant.methods import Method
 
 Format = Annotated[
     WeightFormat,
@@ -47,11 +48,13 @@ class SiteEntry(_Model):
     activation: `none` (float), `dynamic` (8 bits, range of each run) or `static` (8 bits, range
         from `Plan.activations`).
     search: choose scales by error search rather than from the plain range.
+    method: how codes are chosen, see `quant.methods`; all but `rtn` look at the data.
     """
 
     weight: Format
     activation: Literal["none", "dynamic", "static"] = "none"
     search: bool = True
+    method: Method = "rtn"
 
 
 class SlicedAxis(_Model):

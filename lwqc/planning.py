@@ -11,6 +11,7 @@ from lwqc.graph.integer_flow import integer_flow
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.quant.formats import WeightFormat
+from lwqc.quant.methods import Method
 from lwqc.stats.collect import collect
 from lwqc.stats.ranges import ranges
 from lwqc.stats.rounding_noise import RoundingNoise
@@ -181,6 +182,20 @@ def folded(work: Workspace, recipe: str) -> Plan:
         rewrites=REWRITES,
         kept_float={n: e for n, e in chosen.items() if isinstance(e, str)},
     )
+
+
+def with_method(work: Workspace, plan: Plan, method: Method) -> Plan:
+    """The plan with codes chosen by `method` wherever the site's input can be observed."""
+    if method == "rtn":
+        return plan
+    entries, kept = dict(plan.quantize), dict(plan.kept_float)
+    for name, entry in plan.quantize.items():
+        reason = work.grams.reason(name)
+        if reason:
+            kept.setdefault(name, f"round to nearest: {reason}")
+        else:
+            entries[name] = entry.model_copy(update={"method": method})
+    return plan.model_copy(update={"quantize": entries, "kept_float": kept})
 
 
 def without(plan: Plan, reasons: Mapping[str, str]) -> Plan:

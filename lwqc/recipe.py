@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lwqc.errors import InputError
 from lwqc.plan import Format
 from lwqc.quant.formats import WeightFormat
+from lwqc.quant.methods import METHODS, Method
 
 
 class PruneRecipe(BaseModel):
@@ -43,6 +44,7 @@ class Recipe(BaseModel):
     a budget), `rank` (two formats by importance under a budget), `channels` (prunes as `prune`
     says).
     search: scales by error search; False takes the plain range of each block.
+    method: how codes are chosen, see `quant.methods`; all but `rtn` look at the data.
     score: `measured` or `weights` for the knapsack, `lim` or `zd` for the rank.
     """
 
@@ -57,6 +59,7 @@ class Recipe(BaseModel):
     activations: Literal["none", "dynamic", "static"] = "none"
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
     search: bool = True
+    method: Method = "rtn"
     low: Format = WeightFormat(4, 32, True, "float16")
     high: Format = WeightFormat(8, 128, True, "float16")
     prune: PruneRecipe | None = None
@@ -85,12 +88,15 @@ def find(name_or_path: str) -> Recipe:
     raise InputError(f"recipe {name_or_path!r} is not known; expected a .toml file or {known}")
 
 
-def uniform_recipe(bits: int, activations: str, ranges: str, search: bool = True) -> Recipe:
+def uniform_recipe(
+    bits: int, activations: str, ranges: str, search: bool = True, method: str = "rtn"
+) -> Recipe:
     """One format for all sites. Raises InputError for values outside the schema."""
     for option, value, known in (
         ("bits", bits, (2, 4, 8)),
         ("activations", activations, ("none", "dynamic", "static")),
         ("ranges", ranges, ("minmax", "percentile", "mse", "entropy")),
+        ("method", method, METHODS),
     ):
         if value not in known:
             expected = ", ".join(map(str, known))
@@ -104,6 +110,7 @@ def uniform_recipe(bits: int, activations: str, ranges: str, search: bool = True
             "activations": activations,
             "ranges": ranges,
             "search": search,
+            "method": method,
         }
     )
 

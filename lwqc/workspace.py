@@ -22,6 +22,7 @@ from lwqc.graph.sites import Site, SiteAnalysis, find_sites
 from lwqc.measure import Metric, compare, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import Plan, Source
+from lwqc.site_grams import SiteGrams
 from lwqc.stats.divergence import Divergence, OutputMeter
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -84,7 +85,13 @@ class Workspace:
     def weights(self) -> EncodedWeights:
         """Encoded weights, shared by all candidates."""
         large = io.weight_bytes(self.model) > _LARGE_BYTES
-        return EncodedWeights(self.model, io.read_array, (64 if large else 512) << 20)
+        budget = (64 if large else 512) << 20
+        return EncodedWeights(self.model, io.read_array, budget, self.grams)
+
+    @cached_property
+    def grams(self) -> SiteGrams:
+        """Gram matrices of the sites' inputs."""
+        return SiteGrams(self.model, self.analysis.sites, self.data)
 
     @cached_property
     def source(self) -> Source:

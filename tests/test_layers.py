@@ -15,7 +15,7 @@ LAYERS = [
     {"compress", "inspection"},
     {"importance", "mixed", "planning", "timing", "report.result"}
     | {"reconstruct", "batch_norm", "channels", "channel_ranking", "prunable", "pruned_model"},
-    {"workspace", "recipe", "goals", "measure"},
+    {"workspace", "site_grams", "recipe", "goals", "measure"},
     {"backends"},
     {"passes", "search"},
     {"scores"},

@@ -92,6 +92,9 @@ def quantize(
     bits: Annotated[str, typer.Option(help="8, 4, 2 or mixed")] = "8",
     activations: Annotated[str, typer.Option(help="none, dynamic or static")] = "none",
     ranges: Annotated[str, typer.Option(help="minmax, percentile, mse or entropy")] = "mse",
+    method: Annotated[
+        str, typer.Option(help="rtn, gptq, gptq-order, gptq-refit, gpfq or descent (use --data)")
+    ] = "rtn",
     search: Annotated[
         bool, typer.Option("--search/--no-search", help="scales by error search or plain range")
     ] = True,
@@ -111,7 +114,7 @@ def quantize(
     debug: DebugOption = False,
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
-    recipe = _quantize_recipe(bits, activations, ranges, search)
+    recipe = _quantize_recipe(bits, activations, ranges, search, method)
     with opened(model, target, data, metric, shape, seed, output) as work:
         work.skip_checks = not verify
         goals = parse_goals(max_size, None, avg_bits, max_drop)
@@ -192,12 +195,13 @@ def _shares(texts: list[str]) -> dict[str, float]:
     return shares
 
 
-def _quantize_recipe(bits: str, activations: str, ranges: str, search: bool) -> Recipe:
+def _quantize_recipe(bits: str, activations: str, ranges: str, search: bool, method: str) -> Recipe:
     if bits == "mixed":
-        return Recipe(name="mixed", description="", allocator="knapsack")
+        plain = uniform_recipe(4, "none", ranges, search, method)
+        return plain.model_copy(update={"name": "mixed", "allocator": "knapsack"})
     if not bits.isdigit():
         raise InputError(f"--bits {bits}: expected 8, 4, 2 or mixed")
-    return uniform_recipe(int(bits), activations, ranges, search)
+    return uniform_recipe(int(bits), activations, ranges, search, method)
 
 
 @app.command()

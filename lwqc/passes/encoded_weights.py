@@ -14,10 +14,11 @@ from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
 from lwqc.graph.weights import ReadArray
 from lwqc.plan import SiteEntry
-from lwqc.quant import range_search
 from lwqc.quant.grid import Encoded
+from lwqc.quant.methods import encode_by
 
 Part = Callable[[Encoded], NDArray[np.generic]]
+Grams = Callable[[str], NDArray[np.float64] | None]
 
 
 class EncodedWeights:
@@ -27,12 +28,20 @@ class EncodedWeights:
     into a session, once for all of its parts as long as they are asked for near one another.
     """
 
-    def __init__(self, model: ir.Model, read: ReadArray, budget_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        read: ReadArray,
+        budget_bytes: int = 64 << 20,
+        grams: Grams = lambda site: None,
+    ) -> None:
+        """grams: site -> mean of x xᵀ of its input, for the methods that look at the data."""
         # A copy of the graph (weights are shared), since passes take the original's apart.
         self._sites = {site.name: site for site in find_sites(model.clone()).sites}
         self._read = read
         self._budget = budget_bytes
-        self._cache: OrderedDict[tuple[str, str, bool], Encoded] = OrderedDict()
+        self._grams = grams
+        self._cache: OrderedDict[tuple[str, str, bool, str], Encoded] = OrderedDict()
         self._lock = threading.Lock()  # one weight at a time; encoding itself uses all cores
 
     def weight(self, site: str) -> NDArray[np.floating]:
@@ -41,7 +50,7 @@ class EncodedWeights:
 
     def get(self, site: str, entry: SiteEntry) -> Encoded:
         """The site's weight in the entry's format. Raises InputError naming the weight."""
-        key = (site, str(entry.weight), entry.search)
+        key = (site, str(entry.weight), entry.search, entry.method)
         with self._lock:
             if key not in self._cache:
                 self._cache[key] = self._encode(site, entry)
@@ -51,7 +60,9 @@ class EncodedWeights:
 
     def _encode(self, site: str, entry: SiteEntry) -> Encoded:
         try:
-            return range_search.encode(self.weight(site), entry.weight, search=entry.search)
+            gram = None if entry.method == "rtn" else self._grams(site)
+            weight = self.weight(site)
+            return encode_by(entry.method, weight, entry.weight, gram, search=entry.search)
         except InputError as error:
             raise InputError(f"{site}: {error}") from error
 

@@ -39,9 +39,7 @@ def strided_to_reshape(model: ir.Model, shapes: Mapping[str, Sampled]) -> int:
     return done
 
 
-def _target(
-    node: ir.Node, integers: Integers, shapes: Mapping[str, Sampled]
-) -> np.ndarray | None:
+def _target(node: ir.Node, integers: Integers, shapes: Mapping[str, Sampled]) -> np.ndarray | None:
     if node.domain or node.op_type != "Gather":
         return None
     data = node.inputs[0]

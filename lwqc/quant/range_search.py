@@ -1,8 +1,9 @@
 """Round to nearest with scales that minimise the squared error, block by block.
 
 For a block w and codes d = q - z, the best scale is <w, d> / <d, d> and leaves the error
-<w, w> - <w, d>^2 / <d, d>. Several starting scales are tried, each re-fitted this way, and the
-one with the least error is kept: never worse than the plain min/max grid, which is among them.
+<w, w> - <w, d>^2 / <d, d>; the products may weigh inputs by their importance. Several starting
+scales are tried, each re-fitted this way, and the one with the least error is kept: never worse
+than the plain min/max grid, which is among them.
 """
 
 from __future__ import annotations
@@ -31,11 +32,19 @@ _TINY = np.float32(1e-37)
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
-def encode(weight: NDArray[np.floating], fmt: WeightFormat, *, search: bool = True) -> Encoded:
+def encode(
+    weight: NDArray[np.floating],
+    fmt: WeightFormat,
+    *,
+    search: bool = True,
+    importance: NDArray[np.floating] | None = None,
+) -> Encoded:
     """Quantize a weight [N, K] to `fmt`.
 
     weight: float [N, K], any strides (a transposed view is read without a full copy).
     search: False uses the plain min/max range of each block.
+    importance: [K], positive; what the squared error of each input counts. With the mean square
+        of the inputs it is the error at the layer's output, if inputs are uncorrelated.
 
     Raises InputError on NaN or infinity, or when float16 scales would overflow.
     """
@@ -46,10 +55,11 @@ def encode(weight: NDArray[np.floating], fmt: WeightFormat, *, search: bool = Tr
     zero = np.empty((n, blocks), np.uint8)
     small = block <= _SMALL_BLOCK
     shrink = (_SHRINK_SMALL if small else _SHRINK)[fmt.bits] if search else (1.0,)
+    counts = None if importance is None else _counts(importance, blocks, block)
 
     def fill(rows: slice) -> None:
         tile = _tile(weight[rows], blocks, block)
-        q, s, z = _fit(tile, fmt, shrink)
+        q, s, z = _fit(tile, fmt, shrink, counts)
         codes[rows] = q.reshape(block, blocks, -1).transpose(2, 1, 0)
         scale[rows], zero[rows] = s.reshape(blocks, -1).T, z.reshape(blocks, -1).T
 
@@ -72,35 +82,53 @@ def _tile(rows: NDArray[np.floating], blocks: int, block: int) -> Float:
     return np.ascontiguousarray(tile, np.float32).reshape(block, blocks * r)
 
 
-def _fit(w: Float, fmt: WeightFormat, shrink: tuple[float, ...]) -> tuple[Codes, Float, Codes]:
-    """Quantize the columns of w [block, m]: codes [block, m], scale [m], zero point [m]."""
-    levels = 2**fmt.bits - 1
+def _counts(importance: NDArray[np.floating], blocks: int, block: int) -> Float:
+    """Importance by block [block, blocks], its mean 1."""
+    mean = np.mean(importance, dtype=np.float64)
+    return _tile((importance / (mean if mean > 0 else 1.0))[None], blocks, block)
+
+
+def _fit(
+    w: Float, fmt: WeightFormat, shrink: tuple[float, ...], counts: Float | None = None
+) -> tuple[Codes, Float, Codes]:
+    """Quantize the columns of w [block, m]: codes [block, m], scale [m], zero point [m].
+
+    counts: [block, blocks], of each of the equal parts of the columns in turn.
+    """
     start, zero = _start(w, fmt)
     if not np.isfinite(start).all():
         raise InputError("weight holds NaN or infinity; it cannot be quantized")
     # A scale without an inverse: such a block is stored as zeros.
     start = np.where(np.abs(start) > _TINY, start, np.float32(1))
-    # 8-bit symmetric codes stay within +-127: -128 saturates in some int8 kernels, gains nothing.
-    lowest = 1 if fmt.symmetric and fmt.bits == 8 else 0
+    lowest, highest = code_range(fmt)
     if fmt.symmetric:
         low: Float | float = lowest - 2.0 ** (fmt.bits - 1)
-        high: Float | float = levels - 2.0 ** (fmt.bits - 1)
+        high: Float | float = highest - 2.0 ** (fmt.bits - 1)
     else:
-        low, high = -zero, levels - zero
+        low, high = lowest - zero, highest - zero
     best_gain = np.full(w.shape[1], -1.0, np.float32)
     best = start
     d = np.empty_like(w)
+    counted = d if counts is None else np.empty_like(w)
     for fraction in shrink:
         _round(w, start * np.float32(fraction), low, high, d)
-        wd, dd = np.einsum("ij,ij->j", w, d), np.einsum("ij,ij->j", d, d)
-        fitted = wd / np.maximum(dd, 1)  # codes are integers: dd is 0 or at least 1
+        if counts is not None:
+            _count(d, counts, counted)
+        wd, dd = np.einsum("ij,ij->j", w, counted), np.einsum("ij,ij->j", d, counted)
+        fitted = np.divide(wd, dd, out=np.zeros_like(wd), where=dd > 0)
         gain = wd * fitted  # <w, d>^2 / <d, d>
         best = np.where(gain > best_gain, fitted, best)
         np.maximum(best_gain, gain, out=best_gain)
-    best = _stored(best, fmt)
+    best = stored_scale(best, fmt)
     _round(w, best, low, high, d)
     d += zero
     return d.astype(np.uint8), best, zero.astype(np.uint8)
+
+
+def _count(d: Float, counts: Float, out: Float) -> None:
+    """out = d times the counts of its blocks."""
+    parts = (*counts.shape, -1)
+    np.multiply(d.reshape(parts), counts[..., None], out=out.reshape(parts))
 
 
 def _round(w: Float, scale: Float, low: Float | float, high: Float | float, out: Float) -> None:
@@ -128,8 +156,17 @@ def _start(w: Float, fmt: WeightFormat) -> tuple[Float, Float]:
     return scale, np.clip(zero, 0, levels)
 
 
-def _stored(scale: Float, fmt: WeightFormat) -> Float:
-    """Round scales to the type they are stored in; a zero scale becomes 1 (its codes are zero)."""
+def code_range(fmt: WeightFormat) -> tuple[int, int]:
+    """Lowest and highest code of a format."""
+    # 8-bit symmetric codes stay within +-127: -128 saturates in some int8 kernels, gains nothing.
+    return (1 if fmt.symmetric and fmt.bits == 8 else 0), 2**fmt.bits - 1
+
+
+def stored_scale(scale: Float, fmt: WeightFormat) -> Float:
+    """Round scales to the type they are stored in; a zero scale becomes 1 (its codes are zero).
+
+    Raises InputError when float16 would overflow.
+    """
     if fmt.scale == "float16":
         if scale.size and np.abs(scale).max() > _HALF_MAX:
             raise InputError("weight is too large for float16 scales; use a float32 scale format")

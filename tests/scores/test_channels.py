@@ -4,9 +4,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lwqc.prunable import Prunable
 from lwqc.graph.readers import find_readers
 from lwqc.io import read_array
+from lwqc.prunable import Prunable
 from lwqc.scores.channels.fpgm import fpgm
 from lwqc.scores.channels.magnitude import l1, l2
 from lwqc.scores.channels.obs import layers, obs_ranking

@@ -1,0 +1,88 @@
+"""Codes of a weight while a method sets them, one input column at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lwqc.quant.grid import Codes, Encoded, Float
+from lwqc.quant.range_search import code_range, encode, stored_scale
+
+
+class ColumnGrid:
+    """The grid of an encoded weight [N, K] and its current codes.
+
+    Columns of the weight are rows here, so that one is contiguous: codes [padded K, N], scales
+    and zero points [blocks, N]. Starts from the codes, scales and zero points of `start`.
+    """
+
+    def __init__(self, start: Encoded) -> None:
+        self._start = start
+        self.k = start.k
+        self.block = start.codes.shape[2]
+        self._codes: Codes = start.codes.reshape(len(start.codes), -1).T.copy()
+        self._scale: Float = start.scale.T.copy()
+        self._zero = start.zero.T.astype(np.float32)
+
+    def spans(self) -> list[slice]:
+        """The columns of each block, without padding."""
+        return [slice(i, min(i + self.block, self.k)) for i in range(0, self.k, self.block)]
+
+    def centred(self, columns: slice) -> Float:
+        """Code minus zero point [columns, N] of columns within one block."""
+        centred: Float = self._codes[columns] - self._zero[columns.start // self.block]
+        return centred
+
+    def values(self) -> Float:
+        """The weight that the codes stand for, transposed: [K, N]."""
+        parts = [self.centred(span) * self._scale[i] for i, span in enumerate(self.spans())]
+        return np.concatenate(parts)
+
+    def round(self, column: int, target: NDArray[np.floating]) -> Float:
+        """Set the codes of a column nearest to the target [N]; returns their values [N].
+
+        The arithmetic is that of `range_search`: the same weight gets the same code.
+        """
+        block = column // self.block
+        lowest, highest = code_range(self._start.format)
+        zero, scale = self._zero[block], self._scale[block]
+        centred = np.rint(target.astype(np.float32) * (np.float32(1) / scale))
+        np.clip(centred, lowest - zero, highest - zero, out=centred)
+        self._codes[column] = centred + zero
+        values: Float = centred * scale
+        return values
+
+    def fit(
+        self, columns: slice, weight: NDArray[np.floating], importance: NDArray[np.floating]
+    ) -> None:
+        """Search scales and zero points of one block for other weights of its columns.
+
+        weight: [columns, N]; importance: [columns], see `range_search.encode`.
+        """
+        block = columns.start // self.block
+        found = encode(weight.T, self._start.format, importance=importance)
+        self._scale[block], self._zero[block] = found.scale[:, 0], found.zero[:, 0]
+
+    def improve_scale(
+        self, block: int, slope: NDArray[np.float64], curvature: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Move the scales of a block to the least of curvature · step² - 2 slope · step.
+
+        slope, curvature: [N]. No scale more than doubles or falls below half, and one that gets
+        no better after rounding to its stored type stays. Returns the steps taken [N].
+        """
+        old = self._scale[block].astype(np.float64)
+        step = np.divide(slope, curvature, out=np.zeros_like(old), where=curvature > 0)
+        wanted = old + np.clip(step, -np.abs(old) / 2, np.abs(old))
+        stored = stored_scale(wanted.astype(np.float32), self._start.format)
+        step = stored - old
+        better = curvature * step**2 < 2 * slope * step
+        self._scale[block] = np.where(better, stored, self._scale[block])
+        return np.where(better, step, 0.0)
+
+    def encoded(self) -> Encoded:
+        """The weight with the current codes, scales and zero points."""
+        self._codes[self.k :] = self._zero[-1]  # a fit may have moved the zero point
+        codes = np.ascontiguousarray(self._codes.T).reshape(self._start.codes.shape)
+        scale, zero = np.ascontiguousarray(self._scale.T), np.ascontiguousarray(self._zero.T)
+        return Encoded(self._start.format, codes, scale, zero.astype(np.uint8), self.k)

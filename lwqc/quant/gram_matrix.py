@@ -1,0 +1,59 @@
+"""Gram matrices H = mean of x xᵀ of layer inputs: check, damping, factor of the inverse."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cholesky, lapack
+
+from lwqc.errors import InputError
+
+Float = NDArray[np.float64]
+
+# Least damping, relative to the mean of the diagonal: sums of float32 products are that exact.
+_LEAST = 1e-6
+
+
+def check_gram(gram: Float, k: int) -> None:
+    """Raise InputError unless gram is a finite matrix [k, k]."""
+    if gram.shape != (k, k):
+        raise InputError(f"Gram matrix: expected shape {(k, k)}, found {gram.shape}")
+    if not np.isfinite(gram).all():
+        raise InputError("Gram matrix holds NaN or infinity; check the calibration data")
+
+
+def damped(gram: Float, damp: float) -> Float:
+    """gram + λI, λ = damp times the mean of the diagonal."""
+    result = gram.copy()
+    result.flat[:: len(gram) + 1] += damp * _mean_energy(gram)
+    return result
+
+
+def importance(gram: Float, damp: float) -> Float:
+    """What a squared error of each input [k] counts: the diagonal of the damped matrix, never 0."""
+    return np.maximum(np.diagonal(gram), 0) + max(damp, _LEAST) * _mean_energy(gram)
+
+
+def inverse_factor(gram: Float, damp: float) -> Float:
+    """Upper triangular U [k, k] with UᵀU = `damped`(gram, damp)⁻¹.
+
+    damp grows tenfold for as long as the matrix is not positive definite.
+    """
+    damp = max(damp, _LEAST)
+    while True:
+        # With the order reversed the factor is that of the inverse itself: no inverse is formed.
+        reverse = np.asfortranarray(damped(gram, damp)[::-1, ::-1])
+        try:
+            lower = cholesky(reverse, lower=True, overwrite_a=True, check_finite=False)
+        except LinAlgError:
+            damp *= 10
+            continue
+        inverse, _ = lapack.dtrtri(lower, lower=1, overwrite_c=1)
+        upper: Float = inverse[::-1, ::-1]
+        return upper
+
+
+def _mean_energy(gram: Float) -> float:
+    """Mean of the diagonal; 1 if no input ever fires."""
+    mean = float(np.diagonal(gram).mean()) if len(gram) else 0.0
+    return mean if mean > 0 else 1.0
