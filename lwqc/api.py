@@ -117,7 +117,9 @@ def prune(
     chosen = pruning_recipe(recipe, has_data=data is not None)
     if ratio is not None:
         options["ratio"] = ratio
-    wanted = prune_options(chosen, overrides=groups or {}, **options)
+    if groups is not None:
+        options["overrides"] = groups
+    wanted = prune_options(chosen, **options)
     work = _workspace(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
         shapes=shapes, progress=progress,

@@ -48,14 +48,16 @@ def rank(
     data = calibration(work, options.calibration)
     grams = _grams(data, prunable, [r for readers in needed.values() for r in readers])
     pairs = {n: [(r, *grams[r]) for r in rs if r in grams] for n, rs in needed.items()}
-    result = {}
+    ranked: dict[str, Ranking] = {}
     report = work.report("scores")
     for done, group in enumerate(chosen):
-        result[group.name] = _ranked(group, pairs[group.name], options)
+        order = _ranked(group, pairs[group.name], options)
+        if order is not None:
+            ranked[group.name] = order
         report(done + 1, len(chosen))
     if options.normalise == "output":
-        return _scaled_to_outputs(work, prunable, chosen, pairs, result, data)
-    return result
+        ranked = _scaled_to_outputs(work, prunable, chosen, pairs, ranked, data)
+    return _with_the_rest(chosen, ranked)
 
 
 def _perturbed(
@@ -73,14 +75,29 @@ def _perturbed(
     report = work.report("scores")
     for done, group in enumerate(chosen):
         readers = needed[group.name]
+        if not readers:
+            continue
         if options.score == "taylor":
-            if loss is None:
-                raise InputError("--score taylor needs --loss module:function(outputs, feeds)")
+            assert loss is not None
             found = taylor(group, readers, partial(trial.loss, loss=loss), io.read_array)
         else:
             found = ablation(group, readers, trial, io.read_array)
         result[group.name] = Ranking.of(normalised(found, _between(options)))
         report(done + 1, len(chosen))
+    return _with_the_rest(chosen, result)
+
+
+def _with_the_rest(chosen: list[Group], found: Mapping[str, Ranking]) -> dict[str, Ranking]:
+    """Groups that no observed layer reads go by magnitude, priced like the typical other group."""
+    means = [r.cost.mean() for r in found.values()]
+    typical = float(np.median(means)) if means else 1.0
+    result = {}
+    for group in chosen:
+        if group.name in found:
+            result[group.name] = found[group.name]
+        else:
+            magnitude = normalised(aggregated(group, io.read_array, l2), "mean")
+            result[group.name] = Ranking.of(magnitude * typical)
     return result
 
 
@@ -101,9 +118,9 @@ def _scaled_to_outputs(
     measure = FinalError(
         prunable.model, operands, data.limited(_TRIAL_BATCHES), statistics_session, io.read_array
     )
-    result = dict(rankings)
+    result = {}
     report = work.report("sensitivity")
-    for done, group in enumerate(chosen):
+    for done, group in enumerate(g for g in chosen if g.name in rankings):
         ranking = rankings[group.name]
         count = max(1, round(group.size * _TRIAL_SHARE))
         removed = ranking.order[:count]
@@ -113,10 +130,9 @@ def _scaled_to_outputs(
             )
             for r, gram, _ in pairs[group.name]
         }
-        if replaced:
-            scale = measure(replaced) / max(float(ranking.cost[:count].sum()), 1e-12)
-            result[group.name] = Ranking(ranking.order, ranking.cost * scale)
-        report(done + 1, len(chosen))
+        scale = measure(replaced) / max(float(ranking.cost[:count].sum()), 1e-12)
+        result[group.name] = Ranking(ranking.order, ranking.cost * scale)
+        report(done + 1, len(rankings))
     return result
 
 
@@ -126,8 +142,16 @@ def _between(options: PruneOptions) -> Normaliser:
 
 def _ranked(
     group: Group, pairs: list[tuple[Reader, NDArray[np.float64], int]], options: PruneOptions
-) -> Ranking:
-    if options.score == "obs" and pairs:
+) -> Ranking | None:
+    """None when no layer whose input was observed reads the group."""
+    if not pairs:
+        return None
+    for reader, gram, _ in pairs:
+        for array, what in ((reader.operand.matrix(io.read_array), "weight"), (gram, "input")):
+            if not np.isfinite(array).all():
+                name = reader.operand.weight.name
+                raise InputError(f"the {what} of the layer with {name} is not finite; check it")
+    if options.score == "obs":
         parts: list[Layer] = []
         for reader, gram, rows in pairs:
             weight = reader.operand.matrix(io.read_array)
@@ -135,9 +159,8 @@ def _ranked(
         return obs_ranking(parts, group.size)
     norms = [(r, np.sqrt(np.diagonal(g, axis1=1, axis2=2) / max(rows, 1))) for r, g, rows in pairs]
     found = wanda(group, norms, io.read_array)
-    if found is None:  # no layer reads it: what it weighs is all there is to go by
-        found = aggregated(group, io.read_array, l2)
-        return Ranking.of(normalised(found, "sum"))
+    if found is None:
+        return None
     return Ranking.of(normalised(found, _between(options)))
 
 

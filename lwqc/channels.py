@@ -10,6 +10,7 @@ import numpy as np
 
 from lwqc.channel_ranking import rank
 from lwqc.errors import InputError
+from lwqc.graph.consumers import node_name
 from lwqc.graph.groups import Group, Groups
 from lwqc.graph.widths import width_step
 from lwqc.plan import Plan, PrunedUnit, Pruning, SlicedAxis, Source
@@ -54,7 +55,11 @@ def decide(work: Workspace, options: PruneOptions, prunable: Prunable | None = N
     before = measure({})
     candidates = [
         _candidate(
-            groups.by_name[n], r, options, _saved(measure, before, groups.by_name[n], options)
+            groups.by_name[n],
+            r,
+            options,
+            _saved(measure, before, groups.by_name[n], options),
+            n in fixed,
         )
         for n, r in rankings.items()
     ]
@@ -81,6 +86,12 @@ def decide(work: Workspace, options: PruneOptions, prunable: Prunable | None = N
 
 def _frozen_reasons(groups: Groups) -> str:
     reasons = dict.fromkeys(axis.reason for axis in groups.frozen)
+    overridable = [v.name for v in groups.analysis.graph.inputs if v.is_initializer()]
+    if not reasons and overridable:
+        return (
+            f"its weights ({overridable[0]}, ...) are also graph inputs, which callers may "
+            "override; export it without keep_initializers_as_inputs"
+        )
     return "; ".join(list(reasons)[:3]) or "it has no weights"
 
 
@@ -112,9 +123,11 @@ def _chosen(
     return chosen, whole
 
 
-def _candidate(group: Group, ranking: Ranking, options: PruneOptions, saved: float) -> Candidate:
+def _candidate(
+    group: Group, ranking: Ranking, options: PruneOptions, saved: float, fixed: bool
+) -> Candidate:
     least = options.min_channels
-    if options.scope == "global" and options.by != "channels":
+    if options.scope == "global" and options.by != "channels" and not fixed:
         least = max(least, int(np.ceil(group.size * (1 - options.max_ratio))))
     step = width_step(group, options.round_to)
     return Candidate(group.name, ranking.order, ranking.cost / saved, step, least)
@@ -152,16 +165,19 @@ def _units(groups: Groups, keep: Keep) -> list[PrunedUnit]:
     for name, mask in keep.items():
         group = groups.by_name[name]
         for index in np.flatnonzero(~mask):
-            slices: dict[tuple[str, int], tuple[int, ...]] = {}
-            for occurrence, gone in group.slices(int(index)):
-                slices[(occurrence.name, occurrence.axis)] = tuple(int(i) for i in gone)
-            units.append(
-                PrunedUnit(
-                    group=name,
-                    index=int(index),
-                    slices=tuple(
-                        SlicedAxis(initializer=n, axis=a, indices=i) for (n, a), i in slices.items()
-                    ),
-                )
-            )
+            units.append(PrunedUnit(group=name, index=int(index), slices=slices(group, int(index))))
     return units
+
+
+def slices(group: Group, index: int) -> tuple[SlicedAxis, ...]:
+    """Every slice that goes with one index of a group, in the original tensors."""
+    return tuple(
+        SlicedAxis(
+            initializer=occurrence.name,
+            axis=occurrence.axis,
+            indices=tuple(int(i) for i in gone),
+            reader=node_name(occurrence.operand.node) if occurrence.operand is not None else "",
+        )
+        for occurrence, gone in group.slices(index)
+        if len(gone)
+    )

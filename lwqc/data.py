@@ -26,7 +26,8 @@ class Dataset:
     """Feeds that can be iterated over any number of times, each checked against the model.
 
     kind: `random` data is made up; results on it say little about real use.
-    limit: at most so many feeds. `len()` raises TypeError when the source does not know.
+    given: the caller chose it. limit: at most so many feeds. `len()` raises TypeError when the
+    source does not know.
     """
 
     kind: Literal["real", "random"]
@@ -35,6 +36,7 @@ class Dataset:
     _inputs: Mapping[str, ir.Value] = field(repr=False)
     limit: int | None = None
     _count: int | None = field(default=None, repr=False)
+    given: bool = True
 
     def __len__(self) -> int:
         if self._count is None:
@@ -80,8 +82,11 @@ def open_data(
 
     Raises InputError in one line for anything that cannot be opened or does not fit the model.
     """
+    if seed < 0:
+        raise InputError(f"seed {seed}: must not be negative")
     inputs = required_inputs(model)
     limit = None if limit is None else _positive(limit)
+    given = spec is not None
     spec = "random" if spec is None else spec
     if not isinstance(spec, (str, os.PathLike)):
         data = _from_iterable(spec, inputs, limit)
@@ -91,8 +96,9 @@ def open_data(
     if text == "random" or text.startswith("random:"):
         count, sizes = _random_count(text), _symbol_sizes(inputs, shapes or {})
         return Dataset(
-            "random", text, lambda: random_feeds(model, count, seed, sizes), inputs, limit, count
-        )
+            "random", text, lambda: random_feeds(model, count, seed, sizes), inputs, limit, count,
+            given,
+        )  # fmt: skip
     path = Path(text)
     if path.is_dir():
         found = len(_npz_files(path))

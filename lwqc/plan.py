@@ -58,11 +58,15 @@ class SiteEntry(_Model):
 
 
 class SlicedAxis(_Model):
-    """Indices that go along one axis of a stored tensor, as it is in the original model."""
+    """Indices that go along one axis of a stored tensor, as it is in the original model.
+
+    reader: the node for which they go, where several read the tensor and may need other slices.
+    """
 
     initializer: str
     axis: int
     indices: tuple[int, ...]
+    reader: str = ""
 
 
 class PrunedUnit(_Model):
@@ -98,6 +102,7 @@ class Plan(_Model):
     prune: channels to remove, before anything else.
     quantize: site name -> entry. activations: tensor name -> range, for static sites.
     rewrites: names of exact graph rewrites the target asked for, in order.
+    sequential: each layer is quantized for what the quantized layers before it give.
     kept_float: site name -> reason why it stays as it is.
     """
 
@@ -109,6 +114,7 @@ class Plan(_Model):
     quantize: dict[str, SiteEntry] = Field(default_factory=dict)
     activations: dict[str, ActivationRange] = Field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
+    sequential: bool = False
     kept_float: dict[str, str] = Field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -62,12 +62,23 @@ class PruneOptions:
     loss: Loss | None = None
 
     def __post_init__(self) -> None:
-        """Raises InputError for values out of range."""
+        """Raises InputError for values out of range and for options that exclude each other."""
         for name, value in (("ratio", self.ratio), *self.overrides.items()):
-            if not 0 <= value < 1:
-                raise InputError(f"{name} {value:g}: expected a share from 0 to below 1")
-        if self.round_to < 1 or self.min_channels < 1:
-            raise InputError("--round-to and --min-channels must be at least 1")
+            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise InputError(f"{name} {value}: expected a share from 0 to below 1")
+        for name, count in (("round-to", self.round_to), ("min-channels", self.min_channels)):
+            if not isinstance(count, int) or count < 1:
+                raise InputError(f"--{name} {count}: expected a whole number of at least 1")
+        if isinstance(self.resizable_outputs, str):
+            raise InputError("resizable_outputs: expected a tuple of names")
+        if (self.score == "taylor") != (self.loss is not None):
+            raise InputError(
+                "--score taylor needs --loss module:function(outputs, feeds)"
+                if self.loss is None
+                else f"--loss is for --score taylor, not for {self.score}"
+            )
+        if self.normalise == "output" and self.score != "obs":
+            raise InputError(f"--normalise output needs --score obs, not {self.score}")
 
 
 class Prunable:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from lwqc.backends.session import statistics_session
 from lwqc.batch_norm import reestimate_batch_norm
+from lwqc.channels import slices
 from lwqc.errors import InputError
 from lwqc.goals import Outcome
 from lwqc.graph.consumers import SkippedNode
@@ -115,9 +116,7 @@ def _check_slices(prunable: Prunable, pruning: Pruning) -> None:
         group = prunable.groups.by_name.get(unit.group)
         if group is None or not 0 <= unit.index < group.size:
             raise InputError(f"the plan removes {unit.group}[{unit.index}]: the model has no such")
-        found = {(o.name, o.axis): [int(i) for i in gone] for o, gone in group.slices(unit.index)}
-        planned = {(s.initializer, s.axis): list(s.indices) for s in unit.slices}
-        if found != planned:
+        if set(slices(group, unit.index)) != set(unit.slices):
             raise InputError(
                 f"the plan's slices of {unit.group}[{unit.index}] do not fit the model"
             )

@@ -44,7 +44,8 @@ class Recipe(BaseModel):
     a budget), `rank` (two formats by importance under a budget), `channels` (prunes as `prune`
     says).
     search: scales by error search; False takes the plain range of each block.
-    method: how codes are chosen, see `quant.methods`; all but `rtn` look at the data.
+    method: how codes are chosen, see `quant.methods`; those of `DATA_METHODS` look at the data.
+    sequential: each layer is quantized for what the quantized layers before it give.
     score: `measured` or `weights` for the knapsack, `lim` or `zd` for the rank.
     """
 
@@ -60,6 +61,7 @@ class Recipe(BaseModel):
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
     search: bool = True
     method: Method = "rtn"
+    sequential: bool = False
     low: Format = WeightFormat(4, 32, True, "float16")
     high: Format = WeightFormat(8, 128, True, "float16")
     prune: PruneRecipe | None = None
@@ -89,7 +91,12 @@ def find(name_or_path: str) -> Recipe:
 
 
 def uniform_recipe(
-    bits: int, activations: str, ranges: str, search: bool = True, method: str = "rtn"
+    bits: int,
+    activations: str,
+    ranges: str,
+    search: bool = True,
+    method: str = "rtn",
+    sequential: bool = False,
 ) -> Recipe:
     """One format for all sites. Raises InputError for values outside the schema."""
     for option, value, known in (
@@ -111,6 +118,7 @@ def uniform_recipe(
             "ranges": ranges,
             "search": search,
             "method": method,
+            "sequential": sequential,
         }
     )
 

@@ -6,9 +6,9 @@ compensated layers before it give, imitate the output that they had in the origi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +28,7 @@ from lwqc.tensor_bytes import read_array
 
 Method = Literal["refit", "bias"]
 Float = NDArray[np.float64]
+T = TypeVar("T")
 
 _BATCH_BYTES = 1 << 30  # of the matrices that one run collects
 _LAYER_BYTES = 4 << 30  # of those of a single layer
@@ -65,7 +66,9 @@ def reconstruct(
         elif consumer.narrowed or all_layers:
             wanted.append(consumer)
     done = 0
-    for batch in _batches(wanted, method):
+    for batch in levels(
+        wanted, lambda c: c.depth, lambda c: 0 if method == "bias" else _matrix_bytes(c)
+    ):
         collectors = [_collector(consumer, method) for consumer in batch]
         statistics = collect(side_by_side(original, pruned), collectors, data, make_runner)
         for consumer, collector in zip(batch, collectors, strict=True):
@@ -91,18 +94,19 @@ def _matrix_bytes(consumer: Consumer) -> int:
     return 8 * consumer.pruned.groups * m * (m + k)
 
 
-def _batches(consumers: Sequence[Consumer], method: Method) -> Iterator[list[Consumer]]:
-    """Consumers that do not depend on each other, level by level, bounded in memory."""
-    by_depth = sorted(consumers, key=lambda c: c.depth)
-    for _, level in groupby(by_depth, key=lambda c: c.depth):
-        batch: list[Consumer] = []
+def levels(
+    items: Iterable[T], depth: Callable[[T], int], matrix_bytes: Callable[[T], int]
+) -> Iterator[list[T]]:
+    """Items that do not depend on each other, level by level, with a bounded sum of bytes."""
+    for _, level in groupby(sorted(items, key=depth), key=depth):
+        batch: list[T] = []
         size = 0
-        for consumer in level:
-            needed = 0 if method == "bias" else _matrix_bytes(consumer)
+        for item in level:
+            needed = matrix_bytes(item)
             if batch and size + needed > _BATCH_BYTES:
                 yield batch
                 batch, size = [], 0
-            batch.append(consumer)
+            batch.append(item)
             size += needed
         yield batch
 
@@ -113,14 +117,15 @@ def _collector(consumer: Consumer, method: Method) -> CrossGram:
     return CrossGram(
         left=before.activation.name or "",
         right=PREFIX + (after.activation.name or ""),
-        left_window=_window(before),
-        right_window=_window(after),
+        left_window=window(before),
+        right_window=window(after),
         kept_groups=None if whole else consumer.groups,
         means_only=method == "bias",
     )
 
 
-def _window(operand: Operand) -> Window | None:
+def window(operand: Operand) -> Window | None:
+    """The patches that a convolution reads."""
     if operand.node.op_type != "Conv":
         return None
     return conv_window(operand.node, operand.shape)
@@ -146,13 +151,14 @@ def _compensate(consumer: Consumer, sums: CrossSums, method: Method, damp: float
             sums.rows, damp, consumer.bias is not None,
         )  # fmt: skip
     if method == "refit":
-        _store(consumer.pruned.weight.source, consumer.pruned.stored(weight))
+        store(consumer.pruned.weight.source, consumer.pruned.stored(weight))
     if consumer.bias is not None:
-        _add_to_bias(*consumer.bias, shift)
+        add_to_bias(*consumer.bias, shift)
     return None
 
 
-def _store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+def store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Replace a stored tensor, be it an initializer or a Constant."""
     producer = value.producer()
     if producer is None:
         value.const_value = tensor
@@ -160,7 +166,7 @@ def _store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
         producer.attributes["value"] = ir.AttrTensor("value", tensor)
 
 
-def _add_to_bias(node: ir.Node, index: int, shift: Float) -> None:
+def add_to_bias(node: ir.Node, index: int, shift: Float) -> None:
     """Add to a stored vector; one that other nodes read too is copied first."""
     value = node.inputs[index]
     tensor = stored_tensor(value)
@@ -169,7 +175,7 @@ def _add_to_bias(node: ir.Node, index: int, shift: Float) -> None:
     old = read_array(tensor)
     moved = (old.astype(np.float64) + shift).astype(old.dtype)
     if len(list(value.uses())) == 1 and not value.is_graph_output():
-        _store(value, ir.tensor(moved, dtype=tensor.dtype, name=value.name))
+        store(value, ir.tensor(moved, dtype=tensor.dtype, name=value.name))
         return
     assert isinstance(node.graph, ir.Graph)
     name = unique_name(node.graph, f"{value.name}/{node.name}")

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.backends.session import Session, SessionSettings
-from lwqc.graph.axes import Factor, Kind
+from lwqc.graph.axes import Factor
 from lwqc.graph.axis_analysis import AxisAnalysis
 from lwqc.graph.groups import Group, Groups, find_groups
 from lwqc.graph.repairs import Indices
@@ -26,6 +26,7 @@ from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.weights import is_float, stored_tensor
 from lwqc.passes.edit import add_initializer
+from lwqc.passes.permute_channels import Reordering, order_of
 from lwqc.passes.prune_channels import empties, prune_channels, remove_unused
 from lwqc.passes.strided_reshape import strided_to_reshape
 
@@ -34,21 +35,6 @@ Feeds = Mapping[str, Array]
 _ZERO_POINTS = {"DequantizeLinear": 2, "MatMulInteger": 3, "MatMulIntegerToFloat": 5}
 _WIDER = {ir.DataType.INT4: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.UINT8}
 FLOOR = 1e-6  # outputs of different summation order differ by this much at least
-
-
-def order_of(dimension: Factor, orders: Mapping[Factor, NDArray[np.intp]]) -> NDArray[np.intp]:
-    """Old index at each new index of an expression when its atoms are reordered."""
-    factor = dimension.find()
-    if not factor.kids:
-        return orders.get(factor, np.arange(factor.size))
-    parts = [order_of(kid, orders) for kid in factor.kids]
-    if factor.kind is Kind.SUM:
-        starts = np.cumsum([0, *(len(p) for p in parts)])
-        return np.concatenate([p + s for p, s in zip(parts, starts, strict=False)])
-    result = parts[0]
-    for part in parts[1:]:
-        result = (result[:, None] * part.size + part[None, :]).ravel()
-    return result
 
 
 @dataclass
@@ -134,25 +120,12 @@ class Oracle:
 
     def permuted(self, orders: Mapping[Factor, NDArray[np.intp]]) -> dict[str, Array]:
         """Stored tensors with reordered axes; tables of indices are renumbered."""
-        stored = self.groups.analysis.stored
-        moved = {}
-        for key, name in self._names.items():
-            array = self._base[name]
-            for axis, dimension in enumerate(stored[key]):
-                array = np.take(array, order_of(dimension, orders), axis)
-            moved[name] = np.asarray(array)
-        for item in self.groups.analysis.repairs:
-            if isinstance(item, Indices):
-                for key, name in self._names.items():
-                    if (
-                        not isinstance(key, ir.Value)
-                        and key.node is item.node
-                        and key.index == item.operand
-                    ) or key is item.node.inputs[item.operand]:
-                        order = order_of(item.dimension, orders)
-                        renumbered = np.argsort(order)[moved[name]]
-                        moved[name] = np.asarray(renumbered, moved[name].dtype)
-        return moved
+        analysis = self.groups.analysis
+        moves = {
+            key: Reordering.of(key, analysis.stored[key], analysis.repairs, orders)
+            for key in self._names
+        }
+        return {name: moves[key].apply(self._base[name]) for key, name in self._names.items()}
 
     def control(self, group: Group, seed: int = 0) -> float:
         """Error when only the first weight of a group is reordered: must be large."""

@@ -14,7 +14,15 @@ LAYERS = [
     {"api", "report.inspection", "report.terminal"},
     {"compress", "inspection"},
     {"importance", "mixed", "planning", "timing", "report.result"}
-    | {"reconstruct", "batch_norm", "channels", "channel_ranking", "prunable", "pruned_model"},
+    | {
+        "reconstruct",
+        "sequential",
+        "batch_norm",
+        "channels",
+        "channel_ranking",
+        "prunable",
+        "pruned_model",
+    },
     {"workspace", "site_grams", "recipe", "goals", "measure"},
     {"backends"},
     {"passes", "search"},

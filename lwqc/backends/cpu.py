@@ -18,13 +18,14 @@ from lwqc.backends.target import Form, Lowered, illegal
 from lwqc.graph.integer_flow import integer_flow
 from lwqc.graph.sites import Site, find_sites
 from lwqc.passes.block_quantize import BlockQuantize
+from lwqc.passes.bnb4 import Bnb4
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.fold_weights import FoldWeights
 from lwqc.passes.insert_qdq import InsertQdq
 from lwqc.passes.integer_matmul import IntegerMatMul
 from lwqc.passes.residual_sum import ResidualSum
 from lwqc.plan import Plan, SiteEntry
-from lwqc.quant.formats import BLOCKS, WeightFormat
+from lwqc.quant.formats import WeightFormat
 
 _LINEAR = frozenset({"MatMul", "Gemm"})
 _BLOCK_OPS = _LINEAR | {"Gather"}
@@ -32,6 +33,7 @@ MIN_OPSET = {"QLinearConv": 13, "MatMulInteger": 11, "Folded": 11}
 # Operator types that run a form, and the suffix of the initializer they must read.
 _KERNELS: Mapping[Form, frozenset[str]] = {
     "MatMulNBits": frozenset({"MatMulNBits"}),
+    "MatMulBnb4": frozenset({"MatMulBnb4"}),
     "GatherBlockQuantized": frozenset({"GatherBlockQuantized"}),
     "MatMulInteger": frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}),
     "QLinearConv": frozenset({"QLinearConv"}),
@@ -57,7 +59,9 @@ class CpuTarget:
         if entry.activation != "none" and fmt.block is None:
             return _integer_form(site, entry)
         if site.ops <= _BLOCK_OPS and fmt.block is not None:
-            return _block_form(site, fmt)
+            return _block_form(site, entry)
+        if fmt.kind != "int":
+            return f"{fmt.kind} has no kernel for {'+'.join(sorted(site.ops))}"
         if entry.activation != "none":
             return f"8-bit activations with {fmt} weights have no kernel for {site.op}"
         return "Folded"
@@ -100,6 +104,7 @@ class CpuTarget:
             kind: {n: e for n, e in plan.quantize.items() if forms[n] in kinds}
             for kind, kinds in (
                 ("block", {"MatMulNBits", "GatherBlockQuantized"}),
+                ("float4", {"MatMulBnb4"}),
                 ("integer", {"MatMulInteger"}),
                 ("conv", {"QLinearConv"}),
                 ("folded", {"Folded"}),
@@ -110,6 +115,7 @@ class CpuTarget:
             InsertQdq(by_form["conv"], plan.activations, weights),
             IntegerMatMul(by_form["integer"], plan.activations, weights),
             BlockQuantize(by_form["block"], weights),
+            Bnb4(by_form["float4"], weights),
             FoldWeights(by_form["folded"], weights),
         ]
         for step in passes:
@@ -167,16 +173,28 @@ def _integer_form(site: Site, entry: SiteEntry) -> Form | str:
     return f"{'+'.join(sorted(site.ops))} has no integer kernel"
 
 
-def _block_form(site: Site, fmt: WeightFormat) -> Form | str:
-    if fmt.block not in BLOCKS:
-        return f"block must be one of {BLOCKS}"
+def _block_form(site: Site, entry: SiteEntry) -> Form | str:
+    fmt = entry.weight
+    if fmt.kind != "int":
+        return _float4_form(site, entry)
+    if entry.activation == "static":
+        return "kernels with weights in blocks find activation ranges in each run: dynamic or none"
     if "Gather" not in site.ops:
         return "MatMulNBits"
     if site.k % (fmt.block or 1):
         return f"rows of {site.k} are not a multiple of the block {fmt.block}"
-    if fmt.bits == 2:
-        return "2-bit embeddings are not supported"
     return "GatherBlockQuantized"
+
+
+def _float4_form(site: Site, entry: SiteEntry) -> Form | str:
+    kind, block = entry.weight.kind, entry.weight.block or 1
+    if not site.ops <= _LINEAR:
+        return f"{kind} has no kernel for {'+'.join(sorted(site.ops))}"
+    if entry.activation != "none":
+        return f"{kind} has no integer kernel"
+    if site.k % block:
+        return f"{kind} needs inputs ({site.k}) that are a multiple of the block {block}"
+    return "MatMulBnb4"
 
 
 def is_float32(value: ir.Value | None) -> bool:

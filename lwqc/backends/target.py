@@ -15,6 +15,7 @@ from lwqc.plan import Plan, SiteEntry
 
 Form = Literal[
     "MatMulNBits",  # low-bit weights, float or per-block int8 activations
+    "MatMulBnb4",  # NF4 and FP4 weights, float activations
     "GatherBlockQuantized",
     "MatMulInteger",  # 8-bit weights and activations
     "QLinearConv",

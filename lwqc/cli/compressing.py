@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,7 +72,7 @@ def compress(
     debug: DebugOption = False,
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
-    with opened(model, target, data, metric, shape, seed, output) as work:
+    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
         goals = parse_goals(max_size, max_latency, avg_bits, max_drop)
         finish(
             compress_workspace(work, goals, recipe),
@@ -95,6 +95,9 @@ def quantize(
     method: Annotated[
         str, typer.Option(help="rtn, gptq, gptq-order, gptq-refit, gpfq or descent (use --data)")
     ] = "rtn",
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="each layer sees the quantized ones before it")
+    ] = False,
     search: Annotated[
         bool, typer.Option("--search/--no-search", help="scales by error search or plain range")
     ] = True,
@@ -114,8 +117,8 @@ def quantize(
     debug: DebugOption = False,
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
-    recipe = _quantize_recipe(bits, activations, ranges, search, method)
-    with opened(model, target, data, metric, shape, seed, output) as work:
+    recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
+    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
         work.skip_checks = not verify
         goals = parse_goals(max_size, None, avg_bits, max_drop)
         finish(
@@ -177,7 +180,7 @@ def prune(
         **{name: value for name, value in wanted.items() if value is not None},
         **({"statistics": True} if statistics else {}),
     )
-    with opened(model, target, data, metric, shape, seed, output) as work:
+    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
         work.skip_checks = not verify
         goals = parse_goals(None, None, None, max_drop)
         done = prune_workspace(work, options, goals)
@@ -195,13 +198,13 @@ def _shares(texts: list[str]) -> dict[str, float]:
     return shares
 
 
-def _quantize_recipe(bits: str, activations: str, ranges: str, search: bool, method: str) -> Recipe:
+def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
     if bits == "mixed":
-        plain = uniform_recipe(4, "none", ranges, search, method)
+        plain = uniform_recipe(4, *settings)
         return plain.model_copy(update={"name": "mixed", "allocator": "knapsack"})
     if not bits.isdigit():
         raise InputError(f"--bits {bits}: expected 8, 4, 2 or mixed")
-    return uniform_recipe(int(bits), activations, ranges, search, method)
+    return uniform_recipe(int(bits), *settings)
 
 
 @app.command()

@@ -58,11 +58,17 @@ def opened(
     shape: str,
     seed: int,
     output: Path | None,
+    plan_out: Path | None = None,
 ) -> Iterator[Workspace]:
     """Load everything, refusing a bad output before any work is done."""
     loaded = io.load(model)
+    read = [model, *data_files(loaded)]
     if output is not None:
-        io.check_output(output, [model, *data_files(loaded)])
+        io.check_output(output, read)
+    if plan_out is not None:
+        io.check_output(plan_out, read)
+        if output is not None and plan_out.resolve() == output.resolve():
+            raise InputError(f"{plan_out}: is both the model and the plan; choose two names")
     with progress_bars() as report:
         yield open_workspace(
             loaded,
@@ -104,6 +110,8 @@ def finish(
     as_json: bool,
 ) -> None:
     """Save, measure, print; exit code 3 when a constraint is not met."""
+    if not verify and done.goals.max_drop is not None:
+        raise InputError("--max-drop is measured on the saved file: drop --no-verify")
     if plan_out is not None:
         done.plan.save(plan_out)
     report = done.save(output, external_data=external, verify=verify)

@@ -133,8 +133,10 @@ def _matched(
         return "its output channels do not follow its groups"
     narrowed = (before.features, before.groups) != (after.features, after.groups)
     kept_groups = tuple(int(g) for g in groups)
-    depth = changes.depth(after.activation)
-    return Consumer(before, after, rows, kept_groups, narrowed, _bias(after), depth)
+    node, depth = after.node, changes.depth(after.activation)
+    return Consumer(
+        before, after, rows, kept_groups, narrowed, bias_operand(node, after.out), depth
+    )
 
 
 def _other(node: ir.Node) -> str | None:
@@ -145,17 +147,16 @@ def _other(node: ir.Node) -> str | None:
     return None
 
 
-def _bias(after: Operand) -> tuple[ir.Node, int] | None:
-    """The operand that is added to every output position, one number per channel."""
-    node = after.node
+def bias_operand(node: ir.Node, out: int) -> tuple[ir.Node, int] | None:
+    """The stored vector [out] that is added to every output position of a Conv, Gemm or MatMul."""
     if node.op_type != "MatMul":
-        has = len(node.inputs) > 2 and _per_channel(node.inputs[2], after.out)
+        has = len(node.inputs) > 2 and _per_channel(node.inputs[2], out)
         return (node, 2) if has else None
     uses = list(node.outputs[0].uses())
     if len(uses) != 1 or node.outputs[0].is_graph_output() or uses[0].node.op_type != "Add":
         return None
     add, index = uses[0].node, 1 - uses[0].idx
-    return (add, index) if _per_channel(add.inputs[index], after.out) else None
+    return (add, index) if _per_channel(add.inputs[index], out) else None
 
 
 def _per_channel(value: ir.Value | None, out: int) -> bool:

@@ -10,15 +10,18 @@ import ast
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 import onnx
 import onnx.shape_inference
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lwqc.graph.integers import Integers
 from lwqc.graph.sampled import Sampled, Sizes, pair
-from lwqc.graph.weights import static_shape, stored_tensor
+from lwqc.graph.weights import is_float, static_shape, stored_tensor
 
 # Primes that divide no common channel count, so that sizes are not equal by accident.
+_FEW = 16  # elements of the operands that sizes are computed from
 _PRIMES = (
     (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53),
     (59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107),
@@ -110,7 +113,7 @@ def _inferred_outputs(
     try:
         version = int(model.opset_imports[node.domain])
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        data = {v.name or "": integers.static(v) for v in node.inputs if v is not None}
+        data = {v.name or "": _small(v, integers) for v in node.inputs if v is not None}
         result: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
             schema,
             ir.to_proto(node),
@@ -120,6 +123,14 @@ def _inferred_outputs(
     except (KeyError, ValueError, onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
         return {}
     return result
+
+
+def _small(value: ir.Value, integers: Integers) -> NDArray[np.generic] | None:
+    """What a size can be computed from: known integers, and stored scales such as Resize's."""
+    tensor = stored_tensor(value)
+    if tensor is not None and is_float(tensor) and tensor.size <= _FEW:
+        return tensor.numpy()
+    return integers.static(value)
 
 
 def _sized(proto: onnx.TypeProto, sizes: Sizes | None) -> onnx.TypeProto:

@@ -101,6 +101,16 @@ def evaluate(weight: Weight, read: ReadArray) -> Array:
     return array
 
 
+def dequantized(value: ir.Value, read: ReadArray) -> Array | None:
+    """What a DequantizeLinear with constant scales makes of a stored tensor; None without one."""
+    for use in value.uses():
+        if use.node.op_type == "DequantizeLinear" and use.idx == 0:
+            weight = trace_weight(use.node.outputs[0])
+            if weight is not None and weight.source is value:
+                return evaluate(weight, read)
+    return None
+
+
 def is_float(tensor: ir.TensorProtocol) -> bool:
     """Whether the stored type is a float type that weights come in."""
     return tensor.dtype in _FLOATS

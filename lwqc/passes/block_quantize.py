@@ -34,7 +34,7 @@ class _Stored:
 
 
 class BlockQuantize(ir.passes.InPlacePass):
-    """Store weights in 2, 4 or 8 bits with a scale per block.
+    """Store weights in 2, 4 or 8 bits (3 in 4) with a scale per block.
 
     Matches: sites used by MatMul, Gemm and Gather(axis 0), also tied ones.
     Rewrites to: com.microsoft MatMulNBits and GatherBlockQuantized on one shared copy of the codes.
@@ -64,7 +64,7 @@ class BlockQuantize(ir.passes.InPlacePass):
 
     def _store(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> _Stored:
         fmt, blocks = entry.weight, entry.weight.blocks(site.k)
-        block_bytes = (fmt.block or site.k) * fmt.bits // 8
+        block_bytes = (fmt.block or site.k) * fmt.storage_bits // 8
         flat = "Gather" in site.ops
         shape = (site.n, blocks * block_bytes) if flat else (site.n, blocks, block_bytes)
         half = fmt.scale == "float16"
@@ -72,8 +72,8 @@ class BlockQuantize(ir.passes.InPlacePass):
         codes = make(
             site.name,
             entry,
-            lambda e: pack(e.codes, e.format.bits).reshape(shape),
-            name=f"{site.name}_q{fmt.bits}",
+            lambda e: pack(e.codes, e.format.storage_bits).reshape(shape),
+            name=f"{site.name}_q{fmt.storage_bits}",
             dtype=ir.DataType.UINT8,
             shape=shape,
         )
@@ -93,7 +93,7 @@ class BlockQuantize(ir.passes.InPlacePass):
                 _packed_zero,
                 name=f"{site.name}_zero",
                 dtype=ir.DataType.UINT8,
-                shape=(site.n, -(-blocks * fmt.bits // 8)),
+                shape=(site.n, -(-blocks * fmt.storage_bits // 8)),
             )
         return _Stored(
             add_initializer(graph, codes),
@@ -103,7 +103,7 @@ class BlockQuantize(ir.passes.InPlacePass):
 
 
 def _packed_zero(encoded: Encoded) -> NDArray[np.generic]:
-    return pack(encoded.zero, encoded.format.bits)
+    return pack(encoded.zero, encoded.format.storage_bits)
 
 
 def _matmul(graph: ir.Graph, site: Site, use: Use, entry: SiteEntry, stored: _Stored) -> None:
@@ -114,8 +114,8 @@ def _matmul(graph: ir.Graph, site: Site, use: Use, entry: SiteEntry, stored: _St
     if len(codes.shape or ()) == 2:  # shared with an embedding; the runtime folds the Reshape
         shape = add_constant(
             graph,
-            f"{site.name}_q{fmt.bits}_shape",
-            np.array([site.n, blocks, block * fmt.bits // 8], np.int64),
+            f"{site.name}_q{fmt.storage_bits}_shape",
+            np.array([site.n, blocks, block * fmt.storage_bits // 8], np.int64),
         )
         (codes,) = insert_before(node, "Reshape", [codes, shape], [f"{codes.name}_blocks"])
     scale = stored.scale
@@ -135,7 +135,7 @@ def _matmul(graph: ir.Graph, site: Site, use: Use, entry: SiteEntry, stored: _St
         {
             "K": site.k,
             "N": site.n,
-            "bits": fmt.bits,
+            "bits": fmt.storage_bits,
             "block_size": block,
             "accuracy_level": ACCURACY_LEVEL[entry.activation],
         },
@@ -155,7 +155,7 @@ def _gather(graph: ir.Graph, site: Site, use: Use, entry: SiteEntry, stored: _St
         [stored.codes, use.activation, stored.scale, *([stored.zero] if stored.zero else [])],
         [f"{node.outputs[0].name}/rows"],
         {
-            "bits": fmt.bits,
+            "bits": fmt.storage_bits,
             "block_size": fmt.block or site.k,
             "gather_axis": 0,
             "quantize_axis": 1,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -34,13 +35,18 @@ class EncodedWeights:
         read: ReadArray,
         budget_bytes: int = 64 << 20,
         grams: Grams = lambda site: None,
+        known: Mapping[str, Encoded] = MappingProxyType({}),
     ) -> None:
-        """grams: site -> mean of x xᵀ of its input, for the methods that look at the data."""
+        """grams: site -> mean of x xᵀ of its input, for the methods that look at the data.
+
+        known: weights that are encoded already, by site, whatever their entries say.
+        """
         # A copy of the graph (weights are shared), since passes take the original's apart.
         self._sites = {site.name: site for site in find_sites(model.clone()).sites}
         self._read = read
         self._budget = budget_bytes
         self._grams = grams
+        self._known = known
         self._cache: OrderedDict[tuple[str, str, bool, str], Encoded] = OrderedDict()
         self._lock = threading.Lock()  # one weight at a time; encoding itself uses all cores
 
@@ -50,6 +56,8 @@ class EncodedWeights:
 
     def get(self, site: str, entry: SiteEntry) -> Encoded:
         """The site's weight in the entry's format. Raises InputError naming the weight."""
+        if site in self._known:
+            return self._known[site]
         key = (site, str(entry.weight), entry.search, entry.method)
         with self._lock:
             if key not in self._cache:

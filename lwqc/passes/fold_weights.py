@@ -89,15 +89,15 @@ class FoldWeights(ir.passes.InPlacePass):
             self._weights.lazy(
                 site.name,
                 entry,
-                lambda e: pack(e.codes.reshape(len(e.codes), -1), e.format.bits),
-                name=f"{site.name}_q{fmt.bits}",
+                lambda e: pack(e.codes.reshape(len(e.codes), -1), e.format.storage_bits),
+                name=f"{site.name}_q{fmt.storage_bits}",
                 dtype=ir.DataType.UINT8,
-                shape=(site.n, -(-width * fmt.bits // 8)),
+                shape=(site.n, -(-width * fmt.storage_bits // 8)),
             ),
         )
 
     def _zero(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> ir.Value:
-        half = np.float32(2 ** (entry.weight.bits - 1))
+        half = np.float32(entry.weight.implicit_zero)
         return add_initializer(
             graph,
             self._weights.lazy(
@@ -135,8 +135,8 @@ class _Builder:
         return self.op("Reshape", [value, self.constant(shape)])
 
     def centred(self, packed: ir.Value, shape: tuple[int, ...], entry: SiteEntry) -> ir.Value:
-        """Float codes minus 2^(bits-1) in `shape`, from packed bytes."""
-        bits = entry.weight.bits
+        """Float codes minus the implicit zero in `shape`, from packed bytes."""
+        bits = entry.weight.storage_bits
         fields = [packed] if bits == 8 else [self._field(packed, bits, i) for i in range(8 // bits)]
         if len(fields) > 1:
             rows = shape[0]
@@ -151,7 +151,7 @@ class _Builder:
             codes = fields[0]
         value = self.op("Cast", [self.reshape(codes, shape)], to=int(ir.DataType.FLOAT))
         half = add_constant(
-            self._graph, f"{self._prefix}/half", np.array(2 ** (bits - 1), np.float32)
+            self._graph, f"{self._prefix}/half", np.array(entry.weight.implicit_zero, np.float32)
         )
         return self.op("Sub", [value, half])
 

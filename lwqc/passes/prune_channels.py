@@ -13,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from lwqc.errors import InputError
 from lwqc.graph.axes import Factor, Masks
 from lwqc.graph.axis_analysis import AxisAnalysis, Use
+from lwqc.graph.consumers import node_name
 from lwqc.graph.groups import Groups
 from lwqc.graph.weights import static_shape, stored_tensor
 from lwqc.passes.edit import add_constant
@@ -116,7 +117,7 @@ def _slice_uses(
     for (use, _), keep in zip(uses, wanted, strict=True):
         if keep:
             copy = add_constant(
-                graph, f"{value.name}/{use.node.name}", _sliced(value, keep).numpy()
+                graph, f"{value.name}/{node_name(use.node)}", _sliced(value, keep).numpy()
             )
             use.node.replace_input_with(use.index, copy)
     return next(w for w in wanted if w)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lwqc.quant.block_scale import stored_scale
 from lwqc.quant.grid import Codes, Encoded, Float
-from lwqc.quant.range_search import code_range, encode, stored_scale
+from lwqc.quant.range_search import encode
+from lwqc.quant.unit_grid import codes_of, round_to_grid, unit_values
 
 
 class ColumnGrid:
@@ -29,9 +31,9 @@ class ColumnGrid:
         return [slice(i, min(i + self.block, self.k)) for i in range(0, self.k, self.block)]
 
     def centred(self, columns: slice) -> Float:
-        """Code minus zero point [columns, N] of columns within one block."""
-        centred: Float = self._codes[columns] - self._zero[columns.start // self.block]
-        return centred
+        """Values at scale 1 [columns, N] of columns within one block."""
+        zero = self._zero[columns.start // self.block]
+        return unit_values(self._codes[columns], zero, self._start.format)
 
     def values(self) -> Float:
         """The weight that the codes stand for, transposed: [K, N]."""
@@ -44,12 +46,10 @@ class ColumnGrid:
         The arithmetic is that of `range_search`: the same weight gets the same code.
         """
         block = column // self.block
-        lowest, highest = code_range(self._start.format)
-        zero, scale = self._zero[block], self._scale[block]
-        centred = np.rint(target.astype(np.float32) * (np.float32(1) / scale))
-        np.clip(centred, lowest - zero, highest - zero, out=centred)
-        self._codes[column] = centred + zero
-        values: Float = centred * scale
+        zero, scale, fmt = self._zero[block], self._scale[block], self._start.format
+        values = round_to_grid(target.astype(np.float32), scale, zero, fmt)
+        self._codes[column] = codes_of(values, zero, fmt)
+        values *= scale
         return values
 
     def fit(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from lwqc.errors import InputError
 
+Kind = Literal["int", "nf4", "fp4"]
 ScaleType = Literal["float32", "float16"]
-BITS = (2, 4, 8)
+BITS = (2, 3, 4, 8)
 BLOCKS = (16, 32, 64, 128, 256)
 SCALE_BYTES: dict[ScaleType, int] = {"float32": 4, "float16": 2}
-_NAME = re.compile(r"w(\d)(?:b(\d+)|c)(a?)(h?)")
+_NAME = re.compile(r"(?:w(\d)|(nf4|fp4))(?:b(\d+)|c)(a?)(h?)")
+# The code of 0 in the float formats; see `codebook`.
+_FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0}
 
 
 @dataclass(frozen=True, order=True)
@@ -22,35 +25,54 @@ class WeightFormat:
     bits: bits per code, one of `BITS`.
     block: consecutive inputs that share a scale (one of `BLOCKS`), or None for one scale per
         output channel. Scales are [N, ceil(K / block)] or [N, 1].
-    symmetric: no zero point is stored; code 2^(bits-1) means 0.
+    symmetric: no zero point is stored; code `implicit_zero` means 0.
     scale: type in which scales are stored; they act as float32.
+    kind: codes are integers, or they number the values of a 4-bit float (`codebook`).
     """
 
     bits: int
     block: int | None = None
     symmetric: bool = True
     scale: ScaleType = "float32"
+    kind: Kind = "int"
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise InputError(f"format: bits must be one of {BITS}, got {self.bits}")
         if self.block is not None and self.block not in BLOCKS:
             raise InputError(f"format: block must be one of {BLOCKS} or None, got {self.block}")
+        if self.kind != "int" and (self.bits != 4 or self.block is None or not self.symmetric):
+            raise InputError(f"format: {self.kind} has 4 bits, a block and no zero point")
 
     def __str__(self) -> str:
+        name = f"w{self.bits}" if self.kind == "int" else self.kind
         grain = "c" if self.block is None else f"b{self.block}"
         asymmetric = "" if self.symmetric else "a"
-        return f"w{self.bits}{grain}{asymmetric}{'h' if self.scale == 'float16' else ''}"
+        return f"{name}{grain}{asymmetric}{'h' if self.scale == 'float16' else ''}"
 
     @classmethod
     def parse(cls, text: str) -> WeightFormat:
         """Read the short name that `str` writes: `w4b32`, `w8c`, `w4b64ah` (asymmetric, half)."""
         found = _NAME.fullmatch(text)
         if not found:
-            raise InputError(f"format: {text!r} is not of the form w<bits>(b<block>|c)[a][h]")
-        bits, block, asymmetric, half = found.groups()
+            raise InputError(
+                f"format: {text!r} is not of the form w<bits>(b<block>|c)[a][h] "
+                "or (nf4|fp4)b<block>[h]"
+            )
+        bits, floating, block, asymmetric, half = found.groups()
+        kind = cast(Kind, floating or "int")
         scale: ScaleType = "float16" if half else "float32"
-        return cls(int(bits), int(block) if block else None, not asymmetric, scale)
+        return cls(int(bits or 4), int(block) if block else None, not asymmetric, scale, kind)
+
+    @property
+    def storage_bits(self) -> int:
+        """Bits that a code takes: no operator reads 3-bit codes, so these are stored in 4."""
+        return 4 if self.bits == 3 else self.bits
+
+    @property
+    def implicit_zero(self) -> int:
+        """The code that means 0 where no zero point is stored."""
+        return 2 ** (self.storage_bits - 1) if self.kind == "int" else _FLOAT_ZERO[self.kind]
 
     def blocks(self, k: int) -> int:
         """Scales per output channel for K inputs."""
@@ -60,6 +82,6 @@ class WeightFormat:
         """Bytes of codes, scales and zero points of a weight [N, K], with block padding."""
         blocks = self.blocks(k)
         padded = k if self.block is None else blocks * self.block
-        codes = n * -(-padded * self.bits // 8)
-        zeros = 0 if self.symmetric else n * -(-blocks * self.bits // 8)
+        codes = n * -(-padded * self.storage_bits // 8)
+        zeros = 0 if self.symmetric else n * -(-blocks * self.storage_bits // 8)
         return codes + n * blocks * SCALE_BYTES[self.scale] + zeros

@@ -1,4 +1,4 @@
-"""Integer grids with a scale per block: encoding, decoding, bit packing."""
+"""Quantized weights with a scale per block: decoding, bit packing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.quant.formats import WeightFormat
+from lwqc.quant.unit_grid import unit_values
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -15,11 +16,11 @@ Codes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Encoded:
-    """A quantized weight [N, K]: value = (code - zero) * scale.
+    """A quantized weight [N, K]: value = (code - zero) * scale, or codebook[code] * scale.
 
     codes: uint8 [N, blocks, block], padded along K with the code of zero.
     scale: float32 [N, blocks], already rounded to the stored type; may be negative.
-    zero: uint8 [N, blocks].
+    zero: uint8 [N, blocks], the codes of zero.
     k: inputs before padding.
     """
 
@@ -31,8 +32,8 @@ class Encoded:
 
     def decode(self) -> Float:
         """Return the float32 weight [N, K] that the codes stand for."""
-        centred = self.codes.astype(np.float32) - self.zero[..., None]
-        values = centred * self.scale[..., None]
+        values = unit_values(self.codes, self.zero[..., None], self.format)
+        values *= self.scale[..., None]
         return np.ascontiguousarray(values.reshape(len(values), -1)[:, : self.k])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,49 +14,74 @@ from lwqc.quant.formats import WeightFormat
 from lwqc.quant.gpfq import gpfq
 from lwqc.quant.gptq import gptq
 from lwqc.quant.grid import Encoded
+from lwqc.quant.hqq import hqq
+from lwqc.quant.k_quant import k_quant
 from lwqc.quant.range_search import encode
 
-Method = Literal["rtn", "gptq", "gptq-order", "gptq-refit", "gpfq", "descent"]
+Method = Literal["rtn", "hqq", "k-quant", "gptq", "gptq-order", "gptq-refit", "gpfq", "descent"]
 METHODS: tuple[str, ...] = get_args(Method)
+
+Weight = NDArray[np.floating]
+Gram = NDArray[np.float64]
+
+_ON_WEIGHTS: Mapping[str, Callable[[Weight, WeightFormat], Encoded]] = {
+    "hqq": hqq,
+    "k-quant": k_quant,
+}
+
+
+def _descent(weight: Weight, fmt: WeightFormat, gram: Gram) -> Encoded:
+    return coordinate_descent(weight, gptq(weight, fmt, gram, order="activation"), gram)
+
+
+_ON_DATA: Mapping[str, Callable[[Weight, WeightFormat, Gram], Encoded]] = {
+    "gptq": gptq,
+    "gptq-order": partial(gptq, order="activation"),
+    "gptq-refit": partial(gptq, scales="refit"),
+    "gpfq": gpfq,
+    "descent": _descent,
+}
+DATA_METHODS = frozenset(_ON_DATA)
 
 
 def encode_by(
     method: Method,
-    weight: NDArray[np.floating],
+    weight: Weight,
     fmt: WeightFormat,
-    gram: NDArray[np.float64] | None,
+    gram: Gram | None,
     *,
     search: bool = True,
 ) -> Encoded:
     """Quantize a weight [N, K].
 
-    rtn: round to nearest. gptq: later inputs take up the error; `-order` visits those with the
-    most energy first, `-refit` fits the scales of each block when it is reached. gpfq: greedy path
-    following. descent: gptq, then coordinate descent on codes and scales.
+    rtn: round to nearest. hqq: least sum of |error|^0.7. k-quant: least squares with large weights
+    counting more. These look at the weight alone; `DATA_METHODS` also look at the data. gptq: later
+    inputs take up the error; `-order` visits those with the most energy first, `-refit` fits the
+    scales of each block when it is reached. gpfq: greedy path following. descent: gptq, then
+    coordinate descent on codes and scales.
 
     gram: mean of x xᵀ [groups, K, K], groups being those of a convolution, whose rows of the
-    weight are together; None falls back to round to nearest. search: see `range_search.encode`.
+    weight are together; without it, `DATA_METHODS` fall back to round to nearest. search: of rtn,
+    see `range_search.encode`.
     """
-    if method == "rtn" or gram is None:
+    if method in DATA_METHODS and gram is not None:
+        return _by_group(_ON_DATA[method], weight, fmt, gram)
+    if method in DATA_METHODS or method == "rtn":
         return encode(weight, fmt, search=search)
+    return _ON_WEIGHTS[method](weight, fmt)
+
+
+def _by_group(
+    quantize: Callable[[Weight, WeightFormat, Gram], Encoded],
+    weight: Weight,
+    fmt: WeightFormat,
+    gram: Gram,
+) -> Encoded:
     rows = len(weight) // len(gram)
     parts = [
-        _one(method, weight[i * rows : (i + 1) * rows], fmt, matrix)
-        for i, matrix in enumerate(gram)
+        quantize(weight[i * rows : (i + 1) * rows], fmt, matrix) for i, matrix in enumerate(gram)
     ]
     return parts[0] if len(parts) == 1 else _joined(parts)
-
-
-def _one(
-    method: Method, weight: NDArray[np.floating], fmt: WeightFormat, gram: NDArray[np.float64]
-) -> Encoded:
-    if method == "gpfq":
-        return gpfq(weight, fmt, gram)
-    if method == "gptq-refit":
-        return gptq(weight, fmt, gram, scales="refit")
-    if method == "descent":
-        return coordinate_descent(weight, gptq(weight, fmt, gram, order="activation"), gram)
-    return gptq(weight, fmt, gram, order="activation" if method == "gptq-order" else "none")
 
 
 def _joined(parts: list[Encoded]) -> Encoded:

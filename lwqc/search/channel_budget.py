@@ -48,24 +48,29 @@ def global_budget(
 ) -> Keep:
     """Remove the channels with the lowest price in the whole model until `cost` <= `limit`.
 
-    fixed: group -> channels to remove, whatever they cost. Returns what comes closest when the
-    limit cannot be met.
+    fixed: group -> channels to remove, whatever they cost. At equal prices every group loses the
+    same share. Returns what comes closest when the limit cannot be met.
     """
-    prices = {c.name: np.maximum.accumulate(c.price) for c in candidates}
-    levels = np.unique(np.concatenate(list(prices.values()) or [np.zeros(0)]))
+    if not candidates:
+        return {}
+    prices = np.concatenate([np.maximum.accumulate(c.price) for c in candidates])
+    shares = np.concatenate([np.arange(1, c.size + 1) / c.size for c in candidates])
+    owners = np.repeat(np.arange(len(candidates)), [c.size for c in candidates])
+    cheapest_first = owners[np.lexsort((owners, shares, prices))]
 
-    def at(level: float) -> Keep:
-        counts = {n: int(np.searchsorted(p, level, side="right")) for n, p in prices.items()}
-        return _masks(candidates, {**counts, **fixed})
+    def after(removed: int) -> Keep:
+        counts = np.bincount(cheapest_first[:removed], minlength=len(candidates))
+        by_name = {c.name: int(n) for c, n in zip(candidates, counts, strict=True)}
+        return _masks(candidates, {**by_name, **fixed})
 
-    low, high = -1, len(levels) - 1
+    low, high = -1, len(cheapest_first)
     while low + 1 < high:
         middle = (low + high) // 2
-        if cost(at(levels[middle])) <= limit:
+        if cost(after(middle)) <= limit:
             high = middle
         else:
             low = middle
-    return at(levels[high]) if len(levels) else _masks(candidates, fixed)
+    return after(high)
 
 
 def local_budget(

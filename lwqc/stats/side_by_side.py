@@ -110,7 +110,7 @@ def _move_nodes(
     outputs = [moved.get(v, v) for v in other.outputs]
     other.outputs.clear()
     for graph in other.subgraphs():
-        for value in graph.initializers.values():
+        for value in list(graph.initializers.values()):  # renaming changes the mapping
             _rename_weight(value, prefix)
         for value in graph.inputs:
             value.name = f"{prefix}{value.name}"

@@ -93,7 +93,7 @@ def test_scales_of_one_block_are_least_squares():
     assert np.array_equal(found.codes, start.codes)
 
 
-@pytest.mark.parametrize("text", ["w2b32", "w2b16ah", "w4b32", "w4b64ah", "w4c"])
+@pytest.mark.parametrize("text", ["w2b32", "w2b16ah", "w3b32", "w4b32", "w4b64ah", "w4c", "nf4b64"])
 def test_each_method_improves_on_the_one_before(text):
     weight, gram = layer(64, 160)
     fmt = WeightFormat.parse(text)

@@ -4,14 +4,25 @@ from hypothesis import strategies as st
 
 from lwqc.errors import InputError
 from lwqc.quant.formats import BITS, BLOCKS, WeightFormat
+from lwqc.quant.unit_grid import code_range
 
-formats = st.builds(
+scales = st.sampled_from(["float32", "float16"])
+integer_formats = st.builds(
     WeightFormat,
     st.sampled_from(BITS),
     st.sampled_from([None, *BLOCKS]),
     st.booleans(),
-    st.sampled_from(["float32", "float16"]),
+    scales,
 )
+float_formats = st.builds(
+    WeightFormat,
+    st.just(4),
+    st.sampled_from(BLOCKS),
+    st.just(True),
+    scales,
+    st.sampled_from(["nf4", "fp4"]),
+)
+formats = integer_formats | float_formats
 
 
 @given(formats)
@@ -19,16 +30,30 @@ def test_short_name_reads_back(fmt):
     assert WeightFormat.parse(str(fmt)) == fmt
 
 
-@pytest.mark.parametrize("text", ["", "w4", "4b32", "w4b32x", "w4b32 "])
+@pytest.mark.parametrize("text", ["", "w4", "4b32", "w4b32x", "w4b32 ", "nf4", "nf3b32", "wnf4b32"])
 def test_other_names_are_refused(text):
     with pytest.raises(InputError, match="not of the form"):
         WeightFormat.parse(text)
 
 
-@pytest.mark.parametrize(("bits", "block"), [(3, 32), (4, 24), (16, None)])
+@pytest.mark.parametrize(("bits", "block"), [(5, 32), (4, 24), (16, None)])
 def test_formats_that_no_kernel_has_are_refused(bits, block):
     with pytest.raises(InputError, match="must be one of"):
         WeightFormat(bits, block)
+
+
+@pytest.mark.parametrize("text", ["nf4c", "nf4b64a", "fp4b32ah"])
+def test_float_formats_have_blocks_and_no_zero_point(text):
+    with pytest.raises(InputError, match="4 bits, a block and no zero point"):
+        WeightFormat.parse(text)
+
+
+def test_three_bits_are_stored_in_four():
+    fmt = WeightFormat(3, 32)
+    assert (fmt.storage_bits, fmt.implicit_zero) == (4, 8)
+    assert code_range(fmt) == (4, 11)
+    assert code_range(WeightFormat(3, 32, False)) == (0, 7)
+    assert fmt.size_bytes(7, 100) == WeightFormat(4, 32).size_bytes(7, 100)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +63,8 @@ def test_formats_that_no_kernel_has_are_refused(bits, block):
         ("w4b32h", 10, 64, 10 * 32 + 10 * 2 * 2),
         ("w4b32", 10, 33, 10 * 32 + 10 * 2 * 4),  # padded to two blocks
         ("w4b32a", 10, 96, 10 * 48 + 10 * 3 * 4 + 10 * 2),  # three 4-bit zero points: two bytes
+        ("w3b32a", 10, 96, 10 * 48 + 10 * 3 * 4 + 10 * 2),
+        ("nf4b64h", 10, 64, 10 * 32 + 10 * 2),
         ("w2b16h", 4, 16, 4 * 4 + 4 * 2),
     ],
 )

@@ -8,6 +8,7 @@ from lwqc.quant.gpfq import gpfq
 from lwqc.quant.gram_matrix import importance
 from lwqc.quant.output_error import output_error
 from lwqc.quant.range_search import encode
+from lwqc.quant.unit_grid import code_range
 from tests.build import normal
 from tests.quant.correlated import inputs, layer
 
@@ -23,13 +24,13 @@ def by_definition(weight, fmt, x, y):
         scale, zero = start.scale[:, block], start.zero[:, block].astype(np.float64)
         path += np.outer(x[:, t], weight[:, t].astype(np.float64))
         wanted = y[:, t] @ path / (y[:, t] @ y[:, t])
-        codes = np.clip(np.rint(wanted / scale) + zero, 0, 2**fmt.bits - 1)
+        codes = np.clip(np.rint(wanted / scale) + zero, *code_range(fmt))
         values[:, t] = (codes - zero) * scale
         path -= np.outer(y[:, t], values[:, t])
     return values
 
 
-@pytest.mark.parametrize("text", ["w2b16", "w4b32a", "w4c"])
+@pytest.mark.parametrize("text", ["w2b16", "w3b32", "w4b32a", "w4c"])
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_it_follows_the_path(text, noise):
     x, weight, fmt = inputs(200, 50), normal(12, 50), WeightFormat.parse(text)
@@ -40,7 +41,7 @@ def test_it_follows_the_path(text, noise):
     assert same.sum() >= 11  # float32 rounding may break a tie the other way
 
 
-@pytest.mark.parametrize("text", ["w2b32", "w4b32h", "w4b64a", "w4c"])
+@pytest.mark.parametrize("text", ["w2b32", "w3b32a", "w4b32h", "w4b64a", "w4c", "nf4b64", "fp4b32"])
 def test_it_beats_rounding_on_correlated_inputs(text):
     weight, gram = layer(64, 160)
     fmt = WeightFormat.parse(text)

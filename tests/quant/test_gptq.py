@@ -9,16 +9,18 @@ from lwqc.quant.gptq import gptq
 from lwqc.quant.gram_matrix import damped, importance, inverse_factor
 from lwqc.quant.output_error import output_error
 from lwqc.quant.range_search import encode
+from lwqc.quant.unit_grid import code_range
 from tests.build import normal
 from tests.quant.correlated import inputs, layer
 
-FORMATS = ["w2b32", "w2b32a", "w4b32h", "w4b64a", "w4c", "w8c", "w8b128a"]
+FORMATS = ["w2b32", "w2b32a", "w3b32", "w3b64a", "w4b32h", "w4b64a", "w4c", "w8c", "w8b128a"]
+FORMATS += ["nf4b64h", "fp4b32"]
 
 
 def by_definition(weight, fmt, gram, order, damp=0.01):
     """Round a column, then solve for all columns not yet rounded: values [N, K]."""
     start = encode(weight, fmt, importance=importance(gram, damp))
-    limits = (1 if fmt.symmetric and fmt.bits == 8 else 0), 2**fmt.bits - 1
+    limits = code_range(fmt)
     hessian = damped(gram, damp)
     left, wanted = list(order), weight.astype(np.float64)
     values = np.empty_like(wanted)
@@ -36,7 +38,7 @@ def by_definition(weight, fmt, gram, order, damp=0.01):
 
 
 @pytest.mark.parametrize("order", ["none", "activation"])
-@pytest.mark.parametrize("text", ["w2b16", "w4b32a", "w4c"])
+@pytest.mark.parametrize("text", ["w2b16", "w3b16", "w3b32a", "w4b32a", "w4c"])
 def test_it_is_the_sequence_of_least_squares(text, order):
     weight, gram = layer(12, 50)
     fmt = WeightFormat.parse(text)
@@ -110,7 +112,7 @@ def test_inputs_that_never_fire_are_rounded_to_nearest(options):
     weight, gram = layer(30, 70)
     dead = [0, 5, 69]
     gram[dead] = gram[:, dead] = 0
-    for fmt in (WeightFormat(4, 32), WeightFormat(2, 16, False), WeightFormat(8)):
+    for fmt in (WeightFormat(4, 32), WeightFormat(3, 16, False), WeightFormat(8)):
         found = gptq(weight, fmt, gram, **options)
         scale = np.repeat(found.scale, found.codes.shape[2], axis=1)[:, dead]
         steps = np.abs((found.decode() - weight)[:, dead] / scale)

@@ -11,13 +11,18 @@ from lwqc.quant.forward_substitution import forward_substitution
 from lwqc.quant.gpfq import gpfq
 from lwqc.quant.gptq import gptq
 from lwqc.quant.grid import pack, unpack
+from lwqc.quant.hqq import hqq
+from lwqc.quant.k_quant import k_quant
 from lwqc.quant.output_error import output_error
-from lwqc.quant.range_search import code_range, encode
+from lwqc.quant.range_search import encode
+from lwqc.quant.unit_grid import code_range
 from tests.build import normal
 from tests.quant.correlated import layer
 from tests.quant.test_formats import formats
 
 METHODS = {
+    "hqq": lambda w, f, h: hqq(w, f),
+    "k-quant": lambda w, f, h: k_quant(w, f),
     "gptq": gptq,
     "gptq-refit": lambda w, f, h: gptq(w, f, h, scales="refit"),
     "gptq-order": lambda w, f, h: gptq(w, f, h, order="activation"),
@@ -44,13 +49,14 @@ def test_codes_are_those_of_the_format(method, fmt, n, k, seed):
     assert found.codes.min() >= lowest
     assert found.codes.max() <= highest
     if fmt.symmetric:
-        assert (found.zero == 2 ** (fmt.bits - 1)).all()
+        assert (found.zero == fmt.implicit_zero).all()
     if fmt.scale == "float16":
         assert np.array_equal(found.scale, found.scale.astype(np.float16))
     padding = found.codes.reshape(n, -1)[:, k:]
     assert (padding == found.zero[:, -1:]).all()
-    assert np.array_equal(unpack(pack(found.codes, fmt.bits), fmt.bits, found.codes.shape[2]),
-                          found.codes)  # fmt: skip
+    bits = fmt.storage_bits
+    packed = pack(found.codes, bits)
+    assert np.array_equal(unpack(packed, bits, found.codes.shape[2]), found.codes)
     decoded = found.decode()
     assert decoded.shape == (n, k)
     assert np.isfinite(decoded).all()

@@ -68,10 +68,12 @@ def matmul_integer(ctx: Context) -> None:
 def einsum(ctx: Context) -> None:
     """One dimension per letter; `...` and repeated letters within an operand are barriers."""
     equation = ctx.text("equation", "").replace(" ", "")
-    operands, _, result = equation.partition("->")
+    operands, arrow, result = equation.partition("->")
     terms = operands.split(",")
-    if "->" not in equation or "." in equation:
-        raise BarrierError("its equation has an ellipsis or no arrow")
+    if "." in equation:
+        raise BarrierError("its equation has an ellipsis")
+    if not arrow:
+        result = "".join(sorted(c for c in set(operands) - {","} if operands.count(c) == 1))
     letters: dict[str, Factor] = {}
     for index, term in enumerate(terms):
         if len(set(term)) != len(term):

@@ -127,8 +127,10 @@ def reduce_statistics(ctx: Context) -> None:
 
 
 def reduce_sum(ctx: Context) -> None:
-    """Sums: a removed index counts as zero."""
-    _reduce(ctx, mixes=False)
+    """Sums: a removed index counts as zero, except of functions that are not zero at zero."""
+    data = ctx.node.inputs[0]
+    producer = data.producer() if data is not None else None
+    _reduce(ctx, mixes=producer is not None and producer.op_type in _NOT_ZERO_AT_ZERO)
 
 
 def global_pool(ctx: Context) -> None:
@@ -148,9 +150,11 @@ def looks_at_values(ctx: Context) -> None:
 
 
 def hard_max(ctx: Context) -> None:
-    """Hardmax compares the indices of the axis."""
+    """Hardmax compares the indices of one axis; before opset 13 of all that follow it."""
     dims = list(ctx.dims())
-    ctx.freeze([dims[ctx.axis(-1)]], "compares the indices of this axis")
+    old = ctx.opset < 13
+    axis = ctx.axis(1 if old else -1)
+    ctx.freeze(dims[axis:] if old else [dims[axis]], "compares the indices of this axis")
     ctx.give(dims)
 
 
@@ -186,6 +190,7 @@ def joined(ctx: Context) -> None:
 
 
 _STATISTICS_REDUCTIONS = "ReduceMean ReduceMax ReduceMin ReduceProd ReduceLogSum ReduceLogSumExp"
+_NOT_ZERO_AT_ZERO = {"Exp", "Sigmoid", "HardSigmoid", "Softplus", "Cos", "Cosh", "Not"}
 _SUMS = "ReduceSum ReduceSumSquare ReduceL1 ReduceL2"
 
 RULES: dict[tuple[str, str], Rule] = {

@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.errors import InputError
 from lwqc.graph.linear_operand import Matrix, Operand
-from lwqc.graph.weights import ReadArray
+from lwqc.graph.weights import ReadArray, stored_tensor
 from lwqc.stats.collector import Array, Feeds, RunnerFactory
 from lwqc.stats.divergence import OutputMeter
 
@@ -57,8 +58,15 @@ class FinalError:
     def loss(self, replaced: Replaced, loss: Loss) -> float:
         """Mean over the batches of a loss(outputs, feeds)."""
         trial = self._trial(replaced)
-        values = [float(loss(self._run({**feeds, **trial}), feeds)) for feeds in self._batches]
-        return float(np.mean(values))
+        found = []
+        for feeds in self._batches:
+            outputs = self._run({**feeds, **trial})
+            try:
+                found.append(float(loss(outputs, feeds)))
+            except Exception as error:  # the user's code
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise InputError(f"--loss: loss(outputs, feeds) failed: {reason}") from error
+        return float(np.mean(found))
 
     def _trial(self, replaced: Replaced) -> dict[str, Array]:
         trial = dict(self._base)
@@ -75,8 +83,9 @@ def _promote(model: ir.Model, names: Mapping[str, str]) -> None:
     for name, trial in names.items():
         value = stored[name]
         promoted = ir.Value(name=trial, type=value.type, shape=value.shape)
-        if promoted.type is None and value.const_value is not None:
-            promoted.type = ir.TensorType(value.const_value.dtype)
+        tensor = stored_tensor(value)
+        if promoted.type is None and tensor is not None:
+            promoted.type = ir.TensorType(tensor.dtype)
         graph.inputs.append(promoted)
         value.replace_all_uses_with(promoted, replace_graph_outputs=True)
 

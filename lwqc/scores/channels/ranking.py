@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lwqc.errors import InputError
 from lwqc.graph.groups import Group, Occurrence
-from lwqc.graph.weights import ReadArray, is_float, stored_tensor
+from lwqc.graph.weights import ReadArray, dequantized, is_float, stored_tensor
 
 Importance = NDArray[np.float64]
 Normaliser = Literal["none", "mean", "sum", "max", "lamp"]
@@ -28,7 +29,9 @@ class Ranking:
 
     @classmethod
     def of(cls, importance: Importance) -> Ranking:
-        """Channels by importance [size]; ties go by index."""
+        """Channels by importance [size]; ties go by index. Raises InputError for NaN."""
+        if not np.isfinite(importance).all():
+            raise InputError("a score is not finite; check the weights, the data and the loss")
         order = np.argsort(importance, kind="stable")
         return cls(order, np.maximum(importance[order], 0.0))
 
@@ -56,9 +59,12 @@ def members(group: Group, read: ReadArray) -> Iterator[Member]:
     """The group's matrices and kernels; vectors (biases, norm gains) follow what they belong to."""
     for occurrence in group.weights:
         tensor = stored_tensor(occurrence.value)
-        if tensor is None or not is_float(tensor) or len(tensor.shape) < 2:
+        if tensor is None or len(tensor.shape) < 2:
             continue
-        array = np.asarray(read(tensor), np.float32)
+        values = read(tensor) if is_float(tensor) else dequantized(occurrence.value, read)
+        if values is None:
+            continue
+        array = np.asarray(values, np.float32)
         yield Member(occurrence, array, occurrence.axis, group.owner(occurrence))
 
 
@@ -79,7 +85,7 @@ def aggregated(
     """
     parts = [gathered(m.owner, saliency(m), group.size) for m in members(group, read)]
     if not parts:
-        return np.zeros(group.size)
+        return np.ones(group.size)  # nothing to go by: all alike
     return np.asarray(np.mean(parts, axis=0))
 
 

@@ -1,0 +1,131 @@
+"""Moves scales from activations into the weights that read them; the outputs stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.errors import InputError
+from lwqc.graph.scalable import Port, Span, find_spans
+from lwqc.graph.weights import static_shape, stored_tensor
+from lwqc.passes.edit import add_initializer
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A stored operand and what multiplies its numbers: values[port.channels], 1 elsewhere."""
+
+    port: Port
+    values: Vector
+
+
+class MigrateScales(ir.passes.InPlacePass):
+    """Divide the channels of spans by s.
+
+    scales: name of the span -> s [channels], positive.
+    Matches: spans that `graph.scalable` finds.
+    Rewrites to: producers divided by s and consumers multiplied by it, under the same names and in
+        the same types. A gain or bias that has other readers is copied first.
+    Refuses: with InputError, an unknown span, scales of a wrong length, or that are not positive
+        and finite.
+    """
+
+    def __init__(self, scales: Mapping[str, NDArray[np.floating]]) -> None:
+        super().__init__()
+        self._scales = {name: np.asarray(s, np.float64) for name, s in scales.items()}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Scale all spans that have an entry; all others stay."""
+        if not self._scales:
+            return ir.passes.PassResult(model, False)
+        found = find_spans(model)
+        spans = {span.name: span for span in found.spans}
+        reasons = {skipped.name: skipped.reason for skipped in found.skipped}
+        factors: list[Factor] = []
+        for name, scales in self._scales.items():
+            if name not in spans:
+                reason = reasons.get(name, "the model has no such span")
+                raise InputError(f"{name}: its channels cannot be scaled: {reason}")
+            factors += span_factors(spans[name], scales)
+        multiply(model.graph, factors)
+        return ir.passes.PassResult(model, True)
+
+
+def span_factors(span: Span, scales: Vector) -> list[Factor]:
+    """What multiplies each stored operand of a span. Raises InputError as `MigrateScales` does."""
+    if scales.shape != (span.channels,):
+        raise InputError(f"{span.name}: has {span.channels} channels, scales are {scales.shape}")
+    if not (np.isfinite(scales).all() and (scales > 0).all()):
+        raise InputError(f"{span.name}: scales must be positive and finite")
+    return [
+        *(Factor(port, 1 / scales) for port in span.producers),
+        *(Factor(port, scales) for port in span.consumers),
+    ]
+
+
+def multiply(graph: ir.Graph, factors: Iterable[Factor]) -> None:
+    """Rewrite each stored tensor once, all its factors together."""
+    by_value: dict[ir.Value, list[Factor]] = {}
+    for factor in factors:
+        by_value.setdefault(own_source(graph, factor.port), []).append(factor)
+    for value, found in by_value.items():
+        _multiply(value, found)
+
+
+def own_source(graph: ir.Graph, port: Port) -> ir.Value:
+    """The stored tensor that only this port reads: its own, or a copy of a shared one."""
+    if port.weight.steps:
+        return port.weight.source  # a weight, with no other reader
+    source = port.node.inputs[port.operand]
+    assert source is not None
+    if len(source.uses()) == 1 and not source.is_graph_output():
+        return source
+    tensor = stored_tensor(source)
+    assert tensor is not None
+    name = f"{source.name}/{port.node.name or port.node.outputs[0].name}"
+    value = add_initializer(graph, lazy(tensor, name, tensor.numpy))
+    port.node.replace_input_with(port.operand, value)
+    return value
+
+
+def _multiply(value: ir.Value, factors: Sequence[Factor]) -> None:
+    tensor = stored_tensor(value)
+    assert tensor is not None
+
+    def product() -> NDArray[np.generic]:
+        array = tensor.numpy().astype(np.float64)
+        for factor in factors:
+            channels = factor.port.channels
+            array *= np.where(channels >= 0, factor.values[channels], 1.0)
+        return array
+
+    store(value, lazy(tensor, tensor.name, product))
+
+
+def lazy(
+    like: ir.TensorProtocol, name: str | None, values: Callable[[], NDArray[np.generic]]
+) -> ir.LazyTensor:
+    """A tensor of the same type and shape, evaluated when it is read: one is in memory at a time."""
+
+    def evaluate() -> ir.TensorProtocol:
+        array = values().astype(like.dtype.numpy())
+        return ir.tensor(array, dtype=like.dtype, name=name)
+
+    shape = ir.Shape(static_shape(like))
+    return ir.LazyTensor(evaluate, dtype=like.dtype, shape=shape, name=name, cache=True)
+
+
+def store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Let an initializer or the output of a Constant hold other numbers."""
+    if value.is_initializer():
+        value.const_value = tensor
+        return
+    producer = value.producer()
+    assert producer is not None
+    producer.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy()))
