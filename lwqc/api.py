@@ -75,7 +75,7 @@ def compress(
 def quantize(
     source: Source,
     *,
-    bits: Literal[2, 4, 8] = 8,
+    bits: Literal[2, 3, 4, 8] = 8,
     activations: Literal["none", "dynamic", "static"] = "none",
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse",
     target: str = "cpu",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -121,7 +121,8 @@ def _decide(work: Workspace, goals: Goals, recipe: Recipe | str) -> Plan:
     if not work.analysis.sites:
         raise InputError(f"{work.name}: has no weight that could take a number format")
     plan = _ALLOCATORS[chosen.allocator](work, goals, chosen)
-    plan = planning.with_method(work, plan, chosen.method)
+    if chosen.allocator in ("uniform", "rank"):
+        plan = planning.with_method(work, plan, chosen.method)
     return _repaired(work, plan.model_copy(update={"sequential": chosen.sequential}))
 
 
@@ -263,11 +264,17 @@ def _uniform(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
 
 
 def _knapsack(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
-    curves = mixed.choices(work, "weights" if recipe.score == "weights" else "measured")
+    score: mixed.Score = "weights" if recipe.score == "weights" else "measured"
+    method = recipe.method if work.data.given else "rtn"
+    curves = mixed.choices(work, score, method)
     if goals.max_size is not None:
         budget = goals.max_size.resolve(work.float_bytes)
+        if mixed.least_bytes(work, curves, recipe.name) > budget:
+            curves = mixed.choices(work, score, method, tiny=True)
         return mixed.within_bytes(work, curves, budget, recipe.name)
     if goals.avg_bits is not None:
+        if mixed.least_average_bits(work, curves) > goals.avg_bits:
+            curves = mixed.choices(work, score, method, tiny=True)
         return mixed.within_average_bits(work, curves, goals.avg_bits, recipe.name)
     limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
     return _smallest_within(work, curves, limit, recipe)
@@ -293,14 +300,20 @@ def _smallest_within(
 
 def _rank(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     weights = sum(s.size for s in work.analysis.sites)
+    kind: Literal["lim", "zd", "position"] = (
+        recipe.score if recipe.score in ("zd", "position") else "lim"
+    )
+    importance = layer_importance(work, kind)
+    budget: float | None
     if goals.max_size is not None:
         rest = io.serialized_bytes(work.model) - sum(s.float_bytes for s in work.analysis.sites)
         budget = goals.max_size.resolve(work.float_bytes) - rest
     elif goals.avg_bits is not None:
         budget = goals.avg_bits / 8 * weights
+    elif kind == "position":
+        budget = None
     else:
         raise InputError(f"recipe {recipe.name} needs a budget: --max-size or --avg-bits")
-    importance = layer_importance(work, "zd" if recipe.score == "zd" else "lim")
     return mixed.ranked(
         work, importance, budget, low=recipe.low, high=recipe.high, recipe=recipe.name
     )

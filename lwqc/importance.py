@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from lwqc.backends.session import statistics_session
 from lwqc.graph.branches import Branch, residual_branches
+from lwqc.scores.position import wants_more_bits
 from lwqc.scores.zero_deviation import zd
 from lwqc.stats.collect import collect
 from lwqc.stats.token_cosine import TokenCosine
 from lwqc.workspace import Workspace
 
 
-def layer_importance(work: Workspace, score: Literal["lim", "zd"]) -> dict[str, float]:
+def layer_importance(work: Workspace, score: Literal["lim", "zd", "position"]) -> dict[str, float]:
     """Importance of each site; higher is more important.
 
     lim: minus the mean cosine between input and output of the residual branch that holds the site
         (one forward pass over the data). Sites outside any branch get no value.
     zd: minus the share of outstanding weights of the site itself (no data).
+    position: 1 for the last site of every residual branch that `wants_more_bits`, 0 for the others.
     """
     if score == "zd":
         return {s.name: -zd(np.asarray(work.weights.weight(s.name))) for s in work.analysis.sites}
     branches = residual_branches(work.model.graph)
+    if score == "position":
+        return _by_position(work, branches)
     cosines = [_cosine(branch) for branch in branches]
     found = collect(work.model, cosines, work.data, statistics_session)
     inside = {node: c for branch, c in zip(branches, cosines, strict=True) for node in branch.nodes}
@@ -32,6 +37,16 @@ def layer_importance(work: Workspace, score: Literal["lim", "zd"]) -> dict[str, 
         for site in work.analysis.sites
         if site.uses[0].node in inside
     }
+
+
+def _by_position(work: Workspace, branches: Sequence[Branch]) -> dict[str, float]:
+    result = dict.fromkeys((s.name for s in work.analysis.sites), 0.0)
+    inside = [[s.name for s in work.analysis.sites if s.uses[0].node in b.nodes] for b in branches]
+    filled = [names for names in inside if names]
+    for i, names in enumerate(filled):
+        if wants_more_bits(i // 2, len(filled) // 2):  # attention and MLP make one layer
+            result[names[-1]] = 1.0
+    return result
 
 
 def _cosine(branch: Branch) -> TokenCosine:

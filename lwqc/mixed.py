@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +15,8 @@ from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plan import Plan, SiteEntry, Source
 from lwqc.planning import REWRITES
 from lwqc.quant.formats import WeightFormat
+from lwqc.quant.methods import DATA_METHODS, Method
+from lwqc.quant.output_error import output_error
 from lwqc.scores.sensitivity import site_sensitivity
 from lwqc.search.knapsack import Option, cheapest, choose
 from lwqc.workspace import Candidate, Workspace
@@ -35,19 +36,28 @@ class Choice:
     options: tuple[Option, ...]
 
 
-def choices(work: Workspace, score: Score = "measured") -> list[Choice]:
+def choices(
+    work: Workspace, score: Score = "measured", method: Method = "rtn", *, tiny: bool = False
+) -> list[Choice]:
     """Error curves of all sites.
 
-    The error of an entry is its squared weight error, scaled so that the probe format has the
-    output error that was measured for the site alone (or its share of the weight energy when
-    measuring is off): relative squared output errors, which add up while they are small.
+    The error of an entry is tr(E H Eᵀ), the squared error at the site's own output (without data
+    |E|²), scaled so that the probe format has the error at the model's outputs that was measured
+    for the site alone (or its share of the energy when measuring is off): relative squared errors,
+    which add up while they are small.
+
+    method: of entries below 8 bits where the site's input can be observed. tiny: 2 bits too.
     """
     sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
-    curves = {s.name: [None, *work.target.candidates(s, work.opset)] for s in sites}
-    with ThreadPoolExecutor(2) as pool:  # numpy releases the lock
-        weight_errors = dict(
-            zip(curves, pool.map(lambda n: _weight_errors(work, n, curves[n]), curves), strict=True)
-        )
+    curves = {
+        s.name: _entries(work, s, work.target.candidates(s, work.opset, tiny=tiny), method)
+        for s in sites
+    }
+    report = work.report("error curves")
+    weight_errors = {}
+    for name, entries in curves.items():
+        weight_errors[name] = _errors(work, name, entries)
+        report(len(weight_errors), len(curves))
     if score == "measured" and io.weight_bytes(work.model) <= _MEASURE_UP_TO_BYTES:
         probed = _measured(work, [n for n, entries in curves.items() if len(entries) > 1])
     else:
@@ -68,18 +78,51 @@ def _cost(site: Site, entry: SiteEntry | None) -> int:
     return site.float_bytes if entry is None else entry.weight.size_bytes(site.n, site.k)
 
 
-def _weight_errors(
+def _entries(
+    work: Workspace, site: Site, legal: Sequence[SiteEntry], method: Method
+) -> list[SiteEntry | None]:
+    """Float, then the legal entries, with the method where it can help."""
+    helped = method not in DATA_METHODS or not work.grams.reason(site.name)
+    return [
+        None,
+        *(
+            e.model_copy(update={"method": method}) if helped and e.weight.bits < 8 else e
+            for e in legal
+        ),
+    ]
+
+
+def _errors(
     work: Workspace, name: str, entries: Sequence[SiteEntry | None]
 ) -> tuple[list[float], float]:
-    """Squared weight error over squared weights, per entry and for the probe format."""
+    """Relative squared error at the site's output, per entry and for the probe format.
+
+    What a method gains over rounding to nearest is looked at once per number of bits.
+    """
     weight = np.asarray(work.weights.weight(name), np.float32)
-    energy = float(np.vdot(weight, weight)) or 1.0
+    observed = work.data.kind == "real" and not work.grams.reason(name)
+    gram = work.grams(name) if observed else None
+    gains: dict[int, float] = {}
 
     def error(entry: SiteEntry) -> float:
-        difference = work.weights.get(name, entry).decode() - weight
-        return float(np.vdot(difference, difference)) / energy
+        return output_error(weight, work.weights.get(name, entry).decode(), gram)
 
-    return [0.0 if e is None else error(e) for e in entries], error(PROBE)
+    def gain(entry: SiteEntry) -> float:
+        bits = entry.weight.bits
+        if bits not in gains:
+            plain = error(entry.model_copy(update={"method": "rtn"}))
+            gains[bits] = error(entry) / plain if plain > 0 else 1.0
+        return gains[bits]
+
+    found = []
+    for entry in entries:
+        if entry is None:
+            found.append(0.0)
+        elif entry.method == "rtn":
+            found.append(error(entry))
+        else:
+            found.append(gain(entry) * error(entry.model_copy(update={"method": "rtn"})))
+    return found, error(PROBE)
 
 
 def _measured(work: Workspace, names: Sequence[str]) -> dict[str, float]:
@@ -172,6 +215,18 @@ def within_drop(
     return best
 
 
+def least_bytes(work: Workspace, curves: Sequence[Choice], recipe: str) -> int:
+    """Bytes of the smallest model."""
+    return io.serialized_bytes(work.lower(smallest(work, curves, recipe)).model)
+
+
+def least_average_bits(work: Workspace, curves: Sequence[Choice]) -> float:
+    """Stored bits per weight of all sites when each takes its smallest format."""
+    small = sum(s.float_bytes for s in work.analysis.sites if s.size < MIN_WEIGHTS)
+    least = small + sum(min(o.cost for o in c.options) for c in curves)
+    return 8 * least / max(sum(s.size for s in work.analysis.sites), 1)
+
+
 def smallest(work: Workspace, curves: Sequence[Choice], recipe: str) -> Plan:
     """Every site in its smallest format."""
     picked = [min(range(len(c.options)), key=lambda i: c.options[i].cost) for c in curves]
@@ -181,7 +236,7 @@ def smallest(work: Workspace, curves: Sequence[Choice], recipe: str) -> Plan:
 def ranked(
     work: Workspace,
     importance: Mapping[str, float],
-    budget: float,
+    budget: float | None,
     *,
     low: WeightFormat,
     high: WeightFormat,
@@ -190,7 +245,8 @@ def ranked(
     """Two formats by rank (Layer-Wise Quantization): the least important sites get `low`.
 
     importance: site name -> importance; sites without one count as most important.
-    budget: bytes of all sites. As many sites as possible keep `high`.
+    budget: bytes of all sites; as many sites as possible keep `high`. None: those of importance
+    above 0 do.
     """
     sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
     curves = {s.name: _two_levels(work, s, low, high) for s in sites}
@@ -198,7 +254,8 @@ def ranked(
     order = sorted(sites, key=lambda s: importance.get(s.name, float("inf")))
     picked = {s.name: curves[s.name][1] for s in sites}
     for site in order:
-        if total <= budget:
+        enough = importance.get(site.name, 1.0) > 0 if budget is None else total <= budget
+        if enough:
             break
         total += _cost(site, curves[site.name][0]) - _cost(site, curves[site.name][1])
         picked[site.name] = curves[site.name][0]

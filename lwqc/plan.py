@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from lwqc.errors import InputError
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.methods import Method
+from lwqc.quant.side import side_bytes
 
 Format = Annotated[
     WeightFormat,
@@ -48,13 +49,25 @@ class SiteEntry(_Model):
     activation: `none` (float), `dynamic` (8 bits, range of each run) or `static` (8 bits, range
         from `Plan.activations`).
     search: choose scales by error search rather than from the plain range.
-    method: how codes are chosen, see `quant.methods`; all but `rtn` look at the data.
+    method: how codes are chosen, see `quant.methods`; `DATA_METHODS` look at the data.
+    rank, columns: of a branch in float beside the quantized weight, see `quant.side`; 0: without.
     """
 
     weight: Format
     activation: Literal["none", "dynamic", "static"] = "none"
     search: bool = True
     method: Method = "rtn"
+    rank: int = Field(default=0, ge=0)
+    columns: int = Field(default=0, ge=0)
+
+    @property
+    def has_side(self) -> bool:
+        """Whether there is a branch in float."""
+        return bool(self.rank or self.columns)
+
+    def size_bytes(self, n: int, k: int) -> int:
+        """Bytes that a weight [N, K] takes in a file, its branch in float included."""
+        return self.weight.size_bytes(n, k) + side_bytes(n, k, self.rank, self.columns)
 
 
 class SlicedAxis(_Model):

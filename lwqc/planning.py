@@ -11,7 +11,7 @@ from lwqc.graph.integer_flow import integer_flow
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.quant.formats import WeightFormat
-from lwqc.quant.methods import Method
+from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.stats.collect import collect
 from lwqc.stats.ranges import ranges
 from lwqc.stats.rounding_noise import RoundingNoise
@@ -188,6 +188,11 @@ def with_method(work: Workspace, plan: Plan, method: Method) -> Plan:
     """The plan with codes chosen by `method` wherever the site's input can be observed."""
     if method == "rtn":
         return plan
+    if method not in DATA_METHODS:
+        alike = {n: e.model_copy(update={"method": method}) for n, e in plan.quantize.items()}
+        return plan.model_copy(update={"quantize": alike})
+    if not work.data.given:
+        raise InputError(f"method {method} looks at the data: give --data")
     entries, kept = dict(plan.quantize), dict(plan.kept_float)
     for name, entry in plan.quantize.items():
         reason = work.grams.reason(name)

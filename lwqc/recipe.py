@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lwqc.errors import InputError
 from lwqc.plan import Format
-from lwqc.quant.formats import WeightFormat
+from lwqc.quant.formats import BITS, WeightFormat
 from lwqc.quant.methods import METHODS, Method
 
 
@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     search: scales by error search; False takes the plain range of each block.
     method: how codes are chosen, see `quant.methods`; those of `DATA_METHODS` look at the data.
     sequential: each layer is quantized for what the quantized layers before it give.
-    score: `measured` or `weights` for the knapsack, `lim` or `zd` for the rank.
+    score: `measured` or `weights` for the knapsack; `lim`, `zd` or `position` for the rank.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -55,8 +55,8 @@ class Recipe(BaseModel):
     description: str
     source: str = ""
     allocator: Literal["auto", "uniform", "knapsack", "rank", "channels"]
-    score: Literal["measured", "weights", "lim", "zd"] = "measured"
-    bits: Literal[2, 4, 8] = 8
+    score: Literal["measured", "weights", "lim", "zd", "position"] = "measured"
+    bits: Literal[2, 3, 4, 8] = 8
     activations: Literal["none", "dynamic", "static"] = "none"
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
     search: bool = True
@@ -100,7 +100,7 @@ def uniform_recipe(
 ) -> Recipe:
     """One format for all sites. Raises InputError for values outside the schema."""
     for option, value, known in (
-        ("bits", bits, (2, 4, 8)),
+        ("bits", bits, BITS),
         ("activations", activations, ("none", "dynamic", "static")),
         ("ranges", ranges, ("minmax", "percentile", "mse", "entropy")),
         ("method", method, METHODS),

@@ -29,7 +29,7 @@ from lwqc.stats.side_by_side import PREFIX, side_by_side
 from lwqc.tensor_bytes import read_array
 
 _LAYER_BYTES = 4 << 30  # of the matrices of a single layer
-_DAMP = 0.01
+_DAMP = 1.0  # strong: few samples must not move a weight far
 Encode = Callable[[str, SiteEntry], Encoded]
 
 

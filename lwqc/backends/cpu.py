@@ -70,18 +70,23 @@ class CpuTarget:
         """Whether what `form` returned is a reason rather than a form."""
         return _refused(form)
 
-    def candidates(self, site: Site, opset: int) -> Sequence[SiteEntry]:
-        """Weight-only entries, from few bytes to many, that do not slow the site's operator."""
+    def candidates(self, site: Site, opset: int, *, tiny: bool = False) -> Sequence[SiteEntry]:
+        """Weight-only entries, from few bytes to many, that do not slow the site's operator.
+
+        tiny: with 2 bits too, whose kernel is slower.
+        """
+        grains: list[tuple[int, tuple[int | None, ...]]]
+        grains = [(4, (128, 64, 32, 16)), (8, (128, 32))]
         if not site.ops <= _BLOCK_OPS:
-            formats = [WeightFormat(4, 64, s, "float16") for s in (True, False)]
-            formats += [WeightFormat(4, 16, True, "float16"), WeightFormat(8)]
-        else:
-            formats = [
-                WeightFormat(bits, block, symmetric, "float16")
-                for bits, blocks in ((4, (128, 64, 32, 16)), (8, (128, 32)))
-                for block in blocks
-                for symmetric in ((True, False) if bits == 4 else (True,))
-            ]
+            grains = [(4, (64, 16)), (8, (None,))]
+        if tiny:
+            grains.insert(0, (2, (64, 32, 16)))
+        formats = [
+            WeightFormat(bits, block, symmetric, "float16" if block else "float32")
+            for bits, blocks in grains
+            for block in blocks
+            for symmetric in ((True, False) if bits < 8 else (True,))
+        ]
         # An embedding has no activation to quantize; the others compute in int8 per block.
         activation: Literal["none", "dynamic"] = "dynamic" if site.ops <= _LINEAR else "none"
         entries = [SiteEntry(weight=f, activation=activation) for f in formats]

@@ -89,11 +89,14 @@ def compress(
 def quantize(
     model: Model,
     output: Output,
-    bits: Annotated[str, typer.Option(help="8, 4, 2 or mixed")] = "8",
+    bits: Annotated[str, typer.Option(help="8, 4, 3 (stored in 4), 2 or mixed")] = "8",
     activations: Annotated[str, typer.Option(help="none, dynamic or static")] = "none",
     ranges: Annotated[str, typer.Option(help="minmax, percentile, mse or entropy")] = "mse",
     method: Annotated[
-        str, typer.Option(help="rtn, gptq, gptq-order, gptq-refit, gpfq or descent (use --data)")
+        str,
+        typer.Option(
+            help="rtn, hqq or k-quant; with --data gptq, gptq-order, gptq-refit, gpfq or descent"
+        ),
     ] = "rtn",
     sequential: Annotated[
         bool, typer.Option("--sequential", help="each layer sees the quantized ones before it")
@@ -203,7 +206,7 @@ def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
         plain = uniform_recipe(4, *settings)
         return plain.model_copy(update={"name": "mixed", "allocator": "knapsack"})
     if not bits.isdigit():
-        raise InputError(f"--bits {bits}: expected 8, 4, 2 or mixed")
+        raise InputError(f"--bits {bits}: expected 8, 4, 3, 2 or mixed")
     return uniform_recipe(int(bits), *settings)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -16,10 +17,23 @@ from lwqc.graph.sites import find_sites
 from lwqc.graph.weights import ReadArray
 from lwqc.plan import SiteEntry
 from lwqc.quant.grid import Encoded
-from lwqc.quant.methods import encode_by
+from lwqc.quant.methods import DATA_METHODS, encode_by
+from lwqc.quant.side import Side, encode_with_side
 
 Part = Callable[[Encoded], NDArray[np.generic]]
+SidePart = Callable[[Side], NDArray[np.generic]]
 Grams = Callable[[str], NDArray[np.float64] | None]
+
+
+@dataclass(frozen=True)
+class _Held:
+    encoded: Encoded
+    side: Side | None = None
+
+    @property
+    def nbytes(self) -> int:
+        beside = self.side.nbytes if self.side is not None else 0
+        return self.encoded.codes.nbytes + self.encoded.scale.nbytes + beside
 
 
 class EncodedWeights:
@@ -47,7 +61,7 @@ class EncodedWeights:
         self._budget = budget_bytes
         self._grams = grams
         self._known = known
-        self._cache: OrderedDict[tuple[str, str, bool, str], Encoded] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, SiteEntry], _Held] = OrderedDict()
         self._lock = threading.Lock()  # one weight at a time; encoding itself uses all cores
 
     def weight(self, site: str) -> NDArray[np.floating]:
@@ -68,7 +82,7 @@ class EncodedWeights:
 
     def _encode(self, site: str, entry: SiteEntry) -> Encoded:
         try:
-            gram = None if entry.method == "rtn" else self._grams(site)
+            gram = self._grams(site) if entry.method in DATA_METHODS else None
             weight = self.weight(site)
             return encode_by(entry.method, weight, entry.weight, gram, search=entry.search)
         except InputError as error:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from lwqc.graph.consumers import bias_operand, node_name
 from lwqc.graph.linear_operand import Operand, linear_operand
 from lwqc.graph.scalable import Consumer, Port, Span, Unscalable, find_spans
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_constant, float_type
-from lwqc.passes.migrate_scales import Factor, lazy, multiply, own_source, store
+from lwqc.graph.scale_rules import MOVES
+from lwqc.graph.weights import static_shape, stored_tensor
+from lwqc.passes.edit import add_constant, float_type, unique_name
+from lwqc.passes.migrate_scales import Factor, lazy, multiply, own_operand, own_source, store
 
 Vector = NDArray[np.float64]
-_NOT_NUMBERS = frozenset({"Shape", "Size"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,8 @@ class FoldNorms(ir.passes.InPlacePass):
     """Give norms the gain 1 and the bias 0.
 
     Matches: a norm, or a product with a stored vector as exporters write the end of one, maybe
-        with a stored vector added, whose readers are all linear layers.
+        with a stored vector added, whose readers are all linear layers, maybe behind reshapes and
+        the like.
     Rewrites to: weights times the gain, layers' biases plus weights times the norm's bias, under
         the same names. The neutral gain and bias stay, so that runtimes still fuse the norm. A
         MatMul without a bias gets an Add.
@@ -65,16 +66,16 @@ def find_foldable_norms(model: ir.Model) -> FoldableNorms:
     """Which norms can be folded, and why not the others; the model is not changed."""
     found = find_spans(model)
     norms: list[Foldable] = []
-    skipped = [s for s in found.skipped if not _is_layer(s.op)]
+    skipped = [s for s in found.skipped if s.kind == "gain"]
     for span in found.spans:
-        gains = [port for port in span.producers if port.kind == "gain"]
         answer = _foldable(span)
         if isinstance(answer, Foldable):
             norms.append(answer)
         else:
             skipped += [
-                Unscalable(gain.node.outputs[0].name or "", gain.node.op_type, answer)
-                for gain in gains
+                Unscalable(gain.node.outputs[0].name or "", gain.node.op_type, "gain", answer)
+                for gain in span.producers
+                if gain.kind == "gain"
             ]
     return FoldableNorms(tuple(norms), tuple(skipped))
 
@@ -84,37 +85,27 @@ def _foldable(span: Span) -> Foldable | str:
     gain, bias = ports.get("gain"), ports.get("bias")
     if gain is None or len(ports) < len(span.producers) or "weight" in ports:
         return "its result is combined with other tensors"
-    output = gain.node.outputs[0]
-    if bias is not None and bias.node is not gain.node:
-        if _readers(output) != [bias.node]:
-            return "its result is read without the bias, too"
-        output = bias.node.outputs[0]
-    layers = [consumer.node for consumer in span.consumers]
-    for reader in _readers(output):
-        if reader not in layers and reader.op_type not in _NOT_NUMBERS:
-            return f"is read by {reader.op_type} {node_name(reader)}, which is no linear layer"
-    for consumer in span.consumers:
-        reason = _unfit(consumer, span, output, biased=bias is not None)
-        if reason:
-            return reason
-    return Foldable(output, gain, bias, span.consumers)
+    last = bias if bias is not None else gain
+    output = last.node.outputs[0]
+    for tensor in span.tensors:
+        producer = tensor.producer()
+        made = tensor in (output, gain.node.outputs[0])
+        if producer is not None and not made and producer.op_type not in MOVES:
+            return f"is read by {producer.op_type} {node_name(producer)}, no linear layer"
+    reasons = (_unfit(consumer, output, biased=bias is not None) for consumer in span.consumers)
+    return next((r for r in reasons if r), Foldable(output, gain, bias, span.consumers))
 
 
-def _readers(value: ir.Value) -> list[ir.Node]:
-    return [use.node for use in value.uses()]
-
-
-def _unfit(reader: Consumer, span: Span, output: ir.Value, *, biased: bool) -> str | None:
+def _unfit(reader: Consumer, output: ir.Value, *, biased: bool) -> str | None:
     """Why a layer cannot take the norm's gain and bias."""
     name = f"{reader.node.op_type} {node_name(reader.node)}"
-    if reader.activation is not output:
-        return f"{name} reads it behind other operators"
-    if not np.array_equal(reader.features, np.arange(span.channels)):
-        return f"{name} reads only a part of it"
+    if _before_moves(reader.activation) is not output:
+        return f"{name} reads it without the bias"
+    if (reader.features < 0).any():
+        return f"{name} reads it with channels that are not the norm's"
     if not biased:
         return None
-    padded = any(reader.node.attributes[a].as_ints() for a in ("pads",) if a in reader.node.attributes)
-    if padded and any(reader.node.attributes["pads"].as_ints()):
+    if _pads(reader.node):
         return f"{name} pads with zeros, which the norm's bias would change"
     operand = linear_operand(reader.node)
     assert isinstance(operand, Operand)
@@ -124,8 +115,19 @@ def _unfit(reader: Consumer, span: Span, output: ir.Value, *, biased: bool) -> s
     return None
 
 
-def _is_layer(op: str) -> bool:
-    return op in ("MatMul", "Gemm", "Conv")
+def _before_moves(value: ir.Value) -> ir.Value:
+    producer = value.producer()
+    while producer is not None and producer.op_type in MOVES:
+        source = producer.inputs[0]
+        assert source is not None
+        value, producer = source, source.producer()
+    return value
+
+
+def _pads(node: ir.Node) -> bool:
+    pads, auto = node.attributes.get("pads"), node.attributes.get("auto_pad")
+    same = auto is not None and auto.as_string().startswith("SAME")
+    return same or (pads is not None and any(pads.as_ints()))
 
 
 def _fold(graph: ir.Graph, norm: Foldable) -> None:
@@ -151,7 +153,7 @@ def _fill(graph: ir.Graph, port: Port, number: float) -> None:
     source = own_source(graph, port)
     tensor = stored_tensor(source)
     assert tensor is not None
-    shape = tensor.shape.numpy()
+    shape = static_shape(tensor)
     store(source, lazy(tensor, tensor.name, lambda: np.full(shape, number)))
 
 
@@ -162,12 +164,31 @@ def _add_bias(graph: ir.Graph, reader: Consumer, bias: Vector) -> None:
     weight, axis = operand.weight.tensor, operand.stored_axis(operand.out_axis)
 
     def shift() -> Vector:
-        products = weight.numpy().astype(np.float64) * bias[reader.channels]
-        return products.sum(axis=tuple(a for a in range(products.ndim) if a != axis))
+        products: Vector = weight.numpy().astype(np.float64) * bias[reader.channels]
+        result: Vector = products.sum(axis=tuple(a for a in range(products.ndim) if a != axis))
+        return result
 
     slot = bias_operand(reader.node, operand.out)
     value = own_operand(graph, *slot) if slot is not None else _new_bias(graph, operand)
     tensor = stored_tensor(value)
     assert tensor is not None
-    shape = tensor.shape.numpy()
+    shape = static_shape(tensor)
     store(value, lazy(tensor, tensor.name, lambda: tensor.numpy() + shift().reshape(shape)))
+
+
+def _new_bias(graph: ir.Graph, operand: Operand) -> ir.Value:
+    """Zeros that the layer adds to its output, in an Add behind a MatMul."""
+    node, output = operand.node, operand.node.outputs[0]
+    zeros = np.zeros(operand.out, float_type(node.inputs[1]).numpy())
+    bias = add_constant(graph, f"{operand.weight.name}/bias", zeros)
+    if node.op_type != "MatMul":
+        node.resize_inputs(3)
+        node.replace_input_with(2, bias)
+        return bias
+    name = output.name or ""
+    value = ir.Value(name=name, type=output.type, shape=output.shape)
+    output.replace_all_uses_with(value, replace_graph_outputs=True)
+    output.name = unique_name(graph, f"{name}/unbiased")
+    add = ir.node("Add", [output, bias], outputs=[value], name=f"{name}/bias")
+    graph.insert_after(node, add)
+    return bias

@@ -82,15 +82,20 @@ def own_source(graph: ir.Graph, port: Port) -> ir.Value:
     """The stored tensor that only this port reads: its own, or a copy of a shared one."""
     if port.weight.steps:
         return port.weight.source  # a weight, with no other reader
-    source = port.node.inputs[port.operand]
+    return own_operand(graph, port.node, port.operand)
+
+
+def own_operand(graph: ir.Graph, node: ir.Node, index: int) -> ir.Value:
+    """The stored tensor that only this operand reads."""
+    source = node.inputs[index]
+    tensor = stored_tensor(source)
     assert source is not None
+    assert tensor is not None
     if len(source.uses()) == 1 and not source.is_graph_output():
         return source
-    tensor = stored_tensor(source)
-    assert tensor is not None
-    name = f"{source.name}/{port.node.name or port.node.outputs[0].name}"
+    name = f"{source.name}/{node.name or node.outputs[0].name}"
     value = add_initializer(graph, lazy(tensor, name, tensor.numpy))
-    port.node.replace_input_with(port.operand, value)
+    node.replace_input_with(index, value)
     return value
 
 
@@ -111,7 +116,7 @@ def _multiply(value: ir.Value, factors: Sequence[Factor]) -> None:
 def lazy(
     like: ir.TensorProtocol, name: str | None, values: Callable[[], NDArray[np.generic]]
 ) -> ir.LazyTensor:
-    """A tensor of the same type and shape, evaluated when it is read: one is in memory at a time."""
+    """A tensor of the same type and shape, evaluated when it is first read."""
 
     def evaluate() -> ir.TensorProtocol:
         array = values().astype(like.dtype.numpy())

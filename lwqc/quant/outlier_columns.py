@@ -16,13 +16,13 @@ from lwqc.quant.gram_matrix import check_gram
 def outlier_columns(
     weight: NDArray[np.floating],
     quantized: NDArray[np.floating],
-    gram: NDArray[np.float64],
+    gram: NDArray[np.float64] | None,
     count: int,
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """The `count` columns of a weight [N, K] whose rounding costs most, and the weight without.
 
-    quantized: [N, K], the weight rounded to nearest; gram: H = mean of x xᵀ [K, K]. The cost of
-    column j is H_jj |w_j - q_j|². The exact saving, which counts products with other columns, is
+    quantized: [N, K], the weight rounded to nearest; gram: H = mean of x xᵀ [K, K], None stands for
+    the identity. The cost of column j is H_jj |w_j - q_j|². The exact saving, which counts products with other columns, is
     no better for that, and misleads where a method has made errors cancel.
 
     Returns the columns in rising order [count] and a float32 weight [N, K] with zeros in them,
@@ -30,11 +30,14 @@ def outlier_columns(
     0 <= count <= K, and as `check_gram` does.
     """
     k = weight.shape[1]
-    check_gram(gram, k)
+    if gram is not None:
+        check_gram(gram, k)
     if not 0 <= count <= k:
         raise InputError(f"outlier columns: expected a count in 0..{k}, found {count}")
     error = np.asarray(weight, np.float64) - quantized
-    cost = np.diagonal(gram) * np.einsum("ij,ij->j", error, error)
+    cost = np.einsum("ij,ij->j", error, error)
+    if gram is not None:
+        cost = cost * np.diagonal(gram)
     columns = np.sort(np.argsort(-cost, kind="stable")[:count])
     rest = np.array(weight, np.float32)
     rest[:, columns] = 0

@@ -1,0 +1,303 @@
+"""What operators do to a residual stream in rotated coordinates, one rule each.
+
+A rule gives the frame of those outputs that carry the stream; None says that none may. It refuses,
+with the reason, what would come out differently in other coordinates. Outputs without the axis of
+the stream, which a rule lets pass, are the same in all coordinates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from lwqc.graph.axes import Factor
+from lwqc.graph.linear_operand import Operand, linear_operand
+from lwqc.graph.stream_walk import LINEAR, Frame, Frames, Reading, Rules, Turn, Walk, refuse
+from lwqc.graph.weights import stored_tensor
+
+
+def move(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """The same for every channel, along other axes."""
+    if any(frames[1:]):
+        refuse(node, "is controlled by values of the stream")
+    data = frames[0]
+    output = node.outputs[0]
+    if data is None or (output.dtype is not None and not output.dtype.is_floating_point()):
+        refuse(node, "does not treat all directions of the stream alike")
+    if node.op_type == "Dropout" and len(node.inputs) > 2:
+        refuse(node, "may drop channels one by one")
+    return replace(data, use=None)
+
+
+def shape(walk: Walk, node: ir.Node, frames: Frames) -> None:
+    """Looks at sizes only."""
+
+
+def gather(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """An embedding, or a choice along another axis."""
+    data = frames[0]
+    if data is None or any(frames[1:]):
+        refuse(node, "is controlled by values of the stream")
+    if data.kind == "constant" and data.source is not None:
+        if data.use is None:
+            walk.tables.setdefault(data.source, []).append(node)
+        return walk.settle(data, node)
+    return data
+
+
+def concat(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """Along another axis."""
+    if any(f is None for f in frames):
+        refuse(node, "joins the stream with something else")
+    return _join(walk, node, frames)
+
+
+def _join(walk: Walk, node: ir.Node, frames: Frames) -> Frame:
+    present = [f for f in frames if f is not None]
+    if len({f.affine for f in present}) == 1 and all(f.kind == "state" for f in present):
+        return Frame("state", 0, present[0].affine, centred=all(f.centred for f in present))
+    pure = [walk.pure(f, node) for f in present]
+    return Frame("state", 0, centred=all(f.centred for f in pure))
+
+
+def add(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """Of streams, a constant in the stream, or the bias of a norm."""
+    if any(f is None for f in frames):
+        refuse(node, "adds the same number to all channels of the stream")
+    present = [f for f in frames if f is not None]
+    stored = [i for i, v in enumerate(node.inputs) if stored_tensor(v) is not None]
+    if len(present) == 2 and len(stored) == 1 and node.op_type != "Sub":
+        state = present[1 - stored[0]]
+        if state.kind == "state" and (state.centred or state.affine):
+            return walk.with_affine(state, "bias", node, stored[0])
+    pure = [walk.pure(f, node) for f in present]
+    parts = tuple(p for f in pure for p in f.parts) if all(f.parts for f in pure) else ()
+    return Frame("state", 0, centred=all(f.centred for f in pure), parts=parts)
+
+
+def sub(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """Of streams, or of a stream's own mean."""
+    if node in walk.subtractions:
+        assert frames[0] is not None
+        return Frame("state", 0, centred=True)
+    return add(walk, node, frames)
+
+
+def mul(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """A square, a number for all channels, or the gain of a norm."""
+    if all(frames):
+        a, b = frames
+        assert a is not None
+        assert b is not None
+        if node.inputs[0] is node.inputs[1]:
+            return _squared(walk, node, a)
+        constants = [i for i in (0, 1) if stored_tensor(node.inputs[i]) is not None]
+        if len(constants) == 1:
+            state = walk.settle((a, b)[1 - constants[0]], node)
+            return walk.with_affine(state, "gain", node, constants[0])
+        refuse(node, "multiplies channels of the stream one by one")
+    return walk.unbiased(next(f for f in frames if f is not None), node)
+
+
+def div(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """By a number for all channels."""
+    if frames[0] is None or frames[1] is not None:
+        refuse(node, "divides by channels of the stream")
+    return walk.unbiased(frames[0], node)
+
+
+def negative(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """The same as times -1."""
+    return walk.unbiased(frames[0], node) if frames[0] is not None else None
+
+
+def power(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """A square."""
+    exponent = stored_tensor(node.inputs[1])
+    if frames[0] is None or exponent is None or exponent.size != 1 or exponent.numpy() != 2:
+        refuse(node, "takes a power of channels one by one")
+    return _squared(walk, node, frames[0])
+
+
+def _squared(walk: Walk, node: ir.Node, frame: Frame) -> Frame:
+    frame = walk.pure(frame, node)
+    if not frame.centred:
+        walk.needs_mean.append(node)
+    return Frame("square", frame.axis)
+
+
+def reduce(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """A mean or sum over other axes, of squares over the channels, or a mean to subtract."""
+    frame = frames[0]
+    if frame is None:
+        refuse(node, "is controlled by values of the stream")
+    if walk.axis_of(walk.analysis.dims.get(node.outputs[0], ()), node) is not None:
+        sums = node.op_type == "ReduceSum"
+        return walk.unbiased(frame, node) if sums else walk.settle(frame, node)
+    if frame.kind == "square":
+        return None
+    walk.pure(frame, node)
+    mean, data = node.outputs[0], node.inputs[0]
+    uses = list(mean.uses())
+    subtracted = all(
+        u.node.op_type == "Sub" and u.idx == 1 and u.node.inputs[0] is data for u in uses
+    )
+    if node.op_type != "ReduceMean" or mean.is_graph_output() or not subtracted:
+        refuse(node, "reduces the channels of the stream")
+    if _several_axes(walk, node):
+        refuse(node, "normalises over more than the channels")
+    walk.subtractions += [u.node for u in uses]
+    return None
+
+
+def _several_axes(walk: Walk, node: ir.Node) -> bool:
+    """Whether a reduction over the channels drops axes or runs over another one too."""
+    before, after = walk.analysis.operand(node, 0), walk.analysis.dims.get(node.outputs[0])
+    if before is None or after is None or len(before) != len(after):
+        return True
+    return sum(d.size != 1 for d in before) - sum(d.size != 1 for d in after) != 1
+
+
+def energy(walk: Walk, node: ir.Node, frames: Frames) -> None:
+    """The length of the vector: the same after a rotation."""
+    if frames[0] is None:
+        refuse(node, "is controlled by values of the stream")
+    if walk.axis_of(walk.analysis.dims.get(node.outputs[0], ()), node) is not None:
+        refuse(node, "squares channels one by one")
+    frame = walk.pure(frames[0], node)
+    if not frame.centred:
+        walk.needs_mean.append(node)
+
+
+def rms_norm(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """By the root mean square; the gain is folded."""
+    frame = _normalised(walk, node, frames)
+    if not frame.centred:
+        walk.needs_mean.append(node)
+    return walk.with_affine(frame, "gain", node, 1) if len(node.inputs) > 1 else frame
+
+
+def layer_norm(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """With the mean; gain and bias are folded, the node is replaced."""
+    frame = _normalised(walk, node, frames)
+    walk.layer_norms.append(node)
+    frame = replace(frame, centred=True)
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        frame = walk.with_affine(frame, "gain", node, 1)
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        frame = walk.with_affine(frame, "bias", node, 2)
+    return frame
+
+
+def _normalised(walk: Walk, node: ir.Node, frames: Frames) -> Frame:
+    if frames[0] is None:
+        refuse(node, "normalises something else by the stream")
+    dims = walk.analysis.operand(node, 0) or []
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
+    if axis % len(dims) != len(dims) - 1 or frames[0].axis != len(dims) - 1:
+        refuse(node, "normalises over more than the channels")
+    if any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+        refuse(node, "also gives the mean or the deviation")
+    return replace(walk.pure(frames[0], node), parts=())
+
+
+def linear(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """Reads or writes the stream with a stored weight, or multiplies two tensors."""
+    operand = linear_operand(node)
+    if isinstance(operand, str):
+        refuse(node, operand)
+    if operand is None:
+        return _product(walk, node, frames)
+    dims = walk.analysis.operand(node, 1) or ()
+    in_axis = 1 - operand.out_axis if node.op_type != "Conv" else 1
+    reads = _has(walk, dims[in_axis], node)
+    writes = _has(walk, dims[operand.out_axis], node)
+    if any(_has(walk, d, node) for a, d in enumerate(dims) if a not in (in_axis, operand.out_axis)):
+        refuse(node, "has channels of the stream along its kernel")
+    if (reads or writes) and operand.groups > 1:
+        refuse(node, "works group by group on channels of the stream")
+    data, bias = frames[0], frames[2] if len(frames) > 2 else None
+    if reads:
+        _read(walk, node, operand, data)
+    elif data is not None:
+        if writes or node.op_type != "MatMul":
+            refuse(node, "mixes channels of the stream with other indices")
+        return walk.unbiased(data, node)
+    if not writes:
+        return None
+    parts = [Turn(operand.weight.source, operand.stored_axis(operand.out_axis))]
+    walk.turns += parts
+    if bias is not None:
+        parts += walk.pure(bias, node).parts
+    elif len(node.inputs) > 2 and node.inputs[2] is not None:
+        refuse(node, "adds the same number to all channels of the stream")
+    return Frame("state", 0, parts=tuple(parts))
+
+
+def _has(walk: Walk, dim: Factor, node: ir.Node) -> bool:
+    return walk.axis_of([dim], node) is not None
+
+
+def _read(walk: Walk, node: ir.Node, operand: Operand, data: Frame | None) -> None:
+    if data is None:
+        refuse(node, "reads channels of the stream from something else")
+    data = walk.settle(data, node)
+    if not data.centred:
+        walk.needs_mean.append(node)
+    if data.biased and node.op_type == "Conv":
+        refuse(node, "pads the stream behind a norm's bias")
+    in_axis = 1 if node.op_type == "Conv" else 1 - operand.out_axis
+    gain = tuple(a for a in data.affine if a.kind == "gain")
+    turn = Turn(operand.weight.source, operand.stored_axis(in_axis), gain)
+    walk.turns.append(turn)
+    walk.readings.append(Reading(operand, data.affine, turn))
+
+
+def _product(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:
+    """Of two tensors that the graph computes: over the channels, or beside them."""
+    if any(stored_tensor(v) is not None and f for v, f in zip(node.inputs, frames, strict=True)):
+        refuse(node, "its weight is the left operand")
+    a, b = frames[0], frames[1]
+    output = walk.axis_of(walk.analysis.dims.get(node.outputs[0], ()), node)
+    if a is not None and b is not None:
+        if output is not None or node.op_type != "MatMul":
+            refuse(node, "mixes channels of the stream with other indices")
+        for frame in (walk.pure(a, node), walk.pure(b, node)):
+            if not frame.centred:
+                walk.needs_mean.append(node)
+        return None
+    if output is None or node.op_type != "MatMul":
+        refuse(node, "mixes channels of the stream with other indices")
+    found = a or b
+    assert found is not None
+    return walk.unbiased(found, node)
+
+
+_MOVES = (
+    "Identity Cast Dropout Transpose Reshape Flatten Squeeze Unsqueeze Slice Split Expand GatherND"
+)
+
+RULES: Rules = {
+    **{("", op): move for op in _MOVES.split()},
+    ("", "Shape"): shape,
+    ("", "Size"): shape,
+    ("", "Gather"): gather,
+    ("", "Concat"): concat,
+    ("", "Add"): add,
+    ("", "Sum"): add,
+    ("", "Sub"): sub,
+    ("", "Mul"): mul,
+    ("", "Div"): div,
+    ("", "Neg"): negative,
+    ("", "Pow"): power,
+    ("", "ReduceMean"): reduce,
+    ("", "ReduceSum"): reduce,
+    ("", "GlobalAveragePool"): reduce,
+    ("", "ReduceL2"): energy,
+    ("", "ReduceSumSquare"): energy,
+    ("", "RMSNormalization"): rms_norm,
+    ("", "SimplifiedLayerNormalization"): rms_norm,
+    ("", "LayerNormalization"): layer_norm,
+    **dict.fromkeys(LINEAR, linear),
+}
