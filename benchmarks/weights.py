@@ -6,10 +6,11 @@
 
 Each model goes through every tool at 8, 4, 3 and 2 bits (blocks of 32; 3-bit codes take 4 bits in
 the file, since no operator reads 3) and through mixed bits at 4.5, 3.5 and 2.5 stored bits per
-weight. Judged on data that calibration did not see: cosine of sentence embeddings, accuracy, bits
-per byte (lower is better). `error` is the squared error at the layers' outputs relative to their
-energy, mean over the layers, and `beats RTN` the share of layers where it is below that of rounding
-to nearest at the same format; both on the calibration data, for lwqc's rows. onnxruntime's tool
+weight, and at the bytes of the uniform 4-bit file and of the fixed rule. The metric is taken on
+data that calibration did not see: cosine of sentence embeddings, accuracy, bits per byte (lower
+is better). On the calibration data: `output error`, the squared error of the model's outputs
+relative to their energy; `layer error`, the same at the layers' outputs, mean over the layers; `beats RTN`,
+the share of layers where that is below rounding to nearest in the same format. onnxruntime's tool
 leaves convolutions and embeddings in float, which its bytes show.
 """
 
@@ -33,7 +34,8 @@ from onnxruntime.quantization import matmul_nbits_quantizer as peer
 from lwqc import io
 from lwqc.backends.session import Session
 from lwqc.compress import compress_workspace, open_workspace
-from lwqc.goals import Goals
+from lwqc.goals import Amount, Goals
+from lwqc.measure import compare
 from lwqc.plan import Plan
 from lwqc.quant.output_error import output_error
 from lwqc.recipe import Recipe, find, uniform_recipe
@@ -120,6 +122,7 @@ def measured(name: str, only: str) -> Iterator[Row]:
                     yield theirs(work, name, label, bits, tool, path)
         for average in MIXED:
             yield from mixed_rows(work, name, average, only)
+        yield from equal_bytes(work, name, only)
 
 
 def mixed_rows(work: Workspace, name: str, average: float, only: str) -> Iterator[Row]:
@@ -132,23 +135,22 @@ def mixed_rows(work: Workspace, name: str, average: float, only: str) -> Iterato
     ):
         if only in label:
             yield ours(work, name, label, average, recipe, goals)
-    if average == MIXED[0]:
-        rule = find("k-quant-mixed")
-        label = "k-quant-mixed (fixed rule)"
-        if only in label:
-            row = ours(work, name, label, average, rule, Goals())
+
+
+def equal_bytes(work: Workspace, name: str, only: str) -> Iterator[Row]:
+    """Mixed plans as large as what they are compared with."""
+    if only not in "mixed":
+        return
+    knapsack = find("knapsack").model_copy(update={"method": "descent"})
+    for label, recipe in (
+        ("k-quant-mixed (fixed rule)", find("k-quant-mixed")),
+        ("GPTQ + descent", uniform_recipe(4, "none", "mse", True, "descent")),
+    ):
+        row = ours(work, name, label, 4, recipe, Goals())
+        if recipe.allocator == "rank":
             yield row
-            bound = Goals(max_size=io_size(row["bytes"]))
-            for title, chosen in (("mixed, RTN", plain), ("mixed, GPTQ + descent",
-                                  plain.model_copy(update={"method": "descent"}))):  # fmt: skip
-                yield ours(work, name, f"{title}, bytes of the rule", average, chosen, bound)
-
-
-def io_size(count: int) -> Any:
-    """An absolute budget in bytes."""
-    from lwqc.goals import Amount
-
-    return Amount(float(count), False)
+        bound = Goals(max_size=Amount(float(row["bytes"]), False))
+        yield ours(work, name, f"mixed, as large as {label}", 4, knapsack, bound)
 
 
 def ours(work: Workspace, name: str, tool: str, bits: float, recipe: Recipe, goals: Goals) -> Row:
@@ -158,11 +160,21 @@ def ours(work: Workspace, name: str, tool: str, bits: float, recipe: Recipe, goa
     size = io.serialized_bytes(done.model)
     seconds = time.perf_counter() - start
     error, share = layer_errors(work, done.decisions)
-    assert work.metric is not None
+    session = Session(done.model, label=tool)
     return {
         "model": name, "tool": tool, "bits": bits, "bytes": size, "seconds": seconds,
-        "metric": work.metric(Session(done.model, label=tool)), "error": error, "better": share,
+        **judged(work, session), "error": error, "better": share,
     }  # fmt: skip
+
+
+def judged(work: Workspace, session: Session) -> Row:
+    """The metric, and the squared error of the outputs relative to their energy."""
+    assert work.metric is not None
+    found = compare(work.reference, session, work.data)
+    return {
+        "metric": work.metric(session),
+        "output": max(d.relative_error for d in found.values()),
+    }
 
 
 def layer_errors(work: Workspace, plan: Plan) -> tuple[float, float | None]:
@@ -196,9 +208,9 @@ def theirs(
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out.onnx"
             quantizer.model.save_model_to_file(str(out))
-            assert work.metric is not None
-            metric = work.metric(Session(out, label=tool))
-            return {**row, "bytes": out.stat().st_size, "metric": metric, "seconds": seconds}
+            session = Session(out, label=tool)
+            size = out.stat().st_size
+            return {**row, "bytes": size, "seconds": seconds, **judged(work, session)}
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         return {**row, "failed": reason, "seconds": time.perf_counter() - start}
@@ -208,17 +220,17 @@ def show(rows: list[Row]) -> None:
     """Markdown, a table per model."""
     for model in dict.fromkeys(r["model"] for r in rows):
         print(f"\n### {model}\n")
-        print("| bits | tool | MB | metric | error | beats RTN | s |")
-        print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
+        print("| bits | tool | MB | metric | output error | layer error | beats RTN | s |")
+        print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
         for r in (r for r in rows if r["model"] == model):
             if "failed" in r:
-                print(f"| {r['bits']} | {r['tool']} | | fails: {r['failed']} | | | |")
+                print(f"| {r['bits']} | {r['tool']} | | fails: {r['failed']} | | | | |")
                 continue
             error = f"{r['error']:.5f}" if r.get("error") is not None else ""
             better = f"{r['better']:.0%}" if r.get("better") is not None else ""
             print(
                 f"| {r['bits']} | {r['tool']} | {r['bytes'] / 1e6:.3f} | {r['metric']:.4f} "
-                f"| {error} | {better} | {r['seconds']:.0f} |"
+                f"| {r.get('output', 0):.5f} | {error} | {better} | {r['seconds']:.0f} |"
             )
 
 

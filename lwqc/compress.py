@@ -19,6 +19,7 @@ from lwqc.channels import decide
 from lwqc.data import open_data
 from lwqc.errors import InputError
 from lwqc.goals import Goals, Outcome
+from lwqc.graph.sites import find_sites
 from lwqc.importance import layer_importance
 from lwqc.measure import Latency, Metric, latencies, load_metric, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights
@@ -31,6 +32,7 @@ from lwqc.report.result import Report, SiteRow
 from lwqc.sequential import quantize_in_sequence
 from lwqc.site_grams import SiteGrams
 from lwqc.timing import slow_sites
+from lwqc.transforms import choose_transforms, transform, transformed
 from lwqc.workspace import Candidate, Workspace, data_files, make_target
 
 Progress = Callable[[str, int, int], None]
@@ -120,10 +122,17 @@ def _decide(work: Workspace, goals: Goals, recipe: Recipe | str) -> Plan:
         return decide(work, prune_options(chosen)).plan
     if not work.analysis.sites:
         raise InputError(f"{work.name}: has no weight that could take a number format")
+    found = choose_transforms(work, chosen)
+    if found.transforms:
+        work = transformed(work, found.transforms)
     plan = _ALLOCATORS[chosen.allocator](work, goals, chosen)
     if chosen.allocator in ("uniform", "rank"):
         plan = planning.with_method(work, plan, chosen.method)
-    return _repaired(work, plan.model_copy(update={"sequential": chosen.sequential}))
+        plan = planning.with_side(work, plan, chosen.rank, chosen.columns)
+    plan = _repaired(work, plan.model_copy(update={"sequential": chosen.sequential}))
+    return plan.model_copy(
+        update={"transforms": found.transforms, "untransformed": dict(found.left)}
+    )
 
 
 def compress_workspace(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> Compressed:
@@ -235,11 +244,14 @@ def _looks_at_data(plan: Plan) -> bool:
 def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
     """Prune, then lower what is left."""
     pruned = prune_model(work, plan.prune) if plan.prune is not None else None
-    model, weights = work.model, work.weights
-    if pruned is not None:
-        model = pruned.model
-        grams = SiteGrams(model, list(pruned.sites.values()), work.data)
-        weights = EncodedWeights(model, io.read_array, grams=grams)
+    model, weights = pruned.model if pruned is not None else work.model, work.weights
+    if plan.transforms:
+        model = transform(model, plan.transforms)
+    if model is not work.model:
+        grams = SiteGrams(model, find_sites(model).sites, work.data, work.report("statistics"))
+        weights = EncodedWeights(
+            model, io.read_array, grams=grams, progress=work.report("encoding")
+        )
     if plan.sequential:
         done = quantize_in_sequence(
             model,
@@ -258,7 +270,12 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
 
 def _uniform(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     plan = planning.uniform(
-        work, recipe.bits, recipe.activations, search=recipe.search, recipe=recipe.name
+        work,
+        recipe.bits,
+        recipe.activations,
+        search=recipe.search,
+        kind=recipe.kind,
+        recipe=recipe.name,
     )
     return planning.calibrate(work, plan, recipe.ranges)
 
@@ -316,6 +333,17 @@ def _rank(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
         raise InputError(f"recipe {recipe.name} needs a budget: --max-size or --avg-bits")
     return mixed.ranked(
         work, importance, budget, low=recipe.low, high=recipe.high, recipe=recipe.name
+    )
+
+
+def _bisect(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+    importance = mixed.augmented_sensitivity(work)
+    if goals.wants_size:
+        raise InputError(f"recipe {recipe.name} takes --max-drop, not a size")
+    limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
+    method = recipe.method if work.data.given else "rtn"
+    return mixed.bisected(
+        work, importance, limit, low=recipe.low, high=recipe.high, method=method, recipe=recipe.name
     )
 
 
@@ -397,6 +425,7 @@ _ALLOCATORS: Mapping[str, Callable[[Workspace, Goals, Recipe], Plan]] = {
     "uniform": _uniform,
     "knapsack": _knapsack,
     "rank": _rank,
+    "bisect": _bisect,
 }
 
 
@@ -423,6 +452,7 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         sites=_rows(result),
         skipped=work.analysis.skipped,
         rewrites=result.decisions.rewrites,
+        untransformed=result.decisions.untransformed,
     )
     if result.pruned is not None:
         report = report.with_measurements(pruning=pruning_report(work, result.pruned))
@@ -457,7 +487,7 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
     for site in result.work.analysis.sites:
         entry = plan.quantize.get(site.name)
         now = left.get(site.name, site)
-        after = entry.weight.size_bytes(now.n, now.k) if entry else now.float_bytes
+        after = entry.size_bytes(now.n, now.k) if entry else now.float_bytes
         rows.append(
             SiteRow(
                 name=site.name,

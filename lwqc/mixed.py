@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -126,9 +127,17 @@ def _errors(
 
 
 def _measured(work: Workspace, names: Sequence[str]) -> dict[str, float]:
+    found = measured_together(work, [(name,) for name in names])
+    return {name: found[(name,)] for name in names}
+
+
+def measured_together(
+    work: Workspace, trials: Sequence[tuple[str, ...]]
+) -> dict[tuple[str, ...], float]:
+    """Relative squared error at the outputs with some sites in the probe format, by trial."""
     return site_sensitivity(
         work.model,
-        names,
+        trials,
         lambda name: work.weights.get(name, PROBE).decode(),
         work.search_batches,
         lambda model: Session(model, label="sensitivity"),
@@ -260,6 +269,59 @@ def ranked(
         total += _cost(site, curves[site.name][0]) - _cost(site, curves[site.name][1])
         picked[site.name] = curves[site.name][0]
     return _with_reasons(work, picked, recipe)
+
+
+def bisected(
+    work: Workspace,
+    importance: Mapping[str, float],
+    limit: float,
+    *,
+    low: WeightFormat,
+    high: WeightFormat,
+    method: Method,
+    recipe: str,
+) -> Plan:
+    """As many sites as possible in `high`, then of those in `low`, within a measured drop.
+
+    The least important sites go first; each count is found by bisection. Source: 2306.04879.
+    """
+    sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
+    order = sorted(sites, key=lambda s: importance.get(s.name, float("inf")))
+    levels = {
+        s.name: [e and _entries(work, s, [e], method)[1] for e in _two_levels(work, s, low, high)]
+        for s in sites
+    }
+    picked: dict[str, SiteEntry | None] = dict.fromkeys(levels)
+    for level in (1, 0):
+        fits, fails = 0, len(order) + 1
+        while fits + 1 < fails:
+            middle = (fits + fails) // 2
+            changed = {s.name: levels[s.name][level] for s in order[:middle]}
+            plan = _with_reasons(work, {**picked, **changed}, recipe)
+            if work.evaluate(plan)[0].drop <= limit:
+                fits = middle
+            else:
+                fails = middle
+        picked |= {s.name: levels[s.name][level] for s in order[:fits]}
+        order = order[:fits]
+    return _with_reasons(work, picked, recipe)
+
+
+def augmented_sensitivity(work: Workspace) -> dict[str, float]:
+    """Measured error of each site in the probe format, plus what it adds beside its neighbours.
+
+    Ω_i = L(i) + Σ_j (L(i, j) - L(i) - L(j)) / 2 over the sites next to i in graph order: a pairwise
+    term by finite differences, as in CLADO (2307.05657), for the augmented Hessian of 2306.04879.
+    """
+    names = [s.name for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
+    pairs = list(pairwise(names))
+    found = measured_together(work, [*((name,) for name in names), *pairs])
+    result = {name: found[(name,)] for name in names}
+    for a, b in pairs:
+        together = (found[(a, b)] - found[(a,)] - found[(b,)]) / 2
+        result[a] += together
+        result[b] += together
+    return result
 
 
 def _two_levels(

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from lwqc.errors import InputError
 from lwqc.quant.formats import WeightFormat
@@ -109,14 +117,30 @@ class Pruning(_Model):
     resizable_outputs: tuple[str, ...] = ()
 
 
+class Transforms(_Model):
+    """Rewrites that leave the outputs: first streams are rotated, then channels scaled.
+
+    rotations: group of a residual stream -> seed of the rotation. scales: span -> what its channels
+    are divided by, and the weights that read them multiplied.
+    """
+
+    rotations: dict[str, int] = Field(default_factory=dict)
+    scales: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.rotations or self.scales)
+
+
 class Plan(_Model):
     """Everything lwqc will do to one model.
 
-    prune: channels to remove, before anything else.
+    prune: channels to remove, before anything else. transforms: what follows.
     quantize: site name -> entry. activations: tensor name -> range, for static sites.
     rewrites: names of exact graph rewrites the target asked for, in order.
     sequential: each layer is quantized for what the quantized layers before it give.
-    kept_float: site name -> reason why it stays as it is.
+    kept_float: site name -> reason why it stays as it is. untransformed: the same for norms,
+    layers and streams that no transform could reach.
     """
 
     version: Literal[1] = 1
@@ -124,11 +148,20 @@ class Plan(_Model):
     target: str = "cpu"
     recipe: str = ""
     prune: Pruning | None = None
+    transforms: Transforms = Transforms()
     quantize: dict[str, SiteEntry] = Field(default_factory=dict)
     activations: dict[str, ActivationRange] = Field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     sequential: bool = False
     kept_float: dict[str, str] = Field(default_factory=dict)
+    untransformed: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _no_side_in_sequence(self) -> Self:
+        beside = next((n for n, e in self.quantize.items() if e.has_side), None)
+        if self.sequential and beside is not None:
+            raise ValueError(f"{beside}: a side branch cannot be had with sequential calibration")
+        return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON. Raises InputError when the file cannot be written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Literal
 
 from lwqc.backends.session import statistics_session
@@ -10,7 +11,7 @@ from lwqc.errors import InputError
 from lwqc.graph.integer_flow import integer_flow
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
-from lwqc.quant.formats import WeightFormat
+from lwqc.quant.formats import BLOCKS, Kind, WeightFormat
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.stats.collect import collect
 from lwqc.stats.ranges import ranges
@@ -30,12 +31,14 @@ def uniform(
     block: int | None = None,
     symmetric: bool = True,
     search: bool = True,
+    kind: Kind = "int",
     recipe: str = "",
 ) -> Plan:
     """Every site in `bits`, with the given activations where the target has a kernel for it.
 
     block: scales per block of a weight-only matrix (None: 32 for up to 4 bits, 128 for 8).
-    search: choose scales by error search.
+    search: choose scales by error search. kind: of 4-bit floats, where they have a kernel; the
+    other sites get integers.
     Sites that cannot take the format are in `kept_float` with the reason. Static plans have no
     ranges yet; see `calibrate`.
     """
@@ -44,7 +47,12 @@ def uniform(
     refused = _refused_convolutions(work) if activations == "static" else {}
     for site in work.analysis.sites:
         entry = _first_legal(
-            work, site, _wishes(site, bits, activations, block, symmetric, site.name in refused)
+            work,
+            site,
+            chain(
+                _float_wishes(kind, block),
+                _wishes(site, bits, activations, block, symmetric, site.name in refused),
+            ),
         )
         if isinstance(entry, str):
             kept[site.name] = entry
@@ -67,6 +75,15 @@ def _refused_convolutions(work: Workspace) -> dict[str, str]:
     return integer_flow(work.model.graph, convolutions).refused
 
 
+def _float_wishes(kind: Kind, block: int | None) -> Iterator[SiteEntry]:
+    for size in _nearest_blocks(block or 64) if kind != "int" else ():
+        yield SiteEntry(weight=WeightFormat(4, size, True, "float16", kind))
+
+
+def _nearest_blocks(first: int) -> list[int]:
+    return sorted(BLOCKS, key=lambda b: (b != first, abs(b - first)))
+
+
 def _wishes(
     site: Site,
     bits: int,
@@ -84,7 +101,7 @@ def _wishes(
     if site.ops <= {"MatMul", "Gemm", "Gather"}:
         weight_only: Activations = "dynamic" if activations == "dynamic" and linear else "none"
         first = block or (128 if bits == 8 else 32)
-        for size in sorted((16, 32, 64, 128, 256), key=lambda b: (b != first, abs(b - first))):
+        for size in _nearest_blocks(first):
             fmt = WeightFormat(bits, size, symmetric, "float16")
             yield SiteEntry(weight=fmt, activation=weight_only)
     if bits == 8:
@@ -200,6 +217,32 @@ def with_method(work: Workspace, plan: Plan, method: Method) -> Plan:
             kept.setdefault(name, f"round to nearest: {reason}")
         else:
             entries[name] = entry.model_copy(update={"method": method})
+    return plan.model_copy(update={"quantize": entries, "kept_float": kept})
+
+
+def with_side(work: Workspace, plan: Plan, rank: int, columns: float) -> Plan:
+    """The plan with a branch in float beside every quantized weight that can have one.
+
+    columns: a count, or below 1 a share of the inputs (at least one). The others stay as they are,
+    with the reason in `kept_float`.
+    """
+    if not rank and not columns:
+        return plan
+    entries, kept = dict(plan.quantize), dict(plan.kept_float)
+    sites = work.sites
+    for name, entry in plan.quantize.items():
+        site = sites[name]
+        count = int(columns) if columns >= 1 or not columns else max(1, round(columns * site.k))
+        wish = entry.model_copy(update={"rank": rank, "columns": count})
+        form = work.target.form(site, wish, work.opset)
+        if work.target.refuses(form):
+            reason = f"no side branch: {form}"
+        elif wish.size_bytes(site.n, site.k) >= site.float_bytes:
+            reason = "no side branch: would not be smaller than float"
+        else:
+            entries[name] = wish
+            continue
+        kept[name] = f"{kept[name]}; {reason}" if name in kept else reason
     return plan.model_copy(update={"quantize": entries, "kept_float": kept})
 
 

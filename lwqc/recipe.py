@@ -6,13 +6,13 @@ import tomllib
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lwqc.errors import InputError
 from lwqc.plan import Format
-from lwqc.quant.formats import BITS, WeightFormat
+from lwqc.quant.formats import BITS, Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
 
 
@@ -41,11 +41,16 @@ class Recipe(BaseModel):
     """How to make a plan.
 
     allocator: `auto` (fastest, or by budget), `uniform` (one format), `knapsack` (mixed bits under
-    a budget), `rank` (two formats by importance under a budget), `channels` (prunes as `prune`
-    says).
+    a budget), `rank` (two formats by importance under a budget), `bisect` (two formats, the lower
+    ones for as many sites as a drop allows), `channels` (prunes as `prune` says).
     search: scales by error search; False takes the plain range of each block.
     method: how codes are chosen, see `quant.methods`; those of `DATA_METHODS` look at the data.
     sequential: each layer is quantized for what the quantized layers before it give.
+    migrate: how scales move between activations and weights beforehand, see `quant.migration`.
+    rotate: residual streams are rotated beforehand.
+    kind: of the uniform format: integers, or 4-bit floats where there is a kernel for them.
+    rank, columns: of a branch in float beside the uniform format, see `quant.side`. columns is a
+    count, or below 1 a share of the inputs.
     score: `measured` or `weights` for the knapsack; `lim`, `zd` or `position` for the rank.
     """
 
@@ -54,7 +59,7 @@ class Recipe(BaseModel):
     name: str
     description: str
     source: str = ""
-    allocator: Literal["auto", "uniform", "knapsack", "rank", "channels"]
+    allocator: Literal["auto", "uniform", "knapsack", "rank", "bisect", "channels"]
     score: Literal["measured", "weights", "lim", "zd", "position"] = "measured"
     bits: Literal[2, 3, 4, 8] = 8
     activations: Literal["none", "dynamic", "static"] = "none"
@@ -62,9 +67,27 @@ class Recipe(BaseModel):
     search: bool = True
     method: Method = "rtn"
     sequential: bool = False
+    migrate: Literal["none", "smoothquant", "awq", "percentile", "equalise"] = "none"
+    rotate: bool = False
+    kind: Kind = "int"
+    rank: int = Field(default=0, ge=0)
+    columns: float = Field(default=0, ge=0)
     low: Format = WeightFormat(4, 32, True, "float16")
     high: Format = WeightFormat(8, 128, True, "float16")
     prune: PruneRecipe | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.columns > 1 and self.columns % 1:
+            raise ValueError(f"columns: expected a count or a share below 1, got {self.columns}")
+        if self.kind != "int" and (self.bits != 4 or self.activations != "none"):
+            raise ValueError(f"kind {self.kind} has bits = 4 and float activations")
+        beside = self.rank or self.columns
+        if self.allocator != "uniform" and (beside or self.kind != "int"):
+            raise ValueError("kind, rank and columns are for the allocator uniform")
+        if self.sequential and beside:
+            raise ValueError("rank and columns cannot be had with sequential calibration")
+        return self
 
 
 @cache

@@ -120,7 +120,8 @@ def test_a_plan_replays_bit_for_bit(run, tmp_path):
     arguments = ["--data", DATA, "--max-size", "0.25"]
     assert run("compress", DIGITS, "-o", first, "--plan-out", plan, *arguments)[0] == 0
     for name in ("second.onnx", "third.onnx"):
-        assert run("apply", DIGITS, plan, "-o", tmp_path / name, "--no-verify")[0] == 0
+        replay = ["-o", tmp_path / name, "--no-verify", "--data", DATA]
+        assert run("apply", DIGITS, plan, *replay)[0] == 0
         assert (tmp_path / name).read_bytes() == first.read_bytes()
     assert run("plan", DIGITS, "-o", tmp_path / "again.json", *arguments)[0] == 0
     assert Plan.load(tmp_path / "again.json") == Plan.load(plan)

@@ -11,12 +11,14 @@ ROOT = Path(lwqc.__file__).parent
 # From the top down; modules on one line may import each other.
 LAYERS = [
     {"__init__", "cli", "demo"},
-    {"api", "report.inspection", "report.terminal"},
+    {"api", "report.blame", "report.inspection", "report.terminal"},
     {"compress", "inspection"},
     {"importance", "mixed", "planning", "timing", "report.result"}
     | {
+        "blame",
         "reconstruct",
         "sequential",
+        "transforms",
         "batch_norm",
         "channels",
         "channel_ranking",

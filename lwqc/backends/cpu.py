@@ -24,6 +24,7 @@ from lwqc.passes.fold_weights import FoldWeights
 from lwqc.passes.insert_qdq import InsertQdq
 from lwqc.passes.integer_matmul import IntegerMatMul
 from lwqc.passes.residual_sum import ResidualSum
+from lwqc.passes.side_branch import SideBranch, keep_together, side_refusal
 from lwqc.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
 
@@ -52,7 +53,7 @@ class CpuTarget:
         form = self._form(site, entry)
         if opset < (need := MIN_OPSET.get(form, 0)):
             return f"needs opset {need}, the model has {opset}"
-        return form
+        return (not _refused(form) and side_refusal(site, entry, opset)) or form
 
     def _form(self, site: Site, entry: SiteEntry) -> Form | str:
         fmt = entry.weight
@@ -118,6 +119,7 @@ class CpuTarget:
         passes: list[ir.passes.InPlacePass] = [REWRITES[name]() for name in plan.rewrites]
         passes += [
             InsertQdq(by_form["conv"], plan.activations, weights),
+            SideBranch(plan.quantize, weights),  # convolutions have none
             IntegerMatMul(by_form["integer"], plan.activations, weights),
             BlockQuantize(by_form["block"], weights),
             Bnb4(by_form["float4"], weights),
@@ -125,6 +127,7 @@ class CpuTarget:
         ]
         for step in passes:
             step(lowered)
+        keep_together(lowered.graph, [n for n, e in plan.quantize.items() if e.has_side])
         RemoveUnusedNodesPass()(lowered)
         lowered.graph.sort()
         return Lowered(lowered, forms)

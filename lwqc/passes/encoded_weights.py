@@ -25,6 +25,9 @@ SidePart = Callable[[Side], NDArray[np.generic]]
 Grams = Callable[[str], NDArray[np.float64] | None]
 
 
+_Key = tuple[str, str, bool, str, int, int]
+
+
 @dataclass(frozen=True)
 class _Held:
     encoded: Encoded
@@ -50,10 +53,13 @@ class EncodedWeights:
         budget_bytes: int = 64 << 20,
         grams: Grams = lambda site: None,
         known: Mapping[str, Encoded] = MappingProxyType({}),
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """grams: site -> mean of x xᵀ of its input, for the methods that look at the data.
 
         known: weights that are encoded already, by site, whatever their entries say.
+
+        progress: called with sites encoded and sites that `lazy` was asked for.
         """
         # A copy of the graph (weights are shared), since passes take the original's apart.
         self._sites = {site.name: site for site in find_sites(model.clone()).sites}
@@ -61,7 +67,10 @@ class EncodedWeights:
         self._budget = budget_bytes
         self._grams = grams
         self._known = known
-        self._cache: OrderedDict[tuple[str, SiteEntry], _Held] = OrderedDict()
+        self._progress = progress
+        self._asked: set[str] = set()
+        self._done: set[str] = set()
+        self._cache: OrderedDict[_Key, _Held] = OrderedDict()
         self._lock = threading.Lock()  # one weight at a time; encoding itself uses all cores
 
     def weight(self, site: str) -> NDArray[np.floating]:
@@ -70,21 +79,49 @@ class EncodedWeights:
 
     def get(self, site: str, entry: SiteEntry) -> Encoded:
         """The site's weight in the entry's format. Raises InputError naming the weight."""
+        return self._held(site, entry).encoded
+
+    def side(self, site: str, entry: SiteEntry) -> Side:
+        """The factors of the entry's branch in float. Raises InputError naming the weight."""
+        side = self._held(site, entry).side
+        if side is None:
+            raise InputError(f"{site}: its entry has no side branch")
+        return side
+
+    def _held(self, site: str, entry: SiteEntry) -> _Held:
         if site in self._known:
-            return self._known[site]
-        key = (site, str(entry.weight), entry.search, entry.method)
+            if entry.has_side:
+                raise InputError(f"{site}: encoded in sequence, which leaves no side branch")
+            return _Held(self._known[site])
+        key = (
+            site, str(entry.weight), entry.search, entry.method, entry.rank, entry.columns,
+        )  # fmt: skip
         with self._lock:
             if key not in self._cache:
                 self._cache[key] = self._encode(site, entry)
+                self._done.add(site)
+                self._progress(len(self._done), len(self._asked | self._done))
                 self._trim()
             self._cache.move_to_end(key)
             return self._cache[key]
 
-    def _encode(self, site: str, entry: SiteEntry) -> Encoded:
+    def _encode(self, site: str, entry: SiteEntry) -> _Held:
+        method, fmt = entry.method, entry.weight
         try:
-            gram = self._grams(site) if entry.method in DATA_METHODS else None
+            gram = self._grams(site) if method in DATA_METHODS else None
             weight = self.weight(site)
-            return encode_by(entry.method, weight, entry.weight, gram, search=entry.search)
+            if not entry.has_side:
+                return _Held(encode_by(method, weight, fmt, gram, search=entry.search))
+            encoded, side = encode_with_side(
+                method,
+                weight,
+                fmt,
+                None if gram is None else gram[0],
+                rank=entry.rank,
+                columns=entry.columns,
+                search=entry.search,
+            )
+            return _Held(encoded, side)
         except InputError as error:
             raise InputError(f"{site}: {error}") from error
 
@@ -99,15 +136,38 @@ class EncodedWeights:
         shape: Sequence[int],
     ) -> ir.LazyTensor:
         """A tensor of the given type and shape whose values are `part` of the encoded weight."""
-        return ir.LazyTensor(
-            lambda: ir.tensor(np.ascontiguousarray(part(self.get(site, entry))), name=name),
-            dtype=dtype,
-            shape=ir.Shape(shape),
-            name=name,
-        )
+        self._asked.add(site)
+        return _lazy(lambda: part(self.get(site, entry)), name, dtype, shape)
+
+    def lazy_side(
+        self,
+        site: str,
+        entry: SiteEntry,
+        part: SidePart,
+        *,
+        name: str,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+    ) -> ir.LazyTensor:
+        """The same for a part of the entry's branch in float."""
+        return _lazy(lambda: part(self.side(site, entry)), name, dtype, shape)
 
     def _trim(self) -> None:
-        held = sum(e.codes.nbytes + e.scale.nbytes for e in self._cache.values())
+        held = sum(e.nbytes for e in self._cache.values())
         while held > self._budget and len(self._cache) > 1:
             _, oldest = self._cache.popitem(last=False)
-            held -= oldest.codes.nbytes + oldest.scale.nbytes
+            held -= oldest.nbytes
+
+
+def _lazy(
+    make: Callable[[], NDArray[np.generic]],
+    name: str,
+    dtype: ir.DataType,
+    shape: Sequence[int],
+) -> ir.LazyTensor:
+    return ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(make()), name=name),
+        dtype=dtype,
+        shape=ir.Shape(shape),
+        name=name,
+    )

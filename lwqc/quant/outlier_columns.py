@@ -22,8 +22,8 @@ def outlier_columns(
     """The `count` columns of a weight [N, K] whose rounding costs most, and the weight without.
 
     quantized: [N, K], the weight rounded to nearest; gram: H = mean of x xᵀ [K, K], None stands for
-    the identity. The cost of column j is H_jj |w_j - q_j|². The exact saving, which counts products with other columns, is
-    no better for that, and misleads where a method has made errors cancel.
+    the identity. The cost of column j is H_jj |w_j - q_j|². The exact saving, which counts products
+    with other columns, is no better for that, and misleads where a method has made errors cancel.
 
     Returns the columns in rising order [count] and a float32 weight [N, K] with zeros in them,
     which is to be quantized anew: its blocks have smaller ranges. Raises InputError unless

@@ -81,6 +81,7 @@ class Report:
     sites: tuple[SiteRow, ...]
     skipped: tuple[Skipped, ...]
     rewrites: tuple[str, ...] = ()
+    untransformed: Mapping[str, str] = field(default_factory=dict)
     divergence: Mapping[str, Divergence] = field(default_factory=dict)
     latency_before: Latency | None = None
     latency_after: Latency | None = None

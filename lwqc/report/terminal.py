@@ -42,6 +42,9 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
         print_unpruned(report.pruning, console)
     if not _only_pruned(report):
         print_left_alone(report.sites, report.skipped, console)
+    if details and report.untransformed:
+        console.print(f"{len(report.untransformed)} tensors could not be transformed:")
+        _groups(((reason, name) for name, reason in report.untransformed.items()), console)
     for outcome in report.outcomes:
         state = "met" if outcome.met else "NOT MET"
         console.print(

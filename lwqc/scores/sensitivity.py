@@ -19,36 +19,41 @@ from lwqc.stats.divergence import OutputMeter
 
 def site_sensitivity(
     model: ir.Model,
-    names: Sequence[str],
+    trials: Sequence[tuple[str, ...]],
     replacement: Callable[[str], NDArray[np.float32]],
     data: Iterable[Feeds],
     make_runner: RunnerFactory,
     read: ReadArray,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, float]:
-    """Relative squared output error when each site alone is replaced.
+) -> dict[tuple[str, ...], float]:
+    """Relative squared output error when the sites of each trial are replaced.
 
-    names: sites to try. replacement: site name -> quantized weight [N, K] as float32.
+    trials: names of sites, one or several at a time. replacement: site name -> quantized
+    weight [N, K] as float32.
     data: few batches; kept in memory together with the outputs of the float model.
 
-    Returns error / signal, the worst over the outputs, per site.
+    Returns error / signal, the worst over the outputs, per trial.
     """
     exposed = model.clone()
-    sites = {s.name: s for s in find_sites(exposed).sites if s.name in set(names)}
+    names = {name for trial in trials for name in trial}
+    sites = {s.name: s for s in find_sites(exposed).sites if s.name in names}
     originals = {name: evaluate(site.weight, read) for name, site in sites.items()}
     inputs = {name: _promote(exposed.graph, site) for name, site in sites.items()}
     run = make_runner(exposed)
     base = {inputs[name]: value for name, value in originals.items()}
     batches = list(data)
     references = [run({**feeds, **base}) for feeds in batches]
-    errors: dict[str, float] = {}
-    for name, site in sites.items():
-        trial = {**base, inputs[name]: _operand(site, replacement(name), originals[name])}
+    errors: dict[tuple[str, ...], float] = {}
+    for trial in trials:
+        changed = {
+            inputs[name]: _operand(sites[name], replacement(name), originals[name])
+            for name in trial
+        }
         meter = OutputMeter()
         for feeds, reference in zip(batches, references, strict=True):
-            meter.add(reference, run({**feeds, **trial}))
-        errors[name] = max((d.relative_error for d in meter.result().values()), default=0.0)
-        progress(len(errors), len(sites))
+            meter.add(reference, run({**feeds, **base, **changed}))
+        errors[trial] = max((d.relative_error for d in meter.result().values()), default=0.0)
+        progress(len(errors), len(trials))
     return errors
 
 

@@ -39,7 +39,8 @@ def test_sensitivity_is_what_replacing_the_weight_does():
     built = net()
     data = [{"i": np.array([[1, 2, 39]])}, {"i": np.array([[0, 5, 7]])}]
     changed = {"e": normal(40, 32, seed=7), "w": np.zeros((32, 32), np.float32)}
-    found = site_sensitivity(built, ["e", "w"], changed.__getitem__, data, Session, io.read_array)
+    trials = [("e",), ("w",), ("e", "w")]
+    found = site_sensitivity(built, trials, changed.__getitem__, data, Session, io.read_array)
     e, w = (built.graph.initializers[n].const_value.numpy() for n in "ew")
 
     def run(e, w):
@@ -47,8 +48,9 @@ def test_sensitivity_is_what_replacing_the_weight_does():
 
     reference = run(e, w)
     expected = {
-        "e": ((run(changed["e"], w) - reference) ** 2).sum() / (reference**2).sum(),
-        "w": 1.0,
+        ("e",): ((run(changed["e"], w) - reference) ** 2).sum() / (reference**2).sum(),
+        ("w",): 1.0,
+        ("e", "w"): 1.0,
     }
     assert found == pytest.approx(expected, rel=1e-4)
 
@@ -57,5 +59,5 @@ def test_replacing_by_the_same_weight_costs_nothing():
     built = net()
     data = [{"i": np.array([[1, 2, 3]])}]
     same = {"w": built.graph.initializers["w"].const_value.numpy().T}
-    found = site_sensitivity(built, ["w"], same.__getitem__, data, Session, io.read_array)
-    assert found == {"w": 0.0}
+    found = site_sensitivity(built, [("w",)], same.__getitem__, data, Session, io.read_array)
+    assert found == {("w",): 0.0}
