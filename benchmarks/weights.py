@@ -9,9 +9,9 @@ the file, since no operator reads 3) and through mixed bits at 4.5, 3.5 and 2.5 
 weight, and at the bytes of the uniform 4-bit file and of the fixed rule. The metric is taken on
 data that calibration did not see: cosine of sentence embeddings, accuracy, bits per byte (lower
 is better). On the calibration data: `output error`, the squared error of the model's outputs
-relative to their energy; `layer error`, the same at the layers' outputs, mean over the layers; `beats RTN`,
-the share of layers where that is below rounding to nearest in the same format. onnxruntime's tool
-leaves convolutions and embeddings in float, which its bytes show.
+relative to their energy; `layer error`, the same at the layers' outputs, mean over the layers;
+`beats RTN`, the share of layers where that is below rounding to nearest in the same format.
+onnxruntime's tool leaves convolutions and embeddings in float, which its bytes show.
 """
 
 from __future__ import annotations
