@@ -150,6 +150,9 @@ def equal_bytes(work: Workspace, name: str, only: str) -> Iterator[Row]:
         if recipe.allocator == "rank":
             yield row
         bound = Goals(max_size=Amount(float(row["bytes"]), False))
+        if recipe.allocator == "rank":
+            plain = knapsack.model_copy(update={"method": "rtn"})
+            yield ours(work, name, f"mixed, RTN, as large as {label}", 4, plain, bound)
         yield ours(work, name, f"mixed, as large as {label}", 4, knapsack, bound)
 
 

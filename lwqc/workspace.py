@@ -86,12 +86,14 @@ class Workspace:
         """Encoded weights, shared by all candidates."""
         large = io.weight_bytes(self.model) > _LARGE_BYTES
         budget = (64 if large else 512) << 20
-        return EncodedWeights(self.model, io.read_array, budget, self.grams)
+        return EncodedWeights(
+            self.model, io.read_array, budget, self.grams, progress=self.report("encoding")
+        )
 
     @cached_property
     def grams(self) -> SiteGrams:
         """Gram matrices of the sites' inputs."""
-        return SiteGrams(self.model, self.analysis.sites, self.data)
+        return SiteGrams(self.model, self.analysis.sites, self.data, self.report("statistics"))
 
     @cached_property
     def source(self) -> Source:

@@ -14,7 +14,10 @@ import pytest
 from lwqc import io, site_grams
 from lwqc.backends.mapped_session import mapped_session
 from lwqc.backends.session import statistics_session
+from lwqc.compress import compress_workspace, open_workspace
+from lwqc.goals import Goals
 from lwqc.graph.sites import find_sites
+from lwqc.recipe import find
 from lwqc.site_grams import SiteGrams
 from lwqc.stats.collect import collect
 from lwqc.stats.gram import Gram
@@ -155,3 +158,20 @@ def test_large_models_run_from_their_file(tmp_path, model_and_data, small_segmen
     grams = SiteGrams(loaded, find_sites(loaded).sites, data)
     for site in products(loaded):
         check(grams(site.name), wanted[site.name])
+
+
+def test_a_job_reports_statistics_and_encoding(model_and_data):
+    model, data = model_and_data
+    stages: dict[str, list[tuple[int, int]]] = {}
+
+    def report(stage, done, total):
+        stages.setdefault(stage, []).append((done, total))
+
+    work = open_workspace(model, data=data.feeds, progress=report)
+    work.skip_checks = True
+    recipe = find("rtn").model_copy(update={"method": "gptq", "bits": 4})
+    io.to_bytes(compress_workspace(work, Goals(), recipe).model)
+    assert stages["statistics"][-1] == (2, 2)
+    done = [at for at, _ in stages["encoding"]]
+    assert done == sorted(done)
+    assert done[-1] == stages["encoding"][-1][1] > 20

@@ -59,7 +59,7 @@ class Session:
 
     def __init__(
         self,
-        model: ir.Model | str | os.PathLike[str],
+        model: ir.Model | bytes | str | os.PathLike[str],
         settings: SessionSettings | None = None,
         *,
         label: str = "model",
@@ -123,11 +123,13 @@ def optimized_graph(
 class _as_source:
     """What InferenceSession loads: a path, bytes, or a temporary file for models over 2 GB."""
 
-    def __init__(self, model: ir.Model | str | os.PathLike[str]) -> None:
+    def __init__(self, model: ir.Model | bytes | str | os.PathLike[str]) -> None:
         self._model = model
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> str | bytes:
+        if isinstance(self._model, bytes):
+            return self._model
         if not isinstance(self._model, ir.Model):
             return os.fspath(self._model)
         if io.weight_bytes(self._model) < 1_500_000_000:

@@ -77,24 +77,41 @@ def verify(
     max_drop: DropOption = None,
     shape: ShapeOption = "",
     seed: Seed = 0,
+    blame: Annotated[
+        bool, typer.Option("--blame", help="rank the tensors that cost the output error")
+    ] = False,
+    blame_check: Annotated[
+        int, typer.Option(help="measure the drop without each of the first N suspects")
+    ] = 0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Compare the outputs of two models on the same data."""
     from lwqc.backends.session import Session
     from lwqc.measure import worst_drop
+    from lwqc.report.blame import blame_dict, blame_models, print_blame
 
+    if blame_check < 0:
+        raise InputError(f"--blame-check {blame_check}: must not be negative")
     with opened(original, "cpu", data, metric, shape, seed, None) as work:
-        io.load(candidate)
+        compressed = io.load(candidate)
         session = Session(candidate, label=str(candidate))
         found = work.divergence(session)
         drop = work.drop(session) if work.metric else worst_drop(found)
+        blamed = None
+        if blame or blame_check:
+            blamed = blame_models(work, compressed, str(candidate), drop, blame_check)
         if as_json:
             rows = {n: vars(d) for n, d in found.items()}
-            print(json.dumps({"drop": drop, "outputs": rows}, default=str, indent=1))
+            result = {"drop": drop, "outputs": rows}
+            if blamed is not None:
+                result["blame"] = blame_dict(blamed)
+            print(json.dumps(result, default=str, indent=1))
         else:
             Console().print(divergence_table(found))
             Console().print(f"drop {drop:.5g} on {work.data.description}")
+            if blamed is not None:
+                print_blame(blamed, Console(), random=work.data.kind == "random")
         if max_drop is not None and drop > max_drop:
             errors_console().print(f"drop {drop:.5g} is above the allowed {max_drop:.5g}")
             raise typer.Exit(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from math import prod
 
 import onnx_ir as ir
 
@@ -14,6 +15,7 @@ from lwqc.graph.weights import trace_weight
 # From the Softmax to its product with the values: masked rows are repaired, types change.
 _KEEPS = frozenset({"Where", "Cast", "Identity", "Dropout", "Reshape"})
 _FLATTENS = frozenset({"Reshape", "Flatten"})
+_MADE_UP = "unk__"  # names that ONNX's shape inference gives to sizes it does not know
 _LINEAR = frozenset({"MatMul", "Gemm", "Conv"})
 
 
@@ -76,8 +78,9 @@ class AttentionMaps:
             return (
                 "the model has no attention map (a Softmax whose product with values is a MatMul)"
             )
-        node = site.uses[0].node
-        if node not in self._linear or node.op_type == "Conv":
+        products = [use.node for use in site.uses if use.node in self._linear]
+        node = next((n for n in products if n.op_type != "Conv"), None)
+        if node is None:
             return "its input is not that of a matrix product"
         found = self._map_of(node)
         if found is None:
@@ -199,38 +202,52 @@ def _aligned(found: AttentionMap, node: ir.Node) -> TokenWeights | str:
     source = tokens.producer()
     if _rank(tokens) == 2 and source is not None and source.op_type in _FLATTENS:
         before = source.inputs[0]
-        if before is not None and _same_features(before, tokens):
+        if before is not None and _keeps_tokens(before, tokens):
             tokens = before
-    if tokens.shape is None or found.value.shape is None:
-        return "the shape of its input or of its attention map is not known"
-    if tokens.shape.rank() != 3:
-        return f"its input {tokens.shape} is no [batch, tokens, features]"
-    wrong = _mismatch(tokens.shape, found.value.shape)
+    elif _rank(tokens) != 3:
+        return f"its input {_text(tokens)} is no [batch, tokens, features]"
+    if tokens.shape is None or tokens.shape.rank() < 3:
+        return f"its input {_text(tokens)} is no [batch, tokens, features]"
+    wrong = _mismatch(tokens.shape, found)
     return wrong or TokenWeights(found.value.name or "", tokens.name or "")
 
 
-def _mismatch(tokens: ir.Shape, probabilities: ir.Shape) -> str:
+def _mismatch(tokens: ir.Shape, found: AttentionMap) -> str:
     """Why the tokens are not the map's, or ""."""
-    rank = probabilities.rank()
-    if rank not in (3, 4):
-        return f"its attention map {probabilities} has {rank} axes"
+    probabilities, rank = found.value.shape, _rank(found.value)
+    if probabilities is None or rank not in (3, 4):
+        return f"its attention map {_text(found.value)} is no [batch, heads, queries, keys]"
+    # A cache makes the map of self-attention wider than its tokens, but not higher.
+    length = probabilities[-2 if found.is_self_attention else -1]
     batch_differs = rank == 4 and _differ(tokens[0], probabilities[0])
-    if batch_differs or _differ(tokens[1], probabilities[rank - 2]):
+    if batch_differs or _differ(tokens[1], length):
         return f"its input {tokens} does not hold the tokens of its attention map {probabilities}"
     return ""
 
 
 def _differ(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
-    """Whether two sizes are known to be different, or computed in different ways."""
-    x, y = (d if isinstance(d, int) else d.value for d in (a, b))
+    """Whether two sizes are known to be different, or are written differently."""
+    x, y = _known(a), _known(b)
     return x is not None and y is not None and x != y
+
+
+def _known(size: int | ir.SymbolicDim) -> int | str | None:
+    """A size or its name; None for one that shape inference made up."""
+    value = size if isinstance(size, int) else size.value
+    return None if isinstance(value, str) and value.startswith(_MADE_UP) else value
 
 
 def _rank(value: ir.Value) -> int | None:
     return None if value.shape is None else value.shape.rank()
 
 
-def _same_features(a: ir.Value, b: ir.Value) -> bool:
-    if a.shape is None or b.shape is None or a.shape.rank() != 3:
+def _text(value: ir.Value) -> str:
+    return "of unknown shape" if value.shape is None else str(value.shape)
+
+
+def _keeps_tokens(before: ir.Value, after: ir.Value) -> bool:
+    """Whether [batch, tokens, ...features] was only flattened to [rows, features]."""
+    if before.shape is None or after.shape is None or before.shape.rank() < 3:
         return False
-    return a.shape[-1] == b.shape[-1]
+    sizes = [d for d in before.shape[2:] if isinstance(d, int)]
+    return len(sizes) == before.shape.rank() - 2 and prod(sizes) == after.shape[-1]

@@ -9,9 +9,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.errors import InputError
-from lwqc.stats.collector import Collector, Feeds, RunnerFactory, S
+from lwqc.stats.collector import Array, Collector, Feeds, RunnerFactory, S
 from lwqc.stats.emitter import Emitter
 
+NO_SAMPLE = "the data holds no sample; statistics need at least one"
 _DEFAULT_OPSET = 18  # for models that import no opset of the ONNX domain
 
 
@@ -46,26 +47,45 @@ def collect(
         return Statistics({})
     instrumented, outputs = instrument(model, wanted)
     runner = make_runner(instrumented)
-    totals: dict[Collector[Any], Any] = {}
+    totals = Totals(wanted, outputs)
     for feeds in data:
-        found = runner(feeds)
-        for collector, names in zip(wanted, outputs, strict=True):
+        totals.add(runner(feeds))
+    return totals.statistics()
+
+
+class Totals:
+    """Statistics of the runs so far."""
+
+    def __init__(
+        self, collectors: Sequence[Collector[Any]], outputs: Sequence[Sequence[str]]
+    ) -> None:
+        """outputs: of each collector, as `instrument` gives them."""
+        self._outputs = list(zip(collectors, outputs, strict=True))
+        self._totals: dict[Collector[Any], Any] = {}
+
+    def add(self, found: dict[str, Array]) -> None:
+        """Count one run; its outputs are taken out of `found`."""
+        for collector, names in self._outputs:
             values = [found.pop(name) for name in names]  # popped: freed once counted
-            if collector in totals:
-                totals[collector] = collector.fold(totals[collector], values)
+            if collector in self._totals:
+                self._totals[collector] = collector.fold(self._totals[collector], values)
             else:
-                totals[collector] = collector.read(values)
-    if not totals:
-        raise InputError("the data holds no sample; statistics need at least one")
-    return Statistics(totals)
+                self._totals[collector] = collector.read(values)
+
+    def statistics(self) -> Statistics:
+        """The results. Raises InputError when there was no run."""
+        if self._outputs and not self._totals:
+            raise InputError(NO_SAMPLE)
+        return Statistics(self._totals)
 
 
 def instrument(
-    model: ir.Model, collectors: Sequence[Collector[Any]]
+    model: ir.Model, collectors: Sequence[Collector[Any]], keep: Sequence[str] = ()
 ) -> tuple[ir.Model, list[list[str]]]:
     """A copy that outputs statistics only, and the output names of each collector.
 
-    The copy shares the weights. Nodes that no statistic depends on are gone.
+    The copy shares the weights. Nodes that no statistic depends on are gone. keep: tensors that
+    are outputs too.
     """
     copy = model.clone()
     graph = copy.graph
@@ -77,8 +97,17 @@ def instrument(
         outputs = collector.emit(emit, values)
         graph.outputs.extend(outputs)
         names[collector] = [o.name or "" for o in outputs]
+    graph.outputs.extend(named[name] for name in keep)
     RemoveUnusedNodesPass()(copy)
     return copy, [names[collector] for collector in collectors]
+
+
+def check_tensors(model: ir.Model, collectors: Iterable[Collector[Any]]) -> None:
+    """Raise InputError for a tensor that the main graph lacks."""
+    named = _main_values(model.graph)
+    for collector in collectors:
+        for name in collector.tensors:
+            _find(name, named, model.graph)
 
 
 def _deepest_first(
