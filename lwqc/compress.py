@@ -30,7 +30,6 @@ from lwqc.quant.methods import DATA_METHODS
 from lwqc.recipe import PruneRecipe, Recipe, find
 from lwqc.report.result import Report, SiteRow
 from lwqc.sequential import quantize_in_sequence
-from lwqc.site_grams import SiteGrams
 from lwqc.timing import slow_sites
 from lwqc.transforms import choose_transforms, transform, transformed
 from lwqc.workspace import Candidate, Workspace, data_files, make_target
@@ -125,13 +124,19 @@ def _decide(work: Workspace, goals: Goals, recipe: Recipe | str) -> Plan:
     found = choose_transforms(work, chosen)
     if found.transforms:
         work = transformed(work, found.transforms)
+    if chosen.token_weights:
+        work = dataclasses.replace(work, token_weights=True)
     plan = _ALLOCATORS[chosen.allocator](work, goals, chosen)
     if chosen.allocator in ("uniform", "rank"):
         plan = planning.with_method(work, plan, chosen.method)
         plan = planning.with_side(work, plan, chosen.rank, chosen.columns)
     plan = _repaired(work, plan.model_copy(update={"sequential": chosen.sequential}))
     return plan.model_copy(
-        update={"transforms": found.transforms, "untransformed": dict(found.left)}
+        update={
+            "transforms": found.transforms,
+            "untransformed": dict(found.left),
+            "token_weights": chosen.token_weights,
+        }
     )
 
 
@@ -247,8 +252,11 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
     model, weights = pruned.model if pruned is not None else work.model, work.weights
     if plan.transforms:
         model = transform(model, plan.transforms)
+    if plan.token_weights and not work.token_weights:
+        work = dataclasses.replace(work, token_weights=True)
+        weights = work.weights
     if model is not work.model:
-        grams = SiteGrams(model, find_sites(model).sites, work.data, work.report("statistics"))
+        grams = work.grams_of(model, find_sites(model).sites)
         weights = EncodedWeights(
             model, io.read_array, grams=grams, progress=work.report("encoding")
         )

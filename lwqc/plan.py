@@ -138,6 +138,7 @@ class Plan(_Model):
     prune: channels to remove, before anything else. transforms: what follows.
     quantize: site name -> entry. activations: tensor name -> range, for static sites.
     rewrites: names of exact graph rewrites the target asked for, in order.
+    token_weights: methods that look at the data count tokens by how much attention reads them.
     sequential: each layer is quantized for what the quantized layers before it give.
     kept_float: site name -> reason why it stays as it is. untransformed: the same for norms,
     layers and streams that no transform could reach.
@@ -153,6 +154,7 @@ class Plan(_Model):
     activations: dict[str, ActivationRange] = Field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     sequential: bool = False
+    token_weights: bool = False
     kept_float: dict[str, str] = Field(default_factory=dict)
     untransformed: dict[str, str] = Field(default_factory=dict)
 

@@ -48,6 +48,7 @@ class Recipe(BaseModel):
     sequential: each layer is quantized for what the quantized layers before it give.
     migrate: how scales move between activations and weights beforehand, see `quant.migration`.
     rotate: residual streams are rotated beforehand.
+    token_weights: methods that look at the data count tokens by how much attention reads them.
     kind: of the uniform format: integers, or 4-bit floats where there is a kernel for them.
     rank, columns: of a branch in float beside the uniform format, see `quant.side`. columns is a
     count, or below 1 a share of the inputs.
@@ -69,6 +70,7 @@ class Recipe(BaseModel):
     sequential: bool = False
     migrate: Literal["none", "smoothquant", "awq", "percentile", "equalise"] = "none"
     rotate: bool = False
+    token_weights: bool = False
     kind: Kind = "int"
     rank: int = Field(default=0, ge=0)
     columns: float = Field(default=0, ge=0)

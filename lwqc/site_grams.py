@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -15,9 +16,11 @@ from lwqc import io
 from lwqc.backends.mapped_session import mapped_session
 from lwqc.backends.session import statistics_session
 from lwqc.errors import InputError
+from lwqc.graph.attention_maps import AttentionMaps, TokenWeights
 from lwqc.graph.sites import Site, Use
 from lwqc.stats.collect import NO_SAMPLE
 from lwqc.stats.collector import Feeds
+from lwqc.stats.column_mass import ColumnMass
 from lwqc.stats.gram import Gram
 from lwqc.stats.patches import conv_window
 from lwqc.stats.segmented_run import SegmentedRun
@@ -47,13 +50,19 @@ class SiteGrams:
         sites: Sequence[Site],
         data: Iterable[Feeds],
         progress: Callable[[int, int], None] = lambda done, total: None,
+        token_weights: bool = False,
     ) -> None:
-        """model, sites: of the float model, as `find_sites` gives them. data: re-iterable."""
+        """model, sites: of the float model, as `find_sites` gives them. data: re-iterable.
+
+        token_weights: tokens count by how much attention reads them (RSQ), where that is known.
+        """
         self._model = model
         self._data = data
         self._progress = progress
         self._large = io.weight_bytes(model) > _LARGE_BYTES
         self._collectors = {s.name: _gram(s) for s in sites}
+        if token_weights:
+            self._collectors |= _weighted(model, sites, self._collectors)
         self._bytes = {s.name: 8 * s.groups * s.k**2 for s in sites}
         positions = _positions(model.graph)
         self._readers = {
@@ -96,7 +105,8 @@ class SiteGrams:
         observed: dict[int, dict[str, int]] = {}
         for site, collector in self._observed.items():
             at = observed.setdefault(self._readers[site], {})
-            at[collector.tensor] = at.get(collector.tensor, 0) + self._bytes[site]
+            for tensor in collector.tensors:
+                at[tensor] = at.get(tensor, 0) + self._bytes[site]
         limit = _LARGE_SEGMENT_BYTES if self._large else _SEGMENT_BYTES
         sizes = {name: array.shape for name, array in first.items()}
         found = split(self._model, limit, sizes, observed)
@@ -185,6 +195,20 @@ def _gram(site: Site) -> Gram | None:
     if use.node.op_type == "Conv":
         return Gram(name, conv_window(use.node, site.shape))
     return Gram(name)
+
+
+def _weighted(
+    model: ir.Model, sites: Sequence[Site], plain: Mapping[str, Gram | None]
+) -> dict[str, Gram]:
+    """Collectors of the sites whose tokens an attention map weighs."""
+    maps = AttentionMaps(model)
+    found = {}
+    for site in sites:
+        collector, weights = plain[site.name], maps.token_weights(site)
+        if collector is not None and collector.window is None and isinstance(weights, TokenWeights):
+            mass = ColumnMass(weights.map, weights.tokens)
+            found[site.name] = dataclasses.replace(collector, weights=mass)
+    return found
 
 
 def _plain(use: Use) -> bool:

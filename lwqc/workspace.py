@@ -58,6 +58,7 @@ class Workspace:
     metric: Metric | None = None
     name: str = "model"
     skip_checks: bool = False
+    token_weights: bool = False
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
 
     def report(self, stage: str) -> Callable[[int, int], None]:
@@ -93,7 +94,12 @@ class Workspace:
     @cached_property
     def grams(self) -> SiteGrams:
         """Gram matrices of the sites' inputs."""
-        return SiteGrams(self.model, self.analysis.sites, self.data, self.report("statistics"))
+        return self.grams_of(self.model, self.analysis.sites)
+
+    def grams_of(self, model: ir.Model, sites: Sequence[Site]) -> SiteGrams:
+        """Gram matrices of another version of the model."""
+        report = self.report("statistics")
+        return SiteGrams(model, sites, self.data, report, self.token_weights)
 
     @cached_property
     def source(self) -> Source:

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import onnx_ir as ir
 
-from lwqc.graph.captures import captures
+from lwqc.graph.dataflow import SHAPE_ONLY, Dataflow
 from lwqc.graph.weights import trace_weight
 
 _JOINS = frozenset({"Add", "Sum"})
-_SHAPE_ONLY = frozenset({"Shape", "Size"})  # read how large a tensor is, not what is in it
+_FUSED_JOINS = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
 _NOT_LEARNED = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL})
+# What a shortcut may do and still be one: scale by constants, move data, change its number type.
+_SCALES = frozenset({"Mul", "Div"})
+_MOVES = frozenset({"Identity", "Dropout", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze"})
+_MOVES |= {"Flatten", "QuantizeLinear", "DequantizeLinear"}
+# Operators that mix features with learned weights: what makes a sum of two a residual one.
+LINEAR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN"})
+LINEAR |= {"MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "DeformConv"}
+LINEAR |= {"FusedMatMul", "FusedGemm", "FusedConv", "MatMulNBits", "MatMulBnb4", "QGemm"}
+LINEAR |= {"MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MoE", "QMoE"}
 
 
 @dataclass(frozen=True)
 class Branch:
     """One residual branch.
 
-    add: the node that joins it. stream: x. branch: f(x). output: y. nodes: those of f, in order.
+    add: the node that joins it. stream: x, as the sum reads it. branch: f(x). output: of `add`; y,
+    or a part of it where several branches join one stream. nodes: those of f, in order, that no
+    parallel branch shares. entry: what f starts from; differs from `stream` where the shortcut is
+    scaled, reshaped or quantized. name: the name of `output`, or of `branch` where several
+    branches are joined by one node.
     """
 
     add: ir.Node
@@ -27,103 +42,300 @@ class Branch:
     branch: ir.Value
     output: ir.Value
     nodes: tuple[ir.Node, ...]
+    entry: ir.Value
+    name: str
+
+    @property
+    def alone(self) -> bool:
+        """Whether the joining node adds this branch to the stream, and nothing else."""
+        return set(self.add.inputs) == {self.stream, self.branch}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A residual addition whose branch cannot go as a unit. name: of its output."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class BranchAnalysis:
+    """Branches of the main graph and refused additions, both in topological order."""
+
+    branches: tuple[Branch, ...]
+    refused: tuple[Refused, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Branch]:
+        """Branches by name."""
+        return {b.name: b for b in self.branches}
 
 
 def residual_branches(graph: ir.Graph) -> list[Branch]:
-    """All branches of the main graph, in topological order.
+    """All branches of the main graph, in topological order; see `find_branches`."""
+    return list(find_branches(graph).branches)
 
-    An addition of two computed tensors is a branch when one operand, the stream, is an ancestor of
-    the other, f reads a learned tensor, and nothing else reads what f computes on the way (its
-    values may be graph outputs: a key/value cache). Projection shortcuts (neither operand is an
-    ancestor), additions of constants, of masks, and polynomials such as x + c * x^3 are none.
+
+def find_branches(graph: ir.Graph) -> BranchAnalysis:
+    """All branches of the main graph and the residual additions that are none.
+
+    A term of a sum of computed tensors is a branch when another term, the stream, is its ancestor,
+    f reads a learned tensor, and nothing but parallel branches of the same sum reads what f
+    computes on the way (its values may be graph outputs: a key/value cache). Sums may be chains:
+    x + (attention(n(x)) + mlp(n(x))) has two branches. A scaled, reshaped or quantized shortcut
+    counts as the stream. Additions of constants, of masks, and polynomials such as x + c * x^3 are
+    no residual additions. Refused are projection shortcuts (neither operand is an ancestor),
+    branches that change the stream's shape, and branches that are read elsewhere.
     """
-    structure = _Structure(graph)
-    found = (structure.branch_at(node) for node in graph)
-    return [branch for branch in found if branch is not None]
+    return _Finder(Dataflow(graph)).run()
 
 
-class _Structure:
-    """Positions and captured values of a graph, looked up once."""
+@dataclass(frozen=True)
+class _Term:
+    """An operand of a sum: what `add` adds."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self.position = {node: i for i, node in enumerate(graph)}
-        self.captured: dict[ir.Node, list[ir.Value]] = {}
-        self.captors: dict[ir.Value, list[ir.Node]] = {}
-        for node, values in captures(graph):
-            self.captured.setdefault(node, []).extend(values)
-            for value in values:
-                self.captors.setdefault(value, []).append(node)
+    add: ir.Node
+    value: ir.Value
 
-    def branch_at(self, node: ir.Node) -> Branch | None:
-        if node.domain != "" or node.op_type not in _JOINS or len(node.inputs) != 2:
-            return None
-        left, right = node.inputs
-        if left is None or right is None or left is right:
-            return None
-        if trace_weight(left) is not None or trace_weight(right) is not None:
-            return None
-        for stream, branch in ((left, right), (right, left)):
-            nodes = self._function(stream, branch, node)
-            if nodes:
-                return Branch(node, stream, branch, node.outputs[0], nodes)
+
+@dataclass(frozen=True)
+class _Joined:
+    """A stream and the terms that a chain of sums adds to it."""
+
+    stream: ir.Value
+    terms: tuple[_Term, ...]
+    chain: frozenset[ir.Node]
+
+
+class _Finder:
+    def __init__(self, flow: Dataflow) -> None:
+        self.flow = flow
+        self.sums = {node for node in flow.graph if _is_sum(node)}
+        self._entries: dict[tuple[ir.Value, ir.Value], ir.Value | None] = {}
+        self._found: list[Branch] = []
+        self._refused: list[tuple[ir.Node, str]] = []
+
+    def run(self) -> BranchAnalysis:
+        absorbed: set[ir.Node] = set()
+        for node in reversed(list(self.flow.graph)):
+            if node.op_type in _FUSED_JOINS:
+                self._refused.append((node, _FUSED.format(node.op_type)))
+            if node not in self.sums or node in absorbed:
+                continue
+            joined = self._joined(node)
+            if joined is None:
+                self._refuse_projection(node)
+            else:
+                absorbed |= self._take(joined)
+        return BranchAnalysis(tuple(self._named()), tuple(self._reasons()))
+
+    def _joined(self, node: ir.Node) -> _Joined | None:
+        """The stream of a sum: an operand, or one of a chain of sums that ends in `node`."""
+        operands = [v for v in node.inputs if v is not None]
+        for stream in operands:
+            others = [v for v in operands if v is not stream]
+            if all(self._entry(stream, v) is not None for v in others):
+                terms = tuple(_Term(node, v) for v in others)
+                return _Joined(stream, terms, frozenset({node}))
+        for value in operands:
+            inner = self._inner(value)
+            joined = self._joined(inner) if inner is not None else None
+            if joined is None:
+                continue
+            others = [v for v in operands if v is not value]
+            if all(self._entry(joined.stream, v) is not None for v in others):
+                terms = (*joined.terms, *(_Term(node, v) for v in others))
+                return _Joined(joined.stream, terms, joined.chain | {node})
         return None
 
-    def _function(
-        self, stream: ir.Value, branch: ir.Value, add: ir.Node
-    ) -> tuple[ir.Node, ...] | None:
-        """Nodes from `stream` to `branch` if they are a function that can go as a unit."""
-        ancestors = self._ancestors(branch, after=stream)
-        carriers = self._reached(stream, ancestors, _SHAPE_ONLY)
-        if branch.producer() not in carriers or self._leaks(carriers, add):
+    def _inner(self, value: ir.Value) -> ir.Node | None:
+        """The sum that computes `value` if one node alone reads it."""
+        node = value.producer()
+        if node not in self.sums or value.is_graph_output():
             return None
-        nodes = self._reached(stream, ancestors, frozenset())
-        return tuple(nodes) if any(map(_is_learned, nodes)) else None
+        return node if len(list(self.flow.users(value))) == 1 else None
 
-    def _ancestors(self, value: ir.Value, after: ir.Value) -> list[ir.Node]:
-        """Nodes that `value` depends on and that come after the producer of `after`, in order."""
-        producer = after.producer()
-        floor = self.position.get(producer, -1) if producer is not None else -1
-        seen: set[ir.Node] = set()
-        todo = [value.producer()]
-        while todo:
-            node = todo.pop()
-            if node is None or node in seen or self.position.get(node, -1) <= floor:
+    def _entry(self, stream: ir.Value, value: ir.Value) -> ir.Value | None:
+        """The stream, or what it is a scaled or moved copy of, if `value` is computed from it."""
+        key = (stream, value)
+        if key not in self._entries:
+            roots = _roots(stream)
+            self._entries[key] = next((r for r in roots if self._leads(r, value, stream)), None)
+        return self._entries[key]
+
+    def _leads(self, root: ir.Value, value: ir.Value, stream: ir.Value) -> bool:
+        reached = self._carriers(root, value)
+        if value.producer() not in reached:
+            return False
+        # A rotary embedding x * cos + rotate(x) * sin has a scaled shortcut too, and no layer.
+        return root is stream or any(n.op_type in LINEAR for n in reached)
+
+    def _carriers(self, root: ir.Value, value: ir.Value) -> dict[ir.Node, None]:
+        return self.flow.reached(root, self.flow.ancestors(value, after=root), SHAPE_ONLY)
+
+    def _take(self, joined: _Joined) -> frozenset[ir.Node]:
+        """Record the branches of a sum; returns the sums that are dealt with."""
+        terms, chain = list(joined.terms), joined.chain
+        while True:
+            split = next((t for t in terms if self._parts(joined.stream, t, terms)), None)
+            if split is None:
+                break
+            parts = self._parts(joined.stream, split, terms)
+            at = terms.index(split)
+            terms[at : at + 1] = parts
+            chain |= {parts[0].add}
+        for term in terms:
+            nodes = self._owned(joined.stream, term, terms)
+            if not any(map(_is_learned, nodes)):
                 continue
-            seen.add(node)
-            todo.extend(v.producer() for v in self._reads(node))
-        return sorted(seen, key=self.position.__getitem__)
+            if reason := self._refusal(joined.stream, term, terms, chain):
+                self._refused.append((term.add, reason))
+            else:
+                self._found.append(self._branch(joined.stream, term, nodes))
+        return chain
 
-    def _reached(
-        self, stream: ir.Value, nodes: list[ir.Node], barriers: Collection[str]
-    ) -> dict[ir.Node, None]:
-        """Those of `nodes` that depend on `stream` without a barrier on the way, in order."""
-        values = {stream}
-        reached: dict[ir.Node, None] = {}
-        for node in nodes:
-            if node.op_type not in barriers and any(v in values for v in self._reads(node)):
-                values.update(node.outputs)
-                reached[node] = None
-        return reached
-
-    def _leaks(self, carriers: Collection[ir.Node], add: ir.Node) -> bool:
-        """Whether a node other than `add` reads a value of f, apart from its shape."""
-        return any(
-            user is not add and user not in carriers and user.op_type not in _SHAPE_ONLY
-            for node in carriers
-            for value in node.outputs
-            for user in self._users(value)
+    def _parts(self, stream: ir.Value, term: _Term, terms: Sequence[_Term]) -> list[_Term]:
+        """The operands of a term that is itself a sum of branches parallel to each other."""
+        inner = self._inner(term.value)
+        if inner is None:
+            return []
+        parts = [_Term(inner, v) for v in inner.inputs if v is not None]
+        related = any(
+            a is not b and self._entry(a.value, b.value) is not None for a in parts for b in parts
         )
+        if related or any(self._entry(stream, p.value) is None for p in parts):
+            return []
+        others = [*(t for t in terms if t is not term), *parts]
+        own = [self._owned(stream, part, others) for part in parts]
+        return parts if all(any(n.op_type in LINEAR for n in nodes) for nodes in own) else []
 
-    def _reads(self, node: ir.Node) -> Iterator[ir.Value]:
-        """Inputs of a node and what its subgraphs capture."""
-        yield from (v for v in node.inputs if v is not None)
-        yield from self.captured.get(node, ())
+    def _owned(
+        self, stream: ir.Value, term: _Term, terms: Sequence[_Term]
+    ) -> tuple[ir.Node, ...]:
+        """Nodes from the stream to the term that none of the other terms needs."""
+        entry = self._entry(stream, term.value)
+        assert entry is not None
+        nodes = self.flow.reached(entry, self.flow.ancestors(term.value, after=entry))
+        shared = self._shared(stream, term, terms)
+        return tuple(n for n in nodes if n not in shared)
 
-    def _users(self, value: ir.Value) -> Iterator[ir.Node]:
-        """Nodes of the main graph that read a value, directly or in a subgraph."""
-        yield from (user for user in value.consumers() if user in self.position)
-        yield from self.captors.get(value, ())
+    def _shared(
+        self, stream: ir.Value, term: _Term, terms: Sequence[_Term]
+    ) -> set[ir.Node]:
+        found: set[ir.Node] = set()
+        for other in terms:
+            entry = self._entry(stream, other.value)
+            if other is not term and entry is not None:
+                found.update(self._carriers(entry, other.value))
+        return found
+
+    def _refusal(
+        self, stream: ir.Value, term: _Term, terms: Sequence[_Term], chain: frozenset[ir.Node]
+    ) -> str:
+        """Why a branch cannot go as a unit, or ""."""
+        entry = self._entry(stream, term.value)
+        assert entry is not None
+        carriers = self._carriers(entry, term.value)
+        allowed = chain | self._shared(stream, term, terms)
+        for node in carriers:
+            for value in node.outputs:
+                for user in self.flow.users(value):
+                    if not (user in carriers or user in allowed or user.op_type in SHAPE_ONLY):
+                        return f"{value.name}, inside the branch, is also read by {_label(user)}"
+        output = term.add.outputs[0]
+        if _shapes_differ(stream, output) and term.add in chain and len(terms) == 1:
+            return f"changes the stream's shape from {stream.shape} to {output.shape}"
+        return ""
+
+    def _branch(self, stream: ir.Value, term: _Term, nodes: tuple[ir.Node, ...]) -> Branch:
+        output, entry = term.add.outputs[0], self._entry(stream, term.value)
+        assert entry is not None
+        return Branch(term.add, stream, term.value, output, nodes, entry, output.name or "")
+
+    def _refuse_projection(self, node: ir.Node) -> None:
+        left, right = (self._layers.get(v.producer(), 0) for v in node.inputs[:2] if v is not None)  # type: ignore[call-overload]
+        if not left & right:
+            return
+        if left & ~right and right & ~left:
+            self._refused.append((node, "both sides of the sum have layers: a projection shortcut"))
+        elif left != right:
+            shortcut = node.inputs[0 if not left & ~right else 1]
+            producer = shortcut.producer() if shortcut is not None else None
+            how = f"passes {_label(producer)}" if producer is not None else "is another value"
+            self._refused.append((node, f"the shortcut {how}, so it is not the branch's input"))
+
+    @cached_property
+    def _layers(self) -> dict[ir.Node, int]:
+        """Linear layers that each node's value depends on, one bit each."""
+        found: dict[ir.Node, int] = {}
+        bit = 1
+        for node in self.flow.graph:
+            bits = 0
+            if node.op_type not in SHAPE_ONLY:
+                for value in self.flow.reads(node):
+                    producer = value.producer()
+                    bits |= found.get(producer, 0) if producer is not None else 0
+                if node.op_type in LINEAR and _is_learned(node):
+                    bits, bit = bits | bit, bit << 1
+            found[node] = bits
+        return found
+
+    def _named(self) -> Iterator[Branch]:
+        """Branches in order; those that share a joining node take the name of their own value."""
+        position = self.flow.position
+        joins = Counter(b.add for b in self._found)
+        order = sorted(self._found, key=lambda b: (position[b.add], b.branch.name or ""))
+        for branch in order:
+            shares = joins[branch.add] > 1
+            yield replace(branch, name=branch.branch.name or "") if shares else branch
+
+    def _reasons(self) -> Iterator[Refused]:
+        for node, reason in sorted(self._refused, key=lambda r: self.flow.position[r[0]]):
+            yield Refused(node.outputs[0].name or "", reason)
+
+
+_FUSED = "the addition is part of {}; start from the model as it was before the runtime fused it"
+
+
+def _is_sum(node: ir.Node) -> bool:
+    """Whether a node adds two or more different computed tensors."""
+    if node.domain != "" or node.op_type not in _JOINS:
+        return False
+    operands = list(node.inputs)
+    if len(operands) < 2 or None in operands or len(set(operands)) < len(operands):
+        return False
+    return all(trace_weight(v) is None for v in operands)
+
+
+def _roots(value: ir.Value) -> list[ir.Value]:
+    """The value and what it is a scaled or moved copy of, nearest first."""
+    found = [value]
+    while (node := found[-1].producer()) is not None and node.domain == "":
+        if node.op_type in _MOVES and node.inputs[0] is not None:
+            found.append(node.inputs[0])
+        elif node.op_type in _SCALES and len(node.inputs) == 2:
+            computed = [v for v in node.inputs if v is not None and trace_weight(v) is None]
+            if len(computed) != 1:
+                break
+            found.append(computed[0])
+        else:
+            break
+    return found
+
+
+def _shapes_differ(a: ir.Value, b: ir.Value) -> bool:
+    """Whether the model says that two shapes differ; False where it does not know."""
+    if a.shape is None or b.shape is None:
+        return False
+    if a.shape.rank() != b.shape.rank():
+        return True
+    pairs = zip(a.shape, b.shape, strict=True)
+    return any(isinstance(x, int) and isinstance(y, int) and x != y for x, y in pairs)
+
+
+def _label(node: ir.Node) -> str:
+    return f"{node.op_type} {node.name}" if node.name else node.op_type
 
 
 def _is_learned(node: ir.Node) -> bool:
