@@ -138,17 +138,16 @@ def mixed_rows(work: Workspace, name: str, average: float, only: str) -> Iterato
 
 
 def equal_bytes(work: Workspace, name: str, only: str) -> Iterator[Row]:
-    """Mixed plans as large as what they are compared with."""
+    """Mixed plans as large as what they are compared with; all with the activations of a plan."""
     if only not in "mixed":
         return
     knapsack = find("knapsack").model_copy(update={"method": "descent"})
     for label, recipe in (
         ("k-quant-mixed (fixed rule)", find("k-quant-mixed")),
-        ("GPTQ + descent", uniform_recipe(4, "none", "mse", True, "descent")),
+        ("GPTQ + descent, int8 activations", uniform_recipe(4, "dynamic", "mse", True, "descent")),
     ):
         row = ours(work, name, label, 4, recipe, Goals())
-        if recipe.allocator == "rank":
-            yield row
+        yield row
         bound = Goals(max_size=Amount(float(row["bytes"]), False))
         if recipe.allocator == "rank":
             plain = knapsack.model_copy(update={"method": "rtn"})

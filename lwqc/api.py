@@ -78,17 +78,23 @@ def quantize(
     bits: Literal[2, 3, 4, 8] = 8,
     activations: Literal["none", "dynamic", "static"] = "none",
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse",
+    method: str = "rtn",
+    sequential: bool = False,
     target: str = "cpu",
     data: Data = None,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     shapes: Mapping[str, int] | None = None,
 ) -> Compressed:
-    """Quantize every site alike, where the target has a kernel for it. See `compress`."""
+    """Quantize every site alike, where the target has a kernel for it. See `compress`.
+
+    method: see `lwqc.quant.methods`. sequential: each layer sees the quantized ones before it.
+    """
     work = _workspace(
         source, example_inputs, dynamic_shapes, target=target, data=data, shapes=shapes
     )
-    return compress_workspace(work, Goals(), uniform_recipe(bits, activations, ranges))
+    recipe = uniform_recipe(bits, activations, ranges, True, method, sequential)
+    return compress_workspace(work, Goals(), recipe)
 
 
 def prune(

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import ShapeInferencePass
 
 from lwqc import io, mixed, planning
 from lwqc.backends.session import Session, statistics_session, time_runs
@@ -26,7 +27,7 @@ from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import Plan
 from lwqc.prunable import PruneOptions
 from lwqc.pruned_model import PrunedModel, prune_model, pruning_report
-from lwqc.quant.methods import DATA_METHODS
+from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.recipe import PruneRecipe, Recipe, find
 from lwqc.report.result import Report, SiteRow
 from lwqc.sequential import quantize_in_sequence
@@ -94,11 +95,21 @@ def open_workspace(
 ) -> Workspace:
     """Load a model with everything a search needs. Raises InputError."""
     chosen = make_target(target)
-    model = source if isinstance(source, ir.Model) else io.load(source)
+    model = _typed(source if isinstance(source, ir.Model) else io.load(source))
     if name is None:
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
     dataset = open_data(data, model, seed=seed, shapes=shapes)
     return Workspace(model, chosen, dataset, _metric(metric), name, progress=progress)
+
+
+def _typed(model: ir.Model) -> ir.Model:
+    """The model, or where types of tensors are not stored in it, a copy with inferred ones."""
+    if all(v.type is not None for node in model.graph for v in node.outputs if v.name):
+        return model
+    typed = model.clone()
+    typed.meta.update(model.meta)
+    ShapeInferencePass()(typed)
+    return typed
 
 
 def _metric(metric: str | Callable[..., float] | None) -> Metric | None:
@@ -121,6 +132,8 @@ def _decide(work: Workspace, goals: Goals, recipe: Recipe | str) -> Plan:
         return decide(work, prune_options(chosen)).plan
     if not work.analysis.sites:
         raise InputError(f"{work.name}: has no weight that could take a number format")
+    if chosen.sequential and not work.data.given:
+        raise InputError("sequential calibration looks at the data: give --data")
     found = choose_transforms(work, chosen)
     if found.transforms:
         work = transformed(work, found.transforms)
@@ -271,6 +284,8 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
         )
         model = done.model
         weights = EncodedWeights(model, io.read_array, known=done.encoded)
+        apart = {name: f"not in sequence: {reason}" for name, reason in done.apart.items()}
+        plan = plan.model_copy(update={"kept_float": {**apart, **plan.kept_float}})
     if plan.quantize or plan.rewrites:
         return Compressed(work, goals, plan, work.target.lower(model, plan, weights), pruned)
     return Compressed(work, goals, plan, Lowered(model, {}), pruned)
@@ -290,10 +305,12 @@ def _uniform(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
 
 def _knapsack(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     score: mixed.Score = "weights" if recipe.score == "weights" else "measured"
-    method = recipe.method if work.data.given else "rtn"
+    method = _affordable(work, recipe)
     curves = mixed.choices(work, score, method)
     if goals.max_size is not None:
         budget = goals.max_size.resolve(work.float_bytes)
+        if goals.avg_bits is not None:
+            budget = min(budget, mixed.bytes_at(work, curves, goals.avg_bits))
         if mixed.least_bytes(work, curves, recipe.name) > budget:
             curves = mixed.choices(work, score, method, tiny=True)
         return mixed.within_bytes(work, curves, budget, recipe.name)
@@ -344,12 +361,18 @@ def _rank(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     )
 
 
+def _affordable(work: Workspace, recipe: Recipe) -> Method:
+    """The recipe's method, or rounding to nearest where it would look at made-up data."""
+    needs_data = recipe.method in DATA_METHODS and not work.data.given
+    return "rtn" if needs_data else recipe.method
+
+
 def _bisect(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     importance = mixed.augmented_sensitivity(work)
     if goals.wants_size:
         raise InputError(f"recipe {recipe.name} takes --max-drop, not a size")
     limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
-    method = recipe.method if work.data.given else "rtn"
+    method = _affordable(work, recipe)
     return mixed.bisected(
         work, importance, limit, low=recipe.low, high=recipe.high, method=method, recipe=recipe.name
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ import onnx_ir as ir
 from lwqc import io
 from lwqc.backends.session import Session
 from lwqc.data import open_data
+from lwqc.graph.branch_kinds import BranchTree, branch_tree, removed_cost, removed_nodes
 from lwqc.graph.cost import NodeCost, node_costs, total
+from lwqc.graph.dataflow import Dataflow
 from lwqc.graph.groups import Group, Groups
 from lwqc.graph.sites import SiteAnalysis, find_sites
 from lwqc.prunable import Prunable
@@ -22,8 +24,16 @@ from lwqc.workspace import stored_bytes
 
 
 @dataclass(frozen=True)
+class BranchCost:
+    """What goes with a residual branch. macs: None where they are not known."""
+
+    parameters: int
+    macs: int | None
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """Facts about a model. shapes: how tensor shapes were found."""
+    """Facts about a model. shapes: how tensor shapes were found. branch_costs: by branch name."""
 
     name: str
     size_bytes: int
@@ -35,6 +45,8 @@ class Inspection:
     costs: tuple[NodeCost, ...]
     shapes: str
     groups: Groups
+    branches: BranchTree
+    branch_costs: Mapping[str, BranchCost]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -66,6 +78,17 @@ class Inspection:
             "groups": [_group(g) for g in self.groups],
             "frozen": [asdict(f) for f in self.groups.frozen],
             "barriers": [{"node": n, "reason": r} for n, r in self.groups.barriers],
+            "branches": [
+                {
+                    "name": b.name,
+                    "kind": b.kind,
+                    "cross": b.cross,
+                    "block": b.block,
+                    **asdict(self.branch_costs[b.name]),
+                }
+                for b in self.branches.branches
+            ],
+            "not_removable": [asdict(r) for r in self.branches.refused],
         }
 
 
@@ -99,6 +122,8 @@ def inspect_model(
     shape arithmetic in the graph is exact; MACs of nodes without a shape are unknown.
     """
     shapes, how = _shapes(model, dims or {})
+    costs = tuple(node_costs(model.graph, shapes))
+    branches = branch_tree(model.graph)
     return Inspection(
         name=name,
         size_bytes=stored_bytes(model),
@@ -107,10 +132,20 @@ def inspect_model(
         inputs=tuple(_describe(v) for v in model.graph.inputs),
         outputs=tuple(_describe(v) for v in model.graph.outputs),
         sites=find_sites(model),
-        costs=tuple(node_costs(model.graph, shapes)),
+        costs=costs,
         shapes=how,
         groups=Prunable(model, resizable_outputs).groups,
+        branches=branches,
+        branch_costs=_branch_costs(model.graph, branches, costs),
     )
+
+
+def _branch_costs(
+    graph: ir.Graph, tree: BranchTree, costs: Sequence[NodeCost]
+) -> dict[str, BranchCost]:
+    flow = Dataflow(graph)
+    removed = {b.name: removed_nodes(b.branch, flow) for b in tree.branches}
+    return {name: BranchCost(*removed_cost(nodes, costs, graph)) for name, nodes in removed.items()}
 
 
 def _describe(value: ir.Value) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -23,9 +24,10 @@ from lwqc.search.knapsack import Option, cheapest, choose
 from lwqc.workspace import Candidate, Workspace
 
 Score = Literal["measured", "weights"]
-PROBE = SiteEntry(weight=WeightFormat(4, 32, True, "float16"))
+PROBE = SiteEntry(weight=WeightFormat(4, 32))
 _MEASURE_UP_TO_BYTES = 1_500_000_000  # weights are inputs of the trial session
-_ROUNDS = 6
+_ROUNDS = 8
+_EXACT = 1e-9  # a probe with less error says nothing about the site
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,11 @@ def choices(
     method: of entries below 8 bits where the site's input can be observed. tiny: 2 bits too.
     """
     sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
-    curves = {
-        s.name: _entries(work, s, work.target.candidates(s, work.opset, tiny=tiny), method)
-        for s in sites
-    }
+    curves = {s.name: _entries(work, s, _candidates(work, s, tiny), method) for s in sites}
     report = work.report("error curves")
     weight_errors = {}
     for name, entries in curves.items():
-        weight_errors[name] = _errors(work, name, entries)
+        weight_errors[name] = _errors(work, name, entries) if len(entries) > 1 else ([0.0], 0.0)
         report(len(weight_errors), len(curves))
     if score == "measured" and io.weight_bytes(work.model) <= _MEASURE_UP_TO_BYTES:
         probed = _measured(work, [n for n, entries in curves.items() if len(entries) > 1])
@@ -66,13 +65,27 @@ def choices(
     found = []
     for site in sites:
         relative, probe = weight_errors[site.name]
-        factor = probed.get(site.name, probe) / probe if probe > 0 else 0.0
+        factor = probed.get(site.name, probe) / probe if probe > _EXACT else 1.0
         options = [
             Option(cost=_cost(site, entry), error=error * factor)
             for entry, error in zip(curves[site.name], relative, strict=True)
         ]
         found.append(Choice(site, tuple(curves[site.name]), tuple(options)))
     return found
+
+
+def _candidates(work: Workspace, site: Site, tiny: bool = False) -> list[SiteEntry]:
+    """Legal entries that the weight's values allow."""
+    stored = (work.storable(site.name, e) for e in
+              work.target.candidates(site, work.opset, tiny=tiny))  # fmt: skip
+    return [entry for entry in stored if isinstance(entry, SiteEntry)]
+
+
+def _why_float(work: Workspace, site: Site) -> str:
+    if _candidates(work, site):
+        return "the budget allows float"
+    refusal = work.storable(site.name, PROBE)
+    return refusal if isinstance(refusal, str) else "no legal format is smaller"
 
 
 def _cost(site: Site, entry: SiteEntry | None) -> int:
@@ -163,16 +176,24 @@ def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recip
         ]
         for c in curves
     ]
-    limit = budget - rest
+    limit, fits, fails = budget - rest, -math.inf, math.inf
     for _ in range(_ROUNDS):
         picked = choose(options, limit)
         if picked is None:
-            return plan
+            break
         attempt = _plan(work, curves, picked, recipe)
-        excess = io.serialized_bytes(work.lower(attempt).model) - budget
-        if excess <= 0:
-            return attempt
-        limit = sum(o[i].cost for o, i in zip(options, picked, strict=True)) - excess
+        room = budget - io.serialized_bytes(work.lower(attempt).model)
+        cost = sum(o[i].cost for o, i in zip(options, picked, strict=True))
+        if room >= 0:
+            plan, fits = attempt, max(fits, limit)
+        else:
+            fails = min(fails, cost)
+        # What this one left, or took too much, belongs to the next; else in the middle.
+        limit = cost + room
+        if not fits < limit < fails:
+            limit = (fits + fails) / 2
+        if not fits < limit < fails:
+            break
     return plan
 
 
@@ -222,6 +243,13 @@ def within_drop(
         else:
             high = middle
     return best
+
+
+def bytes_at(work: Workspace, curves: Sequence[Choice], bits: float) -> float:
+    """Bytes of the model at an average number of stored bits per weight of all sites."""
+    small = sum(s.float_bytes for s in work.analysis.sites if s.size < MIN_WEIGHTS)
+    weights = sum(s.size for s in work.analysis.sites)
+    return _overhead(work, curves) - small + bits / 8 * weights
 
 
 def least_bytes(work: Workspace, curves: Sequence[Choice], recipe: str) -> int:
@@ -328,7 +356,7 @@ def _two_levels(
     work: Workspace, site: Site, low: WeightFormat, high: WeightFormat
 ) -> tuple[SiteEntry | None, SiteEntry | None]:
     """The legal entries nearest to the two formats."""
-    legal = work.target.candidates(site, work.opset)
+    legal = _candidates(work, site)
 
     def nearest(wanted: WeightFormat) -> SiteEntry | None:
         same = [e for e in legal if e.weight.bits == wanted.bits]
@@ -358,8 +386,7 @@ def _with_reasons(work: Workspace, picked: Mapping[str, SiteEntry | None], recip
         if site.size < MIN_WEIGHTS:
             kept[site.name] = f"has only {site.size} weights"
         elif picked.get(site.name) is None:
-            legal = work.target.candidates(site, work.opset)
-            kept[site.name] = "the budget allows float" if legal else "no legal format is smaller"
+            kept[site.name] = _why_float(work, site)
     return Plan(
         source=Source(name=work.name),
         target=work.target.name,

@@ -117,6 +117,18 @@ class Pruning(_Model):
     resizable_outputs: tuple[str, ...] = ()
 
 
+class RemovedBranch(_Model):
+    """A residual branch to remove.
+
+    name: as `lwqc inspect --branches` gives it. kind: what it computes, for readers.
+    keep_signature: its cache inputs and outputs stay; any entry that says so decides for all.
+    """
+
+    name: str
+    kind: str = ""
+    keep_signature: bool = False
+
+
 class Transforms(_Model):
     """Rewrites that leave the outputs: first streams are rotated, then channels scaled.
 
@@ -135,7 +147,8 @@ class Transforms(_Model):
 class Plan(_Model):
     """Everything lwqc will do to one model.
 
-    prune: channels to remove, before anything else. transforms: what follows.
+    remove: residual branches to remove, before anything else. prune: channels to remove next.
+    transforms: what follows.
     quantize: site name -> entry. activations: tensor name -> range, for static sites.
     rewrites: names of exact graph rewrites the target asked for, in order.
     token_weights: methods that look at the data count tokens by how much attention reads them.
@@ -148,6 +161,7 @@ class Plan(_Model):
     source: Source
     target: str = "cpu"
     recipe: str = ""
+    remove: tuple[RemovedBranch, ...] = ()
     prune: Pruning | None = None
     transforms: Transforms = Transforms()
     quantize: dict[str, SiteEntry] = Field(default_factory=dict)

@@ -112,9 +112,12 @@ def _wishes(
 
 def _first_legal(work: Workspace, site: Site, wishes: Iterator[SiteEntry]) -> SiteEntry | str:
     reason = "no format was asked for"
-    for wish in wishes:
-        if site.size < MIN_WEIGHTS and wish.activation == "none":
+    for asked in wishes:
+        if site.size < MIN_WEIGHTS and asked.activation == "none":
             return f"has only {site.size} weights"
+        wish = work.storable(site.name, asked)
+        if isinstance(wish, str):
+            return wish
         form = work.target.form(site, wish, work.opset)
         if work.target.refuses(form):
             reason = form

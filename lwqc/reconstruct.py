@@ -23,7 +23,7 @@ from lwqc.stats.collect import collect
 from lwqc.stats.collector import Feeds, RunnerFactory
 from lwqc.stats.cross_gram import CrossGram, CrossSums
 from lwqc.stats.patches import Window, conv_window
-from lwqc.stats.side_by_side import PREFIX, side_by_side
+from lwqc.stats.side_by_side import other_name, side_by_side
 from lwqc.tensor_bytes import read_array
 
 Method = Literal["refit", "bias"]
@@ -116,7 +116,7 @@ def _collector(consumer: Consumer, method: Method) -> CrossGram:
     whole = consumer.groups == tuple(range(before.groups))
     return CrossGram(
         left=before.activation.name or "",
-        right=PREFIX + (after.activation.name or ""),
+        right=other_name(after.activation),
         left_window=window(before),
         right_window=window(after),
         kept_groups=None if whole else consumer.groups,

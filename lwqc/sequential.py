@@ -25,7 +25,7 @@ from lwqc.reconstruct import add_to_bias, levels, store, window
 from lwqc.stats.collect import collect
 from lwqc.stats.collector import Feeds, RunnerFactory
 from lwqc.stats.cross_gram import CrossGram, CrossSums
-from lwqc.stats.side_by_side import PREFIX, side_by_side
+from lwqc.stats.side_by_side import other_name, side_by_side
 from lwqc.tensor_bytes import read_array
 
 _LAYER_BYTES = 4 << 30  # of the matrices of a single layer
@@ -154,7 +154,7 @@ def _matrix_bytes(layer: _Layer) -> int:
 def _collector(layer: _Layer) -> CrossGram:
     return CrossGram(
         left=layer.before.activation.name or "",
-        right=PREFIX + (layer.after.activation.name or ""),
+        right=other_name(layer.after.activation),
         left_window=window(layer.before),
         right_window=window(layer.after),
     )

@@ -63,6 +63,7 @@ class SiteGrams:
         self._collectors = {s.name: _gram(s) for s in sites}
         if token_weights:
             self._collectors |= _weighted(model, sites, self._collectors)
+        self._shared = {s.name for s in sites if len({u.activation for u in s.uses}) > 1}
         self._bytes = {s.name: 8 * s.groups * s.k**2 for s in sites}
         positions = _positions(model.graph)
         self._readers = {
@@ -88,8 +89,10 @@ class SiteGrams:
     def reason(self, site: str) -> str:
         """Why a site has no Gram matrix, or ""."""
         collector = self._collectors.get(site)
+        if site in self._shared:
+            return "operators with different inputs read its weight"
         if collector is None:
-            return "its input is not that of a matrix product or convolution"
+            return "it reads no rows that a matrix product or convolution multiplies"
         if collector.tensor not in self._main:
             return "its input is inside the body of an If, Loop or Scan"
         if self._bytes[site] > _SITE_BYTES:

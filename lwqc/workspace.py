@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -21,12 +22,13 @@ from lwqc.errors import InputError
 from lwqc.graph.sites import Site, SiteAnalysis, find_sites
 from lwqc.measure import Metric, compare, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import Plan, Source
+from lwqc.plan import Plan, SiteEntry, Source
 from lwqc.site_grams import SiteGrams
 from lwqc.stats.divergence import Divergence, OutputMeter
 
 Feeds = Mapping[str, NDArray[Any]]
 TARGETS = {"cpu": CpuTarget}
+_HALF = (0.02, 6e4)  # peaks of weights whose scales are normal float16 numbers at any bits
 _LARGE_BYTES = 1_000_000_000  # from here on memory counts more than encoding twice
 _SEARCH_BATCHES = 4  # batches that candidates are compared on while searching
 
@@ -100,6 +102,29 @@ class Workspace:
         """Gram matrices of another version of the model."""
         report = self.report("statistics")
         return SiteGrams(model, sites, self.data, report, self.token_weights)
+
+    def storable(self, site: str, entry: SiteEntry) -> SiteEntry | str:
+        """The entry, with float32 scales where float16 ones would not do; or why it cannot be.
+
+        Weights of models of more than a gigabyte are not looked at.
+        """
+        if io.weight_bytes(self.model) > _LARGE_BYTES:
+            return entry
+        if site not in self._peaks:
+            weight = self.weights.weight(site)
+            peak = max(float(weight.max(initial=0)), -float(weight.min(initial=0)))
+            self._peaks[site] = peak if np.isfinite(weight).all() else np.inf
+        peak = self._peaks[site]
+        if peak == np.inf:
+            return "holds NaN or infinity"
+        if entry.weight.scale == "float32" or peak == 0 or _HALF[0] < peak < _HALF[1]:
+            return entry
+        return entry.model_copy(update={"weight": replace(entry.weight, scale="float32")})
+
+    @cached_property
+    def _peaks(self) -> dict[str, float]:
+        """Largest magnitude by site."""
+        return {}
 
     @cached_property
     def source(self) -> Source:

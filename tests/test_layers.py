@@ -16,6 +16,8 @@ LAYERS = [
     {"importance", "mixed", "planning", "timing", "report.result"}
     | {
         "blame",
+        "drop_layers",
+        "gated_model",
         "reconstruct",
         "sequential",
         "transforms",

@@ -47,6 +47,7 @@ from lwqc.compress import (
 )
 from lwqc.errors import InputError
 from lwqc.plan import Plan
+from lwqc.quant.methods import DATA_METHODS
 from lwqc.recipe import Recipe, uniform_recipe
 from lwqc.user_code import load_callable
 
@@ -121,6 +122,8 @@ def quantize(
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
+    if method in DATA_METHODS and data is None:
+        raise InputError(f"--method {method} looks at the data: give --data")
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
         work.skip_checks = not verify
         goals = parse_goals(max_size, None, avg_bits, max_drop)
@@ -204,6 +207,11 @@ def _shares(texts: list[str]) -> dict[str, float]:
 def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
     if bits == "mixed":
         plain = uniform_recipe(4, *settings)
+        if plain.activations != "none" or not plain.search or plain.sequential:
+            raise InputError(
+                "--bits mixed chooses activations and scales itself: leave out "
+                "--activations, --no-search and --sequential"
+            )
         return plain.model_copy(update={"name": "mixed", "allocator": "knapsack"})
     if not bits.isdigit():
         raise InputError(f"--bits {bits}: expected 8, 4, 3, 2 or mixed")

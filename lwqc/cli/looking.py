@@ -49,12 +49,15 @@ def inspect(
     groups: Annotated[
         bool, typer.Option("--groups", help="what can be pruned together, and what cannot")
     ] = False,
+    branches: Annotated[
+        bool, typer.Option("--branches", help="residual branches by block, and what they cost")
+    ] = False,
     resizable_output: ResizableOption = None,
     shape: ShapeOption = "",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show inputs, outputs, quantizable sites, prunable groups and the cost of each node."""
+    """Show inputs, outputs, quantizable sites, prunable groups, branches and costs."""
     from lwqc.inspection import inspect_model
     from lwqc.report.inspection import print_inspection
 
@@ -64,7 +67,12 @@ def inspect(
         print(json.dumps(found.to_dict(), indent=1))
     else:
         print_inspection(
-            found, Console(), sites=sites or not (cost or groups), cost=cost, groups=groups
+            found,
+            Console(),
+            sites=sites or not (cost or groups or branches),
+            cost=cost,
+            groups=groups,
+            branches=branches,
         )
 
 

@@ -190,7 +190,8 @@ class _Finder:
             if not any(map(_is_learned, nodes)):
                 continue
             if reason := self._refusal(joined.stream, term, terms, chain):
-                self._refused.append((term.add, reason))
+                if self._is_stream(joined.stream, term.add.outputs[0]):
+                    self._refused.append((term.add, reason))
             else:
                 self._found.append(self._branch(joined.stream, term, nodes))
         return chain
@@ -210,9 +211,7 @@ class _Finder:
         own = [self._owned(stream, part, others) for part in parts]
         return parts if all(any(n.op_type in LINEAR for n in nodes) for nodes in own) else []
 
-    def _owned(
-        self, stream: ir.Value, term: _Term, terms: Sequence[_Term]
-    ) -> tuple[ir.Node, ...]:
+    def _owned(self, stream: ir.Value, term: _Term, terms: Sequence[_Term]) -> tuple[ir.Node, ...]:
         """Nodes from the stream to the term that none of the other terms needs."""
         entry = self._entry(stream, term.value)
         assert entry is not None
@@ -220,9 +219,7 @@ class _Finder:
         shared = self._shared(stream, term, terms)
         return tuple(n for n in nodes if n not in shared)
 
-    def _shared(
-        self, stream: ir.Value, term: _Term, terms: Sequence[_Term]
-    ) -> set[ir.Node]:
+    def _shared(self, stream: ir.Value, term: _Term, terms: Sequence[_Term]) -> set[ir.Node]:
         found: set[ir.Node] = set()
         for other in terms:
             entry = self._entry(stream, other.value)
@@ -244,9 +241,13 @@ class _Finder:
                     if not (user in carriers or user in allowed or user.op_type in SHAPE_ONLY):
                         return f"{value.name}, inside the branch, is also read by {_label(user)}"
         output = term.add.outputs[0]
-        if _shapes_differ(stream, output) and term.add in chain and len(terms) == 1:
+        if _known_equal(stream, output) is False:
             return f"changes the stream's shape from {stream.shape} to {output.shape}"
         return ""
+
+    def _is_stream(self, stream: ir.Value, output: ir.Value) -> bool:
+        """Whether a layer computes it, or it has the shape of the sum; a mask is neither."""
+        return bool(self._layers_before(stream)) or _known_equal(stream, output) is True
 
     def _branch(self, stream: ir.Value, term: _Term, nodes: tuple[ir.Node, ...]) -> Branch:
         output, entry = term.add.outputs[0], self._entry(stream, term.value)
@@ -254,16 +255,21 @@ class _Finder:
         return Branch(term.add, stream, term.value, output, nodes, entry, output.name or "")
 
     def _refuse_projection(self, node: ir.Node) -> None:
-        left, right = (self._layers.get(v.producer(), 0) for v in node.inputs[:2] if v is not None)  # type: ignore[call-overload]
-        if not left & right:
+        """Record why a sum has no stream, if it joins what layers computed from the same value."""
+        left, right = ((v, self._layers_before(v)) for v in node.inputs[:2] if v is not None)
+        if not left[1] & right[1] or left[1] == right[1]:
             return
-        if left & ~right and right & ~left:
-            self._refused.append((node, "both sides of the sum have layers: a projection shortcut"))
-        elif left != right:
-            shortcut = node.inputs[0 if not left & ~right else 1]
-            producer = shortcut.producer() if shortcut is not None else None
-            how = f"passes {_label(producer)}" if producer is not None else "is another value"
-            self._refused.append((node, f"the shortcut {how}, so it is not the branch's input"))
+        if left[1] & ~right[1] and right[1] & ~left[1]:
+            self._refused.append((node, _PROJECTION))
+        else:
+            shortcut = right if left[1] & ~right[1] else left
+            producer = shortcut[0].producer()
+            assert producer is not None
+            self._refused.append((node, f"the shortcut passes {_label(producer)}"))
+
+    def _layers_before(self, value: ir.Value) -> int:
+        producer = value.producer()
+        return 0 if producer is None else self._layers.get(producer, 0)
 
     @cached_property
     def _layers(self) -> dict[ir.Node, int]:
@@ -273,9 +279,8 @@ class _Finder:
         for node in self.flow.graph:
             bits = 0
             if node.op_type not in SHAPE_ONLY:
-                for value in self.flow.reads(node):
-                    producer = value.producer()
-                    bits |= found.get(producer, 0) if producer is not None else 0
+                for producer in (v.producer() for v in self.flow.reads(node)):
+                    bits |= 0 if producer is None else found.get(producer, 0)
                 if node.op_type in LINEAR and _is_learned(node):
                     bits, bit = bits | bit, bit << 1
             found[node] = bits
@@ -295,6 +300,7 @@ class _Finder:
             yield Refused(node.outputs[0].name or "", reason)
 
 
+_PROJECTION = "a projection shortcut: both sides of the sum have layers of their own"
 _FUSED = "the addition is part of {}; start from the model as it was before the runtime fused it"
 
 
@@ -324,14 +330,16 @@ def _roots(value: ir.Value) -> list[ir.Value]:
     return found
 
 
-def _shapes_differ(a: ir.Value, b: ir.Value) -> bool:
-    """Whether the model says that two shapes differ; False where it does not know."""
+def _known_equal(a: ir.Value, b: ir.Value) -> bool | None:
+    """Whether the model says that two shapes are equal or differ; None where it does not know."""
     if a.shape is None or b.shape is None:
-        return False
+        return None
     if a.shape.rank() != b.shape.rank():
-        return True
-    pairs = zip(a.shape, b.shape, strict=True)
-    return any(isinstance(x, int) and isinstance(y, int) and x != y for x, y in pairs)
+        return False
+    pairs = list(zip(a.shape, b.shape, strict=True))
+    if any(isinstance(x, int) and isinstance(y, int) and x != y for x, y in pairs):
+        return False
+    return True if all(x == y and str(x) != "None" for x, y in pairs) else None
 
 
 def _label(node: ir.Node) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from heapq import heappop, heappush
 
 import onnx_ir as ir
 
@@ -16,7 +17,8 @@ class Dataflow:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self.position = {node: i for i, node in enumerate(graph)}
+        self._order = list(graph)
+        self.position = {node: i for i, node in enumerate(self._order)}
         self._captured: dict[ir.Node, list[ir.Value]] = {}
         self._captors: dict[ir.Value, list[ir.Node]] = {}
         for node, values in captures(graph):
@@ -34,9 +36,9 @@ class Dataflow:
         yield from (user for user in value.consumers() if user in self.position)
         yield from self._captors.get(value, ())
 
-    def ancestors(self, value: ir.Value, after: ir.Value) -> list[ir.Node]:
+    def ancestors(self, value: ir.Value, after: ir.Value | None = None) -> list[ir.Node]:
         """Nodes that `value` depends on and that come after the producer of `after`, in order."""
-        producer = after.producer()
+        producer = after.producer() if after is not None else None
         floor = self.position.get(producer, -1) if producer is not None else -1
         seen: set[ir.Node] = set()
         todo = [value.producer()]
@@ -60,26 +62,29 @@ class Dataflow:
                 found[node] = None
         return found
 
-    def dying(self, value: ir.Value, user: ir.Node) -> list[ir.Node]:
+    def dying(self, value: ir.Value, user: ir.Node, own: Collection[ir.Node]) -> list[ir.Node]:
         """Nodes that nothing reads any more once `user` no longer reads `value`, in order.
 
-        Graph outputs that depend on `value`'s producer side do not keep nodes alive when they are
-        computed on the way to it (a key/value cache).
+        own: nodes that are not kept alive by being graph outputs (a branch's key/value cache).
         """
-        start = value.producer()
-        if start is None or start not in self.position:
-            return []
         dead: set[ir.Node] = set()
-        todo = [start]
+        seen: set[ir.Node] = set()
+        todo: list[int] = []  # positions, negated: a node comes after all that may read it
+        self._push(value.producer(), todo, seen)
         while todo:
-            node = max(todo, key=self.position.__getitem__)  # its users are decided already
-            todo.remove(node)
-            if node in dead or not self._unread(node, dead, value, user):
-                continue
-            dead.add(node)
-            producers = (v.producer() for v in self.reads(node))
-            todo.extend(p for p in producers if p in self.position and p not in todo)
+            node = self._order[-heappop(todo)]
+            if self._unread(node, dead, value, user) and (
+                node in own or not any(v.is_graph_output() for v in node.outputs)
+            ):
+                dead.add(node)
+                for read in self.reads(node):
+                    self._push(read.producer(), todo, seen)
         return sorted(dead, key=self.position.__getitem__)
+
+    def _push(self, node: ir.Node | None, todo: list[int], seen: set[ir.Node]) -> None:
+        if node is not None and node in self.position and node not in seen:
+            seen.add(node)
+            heappush(todo, -self.position[node])
 
     def _unread(
         self, node: ir.Node, dead: Collection[ir.Node], value: ir.Value, user: ir.Node

@@ -121,7 +121,9 @@ def _matmul(graph: ir.Graph, site: Site, use: Use, entry: SiteEntry, stored: _St
     scale = stored.scale
     if scale.dtype != float_type(use.activation):
         target = int(float_type(use.activation))
-        (scale,) = insert_before(node, "Cast", [scale], [f"{node.name}/scale"], {"to": target})
+        (scale,) = insert_before(
+            node, "Cast", [scale], [f"{node.outputs[0].name}/scale"], {"to": target}
+        )
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     fused_bias = bias if bias is not None and _is_vector(bias, site.n) else None
     inputs = [use.activation, codes, scale, stored.zero, None, fused_bias]

@@ -77,7 +77,9 @@ def _rewrite(site: Site, use: Use, entry: SiteEntry, codes: ir.Value, scale: ir.
     node, fmt = use.node, entry.weight
     if scale.dtype != float_type(use.activation):
         target = int(float_type(use.activation))
-        (scale,) = insert_before(node, "Cast", [scale], [f"{node.name}/scale"], {"to": target})
+        (scale,) = insert_before(
+            node, "Cast", [scale], [f"{node.outputs[0].name}/scale"], {"to": target}
+        )
     (output,) = insert_before(
         node,
         "MatMulBnb4",

@@ -157,7 +157,9 @@ def _rewrite(
         return
     for use, move in moves:
         if move and use is not None:
-            copy = _reordered(tensor, move, f"{value.name}/{use.node.name}")
+            copy = _reordered(
+                tensor, move, f"{value.name}/{use.node.name or use.node.outputs[0].name}"
+            )
             use.node.replace_input_with(use.index, add_initializer(graph, copy))
 
 

@@ -289,7 +289,7 @@ def _add_bias(graph: ir.Graph, operand: Operand) -> ir.Value:
         return bias
     readers = list(output.uses())
     outputs = output.is_graph_output()
-    add = ir.node("Add", [output, bias], name=f"{node.name}/bias")
+    add = ir.node("Add", [output, bias], name=f"{node.outputs[0].name}/bias")
     graph.insert_after(node, add)
     value = add.outputs[0]
     _like(value, output)
@@ -347,7 +347,7 @@ def own_copy(graph: ir.Graph, node: ir.Node, index: int) -> ir.Value:
     assert tensor is not None
     assert value is not None
     copy = _lazy(tensor, tensor.numpy)
-    copy.name = f"{value.name}/{node.name}"
+    copy.name = f"{value.name}/{node.name or node.outputs[0].name}"
     new = add_initializer(graph, copy)
     node.replace_input_with(index, new)
     return new

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lwqc.quant.column_grid import ColumnGrid
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.forward_substitution import forward_substitution
-from lwqc.quant.gram_matrix import check_gram, importance
+from lwqc.quant.gram_matrix import check_gram, damped, importance
 from lwqc.quant.grid import Encoded
 from lwqc.quant.range_search import encode
 
@@ -30,14 +30,16 @@ def gpfq(
 
     gram: mean of y yᵀ [K, K], y the inputs that the quantized layer will see; cross: mean of x yᵀ
     [K, K], x the inputs of the float layer (None: the same inputs). damp: share of the
-    mean energy that every input gets in the search of scales. An input that never fires is
-    rounded to nearest. Raises InputError as `encode` and `check_gram` do.
+    mean energy that every input gets on top, so that errors are not chased through inputs that
+    hardly fire. Raises InputError as `encode` and `check_gram` do.
     """
     k = weight.shape[1]
     check_gram(gram, k)
     wanted = gram if cross is None else cross
     check_gram(wanted, k)
     grid = ColumnGrid(encode(weight, fmt, importance=importance(gram, damp)))
+    ridge = damped(gram, damp) - gram
+    gram, wanted = gram + ridge, wanted + ridge
     original = np.asarray(weight, np.float64).T
     energy = np.diagonal(gram)
     pending = np.triu(wanted).T @ original  # row t: Σ_{s<=t} w_s <x_s, y_t>

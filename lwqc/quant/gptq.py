@@ -53,7 +53,8 @@ def gptq(
     grid = ColumnGrid(encode(weight, fmt, importance=counts))
     by_energy = np.argsort(-np.diagonal(gram), kind="stable")
     visited = by_energy if order == "activation" else np.arange(k)
-    factor = inverse_factor(gram[np.ix_(visited, visited)], damp)
+    seen = gram if order == "none" else gram[np.ix_(visited, visited)]
+    factor = inverse_factor(seen, damp)
     coupling = (factor / np.diagonal(factor)[:, None]).astype(np.float32)
     pending = np.ascontiguousarray(weight.T[visited], np.float32)
 

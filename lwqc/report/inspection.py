@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.tree import Tree
 
 from lwqc.graph.cost import total
 from lwqc.graph.groups import Groups
@@ -12,7 +14,13 @@ from lwqc.report.terminal import print_left_alone, print_reasons, size_text
 
 
 def print_inspection(
-    found: Inspection, console: Console, *, sites: bool, cost: bool, groups: bool = False
+    found: Inspection,
+    console: Console,
+    *,
+    sites: bool,
+    cost: bool,
+    groups: bool = False,
+    branches: bool = False,
 ) -> None:
     """Print a summary and the tables asked for."""
     summed = total(found.costs)
@@ -25,10 +33,33 @@ def print_inspection(
         console.print(_site_table(found))
     if cost:
         console.print(_cost_table(found))
+    if branches:
+        _print_branches(found, console)
     if groups:
         _print_groups(found.groups, console)
+    if groups or branches:
         return
     print_left_alone([], found.sites.skipped, console)
+
+
+def _print_branches(found: Inspection, console: Console) -> None:
+    """Residual branches by block, and the residual additions that are none."""
+    macs = total(found.costs).known_macs
+    tree = Tree(f"{len(found.branches.branches)} residual branches that can be removed")
+    for number, block in enumerate(found.branches.blocks):
+        shown = tree.add(f"block {number}")
+        for branch in block:
+            cost = found.branch_costs[branch.name]
+            kind = "cross attention" if branch.cross else branch.kind
+            share = f", {cost.macs / macs:.1%} of the MACs" if cost.macs and macs else ""
+            text = f"{branch.name}: {kind}, {cost.parameters:,} parameters{share}"
+            shown.add(escape(text))
+    console.print(tree)
+    print_reasons(
+        f"{len(found.branches.refused)} residual additions cannot be removed:",
+        [(r.reason, r.name) for r in found.branches.refused],
+        console,
+    )
 
 
 def _print_groups(groups: Groups, console: Console) -> None:

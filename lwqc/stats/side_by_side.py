@@ -32,6 +32,11 @@ def side_by_side(original: ir.Model, pruned: ir.Model, prefix: str = PREFIX) -> 
     return both
 
 
+def other_name(value: ir.Value, prefix: str = PREFIX) -> str:
+    """Name of a value of the pruned model in the joint graph; inputs are shared."""
+    return (value.name or "") if value.is_graph_input() else f"{prefix}{value.name}"
+
+
 def _check(original: ir.Model, pruned: ir.Model) -> None:
     left, right = _signature(original.graph), _signature(pruned.graph)
     if left != right:

@@ -7,7 +7,8 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from lwqc.graph.branches import residual_branches
+from lwqc.graph.branches import find_branches, residual_branches
+from tests import build
 
 ZOO = Path(__file__).parents[1] / "zoo"
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
@@ -59,6 +60,75 @@ def test_nested_branches_are_both_found() -> None:
 )
 def test_near_misses(body: str) -> None:
     assert branches(body) == []
+
+
+PARALLEL = {
+    "sum of sums": "s = Add(f, g)\ny = Add(x, s)",
+    "one after the other": "s = Add(x, f)\ny = Add(s, g)",
+    "one node": "y = Sum(x, f, g)",
+    "from the right": "s = Add(f, g)\ny = Add(s, x)",
+}
+
+
+@pytest.mark.parametrize("join", PARALLEL.values(), ids=PARALLEL.keys())
+def test_parallel_branches_share_a_norm(join: str) -> None:
+    found = branches(f"n = Relu(x)\nf = MatMul(n, w)\nh = MatMul(n, v)\ng = Relu(h)\n{join}")
+    assert [ops(b) for b in found] == [["MatMul"], ["MatMul", "Relu"]]
+    assert [b.branch.name for b in found] == ["f", "g"]
+    assert {b.stream.name for b in found} == {"x"}
+    assert len({b.name for b in found}) == 2
+
+
+def test_terms_that_share_their_layers_are_one_branch() -> None:
+    (found,) = branches("h = MatMul(x, w)\np = Relu(h)\nq = Neg(h)\nf = Add(p, q)\ny = Add(x, f)")
+    assert ops(found) == ["MatMul", "Relu", "Neg", "Add"]
+
+
+@pytest.mark.parametrize(
+    "shortcut", ["s = Mul(x, b)", "s = Identity(x)", "t = Neg(b)\ns = Div(x, b)"]
+)
+def test_scaled_and_moved_shortcuts_are_streams(shortcut: str) -> None:
+    (found,) = branches(f"f = MatMul(x, w)\n{shortcut}\ny = Add(s, f)")
+    assert (found.stream.name, found.entry.name) == ("s", "x")
+
+
+def test_rotary_embeddings_are_no_branches() -> None:
+    body = "c = Mul(x, b)\nr = Neg(x)\ns = Mul(r, b)\ny = Add(c, s)"
+    assert branches(body) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("a = MatMul(x, w)\nf = MatMul(a, w)\ng = MatMul(a, v)\ny = Add(f, g)", "projection"),
+        ("a = MatMul(x, w)\nf = MatMul(a, v)\ng = Relu(a)\ny = Add(f, g)", "passes Relu"),
+        (
+            "r = MatMul(x, v)\nf = MatMul(r, w)\nh = Relu(f)\nz = Add(r, h)\ny = Mul(z, f)",
+            "f, inside the branch, is also read by Mul",
+        ),
+    ],
+)
+def test_refused_additions_have_a_reason(body: str, reason: str) -> None:
+    model = ir.from_onnx_text(
+        f"{HEAD}net (float[4, 4] x) => (float[4, 4] y) {WEIGHTS} {{\n{body}\n}}"
+    )
+    found = find_branches(model.graph)
+    assert not found.branches
+    (refused,) = found.refused
+    assert reason in refused.reason
+
+
+def test_branches_that_widen_the_stream_are_refused() -> None:
+    rows = [
+        ("MatMul", ["x", "w"], "r", {}),
+        ("MatMul", ["r", "w"], "h", {}),
+        ("Add", ["h", "z"], "f", {}),
+        ("Add", ["r", "f"], "y", {}),
+    ]
+    built = build.model(rows, {"w": build.normal(4, 4)}, {"x": [1, 4], "z": [3, 4]}, ["y"])
+    found = find_branches(built.graph)
+    assert not found.branches
+    assert found.refused[0].reason == "changes the stream's shape from [1,4] to [3,4]"
 
 
 def test_mask_shared_by_layers_is_no_stream() -> None:

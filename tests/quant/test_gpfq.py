@@ -14,10 +14,15 @@ from tests.quant.correlated import inputs, layer
 
 
 def by_definition(weight, fmt, x, y):
-    """The path u [rows, N] followed sample by sample: values [N, K]."""
-    rows = len(y)
+    """The path u [rows, N] followed sample by sample: values [N, K].
+
+    Damping is K samples in which one input fires, with a hundredth of the mean energy.
+    """
+    rows, k = len(y), weight.shape[1]
     start = encode(weight, fmt, importance=importance(y.T @ y / rows, 0.01))
-    path = np.zeros((rows, len(weight)))
+    ridge = np.sqrt(0.01 * np.square(y).sum() / k) * np.eye(k)
+    x, y = np.concatenate([x, ridge]), np.concatenate([y, ridge])
+    path = np.zeros((len(y), len(weight)))
     values = np.empty(weight.shape)
     for t in range(weight.shape[1]):
         block = t // (fmt.block or weight.shape[1])
