@@ -25,6 +25,9 @@ LINEAR |= {"MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "Defo
 LINEAR |= {"FusedMatMul", "FusedGemm", "FusedConv", "MatMulNBits", "MatMulBnb4", "QGemm"}
 LINEAR |= {"MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MoE", "QMoE"}
 
+_LONGEST_CHAIN = 8  # sums of one stream and its parallel branches
+_MOST_TERMS = 32  # branches of one stream that are told apart; the rest counts as one
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -130,7 +133,7 @@ class _Finder:
                 absorbed |= self._take(joined)
         return BranchAnalysis(tuple(self._named()), tuple(self._reasons()))
 
-    def _joined(self, node: ir.Node) -> _Joined | None:
+    def _joined(self, node: ir.Node, depth: int = _LONGEST_CHAIN) -> _Joined | None:
         """The stream of a sum: an operand, or one of a chain of sums that ends in `node`."""
         operands = [v for v in node.inputs if v is not None]
         for stream in operands:
@@ -140,7 +143,7 @@ class _Finder:
                 return _Joined(stream, terms, frozenset({node}))
         for value in operands:
             inner = self._inner(value)
-            joined = self._joined(inner) if inner is not None else None
+            joined = self._joined(inner, depth - 1) if inner is not None and depth else None
             if joined is None:
                 continue
             others = [v for v in operands if v is not value]
@@ -177,7 +180,7 @@ class _Finder:
     def _take(self, joined: _Joined) -> frozenset[ir.Node]:
         """Record the branches of a sum; returns the sums that are dealt with."""
         terms, chain = list(joined.terms), joined.chain
-        while True:
+        while len(terms) < _MOST_TERMS:
             split = next((t for t in terms if self._parts(joined.stream, t, terms)), None)
             if split is None:
                 break

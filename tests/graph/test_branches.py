@@ -216,3 +216,12 @@ def test_architectures(name: str, count: int) -> None:
     before = ir.to_proto(model).SerializeToString()
     assert len(residual_branches(model.graph)) == count
     assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_long_sums_and_stacks_take_no_recursion_and_little_time() -> None:
+    layers = [f"f{i} = MatMul(x, w)" for i in range(500)]
+    sums = [f"s{i} = Add({f's{i - 1}' if i > 1 else 'f0'}, f{i})" for i in range(1, 500)]
+    assert len(branches("\n".join([*layers, *sums, "y = Add(x, s499)"]))) == 32
+    stack = ["y0 = MatMul(x, v)"]
+    stack += [f"f{i} = MatMul(y{i}, w)\ny{i + 1} = Add(y{i}, f{i})" for i in range(1000)]
+    assert len(branches("\n".join([*stack, "y = Relu(y1000)"]))) == 1000

@@ -1,0 +1,56 @@
+"""One session for every choice of residual branches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from lwqc.errors import InputError
+from lwqc.graph.branches import find_branches
+from lwqc.passes.gate_branches import GateBranches
+from lwqc.stats.collector import Array, Feeds, Runner, RunnerFactory
+
+
+class GatedModel:
+    """A model whose branches can be switched off run by run; see `GateBranches`.
+
+    Its outputs are those that can diverge: floats that no branch computes (a cache goes with its
+    layer); with `every_output`, all. Raises InputError when no output is made of floats.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        names: Iterable[str],
+        make_runner: RunnerFactory,
+        *,
+        every_output: bool = False,
+    ) -> None:
+        gated = model.clone()
+        if not every_output:
+            _keep_results(gated)
+        self._gates = GateBranches(names)
+        self._gates(gated)
+        self._run = make_runner(gated)
+
+    def without(self, removed: Collection[str]) -> Runner:
+        """The model without those branches."""
+        gates = self._gates.feeds(removed)
+
+        def run(feeds: Feeds, /) -> dict[str, Array]:
+            return self._run({**feeds, **gates})
+
+        return run
+
+
+def _keep_results(model: ir.Model) -> None:
+    graph = model.graph
+    inside = {node for branch in find_branches(graph).branches for node in branch.nodes}
+    floats = [v for v in graph.outputs if v.dtype is None or v.dtype.is_floating_point()]
+    results = [v for v in floats if v.producer() not in inside]
+    if not floats:
+        raise InputError("no output is made of floats, so none can diverge")
+    graph.outputs[:] = results or floats
+    RemoveUnusedNodesPass()(model)
