@@ -228,11 +228,12 @@ def show(rows: list[Row]) -> None:
             if "failed" in r:
                 print(f"| {r['bits']} | {r['tool']} | | fails: {r['failed']} | | | | |")
                 continue
+            output = f"{r['output']:.5f}" if "output" in r else ""
             error = f"{r['error']:.5f}" if r.get("error") is not None else ""
             better = f"{r['better']:.0%}" if r.get("better") is not None else ""
             print(
                 f"| {r['bits']} | {r['tool']} | {r['bytes'] / 1e6:.3f} | {r['metric']:.4f} "
-                f"| {r.get('output', 0):.5f} | {error} | {better} | {r['seconds']:.0f} |"
+                f"| {output} | {error} | {better} | {r['seconds']:.0f} |"
             )
 
 
