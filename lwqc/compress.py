@@ -24,7 +24,7 @@ from lwqc.graph.sites import find_sites
 from lwqc.importance import layer_importance
 from lwqc.measure import Latency, Metric, latencies, load_metric, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import Plan
+from lwqc.plan import Plan, Transforms
 from lwqc.prunable import PruneOptions
 from lwqc.pruned_model import PrunedModel, prune_model, pruning_report
 from lwqc.quant.methods import DATA_METHODS, Method
@@ -32,7 +32,7 @@ from lwqc.recipe import PruneRecipe, Recipe, find
 from lwqc.report.result import Report, SiteRow
 from lwqc.sequential import quantize_in_sequence
 from lwqc.timing import slow_sites
-from lwqc.transforms import choose_transforms, transform, transformed
+from lwqc.transforms import choose_transforms, transform, version
 from lwqc.workspace import Candidate, Workspace, data_files, make_target
 
 Progress = Callable[[str, int, int], None]
@@ -135,10 +135,7 @@ def _decide(work: Workspace, goals: Goals, recipe: Recipe | str) -> Plan:
     if chosen.sequential and not work.data.given:
         raise InputError("sequential calibration looks at the data: give --data")
     found = choose_transforms(work, chosen)
-    if found.transforms:
-        work = transformed(work, found.transforms)
-    if chosen.token_weights:
-        work = dataclasses.replace(work, token_weights=True)
+    work = version(work, found.transforms, token_weights=chosen.token_weights)
     plan = _ALLOCATORS[chosen.allocator](work, goals, chosen)
     if chosen.allocator in ("uniform", "rank"):
         plan = planning.with_method(work, plan, chosen.method)
@@ -262,14 +259,12 @@ def _looks_at_data(plan: Plan) -> bool:
 def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
     """Prune, then lower what is left."""
     pruned = prune_model(work, plan.prune) if plan.prune is not None else None
-    model, weights = pruned.model if pruned is not None else work.model, work.weights
-    if plan.transforms:
-        model = transform(model, plan.transforms)
-    if plan.token_weights and not work.token_weights:
-        work = dataclasses.replace(work, token_weights=True)
-        weights = work.weights
-    if model is not work.model:
-        grams = work.grams_of(model, find_sites(model).sites)
+    first = Transforms() if pruned is not None else plan.transforms
+    changed = version(work, first, token_weights=plan.token_weights)
+    model, weights = changed.model, changed.weights
+    if pruned is not None:
+        model = transform(pruned.model, plan.transforms) if plan.transforms else pruned.model
+        grams = changed.grams_of(model, find_sites(model).sites)
         weights = EncodedWeights(
             model, io.read_array, grams=grams, progress=work.report("encoding")
         )
@@ -464,7 +459,8 @@ def _repaired(work: Workspace, plan: Plan) -> Plan:
     """The plan without sites for which the runtime does not choose the expected kernel."""
     if work.skip_checks:
         return plan
-    wrong = work.target.misplaced(work.lower(plan))
+    trial = planning.nearest(plan) if plan.sequential else plan  # those codes are set later
+    wrong = work.target.misplaced(work.lower(trial))
     return planning.without(plan, wrong) if wrong else plan
 
 

@@ -249,6 +249,12 @@ def with_side(work: Workspace, plan: Plan, rank: int, columns: float) -> Plan:
     return plan.model_copy(update={"quantize": entries, "kept_float": kept})
 
 
+def nearest(plan: Plan) -> Plan:
+    """The plan with every weight rounded to nearest."""
+    plain = {n: e.model_copy(update={"method": "rtn"}) for n, e in plan.quantize.items()}
+    return plan.model_copy(update={"quantize": plain})
+
+
 def without(plan: Plan, reasons: Mapping[str, str]) -> Plan:
     """The plan with some sites left float."""
     kept = {n: e for n, e in plan.quantize.items() if n not in reasons}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lwqc.graph.consumers import Consumer, SkippedNode, Slices, find_consumers
 from lwqc.graph.linear_operand import Operand
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_initializer, unique_name
+from lwqc.passes.edit import add_initializer, replace_stored, unique_name
 from lwqc.quant.refit import bias_correction, refit
 from lwqc.stats.collect import collect
 from lwqc.stats.collector import Feeds, RunnerFactory
@@ -151,19 +151,10 @@ def _compensate(consumer: Consumer, sums: CrossSums, method: Method, damp: float
             sums.rows, damp, consumer.bias is not None,
         )  # fmt: skip
     if method == "refit":
-        store(consumer.pruned.weight.source, consumer.pruned.stored(weight))
+        replace_stored(consumer.pruned.weight.source, consumer.pruned.stored(weight))
     if consumer.bias is not None:
         add_to_bias(*consumer.bias, shift)
     return None
-
-
-def store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    """Replace a stored tensor, be it an initializer or a Constant."""
-    producer = value.producer()
-    if producer is None:
-        value.const_value = tensor
-    else:  # a Constant node
-        producer.attributes["value"] = ir.AttrTensor("value", tensor)
 
 
 def add_to_bias(node: ir.Node, index: int, shift: Float) -> None:
@@ -175,7 +166,7 @@ def add_to_bias(node: ir.Node, index: int, shift: Float) -> None:
     old = read_array(tensor)
     moved = (old.astype(np.float64) + shift).astype(old.dtype)
     if len(list(value.uses())) == 1 and not value.is_graph_output():
-        store(value, ir.tensor(moved, dtype=tensor.dtype, name=value.name))
+        replace_stored(value, ir.tensor(moved, dtype=tensor.dtype, name=value.name))
         return
     assert isinstance(node.graph, ir.Graph)
     name = unique_name(node.graph, f"{value.name}/{node.name}")

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from lwqc.graph.consumers import bias_operand
 from lwqc.graph.linear_operand import Operand, linear_operand
 from lwqc.graph.sites import Site, find_sites
+from lwqc.passes.edit import replace_stored
 from lwqc.plan import SiteEntry
 from lwqc.quant.grid import Encoded
 from lwqc.quant.methods import encode_by
 from lwqc.quant.refit import refit
-from lwqc.reconstruct import add_to_bias, levels, store, window
+from lwqc.reconstruct import add_to_bias, levels, window
 from lwqc.stats.collect import collect
 from lwqc.stats.collector import Feeds, RunnerFactory
 from lwqc.stats.cross_gram import CrossGram, CrossSums
@@ -87,7 +88,9 @@ def quantize_in_sequence(
         for layer, collector in zip(level, collectors, strict=True):
             result, shift = _solve(layer, entries[layer.site.name], found[collector])
             encoded[layer.site.name] = result
-            store(layer.after.weight.source, layer.after.stored(result.decode().astype(float)))
+            replace_stored(
+                layer.after.weight.source, layer.after.stored(result.decode().astype(float))
+            )
             for node in (layer.after.node, nodes[layer.after.node.outputs[0].name]):
                 if bias := bias_operand(node, layer.after.out):
                     add_to_bias(*bias, shift)
@@ -194,4 +197,4 @@ def _store_matrix(site: Site, matrix: NDArray[np.float32]) -> None:
             array = array.transpose(np.argsort(order))
     dtype = site.weight.tensor.dtype
     values = np.ascontiguousarray(array, dtype.numpy())
-    store(site.weight.source, ir.tensor(values, dtype=dtype, name=site.name))
+    replace_stored(site.weight.source, ir.tensor(values, dtype=dtype, name=site.name))

@@ -46,7 +46,7 @@ def choose_transforms(work: Workspace, recipe: Recipe) -> Chosen:
         found = find_streams(find_groups(model, shapes))
         rotations = {stream.group.name: _SEED for stream in found.streams}
         left |= {fixed.name: f"not rotated: {fixed.reason}" for fixed in found.fixed}
-        work = transformed(work, Transforms(rotations=rotations))
+        work = version(work, Transforms(rotations=rotations))
     scales: dict[str, tuple[float, ...]] = {}
     if recipe.migrate != "none":
         analysis = find_spans(work.model)
@@ -56,11 +56,21 @@ def choose_transforms(work: Workspace, recipe: Recipe) -> Chosen:
     return Chosen(Transforms(rotations=rotations, scales=scales), left)
 
 
-def transformed(work: Workspace, transforms: Transforms) -> Workspace:
-    """The same work on the transformed model; what the original computes stays the reference."""
-    model = transform(work.model, transforms)
-    model.meta.update(work.model.meta)  # the file that results are compared with
-    return replace(work, model=model)
+def version(work: Workspace, transforms: Transforms, *, token_weights: bool = False) -> Workspace:
+    """The same work on the transformed model; what the original computes stays the reference.
+
+    Made once: its statistics and encoded weights serve the search and the result alike.
+    """
+    if not transforms and token_weights == work.token_weights:
+        return work
+    key = f"{transforms.model_dump_json()} {token_weights}"
+    if key not in work.versions:
+        model = work.model
+        if transforms:
+            model = transform(work.model, transforms)
+            model.meta.update(work.model.meta)  # the file that results are compared with
+        work.versions[key] = replace(work, model=model, token_weights=token_weights, versions={})
+    return work.versions[key]
 
 
 def transform(model: ir.Model, transforms: Transforms) -> ir.Model:

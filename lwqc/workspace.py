@@ -52,7 +52,11 @@ class Candidate:
 
 @dataclass
 class Workspace:
-    """Everything that a search over plans shares."""
+    """Everything that a search over plans shares.
+
+    token_weights: Gram matrices count tokens by how much attention reads them. versions: the same
+    work on transformed models, see `lwqc.transforms.version`.
+    """
 
     model: ir.Model
     target: CpuTarget
@@ -62,6 +66,7 @@ class Workspace:
     skip_checks: bool = False
     token_weights: bool = False
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
+    versions: dict[str, Workspace] = field(default_factory=dict, repr=False)
 
     def report(self, stage: str) -> Callable[[int, int], None]:
         """A progress callback (done, total) for one stage."""

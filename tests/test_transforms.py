@@ -10,7 +10,7 @@ from lwqc.backends.session import Session
 from lwqc.compress import open_workspace
 from lwqc.plan import Plan, Transforms
 from lwqc.recipe import find
-from lwqc.transforms import choose_transforms, transform, transformed
+from lwqc.transforms import choose_transforms, transform, version
 
 ROOT = Path(__file__).parents[1]
 VIT = ROOT / "models" / "glyph_vit.onnx"
@@ -56,7 +56,7 @@ def test_what_cannot_be_transformed_has_a_reason(work):
 
 def test_the_transformed_work_still_compares_with_the_original(work):
     chosen = choose_transforms(work, find("awq"))
-    other = transformed(work, chosen.transforms)
+    other = version(work, chosen.transforms)
     assert other.drop(Session(work.model, label="original")) < 1e-9
     assert other.float_bytes == work.float_bytes
 

@@ -6,7 +6,7 @@ that way. Tied weights (an embedding that is also the output projection) are one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -237,10 +237,3 @@ _OPERANDS: dict[tuple[str, str], _Operand] = {
     ("", "ConvTranspose"): _conv,
     ("", "Gather"): _gather,
 }
-
-
-def iter_uses(sites: tuple[Site, ...]) -> Iterator[tuple[Site, Use]]:
-    """Every (site, use) pair in order."""
-    for site in sites:
-        for use in site.uses:
-            yield site, use

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lwqc.graph.weights import static_shape
 
@@ -77,6 +77,28 @@ def replace_node(node: ir.Node, value: ir.Value) -> None:
     graph.remove(node, safe=True)
     value.name = name
     value.metadata_props.update(metadata)
+
+
+def replace_stored(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Let an initializer, or the output of a Constant node, hold another tensor."""
+    producer = value.producer()
+    if producer is None:
+        value.const_value = tensor
+    else:
+        producer.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy()))
+
+
+def lazy_like(
+    like: ir.TensorProtocol, name: str | None, values: Callable[[], NDArray[np.generic]]
+) -> ir.LazyTensor:
+    """A tensor of the same type and shape, evaluated when it is first read."""
+
+    def evaluate() -> ir.TensorProtocol:
+        array = np.ascontiguousarray(values().astype(like.dtype.numpy()))
+        return ir.tensor(array, dtype=like.dtype, name=name)
+
+    shape = ir.Shape(static_shape(like))
+    return ir.LazyTensor(evaluate, dtype=like.dtype, shape=shape, name=name, cache=True)
 
 
 def float_type(value: ir.Value | None) -> ir.DataType:

@@ -13,8 +13,14 @@ from lwqc.graph.linear_operand import Operand, linear_operand
 from lwqc.graph.scalable import Consumer, Port, Span, Unscalable, find_spans
 from lwqc.graph.scale_rules import MOVES
 from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import add_constant, float_type, unique_name
-from lwqc.passes.migrate_scales import Factor, lazy, multiply, own_operand, own_source, store
+from lwqc.passes.edit import (
+    add_constant,
+    float_type,
+    lazy_like,
+    replace_stored,
+    unique_name,
+)
+from lwqc.passes.migrate_scales import Factor, multiply, own_operand, own_source
 
 Vector = NDArray[np.float64]
 
@@ -154,7 +160,7 @@ def _fill(graph: ir.Graph, port: Port, number: float) -> None:
     tensor = stored_tensor(source)
     assert tensor is not None
     shape = static_shape(tensor)
-    store(source, lazy(tensor, tensor.name, lambda: np.full(shape, number)))
+    replace_stored(source, lazy_like(tensor, tensor.name, lambda: np.full(shape, number)))
 
 
 def _add_bias(graph: ir.Graph, reader: Consumer, bias: Vector) -> None:
@@ -173,7 +179,9 @@ def _add_bias(graph: ir.Graph, reader: Consumer, bias: Vector) -> None:
     tensor = stored_tensor(value)
     assert tensor is not None
     shape = static_shape(tensor)
-    store(value, lazy(tensor, tensor.name, lambda: tensor.numpy() + shift().reshape(shape)))
+    replace_stored(
+        value, lazy_like(tensor, tensor.name, lambda: tensor.numpy() + shift().reshape(shape))
+    )
 
 
 def _new_bias(graph: ir.Graph, operand: Operand) -> ir.Value:

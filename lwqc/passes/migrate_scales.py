@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.scalable import Port, Span, find_spans
-from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import add_initializer
+from lwqc.graph.weights import stored_tensor
+from lwqc.passes.edit import add_initializer, lazy_like, replace_stored
 
 Vector = NDArray[np.float64]
 
@@ -94,7 +94,7 @@ def own_operand(graph: ir.Graph, node: ir.Node, index: int) -> ir.Value:
     if len(source.uses()) == 1 and not source.is_graph_output():
         return source
     name = f"{source.name}/{node.name or node.outputs[0].name}"
-    value = add_initializer(graph, lazy(tensor, name, tensor.numpy))
+    value = add_initializer(graph, lazy_like(tensor, name, tensor.numpy))
     node.replace_input_with(index, value)
     return value
 
@@ -110,27 +110,4 @@ def _multiply(value: ir.Value, factors: Sequence[Factor]) -> None:
             array *= np.where(channels >= 0, factor.values[channels], 1.0)
         return array
 
-    store(value, lazy(tensor, tensor.name, product))
-
-
-def lazy(
-    like: ir.TensorProtocol, name: str | None, values: Callable[[], NDArray[np.generic]]
-) -> ir.LazyTensor:
-    """A tensor of the same type and shape, evaluated when it is first read."""
-
-    def evaluate() -> ir.TensorProtocol:
-        array = values().astype(like.dtype.numpy())
-        return ir.tensor(array, dtype=like.dtype, name=name)
-
-    shape = ir.Shape(static_shape(like))
-    return ir.LazyTensor(evaluate, dtype=like.dtype, shape=shape, name=name, cache=True)
-
-
-def store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    """Let an initializer or the output of a Constant hold other numbers."""
-    if value.is_initializer():
-        value.const_value = tensor
-        return
-    producer = value.producer()
-    assert producer is not None
-    producer.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy()))
+    replace_stored(value, lazy_like(tensor, tensor.name, product))

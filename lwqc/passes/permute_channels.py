@@ -14,8 +14,8 @@ from lwqc.graph.axis_analysis import Use
 from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.repairs import Indices, Repair
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import add_initializer
+from lwqc.graph.weights import stored_tensor
+from lwqc.passes.edit import add_initializer, lazy_like, replace_stored
 
 Order = NDArray[np.intp]
 Array = NDArray[np.generic]
@@ -153,7 +153,7 @@ def _rewrite(
     shared = any(use is not None for use, _ in moves)
     agreed = all(move == moves[0][1] for _, move in moves)
     if agreed and (not shared or len(moves) == len(value.uses())):
-        _store(value, _reordered(tensor, moves[0][1], tensor.name))
+        replace_stored(value, _reordered(tensor, moves[0][1], tensor.name))
         return
     for use, move in moves:
         if move and use is not None:
@@ -164,19 +164,4 @@ def _rewrite(
 
 
 def _reordered(tensor: ir.TensorProtocol, move: Reordering, name: str | None) -> ir.LazyTensor:
-    """Evaluated when it is saved: only one weight is in memory at a time."""
-
-    def evaluate() -> ir.TensorProtocol:
-        return ir.tensor(move.apply(tensor.numpy()), dtype=tensor.dtype, name=name)
-
-    shape = ir.Shape(static_shape(tensor))
-    return ir.LazyTensor(evaluate, dtype=tensor.dtype, shape=shape, name=name, cache=True)
-
-
-def _store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    if value.is_initializer():
-        value.const_value = tensor
-    else:
-        producer = value.producer()
-        assert producer is not None
-        producer.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy()))
+    return lazy_like(tensor, name, lambda: move.apply(tensor.numpy()))

@@ -16,7 +16,7 @@ from lwqc.graph.axis_analysis import AxisAnalysis, Use
 from lwqc.graph.consumers import node_name
 from lwqc.graph.groups import Groups
 from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import add_constant
+from lwqc.passes.edit import add_constant, replace_stored
 from lwqc.passes.repair import repair
 
 Indices = NDArray[np.intp]
@@ -92,7 +92,7 @@ def _slice_stored(analysis: AxisAnalysis, masks: Masks) -> dict[str, dict[int, I
             separate.setdefault(key.value, []).append((key, dims))
         elif any(masks.touches(d) for d in dims):
             kept[key.name or ""] = _keep(dims, masks)
-            _store(key, _sliced(key, kept[key.name or ""]))
+            _resize(key, _sliced(key, kept[key.name or ""]))
     for value, uses in separate.items():
         found = _slice_uses(analysis.graph, value, uses, masks)
         if found:
@@ -112,7 +112,7 @@ def _slice_uses(
     if not any(wanted):
         return {}
     if len(uses) == len(value.uses()) and all(_equal(w, wanted[0]) for w in wanted[1:]):
-        _store(value, _sliced(value, wanted[0]))
+        _resize(value, _sliced(value, wanted[0]))
         return wanted[0]
     for (use, _), keep in zip(uses, wanted, strict=True):
         if keep:
@@ -144,13 +144,8 @@ def _sliced(value: ir.Value, keep: Mapping[int, Indices]) -> ir.TensorProtocol:
     )
 
 
-def _store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    if value.is_initializer():
-        value.const_value = tensor
-    else:
-        producer = value.producer()
-        assert producer is not None
-        producer.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy()))
+def _resize(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    replace_stored(value, tensor)
     value.shape = ir.Shape(static_shape(tensor))
 
 

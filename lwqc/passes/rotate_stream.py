@@ -18,7 +18,15 @@ from lwqc.graph.rotatable import find_streams
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.stream_walk import Affine, Reading, Stream, Turn
 from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import add_constant, add_initializer, float_type, insert_before, replace_node
+from lwqc.passes.edit import (
+    add_constant,
+    add_initializer,
+    float_type,
+    insert_before,
+    lazy_like,
+    replace_node,
+    replace_stored,
+)
 from lwqc.quant.rotation import Rotation
 
 Vector = NDArray[np.float64]
@@ -130,7 +138,10 @@ class _Rotated:
     def turn_stored(self, value: ir.Value, turn: Turn) -> None:
         tensor = stored_tensor(value)
         assert tensor is not None
-        _store(value, _lazy(tensor, lambda: self.turned(tensor.numpy(), turn, turn.axis)))
+        replace_stored(
+            value,
+            lazy_like(tensor, tensor.name, lambda: self.turned(tensor.numpy(), turn, turn.axis)),
+        )
 
     def bridge(self, reading: Reading) -> None:
         """Put the constants behind a norm into a matrix: Qᵀ diag(gain) Q, and bias Q."""
@@ -252,7 +263,9 @@ def add_to_stored(value: ir.Value, shift: Callable[[], Vector]) -> None:
     tensor = stored_tensor(value)
     assert tensor is not None
     old = tensor
-    _store(value, _lazy(old, lambda: old.numpy() + shift().reshape(old.numpy().shape)))
+    replace_stored(
+        value, lazy_like(old, old.name, lambda: old.numpy() + shift().reshape(old.numpy().shape))
+    )
 
 
 def _bias_operand(operand: Operand) -> tuple[ir.Node, int] | None:
@@ -346,31 +359,10 @@ def own_copy(graph: ir.Graph, node: ir.Node, index: int) -> ir.Value:
     tensor = stored_tensor(value)
     assert tensor is not None
     assert value is not None
-    copy = _lazy(tensor, tensor.numpy)
-    copy.name = f"{value.name}/{node.name or node.outputs[0].name}"
+    copy = lazy_like(tensor, f"{value.name}/{node.name or node.outputs[0].name}", tensor.numpy)
     new = add_initializer(graph, copy)
     node.replace_input_with(index, new)
     return new
-
-
-def _lazy(like: ir.TensorProtocol, values: Callable[[], NDArray[np.generic]]) -> ir.LazyTensor:
-    """Evaluated when it is saved: only one weight is in memory at a time."""
-
-    def evaluate() -> ir.TensorProtocol:
-        array = np.ascontiguousarray(values().astype(like.dtype.numpy()))
-        return ir.tensor(array, dtype=like.dtype, name=like.name)
-
-    shape = ir.Shape(static_shape(like))
-    return ir.LazyTensor(evaluate, dtype=like.dtype, shape=shape, name=like.name, cache=True)
-
-
-def _store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    if value.is_initializer():
-        value.const_value = tensor
-    else:
-        producer = value.producer()
-        assert producer is not None
-        producer.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy()))
 
 
 def _bypass(node: ir.Node, operand: int) -> None:
