@@ -11,7 +11,9 @@ data that calibration did not see: cosine of sentence embeddings, accuracy, bits
 is better). On the calibration data: `output error`, the squared error of the model's outputs
 relative to their energy; `layer error`, the same at the layers' outputs, mean over the layers;
 `beats RTN`, the share of layers where that is below rounding to nearest in the same format.
-onnxruntime's tool leaves convolutions and embeddings in float, which its bytes show.
+`CPU s` is processor time, over all threads; statistics and curves that several rows share count
+in the first of them. onnxruntime's tool leaves convolutions and embeddings in float, which its
+bytes show.
 """
 
 from __future__ import annotations
@@ -157,10 +159,10 @@ def equal_bytes(work: Workspace, name: str, only: str) -> Iterator[Row]:
 
 def ours(work: Workspace, name: str, tool: str, bits: float, recipe: Recipe, goals: Goals) -> Row:
     """A row of lwqc."""
-    start = time.perf_counter()
+    start = time.process_time()
     done = compress_workspace(work, goals, recipe)
     size = io.serialized_bytes(done.model)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     error, share = layer_errors(work, done.decisions)
     session = Session(done.model, label=tool)
     return {
@@ -201,12 +203,12 @@ def theirs(
     path: Path,
 ) -> Row:  # fmt: skip
     """A row of onnxruntime, or the reason why there is none."""
-    start = time.perf_counter()
+    start = time.process_time()
     row: Row = {"model": name, "tool": tool, "bits": bits}
     try:
         quantizer = make(onnx.load(path))
         quantizer.process()
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out.onnx"
             quantizer.model.save_model_to_file(str(out))
@@ -215,14 +217,14 @@ def theirs(
             return {**row, "bytes": size, "seconds": seconds, **judged(work, session)}
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        return {**row, "failed": reason, "seconds": time.perf_counter() - start}
+        return {**row, "failed": reason, "seconds": time.process_time() - start}
 
 
 def show(rows: list[Row]) -> None:
     """Markdown, a table per model."""
     for model in dict.fromkeys(r["model"] for r in rows):
         print(f"\n### {model}\n")
-        print("| bits | tool | MB | metric | output error | layer error | beats RTN | s |")
+        print("| bits | tool | MB | metric | output error | layer error | beats RTN | CPU s |")
         print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
         for r in (r for r in rows if r["model"] == model):
             if "failed" in r:

@@ -129,6 +129,25 @@ class RemovedBranch(_Model):
     keep_signature: bool = False
 
 
+class ParallelPair(_Model):
+    """Two branches, one after the other: `second` is to read the stream that `first` reads."""
+
+    first: str
+    second: str
+
+
+class SlicedStream(_Model):
+    """A residual stream to be narrowed to its principal components.
+
+    group: as `lwqc inspect --groups` names it. width: of the result. shared: one basis for the
+    whole stream; otherwise one for each branch, with matrices in the shortcuts between them.
+    """
+
+    group: str
+    width: int = Field(ge=1)
+    shared: bool = False
+
+
 class Transforms(_Model):
     """Rewrites that leave the outputs: first streams are rotated, then channels scaled.
 
@@ -147,8 +166,9 @@ class Transforms(_Model):
 class Plan(_Model):
     """Everything lwqc will do to one model.
 
-    remove: residual branches to remove, before anything else. prune: channels to remove next.
-    transforms: what follows.
+    What is done, in this order. remove: residual branches. parallel: branches that are fed from
+    the same stream and merged. slice: streams that get narrower. prune: channels to remove.
+    transforms: what leaves the outputs as they are.
     quantize: site name -> entry. activations: tensor name -> range, for static sites.
     rewrites: names of exact graph rewrites the target asked for, in order.
     token_weights: methods that look at the data count tokens by how much attention reads them.
@@ -162,6 +182,8 @@ class Plan(_Model):
     target: str = "cpu"
     recipe: str = ""
     remove: tuple[RemovedBranch, ...] = ()
+    parallel: tuple[ParallelPair, ...] = ()
+    slice: tuple[SlicedStream, ...] = ()
     prune: Pruning | None = None
     transforms: Transforms = Transforms()
     quantize: dict[str, SiteEntry] = Field(default_factory=dict)
