@@ -31,7 +31,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lwqc.backends.session import Session
 from lwqc.channels import decide
-from lwqc.compress import execute, open_workspace
+from lwqc.compress import open_workspace
+from lwqc.execute import execute
 from lwqc.goals import Goals
 from lwqc.graph.cost import node_costs, total
 from lwqc.graph.groups import Groups, find_groups

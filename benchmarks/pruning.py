@@ -28,8 +28,10 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lwqc.backends.session import Session
 from lwqc.channels import decide
-from lwqc.compress import execute, open_workspace, prune_options, pruning_recipe
+from lwqc.compress import open_workspace
+from lwqc.execute import execute
 from lwqc.goals import Goals
+from lwqc.structural import prune_options, pruning_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 Feeds = dict[str, np.ndarray]

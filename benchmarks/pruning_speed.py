@@ -22,7 +22,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lwqc.backends.session import Session, time_runs
 from lwqc.channels import decide
-from lwqc.compress import execute, open_workspace
+from lwqc.compress import open_workspace
+from lwqc.execute import execute
 from lwqc.goals import Goals
 from lwqc.prunable import PruneOptions
 from tests.zoo.materialize import materialize, sample_inputs

@@ -1,7 +1,7 @@
 """lwqc compiles ONNX models to smaller and faster ones for stock ONNX Runtime."""
 
-from lwqc.api import apply, bench, compress, inspect, plan, prune, quantize, verify
-from lwqc.compress import Compressed
+from lwqc.api import apply, bench, compress, drop_layers, inspect, plan, prune, quantize, verify
+from lwqc.compressed import Compressed
 from lwqc.errors import ConstraintError, InputError, LwqcError
 from lwqc.io import load, save
 from lwqc.plan import Plan
@@ -19,6 +19,7 @@ __all__ = [
     "apply",
     "bench",
     "compress",
+    "drop_layers",
     "inspect",
     "load",
     "plan",

@@ -11,24 +11,22 @@ from numpy.typing import NDArray
 
 from lwqc import io
 from lwqc.backends.session import Session
-from lwqc.compress import (
-    Compressed,
-    Progress,
-    apply_plan,
-    compress_workspace,
-    make_plan,
-    open_workspace,
-    prune_options,
-    prune_workspace,
-    pruning_recipe,
-)
+from lwqc.compress import Progress, compress_workspace, make_plan, open_workspace
+from lwqc.compressed import Compressed
 from lwqc.errors import InputError
+from lwqc.execute import apply_plan
 from lwqc.goals import Goals, parse_latency, parse_size
 from lwqc.inspection import Inspection, inspect_model
 from lwqc.measure import Latency, latencies
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, uniform_recipe
 from lwqc.stats.divergence import Divergence
+from lwqc.structural import (
+    branch_job,
+    channel_job,
+    dropping_recipe,
+    pruning_recipe,
+)
 from lwqc.workspace import Workspace
 
 Data = str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None
@@ -115,6 +113,8 @@ def prune(
 ) -> Compressed:
     """Remove whole channels, heads and hidden units; the others make up for them.
 
+    With the recipes `slicegpt` and `slicegpt-shared`, residual streams get narrower instead.
+
     ratio: share of the multiply-accumulates that goes, or of what `by` says. recipe: one that
     prunes; `obspa` by default, `obspa-datafree` without data. groups: share by group name or
     pattern, as `inspect` lists them. options: other fields of `lwqc.prunable.PruneOptions`
@@ -125,12 +125,48 @@ def prune(
         options["ratio"] = ratio
     if groups is not None:
         options["overrides"] = groups
-    wanted = prune_options(chosen, **options)
+    goals = Goals(max_drop=max_drop)
+    job = channel_job(chosen, goals, **options)
     work = _workspace(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
         shapes=shapes, progress=progress,
     )  # fmt: skip
-    return prune_workspace(work, wanted, Goals(max_drop=max_drop))
+    return job(work)
+
+
+def drop_layers(
+    source: Source,
+    *,
+    branches: int | float | None = None,
+    recipe: str = "",
+    target: str = "cpu",
+    data: Data = None,
+    metric: str | Callable[..., float] | None = None,
+    max_drop: float | None = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    shapes: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Compressed:
+    """Remove whole residual branches: attention, MLP or convolution blocks.
+
+    With the recipe `shallow`, pairs of adjacent branches are made parallel instead.
+
+    branches: how many (an int), or a share of them (a float up to 1). recipe: one that removes
+    branches; `ablation-refit` by default, `finercut` without data. options: other fields of
+    `lwqc.drop_layers.DropOptions` (`kind`, `score`, `measure`, `compensate`, `keep_signature`,
+    ...). The rest as in `compress`.
+    """
+    if branches is not None:
+        options["share" if isinstance(branches, float) else "count"] = branches
+    goals = Goals(max_drop=max_drop)
+    job = branch_job(dropping_recipe(recipe, has_data=data is not None), goals, **options)
+    work = _workspace(
+        source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
+        shapes=shapes, progress=progress,
+    )  # fmt: skip
+    return job(work)
 
 
 def plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,8 +13,7 @@ from lwqc.backends.session import Session, statistics_session
 from lwqc.errors import InputError
 from lwqc.gated_model import GatedModel
 from lwqc.graph.branch_kinds import KINDS, BranchTree, Kind, TypedBranch, branch_tree
-from lwqc.passes.remove_branches import Removal, RemoveBranches
-from lwqc.plan import Plan, RemovedBranch, Source
+from lwqc.plan import Compensation, Plan, RemovedBranch, Source
 from lwqc.scores.branches.ablation import Ablation
 from lwqc.scores.branches.output_divergence import MEASURES, Measure
 from lwqc.scores.branches.similarity import branch_effects, void_rates
@@ -30,6 +29,7 @@ Score = Literal[
     "ablation",
     "ablation-once",
     "metric",
+    "accept",
     "random",
 ]
 SCORES: tuple[Score, ...] = get_args(Score)
@@ -42,18 +42,22 @@ _GREEDY = frozenset({"ablation", "metric"})
 class DropOptions:
     """What to remove.
 
-    count, share: how many units; one of the two. A share is of all units of the kind.
+    count, share: how many units; one of the two, but for `accept`. A share is of all of the kind.
     kind: a kind of branch, `any`, or whole `block`s.
     score: `similarity` (the highest cosine of input and output goes first; `lim` is the same
         order), `angular`, `norm-ratio`, `void`, from one forward pass; `ablation` measures the
         divergence of the outputs for every unit that is left after each removal, `ablation-once`
-        only at the start; `metric` is `ablation` by the user's metric; `random`.
+        only at the start; `metric` is `ablation` by the user's metric; `accept` tries every unit
+        once in the order of `similarity` and lets it go if what is lost stays within `max_drop` of
+        the metric, or without one within `max_divergence`; with kind `any` first whole blocks, then
+        single branches (AxFormer); `random`.
     measure: of the divergence, see `OutputDivergence`.
     keep_first, keep_last: units at the ends that stay.
     protect: share of the units, from the front, that the greedy scores spare until as many are
         removed (FinerCut's 0.4).
-    max_divergence: removals that would exceed it are not made.
-    keep_signature: see `RemoveBranches`.
+    max_divergence: removals that would exceed it are not made. max_drop: for `accept`, of the
+    metric as a fraction of it; 0 lets go what does no harm.
+    keep_signature: see `RemoveBranches`. compensate: see `lwqc.removed_branches`.
     """
 
     count: int | None = None
@@ -65,7 +69,9 @@ class DropOptions:
     keep_last: int = 0
     protect: float = 0.0
     max_divergence: float | None = None
+    max_drop: float = 0.0
     keep_signature: bool = False
+    compensate: Compensation = "none"
     seed: int = 0
     recipe: str = ""
 
@@ -86,12 +92,14 @@ class DropStep:
 class DropDecision:
     """A plan that removes branches, and the price of each removal in their order.
 
-    units: how many there were to choose from.
+    units: how many there were to choose from. measure: of the divergences. notes: for the user.
     """
 
     plan: Plan
     curve: tuple[DropStep, ...]
     units: int
+    measure: Measure = "js"
+    notes: tuple[str, ...] = ()
 
 
 Unit = tuple[TypedBranch, ...]
@@ -109,18 +117,26 @@ def choose_branches(work: Workspace, options: DropOptions) -> DropDecision:
     candidates = units[options.keep_first : len(units) - options.keep_last]
     gated = GatedModel(work.model, _names(units), gated_session)
     ablation = Ablation(gated.without, work.search_batches, options.measure)
-    if options.score in _GREEDY:
+    if options.score == "accept":
+        chosen = _by_acceptance(work, options, tree, candidates, count, ablation)
+    elif options.score in _GREEDY:
         chosen = _by_trial(work, options, candidates, count, ablation)
     else:
         chosen = _by_rank(_scores(work, options, units, ablation), candidates, count)
     curve = _curve(chosen, ablation, options)
     removed = tuple(
-        RemovedBranch(name=n, kind=tree.by_name[n].kind, keep_signature=options.keep_signature)
+        RemovedBranch(
+            name=name,
+            kind=tree.by_name[name].kind,
+            keep_signature=options.keep_signature,
+            compensate=options.compensate,
+        )
         for step in curve
-        for n in step.branches
+        for name in step.branches
     )
     plan = Plan(source=Source(), recipe=options.recipe, remove=removed)
-    return DropDecision(plan, tuple(curve), len(units))
+    notes = _notes(options, count, len(chosen), len(curve))
+    return DropDecision(plan, tuple(curve), len(units), options.measure, notes)
 
 
 def gated_session(model: ir.Model) -> Session:
@@ -128,23 +144,30 @@ def gated_session(model: ir.Model) -> Session:
     return Session(model, label="gated model")
 
 
-def remove_planned(model: ir.Model, remove: Sequence[RemovedBranch]) -> tuple[ir.Model, Removal]:
-    """A copy without the planned branches, and what changed. Raises InputError."""
-    keep = any(entry.keep_signature for entry in remove)
-    rewrite = RemoveBranches([entry.name for entry in remove], keep_signature=keep)
-    copy = model.clone()
-    rewrite(copy)
-    return copy, rewrite.done
+def _notes(options: DropOptions, wanted: int, chosen: int, done: int) -> tuple[str, ...]:
+    """Why fewer units went than were asked for."""
+    if done < chosen:
+        limit = options.max_divergence
+        return (f"{done} of {wanted} went: the next would exceed a divergence of {limit:g}",)
+    if options.score == "accept":
+        return () if done else ("nothing could go within what may be lost",)
+    if done < wanted:
+        return (f"{done} of {wanted} went: the others are protected",)
+    return ()
 
 
 def _check_options(work: Workspace, options: DropOptions) -> None:
-    if (options.count is None) == (options.share is None):
-        raise InputError("removing branches needs either a count or a share of them")
+    _check_amount(work, options)
     if options.count is not None and options.count < 1:
         raise InputError(f"{options.count} branches to remove: at least one must go")
     if options.share is not None and not 0 < options.share <= 1:
         raise InputError(f"a share of {options.share:g} to remove: must be above 0 and at most 1")
-    choices = (("kind", UNITS), ("score", SCORES), ("measure", MEASURES))
+    choices = (
+        ("kind", UNITS),
+        ("score", SCORES),
+        ("measure", MEASURES),
+        ("compensate", get_args(Compensation)),
+    )
     for name, known in choices:
         if getattr(options, name) not in known:
             raise InputError(f"{name} {getattr(options, name)}: expected one of {', '.join(known)}")
@@ -159,6 +182,18 @@ def _check_options(work: Workspace, options: DropOptions) -> None:
         raise InputError("keep_first and keep_last must not be negative")
     if options.score == "metric" and work.metric is None:
         raise InputError("the score metric needs a metric")
+    if options.compensate != "none" and not work.data.given:
+        raise InputError(f"compensate {options.compensate} looks at the data: give --data")
+
+
+def _check_amount(work: Workspace, options: DropOptions) -> None:
+    if options.count is not None and options.share is not None:
+        raise InputError("removing branches needs either a count or a share of them, not both")
+    if options.score == "accept":
+        if work.metric is None and options.max_divergence is None:
+            raise InputError("the score accept needs a metric or a largest divergence")
+    elif options.count is None and options.share is None:
+        raise InputError("removing branches needs either a count or a share of them")
 
 
 def _units(work: Workspace, tree: BranchTree, kind: Units) -> list[Unit]:
@@ -180,6 +215,8 @@ def _summary(tree: BranchTree) -> str:
 
 def _count(work: Workspace, tree: BranchTree, units: Sequence[Unit], options: DropOptions) -> int:
     available = max(0, len(units) - options.keep_first - options.keep_last)
+    if options.count is None and options.share is None:
+        return available
     wanted = options.count or max(1, round((options.share or 0) * len(units)))
     if wanted > available:
         what = "blocks" if options.kind == "block" else "branches"
@@ -226,11 +263,8 @@ def _by_trial(
     count: int,
     ablation: Ablation,
 ) -> list[Step[Unit]]:
-    loss: Callable[[frozenset[Unit]], float]
-    if options.score == "metric":
-        loss = _metric_loss(work, candidates)
-    else:
-        loss = lambda removed: ablation(_names(removed))  # noqa: E731  a branch of two losses
+    by_metric = options.score == "metric"
+    loss = _metric_loss(work, candidates) if by_metric else _divergence_loss(ablation)
     spared = int(options.protect * len(candidates))
     steps = greedy(
         candidates,
@@ -241,6 +275,43 @@ def _by_trial(
         progress=work.report("removing"),
     )
     return list(steps)
+
+
+def _by_acceptance(
+    work: Workspace,
+    options: DropOptions,
+    tree: BranchTree,
+    candidates: Sequence[Unit],
+    count: int,
+    ablation: Ablation,
+) -> list[Step[Unit]]:
+    """Coarse to fine: a unit goes if what is lost with all that went before stays allowed."""
+    allowed = {b for unit in candidates for b in unit}
+    by_metric = work.metric is not None
+    limit = options.max_drop if by_metric else (options.max_divergence or 0.0)
+    loss = _metric_loss(work, candidates) if by_metric else _divergence_loss(ablation)
+    order = _scores(work, replace(options, score="similarity"), candidates, ablation)
+    trials = sorted(candidates, key=order.__getitem__)
+    if options.kind == "any":
+        blocks = [unit for unit in tree.blocks if len(unit) > 1 and allowed.issuperset(unit)]
+        ranks = _scores(work, replace(options, score="similarity"), blocks, ablation)
+        trials = [*sorted(blocks, key=ranks.__getitem__), *trials]
+    report = work.report("removing")
+    steps: list[Step[Unit]] = []
+    gone: frozenset[TypedBranch] = frozenset()
+    for tried, unit in enumerate(trials, 1):
+        report(tried, len(trials))
+        if gone.issuperset(unit) or len(gone) + len(unit) > count * len(candidates[0]):
+            continue
+        cost = loss(frozenset((b,) for b in gone.union(unit)))
+        if cost <= limit:
+            gone |= set(unit)
+            steps.append(Step(unit, cost))
+    return steps
+
+
+def _divergence_loss(ablation: Ablation) -> Callable[[frozenset[Unit]], float]:
+    return lambda removed: ablation(_names(removed))
 
 
 def _metric_loss(work: Workspace, candidates: Sequence[Unit]) -> Callable[[frozenset[Unit]], float]:

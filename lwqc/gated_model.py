@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Protocol
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -13,30 +14,47 @@ from lwqc.passes.gate_branches import GateBranches
 from lwqc.stats.collector import Array, Feeds, Runner, RunnerFactory
 
 
+class Gates(Protocol):
+    """A pass that adds gates to a model, and then gives the inputs that close some of them."""
+
+    def __call__(self, model: ir.Model, /) -> object:
+        """Add the gates."""
+
+    def feeds(self, closed: Iterable[str], /) -> Mapping[str, Array]:
+        """Values of all gates."""
+
+
 class GatedModel:
     """A model whose branches can be switched off run by run; see `GateBranches`.
 
+    names: of the branches, or a pass that adds other gates, see `GateParallel`.
+
     Its outputs are those that can diverge: floats that no branch computes (a cache goes with its
-    layer); with `every_output`, all. Raises InputError when no output is made of floats.
+    layer); with `every_output`, all. watched: values that it also returns. Raises InputError when
+    no output is made of floats.
     """
 
     def __init__(
         self,
         model: ir.Model,
-        names: Iterable[str],
+        names: Iterable[str] | Gates,
         make_runner: RunnerFactory,
         *,
         every_output: bool = False,
+        watched: Iterable[str] = (),
     ) -> None:
         gated = model.clone()
         if not every_output:
             _keep_results(gated)
-        self._gates = GateBranches(names)
+        self._gates = GateBranches(names) if isinstance(names, Iterable) else names
         self._gates(gated)
+        wanted = set(watched)
+        found = [v for node in gated.graph for v in node.outputs if v.name in wanted]
+        gated.graph.outputs.extend(v for v in found if not v.is_graph_output())
         self._run = make_runner(gated)
 
     def without(self, removed: Collection[str]) -> Runner:
-        """The model without those branches."""
+        """The model with those gates closed: without those branches."""
         gates = self._gates.feeds(removed)
 
         def run(feeds: Feeds, /) -> dict[str, Array]:

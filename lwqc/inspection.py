@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from lwqc import io
 from lwqc.backends.session import Session
-from lwqc.data import open_data
+from lwqc.branch_diagnostics import BranchDiagnostics, diagnose_branches
+from lwqc.data import Dataset, open_data
 from lwqc.graph.branch_kinds import BranchTree, branch_tree, removed_cost, removed_nodes
 from lwqc.graph.cost import NodeCost, node_costs, total
 from lwqc.graph.dataflow import Dataflow
@@ -33,7 +34,10 @@ class BranchCost:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Facts about a model. shapes: how tensor shapes were found. branch_costs: by branch name."""
+    """Facts about a model. shapes: how tensor shapes were found. branch_costs: by branch name.
+
+    diagnostics: of branches, where data was given.
+    """
 
     name: str
     size_bytes: int
@@ -47,6 +51,7 @@ class Inspection:
     groups: Groups
     branches: BranchTree
     branch_costs: Mapping[str, BranchCost]
+    diagnostics: BranchDiagnostics | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -85,10 +90,26 @@ class Inspection:
                     "cross": b.cross,
                     "block": b.block,
                     **asdict(self.branch_costs[b.name]),
+                    **self._diagnosis(b.name),
                 }
                 for b in self.branches.branches
             ],
             "not_removable": [asdict(r) for r in self.branches.refused],
+        }
+
+    def _diagnosis(self, branch: str) -> dict[str, Any]:
+        """What a branch does on data, in plain data."""
+        if self.diagnostics is None:
+            return {}
+        found, skips = self.diagnostics.effects[branch], self.diagnostics.skips
+        at = skips.names.index(branch)
+        return {
+            "cosine": found.cosine,
+            "angular": found.angular,
+            "norm_ratio": found.norm_ratio,
+            "void_rate": self.diagnostics.voids[branch],
+            "skip_changes_outputs": float(skips.outputs[at]),
+            "skip_changes": dict(zip(skips.names, map(float, skips.later[at]), strict=True)),
         }
 
 
@@ -115,8 +136,11 @@ def inspect_model(
     name: str = "model",
     dims: Mapping[str, int] | None = None,
     resizable_outputs: tuple[str, ...] = (),
+    data: Dataset | None = None,
 ) -> Inspection:
     """Analyse a model. dims: sizes of its dynamic dimensions, for the MACs.
+
+    data: runs that tell what residual branches do; without it, none are made.
 
     Shapes are observed in one run on random inputs where the runtime can run the model, so that
     shape arithmetic in the graph is exact; MACs of nodes without a shape are unknown.
@@ -137,6 +161,9 @@ def inspect_model(
         groups=Prunable(model, resizable_outputs).groups,
         branches=branches,
         branch_costs=_branch_costs(model.graph, branches, costs),
+        diagnostics=diagnose_branches(model, branches, data)
+        if data is not None and branches.branches
+        else None,
     )
 
 

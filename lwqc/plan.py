@@ -117,16 +117,21 @@ class Pruning(_Model):
     resizable_outputs: tuple[str, ...] = ()
 
 
+Compensation = Literal["none", "mean", "linear"]
+
+
 class RemovedBranch(_Model):
     """A residual branch to remove.
 
     name: as `lwqc inspect --branches` gives it. kind: what it computes, for readers.
     keep_signature: its cache inputs and outputs stay; any entry that says so decides for all.
+    compensate: what takes its place, see `lwqc.removed_branches`; other than `none` needs data.
     """
 
     name: str
     kind: str = ""
     keep_signature: bool = False
+    compensate: Compensation = "none"
 
 
 class ParallelPair(_Model):

@@ -36,7 +36,8 @@ def uniform(
 ) -> Plan:
     """Every site in `bits`, with the given activations where the target has a kernel for it.
 
-    block: scales per block of a weight-only matrix (None: 32 for up to 4 bits, 128 for 8).
+    block: scales per block of a weight-only matrix (None: 32 for up to 4 bits, 128 for 8, or
+    fewer where that pads less).
     search: choose scales by error search. kind: of 4-bit floats, where they have a kernel; the
     other sites get integers.
     Sites that cannot take the format are in `kept_float` with the reason. Static plans have no
@@ -100,7 +101,8 @@ def _wishes(
             yield SiteEntry(weight=WeightFormat(8), activation="dynamic")
     if site.ops <= {"MatMul", "Gemm", "Gather"}:
         weight_only: Activations = "dynamic" if activations == "dynamic" and linear else "none"
-        first = block or (128 if bits == 8 else 32)
+        usual = WeightFormat(bits, 128 if bits == 8 else 32, symmetric, "float16")
+        first = block or usual.fitted(site.n, site.k).block or 32
         for size in _nearest_blocks(first):
             fmt = WeightFormat(bits, size, symmetric, "float16")
             yield SiteEntry(weight=fmt, activation=weight_only)

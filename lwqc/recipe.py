@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lwqc.errors import InputError
-from lwqc.plan import Format
+from lwqc.plan import Compensation, Format
 from lwqc.quant.formats import BITS, Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
 
@@ -37,12 +37,58 @@ class PruneRecipe(BaseModel):
     calibration: Literal["data", "random"] = "data"
 
 
+class DropRecipe(BaseModel):
+    """Which residual branches go; see `lwqc.drop_layers.DropOptions` for the meaning of each field.
+
+    share: of the units, where the user says no count.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float | None = None
+    kind: Literal["attention", "mlp", "convolution", "other", "any", "block"] = "any"
+    score: Literal[
+        "similarity", "lim", "angular", "norm-ratio", "void", "ablation", "ablation-once",
+        "metric", "accept", "random",
+    ] = "similarity"  # fmt: skip
+    measure: Literal["js", "kl", "angular", "norm"] = "js"
+    protect: float = 0.0
+    max_divergence: float | None = None
+    max_drop: float = 0.0
+    compensate: Compensation = "none"
+
+
+class ParallelRecipe(BaseModel):
+    """Which adjacent branches become parallel; see `lwqc.parallel_layers.ParallelOptions`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float | None = None
+    kind: Literal["attention", "mlp", "convolution", "other", "any"] = "any"
+    search: Literal["greedy", "once"] = "greedy"
+    measure: Literal["js", "kl", "angular", "norm"] = "js"
+    max_divergence: float | None = None
+    faster: bool = True
+
+
+class SliceRecipe(BaseModel):
+    """How narrow residual streams get; see `lwqc.slice_streams.SliceOptions`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ratio: float = 0.25
+    shared: bool = False
+    round_to: int = 8
+
+
 class Recipe(BaseModel):
     """How to make a plan.
 
     allocator: `auto` (fastest, or by budget), `uniform` (one format), `knapsack` (mixed bits under
     a budget), `rank` (two formats by importance under a budget), `bisect` (two formats, the lower
-    ones for as many sites as a drop allows), `channels` (prunes as `prune` says).
+    ones for as many sites as a drop allows), `channels` (prunes as `prune` says), `branches`
+    (removes those that `drop` says), `parallel` (feeds adjacent branches from one stream and merges
+    them, as `parallel` says), `streams` (narrows residual streams as `slice` says).
     search: scales by error search; False takes the plain range of each block.
     method: how codes are chosen, see `quant.methods`; those of `DATA_METHODS` look at the data.
     sequential: each layer is quantized for what the quantized layers before it give.
@@ -60,7 +106,17 @@ class Recipe(BaseModel):
     name: str
     description: str
     source: str = ""
-    allocator: Literal["auto", "uniform", "knapsack", "rank", "bisect", "channels"]
+    allocator: Literal[
+        "auto",
+        "uniform",
+        "knapsack",
+        "rank",
+        "bisect",
+        "channels",
+        "branches",
+        "parallel",
+        "streams",
+    ]
     score: Literal["measured", "weights", "lim", "zd", "position"] = "measured"
     bits: Literal[2, 3, 4, 8] = 8
     activations: Literal["none", "dynamic", "static"] = "none"
@@ -77,6 +133,9 @@ class Recipe(BaseModel):
     low: Format = WeightFormat(4, 32, True, "float16")
     high: Format = WeightFormat(8, 128, True, "float16")
     prune: PruneRecipe | None = None
+    drop: DropRecipe | None = None
+    parallel: ParallelRecipe | None = None
+    slice: SliceRecipe | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -84,6 +143,15 @@ class Recipe(BaseModel):
             raise ValueError(f"columns: expected a count or a share below 1, got {self.columns}")
         if self.kind != "int" and (self.bits != 4 or self.activations != "none"):
             raise ValueError(f"kind {self.kind} has bits = 4 and float activations")
+        sections = {
+            "channels": self.prune,
+            "branches": self.drop,
+            "parallel": self.parallel,
+            "streams": self.slice,
+        }
+        for allocator, section in sections.items():
+            if (self.allocator == allocator) != (section is not None):
+                raise ValueError(f"the allocator {allocator} goes with its section, and it alone")
         beside = self.rank or self.columns
         if self.allocator != "uniform" and (beside or self.kind != "int"):
             raise ValueError("kind, rank and columns are for the allocator uniform")

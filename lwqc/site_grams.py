@@ -63,7 +63,7 @@ class SiteGrams:
         self._collectors = {s.name: _gram(s) for s in sites}
         if token_weights:
             self._collectors |= _weighted(model, sites, self._collectors)
-        self._shared = {s.name for s in sites if len({u.activation for u in s.uses}) > 1}
+        self._shared = {s.name for s in sites if len({u.activation for u in _products(s)}) > 1}
         self._bytes = {s.name: 8 * s.groups * s.k**2 for s in sites}
         positions = _positions(model.graph)
         self._readers = {
@@ -182,10 +182,14 @@ def _made(node: ir.Node) -> str:
     return node.outputs[0].name or ""
 
 
+def _products(site: Site) -> list[Use]:
+    """Uses that multiply; tied weights are also read by a Gather."""
+    return [use for use in site.uses if use.node.op_type in ("MatMul", "Gemm", "Conv")]
+
+
 def _use(site: Site) -> Use:
-    """The first use that is a product; tied weights are also read by a Gather."""
-    uses = [use for use in site.uses if use.node.op_type in ("MatMul", "Gemm", "Conv")]
-    return uses[0] if uses else site.uses[0]
+    """The use whose input the matrix is of."""
+    return next(iter(_products(site)), site.uses[0])
 
 
 def _gram(site: Site) -> Gram | None:

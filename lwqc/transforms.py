@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -68,8 +68,7 @@ def version(work: Workspace, transforms: Transforms, *, token_weights: bool = Fa
         model = work.model
         if transforms:
             model = transform(work.model, transforms)
-            model.meta.update(work.model.meta)  # the file that results are compared with
-        work.versions[key] = replace(work, model=model, token_weights=token_weights, versions={})
+        work.versions[key] = work.derived(model, token_weights=token_weights)
     return work.versions[key]
 
 

@@ -55,7 +55,8 @@ class Workspace:
     """Everything that a search over plans shares.
 
     token_weights: Gram matrices count tokens by how much attention reads them. versions: the same
-    work on transformed models, see `lwqc.transforms.version`.
+    work on transformed models, see `lwqc.transforms.version`. original: what results are compared
+    with; `model` itself where it is not given. incomparable: outputs that are left out of it.
     """
 
     model: ir.Model
@@ -65,6 +66,8 @@ class Workspace:
     name: str = "model"
     skip_checks: bool = False
     token_weights: bool = False
+    original: ir.Model | None = field(default=None, repr=False)
+    incomparable: frozenset[str] = frozenset()
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
     versions: dict[str, Workspace] = field(default_factory=dict, repr=False)
 
@@ -131,10 +134,23 @@ class Workspace:
         """Largest magnitude by site."""
         return {}
 
+    def derived(self, model: ir.Model, **changes: Any) -> Workspace:
+        """The same work on a changed model; what the original computes stays the reference."""
+        small = replace(self, model=model, original=self.source_model, versions={}, **changes)
+        for name in ("reference", "float_bytes", "source", "search_batches", "metric_reference"):
+            if name in self.__dict__:
+                small.__dict__[name] = self.__dict__[name]  # what was computed once stays
+        return small
+
+    @property
+    def source_model(self) -> ir.Model:
+        """The model that results are compared with."""
+        return self.original or self.model
+
     @cached_property
     def source(self) -> Source:
-        """Identity of the model."""
-        return Source(digest=io.model_digest(self.model), name=self.name)
+        """Identity of the original model."""
+        return Source(digest=io.model_digest(self.source_model), name=self.name)
 
     def stamped(self, plan: Plan) -> Plan:
         """The plan with the model's identity; while it is only executed it needs none."""
@@ -143,14 +159,14 @@ class Workspace:
     @cached_property
     def reference(self) -> Session:
         """The original in a default session."""
-        path = self.model.meta.get("lwqc_path")
-        source = path if path and os.path.exists(path) else self.model
+        path = self.source_model.meta.get("lwqc_path")
+        source = path if path and os.path.exists(path) else self.source_model
         return Session(source, label=self.name)
 
     @cached_property
     def float_bytes(self) -> int:
         """Bytes of the original: its files, or its weights when it never was a file."""
-        return stored_bytes(self.model)
+        return stored_bytes(self.source_model)
 
     @cached_property
     def search_batches(self) -> list[dict[str, NDArray[Any]]]:
@@ -159,7 +175,8 @@ class Workspace:
 
     @cached_property
     def _search_references(self) -> list[dict[str, NDArray[Any]]]:
-        return [self.reference(feeds) for feeds in self.search_batches]
+        runs = (self.reference(feeds) for feeds in self.search_batches)
+        return [{n: v for n, v in run.items() if n not in self.incomparable} for run in runs]
 
     @cached_property
     def metric_reference(self) -> float:
@@ -196,7 +213,7 @@ class Workspace:
 
     def divergence(self, session: Session) -> dict[str, Divergence]:
         """Full comparison with the original over all data."""
-        return compare(self.reference, session, self.data)
+        return compare(self.reference, session, self.data, without=self.incomparable)
 
 
 def stored_bytes(model: ir.Model) -> int:

@@ -12,12 +12,13 @@ from rich.console import Console
 from lwqc import io
 from lwqc.backends.session import Session
 from lwqc.compress import open_workspace
-from lwqc.drop_layers import DropOptions, choose_branches, remove_planned
+from lwqc.drop_layers import DropOptions, choose_branches
 from lwqc.errors import InputError
 from lwqc.graph.branch_kinds import branch_tree
 from lwqc.graph.cost import total
 from lwqc.inspection import inspect_model
 from lwqc.plan import Plan, RemovedBranch, Source
+from lwqc.removed_branches import remove_planned
 from lwqc.report.inspection import print_inspection
 from lwqc.scores.branches.output_divergence import OutputDivergence
 from models import glyphs

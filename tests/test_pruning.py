@@ -214,7 +214,7 @@ def test_pruning_a_quantized_graph_slices_its_scales():
 
 
 def test_a_slower_result_gets_rounder_widths(monkeypatch):
-    module = importlib.import_module("lwqc.compress")  # the package's attribute is the function
+    module = importlib.import_module("lwqc.structural")
     asked = []
 
     def slower(done):

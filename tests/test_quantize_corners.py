@@ -10,8 +10,9 @@ from lwqc.backends.session import Session
 from lwqc.compress import compress_workspace, open_workspace
 from lwqc.errors import InputError
 from lwqc.goals import Amount, Goals
+from lwqc.quant.output_error import output_error
 from lwqc.recipe import find, uniform_recipe
-from tests.build import normal
+from tests.build import model, normal
 from tests.test_pruning import run
 
 __all__ = ["run"]  # the fixture
@@ -123,6 +124,34 @@ def test_a_shared_weight_is_rounded_to_nearest_and_listed():
     done = lwqc.quantize(proto, bits=4, data=feeds(), method="gptq")
     assert done.decisions.quantize["w"].method == "rtn"
     assert "different inputs" in done.decisions.kept_float["w"]
+
+
+def test_an_embedding_that_is_also_the_head_is_fitted_to_the_head():
+    """A Gather does not multiply: the one product that reads the weight decides."""
+    weight = normal(96, 64, scale=0.2)
+    built = model(
+        [
+            ("Gather", ["w", "i"], "e", {}),
+            ("Add", ["e", "x"], "s", {}),
+            ("Transpose", ["w"], "t", {"perm": [1, 0]}),
+            ("MatMul", ["s", "t"], "y", {}),
+        ],
+        {"w": weight},
+        {"i": ["n"], "x": ["n", 64]},
+        ["y"],
+        types={"i": TensorProto.INT64},
+    )
+    data = [{"i": np.arange(96), "x": normal(96, 64, seed=2) * (np.arange(64) < 8)}]
+    data[0]["x"] = data[0]["x"].astype(np.float32) * 20
+    done = {m: lwqc.quantize(built, bits=4, data=data, method=m) for m in ("rtn", "gptq")}
+    assert done["gptq"].decisions.quantize["w"].method == "gptq"
+    work = done["gptq"].work
+    gram, entries = work.grams("w"), {m: d.decisions.quantize["w"] for m, d in done.items()}
+    errors = {
+        m: output_error(weight, work.weights.get("w", entry).decode(), gram)
+        for m, entry in entries.items()
+    }
+    assert errors["gptq"] < 0.7 * errors["rtn"]
 
 
 def test_dead_inputs_do_not_mislead_greedy_path_following():

@@ -82,12 +82,14 @@ class CpuTarget:
             grains = [(4, (64, 16)), (8, (None,))]
         if tiny:
             grains.insert(0, (2, (64, 32, 16)))
-        formats = [
-            WeightFormat(bits, block, symmetric, "float16" if block else "float32")
+        formats = dict.fromkeys(
+            WeightFormat(bits, block, symmetric, "float16" if block else "float32").fitted(
+                site.n, site.k
+            )
             for bits, blocks in grains
             for block in blocks
             for symmetric in ((True, False) if bits < 8 else (True,))
-        ]
+        )
         # An embedding has no activation to quantize; the others compute in int8 per block.
         activation: Literal["none", "dynamic"] = "dynamic" if site.ops <= _LINEAR else "none"
         entries = [SiteEntry(weight=f, activation=activation) for f in formats]

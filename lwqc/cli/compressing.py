@@ -9,6 +9,9 @@ import typer
 
 from lwqc.cli.options import (
     BitsOption,
+    BranchCompensateOption,
+    BranchesOption,
+    BranchScoreOption,
     ByOption,
     CompensateOption,
     DataOption,
@@ -18,8 +21,10 @@ from lwqc.cli.options import (
     External,
     GroupOption,
     JsonOption,
+    KindOption,
     LatencyOption,
     LossOption,
+    MeasureOption,
     MetricOption,
     Model,
     NormaliseOption,
@@ -37,18 +42,18 @@ from lwqc.cli.options import (
     Verify,
 )
 from lwqc.cli.running import app, errors_console, finish, opened, parse_goals
-from lwqc.compress import (
-    apply_plan,
-    compress_workspace,
-    make_plan,
-    prune_options,
-    prune_workspace,
-    pruning_recipe,
-)
+from lwqc.compress import compress_workspace, make_plan
 from lwqc.errors import InputError
+from lwqc.execute import apply_plan
 from lwqc.plan import Plan
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.recipe import Recipe, uniform_recipe
+from lwqc.structural import (
+    branch_job,
+    channel_job,
+    dropping_recipe,
+    pruning_recipe,
+)
 from lwqc.user_code import load_callable
 
 
@@ -150,8 +155,10 @@ def prune(
     normalise: NormaliseOption = None,
     compensate: CompensateOption = None,
     group: GroupOption = None,
-    round_to: Annotated[int, typer.Option(help="keep widths multiples of this")] = 1,
-    min_channels: Annotated[int, typer.Option(help="each group keeps at least this many")] = 1,
+    round_to: Annotated[int | None, typer.Option(help="keep widths multiples of this")] = None,
+    min_channels: Annotated[
+        int | None, typer.Option(help="each group keeps at least this many")
+    ] = None,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="also groups that a normalisation mixes")
     ] = False,
@@ -170,27 +177,88 @@ def prune(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Remove whole channels, heads and hidden units: a smaller dense model."""
-    chosen = pruning_recipe(recipe, has_data=data is not None)
+    """Remove whole channels, heads and hidden units, or with --recipe slicegpt narrow streams."""
     wanted = {
         "ratio": ratio, "by": by, "score": score, "scope": scope, "normalise": normalise,
-        "compensate": compensate,
+        "compensate": compensate, "round_to": round_to, "min_channels": min_channels,
+        "overrides": _shares(group) if group else None, "statistics": statistics or None,
+        "resizable_outputs": tuple(resizable_output) if resizable_output else None,
+        "loss": load_callable(loss) if loss else None,
     }  # fmt: skip
-    options = prune_options(
-        chosen,
-        overrides=_shares(group or []),
-        round_to=round_to,
-        min_channels=min_channels,
-        resizable_outputs=tuple(resizable_output or ()),
-        loss=load_callable(loss) if loss else None,
+    goals = parse_goals(None, None, None, max_drop)
+    job = channel_job(
+        pruning_recipe(recipe, has_data=data is not None),
+        goals,
         **{name: value for name, value in wanted.items() if value is not None},
-        **({"statistics": True} if statistics else {}),
     )
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
         work.skip_checks = not verify
-        goals = parse_goals(None, None, None, max_drop)
-        done = prune_workspace(work, options, goals)
-        finish(done, output, plan_out, external, verify, details, as_json)
+        finish(job(work), output, plan_out, external, verify, details, as_json)
+
+
+@app.command()
+def drop(
+    model: Model,
+    output: Output,
+    branches: BranchesOption = None,
+    recipe: Annotated[str, typer.Option(help="one that removes branches")] = "",
+    kind: KindOption = None,
+    score: BranchScoreOption = None,
+    measure: MeasureOption = None,
+    compensate: BranchCompensateOption = None,
+    keep_first: Annotated[int, typer.Option(help="that many at the start stay")] = 0,
+    keep_last: Annotated[int, typer.Option(help="that many at the end stay")] = 0,
+    protect: Annotated[
+        float | None, typer.Option(help="share at the start that trials spare at first")
+    ] = None,
+    max_divergence: Annotated[
+        float | None, typer.Option(help="removals that would exceed it are not made")
+    ] = None,
+    keep_signature: Annotated[
+        bool, typer.Option("--keep-signature", help="cache inputs and outputs stay")
+    ] = False,
+    target: Target = "cpu",
+    data: DataOption = None,
+    metric: MetricOption = None,
+    max_drop: DropOption = None,
+    shape: ShapeOption = "",
+    plan_out: PlanOut = None,
+    external: External = None,
+    verify: Verify = True,
+    seed: Seed = 0,
+    details: Details = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
+    goals = parse_goals(None, None, None, max_drop)
+    wanted = {
+        **_amount(branches), "kind": kind, "score": score, "measure": measure,
+        "compensate": compensate, "protect": protect, "max_divergence": max_divergence,
+        "seed": seed or None,
+    }  # fmt: skip
+    given = {"keep_first": keep_first, "keep_last": keep_last, "keep_signature": keep_signature}
+    wanted |= {name: value or None for name, value in given.items()}
+    job = branch_job(
+        dropping_recipe(recipe, has_data=data is not None),
+        goals,
+        **{name: value for name, value in wanted.items() if value is not None},
+    )
+    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+        work.skip_checks = not verify
+        finish(job(work), output, plan_out, external, verify, details, as_json)
+
+
+def _amount(text: str | None) -> dict[str, Any]:
+    """A count, or a share of all."""
+    if text is None:
+        return {}
+    try:
+        if text.endswith("%"):
+            return {"share": float(text[:-1]) / 100}
+        return {"count": int(text)}
+    except ValueError as error:
+        raise InputError(f"--branches {text}: expected a count or a share such as 25%") from error
 
 
 def _shares(texts: list[str]) -> dict[str, float]:

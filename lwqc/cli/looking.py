@@ -33,6 +33,7 @@ from lwqc.cli.running import (
     progress_bars,
 )
 from lwqc.compress import compress_workspace, open_workspace
+from lwqc.data import open_data
 from lwqc.errors import InputError
 from lwqc.goals import Goals
 from lwqc.measure import latencies
@@ -53,6 +54,9 @@ def inspect(
         bool, typer.Option("--branches", help="residual branches by block, and what they cost")
     ] = False,
     resizable_output: ResizableOption = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="with --branches: what they do on this data")
+    ] = None,
     shape: ShapeOption = "",
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -62,7 +66,11 @@ def inspect(
     from lwqc.report.inspection import print_inspection
 
     resizable = tuple(resizable_output or ())
-    found = inspect_model(io.load(model), str(model), parse_dims(shape), resizable)
+    if data is not None and not branches:
+        raise InputError("--data tells what residual branches do: give --branches too")
+    loaded, dims = io.load(model), parse_dims(shape)
+    feeds = open_data(data, loaded, shapes=dims) if data is not None else None
+    found = inspect_model(loaded, str(model), dims, resizable, feeds)
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:

@@ -62,6 +62,30 @@ GroupOption = Annotated[
 ResizableOption = Annotated[
     list[str] | None, typer.Option("--resizable-output", help="output that may get narrower")
 ]
+BranchesOption = Annotated[
+    str | None, typer.Option("--branches", help="how many go: 4, or 25% of them")
+]
+KindOption = Annotated[
+    str | None,
+    typer.Option(help="attention, mlp, convolution, other, any, or block for whole blocks"),
+]
+BranchScoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--score",
+        help="similarity, lim, angular, norm-ratio or void (one pass); ablation, ablation-once "
+        "or metric (trials); accept (whatever may go); random",
+    ),
+]
+MeasureOption = Annotated[
+    str | None, typer.Option(help="of the outputs' divergence: js, kl, angular or norm")
+]
+BranchCompensateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--compensate", help="none, mean, or linear (the layer before takes over), on the data"
+    ),
+]
 LossOption = Annotated[
     str | None, typer.Option(help="module:function(outputs, feeds) -> number, for --score taylor")
 ]

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from lwqc import io
-from lwqc.compress import Compressed, open_workspace
+from lwqc.compress import open_workspace
+from lwqc.compressed import Compressed
 from lwqc.errors import InputError
 from lwqc.goals import Goals, parse_latency, parse_size
 from lwqc.report.terminal import print_report

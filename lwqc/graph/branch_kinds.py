@@ -213,7 +213,7 @@ def _chains(found: BranchAnalysis, flow: Dataflow) -> list[list[Branch]]:
     chain_of: dict[ir.Node, list[Branch]] = {}
     chains: list[list[Branch]] = []
     for branch in found.branches:
-        earlier = _last_join(branch, joins, flow)
+        earlier = last_join(branch, joins, flow)
         if branch.add in chain_of:  # several branches, one node
             chain = chain_of[branch.add]
         elif earlier is not None and earlier in chain_of:
@@ -226,7 +226,7 @@ def _chains(found: BranchAnalysis, flow: Dataflow) -> list[list[Branch]]:
     return chains
 
 
-def _last_join(branch: Branch, joins: Collection[ir.Node], flow: Dataflow) -> ir.Node | None:
+def last_join(branch: Branch, joins: Collection[ir.Node], flow: Dataflow) -> ir.Node | None:
     """The nearest joining node before a branch."""
     seen: set[ir.Node] = set()
     todo = [branch.entry.producer()]

@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from lwqc.graph.axis_analysis import AxisAnalysis
 from lwqc.graph.groups import Groups
+from lwqc.graph.stream import Stream
 from lwqc.graph.stream_rules import RULES
-from lwqc.graph.stream_walk import FixedError, Stream, Walk, where
+from lwqc.graph.stream_walk import FixedError, Walk, where
 
 _NORMS = {
     ("", "LayerNormalization"), ("", "RMSNormalization"), ("", "SimplifiedLayerNormalization"),

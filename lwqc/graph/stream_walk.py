@@ -6,86 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NoReturn
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from lwqc.graph.axes import Factor
 from lwqc.graph.axis_analysis import AxisAnalysis, Use
 from lwqc.graph.groups import Group
-from lwqc.graph.linear_operand import Operand
 from lwqc.graph.repairs import Indices
+from lwqc.graph.stream import Affine, Reading, Stream, Turn
 from lwqc.graph.weights import is_float, stored_tensor
 
-Vector = NDArray[np.float64]
 LINEAR = {("", "MatMul"), ("", "Gemm"), ("", "Conv")}  # their second operand is a weight
-
-
-@dataclass(frozen=True, eq=False)
-class Affine:
-    """A constant per channel behind a norm. operand: of the node that multiplies or adds it."""
-
-    kind: Literal["gain", "bias"]
-    node: ir.Node
-    operand: int
-
-    def vector(self) -> Vector:
-        """[D]."""
-        tensor = stored_tensor(self.node.inputs[self.operand])
-        assert tensor is not None
-        return tensor.numpy().astype(np.float64).ravel()
-
-
-@dataclass(frozen=True, eq=False)
-class Turn:
-    """One axis of a stored tensor that is rotated.
-
-    gain: what is multiplied into it first. use: the only reader whose view is rotated, where
-    readers are looked at separately; None for all. centre: it loses its mean over the channels.
-    """
-
-    value: ir.Value
-    axis: int
-    gain: tuple[Affine, ...] = ()
-    use: Use | None = None
-    centre: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """A linear layer that reads the stream behind a norm with these constants."""
-
-    operand: Operand
-    affine: tuple[Affine, ...]
-    turn: Turn
-
-
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """A residual stream that can be rotated.
-
-    centre: what is added to the stream must have no mean, for there are layer norms.
-    turns: stored tensors to rotate. readings: layers that take up gains and biases.
-    tied: such layers that share their weight with an embedding: the constants become a matrix
-    [D, D] in front of them. uncentred: embeddings of such weights, whose rows lose their mean when
-    they are read. affine: constants to neutralise. layer_norms: to replace. subtractions: of a
-    mean that is gone.
-    """
-
-    group: Group
-    centre: bool
-    turns: tuple[Turn, ...]
-    readings: tuple[Reading, ...]
-    tied: tuple[Reading, ...]
-    uncentred: tuple[ir.Node, ...]
-    affine: tuple[Affine, ...]
-    layer_norms: tuple[ir.Node, ...]
-    subtractions: tuple[ir.Node, ...]
-
-    @property
-    def extra_parameters(self) -> int:
-        """Weights that a rotation adds, for tied embeddings behind a gain."""
-        return len(self.tied) * self.group.size**2
 
 
 class FixedError(Exception):
@@ -136,6 +66,7 @@ class Walk:
     layer_norms: list[ir.Node] = field(default_factory=list)
     subtractions: list[ir.Node] = field(default_factory=list)
     needs_mean: list[ir.Node] = field(default_factory=list)
+    sums: list[ir.Node] = field(default_factory=list)
     neutral: set[ir.Value | None] = field(default_factory=set)  # gains of 1 that stay
 
     @property
@@ -175,18 +106,33 @@ class Walk:
             separate = [t for t in here if t.use is not None]
             if len(separate) < len(here) and value in self.vectors and len(value.uses()) > 1:
                 raise FixedError(f"{value.name} is also read by other nodes")
-            merged = {(t.axis, _sources(t.gain), t.use): t for t in here}
+            # Of a weight that is both, what is written stays: the layers that read it adapt.
+            order = sorted(here, key=lambda t: not t.reads)
+            merged = {(t.axis, _sources(t.gain), t.use): t for t in order}
             if separate or len({t.axis for t in merged.values()}) == len(merged):
                 turns += (replace(t, centre=centre) for t in merged.values())
                 continue
             turns.append(Turn(value, here[0].axis))
             tied += self.readings_of_table(value, here)
             uncentred += self.tables[value] if centre else []
-        readings = [r for r in self.readings if r.affine and r not in tied]
+        written = {(t.value, t.axis) for t in turns if not t.reads}
         return Stream(
-            self.group, centre, tuple(turns), tuple(readings), tuple(tied), tuple(uncentred),
-            tuple(self.affine.values()), tuple(self.layer_norms), tuple(self.subtractions),
-        )  # fmt: skip
+            self.group,
+            centre,
+            tuple(turns),
+            readings=tuple(r for r in self.readings if r.affine and r not in tied),
+            tied=tuple(tied),
+            shared=tuple(
+                r for r in self.readings if not r.affine and (r.turn.value, r.turn.axis) in written
+            ),
+            uncentred=tuple(uncentred),
+            affine=tuple(self.affine.values()),
+            layer_norms=tuple(self.layer_norms),
+            subtractions=tuple(self.subtractions),
+            states={v: f.axis for v, f in self.frames.items() if f.kind == "state"},
+            layers=tuple(r.operand for r in self.readings),
+            sums=tuple(self.sums),
+        )
 
     def readings_of_table(self, value: ir.Value, turns: Sequence[Turn]) -> list[Reading]:
         """Layers behind a gain or bias that read an embedding table as their weight."""

@@ -95,8 +95,12 @@ def static_shape(tensor: ir.TensorProtocol) -> tuple[int, ...]:
 
 def evaluate(weight: Weight, read: ReadArray) -> Array:
     """The operand's values, in the type in which the graph computes with it."""
-    array = read(weight.tensor)
-    for node in weight.steps:
+    return through(weight.steps, read(weight.tensor), read)
+
+
+def through(steps: tuple[ir.Node, ...], array: Array, read: ReadArray) -> Array:
+    """What the constant nodes of a `Weight` make of the stored tensor."""
+    for node in steps:
         array = _STEPS[node.op_type](node, array, read)
     return array
 

@@ -92,13 +92,22 @@ def lazy_like(
     like: ir.TensorProtocol, name: str | None, values: Callable[[], NDArray[np.generic]]
 ) -> ir.LazyTensor:
     """A tensor of the same type and shape, evaluated when it is first read."""
+    return lazy_tensor(like.dtype, static_shape(like), name, values)
+
+
+def lazy_tensor(
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    name: str | None,
+    values: Callable[[], NDArray[np.generic]],
+) -> ir.LazyTensor:
+    """A tensor of that type and shape, evaluated when it is first read."""
 
     def evaluate() -> ir.TensorProtocol:
-        array = np.ascontiguousarray(values().astype(like.dtype.numpy()))
-        return ir.tensor(array, dtype=like.dtype, name=name)
+        array = np.ascontiguousarray(values().astype(dtype.numpy()))
+        return ir.tensor(array, dtype=dtype, name=name)
 
-    shape = ir.Shape(static_shape(like))
-    return ir.LazyTensor(evaluate, dtype=like.dtype, shape=shape, name=name, cache=True)
+    return ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(shape), name=name, cache=True)
 
 
 def float_type(value: ir.Value | None) -> ir.DataType:

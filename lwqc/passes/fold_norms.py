@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,19 +54,23 @@ class FoldNorms(ir.passes.InPlacePass):
         the same names. The neutral gain and bias stay, so that runtimes still fuse the norm. A
         MatMul without a bias gets an Add.
     Refuses: other norms; the reasons are in `skipped` after a call.
+
+    nodes: where given, only norms whose gain is applied by one of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: Collection[ir.Node] | None = None) -> None:
         super().__init__()
+        self._nodes = nodes
         self.skipped: tuple[Unscalable, ...] = ()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold all norms that can be folded."""
         found = find_foldable_norms(model)
         self.skipped = found.skipped
-        for norm in found.norms:
+        norms = [n for n in found.norms if self._nodes is None or n.gain.node in self._nodes]
+        for norm in norms:
             _fold(model.graph, norm)
-        return ir.passes.PassResult(model, bool(found.norms))
+        return ir.passes.PassResult(model, bool(norms))
 
 
 def find_foldable_norms(model: ir.Model) -> FoldableNorms:

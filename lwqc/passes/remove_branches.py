@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.errors import InputError
 from lwqc.graph.branches import LINEAR, Branch, find_branches
 from lwqc.graph.dataflow import SHAPE_ONLY, Dataflow
-from lwqc.passes.edit import insert_before, replace_node, unique_name
+from lwqc.passes.edit import (
+    add_constant,
+    float_type,
+    insert_before,
+    replace_node,
+    unique_name,
+)
 
 _FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -38,8 +46,11 @@ class Removal:
 class RemoveBranches(ir.passes.InPlacePass):
     """Remove residual branches by name.
 
+    constants: branch -> what it is replaced by, of a shape that broadcasts to the stream's.
+
     Matches: the branches named, as `find_branches` finds them.
-    Rewrites to: the sum without the branch, so a pre-norm goes with it and a post-norm stays.
+    Rewrites to: the sum without the branch, or with a constant in its place, so a pre-norm goes
+    with it and a post-norm stays.
     Nodes and stored tensors that nothing else reads go too, also those outside the branch.
     Graph outputs that the branch computed (a decoder's new keys and values) go, and with them the
     inputs that only it read (the old ones). Where the model reads the length of the text so far
@@ -53,9 +64,16 @@ class RemoveBranches(ir.passes.InPlacePass):
     After `call`, `done` says what changed.
     """
 
-    def __init__(self, names: Iterable[str], *, keep_signature: bool = False) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        *,
+        keep_signature: bool = False,
+        constants: Mapping[str, NDArray[np.floating]] | None = None,
+    ) -> None:
         super().__init__()
         self._names = tuple(dict.fromkeys(names))
+        self._constants = dict(constants or {})
         self._keep_signature = keep_signature
         self.done = Removal(self._names)
 
@@ -67,7 +85,10 @@ class RemoveBranches(ir.passes.InPlacePass):
         chosen = chosen_branches(graph, self._names)
         self.done = Removal(self._names)
         caches = _Caches(graph, chosen)
-        _cut(graph, chosen)
+        for branch in chosen:
+            if branch.name in self._constants:
+                _replace_by(graph, branch, self._constants[branch.name])
+        _cut(graph, [b for b in chosen if b.name not in self._constants])
         if self._keep_signature:
             caches.pass_through(self.done)
         else:
@@ -90,6 +111,13 @@ def chosen_branches(graph: ir.Graph, names: Iterable[str]) -> list[Branch]:
             why = f"cannot be removed: {refused[name]}" if name in refused else "is no branch"
             raise InputError(f"{name}: {why}; see lwqc inspect --branches")
     return [known.by_name[name] for name in names]
+
+
+def _replace_by(graph: ir.Graph, branch: Branch, constant: NDArray[np.floating]) -> None:
+    """Let a constant be the term of the sum."""
+    values = constant.astype(float_type(branch.stream).numpy())
+    stored = add_constant(graph, f"{branch.branch.name}/constant", values)
+    branch.add.replace_input_with(list(branch.add.inputs).index(branch.branch), stored)
 
 
 def _cut(graph: ir.Graph, chosen: Sequence[Branch]) -> None:

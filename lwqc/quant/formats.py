@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from lwqc.errors import InputError
@@ -77,6 +77,14 @@ class WeightFormat:
     def blocks(self, k: int) -> int:
         """Scales per output channel for K inputs."""
         return 1 if self.block is None else -(-k // self.block)
+
+    def fitted(self, n: int, k: int) -> WeightFormat:
+        """This format, with smaller blocks where padding of a weight [N, K] costs more."""
+        if self.block is None:
+            return self
+        blocks = sorted((b for b in BLOCKS if b <= self.block), reverse=True)
+        choices = [replace(self, block=b) for b in blocks] or [self]
+        return min(choices, key=lambda f: f.size_bytes(n, k))
 
     def size_bytes(self, n: int, k: int) -> int:
         """Bytes of codes, scales and zero points of a weight [N, K], with block padding."""

@@ -25,6 +25,11 @@ class Rotation:
     size: int
     seed: int
 
+    @property
+    def scale(self) -> float:
+        """Lengths stay."""
+        return 1.0
+
     @cached_property
     def _signs(self) -> Matrix:
         return np.random.default_rng(self.seed).choice([-1.0, 1.0], self.size)

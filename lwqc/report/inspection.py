@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from lwqc.branch_diagnostics import BranchDiagnostics
 from lwqc.graph.cost import total
 from lwqc.graph.groups import Groups
 from lwqc.inspection import Inspection
@@ -53,12 +54,28 @@ def _print_branches(found: Inspection, console: Console) -> None:
             kind = "cross attention" if branch.cross else branch.kind
             share = f", {cost.macs / macs:.1%} of the MACs" if cost.macs and macs else ""
             text = f"{branch.name}: {kind}, {cost.parameters:,} parameters{share}"
+            text += _effect(found.diagnostics, branch.name)
             shown.add(escape(text))
     console.print(tree)
     print_reasons(
         f"{len(found.branches.refused)} residual additions cannot be removed:",
         [(r.reason, r.name) for r in found.branches.refused],
         console,
+    )
+
+
+def _effect(found: BranchDiagnostics | None, name: str) -> str:
+    """What a branch does on the data, and which other branch feels most that it is skipped."""
+    if found is None:
+        return ""
+    effect, skips = found.effects[name], found.skips
+    row = skips.later[skips.names.index(name)]
+    most = int(row.argmax())
+    felt = f", most felt by {skips.names[most]} ({row[most]:.2f})" if row[most] else ""
+    return (
+        f"; cosine {effect.cosine:.4f}, |f|/|x| {effect.norm_ratio:.3f}, "
+        f"void {found.voids[name]:.0%}; skipped: outputs move by "
+        f"{skips.outputs[skips.names.index(name)]:.4f}{felt}"
     )
 
 

@@ -67,6 +67,71 @@ class PruningReport:
 
 
 @dataclass(frozen=True)
+class BranchRow:
+    """A removed branch. step: of the removal it went with, from 1; branches of a block share one.
+
+    score: by which it was chosen, divergence: of the outputs from then on; None when the plan was
+    made before. compensation: what took its place, or why nothing could.
+    """
+
+    name: str
+    kind: str
+    step: int
+    score: float | None
+    divergence: float | None
+    compensation: str
+
+
+@dataclass(frozen=True)
+class RemovalReport:
+    """What the removal of branches changed.
+
+    there_were: branches of the model, all kinds. measure: of `divergence`. refused: residual
+    additions that are no removable branch, and why. The rest as in `passes.remove_branches`.
+    """
+
+    branches: tuple[BranchRow, ...]
+    there_were: int
+    measure: str
+    refused: tuple[tuple[str, str], ...]
+    dropped_inputs: tuple[str, ...]
+    dropped_outputs: tuple[str, ...]
+    passed_through: Mapping[str, str]
+    still_computed: Mapping[str, str]
+    left: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParallelReport:
+    """Branches that became parallel: (first, second, divergence with all so far or None).
+
+    there_were: pairs to choose from, None when the plan was made before. latency_ms: before and
+    after, where they decided. note: why nothing was done, or "".
+    """
+
+    pairs: tuple[tuple[str, str, float | None], ...]
+    there_were: int | None
+    measure: str
+    latency_ms: tuple[float, float] | None
+    note: str
+
+
+@dataclass(frozen=True)
+class SlicingReport:
+    """Residual streams that got narrower: (group, width).
+
+    macs: before and after, None when the plan was made before. note: why nothing was done, or "".
+    left: streams that stay, and why.
+    """
+
+    streams: tuple[tuple[str, int], ...]
+    macs: tuple[int, int] | None
+    note: str
+    left: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Report:
     """Measured facts about a saved model; None where `verify` was off."""
 
@@ -91,6 +156,9 @@ class Report:
     metric_drop: float | None = None
     outcomes: tuple[Outcome, ...] = ()
     pruning: PruningReport | None = None
+    removal: RemovalReport | None = None
+    parallel: ParallelReport | None = None
+    slicing: SlicingReport | None = None
 
     @property
     def drop(self) -> float | None:

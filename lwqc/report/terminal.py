@@ -10,7 +10,15 @@ from rich.table import Table
 
 from lwqc.graph.sites import Skipped
 from lwqc.measure import Latency
-from lwqc.report.result import GroupRow, PruningReport, Report, SiteRow
+from lwqc.report.result import (
+    GroupRow,
+    ParallelReport,
+    PruningReport,
+    RemovalReport,
+    Report,
+    SiteRow,
+    SlicingReport,
+)
 from lwqc.stats.divergence import Divergence
 
 
@@ -38,6 +46,12 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
             console.print(group_table(report.pruning.groups))
         if not _only_pruned(report):
             console.print(site_table(report.sites))
+    if report.removal is not None:
+        print_removal(report.removal, console)
+    if report.parallel is not None:
+        print_parallel(report.parallel, console)
+    if report.slicing is not None:
+        print_slicing(report.slicing, console)
     if report.pruning is not None:
         print_unpruned(report.pruning, console)
     if not _only_pruned(report):
@@ -95,7 +109,94 @@ def _summary(report: Report) -> Table:
 
 
 def _only_pruned(report: Report) -> bool:
-    return report.pruning is not None and all(row.format == "float" for row in report.sites)
+    parts = (report.pruning, report.removal, report.parallel, report.slicing)
+    taken = any(part is not None for part in parts)
+    return taken and all(row.format == "float" for row in report.sites)
+
+
+def print_removal(removal: RemovalReport, console: Console) -> None:
+    """What went in which order at what price, and what could not go."""
+    console.print(branch_table(removal))
+    for note in removal.notes:
+        console.print(note, style="yellow")
+    for title, names in (
+        ("inputs that are gone", removal.dropped_inputs),
+        ("outputs that are gone", removal.dropped_outputs),
+        ("outputs that repeat an input", [f"{o} = {i}" for o, i in removal.passed_through.items()]),
+        ("layers of removed branches that stay, as others read them", removal.left),
+    ):
+        if names:
+            console.print(f"{title}: {', '.join(names)}", highlight=False, markup=False)
+    print_reasons(
+        "outputs of removed branches that are still computed:",
+        [(why, name) for name, why in removal.still_computed.items()],
+        console,
+    )
+    print_reasons(
+        f"{len(removal.refused)} residual additions are no removable branch:",
+        [(why, name) for name, why in removal.refused],
+        console,
+    )
+
+
+def print_parallel(parallel: ParallelReport, console: Console) -> None:
+    """Which pairs became parallel, and what that costs."""
+    total = "" if parallel.there_were is None else f" of {parallel.there_were}"
+    title = f"{len(parallel.pairs)}{total} pairs of adjacent branches made parallel"
+    if parallel.note:
+        title = f"{len(parallel.pairs)}{total} pairs of adjacent branches tried"
+    table = Table(title=title, title_justify="left")
+    priced = any(row[2] is not None for row in parallel.pairs)
+    columns = ["first", "second", *([f"divergence ({parallel.measure})"] if priced else [])]
+    for column in columns:
+        table.add_column(column)
+    for first, second, divergence in parallel.pairs:
+        table.add_row(first, second, *([_number(divergence)] if priced else []))
+    console.print(table)
+    if parallel.latency_ms is not None:
+        before, after = parallel.latency_ms
+        console.print(f"latency: {before:.3g} ms, parallel {after:.3g} ms")
+    if parallel.note:
+        console.print(f"{parallel.note}: the model is unchanged", style="yellow")
+
+
+def print_slicing(slicing: SlicingReport, console: Console) -> None:
+    """Which streams got how narrow, and which could not."""
+    for group, width in slicing.streams:
+        console.print(f"residual stream {group}: now {width} wide", highlight=False)
+    if slicing.macs is not None and not slicing.note:
+        before, after = slicing.macs
+        console.print(f"MACs: {before:,} -> {after:,}", highlight=False)
+    if slicing.note:
+        console.print(f"{slicing.note}: the model is unchanged", style="yellow")
+    print_reasons(
+        "residual streams that could not be narrowed:",
+        [(why, name) for name, why in slicing.left.items()],
+        console,
+    )
+
+
+def branch_table(removal: RemovalReport) -> Table:
+    """One row per removed branch, in the order of their removal."""
+    title = f"{len(removal.branches)} of {removal.there_were} residual branches removed"
+    table = Table(title=title, title_justify="left")
+    columns = ["", "branch", "kind"]
+    priced = any(row.divergence is not None for row in removal.branches)
+    columns += ["score", f"divergence ({removal.measure})"] if priced else []
+    replaced = any(row.compensation for row in removal.branches)
+    columns += ["in its place"] if replaced else []
+    for column in columns:
+        table.add_column(column)
+    for row in removal.branches:
+        numbers = [_number(row.score), _number(row.divergence)] if priced else []
+        table.add_row(
+            str(row.step), row.name, row.kind, *numbers, *([row.compensation] if replaced else [])
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.5g}"
 
 
 def group_table(rows: Iterable[GroupRow]) -> Table:

@@ -17,9 +17,9 @@ def side_by_side(original: ir.Model, pruned: ir.Model, prefix: str = PREFIX) -> 
 
     Values, nodes and weights of `pruned` get the prefix; weights that are the same object in both
     are stored once. Both models are left alone. The shapes of the pruned model's values keep
-    their rank only.
+    their rank only. `pruned` may lack inputs that the original has.
 
-    Raises InputError when inputs, opsets or functions of the two differ.
+    Raises InputError when inputs, opsets or functions of the two differ otherwise.
     """
     _check(original, pruned)
     both, other = original.clone(), pruned.clone()
@@ -39,7 +39,7 @@ def other_name(value: ir.Value, prefix: str = PREFIX) -> str:
 
 def _check(original: ir.Model, pruned: ir.Model) -> None:
     left, right = _signature(original.graph), _signature(pruned.graph)
-    if left != right:
+    if not right.items() <= left.items():
         raise InputError(f"the pruned model's inputs differ: {right}, the original's are {left}")
     for domain, version in pruned.opset_imports.items():
         if original.opset_imports.get(domain, version) != version:

@@ -1,0 +1,70 @@
+"""What became of residual branches and streams, as data."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from lwqc.drop_layers import DropDecision
+from lwqc.graph.branch_kinds import branch_tree
+from lwqc.parallel_layers import ParallelDecision
+from lwqc.plan import Plan
+from lwqc.removed_branches import RemovedBranches
+from lwqc.report.result import BranchRow, ParallelReport, RemovalReport, SlicingReport
+from lwqc.slice_streams import SliceDecision
+
+
+def removal_report(
+    graph: ir.Graph, removed: RemovedBranches, decision: DropDecision | None
+) -> RemovalReport:
+    """The report; graph: of the model as it was. decision: None when the plan was given."""
+    tree, done = branch_tree(graph), removed.removal
+    steps = decision.curve if decision is not None else ()
+    step_of = {name: (i + 1, step) for i, step in enumerate(steps) for name in step.branches}
+    rows = []
+    for number, name in enumerate(done.branches, 1):
+        at, step = step_of.get(name, (number, None))
+        rows.append(
+            BranchRow(
+                name=name,
+                kind=tree.by_name[name].kind,
+                step=at,
+                score=None if step is None else step.score,
+                divergence=None if step is None else step.divergence,
+                compensation=removed.compensated.get(name, ""),
+            )
+        )
+    return RemovalReport(
+        branches=tuple(rows),
+        there_were=len(tree.branches),
+        measure="" if decision is None else decision.measure,
+        refused=tuple((r.name, r.reason) for r in tree.refused),
+        dropped_inputs=tuple(done.dropped_inputs),
+        dropped_outputs=tuple(done.dropped_outputs),
+        passed_through=done.passed_through,
+        still_computed=done.still_computed,
+        left=tuple(done.left),
+        notes=() if decision is None else decision.notes,
+    )
+
+
+def parallel_report(plan: Plan, decision: ParallelDecision | None) -> ParallelReport:
+    """The report. decision: None when the plan was given."""
+    if decision is None:
+        pairs = tuple((p.first, p.second, None) for p in plan.parallel)
+        return ParallelReport(pairs, None, "", None, "")
+    return ParallelReport(
+        pairs=tuple((*s.pair, s.divergence) for s in decision.curve),
+        there_were=decision.pairs,
+        measure=decision.measure,
+        latency_ms=decision.latency_ms,
+        note=decision.note,
+    )
+
+
+def slicing_report(plan: Plan, decision: SliceDecision | None) -> SlicingReport:
+    """The report. decision: None when the plan was given."""
+    streams = tuple((entry.group, entry.width) for entry in plan.slice)
+    if decision is None:
+        return SlicingReport(streams, None, "", {})
+    macs = (decision.before.macs, decision.after.macs)
+    return SlicingReport(streams, macs, decision.note, decision.left)

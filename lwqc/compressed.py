@@ -1,0 +1,168 @@
+"""A compressed model in memory, and the report on it: everything in it is measured on the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from lwqc import io
+from lwqc.backends.session import Session
+from lwqc.backends.target import Lowered
+from lwqc.branch_reports import parallel_report, removal_report, slicing_report
+from lwqc.drop_layers import DropDecision
+from lwqc.goals import Goals, Outcome
+from lwqc.graph.sites import Site
+from lwqc.measure import latencies
+from lwqc.parallel_layers import ParallelDecision
+from lwqc.plan import Plan
+from lwqc.pruned_model import PrunedModel, pruning_report
+from lwqc.removed_branches import RemovedBranches
+from lwqc.report.result import Report, SiteRow
+from lwqc.slice_streams import SliceDecision
+from lwqc.workspace import Workspace, data_files
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model in memory, ready to be saved and measured.
+
+    sites: of the model just before formats were applied, by name. decision: what was
+    chosen and at what price, unless the plan was given.
+    """
+
+    work: Workspace
+    goals: Goals
+    decisions: Plan
+    lowered: Lowered
+    sites: Mapping[str, Site]
+    pruned: PrunedModel | None = None
+    removed: RemovedBranches | None = None
+    decision: DropDecision | ParallelDecision | SliceDecision | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """What was done, with the digest of the model it was done to."""
+        return self.work.stamped(self.decisions)
+
+    @property
+    def model(self) -> ir.Model:
+        """The compressed model."""
+        return self.lowered.model
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        external_data: bool | None = None,
+        verify: bool = True,
+    ) -> Report:
+        """Write the model and measure the file in a fresh session.
+
+        verify: False skips everything that loads a model; the report says so.
+        Raises InputError when the file cannot be written; see `lwqc.io.save`.
+        """
+        source = self.work.model.meta.get("lwqc_path")
+        io.check_output(path, [source, *data_files(self.work.model)] if source else [])
+        saved = io.save(self.model, path, external_data=external_data)
+        return measure(self, saved, verify=verify)
+
+
+def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) -> Report:
+    """The report on a saved file: everything in it is measured on the file."""
+    work = result.work
+    report = Report(
+        source=work.name,
+        source_bytes=work.float_bytes,
+        output=str(saved.path),
+        output_bytes=saved.size_bytes,
+        recipe=result.decisions.recipe,
+        target=result.decisions.target,
+        data=work.data.description,
+        data_kind=work.data.kind,
+        sites=_rows(result),
+        skipped=work.analysis.skipped,
+        rewrites=result.decisions.rewrites,
+        untransformed=result.decisions.untransformed,
+    )
+    if result.pruned is not None:
+        report = report.with_measurements(pruning=pruning_report(work, result.pruned))
+    decision = result.decision
+    if result.removed is not None:
+        chosen = decision if isinstance(decision, DropDecision) else None
+        removal = removal_report(work.model.graph, result.removed, chosen)
+        report = report.with_measurements(removal=removal)
+    if result.decisions.parallel or isinstance(decision, ParallelDecision):
+        made = decision if isinstance(decision, ParallelDecision) else None
+        report = report.with_measurements(parallel=parallel_report(result.decisions, made))
+    if result.decisions.slice or isinstance(decision, SliceDecision):
+        cut = decision if isinstance(decision, SliceDecision) else None
+        report = report.with_measurements(slicing=slicing_report(result.decisions, cut))
+    if verify:
+        report = _verified(result, saved, report)
+    return report.with_outcomes(_outcomes(result, report))
+
+
+def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Report:
+    work = result.work
+    session = Session(saved.path, label=str(saved.path))
+    before, after = latencies([work.reference, session], work.data.first())
+    metric_before = metric_after = metric_drop = None
+    if work.metric is not None:
+        metric_before, metric_after = work.metric_reference, work.metric(session)
+        metric_drop = work.metric.drop(metric_before, metric_after)
+    return report.with_measurements(
+        divergence=(result.removed.work if result.removed else work).divergence(session),
+        latency_before=before,
+        latency_after=after,
+        metric=work.metric.name if work.metric else None,
+        metric_before=metric_before,
+        metric_after=metric_after,
+        metric_drop=metric_drop,
+    )
+
+
+def _rows(result: Compressed) -> tuple[SiteRow, ...]:
+    plan, forms = result.decisions, result.lowered.forms
+    rows = []
+    for site in result.work.analysis.sites:
+        if site.name not in result.sites:
+            continue  # went with its branch
+        entry, now = plan.quantize.get(site.name), result.sites[site.name]
+        after = entry.size_bytes(now.n, now.k) if entry else now.float_bytes
+        rows.append(
+            SiteRow(
+                name=site.name,
+                op="+".join(sorted(site.ops)),
+                shape=site.shape,
+                format=str(entry.weight) if entry else "float",
+                activation=entry.activation if entry else "none",
+                kernel=forms.get(site.name, "float"),
+                bytes_before=site.float_bytes,
+                bytes_after=after,
+                reason=plan.kept_float.get(site.name, ""),
+            )
+        )
+    return tuple(rows)
+
+
+def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
+    goals, work = result.goals, result.work
+    found = []
+    if result.pruned is not None and result.pruned.outcome is not None:
+        found.append(result.pruned.outcome)
+    if goals.max_size is not None:
+        asked = goals.max_size.resolve(work.float_bytes)
+        found.append(Outcome("size", asked, report.output_bytes, "bytes"))
+    if goals.avg_bits is not None:
+        found.append(Outcome("average bits", goals.avg_bits, report.average_bits, "bits"))
+    drop = report.drop
+    if drop is not None and goals.max_drop is not None:
+        found.append(Outcome("drop", goals.max_drop, drop, ""))
+    before, after = report.latency_before, report.latency_after
+    if goals.max_latency is not None and before is not None and after is not None:
+        asked = goals.max_latency.resolve(before.median_ms)
+        found.append(Outcome("latency", asked, after.median_ms, "ms"))
+    return found

@@ -1,0 +1,89 @@
+"""Executes plans."""
+
+from __future__ import annotations
+
+from lwqc import io
+from lwqc.backends.session import statistics_session
+from lwqc.backends.target import Lowered
+from lwqc.compressed import Compressed
+from lwqc.errors import InputError
+from lwqc.goals import Goals
+from lwqc.graph.sites import find_sites
+from lwqc.parallel_layers import parallel_planned
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.plan import Plan, Transforms
+from lwqc.pruned_model import prune_model
+from lwqc.quant.methods import DATA_METHODS
+from lwqc.removed_branches import without_branches
+from lwqc.sequential import quantize_in_sequence
+from lwqc.slice_streams import slice_planned
+from lwqc.transforms import transform, version
+from lwqc.workspace import Workspace
+
+
+def apply_plan(work: Workspace, plan: Plan, goals: Goals | None = None) -> Compressed:
+    """Execute a plan made earlier. Raises InputError when it is for another model."""
+    if plan.source.digest != work.source.digest:
+        raise InputError(
+            f"the plan is for {plan.source.name or 'another model'} "
+            f"({plan.source.digest[:12]}), not for {work.name} ({work.source.digest[:12]})"
+        )
+    if not work.data.given and _looks_at_data(plan):
+        raise InputError("the plan was made on data and looks at it again; give the same --data")
+    return execute(work, goals or Goals(), plan)
+
+
+def _looks_at_data(plan: Plan) -> bool:
+    if plan.prune is not None and plan.prune.calibration == "data":
+        compensated = plan.prune.compensate != "none" or plan.prune.batch_norm
+    else:
+        compensated = False
+    return (
+        compensated
+        or bool(plan.slice)
+        or any(entry.compensate != "none" for entry in plan.remove)
+        or plan.sequential
+        or any(e.method in DATA_METHODS for e in plan.quantize.values())
+    )
+
+
+def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
+    """Change the structure in the order of the plan's fields, then lower what is left."""
+    removed = without_branches(work, plan.remove) if plan.remove else None
+    base = removed.work if removed is not None else work
+    if plan.parallel:
+        base = base.derived(parallel_planned(base.model, plan.parallel))
+    if plan.slice:
+        model = slice_planned(base.model, work.data, plan.slice, statistics_session)
+        base = base.derived(model)
+    pruned = prune_model(base, plan.prune) if plan.prune is not None else None
+    first = Transforms() if pruned is not None else plan.transforms
+    changed = version(base, first, token_weights=plan.token_weights)
+    model, weights = changed.model, changed.weights
+    sites = changed.sites if pruned is None else pruned.sites
+    unknown = sorted(set(plan.quantize) - set(sites))
+    if unknown:
+        raise InputError(f"the plan names sites that the model does not have: {unknown[0]}")
+    if pruned is not None:
+        model = transform(pruned.model, plan.transforms) if plan.transforms else pruned.model
+        grams = changed.grams_of(model, find_sites(model).sites)
+        weights = EncodedWeights(
+            model, io.read_array, grams=grams, progress=work.report("encoding")
+        )
+    if plan.sequential:
+        done = quantize_in_sequence(
+            model,
+            plan.quantize,
+            weights.get,
+            work.data,
+            statistics_session,
+            work.report("sequential"),
+        )
+        model = done.model
+        weights = EncodedWeights(model, io.read_array, known=done.encoded)
+        apart = {name: f"not in sequence: {reason}" for name, reason in done.apart.items()}
+        plan = plan.model_copy(update={"kept_float": {**apart, **plan.kept_float}})
+    lowered = Lowered(model, {})
+    if plan.quantize or plan.rewrites:
+        lowered = work.target.lower(model, plan, weights)
+    return Compressed(work, goals, plan, lowered, sites, pruned, removed)

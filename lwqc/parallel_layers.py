@@ -1,0 +1,213 @@
+"""Decides which adjacent residual branches read one stream, with the price of each pair."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import onnx_ir as ir
+
+from lwqc.backends.session import Session, time_runs
+from lwqc.drop_layers import gated_session
+from lwqc.errors import InputError
+from lwqc.gated_model import GatedModel
+from lwqc.graph.adjacent import Adjacency, Pair, adjacent_pairs
+from lwqc.graph.branch_kinds import KINDS, BranchTree, Kind, branch_tree
+from lwqc.passes.fold_norms import FoldNorms
+from lwqc.passes.gate_parallel import GateParallel
+from lwqc.passes.join_equal import JoinEqual
+from lwqc.passes.merge_parallel import MergeParallel
+from lwqc.passes.parallel_branches import ParallelBranches
+from lwqc.plan import ParallelPair, Plan, Source
+from lwqc.scores.branches.ablation import Ablation
+from lwqc.scores.branches.output_divergence import MEASURES, Measure
+from lwqc.search.greedy import Step, greedy
+from lwqc.workspace import Workspace
+
+Units = Literal[Kind, "any"]
+UNITS: tuple[Units, ...] = (*KINDS, "any")
+Search = Literal["greedy", "once"]
+SEARCHES: tuple[Search, ...] = get_args(Search)
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    """What to make parallel.
+
+    count, share: how many pairs; one of the two. A share is of all pairs of the kind.
+    kind: of both branches of a pair, or `any`.
+    search: `greedy` measures all pairs that are left after each choice, `once` only at the start.
+    measure: of the divergence, see `OutputDivergence`.
+    max_divergence: pairs that would exceed it are not made parallel.
+    faster: refuse the whole when it is not faster on this machine.
+    """
+
+    count: int | None = None
+    share: float | None = None
+    kind: Units = "any"
+    search: Search = "greedy"
+    measure: Measure = "js"
+    max_divergence: float | None = None
+    faster: bool = True
+    recipe: str = ""
+
+
+@dataclass(frozen=True)
+class ParallelStep:
+    """One pair. score: by which it was chosen. divergence: with all pairs chosen so far."""
+
+    pair: Pair
+    score: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class ParallelDecision:
+    """A plan that makes branches parallel, and the price of each pair in their order.
+
+    pairs: how many there were to choose from. latency_ms: medians of the original and of the
+    rewritten model, where they were taken. note: why the plan is empty, or "". measure: of the
+    divergences.
+    """
+
+    plan: Plan
+    curve: tuple[ParallelStep, ...]
+    pairs: int
+    latency_ms: tuple[float, float] | None = None
+    note: str = ""
+    measure: Measure = "js"
+
+
+def choose_parallel(work: Workspace, options: ParallelOptions) -> ParallelDecision:
+    """Decide which pairs read one stream. Nothing is rewritten yet.
+
+    One session with gates measures every choice against the cached outputs of the original; the
+    result, merged, is then timed against the original. Raises InputError when the model has no
+    such pairs or too few, or options conflict. Source: arXiv 2309.08414, where models are trained
+    in this form; without training only pairs that barely diverge are worth it.
+    """
+    _check_options(options)
+    pairs = _pairs(work, options.kind)
+    count = _count(work, pairs, options)
+    gated = GatedModel(work.model, GateParallel(pairs), gated_session)
+    ablation = Ablation(gated.without, work.search_batches, options.measure)
+    curve = tuple(_curve(_steps(work, options, pairs, count, ablation), ablation, options))
+    chosen = tuple(ParallelPair(first=a, second=b) for a, b in (step.pair for step in curve))
+    plan = Plan(source=Source(), recipe=options.recipe, parallel=chosen)
+    empty = plan.model_copy(update={"parallel": ()})
+    decided = partial(ParallelDecision, curve=curve, pairs=len(pairs), measure=options.measure)
+    if not chosen:
+        note = f"every pair diverges by more than {options.max_divergence:g}"
+        return decided(empty, note=note)
+    if not options.faster:
+        return decided(plan)
+    before, after = _latency_ms(work, chosen)
+    if after < before:
+        return decided(plan, latency_ms=(before, after))
+    note = f"{len(chosen)} parallel pairs are not faster: {after:.3f} ms, before {before:.3f} ms"
+    return decided(empty, latency_ms=(before, after), note=note)
+
+
+def parallel_planned(model: ir.Model, pairs: Sequence[ParallelPair]) -> ir.Model:
+    """A copy whose pairs are parallel and merged. Raises InputError."""
+    copy = model.clone()
+    rewrite = ParallelBranches((pair.first, pair.second) for pair in pairs)
+    rewrite(copy)
+    nodes = {node for branch in rewrite.branches for node in branch.nodes}
+    FoldNorms(nodes)(copy)
+    JoinEqual(nodes)(copy)
+    MergeParallel(nodes)(copy)
+    return copy
+
+
+def _check_options(options: ParallelOptions) -> None:
+    if (options.count is None) == (options.share is None):
+        raise InputError("making branches parallel needs either a count or a share of the pairs")
+    if options.count is not None and options.count < 1:
+        raise InputError(f"{options.count} pairs to make parallel: at least one is needed")
+    if options.share is not None and not 0 < options.share <= 1:
+        raise InputError(f"a share of {options.share:g} of the pairs: must be above 0, at most 1")
+    if options.max_divergence is not None and not options.max_divergence >= 0:
+        raise InputError(f"max_divergence {options.max_divergence:g}: must not be negative")
+    choices = (("kind", UNITS), ("search", SEARCHES), ("measure", MEASURES))
+    for name, known in choices:
+        if getattr(options, name) not in known:
+            raise InputError(f"{name} {getattr(options, name)}: expected one of {', '.join(known)}")
+
+
+def _pairs(work: Workspace, kind: Units) -> list[Pair]:
+    tree = branch_tree(work.model.graph)
+    adjacency = adjacent_pairs(tree)
+    if not adjacency.pairs:
+        reasons = [*adjacency.refused, *tree.refused]
+        reason = f"; {reasons[0].name}: {reasons[0].reason}" if reasons else ""
+        raise InputError(f"{work.name}: has no residual branches that could be parallel{reason}")
+    kinds = {b.name: b.kind for b in tree.branches}
+    pairs = [p for p in adjacency.pairs if kind == "any" or {kinds[p[0]], kinds[p[1]]} == {kind}]
+    if not pairs:
+        raise InputError(
+            f"{work.name}: has no two {kind} branches in a row; {_summary(tree, adjacency)}"
+        )
+    return pairs
+
+
+def _summary(tree: BranchTree, adjacency: Adjacency) -> str:
+    found = [" and ".join(tree.by_name[n].kind for n in pair) for pair in adjacency.pairs]
+    counts = ", ".join(f"{found.count(kinds)} {kinds}" for kinds in dict.fromkeys(found))
+    return f"its adjacent pairs are {counts}"
+
+
+def _count(work: Workspace, pairs: Sequence[Pair], options: ParallelOptions) -> int:
+    wanted = options.count or max(1, round((options.share or 0) * len(pairs)))
+    if wanted > len(pairs):
+        kind = f"{options.kind} " if options.kind != "any" else ""
+        raise InputError(
+            f"{work.name}: {wanted} pairs of {kind}branches to make parallel; "
+            f"there are {len(pairs)}"
+        )
+    return wanted
+
+
+def _steps(
+    work: Workspace,
+    options: ParallelOptions,
+    pairs: Sequence[Pair],
+    count: int,
+    ablation: Ablation,
+) -> list[Step[Pair]]:
+    if options.search == "greedy":
+        report = work.report("making parallel")
+        return list(greedy(pairs, lambda p: ablation(_seconds(p)), count, progress=report))
+    scores = {pair: ablation(_seconds([pair])) for pair in pairs}
+    return [Step(pair, scores[pair]) for pair in sorted(pairs, key=scores.__getitem__)[:count]]
+
+
+def _curve(
+    steps: Iterable[Step[Pair]], ablation: Ablation, options: ParallelOptions
+) -> list[ParallelStep]:
+    """Measure the steps one after the other, up to the first that costs too much."""
+    curve: list[ParallelStep] = []
+    for step in steps:
+        divergence = ablation(_seconds([*(s.pair for s in curve), step.removed]))
+        if options.max_divergence is not None and divergence > options.max_divergence:
+            break
+        curve.append(ParallelStep(step.removed, step.cost, divergence))
+    return curve
+
+
+def _seconds(pairs: Iterable[Pair]) -> list[str]:
+    """The names of gates: a branch is the second of one pair at most."""
+    return [second for _, second in pairs]
+
+
+def _latency_ms(work: Workspace, pairs: Sequence[ParallelPair]) -> tuple[float, float]:
+    """Medians of the original and of the rewritten model, run in turns on the first batch."""
+    sessions = [
+        Session(work.model, label=work.name),
+        Session(parallel_planned(work.model, pairs), label="parallel branches"),
+    ]
+    before, after = time_runs(sessions, work.search_batches[0])
+    return statistics.median(before) * 1e3, statistics.median(after) * 1e3

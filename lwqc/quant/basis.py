@@ -1,0 +1,66 @@
+"""Coordinates of a residual stream: x becomes s · xQ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+_DAMP = 0.01  # of the mean eigenvalue (SliceGPT)
+
+
+class Basis(Protocol):
+    """An orthogonal matrix Q [D, D] and a scale s: what is written into a stream becomes s · xQ.
+
+    Layers that read the stream divide by the scale, so that it shows in norms alone.
+    """
+
+    @property
+    def scale(self) -> float:
+        """s, above 0."""
+        ...
+
+    def apply(self, values: NDArray[np.floating], axis: int = -1) -> Matrix:
+        """values · Q along one axis of D, without the scale."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """The coordinates as they are."""
+
+    scale: float = 1.0
+
+    def apply(self, values: NDArray[np.floating], axis: int = -1) -> Matrix:
+        """The same values in float64."""
+        return np.asarray(values, np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Orthogonal:
+    """The basis with the columns of a matrix [D, D], which must be orthogonal."""
+
+    matrix: Matrix
+    scale: float = 1.0
+
+    def apply(self, values: NDArray[np.floating], axis: int = -1) -> Matrix:
+        """values · Q along one axis."""
+        moved = np.moveaxis(np.asarray(values, np.float64), axis, -1)
+        return np.moveaxis(moved @ self.matrix, -1, axis)
+
+
+def principal(gram: NDArray[np.floating], damp: float = _DAMP) -> Matrix:
+    """Eigenvectors [D, D] of a Gram matrix [D, D] as columns, the largest eigenvalue first.
+
+    damp: share of the mean eigenvalue that is added to all. Signs are fixed: the largest entry of
+    a column is positive. Source: SliceGPT (2401.15024), section 3.3.
+    """
+    symmetric = np.asarray(gram, np.float64)
+    symmetric = (symmetric + symmetric.T) / 2
+    damped = symmetric + damp * np.diagonal(symmetric).mean() * np.eye(len(symmetric))
+    columns: Matrix = np.linalg.eigh(damped)[1][:, ::-1]
+    largest = np.abs(columns).argmax(axis=0)
+    return columns * np.where(columns[largest, np.arange(len(columns))] < 0, -1.0, 1.0)

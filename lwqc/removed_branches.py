@@ -1,0 +1,244 @@
+"""Executes the removal of branches, and lets what is left make up for them.
+
+Compensation of a removed branch f of y = x + f(x):
+
+`mean`: f becomes its mean output over the data.
+`linear`: then, in topological order and on what the smaller model computes by then, the last
+linear layer of the branch before is refitted by least squares, so that its own inputs predict the
+missing part of y as well. That layer keeps its size, so the model gains none. It needs the branch
+before to end in that layer and its bias, and the sum behind it to be read by nothing else; where
+that is not so, the mean stays, with the reason.
+
+Constants are folded into that layer's bias where it has one. ReplaceMe (arXiv 2505.02819) fits a
+map of the layer's outputs instead, of which this is the general form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.backends.session import statistics_session
+from lwqc.errors import InputError
+from lwqc.graph.branch_kinds import feature_axis
+from lwqc.graph.branches import Branch
+from lwqc.graph.consumers import bias_operand, node_name
+from lwqc.graph.linear_operand import Operand, linear_operand
+from lwqc.graph.weights import stored_tensor
+from lwqc.passes.edit import replace_stored
+from lwqc.passes.remove_branches import Removal, RemoveBranches, chosen_branches
+from lwqc.plan import RemovedBranch
+from lwqc.quant.refit import refit
+from lwqc.reconstruct import add_to_bias, window
+from lwqc.stats.collect import collect
+from lwqc.stats.cross_gram import CrossGram
+from lwqc.stats.moments import Moments
+from lwqc.stats.patches import Window
+from lwqc.stats.side_by_side import PREFIX, other_name, side_by_side
+from lwqc.tensor_bytes import read_array
+from lwqc.workspace import Workspace
+
+_DAMP = 1.0  # as much as the data: less fits the calibration rather than the task
+_GRAM_BYTES = 4 << 30
+_MISSING = "lwqc.missing"
+
+
+@dataclass(frozen=True)
+class RemovedBranches:
+    """Work on a model without branches.
+
+    removal: what changed. compensated: branch -> what took its place, or why nothing did.
+    """
+
+    work: Workspace
+    removal: Removal
+    compensated: Mapping[str, str] = field(default_factory=dict)
+
+
+def without_branches(work: Workspace, remove: Sequence[RemovedBranch]) -> RemovedBranches:
+    """The same work on a copy without the planned branches. Raises InputError."""
+    means = _means(work, remove)
+    model, removal = remove_planned(work.model, remove, means)
+    compensated = dict.fromkeys(means, "mean")
+    linear = [r.name for r in remove if r.compensate == "linear"]
+    if linear:
+        compensated |= _refit_before(work, model, linear)
+    _fold_constants(model, chosen_branches(work.model.graph, means))
+    gone = frozenset(removal.passed_through) | frozenset(removal.dropped_outputs)
+    small = work.derived(model, incomparable=work.incomparable | gone)
+    return RemovedBranches(small, removal, compensated)
+
+
+def remove_planned(
+    model: ir.Model,
+    remove: Sequence[RemovedBranch],
+    constants: Mapping[str, NDArray[np.float64]] | None = None,
+) -> tuple[ir.Model, Removal]:
+    """A copy without the planned branches, and what changed. Raises InputError.
+
+    constants: branch -> what takes its place, of a shape that broadcasts.
+    """
+    keep = any(entry.keep_signature for entry in remove)
+    names = [entry.name for entry in remove]
+    rewrite = RemoveBranches(names, keep_signature=keep, constants=constants)
+    copy = model.clone()
+    rewrite(copy)
+    return copy, rewrite.done
+
+
+def _means(work: Workspace, remove: Sequence[RemovedBranch]) -> dict[str, NDArray[np.float64]]:
+    """Mean output of each branch that is to be compensated, [D] or [D, 1, 1]."""
+    names = [r.name for r in remove if r.compensate != "none"]
+    if not names:
+        return {}
+    if not work.data.given:
+        raise InputError("what takes the place of a branch is taken from the data: give --data")
+    branches = chosen_branches(work.model.graph, names)
+    wanted = {b.name: Moments(b.branch.name or "", feature_axis(b)) for b in branches}
+    found = collect(work.model, wanted.values(), work.data, statistics_session)
+    return {b.name: _broadcast(b, found[wanted[b.name]].mean) for b in branches}
+
+
+def _broadcast(branch: Branch, vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shape a vector of features so that it is added to them."""
+    axis, shape = feature_axis(branch), branch.branch.shape
+    assert shape is not None  # or else there were no moments
+    behind = 0 if axis == -1 else shape.rank() - axis - 1
+    return vector.reshape(-1, *[1] * behind)
+
+
+def _refit_before(work: Workspace, model: ir.Model, names: Iterable[str]) -> dict[str, str]:
+    """Refit the layers before the removed branches, one after the other; what came of each."""
+    found: dict[str, str] = {}
+    branches = chosen_branches(work.model.graph, names)
+    report = work.report("compensation")
+    order = {node: i for i, node in enumerate(work.model.graph)}
+    branches.sort(key=lambda b: order[b.add])
+    for done, branch in enumerate(branches):
+        place = _place(model.graph, branch)
+        carrier = _carrier(place)
+        if isinstance(carrier, Operand):
+            found[branch.name] = _refit(work, model, branch, place, carrier)
+        else:
+            found[branch.name] = f"mean; {carrier}"
+        report(done + 1, len(branches))
+    return found
+
+
+def _place(graph: ir.Graph, branch: Branch) -> ir.Node:
+    """The sum of the smaller model that has a constant where the branch was."""
+    name = branch.add.outputs[0].name
+    return next(node for node in graph if node.outputs[0].name == name)
+
+
+def _carrier(place: ir.Node) -> Operand | str:
+    """The linear layer whose output is last added to the stream before; or why there is none."""
+    if place.op_type != "Add" or len(_computed(place)) != 1:
+        return "several branches join the stream at once"
+    value = _stream(place)
+    while True:
+        if not _read_once(value):
+            return f"{value.name} is also read elsewhere"
+        before = value.producer()
+        if before is None or before.op_type != "Add":
+            made = "an input" if before is None else before.op_type
+            return f"the stream comes from {made}, not from a layer that is added to it"
+        if not any(stored_tensor(v) is not None for v in before.inputs):
+            break
+        value = _stream(before)
+    layers = [found for v in before.inputs if (found := _ending(v)) is not None]
+    if len(layers) != 1:
+        return f"no branch before ends in a linear layer at {node_name(before)}"
+    operand = layers[0]
+    if operand.groups != 1 or operand.users > 1:
+        return f"{node_name(operand.node)} is grouped or shares its weight"
+    if operand.features**2 * 8 > _GRAM_BYTES:
+        return f"the matrices of {node_name(operand.node)} would not fit"
+    return operand
+
+
+def _stream(add: ir.Node) -> ir.Value:
+    """The operand of a sum that is computed."""
+    return _computed(add)[0]
+
+
+def _computed(add: ir.Node) -> list[ir.Value]:
+    return [v for v in add.inputs if v is not None and stored_tensor(v) is None]
+
+
+def _ending(value: ir.Value | None) -> Operand | None:
+    """The linear layer that a value comes out of, maybe through its bias."""
+    node = value.producer() if value is not None and _read_once(value) else None
+    if node is not None and node.op_type == "Add":
+        computed = [v for v in node.inputs if stored_tensor(v) is None]
+        node = computed[0].producer() if len(computed) == 1 and computed[0] else None
+    if node is None or node.op_type not in ("MatMul", "Gemm", "Conv"):
+        return None
+    operand = linear_operand(node)
+    alone = _read_once(node.outputs[0])
+    return operand if isinstance(operand, Operand) and alone else None
+
+
+def _read_once(value: ir.Value) -> bool:
+    return len(list(value.uses())) == 1 and not value.is_graph_output()
+
+
+def _refit(
+    work: Workspace, model: ir.Model, branch: Branch, place: ir.Node, carrier: Operand
+) -> str:
+    """Add to a layer what its inputs tell of the part of the stream that is missing."""
+    both = side_by_side(work.model, model)
+    name = place.outputs[0].name or ""
+    values = {v.name: v for node in both.graph for v in node.outputs}
+    wanted, present = values[name], values[PREFIX + name]
+    missing = ir.Value(name=_MISSING, type=wanted.type, shape=wanted.shape)
+    both.graph.append(ir.node("Sub", [wanted, present], outputs=[missing]))
+    pointwise = None
+    if feature_axis(branch) == 1:
+        pointwise = Window(1, carrier.out, (1,) * (len(carrier.shape) - 2))
+    collector = CrossGram(
+        left=_MISSING,
+        right=other_name(carrier.activation),
+        left_window=pointwise,
+        right_window=window(carrier),
+    )
+    sums = collect(both, [collector], work.data, statistics_session)[collector]
+    zero = np.zeros((carrier.out, carrier.features))
+    more, shift = refit(
+        zero, np.eye(carrier.out), sums.gram[0], sums.cross[0], sums.left[0], sums.right[0],
+        sums.rows, _DAMP, True,
+    )  # fmt: skip
+    replace_stored(carrier.weight.source, carrier.stored(carrier.matrix(read_array) + more))
+    _shift_constant(place, shift)
+    return f"linear, by {node_name(carrier.node)}"
+
+
+def _shift_constant(place: ir.Node, shift: NDArray[np.float64]) -> None:
+    value = next(v for v in place.inputs if stored_tensor(v) is not None)
+    assert value is not None
+    tensor = stored_tensor(value)
+    assert tensor is not None
+    old = tensor.numpy()
+    moved = (old + shift.reshape(old.shape)).astype(old.dtype)
+    replace_stored(value, ir.tensor(moved, name=value.name))
+
+
+def _fold_constants(model: ir.Model, branches: Sequence[Branch]) -> None:
+    """Move constants that took a branch's place into the bias of the layer before."""
+    for place in [_place(model.graph, branch) for branch in branches]:
+        carrier = _carrier(place)
+        if not isinstance(carrier, Operand):
+            continue
+        bias = bias_operand(carrier.node, carrier.out)
+        if bias is None:
+            continue
+        constant = next(t for v in place.inputs if (t := stored_tensor(v)) is not None)
+        add_to_bias(*bias, np.asarray(constant.numpy(), np.float64).ravel())
+        output, stream = place.outputs[0], _stream(place)
+        output.replace_all_uses_with(stream, replace_graph_outputs=True)
+        model.graph.remove(place, safe=True)
+        stream.name, output.name = output.name, None

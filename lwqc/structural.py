@@ -1,0 +1,193 @@
+"""Jobs that take parts of a model out: channels, branches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from lwqc.backends.session import Session, time_runs
+from lwqc.channels import decide
+from lwqc.compressed import Compressed
+from lwqc.drop_layers import DropOptions, choose_branches
+from lwqc.errors import InputError
+from lwqc.execute import execute
+from lwqc.goals import Goals, Outcome
+from lwqc.parallel_layers import ParallelOptions, choose_parallel
+from lwqc.prunable import PruneOptions
+from lwqc.recipe import PruneRecipe, Recipe, find
+from lwqc.slice_streams import SliceOptions, choose_slices
+from lwqc.workspace import Workspace
+
+_LATENCY_SECONDS = 1.5
+_ROUNDEST = 16  # widths beyond this multiple gain nothing on the CPU
+_UNITS = {"macs": "MACs", "parameters": "parameters", "channels": "MACs"}
+_NOISE = 1.05  # repeated timings of one model differ by this much
+
+
+def pruning_recipe(name: str = "", *, has_data: bool) -> Recipe:
+    """A recipe that prunes. The default is `obspa`, without data `obspa-datafree`."""
+    return find(name or ("obspa" if has_data else "obspa-datafree"))
+
+
+def dropping_recipe(name: str = "", *, has_data: bool) -> Recipe:
+    """A recipe that removes branches. The default is `ablation-refit`, without data `finercut`."""
+    return find(name or ("ablation-refit" if has_data else "finercut"))
+
+
+def prune_options(recipe: Recipe, **changes: Any) -> PruneOptions:
+    """Options of a pruning recipe, some of them replaced. Raises InputError."""
+    if recipe.prune is None:
+        raise InputError(f"recipe {recipe.name} does not prune; see lwqc recipes")
+    _check_names(PruneOptions, "pruning", changes)
+    wanted = {**recipe.prune.model_dump(), **changes}
+    if wanted["score"] != "obs" and wanted["normalise"] == "output" and "normalise" not in changes:
+        wanted["normalise"] = "mean"  # the recipe's is for its own score
+    for name, field in PruneRecipe.model_fields.items():
+        known = get_args(field.annotation)
+        if known and wanted[name] not in known:
+            expected = ", ".join(map(str, known))
+            raise InputError(f"--{name} {wanted[name]}: expected one of {expected}")
+    return PruneOptions(**{"recipe": recipe.name, **wanted})
+
+
+def drop_options(recipe: Recipe, goals: Goals | None = None, **changes: Any) -> DropOptions:
+    """Options of a recipe that removes branches, some of them replaced. Raises InputError.
+
+    A count takes the place of the recipe's share; `goals.max_drop` is what `accept` may lose.
+    """
+    if recipe.drop is None:
+        raise InputError(f"recipe {recipe.name} does not remove branches; see lwqc recipes")
+    _check_names(DropOptions, "removing branches", changes)
+    wanted = recipe.drop.model_dump()
+    if "count" in changes:
+        wanted["share"] = None
+    if "share" not in changes and changes.get("score") == "accept":
+        wanted["share"] = None
+    if goals is not None and goals.max_drop is not None:
+        wanted["max_drop"] = goals.max_drop
+    if "score" in changes and changes["score"] not in ("ablation", "metric"):
+        wanted["protect"] = 0.0  # the recipe's is for its own score
+    return DropOptions(**{"recipe": recipe.name, **wanted, **changes})
+
+
+def parallel_options(recipe: Recipe, **changes: Any) -> ParallelOptions:
+    """Options of a recipe that makes branches parallel, some replaced. Raises InputError."""
+    if recipe.parallel is None:
+        raise InputError(f"recipe {recipe.name} makes no branches parallel; see lwqc recipes")
+    _check_names(ParallelOptions, "making branches parallel", changes)
+    wanted = recipe.parallel.model_dump()
+    if "count" in changes:
+        wanted["share"] = None
+    return ParallelOptions(**{"recipe": recipe.name, **wanted, **changes})
+
+
+def slice_options(recipe: Recipe, **changes: Any) -> SliceOptions:
+    """Options of a recipe that narrows residual streams, some replaced. Raises InputError."""
+    if recipe.slice is None:
+        raise InputError(f"recipe {recipe.name} narrows no residual streams; see lwqc recipes")
+    _check_names(SliceOptions, "narrowing streams", changes)
+    return SliceOptions(**{"recipe": recipe.name, **recipe.slice.model_dump(), **changes})
+
+
+def _check_names(options: type, job: str, changes: Mapping[str, Any]) -> None:
+    fields = [f.name for f in dataclasses.fields(options)]
+    for name in changes:
+        if name not in fields:
+            raise InputError(f"{name}: {job} has no such option; it has {', '.join(fields)}")
+
+
+def drop_workspace(work: Workspace, options: DropOptions, goals: Goals | None = None) -> Compressed:
+    """Remove residual branches."""
+    decision = choose_branches(work, options)
+    done = execute(work, goals or Goals(), decision.plan)
+    return dataclasses.replace(done, decision=decision)
+
+
+def parallel_workspace(
+    work: Workspace, options: ParallelOptions, goals: Goals | None = None
+) -> Compressed:
+    """Feed adjacent branches from one stream and merge them."""
+    decision = choose_parallel(work, options)
+    done = execute(work, goals or Goals(), decision.plan)
+    return dataclasses.replace(done, decision=decision)
+
+
+def slice_workspace(
+    work: Workspace, options: SliceOptions, goals: Goals | None = None
+) -> Compressed:
+    """Narrow residual streams."""
+    decision = choose_slices(work, options)
+    done = execute(work, goals or Goals(), decision.plan)
+    return dataclasses.replace(done, decision=decision)
+
+
+def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Compressed]:
+    """The job of a recipe for channels, its options checked before any work is done.
+
+    Raises InputError for a recipe of another kind and for options that it does not have.
+    """
+    if recipe.slice is not None:
+        slicing = slice_options(recipe, **changes)
+        return lambda work: slice_workspace(work, slicing, goals)
+    pruning = prune_options(recipe, **changes)
+    return lambda work: prune_workspace(work, pruning, goals)
+
+
+def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Compressed]:
+    """The job of a recipe for branches, its options checked before any work is done.
+
+    Raises InputError for a recipe of another kind and for options that it does not have.
+    """
+    if recipe.parallel is not None:
+        merging = parallel_options(recipe, **changes)
+        return lambda work: parallel_workspace(work, merging, goals)
+    removing = drop_options(recipe, goals, **changes)
+    return lambda work: drop_workspace(work, removing, goals)
+
+
+def prune_workspace(
+    work: Workspace, options: PruneOptions, goals: Goals | None = None
+) -> Compressed:
+    """Remove channels; where the result is slower than the original, keep rounder widths.
+
+    Removing channels can leave widths that kernels handle badly. A result that measures slower is
+    replaced by the fastest of those with widths rounded to 8 and 16.
+    """
+    goals = goals or Goals()
+    tried = [_pruned(work, options, goals)]
+    while not work.skip_checks and options.round_to < _ROUNDEST and _slower(tried[-1]):
+        step = 8 if options.round_to < 8 else _ROUNDEST
+        options = dataclasses.replace(options, round_to=step)
+        tried.append(_pruned(work, options, goals))
+    if len(tried) == 1:
+        return tried[0]
+    sessions = [Session(t.model, label="candidate") for t in tried]
+    times = time_runs(sessions, work.search_batches[0], seconds=_LATENCY_SECONDS)
+    medians = [sorted(t)[len(t) // 2] for t in times]
+    fastest = medians.index(min(medians))
+    if medians[fastest] * _NOISE > medians[0]:
+        return tried[0]
+    best = tried[fastest]
+    notes = (
+        f"widths as asked ran in {medians[0]:.3g} ms, slower than the original; "
+        f"rounder ones in {medians[fastest]:.3g} ms were taken",
+    )
+    assert best.pruned is not None
+    return dataclasses.replace(best, pruned=dataclasses.replace(best.pruned, notes=notes))
+
+
+def _pruned(work: Workspace, options: PruneOptions, goals: Goals) -> Compressed:
+    decision = decide(work, options)
+    done = execute(work, goals, decision.plan)
+    assert done.pruned is not None
+    reached = Outcome(_UNITS[options.by], decision.limit, decision.after, "")
+    pruned = dataclasses.replace(done.pruned, whole=decision.whole, outcome=reached)
+    return dataclasses.replace(done, pruned=pruned)
+
+
+def _slower(done: Compressed) -> bool:
+    sessions = [done.work.reference, Session(done.model, label="candidate")]
+    times = time_runs(sessions, done.work.search_batches[0], seconds=_LATENCY_SECONDS)
+    before, after = (sorted(t)[len(t) // 2] for t in times)
+    return after > before * _NOISE
