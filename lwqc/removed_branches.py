@@ -1,28 +1,30 @@
 """Executes the removal of branches, and lets what is left make up for them.
 
-Compensation of a removed branch f of y = x + f(x):
+Compensation of a removed branch f of y = x + f(x), tried branch after branch in topological order
+on what the smaller model computes by then:
 
 `mean`: f becomes its mean output over the data.
-`linear`: then, in topological order and on what the smaller model computes by then, the last
-linear layer of the branch before is refitted by least squares, so that its own inputs predict the
-missing part of y as well. That layer keeps its size, so the model gains none. It needs the branch
-before to end in that layer and its bias, and the sum behind it to be read by nothing else; where
-that is not so, the mean stays, with the reason.
+`linear`: the last linear layer of the branch before is refitted by least squares, so that its own
+inputs predict the missing part of y. That layer keeps its size, so the model gains none. It needs
+the branch before to end in that layer and its bias, and the sum behind it to be read by nothing
+else; where that is not so, the mean is tried.
 
-Constants are folded into that layer's bias where it has one. ReplaceMe (arXiv 2505.02819) fits a
-map of the layer's outputs instead, of which this is the general form.
+Either is kept only where it brings the model's outputs closer: the mean of a branch with a few
+enormous outputs is worse than nothing. Constants are folded into the bias of the layer before
+where it has one. ReplaceMe (arXiv 2505.02819) fits a map of the layer's outputs instead, of which
+the refit is the general form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.backends.session import statistics_session
+from lwqc.backends.session import Session, statistics_session
 from lwqc.errors import InputError
 from lwqc.graph.branch_kinds import feature_axis
 from lwqc.graph.branches import Branch
@@ -62,14 +64,16 @@ class RemovedBranches:
 def without_branches(work: Workspace, remove: Sequence[RemovedBranch]) -> RemovedBranches:
     """The same work on a copy without the planned branches. Raises InputError."""
     means = _means(work, remove)
-    model, removal = remove_planned(work.model, remove, means)
-    compensated = dict.fromkeys(means, "mean")
-    linear = [r.name for r in remove if r.compensate == "linear"]
-    if linear:
-        compensated |= _refit_before(work, model, linear)
-    _fold_constants(model, chosen_branches(work.model.graph, means))
+    zeros = {name: np.zeros_like(mean) for name, mean in means.items()}
+    model, removal = remove_planned(work.model, remove, zeros)
     gone = frozenset(removal.passed_through) | frozenset(removal.dropped_outputs)
     small = work.derived(model, incomparable=work.incomparable | gone)
+    compensated: dict[str, str] = {}
+    if means:
+        linear = {r.name for r in remove if r.compensate == "linear"}
+        model, compensated = _compensated(small, work.model, means, linear)
+        _fold_constants(model, chosen_branches(work.model.graph, means))
+        small = work.derived(model, incomparable=small.incomparable)
     return RemovedBranches(small, removal, compensated)
 
 
@@ -111,22 +115,45 @@ def _broadcast(branch: Branch, vector: NDArray[np.float64]) -> NDArray[np.float6
     return vector.reshape(-1, *[1] * behind)
 
 
-def _refit_before(work: Workspace, model: ir.Model, names: Iterable[str]) -> dict[str, str]:
-    """Refit the layers before the removed branches, one after the other; what came of each."""
+def _compensated(
+    small: Workspace,
+    original: ir.Model,
+    means: Mapping[str, NDArray[np.float64]],
+    linear: Collection[str],
+) -> tuple[ir.Model, dict[str, str]]:
+    """The smaller model with all that brings its outputs closer; what came of each branch."""
     found: dict[str, str] = {}
-    branches = chosen_branches(work.model.graph, names)
-    report = work.report("compensation")
-    order = {node: i for i, node in enumerate(work.model.graph)}
-    branches.sort(key=lambda b: order[b.add])
-    for done, branch in enumerate(branches):
-        place = _place(model.graph, branch)
-        carrier = _carrier(place)
-        if isinstance(carrier, Operand):
-            found[branch.name] = _refit(work, model, branch, place, carrier)
+    order = {node: i for i, node in enumerate(original.graph)}
+    branches = sorted(chosen_branches(original.graph, means), key=lambda b: order[b.add])
+    report = small.report("compensation")
+    model, least = small.model, _error(small, small.model)
+    for done, branch in enumerate(branches, 1):
+        reasons: list[str] = []
+        for how in ("linear", "mean") if branch.name in linear else ("mean",):
+            trial = model.clone()
+            place = _place(trial.graph, branch)
+            if how == "mean":
+                _shift_constant(place, means[branch.name])
+            else:
+                carrier = _carrier(place)
+                if isinstance(carrier, str):
+                    reasons.append(carrier)
+                    continue
+                how = _refit(small, original, trial, branch, place, carrier)
+            error = _error(small, trial)
+            if error < least:
+                model, least = trial, error
+                found[branch.name] = "; ".join([how, *reasons])
+                break
+            reasons.append(f"the {how.split(',')[0]} one moves the outputs more")
         else:
-            found[branch.name] = f"mean; {carrier}"
-        report(done + 1, len(branches))
-    return found
+            found[branch.name] = "; ".join(["nothing", *reasons])
+        report(done, len(branches))
+    return model, found
+
+
+def _error(work: Workspace, model: ir.Model) -> float:
+    return work.output_error(Session(model, label="compensated model"))
 
 
 def _place(graph: ir.Graph, branch: Branch) -> ir.Node:
@@ -188,10 +215,15 @@ def _read_once(value: ir.Value) -> bool:
 
 
 def _refit(
-    work: Workspace, model: ir.Model, branch: Branch, place: ir.Node, carrier: Operand
+    work: Workspace,
+    original: ir.Model,
+    model: ir.Model,
+    branch: Branch,
+    place: ir.Node,
+    carrier: Operand,
 ) -> str:
     """Add to a layer what its inputs tell of the part of the stream that is missing."""
-    both = side_by_side(work.model, model)
+    both = side_by_side(original, model)
     name = place.outputs[0].name or ""
     values = {v.name: v for node in both.graph for v in node.outputs}
     wanted, present = values[name], values[PREFIX + name]
@@ -217,28 +249,42 @@ def _refit(
     return f"linear, by {node_name(carrier.node)}"
 
 
+def _constant(place: ir.Node) -> ir.Value:
+    """What took the branch's place."""
+    return next(v for v in place.inputs if v is not None and stored_tensor(v) is not None)
+
+
 def _shift_constant(place: ir.Node, shift: NDArray[np.float64]) -> None:
-    value = next(v for v in place.inputs if stored_tensor(v) is not None)
-    assert value is not None
-    tensor = stored_tensor(value)
-    assert tensor is not None
-    old = tensor.numpy()
+    value = _constant(place)
+    old = np.asarray(value.const_value)
     moved = (old + shift.reshape(old.shape)).astype(old.dtype)
     replace_stored(value, ir.tensor(moved, name=value.name))
 
 
 def _fold_constants(model: ir.Model, branches: Sequence[Branch]) -> None:
-    """Move constants that took a branch's place into the bias of the layer before."""
+    """Move constants that took a branch's place into the bias of the layer before.
+
+    Those of 0 go; where there is no such bias, the sum stays.
+    """
     for place in [_place(model.graph, branch) for branch in branches]:
-        carrier = _carrier(place)
-        if not isinstance(carrier, Operand):
-            continue
-        bias = bias_operand(carrier.node, carrier.out)
-        if bias is None:
-            continue
-        constant = next(t for v in place.inputs if (t := stored_tensor(v)) is not None)
-        add_to_bias(*bias, np.asarray(constant.numpy(), np.float64).ravel())
-        output, stream = place.outputs[0], _stream(place)
-        output.replace_all_uses_with(stream, replace_graph_outputs=True)
-        model.graph.remove(place, safe=True)
+        constant = np.asarray(_constant(place).const_value, np.float64)
+        if constant.any():
+            carrier = _carrier(place)
+            bias = None if isinstance(carrier, str) else bias_operand(carrier.node, carrier.out)
+            if bias is None:
+                continue
+            add_to_bias(*bias, constant.ravel())
+        if len(_computed(place)) == 1:
+            _bypass(place)
+
+
+def _bypass(place: ir.Node) -> None:
+    output, stream = place.outputs[0], _stream(place)
+    graph = place.graph
+    assert isinstance(graph, ir.Graph)
+    if output.is_graph_output() and stream.is_graph_output():
+        return
+    output.replace_all_uses_with(stream, replace_graph_outputs=True)
+    graph.remove(place, safe=True)
+    if not stream.is_graph_input():
         stream.name, output.name = output.name, None

@@ -193,10 +193,17 @@ class Workspace:
         """Loss of a candidate: on the metric, or on the search batches against the original."""
         if self.metric is not None:
             return self.metric.drop(self.metric_reference, self.metric(session))
+        return worst_drop(self._compared(session))
+
+    def output_error(self, session: Session) -> float:
+        """Squared error of the outputs over their energy, on the search batches; the worst one."""
+        return max((d.relative_error for d in self._compared(session).values()), default=0.0)
+
+    def _compared(self, session: Session) -> dict[str, Divergence]:
         meter = OutputMeter()
         for feeds, reference in zip(self.search_batches, self._search_references, strict=True):
             meter.add(reference, session(feeds))
-        return worst_drop(meter.result())
+        return meter.result()
 
     def evaluate(self, plan: Plan) -> tuple[Candidate, Session]:
         """Lower a plan, load it and measure its loss."""

@@ -151,7 +151,7 @@ def test_an_embedding_that_is_also_the_head_is_fitted_to_the_head():
         m: output_error(weight, work.weights.get("w", entry).decode(), gram)
         for m, entry in entries.items()
     }
-    assert errors["gptq"] < 0.7 * errors["rtn"]
+    assert errors["gptq"] < 0.8 * errors["rtn"]
 
 
 def test_dead_inputs_do_not_mislead_greedy_path_following():

@@ -334,7 +334,7 @@ def test_float4_where_it_has_a_kernel():
     rows = [("MatMul", ["x", "a"], "h", {}), ("MatMul", ["h", "b"], "y", {})]
     built = model(rows, {"a": normal(128, 100), "b": normal(100, 64)}, {"x": ["m", 128]}, ["y"])
     plan = planning.uniform(open_workspace(built), 4, "none", kind="fp4")
-    assert {n: str(e.weight) for n, e in plan.quantize.items()} == {"a": "fp4b64h", "b": "w4b32h"}
+    assert {n: str(e.weight) for n, e in plan.quantize.items()} == {"a": "fp4b64h", "b": "w4b16h"}
 
 
 @pytest.mark.parametrize("recipe", ["lorc", "spqr-columns", "zeroquant-fp"])
