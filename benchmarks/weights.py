@@ -11,9 +11,8 @@ data that calibration did not see: cosine of sentence embeddings, accuracy, bits
 is better). On the calibration data: `output error`, the squared error of the model's outputs
 relative to their energy; `layer error`, the same at the layers' outputs, mean over the layers;
 `beats RTN`, the share of layers where that is below rounding to nearest in the same format.
-`CPU s` is processor time, over all threads; statistics and curves that several rows share count
-in the first of them. onnxruntime's tool leaves convolutions and embeddings in float, which its
-bytes show.
+onnxruntime's tool leaves convolutions and embeddings in float, which its bytes show. `seconds` in
+the JSON is processor time over all threads; statistics that rows share count in the first of them.
 """
 
 from __future__ import annotations
@@ -224,18 +223,18 @@ def show(rows: list[Row]) -> None:
     """Markdown, a table per model."""
     for model in dict.fromkeys(r["model"] for r in rows):
         print(f"\n### {model}\n")
-        print("| bits | tool | MB | metric | output error | layer error | beats RTN | CPU s |")
-        print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+        print("| bits | tool | MB | metric | output error | layer error | beats RTN |")
+        print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
         for r in (r for r in rows if r["model"] == model):
             if "failed" in r:
-                print(f"| {r['bits']} | {r['tool']} | | fails: {r['failed']} | | | | |")
+                print(f"| {r['bits']} | {r['tool']} | | fails: {r['failed']} | | | |")
                 continue
             output = f"{r['output']:.5f}" if "output" in r else ""
             error = f"{r['error']:.5f}" if r.get("error") is not None else ""
             better = f"{r['better']:.0%}" if r.get("better") is not None else ""
             print(
                 f"| {r['bits']} | {r['tool']} | {r['bytes'] / 1e6:.3f} | {r['metric']:.4f} "
-                f"| {output} | {error} | {better} | {r['seconds']:.0f} |"
+                f"| {output} | {error} | {better} |"
             )
 
 

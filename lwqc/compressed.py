@@ -127,10 +127,9 @@ def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Repor
 def _rows(result: Compressed) -> tuple[SiteRow, ...]:
     plan, forms = result.decisions, result.lowered.forms
     rows = []
-    for site in result.work.analysis.sites:
-        if site.name not in result.sites:
-            continue  # went with its branch
-        entry, now = plan.quantize.get(site.name), result.sites[site.name]
+    known = result.work.sites
+    for name, now in result.sites.items():
+        entry, site = plan.quantize.get(name), known.get(name, now)  # merged ones are new
         after = entry.size_bytes(now.n, now.k) if entry else now.float_bytes
         rows.append(
             SiteRow(

@@ -148,15 +148,18 @@ def measured_together(
     work: Workspace, trials: Sequence[tuple[str, ...]]
 ) -> dict[tuple[str, ...], float]:
     """Relative squared error at the outputs with some sites in the probe format, by trial."""
-    return site_sensitivity(
-        work.model,
-        trials,
-        lambda name: work.weights.get(name, PROBE).decode(),
-        work.search_batches,
-        lambda model: Session(model, label="sensitivity"),
-        io.read_array,
-        work.report("sensitivity"),
-    )
+    new = [trial for trial in trials if trial not in work.probed]
+    if new:
+        work.probed |= site_sensitivity(
+            work.model,
+            new,
+            lambda name: work.weights.get(name, PROBE).decode(),
+            work.search_batches,
+            lambda model: Session(model, label="sensitivity"),
+            io.read_array,
+            work.report("sensitivity"),
+        )
+    return {trial: work.probed[trial] for trial in trials}
 
 
 def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recipe: str) -> Plan:

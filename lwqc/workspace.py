@@ -57,6 +57,7 @@ class Workspace:
     token_weights: Gram matrices count tokens by how much attention reads them. versions: the same
     work on transformed models, see `lwqc.transforms.version`. original: what results are compared
     with; `model` itself where it is not given. incomparable: outputs that are left out of it.
+    probed: sites -> error at the outputs that was measured with them in the probe format.
     """
 
     model: ir.Model
@@ -70,6 +71,7 @@ class Workspace:
     incomparable: frozenset[str] = frozenset()
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
     versions: dict[str, Workspace] = field(default_factory=dict, repr=False)
+    probed: dict[tuple[str, ...], float] = field(default_factory=dict, repr=False)
 
     def report(self, stage: str) -> Callable[[int, int], None]:
         """A progress callback (done, total) for one stage."""
@@ -136,7 +138,9 @@ class Workspace:
 
     def derived(self, model: ir.Model, **changes: Any) -> Workspace:
         """The same work on a changed model; what the original computes stays the reference."""
-        small = replace(self, model=model, original=self.source_model, versions={}, **changes)
+        small = replace(
+            self, model=model, original=self.source_model, versions={}, probed={}, **changes
+        )
         for name in ("reference", "float_bytes", "source", "search_batches", "metric_reference"):
             if name in self.__dict__:
                 small.__dict__[name] = self.__dict__[name]  # what was computed once stays
