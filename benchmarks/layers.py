@@ -114,7 +114,9 @@ def row(work: Workspace, name: str, order: str, gone: Sequence[str], macs: int |
         "model": name, "order": order, "removed": len(gone), "metric": work.metric(session),
     }  # fmt: skip
     if order == "ablation":
-        before, after = time_runs([work.reference, session], work.search_batches[0], SECONDS)
+        before, after = time_runs(
+            [work.reference, session], work.search_batches[0], seconds=SECONDS
+        )
         left = inspect_model(small).to_dict()["macs"]
         found |= {
             "latency": statistics.median(after) / statistics.median(before),

@@ -159,6 +159,8 @@ def drop_layers(
     ...). The rest as in `compress`.
     """
     if branches is not None:
+        if "count" in options or "share" in options:
+            raise InputError("branches says how many: leave out count and share")
         options["share" if isinstance(branches, float) else "count"] = branches
     goals = Goals(max_drop=max_drop)
     job = branch_job(dropping_recipe(recipe, has_data=data is not None), goals, **options)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from lwqc.drop_layers import DropDecision
 from lwqc.graph.branch_kinds import branch_tree
 from lwqc.parallel_layers import ParallelDecision
+from lwqc.passes.remove_branches import Removal
 from lwqc.plan import Plan
 from lwqc.removed_branches import RemovedBranches
 from lwqc.report.result import BranchRow, ParallelReport, RemovalReport, SlicingReport
@@ -14,10 +15,15 @@ from lwqc.slice_streams import SliceDecision
 
 
 def removal_report(
-    graph: ir.Graph, removed: RemovedBranches, decision: DropDecision | None
+    graph: ir.Graph, removed: RemovedBranches | None, decision: DropDecision | None
 ) -> RemovalReport:
-    """The report; graph: of the model as it was. decision: None when the plan was given."""
-    tree, done = branch_tree(graph), removed.removal
+    """The report; graph: of the model as it was.
+
+    removed: None when nothing went. decision: None when the plan was given.
+    """
+    tree = branch_tree(graph)
+    done = removed.removal if removed is not None else Removal(())
+    compensated = removed.compensated if removed is not None else {}
     steps = decision.curve if decision is not None else ()
     step_of = {name: (i + 1, step) for i, step in enumerate(steps) for name in step.branches}
     rows = []
@@ -30,7 +36,7 @@ def removal_report(
                 step=at,
                 score=None if step is None else step.score,
                 divergence=None if step is None else step.divergence,
-                compensation=removed.compensated.get(name, ""),
+                compensation=compensated.get(name, ""),
             )
         )
     return RemovalReport(
@@ -51,9 +57,11 @@ def parallel_report(plan: Plan, decision: ParallelDecision | None) -> ParallelRe
     """The report. decision: None when the plan was given."""
     if decision is None:
         pairs = tuple((p.first, p.second, None) for p in plan.parallel)
-        return ParallelReport(pairs, None, "", None, "")
+        return ParallelReport(pairs, pairs, None, "", None, "")
+    tried = tuple((*s.pair, s.divergence) for s in decision.curve)
     return ParallelReport(
-        pairs=tuple((*s.pair, s.divergence) for s in decision.curve),
+        pairs=tried if decision.plan.parallel else (),
+        tried=tried,
         there_were=decision.pairs,
         measure=decision.measure,
         latency_ms=decision.latency_ms,

@@ -90,7 +90,7 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
     if result.pruned is not None:
         report = report.with_measurements(pruning=pruning_report(work, result.pruned))
     decision = result.decision
-    if result.removed is not None:
+    if result.removed is not None or isinstance(decision, DropDecision):
         chosen = decision if isinstance(decision, DropDecision) else None
         removal = removal_report(work.model.graph, result.removed, chosen)
         report = report.with_measurements(removal=removal)

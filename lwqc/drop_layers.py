@@ -135,7 +135,7 @@ def choose_branches(work: Workspace, options: DropOptions) -> DropDecision:
         for name in step.branches
     )
     plan = Plan(source=Source(), recipe=options.recipe, remove=removed)
-    notes = _notes(options, count, len(chosen), len(curve))
+    notes = _notes(options, count, len(chosen), len(curve), len(removed))
     return DropDecision(plan, tuple(curve), len(units), options.measure, notes)
 
 
@@ -144,13 +144,20 @@ def gated_session(model: ir.Model) -> Session:
     return Session(model, label="gated model")
 
 
-def _notes(options: DropOptions, wanted: int, chosen: int, done: int) -> tuple[str, ...]:
+def _notes(
+    options: DropOptions, wanted: int, chosen: int, done: int, branches: int
+) -> tuple[str, ...]:
     """Why fewer units went than were asked for."""
     if done < chosen:
         limit = options.max_divergence
         return (f"{done} of {wanted} went: the next would exceed a divergence of {limit:g}",)
     if options.score == "accept":
-        return () if done else ("nothing could go within what may be lost",)
+        if not done:
+            return ("nothing could go within what may be lost",)
+        asked = options.count is not None or options.share is not None
+        gone = done if options.kind != "any" else branches
+        short = asked and gone < wanted
+        return (f"{gone} of {wanted} went: the others cost too much",) if short else ()
     if done < wanted:
         return (f"{done} of {wanted} went: the others are protected",)
     return ()
@@ -177,7 +184,10 @@ def _check_options(work: Workspace, options: DropOptions) -> None:
             f"({', '.join(sorted(_GREEDY))}), not for {options.score}"
         )
     if not 0 <= options.protect < 1:
-        raise InputError(f"protect {options.protect:g}: must be a share below 1")
+        raise InputError(f"protect {options.protect:g}: must be a share from 0 to below 1")
+    limit = options.max_divergence
+    if limit is not None and not limit >= 0:
+        raise InputError(f"max_divergence {limit:g}: must not be negative")
     if min(options.keep_first, options.keep_last) < 0:
         raise InputError("keep_first and keep_last must not be negative")
     if options.score == "metric" and work.metric is None:
@@ -299,12 +309,15 @@ def _by_acceptance(
     report = work.report("removing")
     steps: list[Step[Unit]] = []
     gone: frozenset[TypedBranch] = frozenset()
+    taken = 0
     for tried, unit in enumerate(trials, 1):
         report(tried, len(trials))
-        if gone.issuperset(unit) or len(gone) + len(unit) > count * len(candidates[0]):
+        size = len(unit) if options.kind == "any" else 1
+        if gone.issuperset(unit) or taken + size > count:
             continue
         cost = loss(frozenset((b,) for b in gone.union(unit)))
         if cost <= limit:
+            taken += size
             gone |= set(unit)
             steps.append(Step(unit, cost))
     return steps

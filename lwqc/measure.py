@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.backends.session import Session, time_runs
@@ -15,6 +16,8 @@ from lwqc.errors import InputError
 from lwqc.stats.divergence import Divergence, OutputMeter
 from lwqc.user_code import load_callable
 
+NOISE = 1.05  # repeated timings of one model differ by this much
+_SECONDS = 1.5  # of timing per model, where something is decided by it
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 
@@ -91,6 +94,15 @@ def latencies(
 ) -> list[Latency]:
     """Time sessions side by side with alternating order."""
     return [_summary(times) for times in time_runs(sessions, feeds, seconds=seconds)]
+
+
+def medians_ms(
+    models: Sequence[Session | ir.Model], feeds: Mapping[str, NDArray[Any]]
+) -> list[float]:
+    """Median times of one run in milliseconds, side by side with alternating order."""
+    sessions = [m if isinstance(m, Session) else Session(m, label="candidate") for m in models]
+    times = time_runs(sessions, feeds, seconds=_SECONDS)
+    return [statistics.median(t) * 1e3 for t in times]
 
 
 def _summary(times: Sequence[float]) -> Latency:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +9,12 @@ from typing import Literal, get_args
 
 import onnx_ir as ir
 
-from lwqc.backends.session import Session, time_runs
 from lwqc.drop_layers import gated_session
 from lwqc.errors import InputError
 from lwqc.gated_model import GatedModel
 from lwqc.graph.adjacent import Adjacency, Pair, adjacent_pairs
 from lwqc.graph.branch_kinds import KINDS, BranchTree, Kind, branch_tree
+from lwqc.measure import NOISE, medians_ms
 from lwqc.passes.fold_norms import FoldNorms
 from lwqc.passes.gate_parallel import GateParallel
 from lwqc.passes.join_equal import JoinEqual
@@ -69,8 +68,8 @@ class ParallelDecision:
     """A plan that makes branches parallel, and the price of each pair in their order.
 
     pairs: how many there were to choose from. latency_ms: medians of the original and of the
-    rewritten model, where they were taken. note: why the plan is empty, or "". measure: of the
-    divergences.
+    rewritten model, where they were taken. note: why the plan is empty or short,
+    or "". measure: of the divergences.
     """
 
     plan: Plan
@@ -98,15 +97,20 @@ def choose_parallel(work: Workspace, options: ParallelOptions) -> ParallelDecisi
     chosen = tuple(ParallelPair(first=a, second=b) for a, b in (step.pair for step in curve))
     plan = Plan(source=Source(), recipe=options.recipe, parallel=chosen)
     empty = plan.model_copy(update={"parallel": ()})
+    short = ""
+    if options.count is not None and len(chosen) < count:
+        limit = options.max_divergence
+        short = f"{len(chosen)} of {count}: the next would exceed a divergence of {limit:g}"
     decided = partial(ParallelDecision, curve=curve, pairs=len(pairs), measure=options.measure)
     if not chosen:
         note = f"every pair diverges by more than {options.max_divergence:g}"
         return decided(empty, note=note)
     if not options.faster:
-        return decided(plan)
-    before, after = _latency_ms(work, chosen)
-    if after < before:
-        return decided(plan, latency_ms=(before, after))
+        return decided(plan, note=short)
+    merged = parallel_planned(work.model, chosen)
+    before, after = medians_ms([work.model, merged], work.search_batches[0])
+    if after * NOISE < before:
+        return decided(plan, latency_ms=(before, after), note=short)
     note = f"{len(chosen)} parallel pairs are not faster: {after:.3f} ms, before {before:.3f} ms"
     return decided(empty, latency_ms=(before, after), note=note)
 
@@ -201,13 +205,3 @@ def _curve(
 def _seconds(pairs: Iterable[Pair]) -> list[str]:
     """The names of gates: a branch is the second of one pair at most."""
     return [second for _, second in pairs]
-
-
-def _latency_ms(work: Workspace, pairs: Sequence[ParallelPair]) -> tuple[float, float]:
-    """Medians of the original and of the rewritten model, run in turns on the first batch."""
-    sessions = [
-        Session(work.model, label=work.name),
-        Session(parallel_planned(work.model, pairs), label="parallel branches"),
-    ]
-    before, after = time_runs(sessions, work.search_batches[0])
-    return statistics.median(before) * 1e3, statistics.median(after) * 1e3

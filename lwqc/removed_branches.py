@@ -31,7 +31,7 @@ from lwqc.graph.branches import Branch
 from lwqc.graph.consumers import bias_operand, node_name
 from lwqc.graph.linear_operand import Operand, linear_operand
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import replace_stored
+from lwqc.passes.edit import insert_before, replace_node, replace_stored, unique_name
 from lwqc.passes.remove_branches import Removal, RemoveBranches, chosen_branches
 from lwqc.plan import RemovedBranch
 from lwqc.quant.refit import refit
@@ -68,10 +68,13 @@ def without_branches(work: Workspace, remove: Sequence[RemovedBranch]) -> Remove
     model, removal = remove_planned(work.model, remove, zeros)
     gone = frozenset(removal.passed_through) | frozenset(removal.dropped_outputs)
     small = work.derived(model, incomparable=work.incomparable | gone)
-    compensated: dict[str, str] = {}
+    asked = [r.name for r in remove if r.compensate != "none"]
+    unfit = {b.name: _unfit(b) for b in chosen_branches(work.model.graph, asked)}
+    compensated = {name: f"nothing; {reason}" for name, reason in unfit.items() if reason}
     if means:
         linear = {r.name for r in remove if r.compensate == "linear"}
-        model, compensated = _compensated(small, work.model, means, linear)
+        model, done = _compensated(small, work.model, means, linear)
+        compensated |= done
         _fold_constants(model, chosen_branches(work.model.graph, means))
         small = work.derived(model, incomparable=small.incomparable)
     return RemovedBranches(small, removal, compensated)
@@ -101,10 +104,22 @@ def _means(work: Workspace, remove: Sequence[RemovedBranch]) -> dict[str, NDArra
         return {}
     if not work.data.given:
         raise InputError("what takes the place of a branch is taken from the data: give --data")
-    branches = chosen_branches(work.model.graph, names)
+    branches = [b for b in chosen_branches(work.model.graph, names) if not _unfit(b)]
+    if not branches:
+        return {}
     wanted = {b.name: Moments(b.branch.name or "", feature_axis(b)) for b in branches}
     found = collect(work.model, wanted.values(), work.data, statistics_session)
     return {b.name: _broadcast(b, found[wanted[b.name]].mean) for b in branches}
+
+
+def _unfit(branch: Branch) -> str:
+    """Why nothing can take a branch's place, or ""."""
+    shape = branch.branch.shape
+    if not branch.alone or branch.add.op_type != "Add":
+        return "several branches join the stream at once"
+    if shape is None or not isinstance(shape[feature_axis(branch)], int):
+        return "the model does not say which of its axes are features"
+    return ""
 
 
 def _broadcast(branch: Branch, vector: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -132,6 +147,9 @@ def _compensated(
         for how in ("linear", "mean") if branch.name in linear else ("mean",):
             trial = model.clone()
             place = _place(trial.graph, branch)
+            if place is None:
+                reasons.append("it went with another branch")
+                break
             if how == "mean":
                 _shift_constant(place, means[branch.name])
             else:
@@ -145,9 +163,8 @@ def _compensated(
                 model, least = trial, error
                 found[branch.name] = "; ".join([how, *reasons])
                 break
-            reasons.append(f"the {how.split(',')[0]} one moves the outputs more")
-        else:
-            found[branch.name] = "; ".join(["nothing", *reasons])
+            reasons.append(f"{how.split(',')[0]} brings the outputs no closer")
+        found.setdefault(branch.name, "; ".join(["nothing", *reasons]))
         report(done, len(branches))
     return model, found
 
@@ -156,16 +173,14 @@ def _error(work: Workspace, model: ir.Model) -> float:
     return work.output_error(Session(model, label="compensated model"))
 
 
-def _place(graph: ir.Graph, branch: Branch) -> ir.Node:
-    """The sum of the smaller model that has a constant where the branch was."""
+def _place(graph: ir.Graph, branch: Branch) -> ir.Node | None:
+    """The sum of the smaller model that has a constant where the branch was, if it is left."""
     name = branch.add.outputs[0].name
-    return next(node for node in graph if node.outputs[0].name == name)
+    return next((node for node in graph if node.outputs[0].name == name), None)
 
 
 def _carrier(place: ir.Node) -> Operand | str:
     """The linear layer whose output is last added to the stream before; or why there is none."""
-    if place.op_type != "Add" or len(_computed(place)) != 1:
-        return "several branches join the stream at once"
     value = _stream(place)
     while True:
         if not _read_once(value):
@@ -266,7 +281,7 @@ def _fold_constants(model: ir.Model, branches: Sequence[Branch]) -> None:
 
     Those of 0 go; where there is no such bias, the sum stays.
     """
-    for place in [_place(model.graph, branch) for branch in branches]:
+    for place in [p for b in branches if (p := _place(model.graph, b)) is not None]:
         constant = np.asarray(_constant(place).const_value, np.float64)
         if constant.any():
             carrier = _carrier(place)
@@ -274,17 +289,19 @@ def _fold_constants(model: ir.Model, branches: Sequence[Branch]) -> None:
             if bias is None:
                 continue
             add_to_bias(*bias, constant.ravel())
-        if len(_computed(place)) == 1:
-            _bypass(place)
+        _bypass(place)
 
 
 def _bypass(place: ir.Node) -> None:
-    output, stream = place.outputs[0], _stream(place)
-    graph = place.graph
+    """Take a sum with nothing out; an output of the graph keeps its name."""
+    output, stream, graph = place.outputs[0], _stream(place), place.graph
     assert isinstance(graph, ir.Graph)
-    if output.is_graph_output() and stream.is_graph_output():
-        return
-    output.replace_all_uses_with(stream, replace_graph_outputs=True)
-    graph.remove(place, safe=True)
-    if not stream.is_graph_input():
-        stream.name, output.name = output.name, None
+    if not output.is_graph_output():
+        output.replace_all_uses_with(stream)
+        graph.remove(place, safe=True)
+    elif stream.is_graph_output() or stream.producer() is None:
+        name = unique_name(graph, f"{output.name}/stream")
+        (value,) = insert_before(place, "Identity", [stream], [name])
+        replace_node(place, value)
+    else:
+        replace_node(place, stream)

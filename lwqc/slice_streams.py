@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc import io
-from lwqc.backends.session import Session, statistics_session, time_runs
+from lwqc.backends.session import statistics_session
 from lwqc.errors import InputError
 from lwqc.graph.cost import node_costs, total
 from lwqc.graph.groups import find_groups
@@ -19,6 +18,7 @@ from lwqc.graph.linear_operand import Operand
 from lwqc.graph.rotatable import find_streams
 from lwqc.graph.shapes import shapes_at
 from lwqc.graph.stream import Stream
+from lwqc.measure import NOISE, medians_ms
 from lwqc.passes.change_basis import named_streams
 from lwqc.passes.prepare_pruning import prepare_pruning
 from lwqc.passes.slice_stream import Part, Slice, SliceStream, prepare_slicing, unsliceable
@@ -31,8 +31,6 @@ from lwqc.stats.patches import Window
 from lwqc.workspace import Workspace
 
 Matrix = NDArray[np.float64]
-_SECONDS = 1.5  # of timing per model
-_NOISE = 1.05  # repeated timings of one model differ by this much
 
 
 @dataclass(frozen=True)
@@ -123,6 +121,7 @@ def slice_planned(
     widths = {entry.group: entry.width for entry in slices}
     wanted = [_gram(layer) for part in parts for layer in part.layers]
     found = collect(copy, wanted, data, make_runner)
+    _check_rows(parts, found)
     SliceStream({p.group: Slice(_basis(p, found), widths[p.stream]) for p in parts})(copy)
     return copy
 
@@ -195,6 +194,18 @@ def _basis(part: Part, found: Statistics) -> Matrix:
     return principal(gram)
 
 
+def _check_rows(parts: Sequence[Part], found: Statistics) -> None:
+    """Fewer rows than channels leave directions that no data speaks for."""
+    for stream in dict.fromkeys(part.stream for part in parts):
+        mine = [part for part in parts if part.stream == stream]
+        rows = max(found[_gram(layer)].rows for part in mine for layer in part.layers)
+        if rows < mine[0].size:
+            raise InputError(
+                f"{stream}: {rows} rows of data do not tell the directions of a stream with "
+                f"{mine[0].size} channels: give more --data"
+            )
+
+
 def _price(model: ir.Model, feeds: Feeds) -> Price:
     sizes = {name: array.shape for name, array in feeds.items()}
     macs = total(node_costs(model.graph, shapes_at(model, sizes))).known_macs
@@ -203,12 +214,8 @@ def _price(model: ir.Model, feeds: Feeds) -> Price:
 
 def _timed(work: Workspace, sliced: ir.Model, *prices: Price) -> tuple[Price, Price]:
     """The prices with the latencies, the two models timed in turns."""
-    sessions = [Session(work.model, label=work.name), Session(sliced, label="sliced model")]
-    times = time_runs(sessions, work.search_batches[0], seconds=_SECONDS)
-    before, after = (
-        Price(p.size_bytes, p.macs, statistics.median(t) * 1e3)
-        for p, t in zip(prices, times, strict=True)
-    )
+    times = medians_ms([work.model, sliced], work.search_batches[0])
+    before, after = (Price(p.size_bytes, p.macs, t) for p, t in zip(prices, times, strict=True))
     return before, after
 
 
@@ -219,7 +226,7 @@ def _refusal(before: Price, after: Price) -> str:
     size = f"{before.size_bytes:,} to {after.size_bytes:,} stored bytes"
     if before.latency_ms is None or after.latency_ms is None:
         return f"slicing would not pay: from {size}, from {before.macs:,} to {after.macs:,} MACs"
-    if after.latency_ms * _NOISE < before.latency_ms:
+    if after.latency_ms * NOISE < before.latency_ms:
         return ""
     return (
         f"slicing would not pay: from {size}, "

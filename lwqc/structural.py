@@ -6,23 +6,25 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from lwqc.backends.session import Session, time_runs
 from lwqc.channels import decide
 from lwqc.compressed import Compressed
 from lwqc.drop_layers import DropOptions, choose_branches
 from lwqc.errors import InputError
 from lwqc.execute import execute
 from lwqc.goals import Goals, Outcome
+from lwqc.measure import NOISE, medians_ms
 from lwqc.parallel_layers import ParallelOptions, choose_parallel
 from lwqc.prunable import PruneOptions
 from lwqc.recipe import PruneRecipe, Recipe, find
 from lwqc.slice_streams import SliceOptions, choose_slices
 from lwqc.workspace import Workspace
 
-_LATENCY_SECONDS = 1.5
 _ROUNDEST = 16  # widths beyond this multiple gain nothing on the CPU
 _UNITS = {"macs": "MACs", "parameters": "parameters", "channels": "MACs"}
-_NOISE = 1.05  # repeated timings of one model differ by this much
+_NUMBERS = {
+    "count", "share", "ratio", "keep_first", "keep_last", "protect", "max_divergence", "max_drop",
+    "round_to", "min_channels", "max_ratio", "seed",
+}  # fmt: skip
 
 
 def pruning_recipe(name: str = "", *, has_data: bool) -> Recipe:
@@ -95,6 +97,10 @@ def _check_names(options: type, job: str, changes: Mapping[str, Any]) -> None:
     for name in changes:
         if name not in fields:
             raise InputError(f"{name}: {job} has no such option; it has {', '.join(fields)}")
+    for name in _NUMBERS & changes.keys():
+        value = changes[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise InputError(f"{name} {value!r}: expected a number")
 
 
 def drop_workspace(work: Workspace, options: DropOptions, goals: Goals | None = None) -> Compressed:
@@ -128,6 +134,9 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Works
     Raises InputError for a recipe of another kind and for options that it does not have.
     """
     if recipe.slice is not None:
+        if "overrides" in changes:
+            groups = changes.pop("overrides")
+            raise InputError(f"{', '.join(groups)}: streams are narrowed alike; leave out --group")
         slicing = slice_options(recipe, **changes)
         return lambda work: slice_workspace(work, slicing, goals)
     pruning = prune_options(recipe, **changes)
@@ -140,6 +149,7 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Worksp
     Raises InputError for a recipe of another kind and for options that it does not have.
     """
     if recipe.parallel is not None:
+        changes.pop("seed", None)  # which only chooses random branches
         merging = parallel_options(recipe, **changes)
         return lambda work: parallel_workspace(work, merging, goals)
     removing = drop_options(recipe, goals, **changes)
@@ -162,11 +172,9 @@ def prune_workspace(
         tried.append(_pruned(work, options, goals))
     if len(tried) == 1:
         return tried[0]
-    sessions = [Session(t.model, label="candidate") for t in tried]
-    times = time_runs(sessions, work.search_batches[0], seconds=_LATENCY_SECONDS)
-    medians = [sorted(t)[len(t) // 2] for t in times]
+    medians = medians_ms([t.model for t in tried], work.search_batches[0])
     fastest = medians.index(min(medians))
-    if medians[fastest] * _NOISE > medians[0]:
+    if medians[fastest] * NOISE > medians[0]:
         return tried[0]
     best = tried[fastest]
     notes = (
@@ -187,7 +195,6 @@ def _pruned(work: Workspace, options: PruneOptions, goals: Goals) -> Compressed:
 
 
 def _slower(done: Compressed) -> bool:
-    sessions = [done.work.reference, Session(done.model, label="candidate")]
-    times = time_runs(sessions, done.work.search_batches[0], seconds=_LATENCY_SECONDS)
-    before, after = (sorted(t)[len(t) // 2] for t in times)
-    return after > before * _NOISE
+    work = done.work
+    before, after = medians_ms([work.reference, done.model], work.search_batches[0])
+    return after > before * NOISE

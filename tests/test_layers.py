@@ -34,7 +34,7 @@ LAYERS = [
         "pruned_model",
         "removed_branches",
     },
-    {"workspace", "site_grams", "recipe", "goals", "measure"},
+    {"workspace", "site_grams", "recipe", "goals", "measure", "cleanup"},
     {"backends"},
     {"passes", "search"},
     {"scores"},

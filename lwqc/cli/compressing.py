@@ -306,7 +306,21 @@ def plan(
     with opened(model, target, data, metric, shape, seed, output) as work:
         made = make_plan(work, parse_goals(max_size, max_latency, avg_bits, max_drop), recipe)
         made.save(output)
-        errors_console().print(f"{output}: {len(made.quantize)} of {len(work.sites)} sites planned")
+        errors_console().print(f"{output}: {_planned(made, len(work.sites))}")
+
+
+def _planned(made: Plan, sites: int) -> str:
+    """What a plan does, in a line."""
+    counts = {
+        "branches removed": len(made.remove),
+        "pairs of branches made parallel": len(made.parallel),
+        "streams narrowed": len(made.slice),
+        "channels removed": len(made.prune.units) if made.prune is not None else 0,
+    }
+    parts = [f"{count} {what}" for what, count in counts.items() if count]
+    if made.quantize or not parts:
+        parts.append(f"{len(made.quantize)} of {sites} sites planned")
+    return ", ".join(parts)
 
 
 @app.command(name="apply")

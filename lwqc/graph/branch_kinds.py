@@ -133,20 +133,30 @@ def removed_cost(
 def feature_axis(branch: Branch) -> int:
     """The axis of the stream that holds a token's or pixel's features: 1 in images, else -1.
 
-    Followed from the branch's last layer (1 after a convolution, -1 after a matrix product)
-    through transpositions, which only matter in images; where there is no such layer, rank 4 is
-    taken for an image.
+    Followed from the branch's last learned layer (1 after a convolution, -1 after a matrix product)
+    through transpositions; where there is no such layer, rank 4 is taken for an image. Features
+    have a known number: where the model says that the other axis alone has one, it is that.
     """
+    axis, other = _traced_axis(branch), {1: -1, -1: 1}
+    shape = branch.stream.shape
+    if shape is None or shape.rank() < 3 or axis not in other:
+        return axis
+    known = {a: isinstance(shape[a], int) for a in (1, -1)}
+    return other[axis] if known[other[axis]] and not known[axis] else axis
+
+
+def _traced_axis(branch: Branch) -> int:
     rank = None if branch.stream.shape is None else branch.stream.shape.rank()
     path: list[ir.Node] = []
     node = branch.branch.producer()
-    while node is not None and node.op_type not in LINEAR | _FUSED_ATTENTION:
+    while node is not None and not (_is_layer(node) or node.op_type in _FUSED_ATTENTION):
         path.append(node)
         computed = (v for v in node.inputs if v is not None and trace_weight(v) is None)
         node = next((v.producer() for v in computed if v.producer() is not None), None)
-    if node is None:
-        return 1 if rank == 4 else -1
-    if node.op_type not in _CONVOLUTIONS and rank is not None and rank < 4:
+    if node is None or any(n.op_type in _PRODUCTS for n in path):
+        return 1 if rank == 4 else -1  # a product of activations puts its own axes in order
+    convolves = any(n.op_type in _CONVOLUTIONS for n in branch.nodes)
+    if rank is not None and rank < 4 and not convolves:
         return -1  # a mixer's token MLP ends in a transposition too
     axis = 1 if node.op_type in _CONVOLUTIONS else -1
     for step in reversed(path):
@@ -155,6 +165,12 @@ def feature_axis(branch: Branch) -> int:
             axis = perm.index(axis % len(perm))
             axis = -1 if axis == len(perm) - 1 else axis
     return axis
+
+
+def _is_layer(node: ir.Node) -> bool:
+    """Whether it multiplies with something stored."""
+    stored = any(v is not None and trace_weight(v) is not None for v in node.inputs)
+    return node.op_type in LINEAR and (stored or node.op_type not in _PRODUCTS)
 
 
 def _has_attention(branch: Branch) -> bool:

@@ -26,6 +26,7 @@ _PRIMES = (
     (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53),
     (59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107),
 )
+MOST_NAMES = len(_PRIMES[0])  # dynamic dimensions that can be told from each other
 _ARITHMETIC: dict[type[ast.AST], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

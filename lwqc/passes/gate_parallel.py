@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.errors import InputError
 from lwqc.graph.adjacent import Pair
 from lwqc.graph.branch_kinds import branch_tree
 from lwqc.passes.edit import insert_before, unique_name
@@ -32,6 +33,8 @@ class GateParallel(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Add the gates. Raises InputError for a pair that the model does not have."""
+        if model.opset_imports.get("", 1) < 9:
+            raise InputError("parallel branches are tried with opset 9 or later: convert the model")
         tree = branch_tree(model.graph)
         adjacency = chosen_pairs(tree, self._pairs)
         wanted = {second for _, second in self._pairs}

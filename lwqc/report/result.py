@@ -106,11 +106,13 @@ class RemovalReport:
 class ParallelReport:
     """Branches that became parallel: (first, second, divergence with all so far or None).
 
+    tried: the same of what was tried and, when it is not faster, not done.
     there_were: pairs to choose from, None when the plan was made before. latency_ms: before and
-    after, where they decided. note: why nothing was done, or "".
+    after, where they decided. note: why nothing, or less than asked, was done, or "".
     """
 
     pairs: tuple[tuple[str, str, float | None], ...]
+    tried: tuple[tuple[str, str, float | None], ...]
     there_were: int | None
     measure: str
     latency_ms: tuple[float, float] | None

@@ -142,22 +142,22 @@ def print_removal(removal: RemovalReport, console: Console) -> None:
 def print_parallel(parallel: ParallelReport, console: Console) -> None:
     """Which pairs became parallel, and what that costs."""
     total = "" if parallel.there_were is None else f" of {parallel.there_were}"
-    title = f"{len(parallel.pairs)}{total} pairs of adjacent branches made parallel"
-    if parallel.note:
-        title = f"{len(parallel.pairs)}{total} pairs of adjacent branches tried"
+    made = "made parallel" if parallel.pairs else "tried"
+    title = f"{len(parallel.tried)}{total} pairs of adjacent branches {made}"
     table = Table(title=title, title_justify="left")
-    priced = any(row[2] is not None for row in parallel.pairs)
+    priced = any(row[2] is not None for row in parallel.tried)
     columns = ["first", "second", *([f"divergence ({parallel.measure})"] if priced else [])]
     for column in columns:
         table.add_column(column)
-    for first, second, divergence in parallel.pairs:
+    for first, second, divergence in parallel.tried:
         table.add_row(first, second, *([_number(divergence)] if priced else []))
     console.print(table)
     if parallel.latency_ms is not None:
         before, after = parallel.latency_ms
         console.print(f"latency: {before:.3g} ms, parallel {after:.3g} ms")
     if parallel.note:
-        console.print(f"{parallel.note}: the model is unchanged", style="yellow")
+        unchanged = "" if parallel.pairs else ": the model is unchanged"
+        console.print(f"{parallel.note}{unchanged}", style="yellow")
 
 
 def print_slicing(slicing: SlicingReport, console: Console) -> None:
@@ -182,8 +182,9 @@ def branch_table(removal: RemovalReport) -> Table:
     table = Table(title=title, title_justify="left")
     columns = ["", "branch", "kind"]
     priced = any(row.divergence is not None for row in removal.branches)
-    columns += ["score", f"divergence ({removal.measure})"] if priced else []
     replaced = any(row.compensation for row in removal.branches)
+    divergence = f"{removal.measure} before that" if replaced else f"divergence ({removal.measure})"
+    columns += ["score", divergence] if priced else []
     columns += ["in its place"] if replaced else []
     for column in columns:
         table.add_column(column)

@@ -1,0 +1,119 @@
+"""A graph that computes the same in fewer and faster operators, still in float."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
+
+from lwqc.graph.attention_core import find_attention
+from lwqc.graph.shapes import MOST_NAMES, declared_shapes, dynamic_dimensions
+from lwqc.passes.constant_reshape import ConstantReshape
+from lwqc.passes.drop_nan_guards import DropNanGuards
+from lwqc.passes.flat_transpose import FlatTranspose
+from lwqc.passes.fold_constants import FoldConstants
+from lwqc.passes.fuse_attention import OPSET, FuseAttention
+from lwqc.passes.identity_gather import IdentityGather
+from lwqc.passes.join_equal import JoinEqual
+from lwqc.passes.late_broadcast import LateBroadcast
+from lwqc.passes.merge_parallel import MergeParallel
+from lwqc.passes.raise_opset import RaiseOpset
+
+Relaxation = Literal["nan-guards"]
+_MERGED = frozenset({"MatMul", "Gemm"})
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A cleaned copy, and what was done.
+
+    changes: names of the passes that changed something, in order. relaxed: places at which the
+    caller accepted another result, see `clean_up`. left: value -> why it could not be rewritten.
+    """
+
+    model: ir.Model
+    changes: tuple[str, ...]
+    relaxed: tuple[str, ...]
+    left: Mapping[str, str]
+
+
+def clean_up(
+    model: ir.Model,
+    *,
+    fuse: bool = True,
+    merge: bool = True,
+    accept: Collection[Relaxation] = (),
+) -> Cleaned:
+    """A copy of the model with fewer and faster operators; outputs agree to rounding.
+
+    fuse: attention becomes one operator. merge: so do linear layers that read the same value.
+    accept: `nan-guards` drops repairs of NaN which fully masked rows need; check it on data.
+    """
+    steps = _Steps(model.clone())
+    steps.simplify()
+    if fuse:
+        steps.fuse()
+    guards = DropNanGuards(accept="nan-guards" in accept)
+    steps.run("nan-guards", guards)
+    steps.left |= guards.left
+    if merge:
+        layers = {n for n in steps.model.graph if n.op_type in _MERGED}
+        steps.run("merge-parallel", MergeParallel(layers))
+    steps.run("fold-constants", FoldConstants())
+    TopologicalSortPass()(steps.model)
+    relaxed = tuple(f"nan-guards: {name}" for name in guards.accepted)
+    return Cleaned(steps.model, tuple(steps.changes), relaxed, steps.left)
+
+
+class _Steps:
+    """The passes that ran so far. changes: names of those that changed something, each once."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.changes: dict[str, None] = {}
+        self.left: dict[str, str] = {}
+
+    def run(self, name: str, step: ir.passes.InPlacePass) -> None:
+        """One pass in place."""
+        if step(self.model).modified:
+            self.changes[name] = None
+
+    def simplify(self) -> None:
+        """Fewer nodes; masks and shapes computed once and no larger than needed."""
+        TopologicalSortPass()(self.model)
+        self.run("fold-constants", FoldConstants())
+        if not self._sizes_are_told():
+            return
+        self.run("constant-reshape", ConstantReshape())
+        self.run("flat-transpose", FlatTranspose())
+        self.run("identity-gather", IdentityGather())
+        self.run("late-broadcast", LateBroadcast())
+        self.run("fold-constants", FoldConstants())
+        self.run("join-equal", JoinEqual())
+
+    def fuse(self) -> None:
+        """Attention as one operator, in an opset that has it."""
+        if not self._sizes_are_told():
+            return
+        cores, refused = find_attention(self.model.graph, declared_shapes(self.model)[0])
+        self.left |= {name: f"attention: {reason}" for name, reason in refused.items()}
+        if not cores:
+            return
+        lift = RaiseOpset(OPSET)
+        self.run("raise-opset", lift)
+        fusion = FuseAttention()
+        self.run("fuse-attention", fusion)
+        reasons = {n: lift.refused or reason for n, reason in fusion.left.items()}
+        self.left |= {name: f"attention: {reason}" for name, reason in reasons.items()}
+
+    def _sizes_are_told(self) -> bool:
+        """Whether no two dynamic dimensions count as the same size."""
+        graph = self.model.graph
+        count = len(dynamic_dimensions(graph))
+        if count > MOST_NAMES:
+            inputs = ", ".join(v.name or "" for v in graph.inputs)
+            self.left[inputs] = f"shapes: {count} dynamic dimensions, more than {MOST_NAMES}"
+        return count <= MOST_NAMES

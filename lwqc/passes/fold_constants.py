@@ -1,0 +1,53 @@
+"""Constant folding and local simplification, by onnxscript's optimizer."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import onnx_ir as ir
+from onnxscript.optimizer import optimize_ir
+
+_LIMIT = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more
+_QUIET = logging.getLogger("onnxscript")
+
+
+class FoldConstants(ir.passes.InPlacePass):
+    """Compute what does not depend on the inputs, and write what is left in fewer nodes.
+
+    Matches: nodes whose operands are all stored and small; identities; casts, transposes, reshapes
+        and slices that cancel out or follow each other; BatchNormalization behind a convolution or
+        Gemm; equal initializers and equal expressions; nodes and functions that nothing reads.
+    Rewrites to: stored tensors, fewer nodes. Exact but for the rounding of folded weights.
+    Refuses: operands or results of more than `limit` numbers.
+    """
+
+    def __init__(self, limit: int = _LIMIT) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Optimize all graphs of the model; functions are inlined."""
+        before = _operators(model)
+        _own_constants(model)
+        level = _QUIET.level
+        _QUIET.setLevel(logging.ERROR)  # it tells of every node that it leaves
+        try:
+            optimize_ir(model, input_size_limit=self._limit, output_size_limit=self._limit)
+        finally:
+            _QUIET.setLevel(level)
+        return ir.passes.PassResult(model, _operators(model) != before)
+
+
+def _own_constants(model: ir.Model) -> None:
+    """Copy what Constant nodes hold: it will be renamed, and clones of a model share it."""
+    for node in model.graph.all_nodes():
+        value = node.attributes.get("value")
+        if (node.domain, node.op_type) == ("", "Constant") and value is not None:
+            tensor = value.as_tensor()
+            own = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+            node.attributes["value"] = ir.AttrTensor("value", own)
+
+
+def _operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.all_nodes())
