@@ -7,10 +7,12 @@ from typing import Literal
 
 from lwqc import io, mixed, planning
 from lwqc.backends.session import Session, time_runs
+from lwqc.cleaned import cleaned, cleaning
 from lwqc.errors import InputError
 from lwqc.goals import Goals
 from lwqc.importance import layer_importance
-from lwqc.plan import Plan
+from lwqc.measure import medians_ms
+from lwqc.plan import CleanUp, Plan, Source
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.recipe import Recipe
 from lwqc.timing import slow_sites
@@ -23,7 +25,38 @@ _BACK_OFFS = 4
 
 
 def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
-    """The plan of a recipe that quantizes. Raises InputError."""
+    """The plan of a recipe that quantizes, or only cleans up. Raises InputError."""
+    if recipe.clean:
+        clean, left = cleaning(work, CleanUp(merge=recipe.merge))
+        plan = _allocated(cleaned(work, clean), goals, recipe)
+        plan = plan.model_copy(
+            update={"clean": clean, "untransformed": {**left, **plan.untransformed}}
+        )
+        return plan if recipe.allocator != "none" else _unless_slower(work, plan)
+    return _allocated(work, goals, recipe)
+
+
+def _unless_slower(work: Workspace, plan: Plan) -> Plan:
+    """The plan, or one that does nothing where the result would be slower than the original."""
+    assert plan.clean is not None
+    done = cleaned(work, plan.clean).lower(plan).model
+    before, after = medians_ms([work.reference, done], work.search_batches[0])
+    if after <= before:
+        return plan
+    reason = f"cleaned up, it runs in {after:.3g} ms, as it is in {before:.3g} ms"
+    return plan.model_copy(
+        update={"clean": None, "rewrites": (), "untransformed": {work.name: reason}}
+    )
+
+
+def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+    if recipe.allocator == "none":
+        return Plan(
+            source=Source(name=work.name),
+            target=work.target.name,
+            recipe=recipe.name,
+            rewrites=planning.REWRITES,
+        )
     if not work.analysis.sites:
         raise InputError(f"{work.name}: has no weight that could take a number format")
     if recipe.sequential and not work.data.given:

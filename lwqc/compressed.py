@@ -84,7 +84,7 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         data_kind=work.data.kind,
         sites=_rows(result),
         skipped=work.analysis.skipped,
-        rewrites=result.decisions.rewrites,
+        rewrites=(*_cleaning(result.decisions), *result.decisions.rewrites),
         untransformed=result.decisions.untransformed,
     )
     if result.pruned is not None:
@@ -103,6 +103,10 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
     if verify:
         report = _verified(result, saved, report)
     return report.with_outcomes(_outcomes(result, report))
+
+
+def _cleaning(plan: Plan) -> tuple[str, ...]:
+    return () if plan.clean is None else plan.clean.changes
 
 
 def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lwqc import io
 from lwqc.backends.session import statistics_session
 from lwqc.backends.target import Lowered
+from lwqc.cleaned import cleaned
 from lwqc.compressed import Compressed
 from lwqc.errors import InputError
 from lwqc.goals import Goals
@@ -49,8 +50,9 @@ def _looks_at_data(plan: Plan) -> bool:
 
 def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
     """Change the structure in the order of the plan's fields, then lower what is left."""
-    removed = without_branches(work, plan.remove) if plan.remove else None
-    base = removed.work if removed is not None else work
+    base = cleaned(work, plan.clean) if plan.clean is not None else work
+    removed = without_branches(base, plan.remove) if plan.remove else None
+    base = removed.work if removed is not None else base
     if plan.parallel:
         base = base.derived(parallel_planned(base.model, plan.parallel))
     if plan.slice:

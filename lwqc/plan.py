@@ -117,6 +117,18 @@ class Pruning(_Model):
     resizable_outputs: tuple[str, ...] = ()
 
 
+class CleanUp(_Model):
+    """The float graph in fewer and faster operators, see `lwqc.cleanup`.
+
+    fuse: attention as one operator. merge: layers that read the same value as one. changes: what
+    changed something, for readers.
+    """
+
+    fuse: bool = True
+    merge: bool = True
+    changes: tuple[str, ...] = ()
+
+
 Compensation = Literal["none", "mean", "linear"]
 
 
@@ -171,9 +183,9 @@ class Transforms(_Model):
 class Plan(_Model):
     """Everything lwqc will do to one model.
 
-    What is done, in this order. remove: residual branches. parallel: branches that are fed from
-    the same stream and merged. slice: streams that get narrower. prune: channels to remove.
-    transforms: what leaves the outputs as they are.
+    What is done, in this order. clean: the graph is cleaned up. remove: residual branches.
+    parallel: branches that are fed from the same stream and merged. slice: streams that get
+    narrower. prune: channels to remove. transforms: what leaves the outputs as they are.
     quantize: site name -> entry. activations: tensor name -> range, for static sites.
     rewrites: names of exact graph rewrites the target asked for, in order.
     token_weights: methods that look at the data count tokens by how much attention reads them.
@@ -186,6 +198,7 @@ class Plan(_Model):
     source: Source
     target: str = "cpu"
     recipe: str = ""
+    clean: CleanUp | None = None
     remove: tuple[RemovedBranch, ...] = ()
     parallel: tuple[ParallelPair, ...] = ()
     slice: tuple[SlicedStream, ...] = ()

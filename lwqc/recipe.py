@@ -89,6 +89,8 @@ class Recipe(BaseModel):
     ones for as many sites as a drop allows), `channels` (prunes as `prune` says), `branches`
     (removes those that `drop` says), `parallel` (feeds adjacent branches from one stream and merges
     them, as `parallel` says), `streams` (narrows residual streams as `slice` says).
+    clean: the graph is cleaned up first: attention as one operator, and with `merge` layers that
+    read the same value as one. The allocator `none` does only that.
     search: scales by error search; False takes the plain range of each block.
     method: how codes are chosen, see `quant.methods`; those of `DATA_METHODS` look at the data.
     sequential: each layer is quantized for what the quantized layers before it give.
@@ -116,8 +118,11 @@ class Recipe(BaseModel):
         "branches",
         "parallel",
         "streams",
+        "none",
     ]
     score: Literal["measured", "weights", "lim", "zd", "position"] = "measured"
+    clean: bool = False
+    merge: bool = True
     bits: Literal[2, 3, 4, 8] = 8
     activations: Literal["none", "dynamic", "static"] = "none"
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"

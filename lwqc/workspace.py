@@ -57,6 +57,7 @@ class Workspace:
     token_weights: Gram matrices count tokens by how much attention reads them. versions: the same
     work on transformed models, see `lwqc.transforms.version`. original: what results are compared
     with; `model` itself where it is not given. incomparable: outputs that are left out of it.
+    cleaned: the same of `lwqc.cleaned`, with what changed and what was left and why.
     probed: sites -> error at the outputs that was measured with them in the probe format.
     """
 
@@ -72,6 +73,9 @@ class Workspace:
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
     versions: dict[str, Workspace] = field(default_factory=dict, repr=False)
     probed: dict[tuple[str, ...], float] = field(default_factory=dict, repr=False)
+    cleaned: dict[str, tuple[Workspace, tuple[str, ...], Mapping[str, str]]] = field(
+        default_factory=dict, repr=False
+    )
 
     def report(self, stage: str) -> Callable[[int, int], None]:
         """A progress callback (done, total) for one stage."""
@@ -138,9 +142,8 @@ class Workspace:
 
     def derived(self, model: ir.Model, **changes: Any) -> Workspace:
         """The same work on a changed model; what the original computes stays the reference."""
-        small = replace(
-            self, model=model, original=self.source_model, versions={}, probed={}, **changes
-        )
+        own: dict[str, Any] = {"versions": {}, "probed": {}, "cleaned": {}}
+        small = replace(self, model=model, original=self.source_model, **own, **changes)
         for name in ("reference", "float_bytes", "source", "search_batches", "metric_reference"):
             if name in self.__dict__:
                 small.__dict__[name] = self.__dict__[name]  # what was computed once stays

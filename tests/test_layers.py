@@ -34,7 +34,7 @@ LAYERS = [
         "pruned_model",
         "removed_branches",
     },
-    {"workspace", "site_grams", "recipe", "goals", "measure", "cleanup"},
+    {"workspace", "site_grams", "recipe", "goals", "measure", "cleanup", "cleaned"},
     {"backends"},
     {"passes", "search"},
     {"scores"},

@@ -22,6 +22,7 @@ from lwqc.passes.bnb4 import Bnb4
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.fold_weights import FoldWeights
 from lwqc.passes.insert_qdq import InsertQdq
+from lwqc.passes.integer_bias import IntegerBias
 from lwqc.passes.integer_matmul import IntegerMatMul
 from lwqc.passes.residual_sum import ResidualSum
 from lwqc.passes.side_branch import SideBranch, keep_together, side_refusal
@@ -123,6 +124,7 @@ class CpuTarget:
             InsertQdq(by_form["conv"], plan.activations, weights),
             SideBranch(plan.quantize, weights),  # convolutions have none
             IntegerMatMul(by_form["integer"], plan.activations, weights),
+            *([IntegerBias()] if by_form["integer"] else []),
             BlockQuantize(by_form["block"], weights),
             Bnb4(by_form["float4"], weights),
             FoldWeights(by_form["folded"], weights),

@@ -65,6 +65,9 @@ def compress(
     data: DataOption = None,
     metric: MetricOption = None,
     recipe: RecipeOption = "auto",
+    quantize: Annotated[
+        bool, typer.Option("--quantize/--no-quantize", help="or only clean the graph up")
+    ] = True,
     max_size: SizeOption = None,
     max_latency: LatencyOption = None,
     avg_bits: BitsOption = None,
@@ -78,6 +81,10 @@ def compress(
     debug: DebugOption = False,
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
+    if not quantize:
+        if recipe != "auto" or max_size is not None or avg_bits is not None:
+            raise InputError("--no-quantize only cleans up: leave out --recipe and sizes")
+        recipe = "clean"
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
         goals = parse_goals(max_size, max_latency, avg_bits, max_drop)
         finish(

@@ -116,7 +116,10 @@ def _only_pruned(report: Report) -> bool:
 
 def print_removal(removal: RemovalReport, console: Console) -> None:
     """What went in which order at what price, and what could not go."""
-    console.print(branch_table(removal))
+    if removal.branches:
+        console.print(branch_table(removal))
+    else:
+        console.print(f"0 of {removal.there_were} residual branches removed", highlight=False)
     for note in removal.notes:
         console.print(note, style="yellow")
     for title, names in (
