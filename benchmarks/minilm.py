@@ -101,6 +101,8 @@ TOOLS: dict[str, Callable[[Path, Path], None]] = {
     "onnxruntime MatMulNBits 4 bit, block 32": ort_nbits(4),
     "lwqc --recipe w8a8-dynamic": ours(recipe="w8a8-dynamic"),
     "lwqc --recipe w8a8-static": ours(recipe="w8a8-static"),
+    "lwqc --recipe w8a8-fused": ours(recipe="w8a8-fused"),
+    "lwqc --no-quantize": ours(recipe="clean"),
     "lwqc (no options)": ours(),
     "lwqc --recipe w8": ours(recipe="w8"),
     "lwqc --recipe w4": ours(recipe="w4"),

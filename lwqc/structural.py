@@ -22,8 +22,7 @@ from lwqc.workspace import Workspace
 _ROUNDEST = 16  # widths beyond this multiple gain nothing on the CPU
 _UNITS = {"macs": "MACs", "parameters": "parameters", "channels": "MACs"}
 _NUMBERS = {
-    "count", "share", "ratio", "keep_first", "keep_last", "protect", "max_divergence", "max_drop",
-    "round_to", "min_channels", "max_ratio", "seed",
+    "count", "share", "keep_first", "keep_last", "protect", "max_divergence", "max_drop", "seed",
 }  # fmt: skip
 
 
@@ -61,6 +60,7 @@ def drop_options(recipe: Recipe, goals: Goals | None = None, **changes: Any) -> 
     if recipe.drop is None:
         raise InputError(f"recipe {recipe.name} does not remove branches; see lwqc recipes")
     _check_names(DropOptions, "removing branches", changes)
+    _check_numbers(changes)
     wanted = recipe.drop.model_dump()
     if "count" in changes:
         wanted["share"] = None
@@ -78,6 +78,7 @@ def parallel_options(recipe: Recipe, **changes: Any) -> ParallelOptions:
     if recipe.parallel is None:
         raise InputError(f"recipe {recipe.name} makes no branches parallel; see lwqc recipes")
     _check_names(ParallelOptions, "making branches parallel", changes)
+    _check_numbers(changes)
     wanted = recipe.parallel.model_dump()
     if "count" in changes:
         wanted["share"] = None
@@ -92,15 +93,18 @@ def slice_options(recipe: Recipe, **changes: Any) -> SliceOptions:
     return SliceOptions(**{"recipe": recipe.name, **recipe.slice.model_dump(), **changes})
 
 
+def _check_numbers(changes: Mapping[str, Any]) -> None:
+    for name in _NUMBERS & changes.keys():
+        value = changes[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise InputError(f"{name} {value!r}: expected a number")
+
+
 def _check_names(options: type, job: str, changes: Mapping[str, Any]) -> None:
     fields = [f.name for f in dataclasses.fields(options)]
     for name in changes:
         if name not in fields:
             raise InputError(f"{name}: {job} has no such option; it has {', '.join(fields)}")
-    for name in _NUMBERS & changes.keys():
-        value = changes[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise InputError(f"{name} {value!r}: expected a number")
 
 
 def drop_workspace(work: Workspace, options: DropOptions, goals: Goals | None = None) -> Compressed:
