@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lwqc.cleanup import clean_up
+from lwqc.cleanup import Cleaned, clean_up
 from lwqc.plan import CleanUp
 from lwqc.workspace import Workspace
 
@@ -16,15 +16,13 @@ def cleaned(work: Workspace, wanted: CleanUp) -> Workspace:
 
 def cleaning(work: Workspace, wanted: CleanUp) -> tuple[CleanUp, Mapping[str, str]]:
     """The entry of a plan with what changed, and what could not be rewritten with the reason."""
-    _, changes, left = _version(work, wanted)
-    return wanted.model_copy(update={"changes": changes}), left
+    done = _version(work, wanted)[1]
+    return wanted.model_copy(update={"changes": done.changes}), done.left
 
 
-def _version(
-    work: Workspace, wanted: CleanUp
-) -> tuple[Workspace, tuple[str, ...], Mapping[str, str]]:
-    key = f"clean {wanted.fuse} {wanted.merge}"
+def _version(work: Workspace, wanted: CleanUp) -> tuple[Workspace, Cleaned]:
+    key = f"{wanted.fuse} {wanted.merge}"
     if key not in work.cleaned:
-        found = clean_up(work.model, fuse=wanted.fuse, merge=wanted.merge)
-        work.cleaned[key] = (work.derived(found.model), found.changes, found.left)
+        done = clean_up(work.model, fuse=wanted.fuse, merge=wanted.merge)
+        work.cleaned[key] = (work.derived(done.model), done)
     return work.cleaned[key]

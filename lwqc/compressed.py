@@ -24,6 +24,8 @@ from lwqc.report.result import Report, SiteRow
 from lwqc.slice_streams import SliceDecision
 from lwqc.workspace import Workspace, data_files
 
+Decision = DropDecision | ParallelDecision | SliceDecision
+
 
 @dataclass(frozen=True)
 class Compressed:
@@ -40,7 +42,7 @@ class Compressed:
     sites: Mapping[str, Site]
     pruned: PrunedModel | None = None
     removed: RemovedBranches | None = None
-    decision: DropDecision | ParallelDecision | SliceDecision | None = None
+    decision: Decision | None = None
 
     @property
     def plan(self) -> Plan:

@@ -63,19 +63,19 @@ class RemovedBranches:
 
 def without_branches(work: Workspace, remove: Sequence[RemovedBranch]) -> RemovedBranches:
     """The same work on a copy without the planned branches. Raises InputError."""
-    means = _means(work, remove)
+    asked = chosen_branches(work.model.graph, [r.name for r in remove if r.compensate != "none"])
+    compensated = {b.name: f"nothing; {reason}" for b in asked if (reason := _unfit(b))}
+    means = _means(work, [b for b in asked if b.name not in compensated])
     zeros = {name: np.zeros_like(mean) for name, mean in means.items()}
     model, removal = remove_planned(work.model, remove, zeros)
     gone = frozenset(removal.passed_through) | frozenset(removal.dropped_outputs)
     small = work.derived(model, incomparable=work.incomparable | gone)
-    asked = [r.name for r in remove if r.compensate != "none"]
-    unfit = {b.name: _unfit(b) for b in chosen_branches(work.model.graph, asked)}
-    compensated = {name: f"nothing; {reason}" for name, reason in unfit.items() if reason}
     if means:
         linear = {r.name for r in remove if r.compensate == "linear"}
-        model, done = _compensated(small, work.model, means, linear)
+        branches = [b for b in asked if b.name in means]
+        model, done = _compensated(small, work.model, branches, means, linear)
         compensated |= done
-        _fold_constants(model, chosen_branches(work.model.graph, means))
+        _fold_constants(model, branches)
         small = work.derived(model, incomparable=small.incomparable)
     return RemovedBranches(small, removal, compensated)
 
@@ -97,16 +97,12 @@ def remove_planned(
     return copy, rewrite.done
 
 
-def _means(work: Workspace, remove: Sequence[RemovedBranch]) -> dict[str, NDArray[np.float64]]:
-    """Mean output of each branch that is to be compensated, [D] or [D, 1, 1]."""
-    names = [r.name for r in remove if r.compensate != "none"]
-    if not names:
+def _means(work: Workspace, branches: Sequence[Branch]) -> dict[str, NDArray[np.float64]]:
+    """Mean output of each branch, [D] or [D, 1, 1]."""
+    if not branches:
         return {}
     if not work.data.given:
         raise InputError("what takes the place of a branch is taken from the data: give --data")
-    branches = [b for b in chosen_branches(work.model.graph, names) if not _unfit(b)]
-    if not branches:
-        return {}
     wanted = {b.name: Moments(b.branch.name or "", feature_axis(b)) for b in branches}
     found = collect(work.model, wanted.values(), work.data, statistics_session)
     return {b.name: _broadcast(b, found[wanted[b.name]].mean) for b in branches}
@@ -133,13 +129,14 @@ def _broadcast(branch: Branch, vector: NDArray[np.float64]) -> NDArray[np.float6
 def _compensated(
     small: Workspace,
     original: ir.Model,
+    branches: Sequence[Branch],
     means: Mapping[str, NDArray[np.float64]],
     linear: Collection[str],
 ) -> tuple[ir.Model, dict[str, str]]:
     """The smaller model with all that brings its outputs closer; what came of each branch."""
     found: dict[str, str] = {}
     order = {node: i for i, node in enumerate(original.graph)}
-    branches = sorted(chosen_branches(original.graph, means), key=lambda b: order[b.add])
+    branches = sorted(branches, key=lambda b: order[b.add])
     report = small.report("compensation")
     model, least = small.model, _error(small, small.model)
     for done, branch in enumerate(branches, 1):

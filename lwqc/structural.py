@@ -1,4 +1,4 @@
-"""Jobs that take parts of a model out: channels, branches."""
+"""Jobs that change the structure of a model: channels, branches, streams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from lwqc.channels import decide
-from lwqc.compressed import Compressed
+from lwqc.compressed import Compressed, Decision
 from lwqc.drop_layers import DropOptions, choose_branches
 from lwqc.errors import InputError
 from lwqc.execute import execute
@@ -107,29 +107,8 @@ def _check_names(options: type, job: str, changes: Mapping[str, Any]) -> None:
             raise InputError(f"{name}: {job} has no such option; it has {', '.join(fields)}")
 
 
-def drop_workspace(work: Workspace, options: DropOptions, goals: Goals | None = None) -> Compressed:
-    """Remove residual branches."""
-    decision = choose_branches(work, options)
-    done = execute(work, goals or Goals(), decision.plan)
-    return dataclasses.replace(done, decision=decision)
-
-
-def parallel_workspace(
-    work: Workspace, options: ParallelOptions, goals: Goals | None = None
-) -> Compressed:
-    """Feed adjacent branches from one stream and merge them."""
-    decision = choose_parallel(work, options)
-    done = execute(work, goals or Goals(), decision.plan)
-    return dataclasses.replace(done, decision=decision)
-
-
-def slice_workspace(
-    work: Workspace, options: SliceOptions, goals: Goals | None = None
-) -> Compressed:
-    """Narrow residual streams."""
-    decision = choose_slices(work, options)
-    done = execute(work, goals or Goals(), decision.plan)
-    return dataclasses.replace(done, decision=decision)
+def _carried_out(work: Workspace, goals: Goals, decision: Decision) -> Compressed:
+    return dataclasses.replace(execute(work, goals, decision.plan), decision=decision)
 
 
 def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Compressed]:
@@ -142,7 +121,7 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Works
             groups = changes.pop("overrides")
             raise InputError(f"{', '.join(groups)}: streams are narrowed alike; leave out --group")
         slicing = slice_options(recipe, **changes)
-        return lambda work: slice_workspace(work, slicing, goals)
+        return lambda work: _carried_out(work, goals, choose_slices(work, slicing))
     pruning = prune_options(recipe, **changes)
     return lambda work: prune_workspace(work, pruning, goals)
 
@@ -155,9 +134,9 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Worksp
     if recipe.parallel is not None:
         changes.pop("seed", None)  # which only chooses random branches
         merging = parallel_options(recipe, **changes)
-        return lambda work: parallel_workspace(work, merging, goals)
+        return lambda work: _carried_out(work, goals, choose_parallel(work, merging))
     removing = drop_options(recipe, goals, **changes)
-    return lambda work: drop_workspace(work, removing, goals)
+    return lambda work: _carried_out(work, goals, choose_branches(work, removing))
 
 
 def prune_workspace(

@@ -17,6 +17,7 @@ from lwqc import io
 from lwqc.backends.cpu import CpuTarget
 from lwqc.backends.session import Session
 from lwqc.backends.target import Lowered
+from lwqc.cleanup import Cleaned
 from lwqc.data import Dataset
 from lwqc.errors import InputError
 from lwqc.graph.sites import Site, SiteAnalysis, find_sites
@@ -55,9 +56,9 @@ class Workspace:
     """Everything that a search over plans shares.
 
     token_weights: Gram matrices count tokens by how much attention reads them. versions: the same
-    work on transformed models, see `lwqc.transforms.version`. original: what results are compared
-    with; `model` itself where it is not given. incomparable: outputs that are left out of it.
-    cleaned: the same of `lwqc.cleaned`, with what changed and what was left and why.
+    work on transformed models, see `lwqc.transforms.version`. origin: the work on the model that
+    results are compared with; None for that one itself. incomparable: outputs left out of it.
+    cleaned: the same of `lwqc.cleaned`, with what was done.
     probed: sites -> error at the outputs that was measured with them in the probe format.
     """
 
@@ -68,14 +69,12 @@ class Workspace:
     name: str = "model"
     skip_checks: bool = False
     token_weights: bool = False
-    original: ir.Model | None = field(default=None, repr=False)
+    origin: Workspace | None = field(default=None, repr=False)
     incomparable: frozenset[str] = frozenset()
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
     versions: dict[str, Workspace] = field(default_factory=dict, repr=False)
     probed: dict[tuple[str, ...], float] = field(default_factory=dict, repr=False)
-    cleaned: dict[str, tuple[Workspace, tuple[str, ...], Mapping[str, str]]] = field(
-        default_factory=dict, repr=False
-    )
+    cleaned: dict[str, tuple[Workspace, Cleaned]] = field(default_factory=dict, repr=False)
 
     def report(self, stage: str) -> Callable[[int, int], None]:
         """A progress callback (done, total) for one stage."""
@@ -143,21 +142,14 @@ class Workspace:
     def derived(self, model: ir.Model, **changes: Any) -> Workspace:
         """The same work on a changed model; what the original computes stays the reference."""
         own: dict[str, Any] = {"versions": {}, "probed": {}, "cleaned": {}}
-        small = replace(self, model=model, original=self.source_model, **own, **changes)
-        for name in ("reference", "float_bytes", "source", "search_batches", "metric_reference"):
-            if name in self.__dict__:
-                small.__dict__[name] = self.__dict__[name]  # what was computed once stays
-        return small
-
-    @property
-    def source_model(self) -> ir.Model:
-        """The model that results are compared with."""
-        return self.original or self.model
+        return replace(self, model=model, origin=self.origin or self, **own, **changes)
 
     @cached_property
     def source(self) -> Source:
         """Identity of the original model."""
-        return Source(digest=io.model_digest(self.source_model), name=self.name)
+        if self.origin is not None:
+            return self.origin.source
+        return Source(digest=io.model_digest(self.model), name=self.name)
 
     def stamped(self, plan: Plan) -> Plan:
         """The plan with the model's identity; while it is only executed it needs none."""
@@ -166,30 +158,38 @@ class Workspace:
     @cached_property
     def reference(self) -> Session:
         """The original in a default session."""
-        path = self.source_model.meta.get("lwqc_path")
-        source = path if path and os.path.exists(path) else self.source_model
+        if self.origin is not None:
+            return self.origin.reference
+        path = self.model.meta.get("lwqc_path")
+        source = path if path and os.path.exists(path) else self.model
         return Session(source, label=self.name)
 
     @cached_property
     def float_bytes(self) -> int:
         """Bytes of the original: its files, or its weights when it never was a file."""
-        return stored_bytes(self.source_model)
+        return self.origin.float_bytes if self.origin is not None else stored_bytes(self.model)
 
     @cached_property
     def search_batches(self) -> list[dict[str, NDArray[Any]]]:
         """A few feeds kept in memory for the search."""
+        if self.origin is not None:
+            return self.origin.search_batches
         return list(self.data.limited(_SEARCH_BATCHES))
 
     @cached_property
     def _search_references(self) -> list[dict[str, NDArray[Any]]]:
-        runs = (self.reference(feeds) for feeds in self.search_batches)
-        return [{n: v for n, v in run.items() if n not in self.incomparable} for run in runs]
+        if self.origin is not None:
+            known = self.origin._search_references
+            return [{n: v for n, v in r.items() if n not in self.incomparable} for r in known]
+        return [self.reference(feeds) for feeds in self.search_batches]
 
     @cached_property
     def metric_reference(self) -> float:
         """The metric of the original."""
         if self.metric is None:
             raise InputError("no metric was given")
+        if self.origin is not None:
+            return self.origin.metric_reference
         return self.metric(self.reference)
 
     def lower(self, plan: Plan) -> Lowered:

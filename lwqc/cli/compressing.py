@@ -325,6 +325,8 @@ def _planned(made: Plan, sites: int) -> str:
         "channels removed": len(made.prune.units) if made.prune is not None else 0,
     }
     parts = [f"{count} {what}" for what, count in counts.items() if count]
+    if made.clean is not None:
+        parts.insert(0, "the graph cleaned up")
     if made.quantize or not parts:
         parts.append(f"{len(made.quantize)} of {sites} sites planned")
     return ", ".join(parts)
