@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from lwqc import io, mixed, planning
-from lwqc.backends.session import Session, time_runs
 from lwqc.cleaned import cleaned, cleaning
 from lwqc.errors import InputError
+from lwqc.fastest import Base, fastest, fused_base, never_slower
 from lwqc.goals import Goals
 from lwqc.importance import layer_importance
-from lwqc.measure import medians_ms
-from lwqc.plan import CleanUp, Plan, Source
+from lwqc.plan import CleanUp, Plan
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.recipe import Recipe
-from lwqc.timing import slow_sites
 from lwqc.transforms import choose_transforms, version
-from lwqc.workspace import Candidate, Workspace
+from lwqc.workspace import Workspace
 
 DEFAULT_DROP = 0.01
 _LATENCY_SECONDS = 1.5
@@ -26,39 +24,23 @@ _BACK_OFFS = 4
 
 def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     """The plan of a recipe that quantizes, or only cleans up. Raises InputError."""
+    if not work.analysis.sites and recipe.allocator != "none":
+        raise InputError(f"{work.name}: has no weight that could take a number format")
+    if recipe.allocator == "auto":
+        return _auto(work, goals, recipe)
     if recipe.clean:
         clean, left = cleaning(work, CleanUp(merge=recipe.merge))
         plan = _allocated(cleaned(work, clean), goals, recipe)
         plan = plan.model_copy(
             update={"clean": clean, "untransformed": {**left, **plan.untransformed}}
         )
-        return plan if recipe.allocator != "none" else _unless_slower(work, plan)
+        return plan if recipe.allocator != "none" else never_slower(work, plan)
     return _allocated(work, goals, recipe)
-
-
-def _unless_slower(work: Workspace, plan: Plan) -> Plan:
-    """The plan, or one that does nothing where the result would be slower than the original."""
-    assert plan.clean is not None
-    done = cleaned(work, plan.clean).lower(plan).model
-    before, after = medians_ms([work.reference, done], work.search_batches[0])
-    if after <= before:
-        return plan
-    reason = f"cleaned up, it runs in {after:.3g} ms, as it is in {before:.3g} ms"
-    return plan.model_copy(
-        update={"clean": None, "rewrites": (), "untransformed": {work.name: reason}}
-    )
 
 
 def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     if recipe.allocator == "none":
-        return Plan(
-            source=Source(name=work.name),
-            target=work.target.name,
-            recipe=recipe.name,
-            rewrites=planning.REWRITES,
-        )
-    if not work.analysis.sites:
-        raise InputError(f"{work.name}: has no weight that could take a number format")
+        return planning.unchanged(work, recipe.name)
     if recipe.sequential and not work.data.given:
         raise InputError("sequential calibration looks at the data: give --data")
     found = choose_transforms(work, recipe)
@@ -67,7 +49,7 @@ def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     if recipe.allocator in ("uniform", "rank"):
         plan = planning.with_method(work, plan, recipe.method)
         plan = planning.with_side(work, plan, recipe.rank, recipe.columns)
-    plan = _repaired(work, plan.model_copy(update={"sequential": recipe.sequential}))
+    plan = planning.repaired(work, plan.model_copy(update={"sequential": recipe.sequential}))
     return plan.model_copy(
         update={
             "transforms": found.transforms,
@@ -120,7 +102,7 @@ def _smallest_within(
         found = mixed.within_drop(
             work, curves, lambda plan: work.evaluate(plan)[0], aim, recipe.name
         )
-        if _holds(work, *work.evaluate(found.plan), limit):
+        if work.holds(*work.evaluate(found.plan), limit):
             break
         aim *= 0.7
     return found.plan
@@ -165,91 +147,17 @@ def _bisect(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
 
 
 def _auto(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+    """The best within a budget, or the fastest within the allowed drop."""
     if goals.wants_size or (goals.max_drop is not None and goals.max_latency is None):
-        return _knapsack(work, goals, recipe)
-    return _fastest(work, goals, recipe).plan
-
-
-def _fastest(work: Workspace, goals: Goals, recipe: Recipe) -> Candidate:
-    """The fastest of a few plans whose drop is allowed; the original's graph if none is faster."""
+        base = fused_base(work) if recipe.clean else Base(work)
+        return base.stamped(_knapsack(base.work, goals, recipe))
     limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
-    found: list[tuple[Candidate, Session]] = []
-    plans = list(_speed_plans(work, recipe))
-    report = work.report("candidates")
-    for done, plan in enumerate(plans):
-        candidate, session = work.evaluate(_repaired(work, plan))
-        if candidate.drop > limit:
-            candidate, session = _relaxed(work, candidate, session, limit)
-        if candidate.drop <= limit:
-            found.append((candidate, session))
-        report(done + 1, len(plans))
-    sessions = [work.reference, *(session for _, session in found)]
-    times = time_runs(sessions, work.search_batches[0], seconds=_LATENCY_SECONDS)
-    medians = [sorted(t)[len(t) // 2] for t in times]
-    order = sorted(range(len(found)), key=lambda i: medians[i + 1])
-    for i in order:
-        if medians[i + 1] <= medians[0] and _holds(work, *found[i], limit):
-            return found[i][0]
-    return _unslowed(work, recipe)
-
-
-def _holds(work: Workspace, candidate: Candidate, session: Session, limit: float) -> bool:
-    """Whether the drop is allowed on all data; a metric was already taken on all of its own."""
-    drop = candidate.drop if work.metric is not None else work.full_drop(session)
-    return drop <= limit
-
-
-def _speed_plans(work: Workspace, recipe: Recipe) -> Iterable[Plan]:
-    """Plans worth timing, the least intrusive last. Static ones need real data."""
-    kinds: list[planning.Activations] = ["dynamic", "none"]
-    if work.data.kind == "real":
-        kinds.insert(0, "static")
-    for kind in kinds:
-        plan = planning.uniform(work, 8, kind, recipe=recipe.name)
-        plan = planning.without(plan, slow_sites(work, plan))
-        yield planning.calibrate(work, plan, recipe.ranges)
-
-
-def _relaxed(
-    work: Workspace, candidate: Candidate, session: Session, limit: float
-) -> tuple[Candidate, Session]:
-    """Leave the activations of the most sensitive sites float until the drop is allowed.
-
-    Sites are ordered by what their own 8-bit activation costs; bisection over that order.
-    """
-    plan = candidate.plan
-    integer = [n for n, e in plan.quantize.items() if e.activation != "none"]
-    order = planning.by_activation_error(work, plan, integer)
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high) // 2
-        trial, loaded = work.evaluate(planning.weight_only(work, plan, order[: middle + 1]))
-        if trial.drop <= limit:
-            candidate, session, high = trial, loaded, middle
-        else:
-            low = middle + 1
-    return candidate, session
-
-
-def _unslowed(work: Workspace, recipe: Recipe) -> Candidate:
-    """Smaller but not slower: weights that the runtime unpacks at load, kernels as they were."""
-    plan = planning.folded(work, recipe.name)
-    return work.evaluate(plan)[0]
+    return fastest(work, limit, recipe)
 
 
 _ALLOCATORS: Mapping[str, Callable[[Workspace, Goals, Recipe], Plan]] = {
-    "auto": _auto,
     "uniform": _uniform,
     "knapsack": _knapsack,
     "rank": _rank,
     "bisect": _bisect,
 }
-
-
-def _repaired(work: Workspace, plan: Plan) -> Plan:
-    """The plan without sites for which the runtime does not choose the expected kernel."""
-    if work.skip_checks:
-        return plan
-    trial = planning.nearest(plan) if plan.sequential else plan  # those codes are set later
-    wrong = work.target.misplaced(work.lower(trial))
-    return planning.without(plan, wrong) if wrong else plan

@@ -20,6 +20,7 @@ from lwqc.inspection import Inspection, inspect_model
 from lwqc.measure import Latency, latencies
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, uniform_recipe
+from lwqc.served import Sizes
 from lwqc.stats.divergence import Divergence
 from lwqc.structural import (
     branch_job,
@@ -30,6 +31,7 @@ from lwqc.structural import (
 from lwqc.workspace import Workspace
 
 Data = str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None
+Shapes = Sizes | Sequence[Sizes] | None
 Source = Any  # a path, an onnx_ir.Model, an onnx.ModelProto, or a torch module
 
 
@@ -46,7 +48,7 @@ def compress(
     max_drop: float | None = None,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
-    shapes: Mapping[str, int] | None = None,
+    shapes: Shapes = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Compressed:
@@ -58,6 +60,7 @@ def compress(
         attribute `higher_is_better = False` is a loss.
     max_size: 0.25 (of the original) or "20MB". max_latency: 0.5 or "8ms". avg_bits: stored bits
         per weight. max_drop: of the metric, else of 1 - mean cosine of the outputs.
+    shapes: sizes of dynamic dimensions that the model will serve, one set or several.
 
     Returns the compressed model; `save` writes it, measures the file and returns the report.
     Raises InputError, in one line, for anything wrong with the arguments, model or data.
@@ -82,7 +85,7 @@ def quantize(
     data: Data = None,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
-    shapes: Mapping[str, int] | None = None,
+    shapes: Shapes = None,
 ) -> Compressed:
     """Quantize every site alike, where the target has a kernel for it. See `compress`.
 
@@ -107,7 +110,7 @@ def prune(
     max_drop: float | None = None,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
-    shapes: Mapping[str, int] | None = None,
+    shapes: Shapes = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Compressed:
@@ -145,7 +148,7 @@ def drop_layers(
     max_drop: float | None = None,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
-    shapes: Mapping[str, int] | None = None,
+    shapes: Shapes = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Compressed:
@@ -182,7 +185,7 @@ def plan(
     max_latency: str | float | None = None,
     avg_bits: float | None = None,
     max_drop: float | None = None,
-    shapes: Mapping[str, int] | None = None,
+    shapes: Shapes = None,
 ) -> Plan:
     """Decide as `compress` does, without executing anything."""
     goals = Goals(parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop)
@@ -195,7 +198,7 @@ def apply(source: Source, plan: Plan, *, data: Data = None) -> Compressed:
     return apply_plan(_workspace(source, None, None, target=plan.target, data=data), plan)
 
 
-def inspect(source: Source, *, shapes: Mapping[str, int] | None = None) -> Inspection:
+def inspect(source: Source, *, shapes: Sizes | None = None) -> Inspection:
     """Sites, skipped tensors, costs and prunable groups of a model."""
     return inspect_model(_model(source, None, None), dims=shapes)
 
@@ -205,7 +208,7 @@ def verify(
     candidate: Source,
     *,
     data: Data = None,
-    shapes: Mapping[str, int] | None = None,
+    shapes: Shapes = None,
 ) -> dict[str, Divergence]:
     """Divergence of each output of `candidate` from `original` on the same data."""
     work = _workspace(original, None, None, data=data, shapes=shapes)
@@ -215,15 +218,15 @@ def verify(
 def bench(
     *models: Source,
     data: Data = None,
-    shapes: Mapping[str, int] | None = None,
+    shapes: Shapes = None,
     seconds: float = 2.0,
 ) -> list[Latency]:
-    """Time models side by side on the first feeds of `data`, alternating their order."""
+    """Time models side by side at the first shape, alternating their order."""
     if not models:
         raise InputError("bench needs at least one model")
     work = _workspace(models[0], None, None, data=data, shapes=shapes)
     sessions: Sequence[Session] = [_session(m, f"model {i}") for i, m in enumerate(models)]
-    return latencies(sessions, work.data.first(), seconds)
+    return latencies(sessions, work.served[0].feeds, seconds)
 
 
 def _session(source: Source, label: str) -> Session:

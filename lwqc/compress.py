@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lwqc.measure import Metric, load_metric
 from lwqc.parallel_layers import choose_parallel
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, find
+from lwqc.served import Sizes, as_sequence
 from lwqc.slice_streams import choose_slices
 from lwqc.structural import (
     branch_job,
@@ -44,17 +45,25 @@ def open_workspace(
     target: str = "cpu",
     data: str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None = None,
     metric: str | Callable[..., float] | None = None,
-    shapes: Mapping[str, int] | None = None,
+    shapes: Sizes | Sequence[Sizes] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Workspace:
-    """Load a model with everything a search needs. Raises InputError."""
+    """Load a model with everything a search needs. Raises InputError.
+
+    shapes: sizes of dynamic dimensions that the model will serve, one set or several; the first is
+    that of the data too.
+    """
     chosen = make_target(target)
     model = _typed(source if isinstance(source, ir.Model) else io.load(source))
     if name is None:
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
-    dataset = open_data(data, model, seed=seed, shapes=shapes)
-    return Workspace(model, chosen, dataset, _metric(metric), name, progress=progress)
+    asked = as_sequence(shapes)
+    dataset = open_data(data, model, seed=seed, shapes=asked[0] if asked else None)
+    work = Workspace(model, chosen, dataset, _metric(metric), name, shapes=asked, progress=progress)
+    if asked:
+        work.served  # noqa: B018  # unknown dimensions show before any work starts
+    return work
 
 
 def _typed(model: ir.Model) -> ir.Model:

@@ -10,7 +10,8 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.backends.session import Session, time_runs
+from lwqc.backends.profile import OperatorTime, operator_times
+from lwqc.backends.session import Loadable, Session, time_runs
 from lwqc.data import Dataset
 from lwqc.errors import InputError
 from lwqc.stats.divergence import Divergence, OutputMeter
@@ -29,6 +30,17 @@ class Latency:
     p10_ms: float
     p90_ms: float
     runs: int
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """Time that the nodes of one operator take in a run, before and after. op: as executed."""
+
+    op: str
+    before_ms: float
+    after_ms: float
+    nodes_before: int
+    nodes_after: int
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,20 @@ def medians_ms(
     sessions = [m if isinstance(m, Session) else Session(m, label="candidate") for m in models]
     times = time_runs(sessions, feeds, seconds=_SECONDS)
     return [statistics.median(t) * 1e3 for t in times]
+
+
+def operator_rows(
+    before: Loadable, after: Loadable, feeds: Mapping[str, NDArray[Any]]
+) -> list[OperatorRow]:
+    """Where the time of two models goes, by operator, most of it first."""
+    old, new = operator_times(before, feeds), operator_times(after, feeds)
+    none = OperatorTime(0.0, 0)
+    rows = [
+        OperatorRow(op, a.milliseconds, b.milliseconds, a.nodes, b.nodes)
+        for op in {**old, **new}
+        for a, b in [(old.get(op, none), new.get(op, none))]
+    ]
+    return sorted(rows, key=lambda r: -max(r.before_ms, r.after_ms))
 
 
 def _summary(times: Sequence[float]) -> Latency:

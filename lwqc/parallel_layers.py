@@ -108,7 +108,7 @@ def choose_parallel(work: Workspace, options: ParallelOptions) -> ParallelDecisi
     if not options.faster:
         return decided(plan, note=short)
     merged = parallel_planned(work.model, chosen)
-    before, after = medians_ms([work.model, merged], work.search_batches[0])
+    before, after = medians_ms([work.model, merged], work.served[0].feeds)
     if after * NOISE < before:
         return decided(plan, latency_ms=(before, after), note=short)
     note = f"{len(chosen)} parallel pairs are not faster: {after:.3f} ms, before {before:.3f} ms"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Literal
 
@@ -206,17 +206,43 @@ def folded(work: Workspace, recipe: str) -> Plan:
     )
 
 
-def with_method(work: Workspace, plan: Plan, method: Method) -> Plan:
-    """The plan with codes chosen by `method` wherever the site's input can be observed."""
+def unchanged(work: Workspace, recipe: str = "") -> Plan:
+    """Nothing but the exact rewrites of the target."""
+    return Plan(
+        source=Source(name=work.name), target=work.target.name, recipe=recipe, rewrites=REWRITES
+    )
+
+
+def repaired(work: Workspace, plan: Plan) -> Plan:
+    """The plan without sites for which the runtime does not choose the expected kernel."""
+    if work.skip_checks:
+        return plan
+    trial = nearest(plan) if plan.sequential else plan  # those codes are set later
+    wrong = work.target.misplaced(work.lower(trial))
+    return without(plan, wrong) if wrong else plan
+
+
+def with_method(
+    work: Workspace, plan: Plan, method: Method, sites: Collection[str] | None = None
+) -> Plan:
+    """The plan with codes chosen by `method` wherever the site's input can be observed.
+
+    sites: only these; None for all.
+    """
     if method == "rtn":
         return plan
     if method not in DATA_METHODS:
-        alike = {n: e.model_copy(update={"method": method}) for n, e in plan.quantize.items()}
+        alike = {
+            n: e.model_copy(update={"method": method}) if sites is None or n in sites else e
+            for n, e in plan.quantize.items()
+        }
         return plan.model_copy(update={"quantize": alike})
     if not work.data.given:
         raise InputError(f"method {method} looks at the data: give --data")
     entries, kept = dict(plan.quantize), dict(plan.kept_float)
     for name, entry in plan.quantize.items():
+        if sites is not None and name not in sites:
+            continue
         reason = work.grams.reason(name)
         if reason:
             kept.setdefault(name, f"round to nearest: {reason}")

@@ -214,7 +214,7 @@ def _price(model: ir.Model, feeds: Feeds) -> Price:
 
 def _timed(work: Workspace, sliced: ir.Model, *prices: Price) -> tuple[Price, Price]:
     """The prices with the latencies, the two models timed in turns."""
-    times = medians_ms([work.model, sliced], work.search_batches[0])
+    times = medians_ms([work.model, sliced], work.served[0].feeds)
     before, after = (Price(p.size_bytes, p.macs, t) for p, t in zip(prices, times, strict=True))
     return before, after
 

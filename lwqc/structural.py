@@ -155,7 +155,7 @@ def prune_workspace(
         tried.append(_pruned(work, options, goals))
     if len(tried) == 1:
         return tried[0]
-    medians = medians_ms([t.model for t in tried], work.search_batches[0])
+    medians = medians_ms([t.model for t in tried], work.served[0].feeds)
     fastest = medians.index(min(medians))
     if medians[fastest] * NOISE > medians[0]:
         return tried[0]
@@ -179,5 +179,5 @@ def _pruned(work: Workspace, options: PruneOptions, goals: Goals) -> Compressed:
 
 def _slower(done: Compressed) -> bool:
     work = done.work
-    before, after = medians_ms([work.reference, done.model], work.search_batches[0])
+    before, after = medians_ms([work.reference, done.model], work.served[0].feeds)
     return after > before * NOISE

@@ -1,9 +1,9 @@
-"""Which forms are slower than float on this machine, timed in small sessions of one site each."""
+"""How long the forms of sites take on this machine, timed in small sessions of one site each."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,42 +15,72 @@ from lwqc.backends.session import Session, time_runs
 from lwqc.graph.sites import Site
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.served import Served, overall
 from lwqc.stats.collect import collect
 from lwqc.stats.shapes import Shapes
+from lwqc.timing_cache import Pair, TimingCache
 from lwqc.workspace import Workspace
 
 _SECONDS = 0.06  # per form and class of sites
 _RANGE = ActivationRange(low=-4, high=4)
 
 
-def slow_sites(work: Workspace, plan: Plan) -> dict[str, str]:
-    """Sites of the plan whose form takes longer than float, with the two times as the reason.
+def site_times(work: Workspace, plan: Plan) -> dict[str, tuple[Pair, ...]]:
+    """Median seconds of the float operator and of the plan's form, at each shape served.
 
-    Sites of equal operator, shapes, attributes and entry are timed once. Gather is not timed: its
-    cost is the memory it reads. Folded weights run the float kernel and are not timed either.
+    Sites of equal operator, shapes, attributes and entry are timed once, and on the same machine
+    with the same runtime never again. Gather is not timed: its cost is the memory it reads. Folded
+    weights run the float kernel and are not timed either.
     """
     timed = [
         s
         for s in work.analysis.sites
         if s.name in plan.quantize and s.op != "Gather" and _runs_low(work, s, plan)
     ]
-    shapes = activation_shapes(work, timed)
-    known: dict[tuple[Any, ...], tuple[float, float]] = {}
-    slow: dict[str, str] = {}
+    shapes = [activation_shapes(work, timed, one) for one in work.served]
     report = work.report("timing sites")
-    for done, site in enumerate(timed):
-        entry, shape = plan.quantize[site.name], shapes.get(site.name)
-        if shape is not None:
-            key = (_attributes(site), site.shape, str(entry.weight), entry.activation, shape)
-            if key not in known:
-                known[key] = _time(work, site, entry, shape)
-            before, after = known[key]
-            if after > before:
-                slow[site.name] = (
-                    f"{entry.weight} with {entry.activation} activations takes {after * 1e3:.3f} ms"
-                    f" at {list(shape)}, float {before * 1e3:.3f} ms"
-                )
-        report(done + 1, len(timed))
+    found: dict[str, tuple[Pair, ...]] = {}
+    with TimingCache.opened() as cache:
+        for done, site in enumerate(timed):
+            entry = plan.quantize[site.name]
+            at = [known[site.name] for known in shapes if site.name in known]
+            if len(at) == len(shapes):
+                found[site.name] = tuple(_cached(work, cache, site, entry, shape) for shape in at)
+            report(done + 1, len(timed))
+    return found
+
+
+def _cached(
+    work: Workspace, cache: TimingCache, site: Site, entry: SiteEntry, shape: tuple[int, ...]
+) -> Pair:
+    what = (work.target.name, *_attributes(site), site.shape, entry.model_dump_json(), shape)
+    key = " ".join(map(str, what))
+    if key not in cache.known:
+        cache.add(key, _time(work, site, entry, shape))
+    return cache.known[key]
+
+
+def relative_time(pairs: Sequence[Pair]) -> float:
+    """Time of the form over that of the float operator, over all shapes."""
+    return overall([after / before for before, after in pairs])
+
+
+def slow_sites(
+    work: Workspace, plan: Plan, times: Mapping[str, Sequence[Pair]] | None = None
+) -> dict[str, str]:
+    """Sites of the plan whose form takes longer than float, with the times as the reason."""
+    if times is None:
+        times = site_times(work, plan)
+    slow = {}
+    for name, pairs in times.items():
+        if relative_time(pairs) <= 1:
+            continue
+        entry = plan.quantize[name]
+        each = ", ".join(
+            f"{after * 1e3:.3f} ms at {one.label}, float {before * 1e3:.3f} ms"
+            for one, (before, after) in zip(work.served, pairs, strict=True)
+        )
+        slow[name] = f"{entry.weight} with {entry.activation} activations takes {each}"
     return slow
 
 
@@ -58,8 +88,10 @@ def _runs_low(work: Workspace, site: Site, plan: Plan) -> bool:
     return work.target.form(site, plan.quantize[site.name], work.opset) != "Folded"
 
 
-def activation_shapes(work: Workspace, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
-    """Shape of each site's activation on the first feeds; sites in subgraphs are left out."""
+def activation_shapes(
+    work: Workspace, sites: Sequence[Site], served: Served
+) -> dict[str, tuple[int, ...]]:
+    """Shape of each site's activation on these inputs; sites in subgraphs are left out."""
     names = {s.name: v.name for s in sites if (v := s.uses[0].activation) is not None and v.name}
     main = {v.name for node in work.model.graph for v in node.outputs}
     main |= {v.name for v in work.model.graph.inputs}
@@ -67,7 +99,7 @@ def activation_shapes(work: Workspace, sites: Sequence[Site]) -> dict[str, tuple
     if not wanted:
         return {}
     found = collect(
-        work.model, wanted.values(), work.search_batches[:1], lambda m: Session(m, label="shapes")
+        work.model, wanted.values(), [served.feeds], lambda m: Session(m, label="shapes")
     )
     return {site: found[shapes].last for site, shapes in wanted.items()}
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lwqc import io
 from lwqc.backends.cpu import CpuTarget
-from lwqc.backends.session import Session
+from lwqc.backends.session import Loadable, Session
 from lwqc.backends.target import Lowered
 from lwqc.cleanup import Cleaned
 from lwqc.data import Dataset
@@ -24,6 +24,7 @@ from lwqc.graph.sites import Site, SiteAnalysis, find_sites
 from lwqc.measure import Metric, compare, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import Plan, SiteEntry, Source
+from lwqc.served import Served, Sizes, served_inputs
 from lwqc.site_grams import SiteGrams
 from lwqc.stats.divergence import Divergence, OutputMeter
 
@@ -60,6 +61,7 @@ class Workspace:
     results are compared with; None for that one itself. incomparable: outputs left out of it.
     cleaned: the same of `lwqc.cleaned`, with what was done.
     probed: sites -> error at the outputs that was measured with them in the probe format.
+    shapes: sizes of dynamic dimensions that the model will serve; none: those of the data.
     """
 
     model: ir.Model
@@ -69,6 +71,7 @@ class Workspace:
     name: str = "model"
     skip_checks: bool = False
     token_weights: bool = False
+    shapes: Sequence[Sizes] = ()
     origin: Workspace | None = field(default=None, repr=False)
     incomparable: frozenset[str] = frozenset()
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
@@ -100,8 +103,7 @@ class Workspace:
     @cached_property
     def weights(self) -> EncodedWeights:
         """Encoded weights, shared by all candidates."""
-        large = io.weight_bytes(self.model) > _LARGE_BYTES
-        budget = (64 if large else 512) << 20
+        budget = (64 if self.is_large else 512) << 20
         return EncodedWeights(
             self.model, io.read_array, budget, self.grams, progress=self.report("encoding")
         )
@@ -121,7 +123,7 @@ class Workspace:
 
         Weights of models of more than a gigabyte are not looked at.
         """
-        if io.weight_bytes(self.model) > _LARGE_BYTES:
+        if self.is_large:
             return entry
         if site not in self._peaks:
             weight = self.weights.weight(site)
@@ -160,9 +162,20 @@ class Workspace:
         """The original in a default session."""
         if self.origin is not None:
             return self.origin.reference
+        return Session(self.loadable, label=self.name)
+
+    @property
+    def loadable(self) -> Loadable:
+        """The original as a session can load it: its file, or the model where it has none."""
+        if self.origin is not None:
+            return self.origin.loadable
         path = self.model.meta.get("lwqc_path")
-        source = path if path and os.path.exists(path) else self.model
-        return Session(source, label=self.name)
+        return path if path and os.path.exists(path) else self.model
+
+    @property
+    def is_large(self) -> bool:
+        """Whether memory counts more than time."""
+        return io.weight_bytes(self.model) > _LARGE_BYTES
 
     @cached_property
     def float_bytes(self) -> int:
@@ -175,6 +188,13 @@ class Workspace:
         if self.origin is not None:
             return self.origin.search_batches
         return list(self.data.limited(_SEARCH_BATCHES))
+
+    @cached_property
+    def served(self) -> tuple[Served, ...]:
+        """Inputs to time the model on."""
+        if self.origin is not None:
+            return self.origin.served
+        return served_inputs(self.model, self.shapes, self.data)
 
     @cached_property
     def _search_references(self) -> list[dict[str, NDArray[Any]]]:
@@ -200,13 +220,14 @@ class Workspace:
         """Loss of a candidate: on the metric, or on the search batches against the original."""
         if self.metric is not None:
             return self.metric.drop(self.metric_reference, self.metric(session))
-        return worst_drop(self._compared(session))
+        return worst_drop(self.compared(session))
 
     def output_error(self, session: Session) -> float:
         """Squared error of the outputs over their energy, on the search batches; the worst one."""
-        return max((d.relative_error for d in self._compared(session).values()), default=0.0)
+        return max((d.relative_error for d in self.compared(session).values()), default=0.0)
 
-    def _compared(self, session: Session) -> dict[str, Divergence]:
+    def compared(self, session: Session) -> dict[str, Divergence]:
+        """Comparison with the original on the search batches."""
         meter = OutputMeter()
         for feeds, reference in zip(self.search_batches, self._search_references, strict=True):
             meter.add(reference, session(feeds))
@@ -224,6 +245,11 @@ class Workspace:
         if self.metric is not None:
             return self.drop(session)
         return worst_drop(self.divergence(session))
+
+    def holds(self, candidate: Candidate, session: Session, limit: float) -> bool:
+        """Whether a drop is allowed on all data; a metric was already taken on all of its own."""
+        drop = candidate.drop if self.metric is not None else self.full_drop(session)
+        return drop <= limit
 
     def divergence(self, session: Session) -> dict[str, Divergence]:
         """Full comparison with the original over all data."""

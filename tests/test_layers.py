@@ -17,7 +17,9 @@ LAYERS = [
     {"execute"},
     {"compressed"},
     {"branch_reports", "allocate", "branch_diagnostics"},
-    {"importance", "mixed", "planning", "timing", "report.result"}
+    {"fastest"},
+    {"timing"},
+    {"importance", "mixed", "planning", "report.result"}
     | {
         "blame",
         "drop_layers",
@@ -34,7 +36,9 @@ LAYERS = [
         "pruned_model",
         "removed_branches",
     },
-    {"workspace", "site_grams", "recipe", "goals", "measure", "cleanup", "cleaned"},
+    {"cleaned", "workspace", "site_grams", "recipe", "goals", "cleanup"},
+    {"served", "timing_cache"},
+    {"measure"},
     {"backends"},
     {"passes", "search"},
     {"scores"},

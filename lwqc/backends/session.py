@@ -20,6 +20,7 @@ from lwqc.errors import InputError, LwqcError
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
+Loadable = ir.Model | bytes | str | os.PathLike[str]
 VERSION: str = ort.__version__
 
 _TURN = 5  # runs of one session in a row
@@ -32,12 +33,14 @@ class SessionSettings:
     """How to build a session.
 
     optimize: let the runtime fuse and fold. keep_arena: keep freed memory for the next run; off
-    for statistics, whose memory must not grow. threads: 0 lets the runtime choose.
+    for statistics, whose memory must not grow. threads: 0 lets the runtime choose. profile: the
+    start of the name of a file that the runtime writes its times to, see `Session.profile`.
     """
 
     optimize: bool = True
     keep_arena: bool = True
     threads: int = 0
+    profile: str = ""
     entries: Mapping[str, str] = field(default_factory=dict)
 
     def build(self) -> ort.SessionOptions:
@@ -49,6 +52,9 @@ class SessionSettings:
         options.enable_cpu_mem_arena = self.keep_arena
         options.enable_mem_pattern = self.keep_arena
         options.intra_op_num_threads = self.threads
+        if self.profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = self.profile
         for key, value in self.entries.items():
             options.add_session_config_entry(key, value)
         return options
@@ -59,7 +65,7 @@ class Session:
 
     def __init__(
         self,
-        model: ir.Model | bytes | str | os.PathLike[str],
+        model: Loadable,
         settings: SessionSettings | None = None,
         *,
         label: str = "model",
@@ -94,6 +100,10 @@ class Session:
         self._session.run(None, {name: feeds[name] for name in self.inputs if name in feeds})
         return time.perf_counter() - start
 
+    def profile(self) -> str:
+        """Ends profiling; the path of the file with the runtime's times."""
+        return str(self._session.end_profiling())
+
 
 def statistics_session(model: ir.Model) -> Session:
     """A session for instrumented models: memory is handed back after every run."""
@@ -123,7 +133,7 @@ def optimized_graph(
 class _as_source:
     """What InferenceSession loads: a path, bytes, or a temporary file for models over 2 GB."""
 
-    def __init__(self, model: ir.Model | bytes | str | os.PathLike[str]) -> None:
+    def __init__(self, model: Loadable) -> None:
         self._model = model
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 

@@ -29,7 +29,7 @@ from lwqc.cli.running import (
     errors_console,
     finish,
     opened,
-    parse_dims,
+    parse_shapes,
     progress_bars,
 )
 from lwqc.compress import compress_workspace, open_workspace
@@ -57,7 +57,7 @@ def inspect(
     data: Annotated[
         str | None, typer.Option("--data", help="with --branches: what they do on this data")
     ] = None,
-    shape: ShapeOption = "",
+    shape: ShapeOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -68,7 +68,8 @@ def inspect(
     resizable = tuple(resizable_output or ())
     if data is not None and not branches:
         raise InputError("--data tells what residual branches do: give --branches too")
-    loaded, dims = io.load(model), parse_dims(shape)
+    loaded = io.load(model)
+    dims = next(iter(parse_shapes(shape)), {})
     feeds = open_data(data, loaded, shapes=dims) if data is not None else None
     found = inspect_model(loaded, str(model), dims, resizable, feeds)
     if as_json:
@@ -91,7 +92,7 @@ def verify(
     data: DataOption = None,
     metric: MetricOption = None,
     max_drop: DropOption = None,
-    shape: ShapeOption = "",
+    shape: ShapeOption = None,
     seed: Seed = 0,
     blame: Annotated[
         bool, typer.Option("--blame", help="rank the tensors that cost the output error")
@@ -137,7 +138,7 @@ def verify(
 def bench(
     models: Annotated[list[Path], typer.Argument(help="models, timed side by side")],
     data: DataOption = None,
-    shape: ShapeOption = "",
+    shape: ShapeOption = None,
     seconds: Annotated[float, typer.Option(help="time per model")] = 2.0,
     seed: Seed = 0,
     as_json: JsonOption = False,
@@ -149,19 +150,24 @@ def bench(
     with opened(models[0], "cpu", data, None, shape, seed, None) as work:
         for path in models:
             io.load(path)
-        feeds = work.data.first()
         sessions = [Session(path, label=str(path)) for path in models]
-        found = latencies(sessions, feeds, seconds)
+        served = [s.label for s in work.served]
+        found = [latencies(sessions, s.feeds, seconds) for s in work.served]
     if as_json:
-        rows = {str(p): vars(t) for p, t in zip(models, found, strict=True)}
+        rows = {
+            str(path): {label: vars(times[i]) for label, times in zip(served, found, strict=True)}
+            for i, path in enumerate(models)
+        }
         print(json.dumps(rows, indent=1))
         return
-    for path, latency in zip(models, found, strict=True):
-        ratio = found[0].median_ms / latency.median_ms
+    for i, path in enumerate(models):
         size = size_text(
             path.stat().st_size + sum(f.stat().st_size for f in data_files(io.load(path)))
         )
-        Console().print(f"{path}: {latency_text(latency)}, {ratio:.2f}x, {size}")
+        for label, times in zip(served, found, strict=True):
+            ratio = times[0].median_ms / times[i].median_ms
+            text = f"{latency_text(times[i])}, {ratio:.2f}x, {size}"
+            Console().print(f"{path}: {text}" if len(served) == 1 else f"{path} {label}: {text}")
 
 
 @app.command()

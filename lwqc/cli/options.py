@@ -16,7 +16,10 @@ DataOption = Annotated[
 ]
 MetricOption = Annotated[str | None, typer.Option(help="module:function(run) -> number")]
 ShapeOption = Annotated[
-    str, typer.Option("--shape", help="sizes of dynamic dimensions: batch=8,seq=128")
+    list[str] | None,
+    typer.Option(
+        "--shape", help="sizes of dynamic dimensions, batch=8,seq=128; again for each shape served"
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable result on stdout")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks")]

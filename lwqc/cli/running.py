@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def opened(
     target: str,
     data: str | None,
     metric: str | None,
-    shape: str,
+    shape: Sequence[str] | None,
     seed: int,
     output: Path | None,
     plan_out: Path | None = None,
@@ -77,14 +77,18 @@ def opened(
             target=target,
             data=data,
             metric=metric,
-            shapes=parse_dims(shape),
+            shapes=parse_shapes(shape),
             seed=seed,
             progress=report,
         )
 
 
-def parse_dims(text: str) -> dict[str, int]:
-    """Sizes of dynamic dimensions from `batch=8,seq=128`."""
+def parse_shapes(texts: Sequence[str] | None) -> list[dict[str, int]]:
+    """Sizes of dynamic dimensions from `batch=8,seq=128`, one set for each text."""
+    return [dims for text in texts or () if (dims := _parse_dims(text))]
+
+
+def _parse_dims(text: str) -> dict[str, int]:
     dims: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         name, _, size = part.partition("=")

@@ -13,7 +13,7 @@ from typing import Any
 from lwqc.backends.session import VERSION
 from lwqc.goals import Outcome
 from lwqc.graph.sites import Skipped
-from lwqc.measure import Latency, worst_drop
+from lwqc.measure import Latency, OperatorRow, worst_drop
 from lwqc.stats.divergence import Divergence
 
 
@@ -35,6 +35,20 @@ class SiteRow:
     def weights(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ShapeLatency:
+    """Time of one run of the original and of the result. shape: the sizes of the inputs."""
+
+    shape: str
+    before: Latency
+    after: Latency
+
+    @property
+    def speedup(self) -> float:
+        """Median latency of the original over that of the result."""
+        return self.before.median_ms / self.after.median_ms
 
 
 @dataclass(frozen=True)
@@ -135,7 +149,10 @@ class SlicingReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Measured facts about a saved model; None where `verify` was off."""
+    """Measured facts about a saved model; None or empty where `verify` was off.
+
+    latencies: at each shape served. operators: where the time goes at the first one.
+    """
 
     source: str
     source_bytes: int
@@ -150,8 +167,8 @@ class Report:
     rewrites: tuple[str, ...] = ()
     untransformed: Mapping[str, str] = field(default_factory=dict)
     divergence: Mapping[str, Divergence] = field(default_factory=dict)
-    latency_before: Latency | None = None
-    latency_after: Latency | None = None
+    latencies: tuple[ShapeLatency, ...] = ()
+    operators: tuple[OperatorRow, ...] = ()
     metric: str | None = None
     metric_before: float | None = None
     metric_after: float | None = None
@@ -174,10 +191,8 @@ class Report:
 
     @property
     def speedup(self) -> float | None:
-        """Median latency of the original over that of the result."""
-        if self.latency_before is None or self.latency_after is None:
-            return None
-        return self.latency_before.median_ms / self.latency_after.median_ms
+        """Median latency of the original over that of the result, at the first shape."""
+        return self.latencies[0].speedup if self.latencies else None
 
     @property
     def average_bits(self) -> float:

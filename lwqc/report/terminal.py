@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lwqc.graph.sites import Skipped
-from lwqc.measure import Latency
+from lwqc.measure import Latency, OperatorRow
 from lwqc.report.result import (
     GroupRow,
     ParallelReport,
@@ -20,6 +20,8 @@ from lwqc.report.result import (
     SlicingReport,
 )
 from lwqc.stats.divergence import Divergence
+
+_VISIBLE = 0.03  # of the time: operators that get a row
 
 
 def size_text(size_bytes: float) -> str:
@@ -41,6 +43,8 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
                 "that mean something",
                 style="yellow",
             )
+    if report.operators:
+        print_operators(report, console)
     if details:
         if report.pruning is not None:
             console.print(group_table(report.pruning.groups))
@@ -68,6 +72,35 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
         )
 
 
+def print_operators(report: Report, console: Console) -> None:
+    """The operators that take most of the time before or after."""
+    table = Table(
+        title=f"Where the time goes at {report.latencies[0].shape}, profiled", title_justify="left"
+    )
+    table.add_column("operator")
+    for column in ("original ms", "nodes", "compressed ms", "nodes"):
+        table.add_column(column, justify="right")
+    before = _VISIBLE * sum(row.before_ms for row in report.operators)
+    after = _VISIBLE * sum(row.after_ms for row in report.operators)
+    rows = [r for r in report.operators if r.before_ms >= before or r.after_ms >= after]
+    rest = [r for r in report.operators if r not in rows]
+    for row in rows:
+        _operator_row(table, row.op, [row])
+    if rest:
+        _operator_row(table, f"{len(rest)} others", rest)
+    console.print(table)
+
+
+def _operator_row(table: Table, name: str, rows: Sequence[OperatorRow]) -> None:
+    table.add_row(
+        name,
+        f"{sum(r.before_ms for r in rows):.3f}",
+        str(sum(r.nodes_before for r in rows)),
+        f"{sum(r.after_ms for r in rows):.3f}",
+        str(sum(r.nodes_after for r in rows)),
+    )
+
+
 def _summary(report: Report) -> Table:
     table = Table(title=f"{report.source} -> {report.output}", title_justify="left")
     for column in ("", "original", "compressed", "ratio"):
@@ -76,15 +109,12 @@ def _summary(report: Report) -> Table:
     table.add_row(
         "size", size_text(report.source_bytes), size_text(report.output_bytes), f"{ratio:.3f}"
     )
-    before, after = report.latency_before, report.latency_after
-    if before is not None and after is not None:
+    for row in report.latencies:
         table.add_row(
-            "latency",
-            latency_text(before),
-            latency_text(after),
-            f"{report.speedup:.2f}x faster"
-            if report.speedup and report.speedup >= 1
-            else f"{1 / (report.speedup or 1):.2f}x slower",
+            "latency" if len(report.latencies) == 1 else row.shape,
+            latency_text(row.before),
+            latency_text(row.after),
+            f"{row.speedup:.2f}x faster" if row.speedup >= 1 else f"{1 / row.speedup:.2f}x slower",
         )
     if report.metric and report.metric_before is not None and report.metric_after is not None:
         table.add_row(

@@ -1,0 +1,234 @@
+"""The fastest plan that this machine can be shown to run, within an allowed loss.
+
+Everything is measured: the float graph as it is and cleaned up, the forms of each class of sites,
+then whole graphs, at every shape that the model will serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lwqc import planning
+from lwqc.backends.session import Session
+from lwqc.cleaned import cleaned, cleaning
+from lwqc.measure import worst_drop
+from lwqc.plan import CleanUp, Plan
+from lwqc.quant.methods import DATA_METHODS
+from lwqc.recipe import Recipe
+from lwqc.served import no_slower, overall, relative_times
+from lwqc.timing import relative_time, site_times, slow_sites
+from lwqc.timing_cache import Pair
+from lwqc.workspace import Candidate, Workspace
+
+SAME = 1e-6  # 1 - cosine of outputs of a float graph that count as those of the original
+_GLANCE, _SECONDS = 0.3, 1.0  # of timing per model and shape: of all, and of the best
+_FINALISTS = 2
+
+
+@dataclass(frozen=True)
+class Base:
+    """A float graph to lower. left: what of the original could not be rewritten, and why."""
+
+    work: Workspace
+    clean: CleanUp | None = None
+    left: Mapping[str, str] = field(default_factory=dict)
+
+    def stamped(self, plan: Plan) -> Plan:
+        """The plan with what leads from the original to this graph."""
+        left = {**self.left, **plan.untransformed}
+        return plan.model_copy(update={"clean": self.clean, "untransformed": left})
+
+
+@dataclass(frozen=True)
+class _Trial:
+    base: Base
+    candidate: Candidate
+    session: Session
+
+
+def float_base(work: Workspace, wanted: CleanUp) -> Base:
+    """The graph cleaned up, or as it is where that fails, changes outputs or does not pay."""
+    base = cleaned_base(work, wanted)
+    if base.clean is None:
+        return base
+    done = _lowered_float(base.work)
+    relative = relative_times([work.reference, done], work.served, _SECONDS)[1]
+    if no_slower(relative):
+        return base
+    share = ", ".join(
+        f"{r:.2f} of its time at {s.label}" for r, s in zip(relative, work.served, strict=True)
+    )
+    return Base(work, None, {work.name: f"not cleaned up: it would take {share}"})
+
+
+def cleaned_base(work: Workspace, wanted: CleanUp) -> Base:
+    """The graph cleaned up, or as it is where that fails or changes the outputs."""
+    try:
+        clean, left = cleaning(work, wanted)
+        base = Base(cleaned(work, clean), clean, left)
+        drop = worst_drop(base.work.compared(_lowered_float(base.work)))
+    except Exception as error:  # of a library's pass or its result: the graph as it is will do
+        return Base(work, None, {work.name: f"not cleaned up: {error}"})
+    if not clean.changes:
+        return Base(work, None, left)
+    if drop > SAME:
+        return Base(work, None, {work.name: f"not cleaned up: outputs would move by {drop:.2g}"})
+    return base
+
+
+def fused_base(work: Workspace) -> Base:
+    """The graph cleaned up where attention becomes one operator; found without timing."""
+    base = cleaned_base(work, CleanUp(merge=False))
+    fused = base.clean is None or "fuse-attention" in base.clean.changes
+    return base if fused else Base(work)
+
+
+def _lowered_float(work: Workspace) -> Session:
+    return Session(work.lower(planning.unchanged(work)).model, label="cleaned up")
+
+
+def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
+    """The fastest of a few plans whose drop is allowed; the float graph if none is faster.
+
+    limit: the largest drop. A result is at no shape slower than the original.
+    """
+    base = float_base(work, CleanUp(merge=False)) if recipe.clean else Base(work)
+    plans = list(_plans(base.work, recipe))
+    report = work.report("candidates")
+    trials = []
+    for done, plan in enumerate(plans):
+        trials += _within(base, plan, limit)
+        report(done + 1, len(plans) + 1)
+    best = _ranked(work, trials, _GLANCE)[:_FINALISTS]
+    if base.clean is not None and best:
+        best += _merged(work, best[0].candidate.plan, limit, recipe)
+    report(len(plans) + 1, len(plans) + 1)
+    for trial in _ranked(work, best, _SECONDS):
+        if work.holds(trial.candidate, trial.session, limit):
+            return trial.base.stamped(trial.candidate.plan)
+    return base.stamped(planning.folded(base.work, recipe.name))
+
+
+def _within(base: Base, plan: Plan, limit: float) -> list[_Trial]:
+    """The plan, or what of it the allowed drop leaves; nothing where that is not enough."""
+    plan = planning.repaired(base.work, plan)
+    if not plan.quantize:
+        return []
+    candidate, session = base.work.evaluate(plan)
+    if candidate.drop > limit:
+        candidate, session = _relaxed(base.work, candidate, session, limit)
+    return [_Trial(base, candidate, session)] if candidate.drop <= limit else []
+
+
+def _ranked(work: Workspace, trials: Sequence[_Trial], seconds: float) -> list[_Trial]:
+    """Those that are no slower than the original, the fastest first."""
+    sessions = [work.reference, *(t.session for t in trials)]
+    relative = relative_times(sessions, work.served, seconds)[1:]
+    order = sorted(range(len(trials)), key=lambda i: overall(relative[i]))
+    return [trials[i] for i in order if no_slower(relative[i])]
+
+
+def _merged(work: Workspace, best: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
+    """The same kind of plan on the graph in which layers are merged that read one value."""
+    merged = cleaned_base(work, CleanUp(merge=True))
+    if merged.clean is None or "merge-parallel" not in merged.clean.changes:
+        return []
+    entries = best.quantize.values()
+    kinds = [e.activation for e in entries if e.weight.block is None]
+    kind: planning.Activations = max(sorted(set(kinds)), key=kinds.count) if kinds else "none"
+    plan = _calibrated(merged.work, _uniform(merged.work, 8, kind, recipe), recipe)
+    return _within(merged, plan, limit)
+
+
+def _uniform(work: Workspace, bits: int, kind: planning.Activations, recipe: Recipe) -> Plan:
+    return planning.uniform(work, bits, kind, recipe=recipe.name)
+
+
+def _calibrated(work: Workspace, plan: Plan, recipe: Recipe) -> Plan:
+    plan = planning.without(plan, slow_sites(work, plan))
+    return planning.calibrate(work, plan, recipe.ranges)
+
+
+def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
+    """Plans worth timing on the whole. Static ranges and 4 bits need real data."""
+    real = work.data.kind == "real"
+    kinds: list[planning.Activations] = ["dynamic", "none"]
+    if real:
+        kinds.insert(0, "static")
+    plans = [_uniform(work, 8, kind, recipe) for kind in kinds]
+    times = [site_times(work, plan) for plan in plans]
+    for plan, known in zip(plans, times, strict=True):
+        left = planning.without(plan, slow_sites(work, plan, known))
+        if left.quantize:
+            yield planning.calibrate(work, left, recipe.ranges)
+    mixed = _quickest(work, plans, times)
+    if mixed is not None:
+        yield planning.calibrate(work, mixed, recipe.ranges)
+    if not real:
+        return
+    small = _uniform(work, 4, "dynamic", recipe)
+    quick = _quickest(work, [*plans, small], [*times, site_times(work, small)])
+    if quick is not None and any(e.weight.bits == 4 for e in quick.quantize.values()):
+        quick = planning.calibrate(work, quick, recipe.ranges)
+        yield _fitted(work, quick, recipe)
+
+
+def _fitted(work: Workspace, plan: Plan, recipe: Recipe) -> Plan:
+    """The plan with the recipe's method where weights take few bits."""
+    if recipe.method not in DATA_METHODS:
+        return plan
+    few = [n for n, e in plan.quantize.items() if e.weight.bits < 8]
+    return planning.with_method(work, plan, recipe.method, few)
+
+
+def _quickest(
+    work: Workspace, plans: Sequence[Plan], times: Sequence[Mapping[str, Sequence[Pair]]]
+) -> Plan | None:
+    """Each site's quickest form of several plans; None where one plan has them all."""
+    entries, kept = dict(plans[0].quantize), dict(plans[0].kept_float)
+    origins = set()
+    for name in {n: None for known in times for n in known}:
+        ratios = [relative_time(known[name]) if name in known else 1.0 for known in times]
+        best = min(range(len(plans)), key=ratios.__getitem__)
+        if name not in plans[best].quantize:
+            continue
+        entries[name] = plans[best].quantize[name]
+        kept.pop(name, None)
+        if ratios[best] < 1:
+            origins.add(best)
+    if len(origins) < 2 and max(origins, default=0) < len(plans) - 1:
+        return None
+    plan = plans[0].model_copy(update={"quantize": entries, "kept_float": kept})
+    return planning.without(plan, slow_sites(work, plan))
+
+
+def _relaxed(
+    work: Workspace, candidate: Candidate, session: Session, limit: float
+) -> tuple[Candidate, Session]:
+    """Leave the activations of the most sensitive sites float until the drop is allowed.
+
+    Sites are ordered by what their own 8-bit activation costs; bisection over that order.
+    """
+    plan = candidate.plan
+    integer = [n for n, e in plan.quantize.items() if e.activation != "none"]
+    order = planning.by_activation_error(work, plan, integer)
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        trial, loaded = work.evaluate(planning.weight_only(work, plan, order[: middle + 1]))
+        if trial.drop <= limit:
+            candidate, session, high = trial, loaded, middle
+        else:
+            low = middle + 1
+    return candidate, session
+
+
+def never_slower(work: Workspace, plan: Plan) -> Plan:
+    """A plan that only cleans up, or nothing where the result would be slower than the original."""
+    if plan.clean is None:
+        return plan
+    base = float_base(work, plan.clean)
+    if base.clean is not None:
+        return plan
+    return plan.model_copy(update={"clean": None, "rewrites": (), "untransformed": dict(base.left)})
