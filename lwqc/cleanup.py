@@ -16,6 +16,7 @@ from lwqc.passes.drop_nan_guards import DropNanGuards
 from lwqc.passes.flat_transpose import FlatTranspose
 from lwqc.passes.fold_constants import FoldConstants
 from lwqc.passes.fuse_attention import OPSET, FuseAttention
+from lwqc.passes.global_pool import GlobalPool
 from lwqc.passes.identity_gather import IdentityGather
 from lwqc.passes.join_equal import JoinEqual
 from lwqc.passes.late_broadcast import LateBroadcast
@@ -85,6 +86,7 @@ class _Steps:
         """Fewer nodes; masks and shapes computed once and no larger than needed."""
         TopologicalSortPass()(self.model)
         self.run("fold-constants", FoldConstants())
+        self.run("global-pool", GlobalPool())
         if not self._sizes_are_told():
             return
         self.run("constant-reshape", ConstantReshape())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from lwqc import planning
 from lwqc.backends.session import Session
 from lwqc.cleaned import cleaned, cleaning
-from lwqc.measure import worst_drop
+from lwqc.measure import NOISE, worst_drop
 from lwqc.plan import CleanUp, Plan
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.recipe import Recipe
@@ -47,14 +47,17 @@ class _Trial:
     session: Session
 
 
-def float_base(work: Workspace, wanted: CleanUp) -> Base:
-    """The graph cleaned up, or as it is where that fails, changes outputs or does not pay."""
+def float_base(work: Workspace, wanted: CleanUp, allowance: float = 1.0) -> Base:
+    """The graph cleaned up, or as it is where that fails, changes outputs or does not pay.
+
+    allowance: how much longer it may take, as a factor.
+    """
     base = cleaned_base(work, wanted)
     if base.clean is None:
         return base
     done = _lowered_float(base.work)
     relative = relative_times([work.reference, done], work.served, _SECONDS)[1]
-    if no_slower(relative):
+    if no_slower([r / allowance for r in relative]):
         return base
     share = ", ".join(
         f"{r:.2f} of its time at {s.label}" for r, s in zip(relative, work.served, strict=True)
@@ -93,7 +96,7 @@ def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
 
     limit: the largest drop. A result is at no shape slower than the original.
     """
-    base = float_base(work, CleanUp(merge=False)) if recipe.clean else Base(work)
+    base = float_base(work, CleanUp(merge=False), NOISE) if recipe.clean else Base(work)
     plans = list(_plans(base.work, recipe))
     report = work.report("candidates")
     trials = []
@@ -159,8 +162,12 @@ def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
     plans = [_uniform(work, 8, kind, recipe) for kind in kinds]
     times = [site_times(work, plan) for plan in plans]
     for plan, known in zip(plans, times, strict=True):
-        left = planning.without(plan, slow_sites(work, plan, known))
-        if left.quantize:
+        slow = slow_sites(work, plan, known)
+        if any(work.sites[name].op == "Conv" for name in slow):
+            # Alone they are slow, yet without them the chain of integer operators breaks.
+            yield planning.calibrate(work, plan, recipe.ranges)
+        left = planning.without(plan, slow)
+        if left.quantize and (slow or left.quantize == plan.quantize):
             yield planning.calibrate(work, left, recipe.ranges)
     mixed = _quickest(work, plans, times)
     if mixed is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,13 +60,17 @@ def _shown(feeds: Mapping[str, NDArray[Any]]) -> str:
 def relative_times(
     sessions: Sequence[Session], served: Sequence[Served], seconds: float
 ) -> list[list[float]]:
-    """Median time of each session over that of the first, at each shape: [sessions][shapes]."""
+    """Time of each session over that of the first, at each shape: [sessions][shapes]."""
     columns = []
     for one in served:
-        times = time_runs(sessions, one.feeds, seconds=seconds)
-        medians = [statistics.median(t) for t in times]
-        columns.append([m / medians[0] for m in medians])
+        times = [quartile(t) for t in time_runs(sessions, one.feeds, seconds=seconds)]
+        columns.append([t / times[0] for t in times])
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def quartile(times: Sequence[float]) -> float:
+    """The lower quartile: other work on the machine only ever adds time."""
+    return sorted(times)[len(times) // 4]
 
 
 def overall(relative: Sequence[float]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from lwqc.backends.session import Session, time_runs
 from lwqc.graph.sites import Site
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
-from lwqc.served import Served, overall
+from lwqc.served import Served, overall, quartile
 from lwqc.stats.collect import collect
 from lwqc.stats.shapes import Shapes
 from lwqc.timing_cache import Pair, TimingCache
@@ -26,7 +25,7 @@ _RANGE = ActivationRange(low=-4, high=4)
 
 
 def site_times(work: Workspace, plan: Plan) -> dict[str, tuple[Pair, ...]]:
-    """Median seconds of the float operator and of the plan's form, at each shape served.
+    """Seconds of the float operator and of the plan's form, at each shape served.
 
     Sites of equal operator, shapes, attributes and entry are timed once, and on the same machine
     with the same runtime never again. Gather is not timed: its cost is the memory it reads. Folded
@@ -112,7 +111,7 @@ def _attributes(site: Site) -> tuple[str, str]:
 def _time(
     work: Workspace, site: Site, entry: SiteEntry, shape: tuple[int, ...]
 ) -> tuple[float, float]:
-    """Median seconds of the float operator and of the entry's form."""
+    """Seconds of the float operator and of the entry's form."""
     model = _alone(site, shape)
     name = "weight"
     plan = Plan(
@@ -131,7 +130,7 @@ def _time(
     }
     sessions = [Session(model, label=site.name), Session(lowered, label=site.name)]
     before, after = time_runs(sessions, feeds, seconds=_SECONDS)
-    return statistics.median(before), statistics.median(after)
+    return quartile(before), quartile(after)
 
 
 def _alone(site: Site, shape: tuple[int, ...]) -> ir.Model:

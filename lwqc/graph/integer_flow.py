@@ -17,7 +17,9 @@ from lwqc.graph.weights import trace_weight
 
 ABSORBED = frozenset({"Relu", "Clip"})
 # Integer kernels with ranges of their own for inputs and output.
-COMPUTE = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
+COMPUTE = frozenset(
+    {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"}
+)
 # Operators that move codes unchanged: input and output share one range.
 MOVE = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
 
