@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.errors import InputError
 from lwqc.graph.weights import stored_tensor
 from lwqc.passes.edit import add_initializer, unique_name
 from lwqc.stats.collector import Array, Feeds, RunnerFactory
 from lwqc.stats.emitter import Emitter
+from lwqc.unused import RemoveUnused
 
 _MEAN, _VARIANCE = 3, 4  # operands of BatchNormalization
 _DEFAULT_OPSET = 18
@@ -79,7 +79,7 @@ def _instrument(model: ir.Model, nodes: list[ir.Node]) -> tuple[ir.Model, list[l
         graph.outputs.extend(outputs)
         names.append([v.name or "" for v in outputs])
     graph.sort()
-    RemoveUnusedNodesPass()(copy)
+    RemoveUnused()(copy)
     return copy, names
 
 

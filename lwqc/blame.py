@@ -23,7 +23,7 @@ from functools import cached_property
 from itertools import islice
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+from onnx_ir.passes.common import ShapeInferencePass
 
 from lwqc.errors import InputError
 from lwqc.graph.counterparts import Counterparts, Step
@@ -34,6 +34,7 @@ from lwqc.stats.relative_error import ErrorSum, RelativeError
 from lwqc.stats.shapes import Shapes
 from lwqc.stats.side_by_side import PREFIX, side_by_side
 from lwqc.tensor_bytes import read_array
+from lwqc.unused import RemoveUnused
 
 REPLAY = "lwqc.replay/"  # the original's nodes on what the compressed model gives them
 _MIXED = "lwqc.mixed"  # the original's nodes with one input from the compressed model
@@ -157,7 +158,7 @@ class Comparison:
         values[PREFIX + tensor].replace_all_uses_with(fixed, replace_graph_outputs=True)
         joined.graph.outputs[:] = [fixed if v is values[PREFIX + tensor] else v for v in outputs]
         joined.graph.sort()
-        RemoveUnusedNodesPass()(joined)
+        RemoveUnused()(joined)
         for name, value in zip(self.outputs, joined.graph.outputs, strict=True):
             value.name = name
         return joined

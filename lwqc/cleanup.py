@@ -16,6 +16,8 @@ from lwqc.passes.drop_nan_guards import DropNanGuards
 from lwqc.passes.flat_transpose import FlatTranspose
 from lwqc.passes.fold_constants import FoldConstants
 from lwqc.passes.fuse_attention import OPSET, FuseAttention
+from lwqc.passes.fuse_rms_norm import FuseRmsNorm, find_rms_norms
+from lwqc.passes.fuse_rotary import FuseRotary
 from lwqc.passes.global_pool import GlobalPool
 from lwqc.passes.identity_gather import IdentityGather
 from lwqc.passes.join_equal import JoinEqual
@@ -102,10 +104,12 @@ class _Steps:
             return
         cores, refused = find_attention(self.model.graph, declared_shapes(self.model)[0])
         self.left |= {name: f"attention: {reason}" for name, reason in refused.items()}
-        if not cores:
+        if not cores and not find_rms_norms(self.model.graph):
             return
         lift = RaiseOpset(OPSET)
         self.run("raise-opset", lift)
+        self.run("fuse-rms-norm", FuseRmsNorm())
+        self.run("fuse-rotary", FuseRotary())
         fusion = FuseAttention()
         self.run("fuse-attention", fusion)
         reasons = {n: lift.refused or reason for n, reason in fusion.left.items()}

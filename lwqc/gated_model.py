@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.errors import InputError
 from lwqc.graph.branches import find_branches
 from lwqc.passes.gate_branches import GateBranches
 from lwqc.stats.collector import Array, Feeds, Runner, RunnerFactory
+from lwqc.unused import RemoveUnused
 
 
 class Gates(Protocol):
@@ -71,4 +71,4 @@ def _keep_results(model: ir.Model) -> None:
     if not floats:
         raise InputError("no output is made of floats, so none can diverge")
     graph.outputs[:] = results or floats
-    RemoveUnusedNodesPass()(model)
+    RemoveUnused()(model)

@@ -44,7 +44,7 @@ LAYERS = [
     {"scores"},
     {"stats"},
     {"plan", "data", "random_inputs", "frontends", "interop"},
-    {"io", "saving", "model_stream", "tensor_bytes", "untrusted", "paths"},
+    {"unused", "io", "saving", "model_stream", "tensor_bytes", "untrusted", "paths"},
     {"quant", "graph"},
     {"user_code"},
     {"errors", "recipes"},

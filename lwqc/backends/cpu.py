@@ -11,7 +11,6 @@ from typing import Literal
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.backends.session import optimized_graph
 from lwqc.backends.target import Form, Lowered, illegal
@@ -28,6 +27,7 @@ from lwqc.passes.residual_sum import ResidualSum
 from lwqc.passes.side_branch import SideBranch, keep_together, side_refusal
 from lwqc.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
+from lwqc.unused import RemoveUnused
 
 _LINEAR = frozenset({"MatMul", "Gemm"})
 _BLOCK_OPS = _LINEAR | {"Gather"}
@@ -132,7 +132,7 @@ class CpuTarget:
         for step in passes:
             step(lowered)
         keep_together(lowered.graph, [n for n, e in plan.quantize.items() if e.has_side])
-        RemoveUnusedNodesPass()(lowered)
+        RemoveUnused()(lowered)
         lowered.graph.sort()
         return Lowered(lowered, forms)
 

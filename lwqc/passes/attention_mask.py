@@ -27,6 +27,15 @@ class AttentionMasks:
         self._shapes = shapes
         self._made: dict[Hashable, ir.Value] = {}
 
+    def broadcasts_tokens(self, core: AttentionCore, lengths: Sequence[Axis]) -> bool:
+        """Whether `value` would have to read the numbers of queries and keys."""
+        sizes: Sampled | None = None
+        for mask in core.masks:
+            own = sizes_of(mask.value, self._shapes)
+            if own is not None:
+                sizes = own if sizes is None else _broadcast(sizes, own)
+        return sizes is not None and not _is_full(sizes, self._tokens(lengths))
+
     def value(
         self, core: AttentionCore, lengths: Sequence[Axis], anchor: ir.Node
     ) -> ir.Value | None:
@@ -95,13 +104,16 @@ class AttentionMasks:
         self, value: ir.Value, sizes: Sampled, lengths: Sequence[Axis], anchor: ir.Node
     ) -> ir.Value:
         """Broadcast over queries and keys: the runtime's kernel broadcasts only the other axes."""
-        read = [(self._shapes[v.name or ""], axis) for v, axis in lengths]
-        full = Sampled(tuple(s.first[i] for s, i in read), tuple(s.second[i] for s, i in read))
-        if sizes.rank > 1 and Sampled(sizes.first[-2:], sizes.second[-2:]) == full:
+        full = self._tokens(lengths)
+        if _is_full(sizes, full):
             return value
         known = [self._length(v, axis, anchor) for v, axis in lengths]
         shape = self._once(("shape", full), "Concat", known, anchor, {"axis": 0})
         return self._once(("filled", value, full), "Expand", [value, shape], anchor)
+
+    def _tokens(self, lengths: Sequence[Axis]) -> Sampled:
+        read = [(self._shapes[v.name or ""], axis) for v, axis in lengths]
+        return Sampled(tuple(s.first[i] for s, i in read), tuple(s.second[i] for s, i in read))
 
     def _length(self, value: ir.Value, axis: int, anchor: ir.Node) -> ir.Value:
         attributes: dict[str, int | float] = {"start": axis, "end": axis + 1}
@@ -136,6 +148,10 @@ def _bounded(numbers: np.ndarray | float) -> np.ndarray:
     """Numbers, none of which is float32's minimum or close to it; -inf stays."""
     values = np.asarray(numbers, np.float32)
     return np.where(np.isneginf(values), values, np.maximum(values, _LOWEST))
+
+
+def _is_full(sizes: Sampled, tokens: Sampled) -> bool:
+    return sizes.rank > 1 and Sampled(sizes.first[-2:], sizes.second[-2:]) == tokens
 
 
 def _broadcast(a: Sampled, b: Sampled) -> Sampled:

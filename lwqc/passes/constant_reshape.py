@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.weights import stored_tensor
 from lwqc.passes.edit import add_constant, unique_name
+from lwqc.unused import RemoveUnused
 
 _COPY, _REST = 0, -1  # what a Reshape's target says of an axis whose size is not fixed
 _TARGET_INPUT = 5  # opset from which the target is an input
@@ -34,7 +34,7 @@ class ConstantReshape(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, False)
         shapes, _ = declared_shapes(model)
         done = [_rewrite(model.graph, node, shapes) for node in list(model.graph)]
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         return ir.passes.PassResult(model, any(done))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.graph.attention_core import guarded
 from lwqc.graph.weights import stored_tensor
+from lwqc.unused import RemoveUnused
 
 _MOVES = frozenset({"Reshape", "Expand", "Unsqueeze", "Identity", "Transpose"})
 _LARGEST = float(np.finfo(np.float32).max)
@@ -48,7 +48,7 @@ class DropNanGuards(ir.passes.InPlacePass):
                 self.accepted.append(name)
             repaired.replace_all_uses_with(node.outputs[0])
             modified = True
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         return ir.passes.PassResult(model, modified)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.graph.attention_core import permutation
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
 from lwqc.passes.edit import replace_node, unique_name
+from lwqc.unused import RemoveUnused
 
 
 class FlatTranspose(ir.passes.InPlacePass):
@@ -33,7 +33,7 @@ class FlatTranspose(ir.passes.InPlacePass):
             new = ir.node("Transpose", [source], {"perm": perm}, outputs=[value], name=value.name)
             model.graph.insert_before(node, new)
             replace_node(node, value)
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         return ir.passes.PassResult(model, bool(found))
 
 

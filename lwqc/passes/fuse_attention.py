@@ -7,15 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import TopologicalSortPass
 
 from lwqc.graph.attention_core import AttentionCore, find_attention, permutation
+from lwqc.graph.key_values import Stem, stem
+from lwqc.graph.operands import only_reader
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
 from lwqc.passes.attention_mask import AttentionMasks
 from lwqc.passes.edit import add_constant, insert_before, replace_node, unique_name
+from lwqc.unused import RemoveUnused
 
 OPSET = 23  # the first with Attention
+_PAST = 4  # index of the past keys among the operator's inputs
 _HEADS_FIRST = (0, 2, 1, 3)  # [batch, tokens, heads, size] to [batch, heads, tokens, size]
 
 
@@ -30,8 +34,9 @@ class FuseAttention(ir.passes.InPlacePass):
         broadcasts to the scores; NaN of rows that are masked completely may be repaired.
     Rewrites to: Attention. Where queries, keys and values are [batch, tokens, heads * size] before
         their heads are split, and heads are joined afterwards, it reads and writes that form and
-        the reshapes and transposes go. Rows that are masked completely with -inf give 0, with and
-        without a repair of their NaN.
+        the reshapes and transposes go. It also repeats the heads of keys and values for groups of
+        queries, and puts a past in front of them. Rows that are masked completely with -inf give
+        0, with and without a repair of their NaN.
     Refuses: opsets without Attention; scores or probabilities that have other readers, are not
         float32 or have no four known dimensions; masks inside the scale. `left` has the reasons by
         the softmax's output after a call, `fused` the names of what was fused.
@@ -55,7 +60,9 @@ class FuseAttention(ir.passes.InPlacePass):
         for core in cores:
             self.fused.append(core.name)
             _fuse(model.graph, core, shapes, masks)
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
+        if cores:
+            TopologicalSortPass()(model)  # all keys and values are made later than before
         return ir.passes.PassResult(model, bool(cores))
 
 
@@ -77,23 +84,70 @@ def _fuse(
     sizes = shapes[core.query.name or ""].first
     heads, size = sizes[1], shapes[core.values.name or ""].first[3]
     attributes: dict[str, int | float] = {"scale": core.scale}
+    lengths = [(core.query, 2), _key_axis(core.keys)]
+    stems = _stems(core, shapes)
+    cached = _takes_cache(core, stems, masks.broadcasts_tokens(core, lengths))
+    keys, values = (s.new if cached else s.whole for s in stems) if stems else (None, core.values)
     end = _end(core, shapes, heads * size)
-    joined = [_joined(v, perm, shapes) for v, perm in _operands(core)]
+    operands = [(core.query, _HEADS_FIRST), _keys(core, keys), (values, _HEADS_FIRST)]
+    joined = [_joined(v, perm, shapes) for v, perm in operands if v is not None]
     split = [j for j in joined if j is not None]
-    if end is None or len(split) < len(joined):
-        mask = masks.value(core, [(core.query, 2), _key_axis(core.keys)], anchor)
-        operands = [core.query, _upright(core.keys, anchor), core.values]
-        replace_node(core.product, _attention(graph, anchor, [*operands, mask], attributes))
-        return
-    mask = masks.value(core, [(j.value, 1) for j in split[:2]], anchor)
-    attributes |= {"q_num_heads": heads, "kv_num_heads": heads}
-    operands = [_flattened(graph, j, heads, anchor) for j in split]
-    value = _attention(graph, anchor, [*operands, mask], attributes)
-    if not end.flat:
-        value = _reshaped(graph, value, (0, 0, heads, size), anchor)
-    producer = end.value.producer()
-    assert producer is not None
-    replace_node(producer, value)
+    past: list[ir.Value | None] = [s.past for s in stems] if cached else []
+    is_flat = end is not None and len(split) == len(operands)
+    if is_flat and not cached:
+        lengths = [(j.value, 1) for j in split[:2]]
+    mask = masks.value(core, lengths, anchor)
+    if end is None or not is_flat:
+        upright = keys if keys is not None else _upright(core.keys, anchor)
+        inputs = [core.query, upright, values, mask, *past]
+        found = _attention(graph, anchor, inputs, attributes)
+        replace_node(core.product, found[0])
+    else:
+        attributes |= {"q_num_heads": heads, "kv_num_heads": stems[0].heads if stems else heads}
+        flat = [_flattened(graph, j, anchor) for j in split]
+        found = _attention(graph, anchor, [*flat, mask, *past], attributes)
+        value = found[0]
+        if not end.flat:
+            value = _reshaped(graph, value, (0, 0, heads, size), anchor)
+        producer = end.value.producer()
+        assert producer is not None
+        replace_node(producer, value)
+    for one, present in zip(stems, found[1:], strict=False):
+        assert one.joined is not None
+        replace_node(one.joined, present)
+
+
+def _stems(core: AttentionCore, shapes: Mapping[str, Sampled]) -> tuple[Stem, ...]:
+    """Of keys and values; none where keys are not upright at any point, or numbers differ."""
+    if permutation(core.keys) != (0, 1, 3, 2):
+        return ()
+    sources = (_source(core.keys), core.values)
+    if any(shapes.get(v.name or "") is None for v in sources):
+        return ()
+    keys, values = (stem(v, shapes) for v in sources)
+    return (keys, values) if keys.heads == values.heads else ()
+
+
+def _takes_cache(core: AttentionCore, stems: tuple[Stem, ...], counts_tokens: bool) -> bool:
+    """Whether the operator can put the past in front itself.
+
+    It then makes all keys and values, so that nothing it reads may depend on them.
+    """
+    if not stems or any(s.joined is None for s in stems) or counts_tokens:
+        return False
+    joined = {s.joined for s in stems}
+    pending = [core.query, *(s.new for s in stems), *(m.value for m in core.masks)]
+    seen = set[ir.Value]()
+    while pending:
+        value = pending.pop()
+        node = value.producer() if value is not None and value not in seen else None
+        if node is None or value is None:
+            continue
+        if node in joined:
+            return False
+        seen.add(value)
+        pending.extend(node.inputs)
+    return True
 
 
 def _attention(
@@ -101,22 +155,18 @@ def _attention(
     anchor: ir.Node,
     inputs: list[ir.Value | None],
     attributes: dict[str, int | float],
-) -> ir.Value:
+) -> tuple[ir.Value, ...]:
+    """What the operator makes, with a past also all keys and values."""
     name = unique_name(graph, f"{anchor.outputs[0].name}/attention")
-    used = inputs if inputs[-1] is not None else inputs[:-1]
-    (value,) = insert_before(anchor, "Attention", used, [name], attributes)
-    return value
+    outputs = [name, f"{name}/keys", f"{name}/values"] if len(inputs) > _PAST else [name]
+    while inputs[-1] is None:
+        inputs = inputs[:-1]
+    return insert_before(anchor, "Attention", inputs, outputs, attributes)
 
 
-def _operands(core: AttentionCore) -> list[tuple[ir.Value, tuple[int, ...]]]:
-    """Operands with the transpositions that would bring their heads to the front."""
-    if permutation(core.keys) == (0, 1, 3, 2):
-        return [
-            (core.query, _HEADS_FIRST),
-            (_source(core.keys), _HEADS_FIRST),
-            (core.values, _HEADS_FIRST),
-        ]
-    return [(core.query, _HEADS_FIRST), (core.keys, (0, 2, 3, 1)), (core.values, _HEADS_FIRST)]
+def _keys(core: AttentionCore, known: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]]:
+    """The keys with the transposition that would bring their heads to the front."""
+    return (core.keys, (0, 2, 3, 1)) if known is None else (known, _HEADS_FIRST)
 
 
 def _joined(
@@ -137,11 +187,11 @@ def _joined(
 
 def _end(core: AttentionCore, shapes: Mapping[str, Sampled], width: int) -> _Joined | None:
     """Where the heads are behind the tokens again; None if they never are."""
-    after = _only_reader(core.product.outputs[0])
+    after = only_reader(core.product.outputs[0])
     if after is None or permutation(after.outputs[0]) != _HEADS_FIRST:
         return None
     tokens = after.outputs[0]
-    last = _only_reader(tokens)
+    last = only_reader(tokens)
     if last is not None and (last.domain, last.op_type) == ("", "Reshape"):
         whole = last.outputs[0]
         if _is_flat(shapes.get(whole.name or ""), shapes.get(tokens.name or "")):
@@ -157,11 +207,6 @@ def _is_flat(whole: Sampled | None, split: Sampled | None) -> bool:
     return all(a == (*b[:2], b[2] * b[3]) for a, b in pairs)
 
 
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
-
-
 def _source(value: ir.Value) -> ir.Value:
     """What the value's producer reads first."""
     producer = value.producer()
@@ -171,7 +216,7 @@ def _source(value: ir.Value) -> ir.Value:
     return source
 
 
-def _flattened(graph: ir.Graph, joined: _Joined, heads: int, anchor: ir.Node) -> ir.Value:
+def _flattened(graph: ir.Graph, joined: _Joined, anchor: ir.Node) -> ir.Value:
     if joined.flat:
         return joined.value
     return _reshaped(graph, joined.value, (0, 0, -1), anchor)

@@ -14,7 +14,8 @@ MIN_OPSET = 13
 class GlobalPool(ir.passes.InPlacePass):
     """Replace means over all spatial axes by GlobalAveragePool.
 
-    Matches: ReduceMean of a float32 tensor [N, C, ...] over constant axes, all but the first two.
+    Matches: ReduceMean of a float32 tensor [N, C, H, W] or more over constant axes, all but
+        the first two.
     Rewrites to: GlobalAveragePool, and a Squeeze where the axes go. The runtime keeps pooling in
         its blocked layout and has an 8-bit kernel for it, and neither for ReduceMean. The same
         sum in another order.
@@ -33,7 +34,7 @@ class GlobalPool(ir.passes.InPlacePass):
                 continue
             axes = _axes(node)
             rank = len(value.shape) if value.shape is not None else 0
-            if rank < 3 or value.dtype != ir.DataType.FLOAT or axes is None:
+            if rank < 4 or value.dtype != ir.DataType.FLOAT or axes is None:
                 continue
             if sorted(axis % rank for axis in axes) != list(range(2, rank)):
                 continue

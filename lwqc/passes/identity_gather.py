@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.graph.dataflow import SHAPE_ONLY
 from lwqc.graph.integers import Integers, Ints
@@ -14,6 +13,7 @@ from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.weights import stored_tensor
 from lwqc.passes.edit import add_constant, insert_before, replace_node, unique_name
+from lwqc.unused import RemoveUnused
 
 _KEEP_ORDER = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 # Indices made of these count at all sizes as they do at two; others may stop at some number.
@@ -44,7 +44,7 @@ class IdentityGather(ir.passes.InPlacePass):
             if found is not None:
                 _rewrite(model.graph, node, *found)
                 done += 1
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         return ir.passes.PassResult(model, bool(done))
 
 

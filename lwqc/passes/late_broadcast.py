@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.graph.attention_core import sizes_of
 from lwqc.graph.certainties import always
 from lwqc.graph.rules.elementwise import RULES, broadcast, one_tensor
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
+from lwqc.unused import RemoveUnused
 
 _Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -33,7 +33,7 @@ class LateBroadcast(ir.passes.InPlacePass):
         modified = False
         while _rewrite_first(model):
             modified = True
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         return ir.passes.PassResult(model, modified)
 
 

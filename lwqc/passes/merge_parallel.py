@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.graph.mergeable import Layer, known_equal, mergeable
 from lwqc.graph.sums import sums, terms
@@ -14,6 +13,7 @@ from lwqc.graph.twins import Joined, Stacked, Twins, extended, join_layers
 from lwqc.graph.weights import trace_weight, weight_shape
 from lwqc.passes.build_joined import Builder
 from lwqc.passes.edit import replace_node
+from lwqc.unused import RemoveUnused
 
 
 class MergeParallel(ir.passes.InPlacePass):
@@ -45,7 +45,7 @@ class MergeParallel(ir.passes.InPlacePass):
         layers = self._layers(graph)
         made = [_merge_sum(graph, root, layers) for root in list(sums(graph))]
         new = {node for nodes in made for node in nodes}
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         groups: dict[object, list[Layer]] = {}
         for found in self._layers(graph, new).values():
             if found.operand.groups == 1:
@@ -53,7 +53,7 @@ class MergeParallel(ir.passes.InPlacePass):
         several = [group for group in groups.values() if len(group) > 1]
         for group in several:
             _merge_readers(graph, group, version)
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         return ir.passes.PassResult(model, bool(new or several))
 
     def _layers(self, graph: ir.Graph, new: Collection[ir.Node] = ()) -> dict[ir.Node, Layer]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.errors import InputError
 from lwqc.graph.axes import Factor, Masks
@@ -18,6 +17,7 @@ from lwqc.graph.groups import Groups
 from lwqc.graph.weights import static_shape, stored_tensor
 from lwqc.passes.edit import add_constant, replace_stored
 from lwqc.passes.repair import repair
+from lwqc.unused import RemoveUnused
 
 Indices = NDArray[np.intp]
 
@@ -51,7 +51,7 @@ def prune_channels(groups: Groups, removed: Mapping[str, Sequence[int]]) -> Prun
 
 def remove_unused(model: ir.Model) -> None:
     """Drop what the rewrites left behind."""
-    RemoveUnusedNodesPass()(model)
+    RemoveUnused()(model)
 
 
 def _masks(groups: Groups, removed: Mapping[str, Sequence[int]]) -> dict[str, NDArray[np.bool_]]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.errors import InputError
 from lwqc.graph.branches import LINEAR, Branch, find_branches
@@ -20,6 +19,7 @@ from lwqc.passes.edit import (
     replace_node,
     unique_name,
 )
+from lwqc.unused import RemoveUnused
 
 _FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -93,7 +93,7 @@ class RemoveBranches(ir.passes.InPlacePass):
             caches.pass_through(self.done)
         else:
             caches.drop_outputs(self.done)
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         if not self._keep_signature:
             caches.drop_inputs(self.done)
         present = set(graph)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.rotatable import find_streams
 from lwqc.graph.shapes import declared_shapes
 from lwqc.passes.change_basis import change_basis, named_streams
 from lwqc.quant.rotation import Rotation
+from lwqc.unused import RemoveUnused
 
 
 class RotateStream(ir.passes.InPlacePass):
@@ -33,7 +33,7 @@ class RotateStream(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, False)
         groups = find_groups(model, declared_shapes(model)[0])
         rotate_streams(groups, self._seeds)
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         return ir.passes.PassResult(model, True)
 
 

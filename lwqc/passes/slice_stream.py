@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.errors import InputError
 from lwqc.graph.branches import find_branches
@@ -24,6 +23,7 @@ from lwqc.passes.node_chain import like
 from lwqc.passes.prune_channels import prune_channels
 from lwqc.passes.stream_bias import own_copy
 from lwqc.quant.basis import Orthogonal, Unchanged
+from lwqc.unused import RemoveUnused
 
 Matrix = NDArray[np.float64]
 States = Mapping[ir.Value, int]
@@ -71,7 +71,7 @@ def prepare_slicing(model: ir.Model, streams: Mapping[str, bool]) -> list[Part]:
     groups = _groups(model)
     whole = [s for s in find_streams(groups).streams if _name(s, states) is not None]
     change_basis(groups.analysis, dict.fromkeys(whole, Unchanged()))
-    RemoveUnusedNodesPass()(model)
+    RemoveUnused()(model)
     apart = {reading.operand.node for stream in whole for reading in stream.tied}
     for name, shared in streams.items():
         if not shared:
@@ -116,14 +116,14 @@ class SliceStream(ir.passes.InPlacePass):
         streams = named_streams(find_streams(groups), self._slices)
         bases = zip(streams, map(_basis, self._slices.values()), strict=True)
         change_basis(groups.analysis, dict(bases))
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         groups = _groups(model)
         removed = {}
         for stream, part in zip(streams, self._slices.values(), strict=True):
             group = _group(groups, stream.states)
             removed[group.name] = range(part.width, group.size)
         prune_channels(groups, removed)
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
         return ir.passes.PassResult(model, True)
 
 

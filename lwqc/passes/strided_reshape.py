@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.graph.integers import Integers
 from lwqc.graph.sampled import Sampled
 from lwqc.passes.edit import add_constant, insert_before, replace_node
+from lwqc.unused import RemoveUnused
 
 
 def strided_to_reshape(model: ir.Model, shapes: Mapping[str, Sampled]) -> int:
@@ -35,7 +35,7 @@ def strided_to_reshape(model: ir.Model, shapes: Mapping[str, Sampled]) -> int:
         replace_node(node, value)
         done += 1
     if done:
-        RemoveUnusedNodesPass()(model)
+        RemoveUnused()(model)
     return done
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc.errors import InputError
 from lwqc.stats.collector import Array, Collector, Feeds, RunnerFactory, S
 from lwqc.stats.emitter import Emitter
+from lwqc.unused import RemoveUnused
 
 NO_SAMPLE = "the data holds no sample; statistics need at least one"
 _DEFAULT_OPSET = 18  # for models that import no opset of the ONNX domain
@@ -98,7 +98,7 @@ def instrument(
         graph.outputs.extend(outputs)
         names[collector] = [o.name or "" for o in outputs]
     graph.outputs.extend(named[name] for name in keep)
-    RemoveUnusedNodesPass()(copy)
+    RemoveUnused()(copy)
     return copy, [names[collector] for collector in collectors]
 
 

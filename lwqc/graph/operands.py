@@ -1,0 +1,44 @@
+"""Small questions about what a node reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from lwqc.graph.weights import stored_tensor
+
+
+def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The node that makes a value, if it is a standard operator of one of these types."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.domain == "" and node.op_type in op_types else None
+
+
+def either_way(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Both orders of the two inputs of a commutative node."""
+    a, b = (*node.inputs, None, None)[:2]
+    if a is not None and b is not None:
+        yield a, b
+        yield b, a
+
+
+def stored_ints(value: ir.Value | None) -> list[int] | None:
+    """A stored tensor of integers, flat."""
+    tensor = stored_tensor(value)
+    if tensor is None or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+        return None
+    return [int(number) for number in tensor.numpy().ravel()]
+
+
+def axis_of(node: ir.Node, rank: int, default: int = 0) -> int:
+    """The attribute `axis`, counted from the front."""
+    attribute = node.attributes.get("axis")
+    axis = default if attribute is None else attribute.as_int()
+    return axis % rank if rank else axis
+
+
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that alone reads a value; None where there are more, or it is a graph output."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None

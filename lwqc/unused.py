@@ -1,0 +1,33 @@
+"""Removal of nodes and weights that nothing reads."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+_PAST = slice(4, 6)  # inputs of Attention
+_OUTPUTS = 3  # of Attention that keeps keys and values
+
+
+class RemoveUnused(ir.passes.InPlacePass):
+    """Remove what no output depends on, in place.
+
+    onnxruntime 1.31.1 refuses an Attention that gets a past and whose new keys and values have no
+    name, so that those outputs stay where nothing reads them.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove nodes, initializers and optional outputs, subgraphs included."""
+        kept = {n: [v.name for v in n.outputs] for n in model.graph.all_nodes() if _has_past(n)}
+        result = RemoveUnusedNodesPass()(model)
+        for node, names in kept.items():
+            if node.graph is not None and len(names) == _OUTPUTS:
+                node.resize_outputs(_OUTPUTS)
+                for value, name in zip(node.outputs, names, strict=True):
+                    value.name = name
+        return ir.passes.PassResult(model, result.modified)
+
+
+def _has_past(node: ir.Node) -> bool:
+    attention = (node.domain, node.op_type) == ("", "Attention")
+    return attention and any(v is not None for v in node.inputs[_PAST])
