@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from lwqc.graph.dataflow import SHAPE_ONLY
 from lwqc.graph.operands import axis_of, made_by, only_reader
 from lwqc.graph.sampled import Sampled
 
@@ -17,7 +18,7 @@ class Stem:
 
     whole: the same with `heads` heads, each of them maybe fewer than queries have. past, new: what
     `joined` puts one after the other over the tokens to make `whole`; None where it does not, or
-    something else than this attention and the graph's outputs reads it.
+    something else than this attention and the graph's outputs reads its elements.
     """
 
     whole: ir.Value
@@ -38,7 +39,7 @@ def stem(value: ir.Value, shapes: Mapping[str, Sampled]) -> Stem:
     sizes = [shapes.get(v.name or "") for v in (past, new) if v is not None]
     if past is None or new is None or any(s is None or s.rank != 4 for s in sizes):
         return Stem(whole, heads)
-    if len(list(whole.uses())) != 1:
+    if sum(use.node.op_type not in SHAPE_ONLY for use in whole.uses()) != 1:
         return Stem(whole, heads)
     return Stem(whole, heads, past, new, joined)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from lwqc.graph.integers import Integers
 from lwqc.graph.operands import axis_of, either_way, made_by, stored_ints
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.weights import stored_tensor
@@ -31,24 +32,26 @@ class Rotary:
 
 def find_rotary(graph: ir.Graph, shapes: Mapping[str, Sampled]) -> list[Rotary]:
     """The rotations of a graph, in order."""
-    found = (_rotary(node, shapes) for node in graph if (node.domain, node.op_type) == ("", "Add"))
+    integers = Integers(graph, shapes)
+    adds = [node for node in graph if (node.domain, node.op_type) == ("", "Add")]
+    found = (_rotary(node, shapes, integers) for node in adds)
     return [rotary for rotary in found if rotary is not None]
 
 
-def _rotary(add: ir.Node, shapes: Mapping[str, Sampled]) -> Rotary | None:
+def _rotary(add: ir.Node, shapes: Mapping[str, Sampled], integers: Integers) -> Rotary | None:
     for straight, turned in either_way(add):
         products = made_by(straight, "Mul"), made_by(turned, "Mul")
         if products[0] is None or products[1] is None:
             continue
         for rotated, sin in either_way(products[1]):
-            x = _rotated(rotated, shapes)
+            x = _rotated(rotated, shapes, integers)
             for value, cos in either_way(products[0]):
                 if value is x and _is_table(cos, x, shapes) and _is_table(sin, x, shapes):
                     return Rotary(add, x, cos, sin)
     return None
 
 
-def _rotated(value: ir.Value, shapes: Mapping[str, Sampled]) -> ir.Value | None:
+def _rotated(value: ir.Value, shapes: Mapping[str, Sampled], integers: Integers) -> ir.Value | None:
     """The x of Concat(-second half of x, first half of x) over the last of four axes."""
     joined = made_by(value, "Concat")
     sizes = shapes.get(value.name or "")
@@ -58,7 +61,8 @@ def _rotated(value: ir.Value, shapes: Mapping[str, Sampled]) -> ir.Value | None:
     if negative is None or axis_of(joined, 4) != 3 or not sizes.static(3) or sizes.first[3] % 2:
         return None
     half = sizes.first[3] // 2
-    second, first = _part(negative.inputs[0], half), _part(joined.inputs[1], half)
+    second = _part(negative.inputs[0], half, integers)
+    first = _part(joined.inputs[1], half, integers)
     if first is None or second is None or first[0] is not second[0]:
         return None
     own = shapes.get(first[0].name or "")
@@ -67,7 +71,7 @@ def _rotated(value: ir.Value, shapes: Mapping[str, Sampled]) -> ir.Value | None:
     return first[0] if first[0].dtype in (None, ir.DataType.FLOAT) else None
 
 
-def _part(value: ir.Value | None, half: int) -> tuple[ir.Value, int] | None:
+def _part(value: ir.Value | None, half: int, integers: Integers) -> tuple[ir.Value, int] | None:
     """What a slice of `half` elements of the last of four axes is taken from, and its start."""
     node = made_by(value, "Split", "Slice")
     if node is None or node.inputs[0] is None or value is None:
@@ -77,11 +81,12 @@ def _part(value: ir.Value | None, half: int) -> tuple[ir.Value, int] | None:
         parts = stored_ints(node.inputs[1]) if len(node.inputs) > 1 else None
         equal = len(node.outputs) == 2 and (parts is None or parts == [half, half])
         return (source, (value.index() or 0) * half) if equal and axis_of(node, 4) == 3 else None
-    numbers = [stored_ints(v) for v in node.inputs[1:]]
-    if len(numbers) < 3 or any(n is None or len(n) != 1 for n in numbers):
+    numbers = [integers.static(v) for v in node.inputs[1:]]
+    known = [int(n.reshape(-1)[0]) for n in numbers if n is not None and n.size == 1]
+    if len(numbers) < 3 or len(known) < len(numbers):
         return None
-    (start,), (end,), (axis,), *steps = (n for n in numbers if n is not None)
-    if axis not in (3, -1) or any(step != [1] for step in steps):
+    start, end, axis, *steps = known
+    if axis not in (3, -1) or any(step != 1 for step in steps):
         return None
     start, end = (n + 2 * half if n < 0 else n for n in (start, end))
     return (source, start) if min(end, 2 * half) - start == half else None
