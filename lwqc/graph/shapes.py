@@ -51,7 +51,10 @@ def declared_shapes(model: ir.Model) -> tuple[dict[str, Sampled], tuple[str, ...
 
 
 def dynamic_dimensions(graph: ir.Graph) -> tuple[str, ...]:
-    """Names of the graph inputs' symbolic dimensions, in order; unnamed ones as `input:axis`."""
+    """Names of the graph inputs' symbolic dimensions, in order; unnamed ones as `input:axis`.
+
+    Expressions of the others, such as `past + sequence`, are left out.
+    """
     names = (
         symbol
         for value in graph.inputs
@@ -59,7 +62,12 @@ def dynamic_dimensions(graph: ir.Graph) -> tuple[str, ...]:
         for axis, dim in enumerate(value.shape)
         if not isinstance(dim, int) and (symbol := _symbol(value, axis, dim))
     )
-    return tuple(dict.fromkeys(names))
+    distinct = tuple(dict.fromkeys(names))
+    return tuple(
+        name
+        for name in distinct
+        if arithmetic(name, {other: 1 for other in distinct if other != name}) is None
+    )
 
 
 def _symbol(value: ir.Value, axis: int, dim: ir.SymbolicDim) -> str:

@@ -28,7 +28,7 @@ class FuseRotary(ir.passes.InPlacePass):
     Rewrites to: RotaryEmbedding, before heads are split and brought to the front where they are,
         with tables [batch, tokens, size / 2] that layers share. Exact.
     Refuses: opsets without it, other types than float32, tables of another shape, rotations of
-        a part of the size or of neighbouring elements.
+        a part of the size, of neighbouring elements, or of what was just rotated.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -37,6 +37,8 @@ class FuseRotary(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, False)
         shapes, _ = declared_shapes(model)
         found = find_rotary(model.graph, shapes)
+        turned = {rotary.out.outputs[0] for rotary in found}
+        found = [rotary for rotary in found if rotary.x not in turned]
         tables = _Tables(model.graph, shapes)
         for rotary in found:
             _fuse(model.graph, rotary, shapes, tables)
@@ -54,8 +56,11 @@ class _Tables:
         self._shapes = shapes
         self._made: dict[Hashable, ir.Value] = {}
 
-    def half(self, table: ir.Value, x: ir.Value, anchor: ir.Node) -> ir.Value:
-        """The first half of a table as [batch, tokens, size / 2]."""
+    def half(self, table: ir.Value, x: ir.Value, batched: ir.Value, anchor: ir.Node) -> ir.Value:
+        """The first half of a table for x as [batch, tokens, size / 2].
+
+        batched: where the batch can be read, on axis 0.
+        """
         own, sizes = self._shapes[table.name or ""], self._shapes[x.name or ""]
         key = (table, sizes.first[0], sizes.second[0])
         if key in self._made:
@@ -69,7 +74,7 @@ class _Tables:
         full = own.rank == 4 and (own.first[0], own.second[0]) == (sizes.first[0], sizes.second[0])
         if not full:
             ends: dict[str, int | float] = {"start": 0, "end": 1}
-            batch = self._node(anchor, "Shape", [x], table, ends)
+            batch = self._node(anchor, "Shape", [batched], table, ends)
             shape = self._node(anchor, "Concat", [batch, *self._ints((1, 1))], table, {"axis": 0})
             value = self._node(anchor, "Expand", [value, shape], table)
         self._made[key] = value
@@ -94,8 +99,9 @@ class _Tables:
 
 def _fuse(graph: ir.Graph, rotary: Rotary, shapes: Mapping[str, Sampled], tables: _Tables) -> None:
     anchor = rotary.out
-    cos, sin = (tables.half(t, rotary.x, anchor) for t in (rotary.cos, rotary.sin))
     split = _split(rotary.x, shapes)
+    batched = rotary.x if split is None else split[0]
+    cos, sin = (tables.half(t, rotary.x, batched, anchor) for t in (rotary.cos, rotary.sin))
     name = unique_name(graph, f"{anchor.outputs[0].name}/rotary")
     if split is None:
         (value,) = insert_before(anchor, "RotaryEmbedding", [rotary.x, cos, sin], [name])

@@ -1,0 +1,166 @@
+"""The search for the fastest plan, on timings that are given rather than taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lwqc import fastest as module
+from lwqc.compress import open_workspace
+from lwqc.errors import InputError
+from lwqc.plan import CleanUp
+from lwqc.recipe import find
+from lwqc.served import no_slower, overall, quartile
+from lwqc.timing import site_times, slow_sites
+from tests.build import Row, model, normal
+
+MODELS = Path(__file__).parents[1] / "models"
+RECIPE = find("auto")
+
+
+@pytest.fixture(scope="module")
+def net():
+    """Three layers of one size, and one of another."""
+    rows: list[Row] = [
+        ("MatMul", ["x", "w0"], "a", {}),
+        ("Relu", ["a"], "b", {}),
+        ("MatMul", ["b", "w1"], "c", {}),
+        ("Relu", ["c"], "d", {}),
+        ("MatMul", ["d", "w2"], "e", {}),
+        ("MatMul", ["e", "w3"], "y", {}),
+    ]
+    weights = {f"w{i}": normal(64, 64 if i < 3 else 32, seed=i, scale=0.1) for i in range(4)}
+    return model(rows, weights, {"x": ["batch", 64]}, ["y"])
+
+
+def work(net, count=4, **options):
+    return open_workspace(net, data=[{"x": normal(8, 64, seed=i)} for i in range(count)], **options)
+
+
+def by_form(monkeypatch, seconds):
+    """Sessions of one site take what `seconds(entry, shape)` says; float takes 1."""
+    taken = []
+
+    def timed(work, site, entry, shape):
+        taken.append((site.name, str(entry.weight), entry.activation, shape))
+        return 1.0, seconds(entry, shape)
+
+    monkeypatch.setattr("lwqc.timing._time", timed)
+    monkeypatch.setenv("LWQC_CACHE", "off")
+    return taken
+
+
+def in_order(monkeypatch, times):
+    """The original takes 1, candidates what `times` says in turn, whole graphs a half."""
+    seen = []
+
+    def relative(sessions, served, seconds):
+        seen.append(len(sessions))
+        return [[1.0] * len(served)] + [[times(i)] * len(served) for i in range(len(sessions) - 1)]
+
+    monkeypatch.setattr(module, "relative_times", relative)
+    return seen
+
+
+def test_sites_of_one_kind_are_timed_once_at_each_shape(net, monkeypatch):
+    taken = by_form(monkeypatch, lambda entry, shape: 0.5)
+    job = work(net, shapes=[{"batch": 2}, {"batch": 9}])
+    plan = module.planning.uniform(job, 8, "dynamic")
+    times = site_times(job, plan)
+    assert set(times) == {"w0", "w1", "w2", "w3"}
+    assert all(pairs == ((1.0, 0.5), (1.0, 0.5)) for pairs in times.values())
+    assert sorted(shape for *_, shape in taken) == [(2, 64), (2, 64), (9, 64), (9, 64)] or len(
+        taken
+    ) == len(set(taken))
+
+
+def test_a_form_that_is_slow_where_it_matters_is_dropped_with_both_times(net, monkeypatch):
+    by_form(monkeypatch, lambda entry, shape: 0.5 if shape[0] == 2 else 4.0)
+    job = work(net, shapes=[{"batch": 2}, {"batch": 9}])
+    slow = slow_sites(job, module.planning.uniform(job, 8, "dynamic"))
+    assert set(slow) == {"w0", "w1", "w2", "w3"}
+    assert "at batch=2" in slow["w0"]
+    assert "at batch=9" in slow["w0"]
+
+
+def test_the_fastest_candidate_wins(net, monkeypatch):
+    by_form(monkeypatch, lambda entry, shape: 0.5 if entry.activation == "dynamic" else 2.0)
+    in_order(monkeypatch, lambda i: 0.5)
+    plan = module.fastest(work(net), 0.01, RECIPE)
+    assert {e.activation for e in plan.quantize.values()} == {"dynamic"}
+
+
+def test_each_class_of_sites_gets_its_own_form(net, monkeypatch):
+    def seconds(entry, shape):
+        return {"dynamic": 0.5, "static": 0.7, "none": 2.0}[entry.activation]
+
+    by_form(monkeypatch, seconds)
+    job = work(net)
+    plans = [module.planning.uniform(job, 8, kind) for kind in ("static", "dynamic")]
+    times = [site_times(job, plan) for plan in plans]
+    times[1]["w3"] = ((1.0, 0.9),)
+    mixed = module._quickest(job, plans, times)
+    assert mixed is not None
+    found = {name: entry.activation for name, entry in mixed.quantize.items()}
+    assert found == {"w0": "dynamic", "w1": "dynamic", "w2": "dynamic", "w3": "static"}
+
+
+def test_nothing_faster_keeps_the_kernels(net, monkeypatch):
+    by_form(monkeypatch, lambda entry, shape: 0.5)
+    in_order(monkeypatch, lambda i: 1.5)
+    job = work(net)
+    plan = module.fastest(job, 0.01, RECIPE)
+    assert {job.target.form(job.sites[n], e, job.opset) for n, e in plan.quantize.items()} == {
+        "Folded"
+    }
+
+
+def test_a_candidate_over_the_limit_on_all_data_is_passed_over(net, monkeypatch):
+    by_form(monkeypatch, lambda entry, shape: 0.5)
+    in_order(monkeypatch, lambda i: 0.5)
+    job = work(net)
+    monkeypatch.setattr(type(job), "holds", lambda self, candidate, session, limit: False)
+    plan = module.fastest(job, 0.01, RECIPE)
+    assert {e.activation for e in plan.quantize.values()} == {"none"}
+
+
+def test_a_graph_that_moves_the_outputs_is_not_taken(monkeypatch):
+    job = open_workspace(MODELS / "glyph_vit.onnx", data="random:1")
+    monkeypatch.setattr(module, "worst_drop", lambda divergence: 0.1)
+    base = module.cleaned_base(job, CleanUp(merge=False))
+    assert base.clean is None
+    assert "outputs would move by 0.1" in base.left["glyph_vit.onnx"]
+
+
+def test_a_clean_up_that_fails_is_reported(monkeypatch):
+    job = open_workspace(MODELS / "glyph_vit.onnx", data="random:1")
+
+    def failing(*_, **__):
+        raise RuntimeError("a rule broke")
+
+    monkeypatch.setattr("lwqc.cleaned.clean_up", failing)
+    base = module.float_base(job, CleanUp(merge=False))
+    assert base.work is job
+    assert base.left == {"glyph_vit.onnx": "not cleaned up: a rule broke"}
+
+
+def test_random_inputs_have_the_sizes_asked_for(net):
+    served = work(net, shapes=[{"batch": 8}, {"batch": 3}]).served
+    assert [s.label for s in served] == ["batch=8", "batch=3"]
+    assert np.array_equal(served[0].feeds["x"], normal(8, 64, seed=0))  # the data's own
+    assert served[1].feeds["x"].shape == (3, 64)
+
+
+def test_a_dimension_that_is_not_there(net):
+    with pytest.raises(InputError, match="no such dimension"):
+        work(net, shapes=[{"batch": 2}, {"length": 3}])
+
+
+def test_several_shapes_count_alike():
+    assert overall([0.5, 2.0]) == pytest.approx(1.0)
+    assert no_slower([0.4, 1.04])
+    assert not no_slower([0.4, 1.2])
+    assert not no_slower([1.01])
+    assert quartile([4.0, 1.0, 3.0, 2.0, 9.0]) == 2.0
