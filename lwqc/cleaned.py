@@ -17,12 +17,12 @@ def cleaned(work: Workspace, wanted: CleanUp) -> Workspace:
 def cleaning(work: Workspace, wanted: CleanUp) -> tuple[CleanUp, Mapping[str, str]]:
     """The entry of a plan with what changed, and what could not be rewritten with the reason."""
     done = _version(work, wanted)[1]
-    return wanted.model_copy(update={"changes": done.changes}), done.left
+    return wanted.model_copy(update={"changes": done.changes, "relaxed": done.relaxed}), done.left
 
 
 def _version(work: Workspace, wanted: CleanUp) -> tuple[Workspace, Cleaned]:
-    key = f"{wanted.fuse} {wanted.merge}"
+    key = f"{wanted.fuse} {wanted.merge} {' '.join(wanted.accept)}"
     if key not in work.cleaned:
-        done = clean_up(work.model, fuse=wanted.fuse, merge=wanted.merge)
+        done = clean_up(work.model, fuse=wanted.fuse, merge=wanted.merge, accept=wanted.accept)
         work.cleaned[key] = (work.derived(done.model), done)
     return work.cleaned[key]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
@@ -24,8 +23,8 @@ from lwqc.passes.join_equal import JoinEqual
 from lwqc.passes.late_broadcast import LateBroadcast
 from lwqc.passes.merge_parallel import MergeParallel
 from lwqc.passes.raise_opset import RaiseOpset
+from lwqc.plan import Relaxation
 
-Relaxation = Literal["nan-guards"]
 _MERGED = frozenset({"MatMul", "Gemm"})
 
 
@@ -53,12 +52,13 @@ def clean_up(
     """A copy of the model with fewer and faster operators; outputs agree to rounding.
 
     fuse: attention becomes one operator. merge: so do linear layers that read the same value.
-    accept: `nan-guards` drops repairs of NaN which fully masked rows need; check it on data.
+    accept: what is not exact for every input; check it on data. `nan-guards` drops repairs of NaN
+        which fully masked rows need, `finite-masks` lowers hidden scores by 50, not infinity.
     """
     steps = _Steps(model.clone())
     steps.simplify()
     if fuse:
-        steps.fuse()
+        steps.fuse(finite_masks="finite-masks" in accept)
     guards = DropNanGuards(accept="nan-guards" in accept)
     steps.run("nan-guards", guards)
     steps.left |= guards.left
@@ -67,8 +67,8 @@ def clean_up(
         steps.run("merge-parallel", MergeParallel(layers))
     steps.run("fold-constants", FoldConstants())
     TopologicalSortPass()(steps.model)
-    relaxed = tuple(f"nan-guards: {name}" for name in guards.accepted)
-    return Cleaned(steps.model, tuple(steps.changes), relaxed, steps.left)
+    steps.relaxed += [f"nan-guards: {name}" for name in guards.accepted]
+    return Cleaned(steps.model, tuple(steps.changes), tuple(steps.relaxed), steps.left)
 
 
 class _Steps:
@@ -78,6 +78,7 @@ class _Steps:
         self.model = model
         self.changes: dict[str, None] = {}
         self.left: dict[str, str] = {}
+        self.relaxed: list[str] = []
 
     def run(self, name: str, step: ir.passes.InPlacePass) -> None:
         """One pass in place."""
@@ -98,7 +99,7 @@ class _Steps:
         self.run("fold-constants", FoldConstants())
         self.run("join-equal", JoinEqual())
 
-    def fuse(self) -> None:
+    def fuse(self, *, finite_masks: bool) -> None:
         """Attention as one operator, in an opset that has it."""
         if not self._sizes_are_told():
             return
@@ -110,8 +111,9 @@ class _Steps:
         self.run("raise-opset", lift)
         self.run("fuse-rms-norm", FuseRmsNorm())
         self.run("fuse-rotary", FuseRotary())
-        fusion = FuseAttention()
+        fusion = FuseAttention(finite_masks=finite_masks)
         self.run("fuse-attention", fusion)
+        self.relaxed += [f"finite-masks: {name}" for name in fusion.softened]
         reasons = {n: lift.refused or reason for n, reason in fusion.left.items()}
         self.left |= {name: f"attention: {reason}" for name, reason in reasons.items()}
 

@@ -108,7 +108,9 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
 
 
 def _cleaning(plan: Plan) -> tuple[str, ...]:
-    return () if plan.clean is None else plan.clean.changes
+    if plan.clean is None:
+        return ()
+    return (*plan.clean.changes, *(f"relaxed {what}" for what in plan.clean.relaxed))
 
 
 def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Report:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from lwqc import planning
 from lwqc.backends.session import Session
 from lwqc.cleaned import cleaned, cleaning
-from lwqc.measure import NOISE, worst_drop
-from lwqc.plan import CleanUp, Plan
+from lwqc.measure import NOISE
+from lwqc.plan import CleanUp, Plan, Relaxation
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.recipe import Recipe
 from lwqc.served import no_slower, overall, relative_times
@@ -21,7 +21,10 @@ from lwqc.timing import relative_time, site_times, slow_sites
 from lwqc.timing_cache import Pair
 from lwqc.workspace import Candidate, Workspace
 
-SAME = 1e-6  # 1 - cosine of outputs of a float graph that count as those of the original
+SAME = 1e-8  # squared error over energy of outputs that count as those of the original
+RELAXED: tuple[Relaxation, ...] = (
+    "finite-masks",
+)  # what is tried, and kept where the data shows no difference
 _GLANCE, _SECONDS = 0.3, 1.0  # of timing per model and shape: of all, and of the best
 _FINALISTS = 2
 
@@ -70,19 +73,27 @@ def cleaned_base(work: Workspace, wanted: CleanUp) -> Base:
     try:
         clean, left = cleaning(work, wanted)
         base = Base(cleaned(work, clean), clean, left)
-        drop = worst_drop(base.work.compared(_lowered_float(base.work)))
-    except Exception as error:  # of a library's pass or its result: the graph as it is will do
-        return Base(work, None, {work.name: f"not cleaned up: {error}"})
+        error = base.work.output_error(_lowered_float(base.work))
+    except Exception as failure:  # of a library's pass or its result: the graph as it is will do
+        return Base(work, None, {work.name: f"not cleaned up: {failure}"})
     if not clean.changes:
         return Base(work, None, left)
-    if drop > SAME:
-        return Base(work, None, {work.name: f"not cleaned up: outputs would move by {drop:.2g}"})
+    if error > SAME and clean.relaxed:
+        return cleaned_base(work, wanted.model_copy(update={"accept": ()}))
+    if error > SAME:
+        reason = f"not cleaned up: outputs would move by {error**0.5:.2g} of their size"
+        return Base(work, None, {work.name: reason})
     return base
+
+
+def _wanted(work: Workspace, *, merge: bool) -> CleanUp:
+    """What is not exact for every input only where there is data to check it on."""
+    return CleanUp(merge=merge, accept=RELAXED if work.data.kind == "real" else ())
 
 
 def fused_base(work: Workspace) -> Base:
     """The graph cleaned up where attention becomes one operator; found without timing."""
-    base = cleaned_base(work, CleanUp(merge=False))
+    base = cleaned_base(work, _wanted(work, merge=False))
     fused = base.clean is None or "fuse-attention" in base.clean.changes
     return base if fused else Base(work)
 
@@ -96,7 +107,7 @@ def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
 
     limit: the largest drop. A result is at no shape slower than the original.
     """
-    base = float_base(work, CleanUp(merge=False), NOISE) if recipe.clean else Base(work)
+    base = float_base(work, _wanted(work, merge=False), NOISE) if recipe.clean else Base(work)
     plans = list(_plans(base.work, recipe))
     report = work.report("candidates")
     trials = []
@@ -134,7 +145,7 @@ def _ranked(work: Workspace, trials: Sequence[_Trial], seconds: float) -> list[_
 
 def _merged(work: Workspace, best: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
     """The same kind of plan on the graph in which layers are merged that read one value."""
-    merged = cleaned_base(work, CleanUp(merge=True))
+    merged = cleaned_base(work, _wanted(work, merge=True))
     if merged.clean is None or "merge-parallel" not in merged.clean.changes:
         return []
     entries = best.quantize.values()

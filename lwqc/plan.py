@@ -117,16 +117,22 @@ class Pruning(_Model):
     resizable_outputs: tuple[str, ...] = ()
 
 
+Relaxation = Literal["nan-guards", "finite-masks"]
+
+
 class CleanUp(_Model):
     """The float graph in fewer and faster operators, see `lwqc.cleanup`.
 
-    fuse: attention as one operator. merge: layers that read the same value as one. changes: what
-    changed something, for readers.
+    fuse: attention as one operator. merge: layers that read the same value as one. accept: what is
+    not exact for every input, and was checked on data. changes, relaxed: what changed something,
+    and where something else than exactly the original is computed, for readers.
     """
 
     fuse: bool = True
     merge: bool = True
+    accept: tuple[Relaxation, ...] = ()
     changes: tuple[str, ...] = ()
+    relaxed: tuple[str, ...] = ()
 
 
 Compensation = Literal["none", "mean", "linear"]

@@ -128,10 +128,10 @@ def test_a_candidate_over_the_limit_on_all_data_is_passed_over(net, monkeypatch)
 
 def test_a_graph_that_moves_the_outputs_is_not_taken(monkeypatch):
     job = open_workspace(MODELS / "glyph_vit.onnx", data="random:1")
-    monkeypatch.setattr(module, "worst_drop", lambda divergence: 0.1)
+    monkeypatch.setattr(type(job), "output_error", lambda self, session: 0.01)
     base = module.cleaned_base(job, CleanUp(merge=False))
     assert base.clean is None
-    assert "outputs would move by 0.1" in base.left["glyph_vit.onnx"]
+    assert "outputs would move by 0.1 of their size" in base.left["glyph_vit.onnx"]
 
 
 def test_a_clean_up_that_fails_is_reported(monkeypatch):
@@ -164,3 +164,22 @@ def test_several_shapes_count_alike():
     assert not no_slower([0.4, 1.2])
     assert not no_slower([1.01])
     assert quartile([4.0, 1.0, 3.0, 2.0, 9.0]) == 2.0
+
+
+def test_masks_get_finite_only_where_the_data_shows_no_difference(monkeypatch):
+    from models import stdlib_lm
+
+    feeds = [{k: v[:1, :32] for k, v in next(iter(stdlib_lm.calibration())).items()}]
+    path = MODELS / "stdlib_lm.onnx"
+    base = module.fused_base(open_workspace(path, data=feeds))
+    assert base.clean is not None
+    assert len(base.clean.relaxed) == 1
+    guessed = module.fused_base(open_workspace(path, data="random:1"))
+    assert guessed.clean is not None
+    assert guessed.clean.relaxed == ()
+    job = open_workspace(path, data=feeds)
+    errors = iter([0.01, 0.0])
+    monkeypatch.setattr(type(job), "output_error", lambda self, session: next(errors))
+    again = module.fused_base(job)
+    assert again.clean is not None
+    assert (again.clean.accept, again.clean.relaxed) == ((), ())

@@ -16,16 +16,29 @@ from lwqc.passes.edit import add_constant, insert_before, unique_name
 # this number does the same as the minimum.
 _LOWEST = np.float32(-1e37)
 
+# exp(-103) and less is denormal, and the products with the values then take twice as long. What is
+# this far below the others has no weight in float32, unless scores themselves differ by that much.
+FINITE = np.float32(-50)
+HIDDEN = -1e4
+
 Axis = tuple[ir.Value, int]
 
 
 class AttentionMasks:
-    """Masks made so far: layers share them."""
+    """Masks made so far: layers share them.
 
-    def __init__(self, graph: ir.Graph, shapes: Mapping[str, Sampled]) -> None:
+    finite: stored fills of `HIDDEN` and below become `FINITE`. softened: the masks of which that
+    is true, after use.
+    """
+
+    def __init__(
+        self, graph: ir.Graph, shapes: Mapping[str, Sampled], *, finite: bool = False
+    ) -> None:
         self._graph = graph
         self._shapes = shapes
+        self._finite = finite
         self._made: dict[Hashable, ir.Value] = {}
+        self.softened: dict[str, None] = {}
 
     def broadcasts_tokens(self, core: AttentionCore, lengths: Sequence[Axis]) -> bool:
         """Whether `value` would have to read the numbers of queries and keys."""
@@ -61,7 +74,8 @@ class AttentionMasks:
         """The mask as numbers that are added, none of them float32's minimum."""
         if mask.kind == "add":
             return self._bounded(mask.value, guarded, anchor)
-        zero, fill = self._number(0.0), self._number(float(_bounded(mask.fill)))
+        fill = self._number(float(self._kept(mask.fill, mask.value)))
+        zero = self._number(0.0)
         pair = [zero, fill] if mask.kind == "keep" else [fill, zero]
         return self._once((mask.kind, mask.value, mask.fill), "Where", [mask.value, *pair], anchor)
 
@@ -91,7 +105,7 @@ class AttentionMasks:
 
     def _stored(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
         numbers = tensor.numpy()
-        bounded = _bounded(numbers)
+        bounded = self._kept(numbers, value)
         if np.array_equal(numbers, bounded):
             return value
         key = ("stored", value)
@@ -99,6 +113,15 @@ class AttentionMasks:
             name = unique_name(self._graph, f"{value.name}/bounded")
             self._made[key] = add_constant(self._graph, name, bounded)
         return self._made[key]
+
+    def _kept(self, numbers: np.ndarray | float, mask: ir.Value) -> np.ndarray:
+        """Numbers that the kernel takes, none of them so low that it makes denormal numbers."""
+        bounded = _bounded(numbers)
+        hidden = bounded <= HIDDEN
+        if self._finite and hidden.any():
+            self.softened[mask.name or ""] = None
+            return np.where(hidden, FINITE, bounded)
+        return bounded
 
     def _filled(
         self, value: ir.Value, sizes: Sampled, lengths: Sequence[Axis], anchor: ir.Node

@@ -37,15 +37,20 @@ class FuseAttention(ir.passes.InPlacePass):
         the reshapes and transposes go. It also repeats the heads of keys and values for groups of
         queries, and puts a past in front of them. Rows that are masked completely with -inf give
         0, with and without a repair of their NaN.
+    finite_masks: hidden scores are lowered by 50 instead of by infinity, which is faster. Not
+        exact for rows in which everything is hidden, nor where scores differ by more than 30;
+        `softened` has the masks after a call.
     Refuses: opsets without Attention; scores or probabilities that have other readers, are not
         float32 or have no four known dimensions; masks inside the scale. `left` has the reasons by
         the softmax's output after a call, `fused` the names of what was fused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, finite_masks: bool = False) -> None:
         super().__init__()
+        self._finite = finite_masks
         self.left: dict[str, str] = {}
         self.fused: list[str] = []
+        self.softened: tuple[str, ...] = ()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse all attentions of the main graph."""
@@ -56,10 +61,11 @@ class FuseAttention(ir.passes.InPlacePass):
             reason = f"Attention needs opset {OPSET}"
             self.left |= {core.softmax.outputs[0].name or "": reason for core in cores}
             return ir.passes.PassResult(model, False)
-        masks = AttentionMasks(model.graph, shapes)
+        masks = AttentionMasks(model.graph, shapes, finite=self._finite)
         for core in cores:
             self.fused.append(core.name)
             _fuse(model.graph, core, shapes, masks)
+        self.softened = tuple(masks.softened)
         RemoveUnused()(model)
         if cores:
             TopologicalSortPass()(model)  # all keys and values are made later than before

@@ -314,3 +314,22 @@ def test_opset_is_not_raised_for_operators_that_are_gone():
     if not lift(built).modified:
         assert lift.refused
         assert [n.op_type for n in built.graph] == before
+
+
+@pytest.mark.parametrize("mask", ["inf", "lowest", "chosen", "dropped"])
+def test_hidden_scores_may_be_finite(mask):
+    built, given = net(mask=mask), feeds()
+    expected, rewrite = run(built, given), FuseAttention(finite_masks=True)
+    rewrite(built)
+    assert len(rewrite.softened) == 1
+    stored = [v.const_value for v in built.graph.initializers.values() if v.const_value is not None]
+    assert min(float(t.numpy().min()) for t in stored if t.dtype == ir.DataType.FLOAT) == -50
+    np.testing.assert_allclose(Session(built)(given)["y"], expected, rtol=0, atol=1e-6)
+
+
+def test_a_bias_is_no_mask_to_be_softened():
+    built, rewrite = net(mask="computed"), FuseAttention(finite_masks=True)
+    expected, given = run(built, feeds()), feeds()
+    rewrite(built)
+    assert rewrite.softened == ()
+    np.testing.assert_allclose(Session(built)(given)["y"], expected, rtol=0, atol=1e-6)
