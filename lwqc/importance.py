@@ -9,10 +9,9 @@ import numpy as np
 
 from lwqc.backends.session import statistics_session
 from lwqc.graph.branches import Branch, residual_branches
+from lwqc.scores.branches.similarity import branch_effects
 from lwqc.scores.position import wants_more_bits
 from lwqc.scores.zero_deviation import zd
-from lwqc.stats.collect import collect
-from lwqc.stats.token_cosine import TokenCosine
 from lwqc.workspace import Workspace
 
 
@@ -29,11 +28,12 @@ def layer_importance(work: Workspace, score: Literal["lim", "zd", "position"]) -
     branches = residual_branches(work.model.graph)
     if score == "position":
         return _by_position(work, branches)
-    cosines = [_cosine(branch) for branch in branches]
-    found = collect(work.model, cosines, work.data, statistics_session)
-    inside = {node: c for branch, c in zip(branches, cosines, strict=True) for node in branch.nodes}
+    effects = branch_effects(
+        work.model, {b.name: [b] for b in branches}, work.data, statistics_session
+    )
+    inside = {node: branch.name for branch in branches for node in branch.nodes}
     return {
-        site.name: found[inside[site.uses[0].node]].lim
+        site.name: effects[inside[site.uses[0].node]].lim
         for site in work.analysis.sites
         if site.uses[0].node in inside
     }
@@ -47,8 +47,3 @@ def _by_position(work: Workspace, branches: Sequence[Branch]) -> dict[str, float
         if wants_more_bits(i // 2, len(filled) // 2):  # attention and MLP make one layer
             result[names[-1]] = 1.0
     return result
-
-
-def _cosine(branch: Branch) -> TokenCosine:
-    image = branch.stream.shape is not None and len(branch.stream.shape) == 4
-    return TokenCosine(branch.stream.name or "", branch.output.name or "", 1 if image else -1)

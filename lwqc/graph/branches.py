@@ -10,6 +10,7 @@ from functools import cached_property
 import onnx_ir as ir
 
 from lwqc.graph.dataflow import SHAPE_ONLY, Dataflow
+from lwqc.graph.shapes import known_equal
 from lwqc.graph.weights import trace_weight
 
 _JOINS = frozenset({"Add", "Sum"})
@@ -244,13 +245,13 @@ class _Finder:
                     if not (user in carriers or user in allowed or user.op_type in SHAPE_ONLY):
                         return f"{value.name}, inside the branch, is also read by {_label(user)}"
         output = term.add.outputs[0]
-        if _known_equal(stream, output) is False:
+        if known_equal(stream, output) is False:
             return f"changes the stream's shape from {stream.shape} to {output.shape}"
         return ""
 
     def _is_stream(self, stream: ir.Value, output: ir.Value) -> bool:
         """Whether a layer computes it, or it has the shape of the sum; a mask is neither."""
-        return bool(self._layers_before(stream)) or _known_equal(stream, output) is True
+        return bool(self._layers_before(stream)) or known_equal(stream, output) is True
 
     def _branch(self, stream: ir.Value, term: _Term, nodes: tuple[ir.Node, ...]) -> Branch:
         output, entry = term.add.outputs[0], self._entry(stream, term.value)
@@ -331,18 +332,6 @@ def _roots(value: ir.Value) -> list[ir.Value]:
         else:
             break
     return found
-
-
-def _known_equal(a: ir.Value, b: ir.Value) -> bool | None:
-    """Whether the model says that two shapes are equal or differ; None where it does not know."""
-    if a.shape is None or b.shape is None:
-        return None
-    if a.shape.rank() != b.shape.rank():
-        return False
-    pairs = list(zip(a.shape, b.shape, strict=True))
-    if any(isinstance(x, int) and isinstance(y, int) and x != y for x, y in pairs):
-        return False
-    return True if all(x == y and str(x) != "None" for x, y in pairs) else None
 
 
 def _label(node: ir.Node) -> str:

@@ -74,15 +74,3 @@ def _comparable(attribute: ir.Attr) -> Hashable:
         tensor = attribute.value
         return tensor.dtype, static_shape(tensor), tensor.tobytes()
     return attribute.value if attribute.type in _SINGLE else id(attribute)
-
-
-def known_equal(a: ir.Value, b: ir.Value, axis: int) -> bool:
-    """Whether the model says that two shapes are equal on all axes but one."""
-    if a.shape is None or b.shape is None or a.shape.rank() != b.shape.rank():
-        return False
-    rest = range(a.shape.rank())
-    return all(
-        a.shape[i] == b.shape[i] and str(a.shape[i]) != "None"
-        for i in rest
-        if i - len(rest) != axis
-    )

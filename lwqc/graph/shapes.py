@@ -223,3 +223,20 @@ def named_sizes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[st
         for axis, dim in enumerate(value.shape)
         if not isinstance(dim, int)
     }
+
+
+def known_equal(a: ir.Value, b: ir.Value, but: int | None = None) -> bool | None:
+    """Whether the model says that two shapes are equal or differ; None where it does not know.
+
+    but: an axis that does not count.
+    """
+    if a.shape is None or b.shape is None:
+        return None
+    rank = a.shape.rank()
+    if rank != b.shape.rank():
+        return False
+    skipped = None if but is None else but % max(rank, 1)
+    pairs = [(a.shape[i], b.shape[i]) for i in range(rank) if i != skipped]
+    if any(isinstance(x, int) and isinstance(y, int) and x != y for x, y in pairs):
+        return False
+    return True if all(x == y and str(x) != "None" for x, y in pairs) else None

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from lwqc.graph.mergeable import Layer, known_equal, mergeable
+from lwqc.graph.mergeable import Layer, mergeable
+from lwqc.graph.shapes import known_equal
 from lwqc.graph.sums import sums, terms
 from lwqc.graph.twins import Joined, Stacked, Twins, extended, join_layers
 from lwqc.graph.weights import trace_weight, weight_shape

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.graph.branches import LINEAR, Branch, find_branches
 from lwqc.graph.dataflow import SHAPE_ONLY, Dataflow
+from lwqc.graph.shapes import known_equal
 from lwqc.passes.edit import (
     add_constant,
     float_type,
@@ -232,7 +233,7 @@ class _Caches:
             in_use = value in kept or (
                 value not in self.owned and any(n in alive for n in value.consumers())
             )
-            if value is not source and in_use and _same_named_shape(source, value):
+            if value is not source and in_use and known_equal(source, value):
                 return value
         return None
 
@@ -272,10 +273,3 @@ def _alive(graph: ir.Graph) -> set[ir.Node]:
     """Nodes that an output depends on."""
     flow = Dataflow(graph)
     return {node for output in graph.outputs for node in flow.ancestors(output)}
-
-
-def _same_named_shape(a: ir.Value, b: ir.Value) -> bool:
-    if a.shape is None or b.shape is None or a.shape.rank() != b.shape.rank():
-        return False
-    pairs = zip(a.shape, b.shape, strict=True)
-    return all(x == y and str(x) != "None" for x, y in pairs)

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
-_DAMP = 0.01  # of the mean eigenvalue (SliceGPT)
 
 
 class Basis(Protocol):
@@ -52,15 +51,14 @@ class Orthogonal:
         return np.moveaxis(moved @ self.matrix, -1, axis)
 
 
-def principal(gram: NDArray[np.floating], damp: float = _DAMP) -> Matrix:
+def principal(gram: NDArray[np.floating]) -> Matrix:
     """Eigenvectors [D, D] of a Gram matrix [D, D] as columns, the largest eigenvalue first.
 
-    damp: share of the mean eigenvalue that is added to all. Signs are fixed: the largest entry of
-    a column is positive. Source: SliceGPT (2401.15024), section 3.3.
+    Signs are fixed: the largest entry of a column is positive. The source damps the matrix first,
+    which changes no eigenvector. Source: SliceGPT (2401.15024), section 3.3.
     """
     symmetric = np.asarray(gram, np.float64)
     symmetric = (symmetric + symmetric.T) / 2
-    damped = symmetric + damp * np.diagonal(symmetric).mean() * np.eye(len(symmetric))
-    columns: Matrix = np.linalg.eigh(damped)[1][:, ::-1]
+    columns: Matrix = np.linalg.eigh(symmetric)[1][:, ::-1]
     largest = np.abs(columns).argmax(axis=0)
     return columns * np.where(columns[largest, np.arange(len(columns))] < 0, -1.0, 1.0)

@@ -12,12 +12,12 @@ import onnx_ir as ir
 import pytest
 
 from lwqc.errors import InputError
+from lwqc.stats.branch_effect import BranchEffect
 from lwqc.stats.collect import collect, instrument
 from lwqc.stats.histogram import Histogram
 from lwqc.stats.min_max import MinMax
 from lwqc.stats.moments import Moments
 from lwqc.stats.shapes import Shapes
-from lwqc.stats.token_cosine import TokenCosine
 
 from .conftest import parse, runner
 
@@ -60,7 +60,7 @@ def test_opsets(opset):
         "g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }"
     )
     x = np.arange(8, dtype=np.float32).reshape(2, 4) - 3
-    wanted = [MinMax("y"), Moments("y", 1), TokenCosine("x", "y"), Histogram("y")]
+    wanted = [MinMax("y"), Moments("y", 1), BranchEffect("x", output="y"), Histogram("y")]
     found = collect(model, wanted, [{"x": x}], runner)
     assert found[MinMax("y")].high == 4
     assert found[Moments("y", 1)].total.tolist() == [1, 2, 3, 4]
@@ -91,14 +91,15 @@ def test_empty_samples_change_nothing():
         "g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }"
     )
     empty, full = np.zeros((0, 4), np.float32), np.arange(4, dtype=np.float32).reshape(1, 4)
-    wanted = [MinMax("y"), Moments("y"), Moments("y", 1), Histogram("y"), TokenCosine("x", "y")]
+    same = BranchEffect("x", output="y")
+    wanted = [MinMax("y"), Moments("y"), Moments("y", 1), Histogram("y"), same]
     found = collect(model, wanted, [{"x": a} for a in (empty, full, empty)], runner)
     assert (found[MinMax("y")].low, found[MinMax("y")].high) == (0, 3)
     assert found[MinMax("y")].finite
     assert found[Moments("y")].count == 4
     assert found[Moments("y", 1)].absmax.tolist() == [0, 1, 2, 3]
     assert found[Histogram("y")].counts.sum() == 4
-    assert found[TokenCosine("x", "y")].count == 1
+    assert found[same].count == 1
 
 
 def test_values_inside_a_body_are_refused(images):

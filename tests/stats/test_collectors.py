@@ -7,6 +7,7 @@ import pytest
 
 from lwqc.errors import InputError
 from lwqc.quant.activation import activation_grid
+from lwqc.stats.branch_effect import BranchEffect
 from lwqc.stats.collect import collect
 from lwqc.stats.gram import Gram
 from lwqc.stats.histogram import Histogram
@@ -14,7 +15,6 @@ from lwqc.stats.min_max import MinMax
 from lwqc.stats.moments import Moments
 from lwqc.stats.quantization_error import QuantizationError
 from lwqc.stats.shapes import Shapes
-from lwqc.stats.token_cosine import TokenCosine
 
 from .conftest import VALUES, capture, parse, runner
 
@@ -145,31 +145,6 @@ def test_gram_of_a_tensor_of_rank_three():
     np.testing.assert_allclose(found.matrix, rows.T @ rows, rtol=SUM_RTOL)
 
 
-@pytest.mark.parametrize("axis", [1, -1, None])
-def test_token_cosine(conv_net, images, axis):
-    wanted = TokenCosine("r1", "r2", axis)
-    found = collect(conv_net, [wanted], images, runner)[wanted]
-    cosines = []
-    for run in capture(conv_net, ["r1", "r2"], images):
-        a, b = (run[n].astype(np.float64) for n in ("r1", "r2"))
-        if axis is None:
-            a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-        along = 1 if axis is None else axis
-        norms = np.linalg.norm(a, axis=along) * np.linalg.norm(b, axis=along)
-        cosines.append(
-            (np.divide((a * b).sum(along), norms, out=norms * 0, where=norms > 0)).ravel()
-        )
-    exact = np.concatenate(cosines)
-    assert found.count == exact.size
-    assert found.mean == pytest.approx(exact.mean(), abs=1e-5)
-    assert found.lim == -found.mean
-
-
-def test_token_cosine_refuses_other_shapes(conv_net, images):
-    with pytest.raises(InputError, match="equal shapes"):
-        collect(conv_net, [TokenCosine("x", "y")], images, runner)
-
-
 def test_shapes(conv_net, images):
     found = collect(conv_net, [Shapes("x"), Shapes("y")], images, runner)
     assert found[Shapes("x")].largest == (3, 3, 48, 48)
@@ -185,7 +160,7 @@ def test_shapes(conv_net, images):
         Histogram("s"),
         QuantizationError("s", ((-1.0, 1.0), (0.0, 3.0))),
         Gram("f"),
-        TokenCosine("r1", "r2", 1),
+        BranchEffect("r1", output="r2", axis=1),
         Shapes("s"),
     ],
     ids=lambda c: type(c).__name__,

@@ -10,6 +10,7 @@ import pytest
 
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
+from lwqc.stats.branch_effect import BranchEffect
 from lwqc.stats.collect import collect
 from lwqc.stats.crossing import Crossing
 from lwqc.stats.gram import Gram
@@ -17,7 +18,6 @@ from lwqc.stats.min_max import MinMax
 from lwqc.stats.moments import Moments
 from lwqc.stats.segmented_run import SegmentedRun, collect_in_segments
 from lwqc.stats.segments import split
-from lwqc.stats.token_cosine import TokenCosine
 
 from ..zoo.materialize import materialize, sample_inputs
 from .conftest import parse, runner
@@ -132,11 +132,13 @@ def test_zoo(name):
 def test_skip_connections_and_ragged_batches(max_bytes, images):
     model = unet()
     names = [v.name for n in model.graph for v in n.outputs] + ["x"]
-    wanted = [c(n) for n in names for c in (MinMax, Moments)] + [TokenCosine("ra", "a", 1)]
+    wanted = [c(n) for n in names for c in (MinMax, Moments)] + [
+        BranchEffect("ra", output="a", axis=1)
+    ]
     found = collect_in_segments(model, wanted, images, runner, max_bytes, held_bytes=100_000)
     whole = collect(model, wanted, images, runner)
     same(found, whole, names)
-    assert found[wanted[-1]].mean == pytest.approx(whole[wanted[-1]].mean, 1e-6)
+    assert found[wanted[-1]].cosine == pytest.approx(whole[wanted[-1]].cosine, 1e-6)
 
 
 @pytest.mark.parametrize("max_bytes", [1, 64, 128, 1 << 30])
