@@ -52,7 +52,15 @@ def uniform(
             site,
             chain(
                 _float_wishes(kind, block),
-                _wishes(site, bits, activations, block, symmetric, site.name in refused),
+                _wishes(
+                    site,
+                    bits,
+                    activations,
+                    block,
+                    symmetric,
+                    site.name in refused,
+                    work.target.integer_bits,
+                ),
             ),
         )
         if isinstance(entry, str):
@@ -92,13 +100,14 @@ def _wishes(
     block: int | None,
     symmetric: bool,
     no_static: bool,
+    integer_bits: int,
 ) -> Iterator[SiteEntry]:
     """Entries for a site, the closest to the request first."""
     linear = site.ops <= {"MatMul", "Gemm"}
     if bits == 8 and activations != "none" and not no_static:
-        yield SiteEntry(weight=WeightFormat(8), activation=activations)
+        yield SiteEntry(weight=WeightFormat(integer_bits), activation=activations)
         if activations == "static" and linear:
-            yield SiteEntry(weight=WeightFormat(8), activation="dynamic")
+            yield SiteEntry(weight=WeightFormat(integer_bits), activation="dynamic")
     if site.ops <= {"MatMul", "Gemm", "Gather"}:
         weight_only: Activations = "dynamic" if activations == "dynamic" and linear else "none"
         usual = WeightFormat(bits, 128 if bits == 8 else 32, symmetric, "float16")
@@ -179,7 +188,7 @@ def weight_only(work: Workspace, plan: Plan, sites: Iterable[str]) -> Plan:
     entries, kept = dict(plan.quantize), dict(plan.kept_float)
     for name in sites:
         site = work.sites[name]
-        entry = _first_legal(work, site, _wishes(site, 8, "none", None, True, False))
+        entry = _first_legal(work, site, _wishes(site, 8, "none", None, True, False, 8))
         if isinstance(entry, str):
             del entries[name]
             kept[name] = entry

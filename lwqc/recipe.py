@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lwqc.errors import InputError
 from lwqc.plan import Compensation, Format
-from lwqc.quant.formats import BITS, Kind, WeightFormat
+from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
+
+_BITS = (2, 3, 4, 8)  # of weights, where the user chooses
 
 
 class PruneRecipe(BaseModel):
@@ -198,7 +200,7 @@ def uniform_recipe(
 ) -> Recipe:
     """One format for all sites. Raises InputError for values outside the schema."""
     for option, value, known in (
-        ("bits", bits, BITS),
+        ("bits", bits, _BITS),
         ("activations", activations, ("none", "dynamic", "static")),
         ("ranges", ranges, ("minmax", "percentile", "mse", "entropy")),
         ("method", method, METHODS),

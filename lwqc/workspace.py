@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lwqc import io
 from lwqc.backends.cpu import CpuTarget
+from lwqc.backends.cpu_rules import RULES
 from lwqc.backends.session import Loadable, Session
 from lwqc.backends.target import Lowered
 from lwqc.cleanup import Cleaned
@@ -29,7 +30,10 @@ from lwqc.site_grams import SiteGrams
 from lwqc.stats.divergence import Divergence, OutputMeter
 
 Feeds = Mapping[str, NDArray[Any]]
-TARGETS = {"cpu": CpuTarget}
+TARGETS: Mapping[str, Callable[[], CpuTarget]] = {
+    "cpu": CpuTarget,  # by what this processor can do
+    **{name: partial(CpuTarget, rules) for name, rules in RULES.items()},
+}
 _HALF = (0.02, 6e4)  # peaks of weights whose scales are normal float16 numbers at any bits
 _LARGE_BYTES = 1_000_000_000  # from here on memory counts more than encoding twice
 _SEARCH_BATCHES = 4  # batches that candidates are compared on while searching

@@ -12,6 +12,7 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
+from lwqc.backends.cpu_rules import CpuRules, probed
 from lwqc.backends.session import optimized_graph
 from lwqc.backends.target import Form, Lowered, illegal
 from lwqc.graph.integer_flow import integer_flow
@@ -47,7 +48,15 @@ REWRITES: Mapping[str, type[ir.passes.InPlacePass]] = {"residual-sum": ResidualS
 class CpuTarget:
     """Forms, lowering and checks for the CPU."""
 
-    name = "cpu"
+    def __init__(self, rules: CpuRules | None = None) -> None:
+        """rules: for another processor than this one."""
+        self.rules = rules or probed()
+        self.name = self.rules.name
+
+    @property
+    def integer_bits(self) -> Literal[7, 8]:
+        """Bits of weights that meet 8-bit activations."""
+        return self.rules.weight_bits
 
     def form(self, site: Site, entry: SiteEntry, opset: int) -> Form | str:
         """How the entry runs on the CPU, or why it cannot."""
@@ -59,7 +68,7 @@ class CpuTarget:
     def _form(self, site: Site, entry: SiteEntry) -> Form | str:
         fmt = entry.weight
         if entry.activation != "none" and fmt.block is None:
-            return _integer_form(site, entry)
+            return _integer_form(site, entry, self.rules)
         if site.ops <= _BLOCK_OPS and fmt.block is not None:
             return _block_form(site, entry)
         if fmt.kind != "int":
@@ -121,9 +130,9 @@ class CpuTarget:
         }
         passes: list[ir.passes.InPlacePass] = [REWRITES[name]() for name in plan.rewrites]
         passes += [
-            InsertQdq(by_form["conv"], plan.activations, weights),
+            InsertQdq(by_form["conv"], plan.activations, weights, signed=self.rules.signed),
             SideBranch(plan.quantize, weights),  # convolutions have none
-            IntegerMatMul(by_form["integer"], plan.activations, weights),
+            IntegerMatMul(by_form["integer"], plan.activations, weights, signed=self.rules.signed),
             *([IntegerBias()] if by_form["integer"] else []),
             BlockQuantize(by_form["block"], weights),
             Bnb4(by_form["float4"], weights),
@@ -168,9 +177,11 @@ def _refused(form: Form | str) -> bool:
     return form not in _KERNELS
 
 
-def _integer_form(site: Site, entry: SiteEntry) -> Form | str:
+def _integer_form(site: Site, entry: SiteEntry, rules: CpuRules) -> Form | str:
     fmt = entry.weight
-    if (fmt.bits, fmt.symmetric, fmt.scale) != (8, True, "float32"):
+    if fmt.bits == 8 and rules.weight_bits < 8:
+        return "sums of 8-bit products saturate on this processor (no VNNI): weights need 7 bits"
+    if fmt.bits not in (7, 8) or (fmt.symmetric, fmt.scale) != (True, "float32"):
         return "integer kernels need symmetric 8-bit weights with one float32 scale per channel"
     if any(not is_float32(use.node.inputs[use.index]) for use in site.uses):
         return "integer kernels need a float32 model"

@@ -9,7 +9,7 @@ import typer
 
 Model = Annotated[Path, typer.Argument(help="ONNX model", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="where to write the result")]
-Target = Annotated[str, typer.Option(help="cpu")]
+Target = Annotated[str, typer.Option(help="cpu (this processor), cpu-vnni, cpu-avx2 or cpu-arm")]
 DataOption = Annotated[
     str | None,
     typer.Option("--data", help=".npz, .npy, a folder of .npz, module:callable or random[:N]"),

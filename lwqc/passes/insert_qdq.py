@@ -19,7 +19,7 @@ from lwqc.quant.activation import activation_grid
 class InsertQdq(ir.passes.InPlacePass):
     """Quantize convolutions and the operators between them.
 
-    Matches: Conv sites with a per-channel 8-bit entry and static activations.
+    Matches: Conv sites with a per-channel entry of 7 or 8 bits and static activations.
     Rewrites to: DequantizeLinear of int8 weights (axis 0), and a QuantizeLinear/DequantizeLinear
     pair on every tensor that `integer_flow` finds; all readers of such a tensor see the pair.
     Refuses (leaves float) convolutions that `integer_flow` refuses.
@@ -30,8 +30,12 @@ class InsertQdq(ir.passes.InPlacePass):
         entries: Mapping[str, SiteEntry],
         ranges: Mapping[str, ActivationRange],
         weights: EncodedWeights,
+        *,
+        signed: bool = False,
     ) -> None:
+        """signed: activations are int8."""
         super().__init__()
+        self._signed = signed
         self._entries = entries
         self._ranges = ranges
         self._weights = weights
@@ -83,7 +87,7 @@ class InsertQdq(ir.passes.InPlacePass):
         observed = self._ranges[name]
         grid = activation_grid(observed.low, observed.high)
         scale = add_constant(graph, f"{name}/u8_scale", np.float32(grid.scale))
-        return scale, add_constant(graph, f"{name}/u8_zero", np.uint8(grid.zero))
+        return scale, add_constant(graph, f"{name}/u8_zero", grid.stored_zero(signed=self._signed))
 
 
 def _insert_pair(graph: ir.Graph, value: ir.Value, scale: ir.Value, zero: ir.Value) -> None:

@@ -19,10 +19,11 @@ from lwqc.quant.grid import Encoded
 class IntegerMatMul(ir.passes.InPlacePass):
     """Multiply 8-bit activations with 8-bit weights.
 
-    Matches: sites used by MatMul and Gemm with a per-channel 8-bit entry and dynamic or static
-    activations. Rewrites to: DynamicQuantizeLinear (or QuantizeLinear with the calibrated range),
-    once per activation tensor, and com.microsoft MatMulIntegerToFloat with signed weights [K, N].
-    The runtime fuses a DynamicQuantizeLinear with a single reader into DynamicQuantizeMatMul.
+    Matches: sites used by MatMul and Gemm with a per-channel entry of 7 or 8 bits and dynamic or
+    static activations. Rewrites to: DynamicQuantizeLinear, or QuantizeLinear with the calibrated
+    range, once per activation tensor, and com.microsoft MatMulIntegerToFloat with signed weights
+    [K, N]. The runtime fuses a DynamicQuantizeLinear with a single reader into
+    DynamicQuantizeMatMul.
     """
 
     def __init__(
@@ -30,8 +31,12 @@ class IntegerMatMul(ir.passes.InPlacePass):
         entries: Mapping[str, SiteEntry],
         ranges: Mapping[str, ActivationRange],
         weights: EncodedWeights,
+        *,
+        signed: bool = False,
     ) -> None:
+        """signed: static activations are int8."""
         super().__init__()
+        self._signed = signed
         self._entries = entries
         self._ranges = ranges
         self._weights = weights
@@ -108,18 +113,21 @@ class IntegerMatMul(ir.passes.InPlacePass):
         grid = activation_grid(observed.low, observed.high)
         name = f"{value.name}/a8"
         scale = add_constant(graph, f"{name}_scale", np.float32(grid.scale))
-        zero = add_constant(graph, f"{name}_zero", np.uint8(grid.zero))
+        zero = add_constant(graph, f"{name}_zero", grid.stored_zero(signed=self._signed))
         (quantized,) = insert_before(node, "QuantizeLinear", [value, scale, zero], [name])
         return quantized, scale, zero
 
 
+_EIGHT = (ir.DataType.UINT8, ir.DataType.INT8)
+
+
 def _codes_of(value: ir.Value) -> tuple[ir.Value, ...] | None:
-    """Codes, scale and zero point of a tensor that was dequantized from uint8 just before."""
+    """Codes, scale and zero point of a tensor that was dequantized from 8 bits just before."""
     node = value.producer()
     if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) != 3:
         return None
     codes, scale, zero = node.inputs
-    if codes is None or scale is None or zero is None or zero.dtype != ir.DataType.UINT8:
+    if codes is None or scale is None or zero is None or zero.dtype not in _EIGHT:
         return None
     return (codes, scale, zero) if zero.shape is not None and not len(zero.shape) else None
 

@@ -14,6 +14,10 @@ class ActivationGrid:
     scale: float
     zero: int
 
+    def stored_zero(self, *, signed: bool) -> np.uint8 | np.int8:
+        """The zero point; signed: of the same grid with all codes 128 lower, as int8."""
+        return np.int8(self.zero - 128) if signed else np.uint8(self.zero)
+
 
 def activation_grid(low: float, high: float) -> ActivationGrid:
     """The uint8 grid that covers [low, high] and represents 0 exactly.

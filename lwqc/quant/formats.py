@@ -10,7 +10,8 @@ from lwqc.errors import InputError
 
 Kind = Literal["int", "nf4", "fp4"]
 ScaleType = Literal["float32", "float16"]
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 7, 8)
+_STORED_IN = {3: 4, 7: 8}
 BLOCKS = (16, 32, 64, 128, 256)
 SCALE_BYTES: dict[ScaleType, int] = {"float32": 4, "float16": 2}
 _NAME = re.compile(r"(?:w(\d)|(nf4|fp4))(?:b(\d+)|c)(a?)(h?)")
@@ -22,7 +23,7 @@ _FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0}
 class WeightFormat:
     """How a weight seen as a matrix [N outputs, K inputs] is stored.
 
-    bits: bits per code, one of `BITS`.
+    bits: bits per code, one of `BITS`; 7 are for integer kernels that would overflow with 8.
     block: consecutive inputs that share a scale (one of `BLOCKS`), or None for one scale per
         output channel. Scales are [N, ceil(K / block)] or [N, 1].
     symmetric: no zero point is stored; code `implicit_zero` means 0.
@@ -41,6 +42,8 @@ class WeightFormat:
             raise InputError(f"format: bits must be one of {BITS}, got {self.bits}")
         if self.block is not None and self.block not in BLOCKS:
             raise InputError(f"format: block must be one of {BLOCKS} or None, got {self.block}")
+        if self.bits == 7 and (self.block is not None or not self.symmetric):
+            raise InputError("format: 7 bits have one scale per channel and no zero point")
         if self.kind != "int" and (self.bits != 4 or self.block is None or not self.symmetric):
             raise InputError(f"format: {self.kind} has 4 bits, a block and no zero point")
 
@@ -66,8 +69,8 @@ class WeightFormat:
 
     @property
     def storage_bits(self) -> int:
-        """Bits that a code takes: no operator reads 3-bit codes, so these are stored in 4."""
-        return 4 if self.bits == 3 else self.bits
+        """Bits that a code takes: no operator reads codes of 3 or 7 bits; they take 4 and 8."""
+        return _STORED_IN.get(self.bits, self.bits)
 
     @property
     def implicit_zero(self) -> int:

@@ -24,6 +24,7 @@ _TRIALS = {
     3: (1.0, *np.linspace(0.88, 1.45, 16)),
     4: (1.0, *np.linspace(0.9, 1.3, 16)),
     8: (1.0, *np.linspace(0.99, 1.08, 10)),
+    7: (1.0, *np.linspace(0.99, 1.08, 10)),
 }
 _LEAST = np.float32(1e-6)  # importance, in steps: for blocks of zeros
 

@@ -24,7 +24,13 @@ OPSET = 20
 ROWS = 3
 SHAPES = {"even": (16, 8), "odd": (33, 7), "narrow": (96, 5), "ragged": (250, 12), "wide": (256, 4)}
 OPERATORS = ["MatMul", "Gemm", "GemmT", "Gather", "Conv"]
-FORMATS = [WeightFormat(b, k, s) for b in BITS for k in (*BLOCKS, None) for s in (True, False)]
+FORMATS = [
+    WeightFormat(b, k, s)
+    for b in BITS
+    for k in (*BLOCKS, None)
+    for s in (True, False)
+    if b != 7 or (k is None and s)
+]
 FORMATS += [WeightFormat(4, b, kind=k) for k in ("nf4", "fp4") for b in BLOCKS]
 ACTIVATIONS = ["none", "dynamic"]
 INDEX = np.array([[0, 3, 1]])
@@ -147,7 +153,7 @@ def test_how_many_cells_are_legal():
                 illegal[op] += len(reasons)
     print("legal:", dict(legal), "illegal:", dict(illegal))
     assert sum((legal + illegal).values()) == 5 * len(FORMATS) * 2 * len(SHAPES)
-    assert legal == {"MatMul": 461, "Gemm": 461, "GemmT": 461, "Gather": 168, "Conv": 240}
+    assert legal == {"MatMul": 471, "Gemm": 471, "GemmT": 471, "Gather": 173, "Conv": 245}
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

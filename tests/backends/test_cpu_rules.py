@@ -1,0 +1,99 @@
+"""Integers are stored as each processor's kernels need them, whichever processor this is."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import lwqc
+from lwqc.backends.cpu import CpuTarget
+from lwqc.backends.cpu_rules import ARM, AVX2, RULES, VNNI, probed
+from lwqc.backends.session import Session
+from lwqc.errors import InputError
+from lwqc.graph.sites import find_sites
+from lwqc.plan import SiteEntry
+from lwqc.quant.formats import WeightFormat
+from models import digits, stdlib_lm
+from models.training import FOLDER
+
+STORED = {"cpu-vnni": (-128, 127), "cpu-avx2": (-64, 63), "cpu-arm": (-128, 127)}
+LARGEST_PAIR = 2**15 - 1  # of two products, where they are summed in 16 bits
+
+
+def codes(model: ir.Model) -> list[np.ndarray]:
+    stored = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    return [t.numpy() for t in stored if t.dtype == ir.DataType.INT8 and len(t.shape) > 1]
+
+
+def zero_types(model: ir.Model) -> set[ir.DataType | None]:
+    nodes = [n for n in model.graph if n.op_type == "QuantizeLinear"]
+    return {n.inputs[2].dtype for n in nodes if n.inputs[2] is not None}
+
+
+@pytest.mark.parametrize("target", RULES)
+def test_a_convolution_network(target):
+    done = lwqc.compress(
+        digits.MODEL,
+        target=target,
+        recipe="w8a8-static",
+        data=list(digits.calibration()),
+        metric=digits.accuracy,
+    )
+    low, high = STORED[target]
+    found = codes(done.model)
+    assert found
+    assert min(int(c.min()) for c in found) >= low
+    assert low / 2 > min(int(c.min()) for c in found) or high / 2 < max(int(c.max()) for c in found)
+    assert max(int(c.max()) for c in found) <= high
+    signed = target == "cpu-arm"
+    assert zero_types(done.model) == {ir.DataType.INT8 if signed else ir.DataType.UINT8}
+    assert done.plan.target == target
+    assert digits.accuracy(Session(done.model)) > 0.985
+
+
+@pytest.mark.parametrize("target", RULES)
+def test_a_decoder(target, tmp_path):
+    feeds = [{k: v[:1, :64] for k, v in next(iter(stdlib_lm.calibration())).items()}]
+    path = FOLDER / "stdlib_lm.onnx"
+    done = lwqc.compress(path, target=target, recipe="w8a8-static", data=feeds)
+    report = done.save(tmp_path / "o.onnx")
+    assert report.divergence["logits"].cosine_mean > 0.99
+    assert {row.kernel for row in report.sites} >= {"MatMulInteger"}
+    low, high = STORED[target]
+    assert all(low <= c.min() and c.max() <= high for c in codes(done.model))
+
+
+def test_pairs_of_products_do_not_saturate_without_vnni():
+    low, high = STORED["cpu-avx2"]
+    assert 2 * 255 * max(-low, high) <= LARGEST_PAIR < 2 * 255 * 127
+
+
+def test_eight_bits_are_refused_without_vnni():
+    site = next(iter(find_sites(lwqc.load(digits.MODEL)).sites))
+    entry = SiteEntry(weight=WeightFormat(8), activation="static")
+    reason = CpuTarget(AVX2).form(site, entry, 20)
+    assert "saturate" in reason
+    assert CpuTarget(AVX2).refuses(reason)
+    seven = SiteEntry(weight=WeightFormat(7), activation="static")
+    assert CpuTarget(AVX2).form(site, seven, 20) == CpuTarget(VNNI).form(site, entry, 20)
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "rules"),
+    [
+        ("x86_64", {"avx2", "avx512f", "avx512_vnni"}, VNNI),
+        ("x86_64", {"avx2", "avx_vnni"}, VNNI),
+        ("x86_64", {"avx2", "avx512f"}, AVX2),
+        ("aarch64", set(), ARM),
+        ("arm64", {"asimddp"}, ARM),
+        ("riscv64", set(), VNNI),
+    ],
+)
+def test_processors_are_told_apart(machine, flags, rules):
+    assert probed(machine, frozenset(flags)) is rules
+
+
+def test_an_unknown_processor():
+    with pytest.raises(InputError, match="cpu-avx2"):
+        lwqc.compress(digits.MODEL, target="cpu-6502")
