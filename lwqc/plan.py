@@ -165,6 +165,30 @@ class SlicedStream(_Model):
     shared: bool = False
 
 
+class Floats(_Model):
+    """The float type to compute in, see `lwqc.passes.convert_floats`.
+
+    keep: node, by the name of its first output -> why it stays in float32. clamp: finite stored
+    numbers beyond it are moved to it. boundary: graph inputs and outputs get the type as well.
+    """
+
+    dtype: Literal["float16", "bfloat16"]
+    keep: dict[str, str] = Field(default_factory=dict)
+    clamp: float | None = None
+    boundary: bool = False
+
+
+class SparseEntry(_Model):
+    """2:4 sparsity of one weight: of every 4 consecutive inputs of an output, 2 are zero.
+
+    method: how the zeros are chosen, see `quant.sparse`; `sparsegpt` looks at the data. refine:
+    zeros are exchanged while that lowers the mean error at the output.
+    """
+
+    method: Literal["magnitude", "sparsegpt"] = "magnitude"
+    refine: bool = False
+
+
 class Transforms(_Model):
     """Rewrites that leave the outputs: first streams are rotated, then channels scaled.
 
@@ -183,10 +207,11 @@ class Transforms(_Model):
 class Plan(_Model):
     """Everything lwqc will do to one model.
 
-    What is done, in this order. clean: the graph is cleaned up. remove: residual branches.
-    parallel: branches that are fed from the same stream and merged. slice: streams that get
+    What is done, in this order. restore: quantized operators become float ones again, see
+    `lwqc.restored`. clean: the graph is cleaned up. remove: residual branches. parallel: branches that are fed from the same stream and merged. slice: streams that get
     narrower. prune: channels to remove. transforms: what leaves the outputs as they are.
-    quantize: site name -> entry. activations: tensor name -> range, for static sites.
+    sparse: site name -> entry. quantize: site name -> entry. activations: tensor name -> range, for
+    static sites. floats: the type to compute in, None for the model's own.
     rewrites: names of exact graph rewrites the target asked for, in order.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     sequential: each layer is quantized for what the quantized layers before it give.
@@ -198,14 +223,17 @@ class Plan(_Model):
     source: Source
     target: str = "cpu"
     recipe: str = ""
+    restore: bool = False
     clean: CleanUp | None = None
     remove: tuple[RemovedBranch, ...] = ()
     parallel: tuple[ParallelPair, ...] = ()
     slice: tuple[SlicedStream, ...] = ()
     prune: Pruning | None = None
     transforms: Transforms = Transforms()
+    sparse: dict[str, SparseEntry] = Field(default_factory=dict)
     quantize: dict[str, SiteEntry] = Field(default_factory=dict)
     activations: dict[str, ActivationRange] = Field(default_factory=dict)
+    floats: Floats | None = None
     rewrites: tuple[str, ...] = ()
     sequential: bool = False
     token_weights: bool = False
