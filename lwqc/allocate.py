@@ -55,7 +55,7 @@ def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
             source=Source(name=work.name),
             target=work.target.name,
             recipe=recipe.name,
-            rewrites=planning.REWRITES,
+            rewrites=work.target.rewrites,
         )
     if not work.analysis.sites:
         raise InputError(f"{work.name}: has no weight that could take a number format")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lwqc import io
-from lwqc.backends.session import Session
 from lwqc.backends.target import Lowered
 from lwqc.branch_reports import parallel_report, removal_report, slicing_report
 from lwqc.drop_layers import DropDecision
@@ -113,7 +112,7 @@ def _cleaning(plan: Plan) -> tuple[str, ...]:
 
 def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Report:
     work = result.work
-    session = Session(saved.path, label=str(saved.path))
+    session = work.load(saved.path, label=str(saved.path))
     before, after = latencies([work.reference, session], work.data.first())
     metric_before = metric_after = metric_drop = None
     if work.metric is not None:

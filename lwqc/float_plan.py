@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,7 @@ from lwqc.workspace import Workspace
 _MARGIN = 2.0  # other data may reach further than the calibration data
 _SAME = 1e-5  # relative difference of outputs that computing with other fillings may make
 _SMALL = 1 << 20
+_FILLING = {"float16": 3e4, "bfloat16": 3e38}  # of masks; sums of two are finite
 _PHASES = frozenset({"Sin", "Cos", "Tan"})
 _WEIGHTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
 
@@ -38,7 +40,7 @@ def with_floats(work: Workspace, plan: Plan, dtype: FloatType | None = None) -> 
     return plan.model_copy(update={"floats": choose_floats(work, wanted)})
 
 
-def choose_floats(work: Workspace, dtype: FloatType) -> Floats:
+def choose_floats(work: Workspace, dtype: Literal["float16", "bfloat16"]) -> Floats:
     """Nodes that stay in float32 in a conversion, with the reason.
 
     Kept are operators without a kernel for the type, angles of sines, whole numbers that the type
@@ -48,10 +50,10 @@ def choose_floats(work: Workspace, dtype: FloatType) -> Floats:
     """
     fmt = FLOAT_TYPES[dtype]
     model = work.model.clone()
-    clamp: float | None = fmt.limit / _MARGIN - 2768 if dtype == "float16" else fmt.limit
-    if not clamp_stored(model, clamp):
-        clamp = None
-    elif not _agrees(work, model):
+    clamp: float | None = None
+    if clamp_stored(model, _FILLING[dtype]):
+        clamp = _FILLING[dtype]
+    if clamp is not None and not _agrees(work, model):
         model, clamp = work.model.clone(), None
     extents = _extents(work, model)
     islands = _Islands(model, fmt, extents)

@@ -15,7 +15,6 @@ from lwqc.backends.session import Session
 from lwqc.errors import InputError
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plan import Plan, SiteEntry, Source
-from lwqc.planning import REWRITES
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.quant.output_error import output_error
@@ -395,7 +394,7 @@ def _with_reasons(work: Workspace, picked: Mapping[str, SiteEntry | None], recip
         target=work.target.name,
         recipe=recipe,
         quantize={n: e for n, e in picked.items() if e is not None},
-        rewrites=REWRITES,
+        rewrites=work.target.rewrites,
         kept_float=kept,
     )
 

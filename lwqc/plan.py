@@ -208,10 +208,11 @@ class Plan(_Model):
     """Everything lwqc will do to one model.
 
     What is done, in this order. restore: quantized operators become float ones again, see
-    `lwqc.restored`. clean: the graph is cleaned up. remove: residual branches. parallel: branches that are fed from the same stream and merged. slice: streams that get
-    narrower. prune: channels to remove. transforms: what leaves the outputs as they are.
-    sparse: site name -> entry. quantize: site name -> entry. activations: tensor name -> range, for
-    static sites. floats: the type to compute in, None for the model's own.
+    `lwqc.restored`. clean: the graph is cleaned up. remove: residual branches. parallel: branches
+    that are fed from the same stream and merged. slice: streams that get narrower. prune: channels
+    to remove. transforms: what leaves the outputs as they are. sparse: site name -> entry.
+    quantize: site name -> entry. activations: tensor name -> range, for static sites. floats: the
+    type to compute in, None for the model's own.
     rewrites: names of exact graph rewrites the target asked for, in order.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     sequential: each layer is quantized for what the quantized layers before it give.

@@ -8,7 +8,6 @@ from typing import Literal
 
 from lwqc.backends.session import statistics_session
 from lwqc.errors import InputError
-from lwqc.graph.integer_flow import integer_flow
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.quant.formats import BLOCKS, Kind, WeightFormat
@@ -20,7 +19,6 @@ from lwqc.workspace import Workspace
 
 Activations = Literal["none", "dynamic", "static"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
-REWRITES = ("residual-sum",)
 
 
 def uniform(
@@ -45,7 +43,7 @@ def uniform(
     """
     chosen: dict[str, SiteEntry] = {}
     kept: dict[str, str] = {}
-    refused = _refused_convolutions(work) if activations == "static" else {}
+    refused = _refused_sites(work) if activations == "static" else {}
     for site in work.analysis.sites:
         entry = _first_legal(
             work,
@@ -59,21 +57,20 @@ def uniform(
             kept[site.name] = entry
             continue
         chosen[site.name] = entry.model_copy(update={"search": search})
-        if site.name in refused and entry.activation == "none" and site.op == "Conv":
-            kept[site.name] = f"weight only: its convolution {refused[site.name]}"
+        if site.name in refused and entry.activation == "none":
+            kept[site.name] = f"weight only: its {site.op} {refused[site.name]}"
     return Plan(
         source=Source(name=work.name),
         target=work.target.name,
         recipe=recipe,
         quantize=chosen,
-        rewrites=REWRITES,
+        rewrites=work.target.rewrites,
         kept_float=kept,
     )
 
 
-def _refused_convolutions(work: Workspace) -> dict[str, str]:
-    convolutions = [s for s in work.analysis.sites if s.op == "Conv"]
-    return integer_flow(work.model.graph, convolutions).refused
+def _refused_sites(work: Workspace) -> dict[str, str]:
+    return work.target.flow(work.model.graph, work.analysis.sites).refused
 
 
 def _float_wishes(kind: Kind, block: int | None) -> Iterator[SiteEntry]:
@@ -154,15 +151,7 @@ def static_tensors(work: Workspace, plan: Plan) -> dict[str, str]:
         for n, s in work.sites.items()
         if n in plan.quantize and plan.quantize[n].activation == "static"
     ]
-    owners = dict(integer_flow(work.model.graph, [s for s in static if s.op == "Conv"]).tensors)
-    for site in static:
-        if site.op == "Conv":
-            continue
-        for use in site.uses:
-            if use.activation is None or not use.activation.name:
-                raise InputError(f"{site.name}: its activation has no name to calibrate")
-            owners.setdefault(use.activation.name, use.activation.name)
-    return owners
+    return dict(work.target.flow(work.model.graph, static).tensors)
 
 
 def by_activation_error(work: Workspace, plan: Plan, sites: Iterable[str]) -> list[str]:
@@ -201,7 +190,7 @@ def folded(work: Workspace, recipe: str) -> Plan:
         target=work.target.name,
         recipe=recipe,
         quantize={n: e for n, e in chosen.items() if isinstance(e, SiteEntry)},
-        rewrites=REWRITES,
+        rewrites=work.target.rewrites,
         kept_float={n: e for n, e in chosen.items() if isinstance(e, str)},
     )
 

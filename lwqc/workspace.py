@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from lwqc import io
 from lwqc.backends.cpu import CpuTarget
+from lwqc.backends.cuda import CudaTarget
 from lwqc.backends.session import Session
-from lwqc.backends.target import Lowered
+from lwqc.backends.target import Lowered, Target
+from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.cleanup import Cleaned
 from lwqc.data import Dataset
 from lwqc.errors import InputError
@@ -28,13 +30,17 @@ from lwqc.site_grams import SiteGrams
 from lwqc.stats.divergence import Divergence, OutputMeter
 
 Feeds = Mapping[str, NDArray[Any]]
-TARGETS = {"cpu": CpuTarget}
+TARGETS: Mapping[str, Callable[[], Target]] = {
+    "cpu": CpuTarget,
+    "cuda": CudaTarget,
+    "tensorrt": TensorrtTarget,
+}
 _HALF = (0.02, 6e4)  # peaks of weights whose scales are normal float16 numbers at any bits
 _LARGE_BYTES = 1_000_000_000  # from here on memory counts more than encoding twice
 _SEARCH_BATCHES = 4  # batches that candidates are compared on while searching
 
 
-def make_target(name: str) -> CpuTarget:
+def make_target(name: str) -> Target:
     """The target of that name. Raises InputError for an unknown one."""
     if name not in TARGETS:
         raise InputError(f"target {name!r} is not known; expected one of {', '.join(TARGETS)}")
@@ -63,7 +69,7 @@ class Workspace:
     """
 
     model: ir.Model
-    target: CpuTarget
+    target: Target
     data: Dataset
     metric: Metric | None = None
     name: str = "model"
@@ -215,9 +221,13 @@ class Workspace:
     def evaluate(self, plan: Plan) -> tuple[Candidate, Session]:
         """Lower a plan, load it and measure its loss."""
         lowered = self.lower(plan)
-        session = Session(lowered.model, label="candidate")
+        session = self.load(lowered.model)
         size = io.serialized_bytes(lowered.model)
         return Candidate(plan, lowered, size, self.drop(session)), session
+
+    def load(self, model: ir.Model | str | os.PathLike[str], label: str = "candidate") -> Session:
+        """A session as the target runs its graphs here."""
+        return Session(model, self.target.settings(), label=label)
 
     def full_drop(self, session: Session) -> float:
         """Loss of a candidate on the metric, or on all data against the original."""

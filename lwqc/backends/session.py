@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -22,6 +23,7 @@ Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
 VERSION: str = ort.__version__
 
+_CPU = "CPUExecutionProvider"
 _TURN = 5  # runs of one session in a row
 
 ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed to our users
@@ -32,13 +34,16 @@ class SessionSettings:
     """How to build a session.
 
     optimize: let the runtime fuse and fold. keep_arena: keep freed memory for the next run; off
-    for statistics, whose memory must not grow. threads: 0 lets the runtime choose.
+    for statistics, whose memory must not grow. threads: 0 lets the runtime choose. provider: the
+    execution provider and its options; nodes that it has no kernel for run on the CPU.
     """
 
     optimize: bool = True
     keep_arena: bool = True
     threads: int = 0
     entries: Mapping[str, str] = field(default_factory=dict)
+    provider: str = _CPU
+    provider_options: Mapping[str, str] = field(default_factory=dict)
 
     def build(self) -> ort.SessionOptions:
         """The runtime's own options object."""
@@ -65,16 +70,19 @@ class Session:
         label: str = "model",
         optimized_path: str | None = None,
     ) -> None:
-        options = (settings or SessionSettings()).build()
+        chosen = settings or SessionSettings()
+        options = chosen.build()
         if optimized_path:
             options.optimized_model_filepath = optimized_path
         with _as_source(model) as source:
             try:
                 self._session = ort.InferenceSession(
-                    source, options, providers=["CPUExecutionProvider"]
+                    source, options, providers=_providers(chosen), enable_fallback=0
                 )
             except Exception as error:
                 raise InputError(f"{label}: ONNX Runtime cannot load it: {_line(error)}") from error
+        if self._session.get_providers()[0] != chosen.provider:
+            raise InputError(f"{label}: {chosen.provider} did not load, the CPU would run it")
         self._label = label
         self.outputs = [o.name for o in self._session.get_outputs()]
         self.inputs = [i.name for i in self._session.get_inputs()]
@@ -93,6 +101,36 @@ class Session:
         start = time.perf_counter()
         self._session.run(None, {name: feeds[name] for name in self.inputs if name in feeds})
         return time.perf_counter() - start
+
+
+def available_providers() -> list[str]:
+    """Execution providers that the installed runtime was built with."""
+    return list(ort.get_available_providers())
+
+
+def installed_folder() -> Path:
+    """Where the libraries of the installed runtime are."""
+    return Path(ort.__file__).parent / "capi"
+
+
+def provider_error(provider: str) -> str:
+    """What goes wrong when a tiny model is run by a provider, or ""."""
+    value = ir.Value(name="x", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("Identity", [value])
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 17}, name="tiny")
+    try:
+        session = Session(ir.Model(graph, ir_version=8), SessionSettings(provider=provider))
+        session({"x": np.zeros(1, np.float32)})
+    except LwqcError as error:
+        return str(error)
+    return ""
+
+
+def _providers(settings: SessionSettings) -> list[str | tuple[str, dict[str, str]]]:
+    if settings.provider == _CPU:
+        return [_CPU]
+    return [(settings.provider, dict(settings.provider_options)), _CPU]
 
 
 def statistics_session(model: ir.Model) -> Session:

@@ -80,7 +80,7 @@ def result_types(node: ir.Node, opset: int) -> dict[int, ir.DataType]:
     if node.domain == "com.microsoft" or node.op_type in _ONE_TYPE_DEFAULT:
         first = next((v.dtype for v in node.inputs if v is not None and v.dtype in _FLOATS), None)
         one_type = node.op_type in _ONE_TYPE | _ONE_TYPE_DEFAULT
-        return {i: first for i in unknown} if one_type and first is not None else {}
+        return dict.fromkeys(unknown, first) if one_type and first is not None else {}
     if node.op_type == "Cast":
         return {0: ir.DataType(node.attributes["to"].as_int())}
     schema = _schema(node.op_type, opset, node.domain)
@@ -116,9 +116,7 @@ def _schema(op_type: str, opset: int, domain: str) -> onnx.defs.OpSchema | None:
 
 
 def _allowed(schema: onnx.defs.OpSchema) -> Mapping[str, frozenset[str]]:
-    return {
-        c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints
-    }
+    return {c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints}
 
 
 def _variable(formal: object, index: int) -> str:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from lwqc.graph.float_slots import float_slots, is_float32, result_types
 from lwqc.graph.weights import stored_tensor
 from lwqc.passes.edit import lazy_tensor, replace_stored, unique_name
+from lwqc.plan import Floats
 from lwqc.tensor_bytes import read_array
 
 _SMALL = 1 << 20  # numbers in a mask
@@ -243,3 +244,9 @@ def _cast_node(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Node:
     node.outputs[0].name = name
     node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(dtype)
     return node
+
+
+def convert_floats(floats: Floats) -> ConvertFloats:
+    """The pass that executes this part of a plan."""
+    dtype = ir.DataType[floats.dtype.upper()]
+    return ConvertFloats(dtype, floats.keep, boundary=floats.boundary, clamp=floats.clamp)

@@ -44,7 +44,7 @@ _BODIES = {
     "cudaGetDevice": "(int *n) { *n = 0; return 0; }",
     "cudaRuntimeGetVersion": "(int *n) { *n = 13000; return 0; }",
     "cudaDriverGetVersion": "(int *n) { *n = 13000; return 0; }",
-    "cudaDeviceGetAttribute": "(int *v, int a) { *v = a == 75 ? 9 : a == 76 ? 0 : 1024; return 0; }",
+    "cudaDeviceGetAttribute": "(int *v, int a) { *v = a == 75 ? 9 : a == 76 ? 0 : 999; return 0; }",
     "cudaGetDeviceProperties": """(char *p) {
         memset(p, 0, 512); strcpy(p, "stub");
         OUT(size_t)(p + 288) = 80L << 30; OUT(size_t)(p + 296) = 48 << 10;

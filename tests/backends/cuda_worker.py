@@ -1,4 +1,4 @@
-"""Builds CUDA sessions under stub libraries and tells where nodes went; run in a process of its own.
+"""Builds CUDA sessions under stub libraries, tells where nodes went; a process of its own.
 
 Reads a JSON list of model paths from stdin and writes one JSON object per line: the path, nodes by
 provider as (operator, name), operators of the graph after all fusions, and copies inserted.
