@@ -9,10 +9,12 @@ from lwqc import io, mixed, planning
 from lwqc.backends.session import Session, time_runs
 from lwqc.cleaned import cleaned, cleaning
 from lwqc.errors import InputError
+from lwqc.float_plan import with_floats
 from lwqc.goals import Goals
 from lwqc.importance import layer_importance
 from lwqc.measure import medians_ms
 from lwqc.plan import CleanUp, Plan, Source
+from lwqc.profiles import with_profile
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.recipe import Recipe
 from lwqc.timing import slow_sites
@@ -32,7 +34,7 @@ def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
         plan = plan.model_copy(
             update={"clean": clean, "untransformed": {**left, **plan.untransformed}}
         )
-        return plan if recipe.allocator != "none" else _unless_slower(work, plan)
+        return plan if recipe.allocator != "none" or not work.timed else _unless_slower(work, plan)
     return _allocated(work, goals, recipe)
 
 
@@ -40,7 +42,8 @@ def _unless_slower(work: Workspace, plan: Plan) -> Plan:
     """The plan, or one that does nothing where the result would be slower than the original."""
     assert plan.clean is not None
     done = cleaned(work, plan.clean).lower(plan).model
-    before, after = medians_ms([work.reference, done], work.search_batches[0])
+    sessions = [work.timed_reference, work.load(done)]
+    before, after = medians_ms(sessions, work.search_batches[0])
     if after <= before:
         return plan
     reason = f"cleaned up, it runs in {after:.3g} ms, as it is in {before:.3g} ms"
@@ -51,12 +54,13 @@ def _unless_slower(work: Workspace, plan: Plan) -> Plan:
 
 def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     if recipe.allocator == "none":
-        return Plan(
+        plan = Plan(
             source=Source(name=work.name),
             target=work.target.name,
             recipe=recipe.name,
             rewrites=work.target.rewrites,
         )
+        return with_profile(work, with_floats(work, plan), {})
     if not work.analysis.sites:
         raise InputError(f"{work.name}: has no weight that could take a number format")
     if recipe.sequential and not work.data.given:
@@ -68,6 +72,7 @@ def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
         plan = planning.with_method(work, plan, recipe.method)
         plan = planning.with_side(work, plan, recipe.rank, recipe.columns)
     plan = _repaired(work, plan.model_copy(update={"sequential": recipe.sequential}))
+    plan = with_profile(work, with_floats(work, plan), {})
     return plan.model_copy(
         update={
             "transforms": found.transforms,
@@ -171,7 +176,10 @@ def _auto(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
 
 
 def _fastest(work: Workspace, goals: Goals, recipe: Recipe) -> Candidate:
-    """The fastest of a few plans whose drop is allowed; the original's graph if none is faster."""
+    """The fastest of a few plans whose drop is allowed; the original's graph if none is faster.
+
+    Where the target cannot be timed, the first of them: targets list the most promising first.
+    """
     limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
     found: list[tuple[Candidate, Session]] = []
     plans = list(_speed_plans(work, recipe))
@@ -183,7 +191,9 @@ def _fastest(work: Workspace, goals: Goals, recipe: Recipe) -> Candidate:
         if candidate.drop <= limit:
             found.append((candidate, session))
         report(done + 1, len(plans))
-    sessions = [work.reference, *(session for _, session in found)]
+    if not work.timed:
+        return found[0][0] if found else _unslowed(work, recipe)
+    sessions = [work.timed_reference, *(session for _, session in found)]
     times = time_runs(sessions, work.search_batches[0], seconds=_LATENCY_SECONDS)
     medians = [sorted(t)[len(t) // 2] for t in times]
     order = sorted(range(len(found)), key=lambda i: medians[i + 1])
@@ -201,12 +211,12 @@ def _holds(work: Workspace, candidate: Candidate, session: Session, limit: float
 
 def _speed_plans(work: Workspace, recipe: Recipe) -> Iterable[Plan]:
     """Plans worth timing, the least intrusive last. Static ones need real data."""
-    kinds: list[planning.Activations] = ["dynamic", "none"]
-    if work.data.kind == "real":
-        kinds.insert(0, "static")
-    for kind in kinds:
+    for kind in work.target.speed:
+        if kind == "static" and work.data.kind != "real":
+            continue
         plan = planning.uniform(work, 8, kind, recipe=recipe.name)
-        plan = planning.without(plan, slow_sites(work, plan))
+        if work.timed:
+            plan = planning.without(plan, slow_sites(work, plan))
         yield planning.calibrate(work, plan, recipe.ranges)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lwqc import io
+from lwqc.backends.provider_options import write_options
 from lwqc.backends.target import Lowered
 from lwqc.branch_reports import parallel_report, removal_report, slicing_report
 from lwqc.drop_layers import DropDecision
@@ -31,7 +32,8 @@ class Compressed:
     """A compressed model in memory, ready to be saved and measured.
 
     sites: of the model just before formats were applied, by name. decision: what was
-    chosen and at what price, unless the plan was given.
+    chosen and at what price, unless the plan was given. fallbacks: what the target would not run
+    as it should, one line each.
     """
 
     work: Workspace
@@ -42,6 +44,7 @@ class Compressed:
     pruned: PrunedModel | None = None
     removed: RemovedBranches | None = None
     decision: Decision | None = None
+    fallbacks: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -68,12 +71,16 @@ class Compressed:
         source = self.work.model.meta.get("lwqc_path")
         io.check_output(path, [source, *data_files(self.work.model)] if source else [])
         saved = io.save(self.model, path, external_data=external_data)
+        target = self.work.target
+        options = target.options(self.model, self.decisions, saved.path.stem)
+        if options:
+            write_options(saved.path, target.name, options)
         return measure(self, saved, verify=verify)
 
 
 def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) -> Report:
     """The report on a saved file: everything in it is measured on the file."""
-    work = result.work
+    work, floats = result.work, result.decisions.floats
     report = Report(
         source=work.name,
         source_bytes=work.float_bytes,
@@ -87,6 +94,8 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         skipped=work.analysis.skipped,
         rewrites=(*_cleaning(result.decisions), *result.decisions.rewrites),
         untransformed=result.decisions.untransformed,
+        kept_float32={} if floats is None else floats.keep,
+        fallbacks=result.fallbacks,
     )
     if result.pruned is not None:
         report = report.with_measurements(pruning=pruning_report(work, result.pruned))
@@ -113,7 +122,9 @@ def _cleaning(plan: Plan) -> tuple[str, ...]:
 def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Report:
     work = result.work
     session = work.load(saved.path, label=str(saved.path))
-    before, after = latencies([work.reference, session], work.data.first())
+    before = after = None
+    if work.timed:
+        before, after = latencies([work.timed_reference, session], work.data.first())
     metric_before = metric_after = metric_drop = None
     if work.metric is not None:
         metric_before, metric_after = work.metric_reference, work.metric(session)
@@ -122,6 +133,7 @@ def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Repor
         divergence=(result.removed.work if result.removed else work).divergence(session),
         latency_before=before,
         latency_after=after,
+        unmeasured=work.target.unmeasured(),
         metric=work.metric.name if work.metric else None,
         metric_before=metric_before,
         metric_after=metric_after,
@@ -135,7 +147,7 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
     known = result.work.sites
     for name, now in result.sites.items():
         entry, site = plan.quantize.get(name), known.get(name, now)  # merged ones are new
-        after = entry.size_bytes(now.n, now.k) if entry else now.float_bytes
+        after = entry.size_bytes(now.n, now.k) if entry else _float_bytes(now, plan)
         rows.append(
             SiteRow(
                 name=site.name,
@@ -150,6 +162,11 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def _float_bytes(site: Site, plan: Plan) -> int:
+    """What a weight without a number format takes."""
+    return min(site.float_bytes, 2 * site.size) if plan.floats is not None else site.float_bytes
 
 
 def _outcomes(result: Compressed, report: Report) -> list[Outcome]:

@@ -178,6 +178,9 @@ class Floats(_Model):
     boundary: bool = False
 
 
+Profile = tuple[int, int, int]
+
+
 class SparseEntry(_Model):
     """2:4 sparsity of one weight: of every 4 consecutive inputs of an output, 2 are zero.
 
@@ -212,7 +215,8 @@ class Plan(_Model):
     that are fed from the same stream and merged. slice: streams that get narrower. prune: channels
     to remove. transforms: what leaves the outputs as they are. sparse: site name -> entry.
     quantize: site name -> entry. activations: tensor name -> range, for static sites. floats: the
-    type to compute in, None for the model's own.
+    type to compute in, None for the model's own. profile: dynamic dimension -> least, usual and
+    largest size that engines are built for.
     rewrites: names of exact graph rewrites the target asked for, in order.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     sequential: each layer is quantized for what the quantized layers before it give.
@@ -235,6 +239,7 @@ class Plan(_Model):
     quantize: dict[str, SiteEntry] = Field(default_factory=dict)
     activations: dict[str, ActivationRange] = Field(default_factory=dict)
     floats: Floats | None = None
+    profile: dict[str, Profile] = Field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     sequential: bool = False
     token_weights: bool = False

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lwqc import io
 from lwqc.backends.cpu import CpuTarget
 from lwqc.backends.cuda import CudaTarget
-from lwqc.backends.session import Session
+from lwqc.backends.session import Session, SessionSettings
 from lwqc.backends.target import Lowered, Target
 from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.cleanup import Cleaned
@@ -26,6 +26,7 @@ from lwqc.graph.sites import Site, SiteAnalysis, find_sites
 from lwqc.measure import Metric, compare, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import Plan, SiteEntry, Source
+from lwqc.quant.grid import Encoded
 from lwqc.site_grams import SiteGrams
 from lwqc.stats.divergence import Divergence, OutputMeter
 
@@ -65,6 +66,8 @@ class Workspace:
     work on transformed models, see `lwqc.transforms.version`. origin: the work on the model that
     results are compared with; None for that one itself. incomparable: outputs left out of it.
     cleaned: the same of `lwqc.cleaned`, with what was done.
+    known: weights whose codes the model had already. allow_fallback: nodes that the target would
+    run elsewhere are accepted.
     probed: sites -> error at the outputs that was measured with them in the probe format.
     """
 
@@ -76,6 +79,8 @@ class Workspace:
     skip_checks: bool = False
     token_weights: bool = False
     origin: Workspace | None = field(default=None, repr=False)
+    known: Mapping[str, Encoded] = field(default_factory=dict, repr=False)
+    allow_fallback: bool = False
     incomparable: frozenset[str] = frozenset()
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
     versions: dict[str, Workspace] = field(default_factory=dict, repr=False)
@@ -109,7 +114,12 @@ class Workspace:
         large = io.weight_bytes(self.model) > _LARGE_BYTES
         budget = (64 if large else 512) << 20
         return EncodedWeights(
-            self.model, io.read_array, budget, self.grams, progress=self.report("encoding")
+            self.model,
+            io.read_array,
+            budget,
+            self.grams,
+            self.known,
+            progress=self.report("encoding"),
         )
 
     @cached_property
@@ -224,6 +234,20 @@ class Workspace:
         session = self.load(lowered.model)
         size = io.serialized_bytes(lowered.model)
         return Candidate(plan, lowered, size, self.drop(session)), session
+
+    @property
+    def timed(self) -> bool:
+        """Whether the target's speed can be measured here."""
+        return not self.target.unmeasured()
+
+    @cached_property
+    def timed_reference(self) -> Session:
+        """The original as the target runs it."""
+        if self.origin is not None:
+            return self.origin.timed_reference
+        if self.target.settings() == SessionSettings():
+            return self.reference
+        return self.load(self.model, label=self.name)
 
     def load(self, model: ir.Model | str | os.PathLike[str], label: str = "candidate") -> Session:
         """A session as the target runs its graphs here."""

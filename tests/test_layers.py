@@ -12,7 +12,7 @@ ROOT = Path(lwqc.__file__).parent
 LAYERS = [
     {"__init__", "cli", "demo"},
     {"api", "report.blame", "report.inspection", "report.terminal"},
-    {"compress", "inspection"},
+    {"compress", "inspection", "lower"},
     {"structural"},
     {"execute"},
     {"compressed"},
@@ -20,6 +20,9 @@ LAYERS = [
     {"importance", "mixed", "planning", "timing", "report.result"}
     | {
         "blame",
+        "float_plan",
+        "profiles",
+        "restored",
         "drop_layers",
         "gated_model",
         "parallel_layers",

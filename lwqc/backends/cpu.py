@@ -54,6 +54,7 @@ class CpuTarget:
     rewrites: tuple[str, ...] = ("residual-sum",)
     speed: tuple[Literal["none", "dynamic", "static"], ...] = ("static", "dynamic", "none")
     width_multiple = 1
+    profiles = False
     sparse = False
 
     def form(self, site: Site, entry: SiteEntry, opset: int) -> Form | str:
@@ -125,6 +126,10 @@ class CpuTarget:
     def violations(self, model: ir.Model) -> list[str]:
         """None: the graph that runs is read back for every site, see `misplaced`."""
         return []
+
+    def options(self, model: ir.Model, plan: Plan, stem: str) -> dict[str, str]:
+        """The defaults do."""
+        return {}
 
     def unmeasured(self) -> str:
         """Speed can always be measured."""

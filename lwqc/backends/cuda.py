@@ -52,6 +52,7 @@ class CudaTarget:
     rewrites: tuple[str, ...] = ("sizes-on-device",)
     speed: tuple[Literal["none", "dynamic", "static"], ...] = ()
     width_multiple = 64
+    profiles = False
     sparse = False
 
     def form(self, site: Site, entry: SiteEntry, opset: int) -> Form | str:
@@ -153,6 +154,10 @@ class CudaTarget:
             and not _folded(node)
             and (reason := missing_kernel(node, model.opset_imports.get(node.domain, 1)))
         ]
+
+    def options(self, model: ir.Model, plan: Plan, stem: str) -> dict[str, str]:
+        """The defaults do."""
+        return {}
 
     def unmeasured(self) -> str:
         """Why speed cannot be measured on this machine, or ""."""

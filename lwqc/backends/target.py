@@ -46,8 +46,8 @@ class Target(Protocol):
     floats: the float type that its graphs compute in. fuses: whether it has kernels for fused
     attention. rewrites: exact graph rewrites that its plans ask for. speed: forms of activations
     worth trying where speed is wanted, the most promising first. width_multiple: of channels that
-    its kernels like. sparse: whether 2:4 sparse weights can be of use. companion: what the file of
-    options beside a model is called; "" where there is none.
+    its kernels like. profiles: whether it builds engines for a range of sizes. sparse: whether 2:4
+    sparse weights can be of use.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Target(Protocol):
     rewrites: tuple[str, ...]
     speed: tuple[Literal["none", "dynamic", "static"], ...]
     width_multiple: int
+    profiles: bool
     sparse: bool
 
     def form(self, site: Site, entry: SiteEntry, opset: int) -> Form | str:
@@ -81,6 +82,9 @@ class Target(Protocol):
 
     def violations(self, model: ir.Model) -> list[str]:
         """What the runtime would refuse, or not run where it should; one line each."""
+
+    def options(self, model: ir.Model, plan: Plan, stem: str) -> dict[str, str]:
+        """Provider options to be stored beside a model; none where the defaults do."""
 
     def unmeasured(self) -> str:
         """Why speed cannot be measured on this machine, or ""."""

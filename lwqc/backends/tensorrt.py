@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from lwqc.backends.devices import provider_problem
+from lwqc.backends.provider_options import tensorrt_options
 from lwqc.backends.session import SessionSettings
 from lwqc.backends.target import (
     FloatType,
@@ -52,6 +53,7 @@ class TensorrtTarget:
     rewrites: tuple[str, ...] = ()
     speed: tuple[Literal["none", "dynamic", "static"], ...] = ("static",)
     width_multiple = 32
+    profiles = True
     sparse = True
 
     def form(self, site: Site, entry: SiteEntry, opset: int) -> Form | str:
@@ -151,6 +153,10 @@ class TensorrtTarget:
     def violations(self, model: ir.Model) -> list[str]:
         """Rules of the parser and of placement that the model breaks."""
         return lint(model)
+
+    def options(self, model: ir.Model, plan: Plan, stem: str) -> dict[str, str]:
+        """Types, caches, profiles, sparsity."""
+        return tensorrt_options(model, plan, stem)
 
     def unmeasured(self) -> str:
         """Why speed cannot be measured on this machine, or ""."""

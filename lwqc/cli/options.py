@@ -9,7 +9,7 @@ import typer
 
 Model = Annotated[Path, typer.Argument(help="ONNX model", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="where to write the result")]
-Target = Annotated[str, typer.Option(help="cpu")]
+Target = Annotated[str, typer.Option(help="cpu, cuda or tensorrt")]
 DataOption = Annotated[
     str | None,
     typer.Option("--data", help=".npz, .npy, a folder of .npz, module:callable or random[:N]"),
@@ -88,4 +88,7 @@ BranchCompensateOption = Annotated[
 ]
 LossOption = Annotated[
     str | None, typer.Option(help="module:function(outputs, feeds) -> number, for --score taylor")
+]
+AllowFallback = Annotated[
+    bool, typer.Option("--allow-fallback", help="accept nodes that run elsewhere; they are listed")
 ]

@@ -135,7 +135,11 @@ class SlicingReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Measured facts about a saved model; None where `verify` was off."""
+    """Measured facts about a saved model; None where `verify` was off.
+
+    kept_float32: operators that do not compute in the 16-bit type, and why. fallbacks: what the
+    target would run elsewhere. unmeasured: why there are no latencies.
+    """
 
     source: str
     source_bytes: int
@@ -161,6 +165,9 @@ class Report:
     removal: RemovalReport | None = None
     parallel: ParallelReport | None = None
     slicing: SlicingReport | None = None
+    kept_float32: Mapping[str, str] = field(default_factory=dict)
+    fallbacks: tuple[str, ...] = ()
+    unmeasured: str = ""
 
     @property
     def drop(self) -> float | None:
