@@ -9,7 +9,7 @@ from lwqc import io, mixed, planning
 from lwqc.backends.session import Session, time_runs
 from lwqc.cleaned import cleaned, cleaning
 from lwqc.errors import InputError
-from lwqc.float_plan import with_floats
+from lwqc.float_plan import choose_floats, with_floats
 from lwqc.goals import Goals
 from lwqc.importance import layer_importance
 from lwqc.measure import medians_ms
@@ -67,6 +67,8 @@ def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
         raise InputError("sequential calibration looks at the data: give --data")
     found = choose_transforms(work, recipe)
     work = version(work, found.transforms, token_weights=recipe.token_weights)
+    if work.target.floats != "float32":
+        work.floats = choose_floats(work, work.target.floats)
     plan = _ALLOCATORS[recipe.allocator](work, goals, recipe)
     if recipe.allocator in ("uniform", "rank"):
         plan = planning.with_method(work, plan, recipe.method)

@@ -37,7 +37,9 @@ def with_floats(work: Workspace, plan: Plan, dtype: FloatType | None = None) -> 
     wanted = dtype or work.target.floats
     if wanted == "float32" or plan.floats is not None:
         return plan
-    return plan.model_copy(update={"floats": choose_floats(work, wanted)})
+    if work.floats is None or work.floats.dtype != wanted:
+        work.floats = choose_floats(work, wanted)
+    return plan.model_copy(update={"floats": work.floats})
 
 
 def choose_floats(work: Workspace, dtype: Literal["float16", "bfloat16"]) -> Floats:

@@ -66,7 +66,7 @@ def choices(
         relative, probe = weight_errors[site.name]
         factor = probed.get(site.name, probe) / probe if probe > _EXACT else 1.0
         options = [
-            Option(cost=_cost(site, entry), error=error * factor)
+            Option(cost=_cost(work, site, entry), error=error * factor)
             for entry, error in zip(curves[site.name], relative, strict=True)
         ]
         found.append(Choice(site, tuple(curves[site.name]), tuple(options)))
@@ -87,8 +87,10 @@ def _why_float(work: Workspace, site: Site) -> str:
     return refusal if isinstance(refusal, str) else "no legal format is smaller"
 
 
-def _cost(site: Site, entry: SiteEntry | None) -> int:
-    return site.float_bytes if entry is None else entry.weight.size_bytes(site.n, site.k)
+def _cost(work: Workspace, site: Site, entry: SiteEntry | None) -> int:
+    if entry is None:
+        return work.unquantized_bytes(site)
+    return entry.weight.size_bytes(site.n, site.k)
 
 
 def _entries(
@@ -202,7 +204,9 @@ def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recip
 def _cost_of(work: Workspace, plan: Plan) -> int:
     """Bytes of all sites' weights under a plan, small sites aside."""
     return sum(
-        _cost(s, plan.quantize.get(s.name)) for s in work.analysis.sites if s.size >= MIN_WEIGHTS
+        _cost(work, s, plan.quantize.get(s.name))
+        for s in work.analysis.sites
+        if s.size >= MIN_WEIGHTS
     )
 
 

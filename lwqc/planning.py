@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Literal
 
@@ -103,6 +104,10 @@ def _wishes(
         for size in _nearest_blocks(first):
             fmt = WeightFormat(bits, size, symmetric, "float16")
             yield SiteEntry(weight=fmt, activation=weight_only)
+            if weight_only != "none":
+                yield SiteEntry(weight=fmt)
+            if symmetric and bits < 8:
+                yield SiteEntry(weight=replace(fmt, positive=True))
     if bits == 8:
         yield SiteEntry(weight=WeightFormat(8))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -57,7 +57,8 @@ class Restored(Mapping[str, Encoded]):
         if stored.block is not None and (stored.axis != inputs or len(self.sites[name].shape) > 2):
             return None
         zero = stored.zero() if stored.zero is not None else None
-        return stored_format(stored.bits, stored.block, zero, stored.scale_type)
+        positive = bool((stored.scale() > 0).all())
+        return stored_format(stored.bits, stored.block, zero, stored.scale_type, positive)
 
     def _matrix_is_stored(self, name: str) -> bool:
         """Whether the stored tensor is [N, K], whichever way the operator sees it."""
@@ -135,6 +136,8 @@ def _nearest(
     weights = [entry.weight]
     if entry.weight.bits == 8:
         weights.append(WeightFormat(8))
+    elif entry.weight.block is not None:
+        weights.append(replace(entry.weight, symmetric=True, positive=True))
     wishes = [
         SiteEntry(weight=weight, activation=activation)
         for activation in (*(("static",) if static else ()), entry.activation, "none")

@@ -25,7 +25,7 @@ from lwqc.errors import InputError
 from lwqc.graph.sites import Site, SiteAnalysis, find_sites
 from lwqc.measure import Metric, compare, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import Plan, SiteEntry, Source
+from lwqc.plan import Floats, Plan, SiteEntry, Source
 from lwqc.quant.grid import Encoded
 from lwqc.site_grams import SiteGrams
 from lwqc.stats.divergence import Divergence, OutputMeter
@@ -67,7 +67,7 @@ class Workspace:
     results are compared with; None for that one itself. incomparable: outputs left out of it.
     cleaned: the same of `lwqc.cleaned`, with what was done.
     known: weights whose codes the model had already. allow_fallback: nodes that the target would
-    run elsewhere are accepted.
+    run elsewhere are accepted. floats: what the target computes in, once that is decided.
     probed: sites -> error at the outputs that was measured with them in the probe format.
     """
 
@@ -81,6 +81,7 @@ class Workspace:
     origin: Workspace | None = field(default=None, repr=False)
     known: Mapping[str, Encoded] = field(default_factory=dict, repr=False)
     allow_fallback: bool = False
+    floats: Floats | None = None
     incomparable: frozenset[str] = frozenset()
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
     versions: dict[str, Workspace] = field(default_factory=dict, repr=False)
@@ -157,7 +158,7 @@ class Workspace:
 
     def derived(self, model: ir.Model, **changes: Any) -> Workspace:
         """The same work on a changed model; what the original computes stays the reference."""
-        own: dict[str, Any] = {"versions": {}, "probed": {}, "cleaned": {}}
+        own: dict[str, Any] = {"versions": {}, "probed": {}, "cleaned": {}, "floats": None}
         return replace(self, model=model, origin=self.origin or self, **own, **changes)
 
     @cached_property
@@ -210,7 +211,13 @@ class Workspace:
 
     def lower(self, plan: Plan) -> Lowered:
         """Execute a plan with the shared weights."""
+        if plan.floats is None and self.floats is not None:
+            plan = plan.model_copy(update={"floats": self.floats})
         return self.target.lower(self.model, plan, self.weights)
+
+    def unquantized_bytes(self, site: Site) -> int:
+        """What a site's weight takes without a number format."""
+        return site.float_bytes if self.floats is None else min(site.float_bytes, 2 * site.size)
 
     def drop(self, session: Session) -> float:
         """Loss of a candidate: on the metric, or on the search batches against the original."""

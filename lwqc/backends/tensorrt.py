@@ -84,6 +84,8 @@ class TensorrtTarget:
             return f"TensorRT has no weight-only form of {'+'.join(sorted(site.ops))}"
         if fmt.storage_bits != 4 or fmt.block not in _BLOCKS:
             return "weight-only products take 4 bits in blocks of 64 or 128"
+        if not fmt.positive:
+            return "TensorRT takes positive scales"
         if site.k % fmt.block:
             return f"rows of {site.k} are not a multiple of the block {fmt.block}"
         if site.n % 2 or site.n < LEAST_CHANNELS:
@@ -96,7 +98,8 @@ class TensorrtTarget:
 
     def candidates(self, site: Site, opset: int, *, tiny: bool = False) -> Sequence[SiteEntry]:
         """Weight-only entries, from few bytes to many."""
-        entries = [SiteEntry(weight=WeightFormat(4, b, True, "float16")) for b in (128, 64)]
+        formats = [WeightFormat(4, b, True, "float16", "int", True) for b in (128, 64)]
+        entries = [SiteEntry(weight=fmt) for fmt in formats]
         return [e for e in entries if not is_reason(self.form(site, e, opset))]
 
     def flow(self, graph: ir.Graph, sites: Collection[Site]) -> IntegerFlow:

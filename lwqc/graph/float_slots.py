@@ -86,11 +86,12 @@ def result_types(node: ir.Node, opset: int) -> dict[int, ir.DataType]:
     schema = _schema(node.op_type, opset, node.domain)
     if schema is None:
         return {}
-    bound = {
-        _variable(schema.inputs, i): v.dtype
-        for i, v in enumerate(node.inputs)
-        if v is not None and v.dtype is not None
-    }
+    bound: dict[str, ir.DataType] = {}
+    for i, v in enumerate(node.inputs):
+        variable = _variable(schema.inputs, i)
+        # Operands that were converted already will be converted back where others are float32.
+        if v is not None and v.dtype is not None and bound.get(variable) != ir.DataType.FLOAT:
+            bound[variable] = v.dtype
     bound |= {"tensor(float)": ir.DataType.FLOAT, "tensor(int64)": ir.DataType.INT64}
     named = {i: bound.get(_variable(schema.outputs, i)) for i in unknown}
     return {i: dtype for i, dtype in named.items() if dtype is not None}

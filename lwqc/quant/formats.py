@@ -13,7 +13,7 @@ ScaleType = Literal["float32", "float16"]
 BITS = (2, 3, 4, 8)
 BLOCKS = (16, 32, 64, 128, 256)
 SCALE_BYTES: dict[ScaleType, int] = {"float32": 4, "float16": 2}
-_NAME = re.compile(r"(?:w(\d)|(nf4|fp4))(?:b(\d+)|c)(a?)(h?)")
+_NAME = re.compile(r"(?:w(\d)|(nf4|fp4))(?:b(\d+)|c)(a?)(p?)(h?)")
 # The code of 0 in the float formats; see `codebook`.
 _FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0}
 
@@ -28,6 +28,8 @@ class WeightFormat:
     symmetric: no zero point is stored; code `implicit_zero` means 0.
     scale: type in which scales are stored; they act as float32.
     kind: codes are integers, or they number the values of a 4-bit float (`codebook`).
+    positive: of symmetric integers below 8 bits: scales are positive. Otherwise the extreme value
+        of a block takes the extra negative code, and the scale the sign that this needs.
     """
 
     bits: int
@@ -35,6 +37,7 @@ class WeightFormat:
     symmetric: bool = True
     scale: ScaleType = "float32"
     kind: Kind = "int"
+    positive: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -48,7 +51,8 @@ class WeightFormat:
         name = f"w{self.bits}" if self.kind == "int" else self.kind
         grain = "c" if self.block is None else f"b{self.block}"
         asymmetric = "" if self.symmetric else "a"
-        return f"{name}{grain}{asymmetric}{'h' if self.scale == 'float16' else ''}"
+        positive = "p" if self.positive else ""
+        return f"{name}{grain}{asymmetric}{positive}{'h' if self.scale == 'float16' else ''}"
 
     @classmethod
     def parse(cls, text: str) -> WeightFormat:
@@ -56,13 +60,14 @@ class WeightFormat:
         found = _NAME.fullmatch(text)
         if not found:
             raise InputError(
-                f"format: {text!r} is not of the form w<bits>(b<block>|c)[a][h] "
+                f"format: {text!r} is not of the form w<bits>(b<block>|c)[a][p][h] "
                 "or (nf4|fp4)b<block>[h]"
             )
-        bits, floating, block, asymmetric, half = found.groups()
+        bits, floating, block, asymmetric, positive, half = found.groups()
         kind = cast(Kind, floating or "int")
         scale: ScaleType = "float16" if half else "float32"
-        return cls(int(bits or 4), int(block) if block else None, not asymmetric, scale, kind)
+        grain = int(block) if block else None
+        return cls(int(bits or 4), grain, not asymmetric, scale, kind, bool(positive))
 
     @property
     def storage_bits(self) -> int:

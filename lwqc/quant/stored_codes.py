@@ -10,17 +10,22 @@ from lwqc.quant.grid import Encoded
 
 
 def stored_format(
-    bits: int, block: int | None, zero: NDArray[np.generic] | None, scale: ScaleType
+    bits: int,
+    block: int | None,
+    zero: NDArray[np.generic] | None,
+    scale: ScaleType,
+    positive: bool,
 ) -> WeightFormat | None:
     """The format of stored codes, or None where there is no name for it.
 
-    zero: unsigned zero points; None where the middle of the range means 0.
+    zero: unsigned zero points; None where the middle of the range means 0. positive: all scales
+    are.
     """
     if bits not in (2, 4, 8) or (block is not None and block not in BLOCKS):
         return None
     middle = 2 ** (bits - 1)
     symmetric = zero is None or bool((zero == middle).all())
-    return WeightFormat(bits, block, symmetric, scale)
+    return WeightFormat(bits, block, symmetric, scale, "int", positive and symmetric and bits < 8)
 
 
 def from_stored(
