@@ -293,14 +293,14 @@ def ranked(
     """
     sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
     curves = {s.name: _two_levels(work, s, low, high) for s in sites}
-    total = sum(_cost(s, curves[s.name][1]) for s in sites)
+    total = sum(_cost(work, s, curves[s.name][1]) for s in sites)
     order = sorted(sites, key=lambda s: importance.get(s.name, float("inf")))
     picked = {s.name: curves[s.name][1] for s in sites}
     for site in order:
         enough = importance.get(site.name, 1.0) > 0 if budget is None else total <= budget
         if enough:
             break
-        total += _cost(site, curves[site.name][0]) - _cost(site, curves[site.name][1])
+        total += _cost(work, site, curves[site.name][0]) - _cost(work, site, curves[site.name][1])
         picked[site.name] = curves[site.name][0]
     return _with_reasons(work, picked, recipe)
 
