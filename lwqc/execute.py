@@ -53,7 +53,7 @@ def _looks_at_data(plan: Plan) -> bool:
 
 def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
     """Change the structure in the order of the plan's fields, then lower what is left."""
-    base = restored(work) if plan.restore else work
+    base = restored(work, plan.restore) if plan.restore is not None else work
     base = cleaned(base, plan.clean) if plan.clean is not None else base
     removed = without_branches(base, plan.remove) if plan.remove else None
     base = removed.work if removed is not None else base

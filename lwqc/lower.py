@@ -10,7 +10,7 @@ from lwqc.errors import InputError
 from lwqc.float_plan import with_floats
 from lwqc.plan import CleanUp, Plan, Profile, Source
 from lwqc.profiles import with_profile
-from lwqc.restored import is_quantized, restored, restored_plan
+from lwqc.restored import choose_clips, is_quantized, restored, restored_plan
 from lwqc.workspace import Workspace
 
 MAX_DROP = 0.01
@@ -40,10 +40,11 @@ def lower_plan(
     if work.target.name == "cpu" and floats not in (None, "float32"):
         raise InputError(f"--floats {floats}: the CPU computes in float32; it has no fast kernels")
     if is_quantized(work.model):
-        plan = plan.model_copy(update={"restore": True})
-        work = restored(work)
+        restore = choose_clips(work)
+        plan = plan.model_copy(update={"restore": restore})
+        work = restored(work, restore)
     # Merged layers would have no format of their own any more.
-    clean, left = cleaning(work, CleanUp(fuse=work.target.fuses, merge=not plan.restore))
+    clean, left = cleaning(work, CleanUp(fuse=work.target.fuses, merge=plan.restore is None))
     work = cleaned(work, clean)
     plan = plan.model_copy(update={"clean": clean, "untransformed": dict(left)})
     plan = restored_plan(work, plan)

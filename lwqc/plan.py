@@ -117,6 +117,18 @@ class Pruning(_Model):
     resizable_outputs: tuple[str, ...] = ()
 
 
+Clip = Literal["relu", "clip"]
+
+
+class Restore(_Model):
+    """Quantized operators become float ones again, see `lwqc.restored`.
+
+    clips: tensors that their codes limited, as a Relu or Clip that the quantizer left out did.
+    """
+
+    clips: dict[str, Clip] = Field(default_factory=dict)
+
+
 class CleanUp(_Model):
     """The float graph in fewer and faster operators, see `lwqc.cleanup`.
 
@@ -228,7 +240,7 @@ class Plan(_Model):
     source: Source
     target: str = "cpu"
     recipe: str = ""
-    restore: bool = False
+    restore: Restore | None = None
     clean: CleanUp | None = None
     remove: tuple[RemovedBranch, ...] = ()
     parallel: tuple[ParallelPair, ...] = ()

@@ -7,20 +7,25 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.backends.session import statistics_session
 from lwqc.graph.sites import Site, find_sites
 from lwqc.passes.fold_constants import FoldConstants
 from lwqc.passes.restore_floats import RestoreFloats, StoredCodes, is_quantized
-from lwqc.plan import ActivationRange, Plan, SiteEntry
+from lwqc.plan import ActivationRange, Clip, Plan, Restore, SiteEntry
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.grid import Encoded
 from lwqc.quant.stored_codes import from_stored, stored_format
+from lwqc.stats.collect import collect
+from lwqc.stats.min_max import MinMax
 from lwqc.stats.ranges import ranges
 from lwqc.workspace import Workspace
 
-__all__ = ["Restored", "is_quantized", "restored", "restored_plan"]
+__all__ = ["Restored", "choose_clips", "is_quantized", "restored", "restored_plan"]
+
+_BEYOND = 0.1  # of the range: less than that is what other data may reach
 
 
 @dataclass(frozen=True)
@@ -88,14 +93,43 @@ class Restored(Mapping[str, Encoded]):
         return len(self.entries)
 
 
-def restored(work: Workspace) -> Workspace:
+def choose_clips(work: Workspace) -> Restore:
+    """Which tensors quantization limited, told by what reaches them on the data without it."""
+    model, step = _floats(work, None)
+    names = {f"{name}/clip": name for name in step.clipped}
+    before = {
+        node.outputs[0].name: node.inputs[0].name
+        for node in model.graph
+        if node.op_type == "Clip" and node.inputs[0] is not None
+    }
+    wanted = [MinMax(before[n] or "") for n in names if n in before]
+    found = collect(model, wanted, work.data, statistics_session)
+    clips: dict[str, Clip] = {}
+    for clipped, name in names.items():
+        if clipped not in before:
+            continue
+        seen, kept = found[MinMax(before[clipped] or "")], step.clipped[name]
+        room = _BEYOND * (kept.high - kept.low)
+        if seen.high > kept.high + room or (seen.low < kept.low - room and kept.low < 0):
+            clips[name] = "clip"
+        elif seen.low < 0 and kept.low == 0:
+            clips[name] = "relu"
+    return Restore(clips=clips)
+
+
+def _floats(work: Workspace, clips: Mapping[str, Clip] | None) -> tuple[ir.Model, RestoreFloats]:
+    model = work.model.clone()
+    if any(node.op_type == "BitShift" for node in model.graph):
+        FoldConstants(1 << 40)(model)  # codes that are unpacked by ordinary arithmetic
+    step = RestoreFloats(clips)
+    step(model)
+    return model, step
+
+
+def restored(work: Workspace, wanted: Restore) -> Workspace:
     """The work on the float model behind a quantized one; the quantized one stays the reference."""
     if "restored" not in work.versions:
-        model = work.model.clone()
-        if any(node.op_type == "BitShift" for node in model.graph):
-            FoldConstants(1 << 40)(model)  # codes that are unpacked by ordinary arithmetic
-        step = RestoreFloats()
-        step(model)
+        model, step = _floats(work, wanted.clips)
         sites = {s.name: s for s in find_sites(model.clone()).sites}
         known = Restored(dict(step.weights), sites, dict(step.ranges), dict(step.left))
         work.versions["restored"] = work.derived(model, known=known)

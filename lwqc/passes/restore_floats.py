@@ -11,9 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lwqc.graph.weights import evaluate, stored_tensor, trace_weight
-from lwqc.passes.edit import add_initializer, insert_before, lazy_tensor, replace_node
-from lwqc.plan import ActivationRange
+from lwqc.graph.weights import static_shape, stored_tensor, trace_weight
+from lwqc.passes.edit import add_constant, add_initializer, insert_before, lazy_tensor, replace_node
+from lwqc.plan import ActivationRange, Clip
 from lwqc.quant.formats import ScaleType
 from lwqc.quant.grid import unpack
 from lwqc.tensor_bytes import read_array
@@ -43,6 +43,21 @@ class StoredCodes:
     block: int | None
     activation: Literal["none", "dynamic"] = "none"
 
+    def decode(self) -> NDArray[np.float32]:
+        """The float weight, in the shape of the operand."""
+        codes = self.codes().astype(np.float32)
+        zero = self.zero() if self.zero is not None else np.full(1, 2 ** (self.bits - 1))
+        centred = codes - self._spread(zero.astype(np.float32), codes.shape)
+        return centred * self._spread(self.scale().astype(np.float32), codes.shape)
+
+    def _spread(self, values: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+        if values.size == 1 or self.axis is None:
+            return values.reshape(())
+        if self.block is None:
+            return values.reshape([-1 if i == self.axis else 1 for i in range(len(shape))])
+        cut = tuple(slice(0, n) for n in shape)
+        return np.repeat(values, self.block, self.axis)[cut]
+
 
 class RestoreFloats(ir.passes.InPlacePass):
     """Replace quantized operators by float ones, and remember formats.
@@ -52,11 +67,16 @@ class RestoreFloats(ir.passes.InPlacePass):
         GatherBlockQuantized and MatMulIntegerToFloat.
     Rewrites to: stored float weights, decoded when they are needed; the float operators.
     Leaves alone: everything else; `left` says why. After a call `weights` has the codes by the name
-        of the new weight, `ranges` what the activations' codes covered.
+        of the new weight, `ranges` what the activations' codes covered, `clipped` the tensors that
+        got a Relu or Clip.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clips: Mapping[str, Clip] | None = None) -> None:
+        """clips: tensors that quantization kept within their range, and how; None for all."""
         super().__init__()
+        self._clips = clips
+        self._limited: dict[tuple[ir.Value, float, float], ir.Value] = {}
+        self.clipped: dict[str, ActivationRange] = {}
         self.weights: dict[str, StoredCodes] = {}
         self.ranges: dict[str, ActivationRange] = {}
         self.left: dict[str, str] = {}
@@ -81,7 +101,7 @@ class RestoreFloats(ir.passes.InPlacePass):
         if tensor is None:
             return self._activation(node)
         if tensor.dtype == ir.DataType.INT32:
-            return self._bias(graph, node)
+            return self._bias(graph, node, tensor, scale)
         if tensor.dtype not in _OFFSETS:
             return f"codes of type {tensor.dtype.name.lower()}"
         zero = stored_tensor(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -104,23 +124,21 @@ class RestoreFloats(ir.passes.InPlacePass):
             axis % rank if many or block else None,
             block or None,
         )
-        weight = trace_weight(node.outputs[0])
-        assert weight is not None
-        shape = tuple(int(d) for d in tensor.shape if isinstance(d, int))
-        value = self._weight(
-            graph, f"{codes.name}/float", shape, lambda: evaluate(weight, read_array), stored
-        )
-        node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
+        value = self._weight(graph, f"{codes.name}/float", static_shape(tensor), stored)
+        _take_place(node.outputs[0], value)
         return ""
 
-    def _bias(self, graph: ir.Graph, node: ir.Node) -> str:
-        weight = trace_weight(node.outputs[0])
-        if weight is None or node.inputs[0] is None:
-            return "its scale is not stored"
-        shape = tuple(int(d) for d in weight.tensor.shape if isinstance(d, int))
+    def _bias(
+        self, graph: ir.Graph, node: ir.Node, tensor: ir.TensorProtocol, scale: ir.TensorProtocol
+    ) -> str:
+        assert node.inputs[0] is not None
+
+        def values() -> Array:
+            return read_array(tensor).astype(np.float32) * read_array(scale).astype(np.float32)
+
         name = f"{node.inputs[0].name}/float"
-        tensor = lazy_tensor(ir.DataType.FLOAT, shape, name, lambda: evaluate(weight, read_array))
-        node.outputs[0].replace_all_uses_with(add_initializer(graph, tensor))
+        made = lazy_tensor(ir.DataType.FLOAT, static_shape(tensor), name, values)
+        node.outputs[0].replace_all_uses_with(add_initializer(graph, made))
         return ""
 
     def _activation(self, node: ir.Node) -> str:
@@ -138,14 +156,39 @@ class RestoreFloats(ir.passes.InPlacePass):
         found = _observed(producer)
         if isinstance(found, str) or source is None:
             return found if isinstance(found, str) else "has no input"
+        source = self._clipped(node, source, found)
+        result = self._moved(moved, source) if moved else source
+        _take_place(node.outputs[0], result)
         self.ranges.setdefault(source.name or "", found)
-        if not moved:
-            result = source
-        else:
-            result = self._moved(moved, source)
-            self.ranges.setdefault(result.name or "", found)
-        node.outputs[0].replace_all_uses_with(result, replace_graph_outputs=True)
+        self.ranges.setdefault(result.name or "", found)
         return ""
+
+    def _clipped(self, node: ir.Node, source: ir.Value, found: ActivationRange) -> ir.Value:
+        """The tensor limited to what its codes covered; a Relu before it may have been left out."""
+        name = source.name or ""
+        kind = "clip" if self._clips is None else self._clips.get(name)
+        if kind is None:
+            return source
+        key = (source, found.low, found.high)
+        if key not in self._limited:
+            graph, producer = node.graph, source.producer()
+            assert isinstance(graph, ir.Graph)
+            inputs = [source]
+            if kind == "clip":
+                inputs += [
+                    add_constant(graph, f"{name}/{end}", np.float32(number))
+                    for end, number in (("low", found.low), ("high", found.high))
+                ]
+            made = ir.node("Clip" if kind == "clip" else "Relu", inputs, name=f"{name}/{kind}")
+            value = made.outputs[0]
+            value.name, value.shape, value.type = f"{name}/{kind}", source.shape, source.type
+            if producer is not None:
+                graph.insert_after(producer, made)
+            else:
+                graph.insert_before(graph[0], made)
+            self._limited[key] = value
+            self.clipped[name] = found
+        return self._limited[key]
 
     def _moved(self, moved: list[ir.Node], source: ir.Value) -> ir.Value:
         """The same movement of floats."""
@@ -250,12 +293,7 @@ class RestoreFloats(ir.passes.InPlacePass):
             _scale_type(scale.tensor), 1, block, "dynamic" if dynamic else "none",
         )  # fmt: skip
 
-        def decoded() -> Array:
-            centre = zeros() if zero is not None else np.full((n, blocks), 2 ** (bits - 1))
-            centred = unpacked().astype(np.float32) - np.repeat(centre, block, 1)[:, :k]
-            return np.asarray(centred * np.repeat(scales(), block, 1)[:, :k])
-
-        return self._weight(graph, f"{codes.name}/float", (n, k), decoded, stored)
+        return self._weight(graph, f"{codes.name}/float", (n, k), stored)
 
     def _integer(self, graph: ir.Graph, node: ir.Node) -> str:
         codes, scale = stored_tensor(node.inputs[1]), stored_tensor(node.inputs[3])
@@ -277,13 +315,7 @@ class RestoreFloats(ir.passes.InPlacePass):
             None,
             "none" if static is not None else "dynamic",
         )
-        value = self._weight(
-            graph,
-            f"{codes.name}/float",
-            (k, n),
-            lambda: read_array(codes).astype(np.float32) * read_array(scale).astype(np.float32),
-            stored,
-        )
+        value = self._weight(graph, f"{codes.name}/float", (k, n), stored)
         self._product(node, source, value, node.inputs[6] if len(node.inputs) > 6 else None)
         return ""
 
@@ -292,12 +324,11 @@ class RestoreFloats(ir.passes.InPlacePass):
         graph: ir.Graph,
         name: str,
         shape: tuple[int, ...],
-        values: Callable[[], Array],
         stored: StoredCodes,
     ) -> ir.Value:
         """The stored float weight; one for all operators that share the codes."""
         if name not in self._made:
-            tensor = lazy_tensor(ir.DataType.FLOAT, shape, name, values)
+            tensor = lazy_tensor(ir.DataType.FLOAT, shape, name, stored.decode)
             self._made[name] = add_initializer(graph, tensor)
             self.weights[self._made[name].name or ""] = stored
         return self._made[name]
@@ -321,6 +352,21 @@ _STEPS: Mapping[tuple[str, str], Callable[[RestoreFloats, ir.Graph, ir.Node], st
 def is_quantized(model: ir.Model) -> bool:
     """Whether the main graph has operators that `RestoreFloats` looks at."""
     return any((node.domain, node.op_type) in _STEPS for node in model.graph)
+
+
+def _take_place(old: ir.Value, new: ir.Value) -> None:
+    """Let all readers of a value read another one, which also gets its name as a graph output."""
+    if not old.is_graph_output():
+        old.replace_all_uses_with(new)
+        return
+    name, node = old.name, old.producer()
+    if new.producer() is None or new.is_graph_output():
+        assert node is not None
+        (copy,) = insert_before(node, "Identity", [new], [f"{name}/copy"])
+        copy.shape, copy.type = old.shape, old.type
+        new = copy
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name, new.name = f"{name}/dequantized", name
 
 
 def _unsigned(array: Array, offset: int) -> Array:
