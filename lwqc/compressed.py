@@ -91,7 +91,8 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         data=work.data.description,
         data_kind=work.data.kind,
         sites=_rows(result),
-        skipped=work.analysis.skipped,
+        # What the original has of them are codes and scales, where it was quantized.
+        skipped=() if result.decisions.restore is not None else work.analysis.skipped,
         rewrites=(*_cleaning(result.decisions), *result.decisions.rewrites),
         untransformed=result.decisions.untransformed,
         kept_float32={} if floats is None else floats.keep,

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from lwqc.backends.session import statistics_session
 from lwqc.graph.sites import Site, find_sites
-from lwqc.passes.fold_constants import FoldConstants
 from lwqc.passes.restore_floats import RestoreFloats, StoredCodes, is_quantized
 from lwqc.plan import ActivationRange, Clip, Plan, Restore, SiteEntry
 from lwqc.quant.formats import WeightFormat
@@ -59,7 +58,7 @@ class Restored(Mapping[str, Encoded]):
             inputs = 1
         if stored.block is None and stored.axis is not None and stored.axis != 1 - inputs:
             return None
-        if stored.block is not None and (stored.axis != inputs or len(self.sites[name].shape) > 2):
+        if stored.block is not None and stored.axis != inputs:
             return None
         zero = stored.zero() if stored.zero is not None else None
         positive = bool((stored.scale() > 0).all())
@@ -119,8 +118,6 @@ def choose_clips(work: Workspace) -> Restore:
 
 def _floats(work: Workspace, clips: Mapping[str, Clip] | None) -> tuple[ir.Model, RestoreFloats]:
     model = work.model.clone()
-    if any(node.op_type == "BitShift" for node in model.graph):
-        FoldConstants(1 << 40)(model)  # codes that are unpacked by ordinary arithmetic
     step = RestoreFloats(clips)
     step(model)
     return model, step

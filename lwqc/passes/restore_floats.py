@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from lwqc.graph.folded_codes import packed_codes, reshaped_end
 from lwqc.graph.weights import static_shape, stored_tensor, trace_weight
 from lwqc.passes.edit import add_constant, add_initializer, insert_before, lazy_tensor, replace_node
 from lwqc.plan import ActivationRange, Clip
@@ -31,7 +33,8 @@ class StoredCodes:
 
     codes: unsigned, in the shape of the operand. axis: the one that scales go along, None for one
     scale; with block, the one that is cut into blocks. zero: like scale, unsigned, or None for the
-    middle of the range. activation: what the codes met.
+    middle of the range. activation: what the codes met. matrix: the shape in which scales apply,
+    None for that of the operand.
     """
 
     bits: int
@@ -42,10 +45,26 @@ class StoredCodes:
     axis: int | None
     block: int | None
     activation: Literal["none", "dynamic"] = "none"
+    matrix: tuple[int, int] | None = None
+
+    def turned(self) -> StoredCodes:
+        """The transposed matrix."""
+        codes, scale, zero = self.codes, self.scale, self.zero
+        blocked = self.block is not None
+        return dataclasses.replace(
+            self,
+            codes=lambda: codes().T,
+            scale=lambda: scale().T if blocked else scale(),
+            zero=None if zero is None else (lambda: zero().T if blocked else zero()),
+            axis=None if self.axis is None else 1 - self.axis,
+        )
 
     def decode(self) -> NDArray[np.float32]:
         """The float weight, in the shape of the operand."""
         codes = self.codes().astype(np.float32)
+        if self.matrix is not None:
+            flat = dataclasses.replace(self, codes=lambda: codes.reshape(self.matrix), matrix=None)
+            return flat.decode().reshape(codes.shape)
         zero = self.zero() if self.zero is not None else np.full(1, 2 ** (self.bits - 1))
         centred = codes - self._spread(zero.astype(np.float32), codes.shape)
         return centred * self._spread(self.scale().astype(np.float32), codes.shape)
@@ -91,6 +110,8 @@ class RestoreFloats(ir.passes.InPlacePass):
                 reason = step(self, graph, node)
                 if reason:
                     self.left[node.outputs[0].name or ""] = f"{node.op_type}: {reason}"
+        for value in list(self._made.values()):
+            self._turn(graph, value)
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(self.weights or self.ranges))
 
@@ -268,32 +289,33 @@ class RestoreFloats(ir.passes.InPlacePass):
         dynamic: bool,
     ) -> ir.Value | str:
         """The float matrix [N, K] of packed codes with a scale per block of inputs."""
-        codes = trace_weight(node.inputs[codes_at])
-        scale = trace_weight(node.inputs[scale_at])
-        zero = trace_weight(node.inputs[zero_at]) if len(node.inputs) > zero_at else None
-        if codes is None or scale is None:
+        traced = [trace_weight(v) for v in node.inputs]
+        given = [weight.tensor if weight is not None else None for weight in traced]
+        source, codes, scale = traced[codes_at], given[codes_at], given[scale_at]
+        zero = given[zero_at] if len(given) > zero_at else None
+        if source is None or codes is None or scale is None:
             return "its weight is not stored"
-        if zero is not None and zero.tensor.dtype != ir.DataType.UINT8:
+        if zero is not None and zero.dtype != ir.DataType.UINT8:
             return "its zero points are not integers"
         blocks = -(-k // block)
 
         def unpacked() -> Array:
-            packed = read_array(codes.tensor).reshape(n, -1)
+            packed = read_array(codes).reshape(n, -1)
             return unpack(packed, bits, blocks * block)[:, :k]
 
         def zeros() -> Array:
             assert zero is not None
-            return unpack(read_array(zero.tensor).reshape(n, -1), bits, blocks)
+            return unpack(read_array(zero).reshape(n, -1), bits, blocks)
 
         def scales() -> NDArray[np.floating]:
-            return read_array(scale.tensor).astype(np.float32).reshape(n, blocks)
+            return read_array(scale).astype(np.float32).reshape(n, blocks)
 
         stored = StoredCodes(
             bits, unpacked, scales, zeros if zero is not None else None,
-            _scale_type(scale.tensor), 1, block, "dynamic" if dynamic else "none",
+            _scale_type(scale), 1, block, "dynamic" if dynamic else "none",
         )  # fmt: skip
 
-        return self._weight(graph, f"{codes.name}/float", (n, k), stored)
+        return self._weight(graph, f"{source.name}/float", (n, k), stored)
 
     def _integer(self, graph: ir.Graph, node: ir.Node) -> str:
         codes, scale = stored_tensor(node.inputs[1]), stored_tensor(node.inputs[3])
@@ -333,6 +355,60 @@ class RestoreFloats(ir.passes.InPlacePass):
             self.weights[self._made[name].name or ""] = stored
         return self._made[name]
 
+    def _turn(self, graph: ir.Graph, value: ir.Value) -> None:
+        """Store a matrix as its readers see it, if all of them transpose it."""
+        readers = [use.node for use in value.uses()]
+        stored = self.weights.get(value.name or "")
+        if stored is None or not readers or any(not _turns(node) for node in readers):
+            return
+        name = value.name or ""
+        shape = tuple(int(d) for d in value.shape or () if isinstance(d, int))[::-1]
+        turned = stored.turned()
+        graph.initializers.pop(name)
+        made = add_initializer(graph, lazy_tensor(ir.DataType.FLOAT, shape, name, turned.decode))
+        self.weights[made.name or ""] = turned
+        for node in readers:
+            _take_place(node.outputs[0], made)
+
+    def _folded(self, graph: ir.Graph, node: ir.Node) -> str:
+        """Arithmetic that lwqc writes where there is no low-bit kernel, see `FoldWeights`."""
+        found = packed_codes(node)
+        if found is None:
+            return ""
+        codes, fields, scale, zero = found
+        end, shape = reshaped_end(node)
+        n, blocks = static_shape(scale)[:2]
+        if end is None or shape is None or shape[0] != n:
+            return "an unusual form"
+        bits, k = 8 // fields, int(np.prod(shape[1:]))
+        block = static_shape(codes)[1] * fields // blocks
+
+        def unpacked() -> Array:
+            return unpack(read_array(codes), bits, blocks * block)[:, :k].reshape(shape)
+
+        def zeros() -> Array:
+            assert zero is not None
+            return np.asarray(read_array(zero).reshape(n, blocks) + 2 ** (bits - 1), np.uint8)
+
+        whole = blocks == 1
+        stored = StoredCodes(
+            bits,
+            unpacked,
+            lambda: read_array(scale).astype(np.float32).reshape(n, blocks),
+            zeros if zero is not None else None,
+            _scale_type(scale),
+            0 if whole else 1,
+            None if whole else block,
+            matrix=None if whole or len(shape) == 2 else (n, k),
+        )
+        _take_place(end, self._weight(graph, f"{node.outputs[0].name}/float", shape, stored))
+        return ""
+
+
+def _turns(node: ir.Node) -> bool:
+    perm = node.attributes.get("perm")
+    return node.op_type == "Transpose" and (perm is None or list(perm.as_ints()) == [1, 0])
+
 
 _OFFSETS = {
     ir.DataType.INT8: (8, 128),
@@ -343,6 +419,7 @@ _OFFSETS = {
 _STEPS: Mapping[tuple[str, str], Callable[[RestoreFloats, ir.Graph, ir.Node], str]] = {
     ("", "DequantizeLinear"): RestoreFloats._dequantize,
     ("com.microsoft", "DequantizeLinear"): RestoreFloats._dequantize,
+    ("", "Mul"): RestoreFloats._folded,
     ("com.microsoft", "MatMulNBits"): RestoreFloats._nbits,
     ("com.microsoft", "GatherBlockQuantized"): RestoreFloats._rows,
     ("com.microsoft", "MatMulIntegerToFloat"): RestoreFloats._integer,
@@ -351,7 +428,11 @@ _STEPS: Mapping[tuple[str, str], Callable[[RestoreFloats, ir.Graph, ir.Node], st
 
 def is_quantized(model: ir.Model) -> bool:
     """Whether the main graph has operators that `RestoreFloats` looks at."""
-    return any((node.domain, node.op_type) in _STEPS for node in model.graph)
+    return any(
+        (node.domain, node.op_type) in _STEPS
+        and (node.op_type != "Mul" or packed_codes(node) is not None)
+        for node in model.graph
+    )
 
 
 def _take_place(old: ir.Value, new: ir.Value) -> None:
