@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from lwqc.backends.session import statistics_session
 from lwqc.graph.sites import Site, find_sites
-from lwqc.passes.restore_floats import RestoreFloats, StoredCodes, is_quantized
+from lwqc.passes.restore_floats import RestoreFloats, is_quantized
+from lwqc.passes.stored_codes import StoredCodes
 from lwqc.plan import ActivationRange, Clip, Plan, Restore, SiteEntry
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.grid import Encoded

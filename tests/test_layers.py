@@ -21,6 +21,7 @@ LAYERS = [
     | {
         "blame",
         "float_plan",
+        "device_bench",
         "profiles",
         "restored",
         "drop_layers",

@@ -41,6 +41,13 @@ _BLOCKS = (32, 64, 128)
 # Outputs that the fused kernel works on at once, by bits (onnxruntime's fpA_intB kernels).
 _OUTPUTS = {4: 64, 8: 32}
 _FOLDED_OPSET = 11
+# Operators that the runtime computes on the CPU on purpose where they make sizes of tensors.
+SIZE_OPERATORS = frozenset(
+    {
+        "Add", "Cast", "Concat", "Div", "Equal", "Gather", "Mul", "Reshape", "Slice", "Squeeze",
+        "Sub", "Unsqueeze", "Where",
+    }
+)  # fmt: skip
 
 
 class CudaTarget:

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ class Session:
         if self._session.get_providers()[0] != chosen.provider:
             raise InputError(f"{label}: {chosen.provider} did not load, the CPU would run it")
         self._label = label
+        self._binding: ort.IOBinding | None = None
         self.outputs = [o.name for o in self._session.get_outputs()]
         self.inputs = [i.name for i in self._session.get_inputs()]
 
@@ -96,11 +97,76 @@ class Session:
             raise LwqcError(f"{self._label}: the run failed: {_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
+    def assignment(self) -> Sequence[Any]:
+        """Nodes by provider, before fusions, of a session that records it."""
+        return list(self._session.get_provider_graph_assignment_info())
+
+    def bind(self, feeds: Feeds, device: str, shapes: Mapping[str, NDArray[Any]]) -> None:
+        """Keep feeds and outputs on a device; `seconds` then times runs without transfers.
+
+        shapes: outputs of a run with these feeds. They get fixed places, as CUDA graphs need it.
+        """
+        binding = self._session.io_binding()
+        for name in self.inputs:
+            if name in feeds:
+                value = ort.OrtValue.ortvalue_from_numpy(feeds[name], device, 0)
+                binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            like = shapes[name]
+            place = ort.OrtValue.ortvalue_from_shape_and_type(like.shape, like.dtype, device, 0)
+            binding.bind_ortvalue_output(name, place)
+        self._binding = binding
+
     def seconds(self, feeds: Feeds) -> float:
-        """Wall time of one run in seconds."""
+        """Wall time of one run in seconds; of the bound feeds after `bind`."""
+        if self._binding is not None:
+            start = time.perf_counter()
+            self._session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+            return time.perf_counter() - start
         start = time.perf_counter()
         self._session.run(None, {name: feeds[name] for name in self.inputs if name in feeds})
         return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a session runs its nodes.
+
+    elsewhere: (operator, name) of nodes that another provider than the one asked for takes.
+    copies: between devices.
+    """
+
+    elsewhere: tuple[tuple[str, str], ...]
+    copies: int
+
+
+def placement(path: str | os.PathLike[str], settings: SessionSettings) -> Placement:
+    """Where the runtime puts the nodes of a model. Raises InputError when it does not load."""
+    entries = {**settings.entries, "session.record_ep_graph_assignment_info": "1"}
+    recording = replace(settings, entries=entries)
+    session = Session(path, recording, label=str(path))
+    elsewhere = tuple(
+        (node.op_type, node.name)
+        for group in session.assignment()
+        if group.ep_name != settings.provider
+        for node in group.get_nodes()
+    )
+    graph = optimized_graph(path, settings)
+    return Placement(elsewhere, sum(n.op_type.startswith("Memcpy") for n in graph.node))
+
+
+def compile_model(
+    path: str | os.PathLike[str], output: str | os.PathLike[str], settings: SessionSettings
+) -> None:
+    """Write a model whose engines are built already (EPContext). Raises InputError."""
+    options = settings.build()
+    device = dict(settings.provider_options)
+    try:
+        options.add_provider(settings.provider, device)
+        ort.ModelCompiler(options, os.fspath(path)).compile_to_file(os.fspath(output))
+    except Exception as error:
+        raise InputError(f"{path}: engines cannot be built: {_line(error)}") from error
 
 
 def available_providers() -> list[str]:
@@ -150,7 +216,7 @@ def optimized_graph(
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
         try:
-            Session(model, SessionSettings(entries=entries), optimized_path=path)
+            Session(model, replace(chosen, entries=entries), optimized_path=path)
         except InputError as error:
             if "Failed to write" in str(error):
                 raise InputError(f"{folder}: temporary files cannot be written there") from error

@@ -44,6 +44,7 @@ from lwqc.cli.options import (
 )
 from lwqc.cli.running import app, errors_console, finish, opened, parse_goals
 from lwqc.compress import compress_workspace, make_plan
+from lwqc.device_bench import build_engines, check_engines
 from lwqc.errors import InputError
 from lwqc.execute import apply_plan, execute
 from lwqc.lower import MAX_DROP, lower_plan
@@ -350,6 +351,9 @@ def lower(
         str, typer.Option(help="sizes that engines are built for: batch=1:8:64,seq=16:128:512")
     ] = "",
     allow_fallback: AllowFallback = False,
+    engines: Annotated[
+        Path | None, typer.Option(help="also write a model with built engines (needs the GPU)")
+    ] = None,
     data: DataOption = None,
     metric: MetricOption = None,
     max_drop: Annotated[float, typer.Option(help="allowed loss of the conversion")] = MAX_DROP,
@@ -367,9 +371,13 @@ def lower(
     goals = parse_goals(None, None, None, max_drop if verify else None)
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
         work.skip_checks, work.allow_fallback = not verify, allow_fallback
+        if engines is not None:
+            check_engines(work.target)
         made = lower_plan(work, floats=floats, boundary=half_boundary, profile=sizes)
         done = execute(work, goals, made)
         finish(done, output, plan_out, external, verify, details, as_json)
+        if engines is not None:
+            build_engines(work.target, output, engines)
 
 
 @app.command(name="apply")
