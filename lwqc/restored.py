@@ -96,19 +96,17 @@ class Restored(Mapping[str, Encoded]):
 def choose_clips(work: Workspace) -> Restore:
     """Which tensors quantization limited, told by what reaches them on the data without it."""
     model, step = _floats(work, None)
-    names = {f"{name}/clip": name for name in step.clipped}
     before = {
-        node.outputs[0].name: node.inputs[0].name
+        node.name: value.name
         for node in model.graph
-        if node.op_type == "Clip" and node.inputs[0] is not None
+        if node.op_type == "Clip" and (value := node.inputs[0]) is not None and value.name
     }
-    wanted = [MinMax(before[n] or "") for n in names if n in before]
-    found = collect(model, wanted, work.data, statistics_session)
+    sources = {name: before.get(f"{name}/clip") for name in step.clipped}
+    wanted = {name: MinMax(source) for name, source in sources.items() if source}
+    found = collect(model, wanted.values(), work.data, statistics_session)
     clips: dict[str, Clip] = {}
-    for clipped, name in names.items():
-        if clipped not in before:
-            continue
-        seen, kept = found[MinMax(before[clipped] or "")], step.clipped[name]
+    for name, collector in wanted.items():
+        seen, kept = found[collector], step.clipped[name]
         room = _BEYOND * (kept.high - kept.low)
         if seen.high > kept.high + room or (seen.low < kept.low - room and kept.low < 0):
             clips[name] = "clip"

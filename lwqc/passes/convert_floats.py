@@ -134,8 +134,11 @@ class _Conversion:
     def _wanted(self, node: ir.Node, gives_floats: bool) -> bool:
         if node.outputs[0].name in self._keep or self._unpacks(node):
             return False
-        # Comparisons, Shape and the like take their operands as they come.
-        return gives_floats or any(v in self.low for v in node.inputs if v is not None)
+        # Comparisons, Shape and the like take their operands as they come; the two halves of a
+        # Q/DQ pair share their scale.
+        if gives_floats or node.op_type == "QuantizeLinear":
+            return True
+        return any(v in self.low for v in node.inputs if v is not None)
 
     def _unpacks(self, node: ir.Node) -> bool:
         """Whether the node is arithmetic that makes floats of stored codes."""
