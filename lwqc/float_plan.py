@@ -12,6 +12,7 @@ import onnx_ir as ir
 from lwqc.backends.session import Session, statistics_session
 from lwqc.backends.target import FloatType
 from lwqc.graph.float_slots import float_slots, is_float32
+from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.graph.weights import stored_tensor
 from lwqc.passes.convert_floats import clamp_stored
 from lwqc.plan import Floats, Plan
@@ -93,7 +94,12 @@ class _Islands:
 
     def mark(self, work: Workspace) -> None:
         dtype = self.fmt.dtype
-        nodes = [n for n in self.model.graph.all_nodes() if self._could(n)]
+        nodes = []
+        for node in self.model.graph.all_nodes():
+            if self._could(node):
+                nodes.append(node)
+            elif any(map(is_float32, node.inputs)) and any(map(is_float32, node.outputs)):
+                self._keep(node, f"{node.op_type} has no {self.fmt.name} form")
         for node in nodes:
             for reason in self._reasons(node):
                 self._keep(node, reason)
@@ -154,7 +160,7 @@ class _Islands:
         """Keep what only kept nodes read, back to the next weighted layer."""
         for node in nodes:
             if node.op_type in _WEIGHTED and any(
-                stored_tensor(v) is not None and stored_tensor(v).size > 4096  # type: ignore[union-attr]
+                stored_tensor(v) is not None and stored_tensor(v).size >= MIN_WEIGHTS  # type: ignore[union-attr]
                 for v in node.inputs
             ):
                 continue
