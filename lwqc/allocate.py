@@ -17,6 +17,7 @@ from lwqc.plan import CleanUp, Plan, Source
 from lwqc.profiles import with_profile
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.recipe import Recipe
+from lwqc.sparse_plan import with_sparsity
 from lwqc.timing import slow_sites
 from lwqc.transforms import choose_transforms, version
 from lwqc.workspace import Candidate, Workspace
@@ -60,6 +61,7 @@ def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
             recipe=recipe.name,
             rewrites=work.target.rewrites,
         )
+        plan = with_sparsity(work, plan, recipe)
         return with_profile(work, with_floats(work, plan), {})
     if not work.analysis.sites:
         raise InputError(f"{work.name}: has no weight that could take a number format")

@@ -154,7 +154,7 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
                 name=site.name,
                 op="+".join(sorted(site.ops)),
                 shape=site.shape,
-                format=str(entry.weight) if entry else "float",
+                format=str(entry.weight) if entry else _float_format(name, plan),
                 activation=entry.activation if entry else "none",
                 kernel=forms.get(site.name, "float"),
                 bytes_before=site.float_bytes,
@@ -163,6 +163,11 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def _float_format(name: str, plan: Plan) -> str:
+    """Sparse weights are only eligible: whether sparse kernels are faster is for the GPU to say."""
+    return "float, 2:4 eligible" if name in plan.sparse else "float"
 
 
 def _float_bytes(site: Site, plan: Plan) -> int:

@@ -14,6 +14,7 @@ from lwqc.goals import Goals
 from lwqc.graph.sites import find_sites
 from lwqc.parallel_layers import parallel_planned
 from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.sparsify import Sparsify
 from lwqc.plan import Plan, Transforms
 from lwqc.pruned_model import prune_model
 from lwqc.quant.methods import DATA_METHODS
@@ -47,6 +48,7 @@ def _looks_at_data(plan: Plan) -> bool:
         or bool(plan.slice)
         or any(entry.compensate != "none" for entry in plan.remove)
         or plan.sequential
+        or any(e.method == "sparsegpt" or e.refine for e in plan.sparse.values())
         or any(e.method in DATA_METHODS for e in plan.quantize.values())
     )
 
@@ -89,8 +91,11 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
         weights = EncodedWeights(model, io.read_array, known=done.encoded)
         apart = {name: f"not in sequence: {reason}" for name, reason in done.apart.items()}
         plan = plan.model_copy(update={"kept_float": {**apart, **plan.kept_float}})
+    if plan.sparse:
+        model = model.clone()
+        Sparsify(plan.sparse, changed.grams)(model)
     lowered = Lowered(model, {})
-    if plan.quantize or plan.rewrites or plan.floats:
+    if plan.quantize or plan.rewrites or plan.floats or plan.sparse:
         lowered = work.target.lower(model, plan, weights)
     fallbacks = _fallbacks(work, lowered.model)
     return Compressed(work, goals, plan, lowered, sites, pruned, removed, fallbacks=fallbacks)

@@ -259,10 +259,13 @@ class Plan(_Model):
     untransformed: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _no_side_in_sequence(self) -> Self:
+    def _fits_together(self) -> Self:
         beside = next((n for n, e in self.quantize.items() if e.has_side), None)
         if self.sequential and beside is not None:
             raise ValueError(f"{beside}: a side branch cannot be had with sequential calibration")
+        both = next((name for name in self.sparse if name in self.quantize), None)
+        if both is not None:
+            raise ValueError(f"{both}: sparse weights stay float")
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -91,6 +91,8 @@ class Recipe(BaseModel):
     them, as `parallel` says), `streams` (narrows residual streams as `slice` says).
     clean: the graph is cleaned up first: attention as one operator, and with `merge` layers that
     read the same value as one. The allocator `none` does only that.
+    sparse: 2:4 sparsity with the allocator `none`, see `quant.sparse`: by magnitude, with zeros
+    exchanged afterwards, or with later weights taking up the error.
     search: scales by error search; False takes the plain range of each block.
     method: how codes are chosen, see `quant.methods`; those of `DATA_METHODS` look at the data.
     sequential: each layer is quantized for what the quantized layers before it give.
@@ -121,6 +123,7 @@ class Recipe(BaseModel):
         "none",
     ]
     score: Literal["measured", "weights", "lim", "zd", "position"] = "measured"
+    sparse: Literal["none", "magnitude", "exchange", "sparsegpt"] = "none"
     clean: bool = False
     merge: bool = True
     bits: Literal[2, 3, 4, 8] = 8
@@ -157,6 +160,8 @@ class Recipe(BaseModel):
         for allocator, section in sections.items():
             if (self.allocator == allocator) != (section is not None):
                 raise ValueError(f"the allocator {allocator} goes with its section, and it alone")
+        if self.sparse != "none" and self.allocator != "none":
+            raise ValueError("sparse goes with the allocator none: sparse weights stay float")
         beside = self.rank or self.columns
         if self.allocator != "uniform" and (beside or self.kind != "int"):
             raise ValueError("kind, rank and columns are for the allocator uniform")

@@ -21,6 +21,7 @@ LAYERS = [
     | {
         "blame",
         "float_plan",
+        "sparse_plan",
         "device_bench",
         "profiles",
         "restored",
