@@ -49,7 +49,10 @@ def uniform(
         entry = _first_legal(
             work,
             site,
-            chain(
+            # Integers beside float8 would have to share its pairs of activations.
+            _float_wishes(kind, block)
+            if kind == "fp8"
+            else chain(
                 _float_wishes(kind, block),
                 _wishes(site, bits, activations, block, symmetric, site.name in refused),
             ),
@@ -75,6 +78,9 @@ def _refused_sites(work: Workspace) -> dict[str, str]:
 
 
 def _float_wishes(kind: Kind, block: int | None) -> Iterator[SiteEntry]:
+    if kind == "fp8":
+        yield SiteEntry(weight=WeightFormat(8, None, True, "float32", "fp8"), activation="static")
+        return
     for size in _nearest_blocks(block or 64) if kind != "int" else ():
         yield SiteEntry(weight=WeightFormat(4, size, True, "float16", kind))
 

@@ -149,7 +149,10 @@ class Recipe(BaseModel):
     def _fits_together(self) -> Self:
         if self.columns > 1 and self.columns % 1:
             raise ValueError(f"columns: expected a count or a share below 1, got {self.columns}")
-        if self.kind != "int" and (self.bits != 4 or self.activations != "none"):
+        if self.kind == "fp8":
+            if self.bits != 8 or self.activations != "static":
+                raise ValueError("kind fp8 has bits = 8 and static activations")
+        elif self.kind != "int" and (self.bits != 4 or self.activations != "none"):
             raise ValueError(f"kind {self.kind} has bits = 4 and float activations")
         sections = {
             "channels": self.prune,

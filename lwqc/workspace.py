@@ -25,6 +25,7 @@ from lwqc.errors import InputError
 from lwqc.graph.sites import Site, SiteAnalysis, find_sites
 from lwqc.measure import Metric, compare, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
 from lwqc.plan import Floats, Plan, SiteEntry, Source
 from lwqc.quant.grid import Encoded
 from lwqc.site_grams import SiteGrams
@@ -257,7 +258,15 @@ class Workspace:
         return self.load(self.model, label=self.name)
 
     def load(self, model: ir.Model | str | os.PathLike[str], label: str = "candidate") -> Session:
-        """A session as the target runs its graphs here."""
+        """A session as the target runs its graphs here.
+
+        The CPU stands in for a missing device; it has no bfloat16, which float32 stands in for.
+        """
+        if not self.timed:
+            loaded = model if isinstance(model, ir.Model) else io.load(model)
+            if has_bfloat16(loaded):
+                model = loaded.clone()
+                WidenBfloat16()(model)
         return Session(model, self.target.settings(), label=label)
 
     def full_drop(self, session: Session) -> float:

@@ -237,6 +237,8 @@ def _block_form(site: Site, entry: SiteEntry) -> Form | str:
 
 
 def _float4_form(site: Site, entry: SiteEntry) -> Form | str:
+    if entry.weight.kind == "fp8":
+        return "fp8 has no kernel on the CPU"
     kind, block = entry.weight.kind, entry.weight.block or 1
     if not site.ops <= _LINEAR:
         return f"{kind} has no kernel for {'+'.join(sorted(site.ops))}"

@@ -78,7 +78,7 @@ class CudaTarget:
         if entry.activation != "none":
             return "CUDA has no kernels for 8-bit activations"
         if fmt.kind != "int":
-            return f"{fmt.kind} weights are slower than 4-bit integers on CUDA"
+            return f"{fmt.kind} weights have no fast kernel on CUDA; take integers"
         if fmt.block is None or not site.ops <= _LINEAR | {"Gather"}:
             return "Folded"
         return self._block_form(site, fmt)

@@ -6,6 +6,7 @@ here was measured. The provider links TensorRT 10.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Literal
 
@@ -42,6 +43,7 @@ _LINEAR = frozenset({"MatMul", "Gemm"})
 _BLOCKS = (64, 128)
 _HALF_SCALES = 19  # from here on Q/DQ take float16
 _INT4 = 21
+_FP8_AREA = 32  # positions of the largest kernel
 
 
 class TensorrtTarget:
@@ -61,8 +63,10 @@ class TensorrtTarget:
         fmt = entry.weight
         if entry.has_side:
             return "branches beside a quantized weight are not made for TensorRT"
-        if not fmt.symmetric or fmt.kind != "int":
-            return "TensorRT takes symmetric integers"
+        if not fmt.symmetric or fmt.kind not in ("int", "fp8"):
+            return "TensorRT takes symmetric integers, or float8"
+        if fmt.kind == "fp8" and entry.activation != "static":
+            return "float8 weights go with static float8 activations"
         if entry.activation == "dynamic":
             return "TensorRT has no dynamic ranges"
         if entry.activation == "static":
@@ -77,6 +81,8 @@ class TensorrtTarget:
         inputs = site.k if site.ops <= _LINEAR else site.shape[1] * site.groups
         if site.n < LEAST_CHANNELS or inputs < LEAST_CHANNELS:
             return f"{inputs} inputs and {site.n} outputs: integers pay from {LEAST_CHANNELS} on"
+        if fmt.kind == "fp8" and site.op == "Conv" and math.prod(site.shape[2:]) > _FP8_AREA:
+            return f"float8 kernels cover {_FP8_AREA} positions, this one {site.shape[2:]}"
         return "QuantizeLinear"
 
     def _weight_only(self, site: Site, fmt: WeightFormat) -> Form | str:
@@ -116,7 +122,8 @@ class TensorrtTarget:
         """Execute the plan on a copy. Raises InputError where the plan asks the impossible."""
         lowered = model.clone()
         forms = legal_forms(self, lowered, plan)
-        self._lift(lowered, forms.values(), half=plan.floats is not None)
+        fp8 = any(e.weight.kind == "fp8" for e in plan.quantize.values())
+        self._lift(lowered, forms.values(), half=plan.floats is not None, fp8=fp8)
         static = entries_of(plan, forms, "QuantizeLinear")
         passes: list[ir.passes.InPlacePass] = [
             InputQdq(static, plan.activations, weights, _static_sizes(lowered)),
@@ -131,11 +138,11 @@ class TensorrtTarget:
         ShapeInferencePass()(lowered)  # the provider wants types and shapes on every tensor
         return Lowered(lowered, forms)
 
-    def _lift(self, model: ir.Model, forms: Collection[Form], *, half: bool) -> None:
+    def _lift(self, model: ir.Model, forms: Collection[Form], *, half: bool, fp8: bool) -> None:
         """Raise the opset to what the forms need. Raises InputError where that is not possible."""
         needed = 0
         if "QuantizeLinear" in forms:
-            needed = _HALF_SCALES if half else 13
+            needed = _HALF_SCALES if half or fp8 else 13
         if "DequantizeLinear" in forms:
             needed = _INT4
         opset = model.opset_imports.get("", 1)
