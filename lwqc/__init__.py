@@ -1,6 +1,17 @@
 """lwqc compiles ONNX models to smaller and faster ones for stock ONNX Runtime."""
 
-from lwqc.api import apply, bench, compress, drop_layers, inspect, plan, prune, quantize, verify
+from lwqc.api import (
+    apply,
+    bench,
+    compress,
+    drop_layers,
+    inspect,
+    lower,
+    plan,
+    prune,
+    quantize,
+    verify,
+)
 from lwqc.compressed import Compressed
 from lwqc.errors import ConstraintError, InputError, LwqcError
 from lwqc.io import load, save
@@ -22,6 +33,7 @@ __all__ = [
     "drop_layers",
     "inspect",
     "load",
+    "lower",
     "plan",
     "prune",
     "quantize",

@@ -9,11 +9,14 @@ from lwqc import io, mixed, planning
 from lwqc.cleaned import cleaned, cleaning
 from lwqc.errors import InputError
 from lwqc.fastest import Base, fastest, fused_base, never_slower
+from lwqc.float_plan import choose_floats, with_floats
 from lwqc.goals import Goals
 from lwqc.importance import layer_importance
 from lwqc.plan import CleanUp, Plan
+from lwqc.profiles import with_profile
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.recipe import Recipe
+from lwqc.sparse_plan import with_sparsity
 from lwqc.transforms import choose_transforms, version
 from lwqc.workspace import Workspace
 
@@ -34,22 +37,26 @@ def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
         plan = plan.model_copy(
             update={"clean": clean, "untransformed": {**left, **plan.untransformed}}
         )
-        return plan if recipe.allocator != "none" else never_slower(work, plan)
+        return plan if recipe.allocator != "none" or not work.timed else never_slower(work, plan)
     return _allocated(work, goals, recipe)
 
 
 def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     if recipe.allocator == "none":
-        return planning.unchanged(work, recipe.name)
+        plan = with_sparsity(work, planning.unchanged(work, recipe.name), recipe)
+        return with_profile(work, with_floats(work, plan), {})
     if recipe.sequential and not work.data.given:
         raise InputError("sequential calibration looks at the data: give --data")
     found = choose_transforms(work, recipe)
     work = version(work, found.transforms, token_weights=recipe.token_weights)
+    if work.target.floats != "float32":
+        work.floats = choose_floats(work, work.target.floats)
     plan = _ALLOCATORS[recipe.allocator](work, goals, recipe)
     if recipe.allocator in ("uniform", "rank"):
         plan = planning.with_method(work, plan, recipe.method)
         plan = planning.with_side(work, plan, recipe.rank, recipe.columns)
     plan = planning.repaired(work, plan.model_copy(update={"sequential": recipe.sequential}))
+    plan = with_profile(work, with_floats(work, plan), {})
     return plan.model_copy(
         update={
             "transforms": found.transforms,
@@ -149,7 +156,7 @@ def _bisect(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
 def _auto(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     """The best within a budget, or the fastest within the allowed drop."""
     if goals.wants_size or (goals.max_drop is not None and goals.max_latency is None):
-        base = fused_base(work) if recipe.clean else Base(work)
+        base = fused_base(work) if recipe.clean else Base(work).ready()
         return base.stamped(_knapsack(base.work, goals, recipe))
     limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
     return fastest(work, limit, recipe)

@@ -14,9 +14,10 @@ from lwqc.backends.session import Session
 from lwqc.compress import Progress, compress_workspace, make_plan, open_workspace
 from lwqc.compressed import Compressed
 from lwqc.errors import InputError
-from lwqc.execute import apply_plan
+from lwqc.execute import apply_plan, execute
 from lwqc.goals import Goals, parse_latency, parse_size
 from lwqc.inspection import Inspection, inspect_model
+from lwqc.lower import MAX_DROP, lower_plan
 from lwqc.measure import Latency, latencies
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, uniform_recipe
@@ -96,6 +97,35 @@ def quantize(
     )
     recipe = uniform_recipe(bits, activations, ranges, True, method, sequential)
     return compress_workspace(work, Goals(), recipe)
+
+
+def lower(
+    source: Source,
+    *,
+    target: str = "cuda",
+    floats: str | None = None,
+    profile: Mapping[str, tuple[int, int, int]] | None = None,
+    allow_fallback: bool = False,
+    max_drop: float | None = MAX_DROP,
+    data: Data = None,
+    metric: str | Callable[..., float] | None = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    shapes: Mapping[str, int] | None = None,
+) -> Compressed:
+    """Bring a float or quantized model into the form that a target runs best. See `compress`.
+
+    floats: `float32`, `float16` or `bfloat16`; the target's own by default. profile: least, usual
+    and largest size of dynamic dimensions, for TensorRT. allow_fallback: accept nodes that run
+    elsewhere; they are in `Compressed.fallbacks`. max_drop: what the conversion may cost.
+    """
+    work = _workspace(
+        source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
+        shapes=shapes,
+    )  # fmt: skip
+    work.allow_fallback = allow_fallback
+    plan = lower_plan(work, floats=floats, profile=dict(profile or {}))
+    return execute(work, Goals(max_drop=max_drop), plan)
 
 
 def prune(

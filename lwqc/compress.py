@@ -17,6 +17,7 @@ from lwqc.channels import decide
 from lwqc.compressed import Compressed
 from lwqc.data import open_data
 from lwqc.drop_layers import choose_branches
+from lwqc.errors import InputError
 from lwqc.execute import execute
 from lwqc.goals import Goals
 from lwqc.measure import Metric, load_metric
@@ -104,6 +105,9 @@ def make_plan(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> P
 def compress_workspace(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> Compressed:
     """Find a plan and execute it. Raises InputError."""
     chosen = find(recipe) if isinstance(recipe, str) else recipe
+    if goals.max_latency is not None and not work.timed:
+        reason = work.target.unmeasured()
+        raise InputError(f"--max-latency: target {work.target.name} is not timed here: {reason}")
     if chosen.prune is not None or chosen.slice is not None:
         return channel_job(chosen, goals)(work)
     if chosen.drop is not None or chosen.parallel is not None:

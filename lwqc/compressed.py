@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lwqc import io
-from lwqc.backends.session import Session
+from lwqc.backends.provider_options import write_options
+from lwqc.backends.session import SessionSettings
 from lwqc.backends.target import Lowered
 from lwqc.branch_reports import parallel_report, removal_report, slicing_report
 from lwqc.drop_layers import DropDecision
@@ -32,7 +33,8 @@ class Compressed:
     """A compressed model in memory, ready to be saved and measured.
 
     sites: of the model just before formats were applied, by name. decision: what was
-    chosen and at what price, unless the plan was given.
+    chosen and at what price, unless the plan was given. fallbacks: what the target would not run
+    as it should, one line each.
     """
 
     work: Workspace
@@ -43,6 +45,7 @@ class Compressed:
     pruned: PrunedModel | None = None
     removed: RemovedBranches | None = None
     decision: Decision | None = None
+    fallbacks: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -69,12 +72,16 @@ class Compressed:
         source = self.work.model.meta.get("lwqc_path")
         io.check_output(path, [source, *data_files(self.work.model)] if source else [])
         saved = io.save(self.model, path, external_data=external_data)
+        target = self.work.target
+        options = target.options(self.model, self.decisions, saved.path.stem)
+        if options:
+            write_options(saved.path, target.name, options)
         return measure(self, saved, verify=verify)
 
 
 def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) -> Report:
     """The report on a saved file: everything in it is measured on the file."""
-    work = result.work
+    work, floats = result.work, result.decisions.floats
     report = Report(
         source=work.name,
         source_bytes=work.float_bytes,
@@ -85,9 +92,12 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         data=work.data.description,
         data_kind=work.data.kind,
         sites=_rows(result),
-        skipped=work.analysis.skipped,
+        # What the original has of them are codes and scales, where it was quantized.
+        skipped=() if result.decisions.restore is not None else work.analysis.skipped,
         rewrites=(*_cleaning(result.decisions), *result.decisions.rewrites),
         untransformed=result.decisions.untransformed,
+        kept_float32={} if floats is None else floats.keep,
+        fallbacks=result.fallbacks,
     )
     if result.pruned is not None:
         report = report.with_measurements(pruning=pruning_report(work, result.pruned))
@@ -115,9 +125,10 @@ def _cleaning(plan: Plan) -> tuple[str, ...]:
 
 def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Report:
     work = result.work
-    session = Session(saved.path, label=str(saved.path))
+    session = work.load(saved.path, label=str(saved.path))
     timed = [
-        ShapeLatency(s.label, *latencies([work.reference, session], s.feeds)) for s in work.served
+        ShapeLatency(s.label, *latencies([work.timed_reference, session], s.feeds))
+        for s in (work.served if work.timed else ())
     ]
     metric_before = metric_after = metric_drop = None
     if work.metric is not None:
@@ -127,6 +138,7 @@ def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Repor
         divergence=(result.removed.work if result.removed else work).divergence(session),
         latencies=tuple(timed),
         operators=_operators(work, saved),
+        unmeasured=work.target.unmeasured(),
         metric=work.metric.name if work.metric else None,
         metric_before=metric_before,
         metric_after=metric_after,
@@ -136,7 +148,7 @@ def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Repor
 
 def _operators(work: Workspace, saved: io.SavedModel) -> tuple[OperatorRow, ...]:
     """Of models that may be loaded twice more."""
-    if work.is_large:
+    if work.is_large or work.target.settings() != SessionSettings():
         return ()
     return tuple(operator_rows(work.loadable, saved.path, work.served[0].feeds))
 
@@ -147,13 +159,13 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
     known = result.work.sites
     for name, now in result.sites.items():
         entry, site = plan.quantize.get(name), known.get(name, now)  # merged ones are new
-        after = entry.size_bytes(now.n, now.k) if entry else now.float_bytes
+        after = entry.size_bytes(now.n, now.k) if entry else _float_bytes(now, plan)
         rows.append(
             SiteRow(
                 name=site.name,
                 op="+".join(sorted(site.ops)),
                 shape=site.shape,
-                format=str(entry.weight) if entry else "float",
+                format=str(entry.weight) if entry else _float_format(name, plan),
                 activation=entry.activation if entry else "none",
                 kernel=forms.get(site.name, "float"),
                 bytes_before=site.float_bytes,
@@ -162,6 +174,16 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def _float_format(name: str, plan: Plan) -> str:
+    """Sparse weights are only eligible: whether sparse kernels are faster is for the GPU to say."""
+    return "float, 2:4 eligible" if name in plan.sparse else "float"
+
+
+def _float_bytes(site: Site, plan: Plan) -> int:
+    """What a weight without a number format takes."""
+    return min(site.float_bytes, 2 * site.size) if plan.floats is not None else site.float_bytes
 
 
 def _outcomes(result: Compressed, report: Report) -> list[Outcome]:

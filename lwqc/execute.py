@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from lwqc import io
 from lwqc.backends.session import statistics_session
 from lwqc.backends.target import Lowered
@@ -12,10 +14,12 @@ from lwqc.goals import Goals
 from lwqc.graph.sites import find_sites
 from lwqc.parallel_layers import parallel_planned
 from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.sparsify import Sparsify
 from lwqc.plan import Plan, Transforms
 from lwqc.pruned_model import prune_model
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.removed_branches import without_branches
+from lwqc.restored import restored
 from lwqc.sequential import quantize_in_sequence
 from lwqc.slice_streams import slice_planned
 from lwqc.transforms import transform, version
@@ -44,13 +48,15 @@ def _looks_at_data(plan: Plan) -> bool:
         or bool(plan.slice)
         or any(entry.compensate != "none" for entry in plan.remove)
         or plan.sequential
+        or any(e.method == "sparsegpt" or e.refine for e in plan.sparse.values())
         or any(e.method in DATA_METHODS for e in plan.quantize.values())
     )
 
 
 def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
     """Change the structure in the order of the plan's fields, then lower what is left."""
-    base = cleaned(work, plan.clean) if plan.clean is not None else work
+    base = restored(work, plan.restore) if plan.restore is not None else work
+    base = cleaned(base, plan.clean) if plan.clean is not None else base
     removed = without_branches(base, plan.remove) if plan.remove else None
     base = removed.work if removed is not None else base
     if plan.parallel:
@@ -85,7 +91,22 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
         weights = EncodedWeights(model, io.read_array, known=done.encoded)
         apart = {name: f"not in sequence: {reason}" for name, reason in done.apart.items()}
         plan = plan.model_copy(update={"kept_float": {**apart, **plan.kept_float}})
+    if plan.sparse:
+        model = model.clone()
+        Sparsify(plan.sparse, changed.grams)(model)
     lowered = Lowered(model, {})
-    if plan.quantize or plan.rewrites:
+    if plan.quantize or plan.rewrites or plan.floats or plan.sparse:
         lowered = work.target.lower(model, plan, weights)
-    return Compressed(work, goals, plan, lowered, sites, pruned, removed)
+    fallbacks = _fallbacks(work, lowered.model)
+    return Compressed(work, goals, plan, lowered, sites, pruned, removed, fallbacks=fallbacks)
+
+
+def _fallbacks(work: Workspace, model: ir.Model) -> tuple[str, ...]:
+    """What the target would not run as it should. Raises InputError unless that is accepted."""
+    found = work.target.violations(model)
+    if found and not work.allow_fallback:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise InputError(
+            f"target {work.target.name}: {found[0]}{more}; --allow-fallback accepts that"
+        )
+    return tuple(found)

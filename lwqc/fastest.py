@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from lwqc import planning
 from lwqc.backends.session import Session
 from lwqc.cleaned import cleaned, cleaning
+from lwqc.float_plan import choose_floats, with_floats
 from lwqc.measure import NOISE
 from lwqc.plan import CleanUp, Plan, Relaxation
+from lwqc.profiles import with_profile
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.recipe import Recipe
 from lwqc.served import no_slower, overall, relative_times
@@ -37,8 +39,15 @@ class Base:
     clean: CleanUp | None = None
     left: Mapping[str, str] = field(default_factory=dict)
 
+    def ready(self) -> Base:
+        """With the float type of the target decided, which formats are compared with."""
+        if self.work.floats is None and self.work.target.floats != "float32":
+            self.work.floats = choose_floats(self.work, self.work.target.floats)
+        return self
+
     def stamped(self, plan: Plan) -> Plan:
         """The plan with what leads from the original to this graph."""
+        plan = with_profile(self.work, with_floats(self.work, plan), {})
         left = {**self.left, **plan.untransformed}
         return plan.model_copy(update={"clean": self.clean, "untransformed": left})
 
@@ -58,8 +67,10 @@ def float_base(work: Workspace, wanted: CleanUp, allowance: float = 1.0) -> Base
     base = cleaned_base(work, wanted)
     if base.clean is None:
         return base
+    if not work.timed:
+        return base
     done = _lowered_float(base.work)
-    relative = relative_times([work.reference, done], work.served, _SECONDS)[1]
+    relative = relative_times([work.timed_reference, done], work.served, _SECONDS)[1]
     if no_slower([r / allowance for r in relative]):
         return base
     share = ", ".join(
@@ -88,32 +99,39 @@ def cleaned_base(work: Workspace, wanted: CleanUp) -> Base:
 
 def _wanted(work: Workspace, *, merge: bool) -> CleanUp:
     """What is not exact for every input only where there is data to check it on."""
-    return CleanUp(merge=merge, accept=RELAXED if work.data.kind == "real" else ())
+    accept = RELAXED if work.data.kind == "real" else ()
+    return CleanUp(fuse=work.target.fuses, merge=merge, accept=accept)
 
 
 def fused_base(work: Workspace) -> Base:
     """The graph cleaned up where attention becomes one operator; found without timing."""
     base = cleaned_base(work, _wanted(work, merge=False))
     fused = base.clean is None or "fuse-attention" in base.clean.changes
-    return base if fused else Base(work)
+    return (base if fused else Base(work)).ready()
 
 
 def _lowered_float(work: Workspace) -> Session:
-    return Session(work.lower(planning.unchanged(work)).model, label="cleaned up")
+    return work.load(work.lower(planning.unchanged(work)).model, label="cleaned up")
 
 
 def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
     """The fastest of a few plans whose drop is allowed; the float graph if none is faster.
 
-    limit: the largest drop. A result is at no shape slower than the original.
+    limit: the largest drop. A result is at no shape slower than the original. Where the target
+    cannot be timed, the first that holds: targets list the most promising first.
     """
     base = float_base(work, _wanted(work, merge=False), NOISE) if recipe.clean else Base(work)
+    base.ready()
     plans = list(_plans(base.work, recipe))
     report = work.report("candidates")
     trials = []
     for done, plan in enumerate(plans):
         trials += _within(base, plan, limit)
         report(done + 1, len(plans) + 1)
+    if not work.timed:
+        held = (t for t in trials if work.holds(t.candidate, t.session, limit))
+        first = next((t.candidate.plan for t in held), None)
+        return base.stamped(first or planning.folded(base.work, recipe.name))
     best = _ranked(work, trials, _GLANCE)[:_FINALISTS]
     if base.clean is not None and best:
         best += _merged(work, best[0].candidate.plan, limit, recipe)
@@ -137,7 +155,7 @@ def _within(base: Base, plan: Plan, limit: float) -> list[_Trial]:
 
 def _ranked(work: Workspace, trials: Sequence[_Trial], seconds: float) -> list[_Trial]:
     """Those that are no slower than the original, the fastest first."""
-    sessions = [work.reference, *(t.session for t in trials)]
+    sessions = [work.timed_reference, *(t.session for t in trials)]
     relative = relative_times(sessions, work.served, seconds)[1:]
     order = sorted(range(len(trials)), key=lambda i: overall(relative[i]))
     return [trials[i] for i in order if no_slower(relative[i])]
@@ -167,10 +185,11 @@ def _calibrated(work: Workspace, plan: Plan, recipe: Recipe) -> Plan:
 def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
     """Plans worth timing on the whole. Static ranges and 4 bits need real data."""
     real = work.data.kind == "real"
-    kinds: list[planning.Activations] = ["dynamic", "none"]
-    if real:
-        kinds.insert(0, "static")
+    kinds = [kind for kind in work.target.speed if real or kind != "static"]
     plans = [_uniform(work, 8, kind, recipe) for kind in kinds]
+    if not work.timed:
+        yield from (planning.calibrate(work, plan, recipe.ranges) for plan in plans)
+        return
     times = [site_times(work, plan) for plan in plans]
     for plan, known in zip(plans, times, strict=True):
         slow = slow_sites(work, plan, known)

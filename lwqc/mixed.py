@@ -15,7 +15,6 @@ from lwqc.backends.session import Session
 from lwqc.errors import InputError
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plan import Plan, SiteEntry, Source
-from lwqc.planning import REWRITES
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.quant.output_error import output_error
@@ -67,7 +66,7 @@ def choices(
         relative, probe = weight_errors[site.name]
         factor = probed.get(site.name, probe) / probe if probe > _EXACT else 1.0
         options = [
-            Option(cost=_cost(site, entry), error=error * factor)
+            Option(cost=_cost(work, site, entry), error=error * factor)
             for entry, error in zip(curves[site.name], relative, strict=True)
         ]
         found.append(Choice(site, tuple(curves[site.name]), tuple(options)))
@@ -88,8 +87,10 @@ def _why_float(work: Workspace, site: Site) -> str:
     return refusal if isinstance(refusal, str) else "no legal format is smaller"
 
 
-def _cost(site: Site, entry: SiteEntry | None) -> int:
-    return site.float_bytes if entry is None else entry.weight.size_bytes(site.n, site.k)
+def _cost(work: Workspace, site: Site, entry: SiteEntry | None) -> int:
+    if entry is None:
+        return work.unquantized_bytes(site)
+    return entry.weight.size_bytes(site.n, site.k)
 
 
 def _entries(
@@ -203,7 +204,9 @@ def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recip
 def _cost_of(work: Workspace, plan: Plan) -> int:
     """Bytes of all sites' weights under a plan, small sites aside."""
     return sum(
-        _cost(s, plan.quantize.get(s.name)) for s in work.analysis.sites if s.size >= MIN_WEIGHTS
+        _cost(work, s, plan.quantize.get(s.name))
+        for s in work.analysis.sites
+        if s.size >= MIN_WEIGHTS
     )
 
 
@@ -290,14 +293,14 @@ def ranked(
     """
     sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
     curves = {s.name: _two_levels(work, s, low, high) for s in sites}
-    total = sum(_cost(s, curves[s.name][1]) for s in sites)
+    total = sum(_cost(work, s, curves[s.name][1]) for s in sites)
     order = sorted(sites, key=lambda s: importance.get(s.name, float("inf")))
     picked = {s.name: curves[s.name][1] for s in sites}
     for site in order:
         enough = importance.get(site.name, 1.0) > 0 if budget is None else total <= budget
         if enough:
             break
-        total += _cost(site, curves[site.name][0]) - _cost(site, curves[site.name][1])
+        total += _cost(work, site, curves[site.name][0]) - _cost(work, site, curves[site.name][1])
         picked[site.name] = curves[site.name][0]
     return _with_reasons(work, picked, recipe)
 
@@ -395,7 +398,7 @@ def _with_reasons(work: Workspace, picked: Mapping[str, SiteEntry | None], recip
         target=work.target.name,
         recipe=recipe,
         quantize={n: e for n, e in picked.items() if e is not None},
-        rewrites=REWRITES,
+        rewrites=work.target.rewrites,
         kept_float=kept,
     )
 

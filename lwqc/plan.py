@@ -118,6 +118,16 @@ class Pruning(_Model):
 
 
 Relaxation = Literal["nan-guards", "finite-masks"]
+Clip = Literal["relu", "clip"]
+
+
+class Restore(_Model):
+    """Quantized operators become float ones again, see `lwqc.restored`.
+
+    clips: tensors that their codes limited, as a Relu or Clip that the quantizer left out did.
+    """
+
+    clips: dict[str, Clip] = Field(default_factory=dict)
 
 
 class CleanUp(_Model):
@@ -171,6 +181,33 @@ class SlicedStream(_Model):
     shared: bool = False
 
 
+class Floats(_Model):
+    """The float type to compute in, see `lwqc.passes.convert_floats`.
+
+    keep: node, by the name of its first output -> why it stays in float32. clamp: finite stored
+    numbers beyond it are moved to it. boundary: graph inputs and outputs get the type as well.
+    """
+
+    dtype: Literal["float16", "bfloat16"]
+    keep: dict[str, str] = Field(default_factory=dict)
+    clamp: float | None = None
+    boundary: bool = False
+
+
+Profile = tuple[int, int, int]
+
+
+class SparseEntry(_Model):
+    """2:4 sparsity of one weight: of every 4 consecutive inputs of an output, 2 are zero.
+
+    method: how the zeros are chosen, see `quant.sparse`; `sparsegpt` looks at the data. refine:
+    zeros are exchanged while that lowers the mean error at the output.
+    """
+
+    method: Literal["magnitude", "sparsegpt"] = "magnitude"
+    refine: bool = False
+
+
 class Transforms(_Model):
     """Rewrites that leave the outputs: first streams are rotated, then channels scaled.
 
@@ -189,10 +226,13 @@ class Transforms(_Model):
 class Plan(_Model):
     """Everything lwqc will do to one model.
 
-    What is done, in this order. clean: the graph is cleaned up. remove: residual branches.
-    parallel: branches that are fed from the same stream and merged. slice: streams that get
-    narrower. prune: channels to remove. transforms: what leaves the outputs as they are.
-    quantize: site name -> entry. activations: tensor name -> range, for static sites.
+    What is done, in this order. restore: quantized operators become float ones again, see
+    `lwqc.restored`. clean: the graph is cleaned up. remove: residual branches. parallel: branches
+    that are fed from the same stream and merged. slice: streams that get narrower. prune: channels
+    to remove. transforms: what leaves the outputs as they are. sparse: site name -> entry.
+    quantize: site name -> entry. activations: tensor name -> range, for static sites. floats: the
+    type to compute in, None for the model's own. profile: dynamic dimension -> least, usual and
+    largest size that engines are built for.
     rewrites: names of exact graph rewrites the target asked for, in order.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     sequential: each layer is quantized for what the quantized layers before it give.
@@ -204,14 +244,18 @@ class Plan(_Model):
     source: Source
     target: str = "cpu"
     recipe: str = ""
+    restore: Restore | None = None
     clean: CleanUp | None = None
     remove: tuple[RemovedBranch, ...] = ()
     parallel: tuple[ParallelPair, ...] = ()
     slice: tuple[SlicedStream, ...] = ()
     prune: Pruning | None = None
     transforms: Transforms = Transforms()
+    sparse: dict[str, SparseEntry] = Field(default_factory=dict)
     quantize: dict[str, SiteEntry] = Field(default_factory=dict)
     activations: dict[str, ActivationRange] = Field(default_factory=dict)
+    floats: Floats | None = None
+    profile: dict[str, Profile] = Field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     sequential: bool = False
     token_weights: bool = False
@@ -219,10 +263,13 @@ class Plan(_Model):
     untransformed: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _no_side_in_sequence(self) -> Self:
+    def _fits_together(self) -> Self:
         beside = next((n for n, e in self.quantize.items() if e.has_side), None)
         if self.sequential and beside is not None:
             raise ValueError(f"{beside}: a side branch cannot be had with sequential calibration")
+        both = next((name for name in self.sparse if name in self.quantize), None)
+        if both is not None:
+            raise ValueError(f"{both}: sparse weights stay float")
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:

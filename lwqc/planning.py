@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Literal
 
 from lwqc.backends.session import statistics_session
 from lwqc.errors import InputError
-from lwqc.graph.integer_flow import integer_flow
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.quant.formats import BLOCKS, Kind, WeightFormat
@@ -20,7 +20,6 @@ from lwqc.workspace import Workspace
 
 Activations = Literal["none", "dynamic", "static"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
-REWRITES = ("residual-sum",)
 
 
 def uniform(
@@ -45,12 +44,15 @@ def uniform(
     """
     chosen: dict[str, SiteEntry] = {}
     kept: dict[str, str] = {}
-    refused = _refused_convolutions(work) if activations == "static" else {}
+    refused = _refused_sites(work) if activations == "static" else {}
     for site in work.analysis.sites:
         entry = _first_legal(
             work,
             site,
-            chain(
+            # Integers beside float8 would have to share its pairs of activations.
+            _float_wishes(kind, block)
+            if kind == "fp8"
+            else chain(
                 _float_wishes(kind, block),
                 _wishes(
                     site,
@@ -67,24 +69,26 @@ def uniform(
             kept[site.name] = entry
             continue
         chosen[site.name] = entry.model_copy(update={"search": search})
-        if site.name in refused and entry.activation == "none" and site.op == "Conv":
-            kept[site.name] = f"weight only: its convolution {refused[site.name]}"
+        if site.name in refused and entry.activation == "none":
+            kept[site.name] = f"weight only: its {site.op} {refused[site.name]}"
     return Plan(
         source=Source(name=work.name),
         target=work.target.name,
         recipe=recipe,
         quantize=chosen,
-        rewrites=REWRITES,
+        rewrites=work.target.rewrites,
         kept_float=kept,
     )
 
 
-def _refused_convolutions(work: Workspace) -> dict[str, str]:
-    convolutions = [s for s in work.analysis.sites if s.op == "Conv"]
-    return integer_flow(work.model.graph, convolutions).refused
+def _refused_sites(work: Workspace) -> dict[str, str]:
+    return work.target.flow(work.model.graph, work.analysis.sites).refused
 
 
 def _float_wishes(kind: Kind, block: int | None) -> Iterator[SiteEntry]:
+    if kind == "fp8":
+        yield SiteEntry(weight=WeightFormat(8, None, True, "float32", "fp8"), activation="static")
+        return
     for size in _nearest_blocks(block or 64) if kind != "int" else ():
         yield SiteEntry(weight=WeightFormat(4, size, True, "float16", kind))
 
@@ -115,6 +119,10 @@ def _wishes(
         for size in _nearest_blocks(first):
             fmt = WeightFormat(bits, size, symmetric, "float16")
             yield SiteEntry(weight=fmt, activation=weight_only)
+            if weight_only != "none":
+                yield SiteEntry(weight=fmt)
+            if symmetric and bits < 8:
+                yield SiteEntry(weight=replace(fmt, positive=True))
     if bits == 8:
         yield SiteEntry(weight=WeightFormat(8))
     else:
@@ -163,15 +171,7 @@ def static_tensors(work: Workspace, plan: Plan) -> dict[str, str]:
         for n, s in work.sites.items()
         if n in plan.quantize and plan.quantize[n].activation == "static"
     ]
-    owners = dict(integer_flow(work.model.graph, [s for s in static if s.op == "Conv"]).tensors)
-    for site in static:
-        if site.op == "Conv":
-            continue
-        for use in site.uses:
-            if use.activation is None or not use.activation.name:
-                raise InputError(f"{site.name}: its activation has no name to calibrate")
-            owners.setdefault(use.activation.name, use.activation.name)
-    return owners
+    return dict(work.target.flow(work.model.graph, static).tensors)
 
 
 def by_activation_error(work: Workspace, plan: Plan, sites: Iterable[str]) -> list[str]:
@@ -210,7 +210,7 @@ def folded(work: Workspace, recipe: str) -> Plan:
         target=work.target.name,
         recipe=recipe,
         quantize={n: e for n, e in chosen.items() if isinstance(e, SiteEntry)},
-        rewrites=REWRITES,
+        rewrites=work.target.rewrites,
         kept_float={n: e for n, e in chosen.items() if isinstance(e, str)},
     )
 
@@ -218,7 +218,10 @@ def folded(work: Workspace, recipe: str) -> Plan:
 def unchanged(work: Workspace, recipe: str = "") -> Plan:
     """Nothing but the exact rewrites of the target."""
     return Plan(
-        source=Source(name=work.name), target=work.target.name, recipe=recipe, rewrites=REWRITES
+        source=Source(name=work.name),
+        target=work.target.name,
+        recipe=recipe,
+        rewrites=work.target.rewrites,
     )
 
 

@@ -93,6 +93,8 @@ class Recipe(BaseModel):
     them, as `parallel` says), `streams` (narrows residual streams as `slice` says).
     clean: the graph is cleaned up first: attention as one operator, and with `merge` layers that
     read the same value as one. The allocator `none` does only that.
+    sparse: 2:4 sparsity with the allocator `none`, see `quant.sparse`: by magnitude, with zeros
+    exchanged afterwards, or with later weights taking up the error.
     search: scales by error search; False takes the plain range of each block.
     method: how codes are chosen, see `quant.methods`; those of `DATA_METHODS` look at the data.
     sequential: each layer is quantized for what the quantized layers before it give.
@@ -123,6 +125,7 @@ class Recipe(BaseModel):
         "none",
     ]
     score: Literal["measured", "weights", "lim", "zd", "position"] = "measured"
+    sparse: Literal["none", "magnitude", "exchange", "sparsegpt"] = "none"
     clean: bool = False
     merge: bool = True
     bits: Literal[2, 3, 4, 8] = 8
@@ -148,7 +151,10 @@ class Recipe(BaseModel):
     def _fits_together(self) -> Self:
         if self.columns > 1 and self.columns % 1:
             raise ValueError(f"columns: expected a count or a share below 1, got {self.columns}")
-        if self.kind != "int" and (self.bits != 4 or self.activations != "none"):
+        if self.kind == "fp8":
+            if self.bits != 8 or self.activations != "static":
+                raise ValueError("kind fp8 has bits = 8 and static activations")
+        elif self.kind != "int" and (self.bits != 4 or self.activations != "none"):
             raise ValueError(f"kind {self.kind} has bits = 4 and float activations")
         sections = {
             "channels": self.prune,
@@ -159,6 +165,8 @@ class Recipe(BaseModel):
         for allocator, section in sections.items():
             if (self.allocator == allocator) != (section is not None):
                 raise ValueError(f"the allocator {allocator} goes with its section, and it alone")
+        if self.sparse != "none" and self.allocator != "none":
+            raise ValueError("sparse goes with the allocator none: sparse weights stay float")
         beside = self.rank or self.columns
         if self.allocator != "uniform" and (beside or self.kind != "int"):
             raise ValueError("kind, rank and columns are for the allocator uniform")

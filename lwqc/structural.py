@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -11,9 +12,12 @@ from lwqc.compressed import Compressed, Decision
 from lwqc.drop_layers import DropOptions, choose_branches
 from lwqc.errors import InputError
 from lwqc.execute import execute
+from lwqc.float_plan import with_floats
 from lwqc.goals import Goals, Outcome
 from lwqc.measure import NOISE, medians_ms
 from lwqc.parallel_layers import ParallelOptions, choose_parallel
+from lwqc.plan import Plan
+from lwqc.profiles import with_profile
 from lwqc.prunable import PruneOptions
 from lwqc.recipe import PruneRecipe, Recipe, find
 from lwqc.slice_streams import SliceOptions, choose_slices
@@ -108,7 +112,13 @@ def _check_names(options: type, job: str, changes: Mapping[str, Any]) -> None:
 
 
 def _carried_out(work: Workspace, goals: Goals, decision: Decision) -> Compressed:
-    return dataclasses.replace(execute(work, goals, decision.plan), decision=decision)
+    done = execute(work, goals, _for_target(work, decision.plan))
+    return dataclasses.replace(done, decision=decision)
+
+
+def _for_target(work: Workspace, plan: Plan) -> Plan:
+    """The plan with the target's float type, and sizes to build for."""
+    return with_profile(work, with_floats(work, plan), {})
 
 
 def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Compressed]:
@@ -148,14 +158,18 @@ def prune_workspace(
     replaced by the fastest of those with widths rounded to 8 and 16.
     """
     goals = goals or Goals()
+    least = work.target.width_multiple
+    options = dataclasses.replace(options, round_to=math.lcm(options.round_to, least))
     tried = [_pruned(work, options, goals)]
-    while not work.skip_checks and options.round_to < _ROUNDEST and _slower(tried[-1]):
+    while (
+        work.timed and not work.skip_checks and options.round_to < _ROUNDEST and _slower(tried[-1])
+    ):
         step = 8 if options.round_to < 8 else _ROUNDEST
         options = dataclasses.replace(options, round_to=step)
         tried.append(_pruned(work, options, goals))
     if len(tried) == 1:
         return tried[0]
-    medians = medians_ms([t.model for t in tried], work.served[0].feeds)
+    medians = medians_ms([work.load(t.model) for t in tried], work.served[0].feeds)
     fastest = medians.index(min(medians))
     if medians[fastest] * NOISE > medians[0]:
         return tried[0]
@@ -170,7 +184,7 @@ def prune_workspace(
 
 def _pruned(work: Workspace, options: PruneOptions, goals: Goals) -> Compressed:
     decision = decide(work, options)
-    done = execute(work, goals, decision.plan)
+    done = execute(work, goals, _for_target(work, decision.plan))
     assert done.pruned is not None
     reached = Outcome(_UNITS[options.by], decision.limit, decision.after, "")
     pruned = dataclasses.replace(done.pruned, whole=decision.whole, outcome=reached)
@@ -179,5 +193,6 @@ def _pruned(work: Workspace, options: PruneOptions, goals: Goals) -> Compressed:
 
 def _slower(done: Compressed) -> bool:
     work = done.work
-    before, after = medians_ms([work.reference, done.model], work.served[0].feeds)
+    sessions = [work.timed_reference, work.load(done.model)]
+    before, after = medians_ms(sessions, work.served[0].feeds)
     return after > before * NOISE

@@ -16,30 +16,36 @@ from numpy.typing import NDArray
 from lwqc import io
 from lwqc.backends.cpu import CpuTarget
 from lwqc.backends.cpu_rules import RULES
-from lwqc.backends.session import Loadable, Session
-from lwqc.backends.target import Lowered
+from lwqc.backends.cuda import CudaTarget
+from lwqc.backends.session import Loadable, Session, SessionSettings
+from lwqc.backends.target import Lowered, Target
+from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.cleanup import Cleaned
 from lwqc.data import Dataset
 from lwqc.errors import InputError
 from lwqc.graph.sites import Site, SiteAnalysis, find_sites
 from lwqc.measure import Metric, compare, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import Plan, SiteEntry, Source
+from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
+from lwqc.plan import Floats, Plan, SiteEntry, Source
+from lwqc.quant.grid import Encoded
 from lwqc.served import Served, Sizes, served_inputs
 from lwqc.site_grams import SiteGrams
 from lwqc.stats.divergence import Divergence, OutputMeter
 
 Feeds = Mapping[str, NDArray[Any]]
-TARGETS: Mapping[str, Callable[[], CpuTarget]] = {
+TARGETS: Mapping[str, Callable[[], Target]] = {
     "cpu": CpuTarget,  # by what this processor can do
     **{name: partial(CpuTarget, rules) for name, rules in RULES.items()},
+    "cuda": CudaTarget,
+    "tensorrt": TensorrtTarget,
 }
 _HALF = (0.02, 6e4)  # peaks of weights whose scales are normal float16 numbers at any bits
 _LARGE_BYTES = 1_000_000_000  # from here on memory counts more than encoding twice
 _SEARCH_BATCHES = 4  # batches that candidates are compared on while searching
 
 
-def make_target(name: str) -> CpuTarget:
+def make_target(name: str) -> Target:
     """The target of that name. Raises InputError for an unknown one."""
     if name not in TARGETS:
         raise InputError(f"target {name!r} is not known; expected one of {', '.join(TARGETS)}")
@@ -64,12 +70,14 @@ class Workspace:
     work on transformed models, see `lwqc.transforms.version`. origin: the work on the model that
     results are compared with; None for that one itself. incomparable: outputs left out of it.
     cleaned: the same of `lwqc.cleaned`, with what was done.
+    known: weights whose codes the model had already. allow_fallback: nodes that the target would
+    run elsewhere are accepted. floats: what the target computes in, once that is decided.
     probed: sites -> error at the outputs that was measured with them in the probe format.
     shapes: sizes of dynamic dimensions that the model will serve; none: those of the data.
     """
 
     model: ir.Model
-    target: CpuTarget
+    target: Target
     data: Dataset
     metric: Metric | None = None
     name: str = "model"
@@ -77,6 +85,9 @@ class Workspace:
     token_weights: bool = False
     shapes: Sequence[Sizes] = ()
     origin: Workspace | None = field(default=None, repr=False)
+    known: Mapping[str, Encoded] = field(default_factory=dict, repr=False)
+    allow_fallback: bool = False
+    floats: Floats | None = None
     incomparable: frozenset[str] = frozenset()
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
     versions: dict[str, Workspace] = field(default_factory=dict, repr=False)
@@ -109,7 +120,12 @@ class Workspace:
         """Encoded weights, shared by all candidates."""
         budget = (64 if self.is_large else 512) << 20
         return EncodedWeights(
-            self.model, io.read_array, budget, self.grams, progress=self.report("encoding")
+            self.model,
+            io.read_array,
+            budget,
+            self.grams,
+            self.known,
+            progress=self.report("encoding"),
         )
 
     @cached_property
@@ -147,7 +163,7 @@ class Workspace:
 
     def derived(self, model: ir.Model, **changes: Any) -> Workspace:
         """The same work on a changed model; what the original computes stays the reference."""
-        own: dict[str, Any] = {"versions": {}, "probed": {}, "cleaned": {}}
+        own: dict[str, Any] = {"versions": {}, "probed": {}, "cleaned": {}, "floats": None}
         return replace(self, model=model, origin=self.origin or self, **own, **changes)
 
     @cached_property
@@ -218,7 +234,13 @@ class Workspace:
 
     def lower(self, plan: Plan) -> Lowered:
         """Execute a plan with the shared weights."""
+        if plan.floats is None and self.floats is not None:
+            plan = plan.model_copy(update={"floats": self.floats})
         return self.target.lower(self.model, plan, self.weights)
+
+    def unquantized_bytes(self, site: Site) -> int:
+        """What a site's weight takes without a number format."""
+        return site.float_bytes if self.floats is None else min(site.float_bytes, 2 * site.size)
 
     def drop(self, session: Session) -> float:
         """Loss of a candidate: on the metric, or on the search batches against the original."""
@@ -240,9 +262,35 @@ class Workspace:
     def evaluate(self, plan: Plan) -> tuple[Candidate, Session]:
         """Lower a plan, load it and measure its loss."""
         lowered = self.lower(plan)
-        session = Session(lowered.model, label="candidate")
+        session = self.load(lowered.model)
         size = io.serialized_bytes(lowered.model)
         return Candidate(plan, lowered, size, self.drop(session)), session
+
+    @property
+    def timed(self) -> bool:
+        """Whether the target's speed can be measured here."""
+        return not self.target.unmeasured()
+
+    @cached_property
+    def timed_reference(self) -> Session:
+        """The original as the target runs it."""
+        if self.origin is not None:
+            return self.origin.timed_reference
+        if self.target.settings() == SessionSettings():
+            return self.reference
+        return self.load(self.model, label=self.name)
+
+    def load(self, model: ir.Model | str | os.PathLike[str], label: str = "candidate") -> Session:
+        """A session as the target runs its graphs here.
+
+        The CPU stands in for a missing device; it has no bfloat16, which float32 stands in for.
+        """
+        if not self.timed:
+            loaded = model if isinstance(model, ir.Model) else io.load(model)
+            if has_bfloat16(loaded):
+                model = loaded.clone()
+                WidenBfloat16()(model)
+        return Session(model, self.target.settings(), label=label)
 
     def full_drop(self, session: Session) -> float:
         """Loss of a candidate on the metric, or on all data against the original."""

@@ -12,7 +12,7 @@ ROOT = Path(lwqc.__file__).parent
 LAYERS = [
     {"__init__", "cli", "demo"},
     {"api", "report.blame", "report.inspection", "report.terminal"},
-    {"compress", "inspection"},
+    {"compress", "inspection", "lower"},
     {"structural"},
     {"execute"},
     {"compressed"},
@@ -22,6 +22,11 @@ LAYERS = [
     {"importance", "mixed", "planning", "report.result"}
     | {
         "blame",
+        "float_plan",
+        "sparse_plan",
+        "device_bench",
+        "profiles",
+        "restored",
         "drop_layers",
         "gated_model",
         "parallel_layers",

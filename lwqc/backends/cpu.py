@@ -6,16 +6,17 @@ installed runtime really executes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 import onnx
 import onnx_ir as ir
 
 from lwqc.backends.cpu_rules import CpuRules, probed
-from lwqc.backends.session import optimized_graph
-from lwqc.backends.target import Form, Lowered, illegal
-from lwqc.graph.integer_flow import integer_flow
+from lwqc.backends.session import SessionSettings, optimized_graph
+from lwqc.backends.target import FloatType, Form, Lowered, illegal
+from lwqc.errors import InputError
+from lwqc.graph.integer_flow import IntegerFlow, integer_flow
 from lwqc.graph.sites import Site, find_sites
 from lwqc.passes.block_quantize import BlockQuantize
 from lwqc.passes.bnb4 import Bnb4
@@ -47,6 +48,14 @@ REWRITES: Mapping[str, type[ir.passes.InPlacePass]] = {"residual-sum": ResidualS
 
 class CpuTarget:
     """Forms, lowering and checks for the CPU."""
+
+    floats: FloatType = "float32"
+    fuses = True
+    rewrites: tuple[str, ...] = ("residual-sum",)
+    speed: tuple[Literal["none", "dynamic", "static"], ...] = ("static", "dynamic", "none")
+    width_multiple = 1
+    profiles = False
+    sparse = False
 
     def __init__(self, rules: CpuRules | None = None) -> None:
         """rules: for another processor than this one."""
@@ -109,6 +118,36 @@ class CpuTarget:
             if e.weight.size_bytes(site.n, site.k) < site.float_bytes
             and not _refused(self.form(site, e, opset))
         ]
+
+    def flow(self, graph: ir.Graph, sites: Collection[Site]) -> IntegerFlow:
+        """Tensors between convolutions; inputs of products."""
+        flow = integer_flow(graph, [s for s in sites if s.op == "Conv"])
+        for site in sites:
+            for use in site.uses if site.op != "Conv" else ():
+                if use.activation is None or not use.activation.name:
+                    raise InputError(f"{site.name}: its activation has no name to calibrate")
+                flow.tensors.setdefault(use.activation.name, use.activation.name)
+        return flow
+
+    def lacks_kernel(self, node: ir.Node, dtype: ir.DataType, opset: int) -> str:
+        """The CPU computes in float32."""
+        return f"the CPU has no fast {dtype.name.lower()} kernels"
+
+    def violations(self, model: ir.Model) -> list[str]:
+        """None: the graph that runs is read back for every site, see `misplaced`."""
+        return []
+
+    def options(self, model: ir.Model, plan: Plan, stem: str) -> dict[str, str]:
+        """The defaults do."""
+        return {}
+
+    def unmeasured(self) -> str:
+        """Speed can always be measured."""
+        return ""
+
+    def settings(self) -> SessionSettings:
+        """A default session."""
+        return SessionSettings()
 
     def lower(self, model: ir.Model, plan: Plan, weights: EncodedWeights) -> Lowered:
         """Execute the plan on a copy. Raises InputError where the plan asks the impossible."""
@@ -210,6 +249,8 @@ def _block_form(site: Site, entry: SiteEntry) -> Form | str:
 
 
 def _float4_form(site: Site, entry: SiteEntry) -> Form | str:
+    if entry.weight.kind == "fp8":
+        return "fp8 has no kernel on the CPU"
     kind, block = entry.weight.kind, entry.weight.block or 1
     if not site.ops <= _LINEAR:
         return f"{kind} has no kernel for {'+'.join(sorted(site.ops))}"

@@ -6,10 +6,11 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -23,6 +24,7 @@ Outputs = dict[str, NDArray[Any]]
 Loadable = ir.Model | bytes | str | os.PathLike[str]
 VERSION: str = ort.__version__
 
+_CPU = "CPUExecutionProvider"
 _TURN = 5  # runs of one session in a row
 
 ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed to our users
@@ -35,6 +37,8 @@ class SessionSettings:
     optimize: let the runtime fuse and fold. keep_arena: keep freed memory for the next run; off
     for statistics, whose memory must not grow. threads: 0 lets the runtime choose. profile: the
     start of the name of a file that the runtime writes its times to, see `Session.profile`.
+    provider: the execution provider and its options; nodes that it has no kernel for run on the
+    CPU.
     """
 
     optimize: bool = True
@@ -42,6 +46,8 @@ class SessionSettings:
     threads: int = 0
     profile: str = ""
     entries: Mapping[str, str] = field(default_factory=dict)
+    provider: str = _CPU
+    provider_options: Mapping[str, str] = field(default_factory=dict)
 
     def build(self) -> ort.SessionOptions:
         """The runtime's own options object."""
@@ -71,17 +77,21 @@ class Session:
         label: str = "model",
         optimized_path: str | None = None,
     ) -> None:
-        options = (settings or SessionSettings()).build()
+        chosen = settings or SessionSettings()
+        options = chosen.build()
         if optimized_path:
             options.optimized_model_filepath = optimized_path
         with _as_source(model) as source:
             try:
                 self._session = ort.InferenceSession(
-                    source, options, providers=["CPUExecutionProvider"]
+                    source, options, providers=_providers(chosen), enable_fallback=0
                 )
             except Exception as error:
                 raise InputError(f"{label}: ONNX Runtime cannot load it: {_line(error)}") from error
+        if self._session.get_providers()[0] != chosen.provider:
+            raise InputError(f"{label}: {chosen.provider} did not load, the CPU would run it")
         self._label = label
+        self._binding: ort.IOBinding | None = None
         self.outputs = [o.name for o in self._session.get_outputs()]
         self.inputs = [i.name for i in self._session.get_inputs()]
 
@@ -94,8 +104,33 @@ class Session:
             raise LwqcError(f"{self._label}: the run failed: {_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
+    def assignment(self) -> Sequence[Any]:
+        """Nodes by provider, before fusions, of a session that records it."""
+        return list(self._session.get_provider_graph_assignment_info())
+
+    def bind(self, feeds: Feeds, device: str, shapes: Mapping[str, NDArray[Any]]) -> None:
+        """Keep feeds and outputs on a device; `seconds` then times runs without transfers.
+
+        shapes: outputs of a run with these feeds. They get fixed places, as CUDA graphs need it.
+        """
+        binding = self._session.io_binding()
+        for name in self.inputs:
+            if name in feeds:
+                value = ort.OrtValue.ortvalue_from_numpy(feeds[name], device, 0)
+                binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            like = shapes[name]
+            place = ort.OrtValue.ortvalue_from_shape_and_type(like.shape, like.dtype, device, 0)
+            binding.bind_ortvalue_output(name, place)
+        self._binding = binding
+
     def seconds(self, feeds: Feeds) -> float:
-        """Wall time of one run in seconds."""
+        """Wall time of one run in seconds; of the bound feeds after `bind`."""
+        if self._binding is not None:
+            start = time.perf_counter()
+            self._session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+            return time.perf_counter() - start
         start = time.perf_counter()
         self._session.run(None, {name: feeds[name] for name in self.inputs if name in feeds})
         return time.perf_counter() - start
@@ -103,6 +138,76 @@ class Session:
     def profile(self) -> str:
         """Ends profiling; the path of the file with the runtime's times."""
         return str(self._session.end_profiling())
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a session runs its nodes.
+
+    elsewhere: (operator, name) of nodes that another provider than the one asked for takes.
+    copies: between devices.
+    """
+
+    elsewhere: tuple[tuple[str, str], ...]
+    copies: int
+
+
+def placement(path: str | os.PathLike[str], settings: SessionSettings) -> Placement:
+    """Where the runtime puts the nodes of a model. Raises InputError when it does not load."""
+    entries = {**settings.entries, "session.record_ep_graph_assignment_info": "1"}
+    recording = replace(settings, entries=entries)
+    session = Session(path, recording, label=str(path))
+    elsewhere = tuple(
+        (node.op_type, node.name)
+        for group in session.assignment()
+        if group.ep_name != settings.provider
+        for node in group.get_nodes()
+    )
+    graph = optimized_graph(path, settings)
+    return Placement(elsewhere, sum(n.op_type.startswith("Memcpy") for n in graph.node))
+
+
+def compile_model(
+    path: str | os.PathLike[str], output: str | os.PathLike[str], settings: SessionSettings
+) -> None:
+    """Write a model whose engines are built already (EPContext). Raises InputError."""
+    options = settings.build()
+    device = dict(settings.provider_options)
+    try:
+        options.add_provider(settings.provider, device)
+        ort.ModelCompiler(options, os.fspath(path)).compile_to_file(os.fspath(output))
+    except Exception as error:
+        raise InputError(f"{path}: engines cannot be built: {_line(error)}") from error
+
+
+def available_providers() -> list[str]:
+    """Execution providers that the installed runtime was built with."""
+    return list(ort.get_available_providers())
+
+
+def installed_folder() -> Path:
+    """Where the libraries of the installed runtime are."""
+    return Path(ort.__file__).parent / "capi"
+
+
+def provider_error(provider: str) -> str:
+    """What goes wrong when a tiny model is run by a provider, or ""."""
+    value = ir.Value(name="x", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("Identity", [value])
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 17}, name="tiny")
+    try:
+        session = Session(ir.Model(graph, ir_version=8), SessionSettings(provider=provider))
+        session({"x": np.zeros(1, np.float32)})
+    except LwqcError as error:
+        return str(error)
+    return ""
+
+
+def _providers(settings: SessionSettings) -> list[str | tuple[str, dict[str, str]]]:
+    if settings.provider == _CPU:
+        return [_CPU]
+    return [(settings.provider, dict(settings.provider_options)), _CPU]
 
 
 def statistics_session(model: ir.Model) -> Session:
@@ -122,7 +227,7 @@ def optimized_graph(
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
         try:
-            Session(model, SessionSettings(entries=entries), optimized_path=path)
+            Session(model, replace(chosen, entries=entries), optimized_path=path)
         except InputError as error:
             if "Failed to write" in str(error):
                 raise InputError(f"{folder}: temporary files cannot be written there") from error

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lwqc.cli.options import (
+    AllowFallback,
     BitsOption,
     BranchCompensateOption,
     BranchesOption,
@@ -43,9 +44,12 @@ from lwqc.cli.options import (
 )
 from lwqc.cli.running import app, errors_console, finish, opened, parse_goals
 from lwqc.compress import compress_workspace, make_plan
+from lwqc.device_bench import build_engines, check_engines
 from lwqc.errors import InputError
-from lwqc.execute import apply_plan
+from lwqc.execute import apply_plan, execute
+from lwqc.lower import MAX_DROP, lower_plan
 from lwqc.plan import Plan
+from lwqc.profiles import parse_profile
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.recipe import Recipe, uniform_recipe
 from lwqc.structural import (
@@ -330,6 +334,50 @@ def _planned(made: Plan, sites: int) -> str:
     if made.quantize or not parts:
         parts.append(f"{len(made.quantize)} of {sites} sites planned")
     return ", ".join(parts)
+
+
+@app.command()
+def lower(
+    model: Model,
+    output: Output,
+    target: Target = "cpu",
+    floats: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16; default: the target's")
+    ] = None,
+    half_boundary: Annotated[
+        bool, typer.Option("--half-boundary", help="graph inputs and outputs get the type too")
+    ] = False,
+    profile: Annotated[
+        str, typer.Option(help="sizes that engines are built for: batch=1:8:64,seq=16:128:512")
+    ] = "",
+    allow_fallback: AllowFallback = False,
+    engines: Annotated[
+        Path | None, typer.Option(help="also write a model with built engines (needs the GPU)")
+    ] = None,
+    data: DataOption = None,
+    metric: MetricOption = None,
+    max_drop: Annotated[float, typer.Option(help="allowed loss of the conversion")] = MAX_DROP,
+    shape: ShapeOption = None,
+    plan_out: PlanOut = None,
+    external: External = None,
+    verify: Verify = True,
+    seed: Seed = 0,
+    details: Details = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Bring a float or quantized model into the form that a target runs best."""
+    sizes = parse_profile(profile)
+    goals = parse_goals(None, None, None, max_drop if verify else None)
+    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+        work.skip_checks, work.allow_fallback = not verify, allow_fallback
+        if engines is not None:
+            check_engines(work.target)
+        made = lower_plan(work, floats=floats, boundary=half_boundary, profile=sizes)
+        done = execute(work, goals, made)
+        finish(done, output, plan_out, external, verify, details, as_json)
+        if engines is not None:
+            build_engines(work.target, output, engines)
 
 
 @app.command(name="apply")

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lwqc import io
 from lwqc.cli.options import (
+    AllowFallback,
     DataOption,
     DebugOption,
     DropOption,
@@ -22,6 +23,7 @@ from lwqc.cli.options import (
     ResizableOption,
     Seed,
     ShapeOption,
+    Target,
 )
 from lwqc.cli.options import Model as ModelArgument
 from lwqc.cli.running import (
@@ -34,6 +36,7 @@ from lwqc.cli.running import (
 )
 from lwqc.compress import compress_workspace, open_workspace
 from lwqc.data import open_data
+from lwqc.device_bench import device_latencies
 from lwqc.errors import InputError
 from lwqc.goals import Goals
 from lwqc.measure import latencies
@@ -140,26 +143,52 @@ def bench(
     data: DataOption = None,
     shape: ShapeOption = None,
     seconds: Annotated[float, typer.Option(help="time per model")] = 2.0,
+    target: Target = "cpu",
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="replay a recorded CUDA graph")
+    ] = False,
+    nhwc: Annotated[
+        bool, typer.Option("--nhwc", help="channels last in convolutions (cuda)")
+    ] = False,
+    allow_fallback: AllowFallback = False,
     seed: Seed = 0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Time models on the same input, alternating their order."""
-    from lwqc.backends.session import Session
+    """Time models on the same input, alternating their order; on a GPU without transfers."""
+    from lwqc.backends.session import Session, SessionSettings
 
-    with opened(models[0], "cpu", data, None, shape, seed, None) as work:
+    elsewhere: dict[str, list[str]] = {}
+    options = _device_options(target, cuda_graph, nhwc)
+    with opened(models[0], target, data, None, shape, seed, None) as work:
         for path in models:
             io.load(path)
-        sessions = [Session(path, label=str(path)) for path in models]
         served = [s.label for s in work.served]
-        found = [latencies(sessions, s.feeds, seconds) for s in work.served]
+        if work.target.settings() == SessionSettings():
+            sessions = [Session(path, label=str(path)) for path in models]
+            found = [latencies(sessions, s.feeds, seconds) for s in work.served]
+        else:
+            found = []
+            for one in work.served:
+                times, elsewhere = device_latencies(
+                    work.target, models, one.feeds, seconds, options, allow_fallback=allow_fallback
+                )
+                found.append(times)
     if as_json:
         rows = {
-            str(path): {label: vars(times[i]) for label, times in zip(served, found, strict=True)}
+            str(path): {
+                "elsewhere": elsewhere.get(str(path), []),
+                "latencies": {
+                    label: vars(times[i]) for label, times in zip(served, found, strict=True)
+                },
+            }
             for i, path in enumerate(models)
         }
         print(json.dumps(rows, indent=1))
         return
+    for name, lines in elsewhere.items():
+        for line in lines:
+            Console().print(f"{name}: {line}", style="yellow", highlight=False, markup=False)
     for i, path in enumerate(models):
         size = size_text(
             path.stat().st_size + sum(f.stat().st_size for f in data_files(io.load(path)))
@@ -168,6 +197,17 @@ def bench(
             ratio = times[0].median_ms / times[i].median_ms
             text = f"{latency_text(times[i])}, {ratio:.2f}x, {size}"
             Console().print(f"{path}: {text}" if len(served) == 1 else f"{path} {label}: {text}")
+
+
+def _device_options(target: str, cuda_graph: bool, nhwc: bool) -> dict[str, str]:
+    if target.startswith("cpu") and (cuda_graph or nhwc):
+        raise InputError("--cuda-graph and --nhwc are for a GPU: give --target")
+    if nhwc and target != "cuda":
+        raise InputError(f"--nhwc: target {target} chooses layouts itself")
+    options = {"prefer_nhwc": "1"} if nhwc else {}
+    if cuda_graph:
+        options["enable_cuda_graph" if target == "cuda" else "trt_cuda_graph_enable"] = "1"
+    return options
 
 
 @app.command()

@@ -9,7 +9,10 @@ import typer
 
 Model = Annotated[Path, typer.Argument(help="ONNX model", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="where to write the result")]
-Target = Annotated[str, typer.Option(help="cpu (this processor), cpu-vnni, cpu-avx2 or cpu-arm")]
+Target = Annotated[
+    str,
+    typer.Option(help="cpu (this one), cpu-vnni, cpu-avx2, cpu-arm, cuda or tensorrt"),
+]
 DataOption = Annotated[
     str | None,
     typer.Option("--data", help=".npz, .npy, a folder of .npz, module:callable or random[:N]"),
@@ -91,4 +94,7 @@ BranchCompensateOption = Annotated[
 ]
 LossOption = Annotated[
     str | None, typer.Option(help="module:function(outputs, feeds) -> number, for --score taylor")
+]
+AllowFallback = Annotated[
+    bool, typer.Option("--allow-fallback", help="accept nodes that run elsewhere; they are listed")
 ]

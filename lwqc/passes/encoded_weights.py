@@ -57,7 +57,7 @@ class EncodedWeights:
     ) -> None:
         """grams: site -> mean of x xᵀ of its input, for the methods that look at the data.
 
-        known: weights that are encoded already, by site, whatever their entries say.
+        known: weights that are encoded already, by site; used where entries have their format.
 
         progress: called with sites encoded and sites that `lazy` was asked for.
         """
@@ -89,7 +89,7 @@ class EncodedWeights:
         return side
 
     def _held(self, site: str, entry: SiteEntry) -> _Held:
-        if site in self._known:
+        if site in self._known and self._known[site].format == entry.weight:
             if entry.has_side:
                 raise InputError(f"{site}: encoded in sequence, which leaves no side branch")
             return _Held(self._known[site])

@@ -27,3 +27,8 @@ def activation_grid(low: float, high: float) -> ActivationGrid:
     low, high = min(low, 0.0), max(high, 0.0)
     scale = float(np.float32((high - low) / 255)) or 1.0
     return ActivationGrid(scale, int(np.clip(round(-low / scale), 0, 255)))
+
+
+def symmetric_scale(low: float, high: float) -> float:
+    """The step of the int8 grid without a zero point that covers [low, high] with codes to 127."""
+    return float(np.float32(max(-low, high, 0.0) / 127)) or 1.0

@@ -39,6 +39,8 @@ def _range(high: Float, low: Float, fmt: WeightFormat) -> tuple[Float, Float]:
             return magnitude, implicit
         if fmt.bits == 8:
             return magnitude / (half - np.float32(1)), implicit
+        if fmt.positive:
+            return magnitude / (half - np.float32(1)), implicit
         # The value of largest magnitude takes the extra negative code: the scale has its sign.
         extreme: Float = np.where(high > -low, high, low)
         return -extreme / half, implicit

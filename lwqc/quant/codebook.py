@@ -1,7 +1,8 @@
-"""The 4-bit float values of MatMulBnb4 (com.microsoft), as the bitsandbytes library defines them.
+"""The values of float formats: those of MatMulBnb4 (com.microsoft), and float8 E4M3.
 
 nf4: quantiles of a normal distribution (2305.14314, appendix E). fp4: E2M1 over 6, but for the
-subnormal, which is 1/192 and not 1/12.
+subnormal, which is 1/192 and not 1/12; both as the bitsandbytes library defines them. fp8: E4M3
+without infinities, over its largest number.
 """
 
 from __future__ import annotations
@@ -23,8 +24,22 @@ _NF4 = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 _FP4_MAGNITUDES = (0.0, 1 / 192, 4 / 6, 1.0, 2 / 6, 3 / 6, 1 / 6, 1.5 / 6)
+FP8_MAX = 448.0  # of E4M3
+
+
+def _fp8_levels() -> tuple[float, ...]:
+    """E4M3 over 448, in the order of its codes; the two codes of NaN stand for 0, unused."""
+    levels = []
+    for code in range(256):
+        sign, exponent, digits = -1 if code >> 7 else 1, code >> 3 & 15, code & 7
+        value = digits / 8 * 2.0**-6 if exponent == 0 else (1 + digits / 8) * 2.0 ** (exponent - 7)
+        levels.append(0.0 if code & 127 == 127 else sign * value / FP8_MAX)
+    return tuple(levels)
+
+
 LEVELS: dict[Kind, Float] = {
     "nf4": np.array(_NF4, np.float32),
+    "fp8": np.array(_fp8_levels(), np.float32),
     "fp4": np.array([*_FP4_MAGNITUDES, *(-v for v in _FP4_MAGNITUDES)], np.float32),
 }
 

@@ -8,15 +8,15 @@ from typing import Literal, cast
 
 from lwqc.errors import InputError
 
-Kind = Literal["int", "nf4", "fp4"]
+Kind = Literal["int", "nf4", "fp4", "fp8"]
 ScaleType = Literal["float32", "float16"]
 BITS = (2, 3, 4, 7, 8)
 _STORED_IN = {3: 4, 7: 8}
 BLOCKS = (16, 32, 64, 128, 256)
 SCALE_BYTES: dict[ScaleType, int] = {"float32": 4, "float16": 2}
-_NAME = re.compile(r"(?:w(\d)|(nf4|fp4))(?:b(\d+)|c)(a?)(h?)")
+_NAME = re.compile(r"(?:w(\d)|(nf4|fp4|fp8))(?:b(\d+)|c)(a?)(p?)(h?)")
 # The code of 0 in the float formats; see `codebook`.
-_FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0}
+_FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0, "fp8": 0}
 
 
 @dataclass(frozen=True, order=True)
@@ -28,7 +28,10 @@ class WeightFormat:
         output channel. Scales are [N, ceil(K / block)] or [N, 1].
     symmetric: no zero point is stored; code `implicit_zero` means 0.
     scale: type in which scales are stored; they act as float32.
-    kind: codes are integers, or they number the values of a 4-bit float (`codebook`).
+    kind: codes are integers, or they number the values of a 4- or 8-bit float
+        (`codebook`).
+    positive: of symmetric integers below 8 bits: scales are positive. Otherwise the extreme value
+        of a block takes the extra negative code, and the scale the sign that this needs.
     """
 
     bits: int
@@ -36,6 +39,7 @@ class WeightFormat:
     symmetric: bool = True
     scale: ScaleType = "float32"
     kind: Kind = "int"
+    positive: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -44,14 +48,18 @@ class WeightFormat:
             raise InputError(f"format: block must be one of {BLOCKS} or None, got {self.block}")
         if self.bits == 7 and (self.block is not None or not self.symmetric):
             raise InputError("format: 7 bits have one scale per channel and no zero point")
-        if self.kind != "int" and (self.bits != 4 or self.block is None or not self.symmetric):
+        if self.kind == "fp8":
+            if self.bits != 8 or self.block is not None or not self.symmetric:
+                raise InputError("format: fp8 has 8 bits, a scale per channel and no zero point")
+        elif self.kind != "int" and (self.bits != 4 or self.block is None or not self.symmetric):
             raise InputError(f"format: {self.kind} has 4 bits, a block and no zero point")
 
     def __str__(self) -> str:
         name = f"w{self.bits}" if self.kind == "int" else self.kind
         grain = "c" if self.block is None else f"b{self.block}"
         asymmetric = "" if self.symmetric else "a"
-        return f"{name}{grain}{asymmetric}{'h' if self.scale == 'float16' else ''}"
+        positive = "p" if self.positive else ""
+        return f"{name}{grain}{asymmetric}{positive}{'h' if self.scale == 'float16' else ''}"
 
     @classmethod
     def parse(cls, text: str) -> WeightFormat:
@@ -59,13 +67,15 @@ class WeightFormat:
         found = _NAME.fullmatch(text)
         if not found:
             raise InputError(
-                f"format: {text!r} is not of the form w<bits>(b<block>|c)[a][h] "
-                "or (nf4|fp4)b<block>[h]"
+                f"format: {text!r} is not of the form w<bits>(b<block>|c)[a][p][h] "
+                "or (nf4|fp4)b<block>[h] or fp8c[h]"
             )
-        bits, floating, block, asymmetric, half = found.groups()
+        bits, floating, block, asymmetric, positive, half = found.groups()
         kind = cast(Kind, floating or "int")
         scale: ScaleType = "float16" if half else "float32"
-        return cls(int(bits or 4), int(block) if block else None, not asymmetric, scale, kind)
+        grain = int(block) if block else None
+        width = int(bits or (8 if floating == "fp8" else 4))
+        return cls(width, grain, not asymmetric, scale, kind, bool(positive))
 
     @property
     def storage_bits(self) -> int:

@@ -152,6 +152,8 @@ class Report:
     """Measured facts about a saved model; None or empty where `verify` was off.
 
     latencies: at each shape served. operators: where the time goes at the first one.
+    kept_float32: operators that do not compute in the 16-bit type, and why. fallbacks: what the
+    target would run elsewhere. unmeasured: why there are no latencies.
     """
 
     source: str
@@ -178,6 +180,9 @@ class Report:
     removal: RemovalReport | None = None
     parallel: ParallelReport | None = None
     slicing: SlicingReport | None = None
+    kept_float32: Mapping[str, str] = field(default_factory=dict)
+    fallbacks: tuple[str, ...] = ()
+    unmeasured: str = ""
 
     @property
     def drop(self) -> float | None:

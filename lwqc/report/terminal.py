@@ -63,6 +63,18 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
     if details and report.untransformed:
         console.print(f"{len(report.untransformed)} tensors could not be transformed:")
         _groups(((reason, name) for name, reason in report.untransformed.items()), console)
+    print_reasons(
+        f"{len(report.kept_float32)} operators stay in float32:",
+        [(why, name) for name, why in report.kept_float32.items()],
+        console,
+    )
+    for line in report.fallbacks:
+        console.print(line, style="yellow", highlight=False, markup=False)
+    if report.unmeasured:
+        console.print(
+            f"speed not measured: {report.unmeasured}; numbers are from the CPU provider",
+            style="yellow",
+        )
     for outcome in report.outcomes:
         state = "met" if outcome.met else "NOT MET"
         console.print(

@@ -1,0 +1,91 @@
+"""The file of provider options beside a TensorRT model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from lwqc.errors import InputError
+from lwqc.plan import Plan
+
+SUFFIX = ".options.json"
+
+
+def tensorrt_options(model: ir.Model, plan: Plan, stem: str) -> dict[str, str]:
+    """Options for the TensorRT provider: types, caches, profiles, sparsity.
+
+    stem: prefix of the cache files. Floats of 16 bits are written in the graph; the flags only
+    allow kernels of these types.
+    """
+    half = plan.floats is not None and plan.floats.dtype == "float16"
+    brain = plan.floats is not None and plan.floats.dtype == "bfloat16"
+    quantized = any(n.op_type == "QuantizeLinear" for n in model.graph.all_nodes())
+    options = {
+        "trt_fp16_enable": str(int(half)),
+        "trt_bf16_enable": str(int(brain)),
+        "trt_int8_enable": str(int(quantized)),
+        "trt_layer_norm_fp32_fallback": str(int(half)),
+        "trt_sparsity_enable": str(int(bool(plan.sparse))),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": f"{stem}.engines",
+        "trt_engine_cache_prefix": stem,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": f"{stem}.engines",
+    }
+    for i, name in enumerate(("min", "opt", "max")):
+        shapes = _shapes(model, {n: sizes[i] for n, sizes in plan.profile.items()})
+        if shapes:
+            options[f"trt_profile_{name}_shapes"] = shapes
+    return options
+
+
+def _shapes(model: ir.Model, sizes: Mapping[str, int]) -> str:
+    """`input:1x16,other:1x16` for the inputs that have dynamic dimensions."""
+    parts = []
+    for value in model.graph.inputs:
+        if value.is_initializer() or value.shape is None or value.shape.is_static():
+            continue
+        dims = []
+        for axis, dim in enumerate(value.shape):
+            if isinstance(dim, int):
+                dims.append(dim)
+                continue
+            name = str(dim.value) if dim.value else f"{value.name}:{axis}"
+            if name not in sizes:
+                return ""  # profiles are for all dynamic inputs or for none
+            dims.append(sizes[name])
+        parts.append(f"{value.name}:{'x'.join(map(str, dims))}")
+    return ",".join(parts)
+
+
+def options_path(path: Path) -> Path:
+    """Where the options of a model are."""
+    return path.with_name(path.name + SUFFIX)
+
+
+def write_options(path: Path, provider: str, options: Mapping[str, str]) -> Path:
+    """Write the options beside a model. Raises InputError."""
+    target = options_path(path)
+    try:
+        target.write_text(json.dumps({"provider": provider, "options": dict(options)}, indent=1))
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+    return target
+
+
+def read_options(path: Path, provider: str) -> dict[str, str]:
+    """Options beside a model, for this provider; none where there is no file. Raises InputError."""
+    source = options_path(path)
+    if not source.exists():
+        return {}
+    try:
+        document: Any = json.loads(source.read_text())
+        if document["provider"] != provider:
+            return {}
+        return {str(k): str(v) for k, v in document["options"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{source}: not a file of provider options: {error!r}") from error

@@ -1,0 +1,56 @@
+"""Puts a model into the form that a target runs best, without choosing any new number format."""
+
+from __future__ import annotations
+
+from typing import cast, get_args
+
+from lwqc.backends.target import FloatType
+from lwqc.cleaned import cleaned, cleaning
+from lwqc.errors import InputError
+from lwqc.float_plan import with_floats
+from lwqc.plan import CleanUp, Plan, Profile, Source
+from lwqc.profiles import with_profile
+from lwqc.restored import choose_clips, is_quantized, restored, restored_plan
+from lwqc.workspace import Workspace
+
+MAX_DROP = 0.01
+
+
+def lower_plan(
+    work: Workspace,
+    *,
+    floats: str | None = None,
+    boundary: bool = False,
+    profile: dict[str, Profile] | None = None,
+) -> Plan:
+    """The plan that brings a model to its target.
+
+    Formats of a quantized model are kept where the target has them. floats: the type to compute
+    in; the target's own by default. boundary: graph inputs and outputs get it too. profile: sizes
+    of dynamic dimensions that engines are built for. Raises InputError.
+    """
+    plan = Plan(
+        source=Source(name=work.name),
+        target=work.target.name,
+        recipe="lower",
+        rewrites=work.target.rewrites,
+    )
+    if floats is not None and floats not in get_args(FloatType):
+        raise InputError(f"--floats {floats}: expected float32, float16 or bfloat16")
+    if work.target.floats == "float32" and floats not in (None, "float32"):
+        raise InputError(f"--floats {floats}: the CPU computes in float32; it has no fast kernels")
+    if is_quantized(work.model):
+        restore = choose_clips(work)
+        plan = plan.model_copy(update={"restore": restore})
+        work = restored(work, restore)
+    # Merged layers would have no format of their own any more.
+    clean, left = cleaning(work, CleanUp(fuse=work.target.fuses, merge=plan.restore is None))
+    work = cleaned(work, clean)
+    plan = plan.model_copy(update={"clean": clean, "untransformed": dict(left)})
+    plan = restored_plan(work, plan)
+    plan = with_floats(work, plan, cast("FloatType | None", floats))
+    if boundary:
+        if plan.floats is None:
+            raise InputError("inputs and outputs can only change type together with the model")
+        plan = plan.model_copy(update={"floats": plan.floats.model_copy(update={"boundary": True})})
+    return with_profile(work, plan, profile or {})

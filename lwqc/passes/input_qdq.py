@@ -1,0 +1,148 @@
+"""Explicit symmetric quantization of inputs and weights, as TensorRT wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.errors import InputError
+from lwqc.graph.quantized_inputs import quantized_inputs
+from lwqc.graph.sites import Site, Use, find_sites
+from lwqc.passes.edit import add_constant, add_initializer, insert_before
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.integer_matmul import signed_codes
+from lwqc.plan import ActivationRange, SiteEntry
+from lwqc.quant.activation import symmetric_scale
+from lwqc.quant.codebook import FP8_MAX
+from lwqc.quant.grid import Encoded
+
+
+class InputQdq(ir.passes.InPlacePass):
+    """Quantize the inputs and weights of convolutions and products, not their outputs.
+
+    Matches: sites with a symmetric per-channel 8-bit entry, int8 or float8, and static activations.
+    Rewrites to: DequantizeLinear of int8 weights, scales per output channel; one QuantizeLinear and
+        DequantizeLinear with zero point 0 per tensor, shared by the operands that
+        `quantized_inputs` names. Other readers see the tensor itself.
+    Leaves alone: sites that `quantized_inputs` refuses; optional tensors without a range.
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[str, SiteEntry],
+        ranges: Mapping[str, ActivationRange],
+        weights: EncodedWeights,
+        sizes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        super().__init__()
+        self._entries = entries
+        self._ranges = ranges
+        self._weights = weights
+        self._sizes = sizes
+        self._fp8 = False
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every site that has an entry."""
+        graph = model.graph
+        kinds = {e.weight.kind for e in self._entries.values()}
+        if len(kinds) > 1:
+            raise InputError("a plan for TensorRT cannot mix int8 and float8 activations")
+        self._fp8 = kinds == {"fp8"}
+        sites = [s for s in find_sites(model).sites if s.name in self._entries]
+        found = quantized_inputs(graph, sites, self._sizes)
+        for site in sites:
+            if site.name not in found.refused:
+                self._quantize_weight(graph, site)
+        values = {v.name: v for node in graph for v in node.outputs}
+        values |= {v.name: v for v in graph.inputs}
+        for name, reads in found.reads.items():
+            if name in self._ranges and name in values:
+                pair = self._pair(graph, values[name])
+                for node, index in reads:
+                    node.replace_input_with(index, pair)
+        return ir.passes.PassResult(model, bool(found.reads))
+
+    def _quantize_weight(self, graph: ir.Graph, site: Site) -> None:
+        made: dict[bool, list[ir.Value]] = {}
+        entry = self._entries[site.name]
+        scale = add_initializer(
+            graph,
+            self._weights.lazy(
+                site.name,
+                entry,
+                lambda e: e.scale[:, 0] / (FP8_MAX if self._fp8 else 1),
+                name=f"{site.name}_scale",
+                dtype=ir.DataType.FLOAT,
+                shape=(site.n,),
+            ),
+        )
+        zero = self._zero(graph, f"{site.name}_zero", (site.n,))
+        for use in site.uses:
+            if use.transposed not in made:
+                made[use.transposed] = [self._codes(graph, site, use), scale, zero]
+            name = f"{use.node.outputs[0].name}/weight"
+            axis: dict[str, int | float] = {"axis": 1 if use.transposed else 0}
+            (weight,) = insert_before(
+                use.node, "DequantizeLinear", made[use.transposed], [name], axis
+            )
+            weight.shape = ir.Shape(made[use.transposed][0].shape or ())
+            weight.type = ir.TensorType(ir.DataType.FLOAT)
+            use.node.replace_input_with(use.index, weight)
+
+    @property
+    def _dtype(self) -> ir.DataType:
+        return ir.DataType.FLOAT8E4M3FN if self._fp8 else ir.DataType.INT8
+
+    def _zero(self, graph: ir.Graph, name: str, shape: tuple[int, ...]) -> ir.Value:
+        zeros = np.zeros(shape, np.int8).astype(self._dtype.numpy())
+        return add_initializer(graph, ir.tensor(zeros, dtype=self._dtype, name=name))
+
+    def _codes(self, graph: ir.Graph, site: Site, use: Use) -> ir.Value:
+        shape = (site.k, site.n) if use.transposed else site.shape
+        if len(site.shape) == 2 and not use.transposed:
+            shape = (site.n, site.k)
+
+        def part(encoded: Encoded) -> NDArray[np.generic]:
+            codes = _float8(encoded) if self._fp8 else signed_codes(encoded)
+            return codes.T if use.transposed else codes.reshape(shape)
+
+        return add_initializer(
+            graph,
+            self._weights.lazy(
+                site.name,
+                self._entries[site.name],
+                part,
+                name=f"{site.name}_i8{'_t' if use.transposed else ''}",
+                dtype=self._dtype,
+                shape=shape,
+            ),
+        )
+
+    def _pair(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
+        observed = self._ranges[value.name or ""]
+        name = f"{value.name}/i8"
+        scale = symmetric_scale(observed.low, observed.high)
+        if self._fp8:
+            scale *= 127 / FP8_MAX
+        stored = add_constant(graph, f"{name}_scale", np.float32(scale))
+        zero = self._zero(graph, f"{name}_zero", ())
+        quantize = ir.node("QuantizeLinear", [value, stored, zero], name=f"{name}/q")
+        codes = quantize.outputs[0]
+        codes.name, codes.shape, codes.type = name, value.shape, ir.TensorType(self._dtype)
+        dequantize = ir.node("DequantizeLinear", [codes, stored, zero], name=f"{name}/dq")
+        result = dequantize.outputs[0]
+        result.name, result.shape, result.type = f"{name}_float", value.shape, value.type
+        producer = value.producer()
+        if producer is None:
+            graph.insert_before(graph[0], [quantize, dequantize])
+        else:
+            graph.insert_after(producer, [quantize, dequantize])
+        return result
+
+
+def _float8(encoded: Encoded) -> NDArray[np.generic]:
+    codes = encoded.codes.reshape(len(encoded.codes), -1)[:, : encoded.k]
+    return np.ascontiguousarray(codes).view(ir.DataType.FLOAT8E4M3FN.numpy())

@@ -1,0 +1,125 @@
+"""Every architecture of the zoo and every shipped model, brought to cuda and tensorrt.
+
+What is checked without a GPU: the files are valid with strict shapes, TensorRT's rules hold, the
+CPU computes nearly the same numbers from them, and the CUDA provider, loaded under stub libraries,
+takes every node without a copy.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from lwqc import io
+from lwqc.backends.cuda import SIZE_OPERATORS
+from lwqc.backends.tensorrt_lint import lint
+from lwqc.compress import open_workspace
+from lwqc.execute import execute
+from lwqc.float_plan import with_floats
+from lwqc.goals import Goals
+from lwqc.lower import MAX_DROP, lower_plan
+from lwqc.measure import compare, worst_drop
+from lwqc.plan import Plan, Source
+from tests.backends import cuda_stubs
+from tests.conftest import ZOO
+from tests.zoo.materialize import materialize, sample_inputs
+
+MODELS = Path(__file__).parents[2] / "models"
+SHIPPED = sorted(MODELS.glob("*.onnx"))
+LARGEST_RUN = 10_000_000  # parameters of models whose numbers are compared as well
+
+
+@dataclass
+class Case:
+    """One model, and where its lowered form goes."""
+
+    path: Path
+    folder: Path
+
+    @cached_property
+    def float_model(self) -> ir.Model:
+        if self.path in SHIPPED:
+            return io.load(self.path)
+        return ir.serde.deserialize_model(materialize(self.path))
+
+    @cached_property
+    def feeds(self) -> dict[str, np.ndarray]:
+        names = {v.name for v in self.float_model.graph.inputs}
+        return {n: v for n, v in sample_inputs(self.path, batch=1).items() if n in names}
+
+    def lowered(self, target: str) -> Path:
+        data: Any = "random:1" if self.path in SHIPPED else [self.feeds]
+        work = open_workspace(self.float_model, data=data, target=target, name=self.path.stem)
+        large = io.weight_bytes(self.float_model) > 4 * LARGEST_RUN
+        work.skip_checks = large  # rules only, nothing is run
+        # The clean-up is the same for both, and takes longest.
+        whole = target == "cuda" or self.path.stem == "glyph_vit"
+        plan = Plan(source=Source(), target=target)
+        plan = lower_plan(work) if whole else with_floats(work, plan)
+        done = execute(work, Goals(), plan)
+        file = self.folder / f"{self.path.stem}.{target}.onnx"
+        io.save(done.model, file)
+        if not large:
+            drop = worst_drop(compare(work.reference, work.load(file), work.data))
+            assert drop < MAX_DROP
+        return file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lowered")
+
+
+@pytest.fixture(params=[*ZOO, *SHIPPED], ids=lambda p: p.stem)
+def case(request: pytest.FixtureRequest, folder: Path) -> Case:
+    return Case(request.param, folder)
+
+
+def test_lowered_files_are_valid_and_compute_the_same(case: Case):
+    for target in ("cuda", "tensorrt"):
+        file = case.lowered(target)
+        onnx.checker.check_model(str(file))
+        proto = onnx.load(str(file))
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+        half = {t.data_type for t in proto.graph.initializer}
+        assert onnx.TensorProto.FLOAT16 in half
+        if target == "tensorrt":
+            assert lint(io.load(file)) == []
+            file.unlink()
+
+
+@pytest.fixture(scope="module")
+def placements(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """Where the CUDA provider puts the nodes of the files that the test before wrote."""
+    if reason := cuda_stubs.unavailable():
+        pytest.skip(reason)
+    env = cuda_stubs.build(tmp_path_factory.mktemp("stubs"))
+    files = sorted(map(str, folder.glob("*.cuda.onnx")))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.backends.cuda_worker"],
+        input=json.dumps(files), env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return {Path(row["path"]).name.removesuffix(".cuda.onnx"): row for row in found}
+
+
+@pytest.mark.parametrize("path", [*ZOO, *SHIPPED], ids=lambda p: p.stem)
+def test_cuda_takes_every_node_without_a_copy(path: Path, placements: Mapping[str, Any]):
+    if path.stem not in placements:
+        pytest.skip("was not lowered in this run")
+    found = placements[path.stem]
+    assert "error" not in found, found["error"]
+    assert found["copies"] == []
+    assert {op for op, _ in found["nodes"].get("CPUExecutionProvider", [])} <= SIZE_OPERATORS
+    assert "CUDAExecutionProvider" in found["nodes"]

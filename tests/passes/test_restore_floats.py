@@ -1,0 +1,136 @@
+"""Quantized models of other tools, and lwqc's own, become float models with known formats."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from lwqc import io
+from lwqc.backends.cpu import CpuTarget
+from lwqc.backends.session import Session, SessionSettings
+from lwqc.compress import open_workspace
+from lwqc.execute import execute
+from lwqc.goals import Goals
+from lwqc.graph.sites import find_sites
+from lwqc.lower import lower_plan
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.restore_floats import RestoreFloats, is_quantized
+from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
+from tests.build import model, normal
+
+X = {"x": normal(6, 64, seed=3)}
+
+
+def linear():
+    rows = [("MatMul", ["x", "w"], "h", {}), ("Relu", ["h"], "y", {})]
+    return model(rows, {"w": normal(64, 32, scale=0.2)}, {"x": ["n", 64]}, ["y"])
+
+
+def quantized(entry):
+    plan = Plan(
+        source=Source(),
+        quantize={"w": SiteEntry.model_validate(entry)},
+        activations={"x": ActivationRange(low=-4, high=4)},
+    )
+    built = linear()
+    return CpuTarget().lower(built, plan, EncodedWeights(built, io.read_array)).model
+
+
+ENTRIES = [
+    {"weight": "w4b32h"},
+    {"weight": "w4b16ah"},
+    {"weight": "w8b32"},
+    {"weight": "w8c", "activation": "dynamic"},
+    {"weight": "w8c", "activation": "static"},
+    {"weight": "w8c"},
+    {"weight": "w4c"},
+]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: "-".join(e.values()))
+def test_forms_of_the_cpu_are_recognised_and_come_back_the_same(entry):
+    before = quantized(entry)
+    work = open_workspace(before, data=[X])
+    plan = lower_plan(work)
+    assert [str(e.weight) for e in plan.quantize.values()] == [entry["weight"]]
+    assert [e.activation for e in plan.quantize.values()] == [entry.get("activation", "none")]
+    after = execute(work, Goals(), plan).model
+    expected, found = Session(before)(X)["y"], Session(after)(X)["y"]
+    # Static grids are cut from float32 ends of the range: a step may differ in its last digit.
+    tolerance = 0.02 if entry.get("activation") == "static" else 1e-6
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+
+
+def qdq(zero=0, dtype=np.int8, relu=False):
+    """A product whose input, weight and output another tool wrapped in Q/DQ."""
+    pair = [np.float32(0.03), dtype(zero)]
+    rows = [
+        ("QuantizeLinear", ["x", "xs", "xz"], "xq", {}),
+        ("DequantizeLinear", ["xq", "xs", "xz"], "xd", {}),
+        ("DequantizeLinear", ["wq", "ws"], "wd", {"axis": 1}),
+        ("MatMul", ["xd", "wd"], "h", {}),
+        ("QuantizeLinear", ["h", "hs", "hz"], "hq", {}),
+        ("DequantizeLinear", ["hq", "hs", "hz"], "y", {}),
+    ]
+    rng = np.random.default_rng(0)
+    weights = {
+        "xs": pair[0],
+        "xz": pair[1],
+        "wq": rng.integers(-127, 128, (64, 32), np.int8),
+        "ws": rng.uniform(0.001, 0.002, 32).astype(np.float32),
+        "hs": np.float32(0.05),
+        "hz": np.uint8(0) if relu else np.int8(0),
+    }
+    return model(rows, weights, {"x": ["n", 64]}, ["y"])
+
+
+def test_pairs_of_another_tool_go_and_their_ranges_are_kept():
+    built = qdq()
+    step = RestoreFloats({})
+    step(built)
+    assert not is_quantized(built)
+    assert [v.name for v in built.graph.outputs] == ["y"]
+    assert step.ranges["x"].high == pytest.approx(127 * 0.03)
+    assert step.ranges["x"].low == pytest.approx(-127 * 0.03)
+    codes = qdq().graph.initializers["wq"].const_value.numpy()
+    scales = qdq().graph.initializers["ws"].const_value.numpy()
+    stored = built.graph.initializers["wq/float"].const_value.numpy()
+    np.testing.assert_array_equal(stored, codes.astype(np.float32) * scales)
+
+
+def test_a_relu_that_the_quantizer_left_out_comes_back():
+    before = qdq(relu=True)
+    work = open_workspace(before, data=[X])
+    plan = lower_plan(work)
+    assert plan.restore.clips == {"h": "relu"}
+    found = Session(execute(work, Goals(), plan).model)(X)["y"]
+    assert found.min() == 0
+    expected = Session(before, SessionSettings(optimize=False))(X)["y"]
+    assert np.abs(found - expected).max() < 0.06  # half a step of the output, and of the input
+
+
+def test_codes_with_a_zero_point_are_encoded_again_for_tensorrt():
+    work = open_workspace(qdq(zero=3, dtype=np.int8), data=[X], target="tensorrt")
+    done = execute(work, Goals(), lower_plan(work))
+    zeros = [
+        n.inputs[2].const_value.numpy() for n in done.model.graph if n.op_type == "QuantizeLinear"
+    ]
+    assert zeros
+    assert not any(z.any() for z in zeros)
+
+
+def test_what_has_no_name_in_lwqc_is_told():
+    built = qdq()
+    node = next(n for n in built.graph if n.name == "n_wd")
+    node.attributes["axis"] = ir.AttrInt64("axis", 0)
+    built.graph.initializers["ws"].const_value = ir.tensor(
+        np.full(64, 0.001, np.float32), name="ws"
+    )
+    built.graph.initializers["ws"].shape = ir.Shape([64])
+    work = open_workspace(built, data=[X], target="cuda")
+    plan = lower_plan(work)
+    assert plan.quantize == {}
+    assert "no name" in plan.kept_float["wq/float"]
+    done = execute(work, Goals(), plan)
+    onnx.checker.check_model(ir.serde.serialize_model(done.model), full_check=True)
+    assert find_sites(done.model).sites
