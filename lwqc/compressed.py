@@ -20,7 +20,7 @@ from lwqc.parallel_layers import ParallelDecision
 from lwqc.plan import Plan
 from lwqc.pruned_model import PrunedModel, pruning_report
 from lwqc.removed_branches import RemovedBranches
-from lwqc.report.result import Report, SiteRow
+from lwqc.report.result import Report, SearchReport, SiteRow
 from lwqc.slice_streams import SliceDecision
 from lwqc.workspace import Workspace, data_files
 
@@ -32,7 +32,7 @@ class Compressed:
     """A compressed model in memory, ready to be saved and measured.
 
     sites: of the model just before formats were applied, by name. decision: what was
-    chosen and at what price, unless the plan was given.
+    chosen and at what price, unless the plan was given. search: how, where a search chose.
     """
 
     work: Workspace
@@ -43,6 +43,7 @@ class Compressed:
     pruned: PrunedModel | None = None
     removed: RemovedBranches | None = None
     decision: Decision | None = None
+    search: SearchReport | None = None
 
     @property
     def plan(self) -> Plan:
@@ -88,6 +89,7 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         skipped=work.analysis.skipped,
         rewrites=(*_cleaning(result.decisions), *result.decisions.rewrites),
         untransformed=result.decisions.untransformed,
+        search=result.search,
     )
     if result.pruned is not None:
         report = report.with_measurements(pruning=pruning_report(work, result.pruned))

@@ -81,6 +81,20 @@ class SliceRecipe(BaseModel):
     round_to: int = 8
 
 
+class SearchRecipe(BaseModel):
+    """What a search over whole plans may choose, and by what it compares; see `lwqc.joint`.
+
+    kinds: formats of sites, widths of groups, residual branches. measure: divergence of the
+    outputs, see `OutputDivergence`. refine: evolution after the start.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kinds: tuple[Literal["format", "width", "branch"], ...] = ("format", "width", "branch")
+    measure: Literal["js", "kl", "angular", "norm"] = "kl"
+    refine: bool = True
+
+
 class Recipe(BaseModel):
     """How to make a plan.
 
@@ -88,7 +102,8 @@ class Recipe(BaseModel):
     a budget), `rank` (two formats by importance under a budget), `bisect` (two formats, the lower
     ones for as many sites as a drop allows), `channels` (prunes as `prune` says), `branches`
     (removes those that `drop` says), `parallel` (feeds adjacent branches from one stream and merges
-    them, as `parallel` says), `streams` (narrows residual streams as `slice` says).
+    them, as `parallel` says), `streams` (narrows residual streams as `slice` says), `search` (all
+    kinds under one budget, as `search_in` says; `auto` does so when a budget and data are given).
     clean: the graph is cleaned up first: attention as one operator, and with `merge` layers that
     read the same value as one. The allocator `none` does only that.
     search: scales by error search; False takes the plain range of each block.
@@ -118,6 +133,7 @@ class Recipe(BaseModel):
         "branches",
         "parallel",
         "streams",
+        "search",
         "none",
     ]
     score: Literal["measured", "weights", "lim", "zd", "position"] = "measured"
@@ -141,6 +157,7 @@ class Recipe(BaseModel):
     drop: DropRecipe | None = None
     parallel: ParallelRecipe | None = None
     slice: SliceRecipe | None = None
+    search_in: SearchRecipe | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -157,6 +174,10 @@ class Recipe(BaseModel):
         for allocator, section in sections.items():
             if (self.allocator == allocator) != (section is not None):
                 raise ValueError(f"the allocator {allocator} goes with its section, and it alone")
+        if self.allocator == "search" and self.search_in is None:
+            raise ValueError("the allocator search goes with its section search_in")
+        if self.search_in is not None and self.allocator not in ("search", "auto"):
+            raise ValueError(f"the allocator {self.allocator} searches nothing")
         beside = self.rank or self.columns
         if self.allocator != "uniform" and (beside or self.kind != "int"):
             raise ValueError("kind, rank and columns are for the allocator uniform")

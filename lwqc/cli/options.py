@@ -89,3 +89,16 @@ BranchCompensateOption = Annotated[
 LossOption = Annotated[
     str | None, typer.Option(help="module:function(outputs, feeds) -> number, for --score taylor")
 ]
+EffortOption = Annotated[str, typer.Option(help="of a search: low, medium or high")]
+TimeLimitOption = Annotated[
+    float | None, typer.Option("--time-limit", help="seconds of a search; then the best so far")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="processes that evaluate candidates (default: where they pay)")
+]
+ClusterOption = Annotated[
+    str, typer.Option("--cluster", help="address of a Dask scheduler that evaluates candidates")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="go on with a search that was killed, from OUTPUT.search")
+]

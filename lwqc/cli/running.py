@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from lwqc.compress import open_workspace
 from lwqc.compressed import Compressed
 from lwqc.errors import InputError
 from lwqc.goals import Goals, parse_latency, parse_size
+from lwqc.joint import SearchControl
 from lwqc.report.terminal import print_report
 from lwqc.workspace import Workspace, data_files
 
@@ -99,6 +101,27 @@ def parse_goals(
 ) -> Goals:
     """Constraints from the options."""
     return Goals(parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop)
+
+
+def parse_control(
+    output: Path,
+    effort: str,
+    time_limit: float | None,
+    workers: int | None,
+    cluster: str,
+    resume: bool,
+    seed: int,
+) -> SearchControl:
+    """How to search, from the options; the scores go to a file beside the output."""
+    return SearchControl(
+        effort=effort,  # type: ignore[arg-type]
+        time_limit_s=math.inf if time_limit is None else time_limit,
+        log=output.with_name(f"{output.name}.search"),
+        resume=resume,
+        processes=workers,
+        cluster=cluster,
+        seed=seed,
+    )
 
 
 def finish(

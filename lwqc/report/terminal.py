@@ -16,6 +16,7 @@ from lwqc.report.result import (
     PruningReport,
     RemovalReport,
     Report,
+    SearchReport,
     SiteRow,
     SlicingReport,
 )
@@ -46,6 +47,8 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
             console.print(group_table(report.pruning.groups))
         if not _only_pruned(report):
             console.print(site_table(report.sites))
+    if report.search is not None:
+        print_search(report.search, console)
     if report.removal is not None:
         print_removal(report.removal, console)
     if report.parallel is not None:
@@ -66,6 +69,19 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
             f"reached {outcome.reached:.6g} {outcome.unit}: {state}",
             style="green" if outcome.met else "red",
         )
+
+
+def print_search(search: SearchReport, console: Console) -> None:
+    """What was searched, and what it brought."""
+    parts = [f"{changed} of {n} {kind}s" for kind, (changed, n) in search.items.items()]
+    console.print(f"search: {', '.join(parts)} changed, effort {search.effort}")
+    console.print(
+        f"{search.measure} on the calibration data: {search.start:.4g} at the start, "
+        f"{search.best:.4g} after {search.generations} generations "
+        f"({search.evaluations} evaluations, {search.seconds:.0f} s)"
+    )
+    for note in search.notes:
+        console.print(note, style="yellow")
 
 
 def _summary(report: Report) -> Table:

@@ -42,7 +42,7 @@ class FinalError:
             if name not in self._names:
                 self._names[name] = f"{name}/trial"
                 self._base[f"{name}/trial"] = np.asarray(read(operand.weight.tensor))
-        _promote(exposed, self._names)
+        promote(exposed, self._names)
         self._run = make_runner(exposed)
         self._batches = list(data)
         self._references = [self._run({**feeds, **self._base}) for feeds in self._batches]
@@ -75,8 +75,8 @@ class FinalError:
         return trial
 
 
-def _promote(model: ir.Model, names: Mapping[str, str]) -> None:
-    """Turn stored tensors into inputs of the graph."""
+def promote(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Turn stored tensors into inputs of the graph. names: stored tensor -> input."""
     graph = model.graph
     stored = {v.name: v for v in graph.initializers.values()}
     stored |= {v.name: v for node in graph for v in node.outputs}
