@@ -15,7 +15,7 @@ from lwqc.branch_reports import parallel_report, removal_report, slicing_report
 from lwqc.drop_layers import DropDecision
 from lwqc.goals import Goals, Outcome
 from lwqc.graph.sites import Site
-from lwqc.measure import latencies
+from lwqc.measure import NOISE, latencies
 from lwqc.parallel_layers import ParallelDecision
 from lwqc.plan import Plan
 from lwqc.pruned_model import PrunedModel, pruning_report
@@ -171,5 +171,5 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
     before, after = report.latency_before, report.latency_after
     if goals.max_latency is not None and before is not None and after is not None:
         asked = goals.max_latency.resolve(before.median_ms)
-        found.append(Outcome("latency", asked, after.median_ms, "ms"))
+        found.append(Outcome("latency", asked, after.median_ms, "ms", NOISE - 1))
     return found

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lwqc import io
 from lwqc.cleaned import cleaned, cleaning
@@ -23,6 +23,7 @@ from lwqc.errors import InputError
 from lwqc.execute import execute
 from lwqc.goals import Goals
 from lwqc.joint_plan import planned
+from lwqc.measure import medians_ms
 from lwqc.plan import CleanUp, Plan
 from lwqc.planning import without
 from lwqc.recipe import Recipe, SearchRecipe
@@ -33,6 +34,7 @@ from lwqc.search_log import SearchLog
 from lwqc.search_overhead import measure_overhead
 from lwqc.search_space import Cost
 from lwqc.search_start import lowered, starts
+from lwqc.search_times import measure_times, scaled_times
 from lwqc.search_workers import Evaluate, workers
 from lwqc.workspace import Workspace
 
@@ -46,6 +48,9 @@ EFFORTS = tuple(_EFFORTS)
 _PATIENCE = 12  # generations without a better candidate
 _ROUNDS = 4  # of tightening a budget that was missed
 _KEPT_STARTS = 4
+_LATENCY_AIM = 1.02  # of the asked time: repeated timings differ by more
+_LATENCY_LEFT = 0.93  # a result faster than that share of it could have been better
+_REFERENCE_TIME = "milliseconds of the original"
 _MOST_BYTES = 1_000_000_000  # of weights: a trial session holds them all
 
 
@@ -102,7 +107,8 @@ def searches(work: Workspace, goals: Goals, recipe: Recipe) -> bool:
     if recipe.allocator == "search":
         return True
     small = io.weight_bytes(work.model) <= _MOST_BYTES
-    return bool(goals.wants_size and work.data.given and small)
+    budget = goals.wants_size or goals.max_latency is not None
+    return bool(budget and work.data.given and small)
 
 
 def joint(work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl) -> Compressed:
@@ -117,40 +123,58 @@ def joint(work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl)
     if recipe.clean:
         clean, _ = cleaning(work, CleanUp(merge=recipe.merge))
         base = cleaned(work, clean)
-    limits = _limits(work, goals)
-    found = _model(base, section, recipe, limits)
     log = SearchLog(control.log, resume=control.resume)
     log.must_equal("model", work.source.digest)
+    limits = _limits(work, goals, log)
+    found = _model(base, section, recipe, limits)
     log.must_equal("search space", [list(found.space.sizes), control.seed, recipe.name])
+    if math.isfinite(limits.latency_ms):
+        measure_times(found, log)
     settings = dataclasses.replace(_EFFORTS[control.effort], seed=control.seed)
     expected = settings.generations * settings.offspring
     with workers(found.spec, control.processes, control.cluster, expected) as evaluate:
-        search = _Search(found, recipe, settings, control, _remembering(evaluate, log, "joint"))
+        search = _Search(
+            found, recipe, settings, control, _remembering(evaluate, log, "joint"), log
+        )
         result = search.run(limits)
         done, result = search.verified(goals, limits, result, clean)
     log.close(remove=True)
     return dataclasses.replace(done, work=work, search=result.report(found, control))
 
 
-def _limits(work: Workspace, goals: Goals) -> Limits:
-    size = math.inf
+def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
+    size = latency = math.inf
     if goals.max_size is not None:
         size = goals.max_size.resolve(work.float_bytes)
     if goals.avg_bits is not None:
         weights = sum(s.size for s in work.analysis.sites)
         rest = io.serialized_bytes(work.model) - sum(s.float_bytes for s in work.analysis.sites)
         size = min(size, rest + goals.avg_bits / 8 * weights)
-    return Limits(size_bytes=size)
+    if goals.max_latency is not None:
+        whole = log.fact(
+            _REFERENCE_TIME,
+            lambda: medians_ms([work.reference], work.search_batches[0])[0],
+        )
+        latency = goals.max_latency.resolve(whole)
+    if not math.isfinite(min(size, latency)):
+        raise InputError("a search needs a budget: give --max-size, --avg-bits or --max-latency")
+    return Limits(size_bytes=size, latency_ms=latency)
 
 
 def _model(work: Workspace, section: SearchRecipe, recipe: Recipe, limits: Limits) -> SearchModel:
     """With 2-bit formats where 4 bits alone are too many."""
-    method = recipe.method if work.data.given else "rtn"
-    found = search_model(work, section.kinds, method=method, measure=section.measure)
+    options: dict[str, Any] = {
+        "method": recipe.method if work.data.given else "rtn",
+        "measure": section.measure,
+        "small": math.isfinite(limits.size_bytes),
+        "fast": math.isfinite(limits.latency_ms),
+    }
+    found = search_model(work, section.kinds, **options)
     space = found.space
     lowest = tuple(0 if i.kind == "format" else i.top for i in space.items)
-    if space.of_kind("format") and limits.excess(space.cost(lowest)) > 1:
-        found = search_model(work, section.kinds, method=method, measure=section.measure, tiny=True)
+    too_big = space.cost(lowest).size_bytes > limits.size_bytes
+    if space.of_kind("format") and too_big:
+        found = search_model(work, section.kinds, tiny=True, **options)
     measure_overhead(found)
     return found
 
@@ -180,6 +204,17 @@ class _Result:
     evaluations: int
     seconds: float
     notes: tuple[str, ...] = ()
+
+    def followed_by(self, again: _Result, note: str) -> _Result:
+        """The result of another search after this one."""
+        return dataclasses.replace(
+            again,
+            start=self.start,
+            start_score=self.start_score,
+            notes=(*self.notes, note, *again.notes),
+            generations=self.generations + again.generations,
+            seconds=self.seconds + again.seconds,
+        )
 
     def report(self, found: SearchModel, control: SearchControl) -> SearchReport:
         """For readers."""
@@ -214,24 +249,26 @@ class _Search:
         settings: Settings,
         control: SearchControl,
         score: Evaluate,
+        log: SearchLog,
     ) -> None:
+        self.log = log
         self.found, self.recipe, self.settings = found, recipe, settings
         self.control, self._score = control, score
         self.evaluations = 0
 
-    def run(self, limits: Limits) -> _Result:
-        """The best candidate within limits, by starts and evolution."""
+    def run(self, limits: Limits, also: Candidate | None = None) -> _Result:
+        """The best candidate within limits, by starts (and a given one) and evolution."""
         begin = time.perf_counter()
         space = self.found.space
 
         def fits(candidate: Candidate) -> bool:
             return limits.excess(space.cost(candidate)) <= 1
 
-        start, start_score = self._best_start(limits, fits)
-        self._count_exactly(start)
-        if not fits(start):  # by what was not predicted
-            start = self._repaired(start, limits)
-            start_score = self.score([start], self.settings.stages - 1)[0]
+        start = self._best_start(limits, fits, also)
+        if also is None:
+            self._count_exactly(start, limits)
+            start = self._repaired(start, limits)  # by what was not predicted
+        start_score = self.score([start], self.settings.stages - 1)[0]
         if not fits(start):
             note = "no candidate is predicted to meet the budget: the strongest was taken"
             return self._result(start, start_score, start, start_score, 0, begin, note)
@@ -280,16 +317,21 @@ class _Search:
         last = len(self.found.spec.stages) - 1
         return self._score(candidates, last if stage == self.settings.stages - 1 else stage)
 
-    def _count_exactly(self, candidate: Candidate) -> None:
-        """What prediction misses of a candidate's bytes is taken to be the same for its kin."""
-        space = self.found.space
-        missed = self._real_bytes(candidate) - space.cost(candidate).size_bytes
+    def _count_exactly(self, candidate: Candidate, limits: Limits) -> None:
+        """What prediction misses of a candidate's cost is taken to be the same for its kin."""
+        space, work = self.found.space, self.found.work
+        plan = planned(self.found, candidate, "", compensate=False)
+        done = execute(work, Goals(), plan)
+        missed = io.serialized_bytes(done.model) - space.cost(candidate).size_bytes
         fixed = space.fixed
         space.fixed = dataclasses.replace(fixed, size_bytes=fixed.size_bytes + missed)
+        if math.isfinite(limits.latency_ms):
+            measured = self._measured_ms(candidate, done)
+            scaled_times(self.found, measured / space.cost(candidate).latency_ms)
 
     def _best_start(
-        self, limits: Limits, fits: Callable[[Candidate], bool]
-    ) -> tuple[Candidate, float]:
+        self, limits: Limits, fits: Callable[[Candidate], bool], also: Candidate | None
+    ) -> Candidate:
         space = self.found.space
         binding = limits.binding(space.cost(space.top))
         offered = starts(
@@ -298,20 +340,51 @@ class _Search:
             getattr(limits, binding),
             fits,
         )
+        if also is not None and also not in offered:
+            offered.append(also)
         rough = self.score(offered, 0)
         order = sorted(range(len(offered)), key=lambda i: (rough[i], i))[:_KEPT_STARTS]
         kept = [offered[i] for i in order]
         values = self.score(kept, self.settings.stages - 1)
-        best = min(range(len(kept)), key=values.__getitem__)
-        return kept[best], values[best]
+        return kept[min(range(len(kept)), key=values.__getitem__)]
 
     def verified(
         self, goals: Goals, limits: Limits, result: _Result, clean: CleanUp | None
     ) -> tuple[Compressed, _Result]:
-        """The winner executed; where its real size misses the budget, repaired for less first."""
-        result = self._sized(limits, result)
-        done = self._executed(goals, result.best, clean)
-        return done, result
+        """The winner executed and measured; where time was predicted wrongly, searched again.
+
+        The best of those that meet the time, else the fastest.
+        """
+        found: list[tuple[bool, float, Compressed, _Result]] = []
+        for _ in range(_ROUNDS):
+            result = self._sized(limits, result)
+            done = self._executed(goals, result.best, clean)
+            if not math.isfinite(limits.latency_ms):
+                return done, result
+            measured = self._measured_ms(result.best, done)
+            over = measured > limits.latency_ms * _LATENCY_AIM
+            found.append((over, measured if over else result.score, done, result))
+            if not over and measured > limits.latency_ms * _LATENCY_LEFT:
+                break
+            scaled_times(self.found, measured / self.found.space.cost(result.best).latency_ms)
+            again = self.run(limits, self._repaired(result.best, limits))
+            if again.best == result.best:
+                break
+            note = f"{measured:.3g} of {limits.latency_ms:.3g} ms measured: searched again"
+            result = result.followed_by(again, note)
+        _, _, done, best = min(found, key=lambda f: f[:2])
+        return done, best
+
+    def _measured_ms(self, candidate: Candidate, done: Compressed) -> float:
+        """In the unit of the limit: by what share of the original's time it takes now."""
+        work = self.found.work
+
+        def measure() -> float:
+            before, after = medians_ms([work.reference, done.model], work.search_batches[0])
+            return after / before
+
+        share = self.log.fact(f"time of {candidate}", measure)
+        return float(share * self.log.fact(_REFERENCE_TIME, lambda: math.nan))
 
     def _sized(self, limits: Limits, result: _Result) -> _Result:
         """Sizes need no compensation, so they are checked, and repaired, before it."""
@@ -321,8 +394,7 @@ class _Search:
             if real <= limits.size_bytes:
                 break
             aim = space.cost(result.best).size_bytes - (real - limits.size_bytes)
-            tighter = dataclasses.replace(limits, size_bytes=aim)
-            best = self._repaired(result.best, tighter)
+            best = self._repaired(result.best, dataclasses.replace(limits, size_bytes=aim))
             note = f"{real - limits.size_bytes:.0f} bytes over when executed: repaired"
             result = dataclasses.replace(result, best=best, notes=(*result.notes, note))
         return result

@@ -15,7 +15,7 @@ from lwqc.passes.prune_channels import prune_channels, remove_unused
 from lwqc.plan import Plan, PrunedUnit, Pruning, RemovedBranch, SiteEntry, Source
 from lwqc.planning import REWRITES, calibrate
 from lwqc.prunable import Prunable
-from lwqc.removed_branches import remove_planned
+from lwqc.removed_branches import remove_planned, without_branches
 from lwqc.search.evolutionary import Candidate
 from lwqc.search_items import SearchModel
 
@@ -39,7 +39,11 @@ def planned(
         for i in space.of_kind("branch")
         if candidate[i] == 0
     )
-    small = remove_planned(work.model, remove)[0] if remove else work.model
+    small = work.model
+    if remove and compensate:  # which may leave a constant that is cut with its stream
+        small = without_branches(work, remove).work.model
+    elif remove:
+        small = remove_planned(work.model, remove)[0]
     prunable = Prunable(small)
     removed = _removed(found, candidate, prunable.groups)
     units = tuple(

@@ -32,11 +32,15 @@ _EXACT = 1e-9  # a probe with less error says nothing about the site
 
 @dataclass(frozen=True)
 class Choice:
-    """A site with its legal entries (None: stay float), bytes and predicted error of each."""
+    """A site with its legal entries (None: stay float), bytes and predicted error of each.
+
+    factor: error at the model's outputs over that at the site's own.
+    """
 
     site: Site
     entries: tuple[SiteEntry | None, ...]
     options: tuple[Option, ...]
+    factor: float = 1.0
 
 
 def choices(
@@ -70,7 +74,7 @@ def choices(
             Option(cost=_cost(site, entry), error=error * factor)
             for entry, error in zip(curves[site.name], relative, strict=True)
         ]
-        found.append(Choice(site, tuple(curves[site.name]), tuple(options)))
+        found.append(Choice(site, tuple(curves[site.name]), tuple(options), factor))
     return found
 
 

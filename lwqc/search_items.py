@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lwqc import io, mixed
+from lwqc import io, mixed, planning
+from lwqc.backends.session import statistics_session
 from lwqc.channel_ranking import rank
 from lwqc.drop_layers import gated_session
 from lwqc.gated_model import GatedModel, keep_results
@@ -24,15 +25,19 @@ from lwqc.graph.shapes import shapes_at
 from lwqc.graph.sites import Site, find_sites
 from lwqc.graph.weights import is_float, static_shape, stored_tensor
 from lwqc.graph.widths import width_step
+from lwqc.passes.gate_activations import GateActivations
 from lwqc.passes.gate_branches import GateBranches
 from lwqc.plan import SiteEntry
 from lwqc.prunable import Prunable, PruneOptions
 from lwqc.quant.methods import Method
+from lwqc.quant.output_error import output_error
 from lwqc.scores.branches.ablation import Ablation
 from lwqc.scores.branches.output_divergence import Measure
 from lwqc.scores.channels.final_error import promote
 from lwqc.search.knapsack import Option
 from lwqc.search_space import Cost, Item, Kind, SearchSpace, Stored, flipped, widths
+from lwqc.stats.collect import collect
+from lwqc.stats.rounding_noise import RoundingNoise
 from lwqc.trial_model import Cut, Mask, TrialSpec, TrialTensor
 from lwqc.workspace import Workspace
 
@@ -56,6 +61,7 @@ class SearchModel:
     constant: Mapping[str, SiteEntry]
     data: Mapping[str, NDArray[np.float64] | None]
     measure: Measure
+    sites: Mapping[str, Site]
 
     @cached_property
     def spec(self) -> TrialSpec:
@@ -69,20 +75,26 @@ def search_model(
     *,
     method: Method = "rtn",
     tiny: bool = False,
+    small: bool = True,
+    fast: bool = False,
     measure: Measure = "kl",
 ) -> SearchModel:
-    """Everything of the given kinds that can be chosen in a model."""
+    """Everything of the given kinds that can be chosen in a model.
+
+    tiny: 2 bits too. small: formats that only store fewer bits. fast: 8-bit activations too.
+    """
     prunable = Prunable(work.model)
     builder = _Builder(work, prunable)
     if "format" in kinds:
-        builder.formats(method, tiny)
+        builder.formats(method, tiny=tiny, small=small, fast=fast)
     if "width" in kinds:
         builder.widths()
     if "branch" in kinds:
         builder.branches()
     return SearchModel(
-        work, prunable, builder.space(), builder.groups, builder.constant, builder.grams, measure
-    )
+        work, prunable, builder.space(), builder.groups, builder.constant, builder.grams, measure,
+        builder.sites,
+    )  # fmt: skip
 
 
 class _Builder:
@@ -100,23 +112,62 @@ class _Builder:
         self._branches: dict[int, set[ir.Node]] = {}
         self.sites = {s.name: s for s in find_sites(prunable.model).sites}
 
-    def formats(self, method: Method, tiny: bool) -> None:
-        """One item per site with the formats that no other beats in both bytes and error."""
+    def formats(self, method: Method, *, tiny: bool, small: bool, fast: bool) -> None:
+        """One item per site with the formats that no other beats in cost and error."""
+        integer = self._integer_entries() if fast else {}
         for choice in mixed.choices(self.work, "measured", method, tiny=tiny):
-            name, order = choice.site.name, _undominated(choice.options)
-            if len(order) < 2:
+            name = choice.site.name
+            offered: list[tuple[SiteEntry | None, Option]] = []
+            for entry, option in zip(choice.entries, choice.options, strict=True):
+                if small or entry is None:
+                    offered.append((entry, option))
+            if not fast:
+                offered = [offered[i] for i in _undominated([o for _, o in offered])]
+            offered += integer[name](choice) if name in integer else []
+            offered.sort(key=lambda pair: (-pair[1].error, pair[1].cost))
+            if len(offered) < 2:
                 continue
-            entries = tuple(choice.entries[i] for i in order)
             if not _is_plain(self.sites.get(name)):
                 self.left_out[name] = "its weight is computed from the stored one"
-                chosen = entries[-2]
+                chosen = offered[-2][0]
                 assert chosen is not None
                 self.constant[name] = chosen
                 continue
-            self._entries[name] = (len(self.items), entries)
-            labels = tuple("float" if e is None else str(e.weight) for e in entries)
-            errors = tuple(choice.options[i].error for i in order)
+            self._entries[name] = (len(self.items), tuple(e for e, _ in offered))
+            labels = tuple(_label(e) for e, _ in offered)
+            errors = tuple(option.error for _, option in offered)
             self.items.append(Item(name, "format", labels, errors))
+
+    def _integer_entries(
+        self,
+    ) -> dict[str, Callable[[mixed.Choice], list[tuple[SiteEntry | None, Option]]]]:
+        """Legal entries with 8-bit activations, by site, with what rounding those costs."""
+        work = self.work
+        entries: dict[str, dict[SiteEntry, None]] = {}
+        kinds: tuple[planning.Activations, ...] = ("static", "dynamic")
+        for kind in kinds:
+            plan = planning.uniform(work, 8, kind)
+            for name, entry in plan.quantize.items():
+                if entry.activation != "none" and entry.weight.block is None:
+                    entries.setdefault(name, {})[entry] = None
+        activations = {n: work.sites[n].uses[0].activation for n in entries}
+        names = {n: v.name or "" for n, v in activations.items() if v is not None}
+        wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
+        noise = collect(work.model, wanted, work.search_batches, statistics_session)
+
+        def made(choice: mixed.Choice) -> list[tuple[SiteEntry | None, Option]]:
+            site = choice.site
+            lost = noise[RoundingNoise(names[site.name])].relative
+            found: list[tuple[SiteEntry | None, Option]] = []
+            for entry in entries[site.name]:
+                weight = np.asarray(work.weights.weight(site.name), np.float32)
+                gram = work.grams(site.name) if work.data.kind == "real" else None
+                rounded = output_error(weight, work.weights.get(site.name, entry).decode(), gram)
+                size = entry.size_bytes(site.n, site.k)
+                found.append((entry, Option(size, (rounded + lost) * choice.factor)))
+            return found
+
+        return dict.fromkeys(names, made)
 
     def widths(self) -> None:
         """One item per group of channels."""
@@ -221,6 +272,17 @@ class _Builder:
         return Stored(name, shape, itemsize, cuts, item, entries, turned, users, own, op=site.op)
 
 
+def rounds_activation(entry: SiteEntry | None) -> bool:
+    """Whether an entry has one 8-bit grid for its whole activation."""
+    return entry is not None and entry.activation != "none" and entry.weight.block is None
+
+
+def _label(entry: SiteEntry | None) -> str:
+    if entry is None:
+        return "float"
+    return f"{entry.weight} {entry.activation}" if rounds_activation(entry) else str(entry.weight)
+
+
 def _bytes(tensor: Stored) -> float:
     return float(np.prod(tensor.shape, dtype=np.int64)) * tensor.itemsize
 
@@ -299,6 +361,14 @@ def _trial_spec(found: SearchModel) -> TrialSpec:
         closed = gates.feeds([space.items[i].name])
         name = next(n for n in closed if closed[n] != open_gates[n])
         by_item[i] = (name, (closed[name], open_gates[name]))
+    rounded = {s.name: s for s in space.stored if any(map(rounds_activation, s.entries))}
+    rounding = GateActivations(rounded)
+    rounding(model)
+    for site, gate in rounding.gates.items():
+        stored = rounded[site]
+        assert stored.item is not None
+        levels = tuple(np.asarray(rounds_activation(e)) for e in stored.entries)
+        by_item[stored.item] = (gate, levels)
     promote(model, {s.name.removesuffix("/trial"): s.name for s in tensors})
     RemoveUnusedNodesPass()(model)
     batches = tuple(work.data.limited(_BATCHES))

@@ -94,8 +94,9 @@ class SearchSpace:
     keeps: Mapping[int, tuple[Mask, ...]]
     fixed: Cost = Cost(0, 0)
     overhead: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-    rest: Mapping[int, Cost] = field(default_factory=dict)
+    rest: dict[int, Cost] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    _last: tuple[Candidate, NDArray[np.float64]] | None = field(default=None, repr=False)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -111,36 +112,65 @@ class SearchSpace:
         """Numbers of the items of a kind."""
         return [i for i, item in enumerate(self.items) if item.kind == kind]
 
+    def forget(self) -> None:
+        """Costs are counted anew, as `overhead` or times have changed."""
+        self._known.clear()
+        self._last = None
+
+    def cost(self, candidate: Candidate) -> Cost:
+        """Of the whole model. What the candidate shares with the last one asked is not redone."""
+        if self._last is None:
+            parts = np.array([self._part(i, candidate) for i in range(self._count)])
+        else:
+            before, parts = self._last
+            pairs = enumerate(zip(before, candidate, strict=True))
+            changed = {part for i, (a, b) in pairs if a != b for part in self._parts_of[i]}
+            for part in changed:
+                parts[part] = self._part(part, candidate)
+        self._last = (candidate, parts)
+        size, macs, time = parts.sum(0) if len(parts) else (0.0, 0.0, 0.0)
+        fixed = self.fixed
+        return Cost(
+            fixed.size_bytes + float(size),
+            fixed.macs + float(macs),
+            fixed.latency_ms + float(time),
+        )
+
+    @property
+    def _count(self) -> int:
+        return len(self.stored) + len(self.items)
+
     @cached_property
     def _known(self) -> dict[tuple[int, ...], tuple[float, float]]:
         return {}
 
-    def forget(self) -> None:
-        """Costs are counted anew, as `overhead` or times have changed."""
-        self._known.clear()
-
-    def cost(self, candidate: Candidate) -> Cost:
-        """Of the whole model."""
-        size, macs, time = self.fixed.size_bytes, self.fixed.macs, self.fixed.latency_ms
-        closed = {i for i in self._branches if candidate[i] == 0}
+    @cached_property
+    def _parts_of(self) -> list[list[int]]:
+        """Parts of the cost that an item changes: stored tensors, then what goes with branches."""
+        found: list[list[int]] = [[len(self.stored) + i] for i in range(len(self.items))]
         for index, tensor in enumerate(self.stored):
-            if closed and tensor.users and all(closed & users for users in tensor.users):
-                continue
-            level = 0 if tensor.item is None else candidate[tensor.item]
-            key = (index, level, *(candidate[cut.item] for cut in tensor.cuts))
-            known = self._known.get(key)
-            if known is None:
-                known = self._known[key] = self._one(tensor, candidate)
-            size += known[0]
-            if tensor.item is not None:
-                macs += tensor.macs * known[1]
-                time += tensor.milliseconds[min(level, len(tensor.milliseconds) - 1)] * known[1]
-        for i, rest in self.rest.items():
-            if i not in closed:
-                size += rest.size_bytes
-                macs += rest.macs
-                time += rest.latency_ms
-        return Cost(size, macs, time)
+            for item in {*tensor.signature, *frozenset().union(*tensor.users)}:
+                found[item].append(index)
+        return found
+
+    def _part(self, part: int, candidate: Candidate) -> tuple[float, float, float]:
+        """Bytes, multiply-accumulates and milliseconds of a part."""
+        if part >= len(self.stored):
+            item = part - len(self.stored)
+            rest = self.rest.get(item)
+            if rest is None or candidate[item] == 0:
+                return 0.0, 0.0, 0.0
+            return rest.size_bytes, rest.macs, rest.latency_ms
+        tensor = self.stored[part]
+        if tensor.users and all(any(candidate[b] == 0 for b in u) for u in tensor.users):
+            return 0.0, 0.0, 0.0
+        level = 0 if tensor.item is None else candidate[tensor.item]
+        key = (part, level, *(candidate[cut.item] for cut in tensor.cuts))
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._one(tensor, candidate)
+        time = tensor.milliseconds[min(level, len(tensor.milliseconds) - 1)]
+        return known[0], tensor.macs * known[1], time * known[1]
 
     @cached_property
     def _branches(self) -> list[int]:

@@ -82,7 +82,7 @@ def with_formats(
 
 
 def lowered(space: SearchSpace, start: Candidate, cost: CostOf, fits: Fits) -> Candidate:
-    """Levels go down one by one, the least predicted error per cost saved first, until it fits.
+    """Levels go down, the least predicted error per cost saved first, until it fits.
 
     Ends with everything at its strongest where nothing fits.
     """
@@ -91,15 +91,14 @@ def lowered(space: SearchSpace, start: Candidate, cost: CostOf, fits: Fits) -> C
         best: tuple[float, Candidate] | None = None
         now = cost(candidate)
         for i, level in enumerate(candidate):
-            if level == 0:
-                continue
             errors = space.items[i].errors
-            trial = _with(candidate, i, level - 1)
-            saved = now - cost(trial)
-            if saved > 0:
-                price = (errors[level - 1] - errors[level]) / saved
-                if best is None or price < best[0]:
-                    best = (price, trial)
+            for lower in range(level):
+                trial = _with(candidate, i, lower)
+                saved = now - cost(trial)
+                if saved > 0:
+                    price = (errors[lower] - errors[level]) / saved
+                    if best is None or price < best[0]:
+                        best = (price, trial)
         if best is None:
             return candidate
         candidate = best[1]

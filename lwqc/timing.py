@@ -41,9 +41,9 @@ def slow_sites(work: Workspace, plan: Plan) -> dict[str, str]:
     for done, site in enumerate(timed):
         entry, shape = plan.quantize[site.name], shapes.get(site.name)
         if shape is not None:
-            key = (_attributes(site), site.shape, str(entry.weight), entry.activation, shape)
+            key = (operator_class(site), str(entry.weight), entry.activation, shape)
             if key not in known:
-                known[key] = _time(work, site, entry, shape)
+                known[key] = form_seconds(work, site, entry, shape)
             before, after = known[key]
             if after > before:
                 slow[site.name] = (
@@ -72,12 +72,14 @@ def activation_shapes(work: Workspace, sites: Sequence[Site]) -> dict[str, tuple
     return {site: found[shapes].last for site, shapes in wanted.items()}
 
 
-def _attributes(site: Site) -> tuple[str, str]:
+def operator_class(site: Site) -> tuple[str, str, tuple[int, ...]]:
+    """Sites of one class take the same time for the same activation."""
     node = site.uses[0].node
-    return node.op_type, repr(sorted((k, str(v)) for k, v in node.attributes.items()))
+    attributes = repr(sorted((k, str(v)) for k, v in node.attributes.items()))
+    return node.op_type, attributes, site.shape
 
 
-def _time(
+def form_seconds(
     work: Workspace, site: Site, entry: SiteEntry, shape: tuple[int, ...]
 ) -> tuple[float, float]:
     """Median seconds of the float operator and of the entry's form."""
