@@ -115,28 +115,49 @@ class _Builder:
     def formats(self, method: Method, *, tiny: bool, small: bool, fast: bool) -> None:
         """One item per site with the formats that no other beats in cost and error."""
         integer = self._integer_entries() if fast else {}
+        chained: list[tuple[str, SiteEntry, float]] = []
         for choice in mixed.choices(self.work, "measured", method, tiny=tiny):
             name = choice.site.name
+            whole = integer[name](choice) if name in integer else []
+            if whole and not small and choice.site.op == "Conv" and _is_plain(self.sites[name]):
+                chained += [(name, e, o.error) for e, o in whole if e is not None]
+                continue
             offered: list[tuple[SiteEntry | None, Option]] = []
             for entry, option in zip(choice.entries, choice.options, strict=True):
                 if small or entry is None:
                     offered.append((entry, option))
             if not fast:
                 offered = [offered[i] for i in _undominated([o for _, o in offered])]
-            offered += integer[name](choice) if name in integer else []
-            offered.sort(key=lambda pair: (-pair[1].error, pair[1].cost))
-            if len(offered) < 2:
-                continue
-            if not _is_plain(self.sites.get(name)):
-                self.left_out[name] = "its weight is computed from the stored one"
-                chosen = offered[-2][0]
-                assert chosen is not None
-                self.constant[name] = chosen
-                continue
-            self._entries[name] = (len(self.items), tuple(e for e, _ in offered))
-            labels = tuple(_label(e) for e, _ in offered)
-            errors = tuple(option.error for _, option in offered)
-            self.items.append(Item(name, "format", labels, errors))
+            self._offer(name, [*offered, *whole])
+        if chained:
+            self._chain(chained)
+
+    def _offer(self, name: str, offered: list[tuple[SiteEntry | None, Option]]) -> None:
+        offered.sort(key=lambda pair: (-pair[1].error, pair[1].cost))
+        if len(offered) < 2:
+            return
+        if not _is_plain(self.sites.get(name)):
+            self.left_out[name] = "its weight is computed from the stored one"
+            chosen = offered[-2][0]
+            assert chosen is not None
+            self.constant[name] = chosen
+            return
+        self._entries[name] = (len(self.items), tuple(e for e, _ in offered))
+        labels = tuple(_label(e) for e, _ in offered)
+        errors = tuple(option.error for _, option in offered)
+        self.items.append(Item(name, "format", labels, errors))
+
+    def _chain(self, chained: list[tuple[str, SiteEntry, float]]) -> None:
+        """Convolutions with static 8-bit activations go together.
+
+        Between a float and an 8-bit one the runtime converts every activation, which costs more
+        than a convolution saves; codes that flow from one to the next cost nothing.
+        """
+        for name, entry, _ in chained:
+            self._entries[name] = (len(self.items), (entry, None))
+        error = sum(lost for _, _, lost in chained)
+        name = f"{len(chained)} convolutions"
+        self.items.append(Item(name, "format", (_label(chained[0][1]), "float"), (error, 0.0)))
 
     def _integer_entries(
         self,
@@ -356,11 +377,11 @@ def _trial_spec(found: SearchModel) -> TrialSpec:
     gates = GateBranches([space.items[i].name for i in space.of_kind("branch")])
     gates(model)
     open_gates = gates.feeds()
-    by_item: dict[int, tuple[str, tuple[NDArray[Any], ...]]] = {}
+    switches: list[tuple[int, str, tuple[NDArray[Any], ...]]] = []
     for i in space.of_kind("branch"):
         closed = gates.feeds([space.items[i].name])
         name = next(n for n in closed if closed[n] != open_gates[n])
-        by_item[i] = (name, (closed[name], open_gates[name]))
+        switches.append((i, name, (closed[name], open_gates[name])))
     rounded = {s.name: s for s in space.stored if any(map(rounds_activation, s.entries))}
     rounding = GateActivations(rounded)
     rounding(model)
@@ -368,7 +389,7 @@ def _trial_spec(found: SearchModel) -> TrialSpec:
         stored = rounded[site]
         assert stored.item is not None
         levels = tuple(np.asarray(rounds_activation(e)) for e in stored.entries)
-        by_item[stored.item] = (gate, levels)
+        switches.append((stored.item, gate, levels))
     promote(model, {s.name.removesuffix("/trial"): s.name for s in tensors})
     RemoveUnusedNodesPass()(model)
     batches = tuple(work.data.limited(_BATCHES))
@@ -377,7 +398,7 @@ def _trial_spec(found: SearchModel) -> TrialSpec:
         io.to_bytes(model),
         tuple(tensors),
         space.keeps,
-        by_item,
+        tuple(switches),
         space.top,
         batches,
         (max(1, count // 4), max(1, count // 2), count),

@@ -28,7 +28,7 @@ Kind = Literal["format", "width", "branch"]
 class Item:
     """Something that is decided. labels, errors: by level, the strongest first; the last is none.
 
-    name: of a site, a group or a branch.
+    name: of a site (or several that go together), a group or a branch.
     """
 
     name: str

@@ -62,15 +62,15 @@ class TrialSpec:
     """Everything that candidates are evaluated with.
 
     model: ONNX bytes whose trial tensors and gates are inputs. keeps: item of a width -> mask of
-    the channels that stay, by level. gates: item of a branch or activation -> input and its values
-    by level. top: the candidate that is the original. batches: feeds. stages: how many of them
+    the channels that stay, by level. gates: item of a branch or format, input and its values by
+    level. top: the candidate that is the original. batches: feeds. stages: how many of them
     each stage of selection looks at.
     """
 
     model: bytes
     tensors: tuple[TrialTensor, ...]
     keeps: Mapping[int, tuple[Mask, ...]]
-    gates: Mapping[int, tuple[str, tuple[Array, ...]]]
+    gates: tuple[tuple[int, str, tuple[Array, ...]], ...]
     top: Candidate
     batches: tuple[Mapping[str, Array], ...]
     stages: tuple[int, ...]
@@ -116,7 +116,7 @@ class TrialModel:
 
     def _inputs(self, candidate: Candidate) -> dict[str, Array]:
         found = {t.name: self._values(i, t, candidate) for i, t in enumerate(self.spec.tensors)}
-        found |= {name: by[candidate[i]] for i, (name, by) in self.spec.gates.items()}
+        found |= {name: by_level[candidate[i]] for i, name, by_level in self.spec.gates}
         return found
 
     def _values(self, index: int, tensor: TrialTensor, candidate: Candidate) -> Array:
