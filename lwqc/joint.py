@@ -162,21 +162,27 @@ def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
 
 
 def _model(work: Workspace, section: SearchRecipe, recipe: Recipe, limits: Limits) -> SearchModel:
-    """With 2-bit formats where 4 bits alone are too many."""
+    """What can be chosen; with 2-bit formats where 4 bits everywhere are too many."""
     options: dict[str, Any] = {
         "method": recipe.method if work.data.given else "rtn",
         "measure": section.measure,
         "small": math.isfinite(limits.size_bytes),
         "fast": math.isfinite(limits.latency_ms),
     }
-    found = search_model(work, section.kinds, **options)
-    space = found.space
-    lowest = tuple(0 if i.kind == "format" else i.top for i in space.items)
-    too_big = space.cost(lowest).size_bytes > limits.size_bytes
-    if space.of_kind("format") and too_big:
-        found = search_model(work, section.kinds, tiny=True, **options)
+    tiny = "format" in section.kinds and _least_bytes(work) > limits.size_bytes
+    found = search_model(work, section.kinds, tiny=tiny, **options)
     measure_overhead(found)
     return found
+
+
+def _least_bytes(work: Workspace) -> float:
+    """About what the model takes with every site in its smallest format but 2 bits."""
+    saved = 0
+    for site in work.analysis.sites:
+        entries = work.target.candidates(site, work.opset)
+        sizes = [e.size_bytes(site.n, site.k) for e in entries]
+        saved += site.float_bytes - min(sizes, default=site.float_bytes)
+    return io.serialized_bytes(work.model) - saved
 
 
 def _remembering(evaluate: Evaluate, log: SearchLog, key: str) -> Evaluate:

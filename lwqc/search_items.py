@@ -62,6 +62,7 @@ class SearchModel:
     data: Mapping[str, NDArray[np.float64] | None]
     measure: Measure
     sites: Mapping[str, Site]
+    gains: Mapping[str, tuple[float, ...]]
 
     @cached_property
     def spec(self) -> TrialSpec:
@@ -93,7 +94,7 @@ def search_model(
         builder.branches()
     return SearchModel(
         work, prunable, builder.space(), builder.groups, builder.constant, builder.grams, measure,
-        builder.sites,
+        builder.sites, builder.gains,
     )  # fmt: skip
 
 
@@ -107,6 +108,7 @@ class _Builder:
         self.keeps: dict[int, tuple[Mask, ...]] = {}
         self.constant: dict[str, SiteEntry] = {}
         self.grams: dict[str, NDArray[np.float64] | None] = {}
+        self.gains: dict[str, tuple[float, ...]] = {}
         self.left_out: dict[str, str] = {}
         self._entries: dict[str, tuple[int, tuple[SiteEntry | None, ...]]] = {}
         self._branches: dict[int, set[ir.Node]] = {}
@@ -129,6 +131,9 @@ class _Builder:
             if not fast:
                 offered = [offered[i] for i in _undominated([o for _, o in offered])]
             self._offer(name, [*offered, *whole])
+            gain = dict(zip(choice.entries, choice.gains, strict=True))
+            if name in self._entries:
+                self.gains[name] = tuple(gain.get(e, 1.0) for e in self._entries[name][1])
         if chained:
             self._chain(chained)
 
@@ -370,6 +375,7 @@ def _trial_spec(found: SearchModel) -> TrialSpec:
                 stored.cuts,
                 stored.item,
                 stored.entries,
+                found.gains.get(stored.name, (1.0,) * len(stored.entries)),
                 stored.flipped,
                 found.data.get(stored.name),
             )

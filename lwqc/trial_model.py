@@ -44,8 +44,9 @@ class Cut:
 class TrialTensor:
     """A stored tensor that is an input of the session.
 
-    item: of its format in candidates, or None. entries: by level, None for float. flipped: the
-    site's matrix [N, K] is the transposed tensor. gram: mean of x xᵀ of its input [groups, K, K].
+    item: of its format in candidates, or None. entries: by level, None for float. gains: by level,
+    error of the entry's method over that of rounding to nearest. flipped: the site's matrix [N, K]
+    is the transposed tensor. gram: mean of x xᵀ of its input [groups, K, K].
     """
 
     name: str
@@ -53,6 +54,7 @@ class TrialTensor:
     cuts: tuple[Cut, ...] = ()
     item: int | None = None
     entries: tuple[SiteEntry | None, ...] = (None,)
+    gains: tuple[float, ...] = (1.0,)
     flipped: bool = False
     gram: NDArray[np.float64] | None = None
 
@@ -141,8 +143,11 @@ class TrialModel:
         if tensor.item is None:
             return _zeroed(tensor.values, masks)
         rows, columns = matrix_masks(tensor.values.shape, tensor.flipped, masks)
-        key = (index, level, columns.tobytes())
-        values = self._cached(key, lambda: trial_matrix(tensor, entry, columns))
+        kept = columns.tobytes()
+        matrix = self._cached((index, kept), lambda: narrowed(tensor, columns))
+        values = self._cached(
+            (index, level, kept), lambda: trial_values(tensor, matrix, level, columns)
+        )
         own = tensor.values.ndim - 1 if tensor.flipped else 0
         return values if rows.all() else _zeroed(values, {own: rows})
 
@@ -179,22 +184,31 @@ def _zeroed(values: Array, masks: Mapping[int, Mask]) -> Array:
     return np.ascontiguousarray(values)
 
 
-def trial_matrix(tensor: TrialTensor, entry: SiteEntry | None, columns: Mask) -> Array:
-    """The stored tensor of a site without some columns [K] of its matrix, as the entry stores it.
-
-    The other columns make up for them where the Gram matrix is known. Rows are independent of each
-    other in all weight methods, so those that go can be set to zero afterwards.
-    """
+def narrowed(tensor: TrialTensor, columns: Mask) -> Array:
+    """A site's matrix [N, K left] without some columns; the others make up for them by the Gram."""
     values, gram = tensor.values, tensor.gram
     matrix = values.T if tensor.flipped else values.reshape(len(values), -1)
     if not columns.all() and gram is not None:
         owners = np.tile(np.where(columns, -1, 0), (len(gram), 1))
-        matrix = without(matrix.astype(np.float64), gram, owners, [0]).astype(np.float32)
-        gram = gram[:, columns][:, :, columns]
-    kept = matrix[:, columns].astype(np.float32)
-    if entry is not None and kept.size:
-        kept = encode_by(entry.method, kept, entry.weight, gram, search=entry.search).decode()
-    result = np.zeros(matrix.shape, np.float32)
+        matrix = without(matrix.astype(np.float64), gram, owners, [0])
+    return np.ascontiguousarray(matrix[:, columns], np.float32)
+
+
+def trial_values(tensor: TrialTensor, matrix: Array, level: int, columns: Mask) -> Array:
+    """The stored tensor of a site as a level stores its narrowed matrix [N, K left].
+
+    Methods that look at the data take long for every width: codes are rounded to nearest, and
+    their error is shrunk to what the method's was measured to be. Rows are independent of each
+    other in all methods, so those that go can be set to zero afterwards.
+    """
+    entry = tensor.entries[level] if level >= 0 else None
+    kept = matrix
+    if entry is not None and matrix.size:
+        rounded = encode_by("rtn", matrix, entry.weight, None, search=entry.search).decode()
+        kept = matrix + np.float32(np.sqrt(tensor.gains[level])) * (rounded - matrix)
+    values = tensor.values
+    rows = values.shape[1] if tensor.flipped else len(values)
+    result = np.zeros((rows, len(columns)), np.float32)
     result[:, columns] = kept
     stored = result.T if tensor.flipped else result.reshape(values.shape)
     return np.ascontiguousarray(stored, values.dtype)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from scipy.linalg import solve
 
 from lwqc.errors import InputError
 from lwqc.graph.linear_operand import Matrix, Operand
@@ -111,6 +112,6 @@ def without(
         kept = matrix[np.ix_(keep, keep)].copy()
         kept.flat[:: len(kept) + 1] += max(damp * float(np.trace(kept)) / len(kept), 1e-12)
         cross = matrix[np.ix_(gone, keep)]
-        part[:, keep] += part[:, gone] @ np.linalg.solve(kept, cross.T).T
+        part[:, keep] += part[:, gone] @ solve(kept, cross.T, assume_a="pos").T
         part[:, gone] = 0
     return parts.reshape(weight.shape)
