@@ -29,9 +29,12 @@ from lwqc.planning import without
 from lwqc.recipe import Recipe, SearchRecipe
 from lwqc.report.result import SearchReport
 from lwqc.search.evolutionary import Candidate, Generation, Settings, evolve
+from lwqc.search.knapsack import choose
+from lwqc.search.rate_distortion import allocate as curves
 from lwqc.search_items import SearchModel, search_model
 from lwqc.search_log import SearchLog
 from lwqc.search_overhead import measure_overhead
+from lwqc.search_scores import block_angles, filled_widths, measured_errors, zeroth_order
 from lwqc.search_space import Cost
 from lwqc.search_start import lowered, starts
 from lwqc.search_times import measure_times, scaled_times
@@ -257,7 +260,8 @@ class _Search:
         score: Evaluate,
         log: SearchLog,
     ) -> None:
-        self.log = log
+        assert recipe.search_in is not None
+        self.log, self.section = log, recipe.search_in
         self.found, self.recipe, self.settings = found, recipe, settings
         self.control, self._score = control, score
         self.evaluations = 0
@@ -289,7 +293,7 @@ class _Search:
         def stop() -> bool:
             last = [g.score for g in history[-_PATIENCE - 1 :]]
             stuck = len(last) > _PATIENCE and last[0] <= last[-1]
-            return stuck or time.perf_counter() > end
+            return not self.section.refine or stuck or time.perf_counter() > end
 
         note = ""
         try:
@@ -340,12 +344,11 @@ class _Search:
     ) -> Candidate:
         space = self.found.space
         binding = limits.binding(space.cost(space.top))
-        offered = starts(
-            space,
-            lambda c: float(getattr(space.cost(c), binding)),
-            getattr(limits, binding),
-            fits,
-        )
+
+        def cost(candidate: Candidate) -> float:
+            return float(getattr(space.cost(candidate), binding))
+
+        offered = self._offered(cost, getattr(limits, binding), fits)
         if also is not None and also not in offered:
             offered.append(also)
         rough = self.score(offered, 0)
@@ -353,6 +356,21 @@ class _Search:
         kept = [offered[i] for i in order]
         values = self.score(kept, self.settings.stages - 1)
         return kept[min(range(len(kept)), key=values.__getitem__)]
+
+    def _offered(
+        self, cost: Callable[[Candidate], float], limit: float, fits: Callable[[Candidate], bool]
+    ) -> list[Candidate]:
+        """Starts as the recipe says."""
+        section, space = self.section, self.found.space
+        if section.errors == "measured":
+            measured_errors(space, self.score)
+        if section.start == "zeroth-order":
+            scores = zeroth_order(self.found, self.control.seed)
+            return [filled_widths(space, scores, cost, fits)]
+        if section.start == "angles":
+            return [filled_widths(space, block_angles(self.found), cost, fits)]
+        allocate = curves if section.start == "curves" else choose
+        return starts(space, cost, limit, fits, allocate)
 
     def verified(
         self, goals: Goals, limits: Limits, result: _Result, clean: CleanUp | None

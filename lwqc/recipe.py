@@ -85,14 +85,24 @@ class SearchRecipe(BaseModel):
     """What a search over whole plans may choose, and by what it compares; see `lwqc.joint`.
 
     kinds: formats of sites, widths of groups, residual branches. measure: divergence of the
-    outputs, see `OutputDivergence`. refine: evolution after the start.
+    outputs, see `OutputDivergence`. errors: `predicted` from statistics, or `measured` for each
+    level alone. start: an exact `knapsack`, dynamic programming over error `curves`, or widths in
+    proportion to `zeroth-order` sensitivities or to block `angles`. refine: evolution after it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kinds: tuple[Literal["format", "width", "branch"], ...] = ("format", "width", "branch")
     measure: Literal["js", "kl", "angular", "norm"] = "kl"
+    errors: Literal["predicted", "measured"] = "predicted"
+    start: Literal["knapsack", "curves", "zeroth-order", "angles"] = "knapsack"
     refine: bool = True
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.start in ("zeroth-order", "angles") and self.kinds != ("width",):
+            raise ValueError(f"the start {self.start} chooses widths, and only those")
+        return self
 
 
 class Recipe(BaseModel):

@@ -23,8 +23,12 @@ def starts(
     comes closest: everything at its strongest.
     """
     found: dict[Candidate, None] = {}
+    if not space.of_kind("format"):
+        every = allocated(space, space.top, range(len(space.items)), cost, limit, allocate)
+        found.setdefault(lowered(space, every or space.top, cost, fits))
     for structure in structures(space, cost):
-        candidate = with_formats(space, structure, cost, limit, allocate)
+        items = space.of_kind("format")
+        candidate = allocated(space, structure, items, cost, limit, allocate)
         if candidate is not None:
             found.setdefault(lowered(space, candidate, cost, fits))
     return [c for c in found if fits(c)] or [lowered(space, space.top, cost, fits)]
@@ -55,19 +59,22 @@ def structures(space: SearchSpace, cost: CostOf) -> list[Candidate]:
     return list(found)
 
 
-def with_formats(
+def allocated(
     space: SearchSpace,
-    structure: Candidate,
+    start: Candidate,
+    items: Sequence[int],
     cost: CostOf,
     limit: float,
     allocate: Allocate = choose,
 ) -> Candidate | None:
-    """The structure with the formats of least predicted error within the limit, if any fit."""
-    items = space.of_kind("format")
-    base = cost(structure)
+    """The start with the levels of least predicted error of some items within the limit, if any.
+
+    Costs are taken to add up, which they do for formats.
+    """
+    base = cost(start)
     options = [
         [
-            Option(cost(_with(structure, i, level)) - base, error)
+            Option(cost(_with(start, i, level)) - base, error)
             for level, error in enumerate(space.items[i].errors)
         ]
         for i in items
@@ -75,7 +82,7 @@ def with_formats(
     picked = allocate(options, limit - base)
     if picked is None:
         return None
-    candidate = list(structure)
+    candidate = list(start)
     for i, level in zip(items, picked, strict=True):
         candidate[i] = level
     return tuple(candidate)

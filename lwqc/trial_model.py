@@ -101,9 +101,14 @@ class TrialModel:
 
     def score(self, candidate: Candidate, stage: int) -> float:
         """Divergence on the batches of a stage: mean over them, worst over the outputs."""
-        inputs = self._inputs(candidate)
+        return self._divergence(self._inputs(candidate), self.spec.stages[stage])
+
+    def perturbed(self, changed: Mapping[str, Array]) -> float:
+        """Divergence of the original with other values of some tensors, on the first stage."""
+        return self._divergence({**self._inputs(self.spec.top), **changed}, self.spec.stages[0])
+
+    def _divergence(self, inputs: Mapping[str, Array], count: int) -> float:
         totals: dict[str, float] = {}
-        count = self.spec.stages[stage]
         for feeds, references in zip(
             self.spec.batches[:count], self._references[:count], strict=True
         ):

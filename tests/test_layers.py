@@ -14,7 +14,7 @@ LAYERS = [
     {"api", "report.blame", "report.inspection", "report.terminal"},
     {"compress", "inspection"},
     {"structural", "joint"},
-    {"search_overhead", "search_times"},
+    {"search_overhead", "search_times", "search_scores"},
     {"execute"},
     {"compressed"},
     {"branch_reports", "allocate", "branch_diagnostics"},

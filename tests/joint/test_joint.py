@@ -8,6 +8,7 @@ import math
 
 import pytest
 
+from lwqc import io
 from lwqc import joint as module
 from lwqc.backends.session import Session
 from lwqc.compress import compress_workspace
@@ -63,6 +64,10 @@ def test_prunes_and_quantizes_where_bits_alone_are_not_enough() -> None:
     [
         ("evopress-bits", 0.2, {"quantize"}),
         ("evopress-width", 0.5, {"prune"}),
+        ("rd", 0.5, {"prune"}),
+        ("optin", 0.5, {"prune"}),
+        ("ecoflap", 0.5, {"prune"}),
+        ("cfsp", 0.5, {"prune"}),
         ("evopress-depth", 0.7, {"remove"}),
     ],
 )
@@ -70,6 +75,7 @@ def test_recipes_change_what_they_say(recipe, share, fields) -> None:
     done, plan = searched(share, recipe)
     changed = {f for f in ("quantize", "prune", "remove") if getattr(plan, f)}
     assert changed == fields
+    assert io.serialized_bytes(done.model) <= share * done.work.float_bytes
     assert done.search is not None
     assert set(done.search.items) == {
         {"quantize": "format", "prune": "width", "remove": "branch"}[f] for f in fields
