@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+from functools import lru_cache
 
 import pytest
 
@@ -17,15 +19,37 @@ from lwqc.goals import Amount, Goals
 from lwqc.joint import SearchControl, joint, searches
 from lwqc.recipe import find
 from lwqc.search.evolutionary import Settings
+from lwqc.search_items import SearchModel, search_model
 from lwqc.search_log import SearchLog
+from lwqc.workspace import Workspace
 from tests.joint.searched import opened
 
 QUICK = Settings(generations=4, offspring=6, survivors=(3,))
 
 
+@lru_cache(maxsize=1)
+def shared() -> Workspace:
+    return opened()
+
+
+@lru_cache(maxsize=8)
+def space(kinds, **options) -> SearchModel:
+    return search_model(shared(), kinds, **options)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
+    """Short searches, and statistics are taken once."""
+
+    def known(work, kinds, **options):
+        found = space(kinds, **options)
+        own = copy.copy(found.space)
+        own.rest = dict(own.rest)
+        own.forget()
+        return dataclasses.replace(found, space=own)
+
     monkeypatch.setitem(module._EFFORTS, "low", QUICK)
+    monkeypatch.setattr(module, "search_model", known)
 
 
 def goals(share: float, **more) -> Goals:
@@ -33,8 +57,9 @@ def goals(share: float, **more) -> Goals:
 
 
 def searched(share: float, recipe: str = "auto", **control):
+    nearest = find(recipe).model_copy(update={"method": "rtn"})
     done = compress_workspace(
-        opened(), goals(share), recipe, SearchControl(effort="low", **control)
+        shared(), goals(share), nearest, SearchControl(effort="low", **control)
     )
     return done, done.plan.model_copy(update={"recipe": ""})
 
@@ -163,12 +188,12 @@ def test_a_time_budget_takes_8_bit_activations(monkeypatch) -> None:
 
     monkeypatch.setattr(module, "measure_times", times)
     wanted = Goals(max_latency=Amount(0.6, True))
-    done = joint(opened(), wanted, find("auto"), SearchControl(effort="low"))
+    done = joint(shared(), wanted, find("auto"), SearchControl(effort="low"))
     assert {e.activation for e in done.plan.quantize.values()} & {"static", "dynamic"}
 
 
 def test_auto_searches_for_budgets_on_given_data_only() -> None:
-    auto, work = find("auto"), opened()
+    auto, work = find("auto"), shared()
     assert searches(work, goals(0.3), auto)
     assert not searches(work, Goals(), auto)
     assert not searches(opened(data=None), goals(0.3), auto)
