@@ -28,8 +28,8 @@ from lwqc.compress import compress_workspace, open_workspace
 from lwqc.errors import InputError
 from lwqc.execute import execute
 from lwqc.goals import Amount, Goals
-from lwqc.joint import SearchControl
 from lwqc.joint_plan import planned
+from lwqc.search_control import SearchControl
 from lwqc.search_items import search_model
 from lwqc.trial_model import TrialModel
 from lwqc.workspace import Workspace

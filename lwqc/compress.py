@@ -19,11 +19,12 @@ from lwqc.data import open_data
 from lwqc.drop_layers import choose_branches
 from lwqc.execute import execute
 from lwqc.goals import Goals
-from lwqc.joint import SearchControl, joint, searches
+from lwqc.joint import joint, searches
 from lwqc.measure import Metric, load_metric
 from lwqc.parallel_layers import choose_parallel
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, find
+from lwqc.search_control import SearchControl
 from lwqc.slice_streams import choose_slices
 from lwqc.structural import (
     branch_job,

@@ -31,6 +31,7 @@ from lwqc.cli.options import (
     Model,
     NormaliseOption,
     Output,
+    ParetoOption,
     PlanOut,
     RatioOption,
     RecipeOption,
@@ -46,13 +47,22 @@ from lwqc.cli.options import (
     Verify,
     WorkersOption,
 )
-from lwqc.cli.running import app, errors_console, finish, opened, parse_control, parse_goals
+from lwqc.cli.running import (
+    app,
+    errors_console,
+    finish,
+    finish_row,
+    opened,
+    parse_control,
+    parse_goals,
+)
 from lwqc.compress import compress_workspace, make_plan
 from lwqc.errors import InputError
 from lwqc.execute import apply_plan
+from lwqc.joint import pareto as pareto_models
 from lwqc.plan import Plan
 from lwqc.quant.methods import DATA_METHODS
-from lwqc.recipe import Recipe, uniform_recipe
+from lwqc.recipe import Recipe, find, uniform_recipe
 from lwqc.structural import (
     branch_job,
     channel_job,
@@ -82,6 +92,7 @@ def compress(
     workers: WorkersOption = None,
     cluster: ClusterOption = "",
     resume: ResumeOption = False,
+    pareto: ParetoOption = None,
     shape: ShapeOption = "",
     plan_out: PlanOut = None,
     external: External = None,
@@ -98,6 +109,9 @@ def compress(
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
         goals = parse_goals(max_size, max_latency, avg_bits, max_drop)
+        if pareto is not None:
+            finish_row(pareto_models(work, goals, find(recipe), control, pareto), output, as_json)
+            return
         finish(
             compress_workspace(work, goals, recipe, control),
             output,

@@ -102,3 +102,7 @@ ClusterOption = Annotated[
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="go on with a search that was killed, from OUTPUT.search")
 ]
+ParetoOption = Annotated[
+    int | None,
+    typer.Option("--pareto", help="that many models, down to the budget: OUTPUT-1, OUTPUT-2, ..."),
+]

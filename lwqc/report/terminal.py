@@ -84,6 +84,26 @@ def print_search(search: SearchReport, console: Console) -> None:
         console.print(note, style="yellow")
 
 
+def row_table(reports: Sequence[Report]) -> Table:
+    """One line per model of a row."""
+    table = Table(title=f"{reports[0].source}: {len(reports)} models", title_justify="left")
+    for column in ("file", "size", "ratio", "latency", "drop", "metric", "bits"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for report in reports:
+        before, after = report.latency_before, report.latency_after
+        faster = f"{after.median_ms / before.median_ms:.2f}" if before and after else ""
+        table.add_row(
+            report.output,
+            size_text(report.output_bytes),
+            f"{report.output_bytes / max(report.source_bytes, 1):.3f}",
+            faster,
+            "" if report.drop is None else f"{report.drop:.4f}",
+            "" if report.metric_after is None else f"{report.metric_after:.4f}",
+            f"{report.average_bits:.2f}",
+        )
+    return table
+
+
 def _summary(report: Report) -> Table:
     table = Table(title=f"{report.source} -> {report.output}", title_justify="left")
     for column in ("", "original", "compressed", "ratio"):

@@ -10,15 +10,16 @@ from functools import lru_cache
 
 import pytest
 
-from lwqc import io
+from lwqc import io, whole_search
 from lwqc import joint as module
 from lwqc.backends.session import Session
 from lwqc.compress import compress_workspace
 from lwqc.errors import InputError
 from lwqc.goals import Amount, Goals
-from lwqc.joint import SearchControl, joint, searches
+from lwqc.joint import joint, pareto, searches
 from lwqc.recipe import find
 from lwqc.search.evolutionary import Settings
+from lwqc.search_control import EFFORTS, SearchControl
 from lwqc.search_items import SearchModel, search_model
 from lwqc.search_log import SearchLog
 from lwqc.workspace import Workspace
@@ -48,7 +49,7 @@ def quick(monkeypatch) -> None:
         own.forget()
         return dataclasses.replace(found, space=own)
 
-    monkeypatch.setitem(module._EFFORTS, "low", QUICK)
+    monkeypatch.setitem(EFFORTS, "low", QUICK)
     monkeypatch.setattr(module, "search_model", known)
 
 
@@ -146,7 +147,7 @@ def test_ctrl_c_and_time_limits_end_with_the_best_so_far(monkeypatch) -> None:
     done, _ = searched(0.1, time_limit_s=1e-9)
     assert done.search is not None
     assert done.search.generations == 0
-    evolve = module.evolve
+    evolve = whole_search.evolve
 
     def interrupted(*args, seen, **options):
         def stop_soon(generation):
@@ -156,7 +157,7 @@ def test_ctrl_c_and_time_limits_end_with_the_best_so_far(monkeypatch) -> None:
 
         return evolve(*args, seen=stop_soon, **options)
 
-    monkeypatch.setattr(module, "evolve", interrupted)
+    monkeypatch.setattr(whole_search, "evolve", interrupted)
     done, plan = searched(0.1)
     assert "interrupted" in done.search.notes[0]
     assert plan.quantize
@@ -172,7 +173,8 @@ def test_a_budget_out_of_reach_gives_the_strongest_and_says_so(tmp_path) -> None
 
 def test_a_time_budget_takes_8_bit_activations(monkeypatch) -> None:
     """Timings are given, so that the test does not depend on the machine."""
-    monkeypatch.setattr(module, "medians_ms", lambda models, feeds: [1.0, 0.55][: len(models)])
+    for each in (module, whole_search):
+        monkeypatch.setattr(each, "medians_ms", lambda models, feeds: [1.0, 0.55][: len(models)])
 
     def times(found, log):
         space = found.space
@@ -214,3 +216,25 @@ def test_auto_searches_for_budgets_on_given_data_only() -> None:
 def test_bad_control_is_refused(wrong, message) -> None:
     with pytest.raises(InputError, match=message):
         SearchControl(**wrong)
+
+
+def test_a_row_of_models_from_one_search(tmp_path) -> None:
+    nearest = find("auto").model_copy(update={"method": "rtn"})
+    control = SearchControl(effort="low")
+    models = list(pareto(shared(), goals(0.08), nearest, control, 3))
+    reports = [m.save(tmp_path / f"{i}.onnx") for i, m in enumerate(models)]
+    sizes = [r.output_bytes / r.source_bytes for r in reports]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= 0.08
+    assert all(r.met for r in reports)
+    with pytest.raises(InputError, match="at least 2"):
+        next(pareto(shared(), goals(0.08), nearest, control, 1))
+
+
+def test_average_bits_are_those_of_the_sites(tmp_path) -> None:
+    nearest = find("auto").model_copy(update={"method": "rtn"})
+    wanted = Goals(avg_bits=5.0)
+    done = compress_workspace(shared(), wanted, nearest, SearchControl(effort="low"))
+    report = done.save(tmp_path / "out.onnx")
+    assert report.met
+    assert 4.5 < report.average_bits <= 5
