@@ -20,10 +20,12 @@ from lwqc.drop_layers import choose_branches
 from lwqc.errors import InputError
 from lwqc.execute import execute
 from lwqc.goals import Goals
+from lwqc.joint import joint, searches
 from lwqc.measure import Metric, load_metric
 from lwqc.parallel_layers import choose_parallel
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, find
+from lwqc.search_control import SearchControl
 from lwqc.served import Sizes, as_sequence
 from lwqc.slice_streams import choose_slices
 from lwqc.structural import (
@@ -86,9 +88,16 @@ def _metric(metric: str | Callable[..., float] | None) -> Metric | None:
     return Metric(getattr(metric, "__name__", "metric"), metric, better)
 
 
-def make_plan(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> Plan:
+def make_plan(
+    work: Workspace,
+    goals: Goals,
+    recipe: Recipe | str = "auto",
+    control: SearchControl | None = None,
+) -> Plan:
     """Decide what to do, without writing anything. Raises InputError."""
     chosen = find(recipe) if isinstance(recipe, str) else recipe
+    if searches(work, goals, chosen):
+        return joint(work, goals, chosen, control or SearchControl()).plan
     if chosen.prune is not None:
         plan = decide(work, prune_options(chosen)).plan
     elif chosen.drop is not None:
@@ -102,12 +111,19 @@ def make_plan(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> P
     return work.stamped(plan)
 
 
-def compress_workspace(work: Workspace, goals: Goals, recipe: Recipe | str = "auto") -> Compressed:
+def compress_workspace(
+    work: Workspace,
+    goals: Goals,
+    recipe: Recipe | str = "auto",
+    control: SearchControl | None = None,
+) -> Compressed:
     """Find a plan and execute it. Raises InputError."""
     chosen = find(recipe) if isinstance(recipe, str) else recipe
     if goals.max_latency is not None and not work.timed:
         reason = work.target.unmeasured()
         raise InputError(f"--max-latency: target {work.target.name} is not timed here: {reason}")
+    if searches(work, goals, chosen):
+        return joint(work, goals, chosen, control or SearchControl())
     if chosen.prune is not None or chosen.slice is not None:
         return channel_job(chosen, goals)(work)
     if chosen.drop is not None or chosen.parallel is not None:

@@ -16,12 +16,12 @@ from lwqc.branch_reports import parallel_report, removal_report, slicing_report
 from lwqc.drop_layers import DropDecision
 from lwqc.goals import Goals, Outcome
 from lwqc.graph.sites import Site
-from lwqc.measure import OperatorRow, latencies, operator_rows
+from lwqc.measure import NOISE, OperatorRow, latencies, operator_rows
 from lwqc.parallel_layers import ParallelDecision
 from lwqc.plan import Plan
 from lwqc.pruned_model import PrunedModel, pruning_report
 from lwqc.removed_branches import RemovedBranches
-from lwqc.report.result import Report, ShapeLatency, SiteRow
+from lwqc.report.result import Report, SearchReport, ShapeLatency, SiteRow
 from lwqc.slice_streams import SliceDecision
 from lwqc.workspace import Workspace, data_files
 
@@ -34,7 +34,7 @@ class Compressed:
 
     sites: of the model just before formats were applied, by name. decision: what was
     chosen and at what price, unless the plan was given. fallbacks: what the target would not run
-    as it should, one line each.
+    as it should, one line each. search: how, where a search chose.
     """
 
     work: Workspace
@@ -46,6 +46,7 @@ class Compressed:
     removed: RemovedBranches | None = None
     decision: Decision | None = None
     fallbacks: tuple[str, ...] = ()
+    search: SearchReport | None = None
 
     @property
     def plan(self) -> Plan:
@@ -98,6 +99,7 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         untransformed=result.decisions.untransformed,
         kept_float32={} if floats is None else floats.keep,
         fallbacks=result.fallbacks,
+        search=result.search,
     )
     if result.pruned is not None:
         report = report.with_measurements(pruning=pruning_report(work, result.pruned))
@@ -204,5 +206,5 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
             break
         asked = goals.max_latency.resolve(row.before.median_ms)
         name = "latency" if len(report.latencies) == 1 else f"latency {row.shape}"
-        found.append(Outcome(name, asked, row.after.median_ms, "ms"))
+        found.append(Outcome(name, asked, row.after.median_ms, "ms", NOISE - 1))
     return found

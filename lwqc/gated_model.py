@@ -45,7 +45,7 @@ class GatedModel:
     ) -> None:
         gated = model.clone()
         if not every_output:
-            _keep_results(gated)
+            keep_results(gated)
         self._gates = GateBranches(names) if isinstance(names, Iterable) else names
         self._gates(gated)
         wanted = set(watched)
@@ -63,7 +63,8 @@ class GatedModel:
         return run
 
 
-def _keep_results(model: ir.Model) -> None:
+def keep_results(model: ir.Model) -> None:
+    """Leave only outputs that can diverge. Raises InputError when none is made of floats."""
     graph = model.graph
     inside = {node for branch in find_branches(graph).branches for node in branch.nodes}
     floats = [v for v in graph.outputs if v.dtype is None or v.dtype.is_floating_point()]

@@ -74,14 +74,15 @@ class Goals:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One constraint and what was reached, in `unit`."""
+    """One constraint and what was reached, in `unit`. tolerance: share by which repeats differ."""
 
     name: str
     asked: float
     reached: float
     unit: str
+    tolerance: float = 1e-9
 
     @property
     def met(self) -> bool:
         """Whether the measured value is within the bound."""
-        return self.reached <= self.asked * (1 + 1e-9)
+        return self.reached <= self.asked * (1 + self.tolerance)

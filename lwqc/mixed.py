@@ -31,11 +31,17 @@ _EXACT = 1e-9  # a probe with less error says nothing about the site
 
 @dataclass(frozen=True)
 class Choice:
-    """A site with its legal entries (None: stay float), bytes and predicted error of each."""
+    """A site with its legal entries (None: stay float), bytes and predicted error of each.
+
+    factor: error at the model's outputs over that at the site's own. gains: error of an entry's
+    method over that of rounding to nearest.
+    """
 
     site: Site
     entries: tuple[SiteEntry | None, ...]
     options: tuple[Option, ...]
+    factor: float = 1.0
+    gains: tuple[float, ...] = ()
 
 
 def choices(
@@ -53,9 +59,11 @@ def choices(
     sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
     curves = {s.name: _entries(work, s, _candidates(work, s, tiny), method) for s in sites}
     report = work.report("error curves")
-    weight_errors = {}
+    weight_errors: dict[str, tuple[list[float], float, list[float]]] = {}
     for name, entries in curves.items():
-        weight_errors[name] = _errors(work, name, entries) if len(entries) > 1 else ([0.0], 0.0)
+        weight_errors[name] = (
+            _errors(work, name, entries) if len(entries) > 1 else ([0.0], 0.0, [1.0])
+        )
         report(len(weight_errors), len(curves))
     if score == "measured" and io.weight_bytes(work.model) <= _MEASURE_UP_TO_BYTES:
         probed = _measured(work, [n for n, entries in curves.items() if len(entries) > 1])
@@ -63,13 +71,13 @@ def choices(
         probed = {}
     found = []
     for site in sites:
-        relative, probe = weight_errors[site.name]
+        relative, probe, gains = weight_errors[site.name]
         factor = probed.get(site.name, probe) / probe if probe > _EXACT else 1.0
         options = [
             Option(cost=_cost(work, site, entry), error=error * factor)
             for entry, error in zip(curves[site.name], relative, strict=True)
         ]
-        found.append(Choice(site, tuple(curves[site.name]), tuple(options)))
+        found.append(Choice(site, tuple(curves[site.name]), tuple(options), factor, tuple(gains)))
     return found
 
 
@@ -109,8 +117,8 @@ def _entries(
 
 def _errors(
     work: Workspace, name: str, entries: Sequence[SiteEntry | None]
-) -> tuple[list[float], float]:
-    """Relative squared error at the site's output, per entry and for the probe format.
+) -> tuple[list[float], float, list[float]]:
+    """Relative squared error at the site's output, per entry and for the probe; gains per entry.
 
     What a method gains over rounding to nearest is looked at once per number of bits.
     """
@@ -129,15 +137,10 @@ def _errors(
             gains[bits] = error(entry) / plain if plain > 0 else 1.0
         return gains[bits]
 
-    found = []
-    for entry in entries:
-        if entry is None:
-            found.append(0.0)
-        elif entry.method == "rtn":
-            found.append(error(entry))
-        else:
-            found.append(gain(entry) * error(entry.model_copy(update={"method": "rtn"})))
-    return found, error(PROBE)
+    gained = [1.0 if e is None or e.method == "rtn" else gain(e) for e in entries]
+    plain = [0.0 if e is None else error(e.model_copy(update={"method": "rtn"})) for e in entries]
+    found = [g * p for g, p in zip(gained, plain, strict=True)]
+    return found, error(PROBE), gained
 
 
 def _measured(work: Workspace, names: Sequence[str]) -> dict[str, float]:

@@ -83,6 +83,30 @@ class SliceRecipe(BaseModel):
     round_to: int = 8
 
 
+class SearchRecipe(BaseModel):
+    """What a search over whole plans may choose, and by what it compares; see `lwqc.joint`.
+
+    kinds: formats of sites, widths of groups, residual branches. measure: divergence of the
+    outputs, see `OutputDivergence`. errors: `predicted` from statistics, or `measured` for each
+    level alone. start: an exact `knapsack`, dynamic programming over error `curves`, or widths in
+    proportion to `zeroth-order` sensitivities or to block `angles`. refine: evolution after it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kinds: tuple[Literal["format", "width", "branch"], ...] = ("format", "width", "branch")
+    measure: Literal["js", "kl", "angular", "norm"] = "kl"
+    errors: Literal["predicted", "measured"] = "predicted"
+    start: Literal["knapsack", "curves", "zeroth-order", "angles"] = "knapsack"
+    refine: bool = True
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.start in ("zeroth-order", "angles") and self.kinds != ("width",):
+            raise ValueError(f"the start {self.start} chooses widths, and only those")
+        return self
+
+
 class Recipe(BaseModel):
     """How to make a plan.
 
@@ -90,7 +114,8 @@ class Recipe(BaseModel):
     a budget), `rank` (two formats by importance under a budget), `bisect` (two formats, the lower
     ones for as many sites as a drop allows), `channels` (prunes as `prune` says), `branches`
     (removes those that `drop` says), `parallel` (feeds adjacent branches from one stream and merges
-    them, as `parallel` says), `streams` (narrows residual streams as `slice` says).
+    them, as `parallel` says), `streams` (narrows residual streams as `slice` says), `search` (all
+    kinds under one budget, as `search_in` says; `auto` does so when a budget and data are given).
     clean: the graph is cleaned up first: attention as one operator, and with `merge` layers that
     read the same value as one. The allocator `none` does only that.
     sparse: 2:4 sparsity with the allocator `none`, see `quant.sparse`: by magnitude, with zeros
@@ -122,6 +147,7 @@ class Recipe(BaseModel):
         "branches",
         "parallel",
         "streams",
+        "search",
         "none",
     ]
     score: Literal["measured", "weights", "lim", "zd", "position"] = "measured"
@@ -146,6 +172,7 @@ class Recipe(BaseModel):
     drop: DropRecipe | None = None
     parallel: ParallelRecipe | None = None
     slice: SliceRecipe | None = None
+    search_in: SearchRecipe | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -167,6 +194,10 @@ class Recipe(BaseModel):
                 raise ValueError(f"the allocator {allocator} goes with its section, and it alone")
         if self.sparse != "none" and self.allocator != "none":
             raise ValueError("sparse goes with the allocator none: sparse weights stay float")
+        if self.allocator == "search" and self.search_in is None:
+            raise ValueError("the allocator search goes with its section search_in")
+        if self.search_in is not None and self.allocator not in ("search", "auto"):
+            raise ValueError(f"the allocator {self.allocator} searches nothing")
         beside = self.rank or self.columns
         if self.allocator != "uniform" and (beside or self.kind != "int"):
             raise ValueError("kind, rank and columns are for the allocator uniform")

@@ -52,10 +52,10 @@ def site_times(work: Workspace, plan: Plan) -> dict[str, tuple[Pair, ...]]:
 def _cached(
     work: Workspace, cache: TimingCache, site: Site, entry: SiteEntry, shape: tuple[int, ...]
 ) -> Pair:
-    what = (work.target.name, *_attributes(site), site.shape, entry.model_dump_json(), shape)
+    what = (work.target.name, *operator_class(site), entry.model_dump_json(), shape)
     key = " ".join(map(str, what))
     if key not in cache.known:
-        cache.add(key, _time(work, site, entry, shape))
+        cache.add(key, form_seconds(work, site, entry, shape))
     return cache.known[key]
 
 
@@ -103,12 +103,14 @@ def activation_shapes(
     return {site: found[shapes].last for site, shapes in wanted.items()}
 
 
-def _attributes(site: Site) -> tuple[str, str]:
+def operator_class(site: Site) -> tuple[str, str, tuple[int, ...]]:
+    """Sites of one class take the same time for the same activation."""
     node = site.uses[0].node
-    return node.op_type, repr(sorted((k, str(v)) for k, v in node.attributes.items()))
+    attributes = repr(sorted((k, str(v)) for k, v in node.attributes.items()))
+    return node.op_type, attributes, site.shape
 
 
-def _time(
+def form_seconds(
     work: Workspace, site: Site, entry: SiteEntry, shape: tuple[int, ...]
 ) -> tuple[float, float]:
     """Seconds of the float operator and of the entry's form."""

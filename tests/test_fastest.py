@@ -47,7 +47,7 @@ def by_form(monkeypatch, seconds):
         taken.append((site.name, str(entry.weight), entry.activation, shape))
         return 1.0, seconds(entry, shape)
 
-    monkeypatch.setattr("lwqc.timing._time", timed)
+    monkeypatch.setattr("lwqc.timing.form_seconds", timed)
     monkeypatch.setenv("LWQC_CACHE", "off")
     return taken
 

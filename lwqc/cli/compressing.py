@@ -14,11 +14,13 @@ from lwqc.cli.options import (
     BranchesOption,
     BranchScoreOption,
     ByOption,
+    ClusterOption,
     CompensateOption,
     DataOption,
     DebugOption,
     Details,
     DropOption,
+    EffortOption,
     External,
     GroupOption,
     JsonOption,
@@ -30,28 +32,41 @@ from lwqc.cli.options import (
     Model,
     NormaliseOption,
     Output,
+    ParetoOption,
     PlanOut,
     RatioOption,
     RecipeOption,
     ResizableOption,
+    ResumeOption,
     ScopeOption,
     ScoreOption,
     Seed,
     ShapeOption,
     SizeOption,
     Target,
+    TimeLimitOption,
     Verify,
+    WorkersOption,
 )
-from lwqc.cli.running import app, errors_console, finish, opened, parse_goals
+from lwqc.cli.running import (
+    app,
+    errors_console,
+    finish,
+    finish_row,
+    opened,
+    parse_control,
+    parse_goals,
+)
 from lwqc.compress import compress_workspace, make_plan
 from lwqc.device_bench import build_engines, check_engines
 from lwqc.errors import InputError
 from lwqc.execute import apply_plan, execute
+from lwqc.joint import pareto as pareto_models
 from lwqc.lower import MAX_DROP, lower_plan
 from lwqc.plan import Plan
 from lwqc.profiles import parse_profile
 from lwqc.quant.methods import DATA_METHODS
-from lwqc.recipe import Recipe, uniform_recipe
+from lwqc.recipe import Recipe, find, uniform_recipe
 from lwqc.structural import (
     branch_job,
     channel_job,
@@ -76,6 +91,12 @@ def compress(
     max_latency: LatencyOption = None,
     avg_bits: BitsOption = None,
     max_drop: DropOption = None,
+    effort: EffortOption = "medium",
+    time_limit: TimeLimitOption = None,
+    workers: WorkersOption = None,
+    cluster: ClusterOption = "",
+    resume: ResumeOption = False,
+    pareto: ParetoOption = None,
     shape: ShapeOption = None,
     plan_out: PlanOut = None,
     external: External = None,
@@ -89,10 +110,14 @@ def compress(
         if recipe != "auto" or max_size is not None or avg_bits is not None:
             raise InputError("--no-quantize only cleans up: leave out --recipe and sizes")
         recipe = "clean"
+    control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
         goals = parse_goals(max_size, max_latency, avg_bits, max_drop)
+        if pareto is not None:
+            finish_row(pareto_models(work, goals, find(recipe), control, pareto), output, as_json)
+            return
         finish(
-            compress_workspace(work, goals, recipe),
+            compress_workspace(work, goals, recipe, control),
             output,
             plan_out,
             external,
@@ -309,13 +334,20 @@ def plan(
     max_latency: LatencyOption = None,
     avg_bits: BitsOption = None,
     max_drop: DropOption = None,
+    effort: EffortOption = "medium",
+    time_limit: TimeLimitOption = None,
+    workers: WorkersOption = None,
+    cluster: ClusterOption = "",
+    resume: ResumeOption = False,
     shape: ShapeOption = None,
     seed: Seed = 0,
     debug: DebugOption = False,
 ) -> None:
     """Decide as `compress` does, and write only the plan."""
+    control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(model, target, data, metric, shape, seed, output) as work:
-        made = make_plan(work, parse_goals(max_size, max_latency, avg_bits, max_drop), recipe)
+        goals = parse_goals(max_size, max_latency, avg_bits, max_drop)
+        made = make_plan(work, goals, recipe, control)
         made.save(output)
         errors_console().print(f"{output}: {_planned(made, len(work.sites))}")
 

@@ -98,3 +98,20 @@ LossOption = Annotated[
 AllowFallback = Annotated[
     bool, typer.Option("--allow-fallback", help="accept nodes that run elsewhere; they are listed")
 ]
+EffortOption = Annotated[str, typer.Option(help="of a search: low, medium or high")]
+TimeLimitOption = Annotated[
+    float | None, typer.Option("--time-limit", help="seconds of a search; then the best so far")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="processes that evaluate candidates (default: where they pay)")
+]
+ClusterOption = Annotated[
+    str, typer.Option("--cluster", help="address of a Dask scheduler that evaluates candidates")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="go on with a search that was killed, from OUTPUT.search")
+]
+ParetoOption = Annotated[
+    int | None,
+    typer.Option("--pareto", help="that many models, down to the budget: OUTPUT-1, OUTPUT-2, ..."),
+]

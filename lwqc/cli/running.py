@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from lwqc.compress import open_workspace
 from lwqc.compressed import Compressed
 from lwqc.errors import InputError
 from lwqc.goals import Goals, parse_latency, parse_size
-from lwqc.report.terminal import print_report
+from lwqc.report.terminal import print_report, row_table
+from lwqc.search_control import SearchControl
 from lwqc.workspace import Workspace, data_files
 
 app = typer.Typer(
@@ -105,6 +108,27 @@ def parse_goals(
     return Goals(parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop)
 
 
+def parse_control(
+    output: Path,
+    effort: str,
+    time_limit: float | None,
+    workers: int | None,
+    cluster: str,
+    resume: bool,
+    seed: int,
+) -> SearchControl:
+    """How to search, from the options; the scores go to a file beside the output."""
+    return SearchControl(
+        effort=effort,  # type: ignore[arg-type]
+        time_limit_s=math.inf if time_limit is None else time_limit,
+        log=output.with_name(f"{output.name}.search"),
+        resume=resume,
+        processes=workers,
+        cluster=cluster,
+        seed=seed,
+    )
+
+
 def finish(
     done: Compressed,
     output: Path,
@@ -133,4 +157,21 @@ def finish(
             if not o.met
         )
         print(f"lwqc: constraint not met, best model saved: {missed}", file=sys.stderr)
+        raise typer.Exit(3)
+
+
+def finish_row(models: Iterable[Compressed], output: Path, as_json: bool) -> None:
+    """Save and measure models one by one, print a table; exit code 3 when one misses its budget."""
+    reports = []
+    for number, done in enumerate(models, 1):
+        path = output.with_name(f"{output.stem}-{number}{output.suffix}")
+        done.plan.save(path.with_suffix(".plan.json"))
+        reports.append(done.save(path))
+    if as_json:
+        print(json.dumps([report.to_dict() for report in reports], indent=1))
+    else:
+        Console().print(row_table(reports))
+    missed = [report.output for report in reports if not report.met]
+    if missed:
+        print(f"lwqc: budgets not met by {', '.join(missed)}", file=sys.stderr)
         raise typer.Exit(3)

@@ -66,7 +66,8 @@ class FoldWeights(ir.passes.InPlacePass):
         if fmt.scale == "float16":
             scale = build.op("Cast", [scale], to=int(ir.DataType.FLOAT))
         if not fmt.symmetric:
-            value = build.op("Sub", [value, self._zero(graph, site, entry)])
+            zero = build.op("Cast", [self._zero(graph, site, entry)], to=int(ir.DataType.FLOAT))
+            value = build.op("Sub", [value, zero])
         value = build.op("Mul", [value, scale])
         if blocks * block != site.k:
             value = build.reshape(value, (site.n, blocks * block))
@@ -97,15 +98,15 @@ class FoldWeights(ir.passes.InPlacePass):
         )
 
     def _zero(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> ir.Value:
-        half = np.float32(entry.weight.implicit_zero)
+        half = entry.weight.implicit_zero
         return add_initializer(
             graph,
             self._weights.lazy(
                 site.name,
                 entry,
-                lambda e: e.zero[..., None].astype(np.float32) - half,
+                lambda e: (e.zero[..., None].astype(np.int16) - half).astype(np.int8),
                 name=f"{site.name}_zero",
-                dtype=ir.DataType.FLOAT,
+                dtype=ir.DataType.INT8,
                 shape=(site.n, entry.weight.blocks(site.k), 1),
             ),
         )

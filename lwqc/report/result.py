@@ -148,6 +148,29 @@ class SlicingReport:
 
 
 @dataclass(frozen=True)
+class SearchReport:
+    """How a plan was searched for.
+
+    measure: of the divergence from the original on the calibration data. items: kind -> how many
+    were changed, of how many. start, best: divergence of the best start and of the winner before
+    compensation. evaluations: of candidates, those known from a resumed run included. seconds: of
+    the search. left_out: what could not be chosen, and why. notes: for the user.
+    """
+
+    measure: str
+    effort: str
+    seed: int
+    items: Mapping[str, tuple[int, int]]
+    start: float
+    best: float
+    generations: int
+    evaluations: int
+    seconds: float
+    left_out: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """Measured facts about a saved model; None or empty where `verify` was off.
 
@@ -183,6 +206,7 @@ class Report:
     kept_float32: Mapping[str, str] = field(default_factory=dict)
     fallbacks: tuple[str, ...] = ()
     unmeasured: str = ""
+    search: SearchReport | None = None
 
     @property
     def drop(self) -> float | None:

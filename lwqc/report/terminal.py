@@ -16,6 +16,7 @@ from lwqc.report.result import (
     PruningReport,
     RemovalReport,
     Report,
+    SearchReport,
     SiteRow,
     SlicingReport,
 )
@@ -50,6 +51,8 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
             console.print(group_table(report.pruning.groups))
         if not _only_pruned(report):
             console.print(site_table(report.sites))
+    if report.search is not None:
+        print_search(report.search, console)
     if report.removal is not None:
         print_removal(report.removal, console)
     if report.parallel is not None:
@@ -111,6 +114,38 @@ def _operator_row(table: Table, name: str, rows: Sequence[OperatorRow]) -> None:
         f"{sum(r.after_ms for r in rows):.3f}",
         str(sum(r.nodes_after for r in rows)),
     )
+
+
+def print_search(search: SearchReport, console: Console) -> None:
+    """What was searched, and what it brought."""
+    parts = [f"{changed} of {n} {kind}s" for kind, (changed, n) in search.items.items()]
+    console.print(f"search: {', '.join(parts)} changed, effort {search.effort}")
+    console.print(
+        f"{search.measure} on the calibration data: {search.start:.4g} at the start, "
+        f"{search.best:.4g} after {search.generations} generations "
+        f"({search.evaluations} evaluations, {search.seconds:.0f} s)"
+    )
+    for note in search.notes:
+        console.print(note, style="yellow")
+
+
+def row_table(reports: Sequence[Report]) -> Table:
+    """One line per model of a row."""
+    table = Table(title=f"{reports[0].source}: {len(reports)} models", title_justify="left")
+    for column in ("file", "size", "ratio", "latency", "drop", "metric", "bits"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for report in reports:
+        faster = "" if report.speedup is None else f"{1 / report.speedup:.2f}"
+        table.add_row(
+            report.output,
+            size_text(report.output_bytes),
+            f"{report.output_bytes / max(report.source_bytes, 1):.3f}",
+            faster,
+            "" if report.drop is None else f"{report.drop:.4f}",
+            "" if report.metric_after is None else f"{report.metric_after:.4f}",
+            f"{report.average_bits:.2f}",
+        )
+    return table
 
 
 def _summary(report: Report) -> Table:

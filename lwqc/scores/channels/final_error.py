@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from scipy.linalg import solve
 
 from lwqc.errors import InputError
 from lwqc.graph.linear_operand import Matrix, Operand
@@ -42,7 +43,7 @@ class FinalError:
             if name not in self._names:
                 self._names[name] = f"{name}/trial"
                 self._base[f"{name}/trial"] = np.asarray(read(operand.weight.tensor))
-        _promote(exposed, self._names)
+        promote(exposed, self._names)
         self._run = make_runner(exposed)
         self._batches = list(data)
         self._references = [self._run({**feeds, **self._base}) for feeds in self._batches]
@@ -75,8 +76,8 @@ class FinalError:
         return trial
 
 
-def _promote(model: ir.Model, names: Mapping[str, str]) -> None:
-    """Turn stored tensors into inputs of the graph."""
+def promote(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Turn stored tensors into inputs of the graph. names: stored tensor -> input."""
     graph = model.graph
     stored = {v.name: v for v in graph.initializers.values()}
     stored |= {v.name: v for node in graph for v in node.outputs}
@@ -111,6 +112,6 @@ def without(
         kept = matrix[np.ix_(keep, keep)].copy()
         kept.flat[:: len(kept) + 1] += max(damp * float(np.trace(kept)) / len(kept), 1e-12)
         cross = matrix[np.ix_(gone, keep)]
-        part[:, keep] += part[:, gone] @ np.linalg.solve(kept, cross.T).T
+        part[:, keep] += part[:, gone] @ solve(kept, cross.T, assume_a="pos").T
         part[:, gone] = 0
     return parts.reshape(weight.shape)

@@ -1,0 +1,159 @@
+"""Searches over whole plans: what recipes and `lwqc compress` with a budget run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lwqc import io
+from lwqc.compressed import Compressed
+from lwqc.errors import InputError
+from lwqc.fastest import fused_base
+from lwqc.goals import Amount, Goals
+from lwqc.measure import medians_ms
+from lwqc.plan import CleanUp
+from lwqc.recipe import Recipe, SearchRecipe
+from lwqc.search.evolutionary import Candidate
+from lwqc.search_control import EFFORTS, Limits, SearchControl
+from lwqc.search_items import SearchModel, search_model
+from lwqc.search_log import SearchLog
+from lwqc.search_overhead import measure_overhead
+from lwqc.search_times import measure_times
+from lwqc.search_workers import workers
+from lwqc.whole_search import REFERENCE_TIME, Result, WholeSearch, remembering
+from lwqc.workspace import Workspace
+
+_MOST_BYTES = 1_000_000_000  # of weights: a trial session holds them all
+_MILDEST = 0.5  # of the original: where a row of budgets begins
+_SHORTEST = 6  # generations for each of them
+
+
+def searches(work: Workspace, goals: Goals, recipe: Recipe) -> bool:
+    """Whether a recipe searches over whole plans; `auto` does, for a budget and on given data."""
+    if recipe.search_in is None:
+        return False
+    if recipe.allocator == "search":
+        return True
+    small = io.weight_bytes(work.model) <= _MOST_BYTES
+    budget = goals.wants_size or goals.max_latency is not None
+    return bool(budget and work.data.given and small)
+
+
+def joint(work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl) -> Compressed:
+    """Search, make up for what the winner loses, measure, and back off if a budget is missed.
+
+    Ctrl-C ends the evolution with the best so far. Raises InputError.
+    """
+    with _opened(work, goals, recipe, control) as (search, limits, clean):
+        result = search.run(limits)
+        return _finished(work, search, *search.verified(goals, limits, result, clean))
+
+
+def pareto(
+    work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl, count: int
+) -> Iterator[Compressed]:
+    """Models from little compressed to as much as asked, from one space and one set of scores.
+
+    Budgets are in a geometric row; each search starts from its own starts and from the winner of
+    the one before. Raises InputError.
+    """
+    if count < 2:
+        raise InputError(f"--pareto {count}: expected at least 2 models")
+    with _opened(work, goals, recipe, control) as (search, limits, clean):
+        whole = search.found.space.cost(search.found.space.top)
+        by_size = math.isfinite(limits.size_bytes)
+        last = limits.size_bytes if by_size else limits.latency_ms
+        first = _MILDEST * (whole.size_bytes if by_size else whole.latency_ms)
+        search.settings = dataclasses.replace(
+            search.settings, generations=max(search.settings.generations // count, _SHORTEST)
+        )
+        before: Candidate | None = None
+        for step in range(count):
+            budget = max(first, last) * (last / max(first, last)) ** (step / (count - 1))
+            own = Limits(size_bytes=budget) if by_size else Limits(latency_ms=budget)
+            share = Amount(budget / (work.float_bytes if by_size else whole.latency_ms), True)
+            wanted = Goals(max_size=share) if by_size else Goals(max_latency=share)
+            also = None if before is None else search.repaired(before, own)
+            done, result = search.verified(wanted, own, search.run(own, also), clean)
+            before = result.best
+            yield _finished(work, search, done, result)
+
+
+@contextmanager
+def _opened(
+    work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl
+) -> Iterator[tuple[WholeSearch, Limits, CleanUp | None]]:
+    """A search that is ready to run; when all went well, its file of scores goes in the end."""
+    section = recipe.search_in
+    if section is None:
+        raise InputError(f"recipe {recipe.name} searches nothing; see lwqc recipes")
+    if goals.avg_bits is not None:  # which count what is stored per weight that is left
+        section = section.model_copy(update={"kinds": ("format",)})
+    base, clean = work, None
+    if recipe.clean and goals.max_latency is not None:
+        fused = fused_base(work)
+        base, clean = fused.work, fused.clean
+    log = SearchLog(control.log, resume=control.resume)
+    log.must_equal("model", work.source.digest)
+    limits = _limits(work, goals, log)
+    found = _model(base, section, recipe, limits)
+    log.must_equal("search space", [list(found.space.sizes), control.seed, recipe.name])
+    if math.isfinite(limits.latency_ms):
+        measure_times(found, log)
+    settings = dataclasses.replace(EFFORTS[control.effort], seed=control.seed)
+    expected = settings.generations * settings.offspring
+    with workers(found.spec, control.processes, control.cluster, expected) as evaluate:
+        score = remembering(evaluate, log, "joint")
+        yield WholeSearch(found, recipe, settings, control, score, log), limits, clean
+    log.close(remove=True)
+
+
+def _finished(work: Workspace, search: WholeSearch, done: Compressed, result: Result) -> Compressed:
+    report = result.report(search.found, search.control)
+    return dataclasses.replace(done, work=work, search=report)
+
+
+def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
+    size = latency = math.inf
+    if goals.max_size is not None:
+        size = goals.max_size.resolve(work.float_bytes)
+    if goals.avg_bits is not None:
+        weights = sum(s.size for s in work.analysis.sites)
+        rest = io.serialized_bytes(work.model) - sum(s.float_bytes for s in work.analysis.sites)
+        size = min(size, rest + goals.avg_bits / 8 * weights)
+    if goals.max_latency is not None:
+        whole = log.fact(
+            REFERENCE_TIME,
+            lambda: medians_ms([work.timed_reference], work.served[0].feeds)[0],
+        )
+        latency = goals.max_latency.resolve(whole)
+    if not math.isfinite(min(size, latency)):
+        raise InputError("a search needs a budget: give --max-size, --avg-bits or --max-latency")
+    return Limits(size_bytes=size, latency_ms=latency)
+
+
+def _model(work: Workspace, section: SearchRecipe, recipe: Recipe, limits: Limits) -> SearchModel:
+    """What can be chosen; with 2-bit formats where 4 bits everywhere are too many."""
+    options: dict[str, Any] = {
+        "method": recipe.method if work.data.given else "rtn",
+        "measure": section.measure,
+        "small": math.isfinite(limits.size_bytes),
+        "fast": math.isfinite(limits.latency_ms),
+    }
+    tiny = "format" in section.kinds and _least_bytes(work) > limits.size_bytes
+    found = search_model(work, section.kinds, tiny=tiny, **options)
+    measure_overhead(found)
+    return found
+
+
+def _least_bytes(work: Workspace) -> float:
+    """About what the model takes with every site in its smallest format but 2 bits."""
+    saved = 0
+    for site in work.analysis.sites:
+        entries = work.target.candidates(site, work.opset)
+        sizes = [e.size_bytes(site.n, site.k) for e in entries]
+        saved += site.float_bytes - min(sizes, default=site.float_bytes)
+    return io.serialized_bytes(work.model) - saved

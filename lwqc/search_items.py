@@ -1,0 +1,412 @@
+"""From a model to what a search can choose and what it evaluates candidates with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from lwqc import io, mixed, planning
+from lwqc.backends.session import statistics_session
+from lwqc.channel_ranking import rank
+from lwqc.drop_layers import gated_session
+from lwqc.gated_model import GatedModel, keep_results
+from lwqc.graph.branch_kinds import BranchTree, branch_tree, removed_nodes
+from lwqc.graph.cost import node_costs
+from lwqc.graph.dataflow import Dataflow
+from lwqc.graph.groups import Group
+from lwqc.graph.shapes import shapes_at
+from lwqc.graph.sites import Site, find_sites
+from lwqc.graph.weights import is_float, static_shape, stored_tensor
+from lwqc.graph.widths import width_step
+from lwqc.passes.gate_activations import GateActivations
+from lwqc.passes.gate_branches import GateBranches
+from lwqc.plan import SiteEntry
+from lwqc.prunable import Prunable, PruneOptions
+from lwqc.quant.methods import Method
+from lwqc.quant.output_error import output_error
+from lwqc.scores.branches.ablation import Ablation
+from lwqc.scores.branches.output_divergence import Measure
+from lwqc.scores.channels.final_error import promote
+from lwqc.search.knapsack import Option
+from lwqc.search_space import Cost, Item, Kind, SearchSpace, Stored, flipped, widths
+from lwqc.stats.collect import collect
+from lwqc.stats.rounding_noise import RoundingNoise
+from lwqc.trial_model import Cut, Mask, TrialSpec, TrialTensor
+from lwqc.workspace import Workspace
+
+_LEAST_WIDTH = 0.125
+_BATCHES = 8
+_ROUND = (8, 4, 2, 1)
+_PLAIN_STEPS = frozenset({"Transpose", "Identity"})
+
+
+@dataclass(frozen=True)
+class SearchModel:
+    """The space of a model and what is needed to turn a candidate into a plan.
+
+    groups: item of a width -> its group. constant: sites whose format is not searched.
+    """
+
+    work: Workspace
+    prunable: Prunable
+    space: SearchSpace
+    groups: Mapping[int, Group]
+    constant: Mapping[str, SiteEntry]
+    data: Mapping[str, NDArray[np.float64] | None]
+    measure: Measure
+    sites: Mapping[str, Site]
+    gains: Mapping[str, tuple[float, ...]]
+
+    @cached_property
+    def spec(self) -> TrialSpec:
+        """What candidates are evaluated with."""
+        return _trial_spec(self)
+
+
+def search_model(
+    work: Workspace,
+    kinds: Collection[Kind],
+    *,
+    method: Method = "rtn",
+    tiny: bool = False,
+    small: bool = True,
+    fast: bool = False,
+    measure: Measure = "kl",
+) -> SearchModel:
+    """Everything of the given kinds that can be chosen in a model.
+
+    tiny: 2 bits too. small: formats that only store fewer bits. fast: 8-bit activations too.
+    """
+    prunable = Prunable(work.model)
+    builder = _Builder(work, prunable)
+    if "format" in kinds:
+        builder.formats(method, tiny=tiny, small=small, fast=fast)
+    if "width" in kinds:
+        builder.widths()
+    if "branch" in kinds:
+        builder.branches()
+    return SearchModel(
+        work, prunable, builder.space(), builder.groups, builder.constant, builder.grams, measure,
+        builder.sites, builder.gains,
+    )  # fmt: skip
+
+
+class _Builder:
+    """Collects items kind by kind."""
+
+    def __init__(self, work: Workspace, prunable: Prunable) -> None:
+        self.work, self.prunable = work, prunable
+        self.items: list[Item] = []
+        self.groups: dict[int, Group] = {}
+        self.keeps: dict[int, tuple[Mask, ...]] = {}
+        self.constant: dict[str, SiteEntry] = {}
+        self.grams: dict[str, NDArray[np.float64] | None] = {}
+        self.gains: dict[str, tuple[float, ...]] = {}
+        self.left_out: dict[str, str] = {}
+        self._entries: dict[str, tuple[int, tuple[SiteEntry | None, ...]]] = {}
+        self._branches: dict[int, set[ir.Node]] = {}
+        self.sites = {s.name: s for s in find_sites(prunable.model).sites}
+
+    def formats(self, method: Method, *, tiny: bool, small: bool, fast: bool) -> None:
+        """One item per site with the formats that no other beats in cost and error."""
+        integer = self._integer_entries() if fast else {}
+        chained: list[tuple[str, SiteEntry, float]] = []
+        for choice in mixed.choices(self.work, "measured", method, tiny=tiny):
+            name = choice.site.name
+            whole = integer[name](choice) if name in integer else []
+            if whole and not small and choice.site.op == "Conv" and _is_plain(self.sites[name]):
+                chained += [(name, e, o.error) for e, o in whole if e is not None]
+                continue
+            offered: list[tuple[SiteEntry | None, Option]] = []
+            for entry, option in zip(choice.entries, choice.options, strict=True):
+                if small or entry is None:
+                    offered.append((entry, option))
+            if not fast:
+                offered = [offered[i] for i in _undominated([o for _, o in offered])]
+            self._offer(name, [*offered, *whole])
+            gain = dict(zip(choice.entries, choice.gains, strict=True))
+            if name in self._entries:
+                self.gains[name] = tuple(gain.get(e, 1.0) for e in self._entries[name][1])
+        if chained:
+            self._chain(chained)
+
+    def _offer(self, name: str, offered: list[tuple[SiteEntry | None, Option]]) -> None:
+        offered.sort(key=lambda pair: (-pair[1].error, pair[1].cost))
+        if len(offered) < 2:
+            return
+        if not _is_plain(self.sites.get(name)):
+            self.left_out[name] = "its weight is computed from the stored one"
+            chosen = offered[-2][0]
+            assert chosen is not None
+            self.constant[name] = chosen
+            return
+        self._entries[name] = (len(self.items), tuple(e for e, _ in offered))
+        labels = tuple(_label(e) for e, _ in offered)
+        errors = tuple(option.error for _, option in offered)
+        self.items.append(Item(name, "format", labels, errors))
+
+    def _chain(self, chained: list[tuple[str, SiteEntry, float]]) -> None:
+        """Convolutions with static 8-bit activations go together.
+
+        Between a float and an 8-bit one the runtime converts every activation, which costs more
+        than a convolution saves; codes that flow from one to the next cost nothing.
+        """
+        for name, entry, _ in chained:
+            self._entries[name] = (len(self.items), (entry, None))
+        error = sum(lost for _, _, lost in chained)
+        name = f"{len(chained)} convolutions"
+        self.items.append(Item(name, "format", (_label(chained[0][1]), "float"), (error, 0.0)))
+
+    def _integer_entries(
+        self,
+    ) -> dict[str, Callable[[mixed.Choice], list[tuple[SiteEntry | None, Option]]]]:
+        """Legal entries with 8-bit activations, by site, with what rounding those costs."""
+        work = self.work
+        entries: dict[str, dict[SiteEntry, None]] = {}
+        kinds: tuple[planning.Activations, ...] = ("static", "dynamic")
+        for kind in kinds:
+            plan = planning.uniform(work, 8, kind)
+            for name, entry in plan.quantize.items():
+                if entry.activation != "none" and entry.weight.block is None:
+                    entries.setdefault(name, {})[entry] = None
+        activations = {n: work.sites[n].uses[0].activation for n in entries}
+        names = {n: v.name or "" for n, v in activations.items() if v is not None}
+        wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
+        noise = collect(work.model, wanted, work.search_batches, statistics_session)
+
+        def made(choice: mixed.Choice) -> list[tuple[SiteEntry | None, Option]]:
+            site = choice.site
+            lost = noise[RoundingNoise(names[site.name])].relative
+            found: list[tuple[SiteEntry | None, Option]] = []
+            for entry in entries[site.name]:
+                weight = np.asarray(work.weights.weight(site.name), np.float32)
+                gram = work.grams(site.name) if work.data.kind == "real" else None
+                rounded = output_error(weight, work.weights.get(site.name, entry).decode(), gram)
+                size = entry.size_bytes(site.n, site.k)
+                found.append((entry, Option(size, (rounded + lost) * choice.factor)))
+            return found
+
+        return dict.fromkeys(names, made)
+
+    def widths(self) -> None:
+        """One item per group of channels."""
+        chosen = []
+        readers = {leaf for r in self.prunable.readers for leaf in r.features.leaves()}
+        readers |= {leaf for r in self.prunable.readers if r.groups for leaf in r.groups.leaves()}
+        for group in self.prunable.groups:
+            reason = _why_whole(group, readers)
+            if reason:
+                self.left_out[group.name] = reason
+            else:
+                chosen.append(group)
+        if not chosen:
+            return
+        data = "data" if self.work.data.given else "random"
+        options = PruneOptions(0.5, score="obs", normalise="output", calibration=data)  # type: ignore[arg-type]
+        for name, ranking in rank(self.work, self.prunable, chosen, options).items():
+            group = self.prunable.groups.by_name[name]
+            masks = widths(ranking.order, _step(group), _LEAST_WIDTH)
+            if len(masks) < 2:
+                continue
+            price = np.concatenate([[0.0], np.cumsum(ranking.cost)])
+            errors = tuple(float(price[group.size - int(m.sum())]) for m in masks)
+            self.groups[len(self.items)] = group
+            self.keeps[len(self.items)] = tuple(masks)
+            labels = tuple(str(int(m.sum())) for m in masks)
+            self.items.append(Item(name, "width", labels, errors))
+
+    def branches(self) -> None:
+        """One item per residual branch."""
+        graph = self.prunable.model.graph
+        tree: BranchTree = branch_tree(graph)
+        if not tree.branches:
+            return
+        names = [b.name for b in tree.branches]
+        gated = GatedModel(self.work.model, names, gated_session)
+        error = Ablation(gated.without, self.work.search_batches, "norm")
+        flow = Dataflow(graph)
+        for branch in tree.branches:
+            self._branches[len(self.items)] = set(removed_nodes(branch.branch, flow))
+            errors = (error([branch.name]), 0.0)
+            self.items.append(Item(branch.name, "branch", ("removed", "kept"), errors))
+
+    def space(self) -> SearchSpace:
+        """The space of all items."""
+        model, work = self.prunable.model, self.work
+        first = work.data.first()
+        shapes = shapes_at(model, {n: a.shape for n, a in first.items()})
+        costs = node_costs(model.graph, shapes)
+        macs = dict(zip(model.graph.all_nodes(), (c.macs or 0 for c in costs), strict=True))
+        cuts = self._cuts()
+        stored = [self._stored(v, cuts.get(v.name or "", ()), macs) for v in _tensors(model.graph)]
+        in_sites = {u.node for s in self.sites.values() for u in s.uses}
+        rest, outside = {}, dict(macs)
+        for item, nodes in self._branches.items():
+            others = [n for n in nodes if n not in in_sites]
+            rest[item] = Cost(0, float(sum(outside.pop(n, 0) for n in others)))
+        fixed_bytes = io.serialized_bytes(work.model) - sum(_bytes(t) for t in stored)
+        fixed_bytes += sum(
+            e.size_bytes(self.sites[n].n, self.sites[n].k) - self.sites[n].float_bytes
+            for n, e in self.constant.items()
+            if n in self.sites
+        )
+        fixed_macs = sum(m for n, m in outside.items() if n not in in_sites)
+        return SearchSpace(
+            tuple(self.items),
+            tuple(stored),
+            self.keeps,
+            Cost(fixed_bytes, fixed_macs),
+            rest=rest,
+            left_out=self.left_out,
+        )
+
+    def _cuts(self) -> dict[str, tuple[Cut, ...]]:
+        found: dict[str, list[Cut]] = {}
+        for item, group in self.groups.items():
+            for occurrence in group.weights:
+                cut = Cut(occurrence.axis, item, group.owner(occurrence))
+                found.setdefault(occurrence.name, []).append(cut)
+        return {name: tuple(cuts) for name, cuts in found.items()}
+
+    def _stored(
+        self, value: ir.Value, cuts: tuple[Cut, ...], macs: Mapping[ir.Node, int]
+    ) -> Stored:
+        name, tensor = value.name or "", stored_tensor(value)
+        assert tensor is not None
+        site = self.sites.get(name)
+        nodes = [u.node for u in site.uses] if site is not None else list(value.consumers())
+        users = tuple(
+            frozenset(i for i, gone in self._branches.items() if node in gone) for node in nodes
+        )
+        shape, itemsize = static_shape(tensor), int(tensor.nbytes) // max(int(tensor.size), 1)
+        if name not in self._entries:
+            own = float(sum(macs.get(n, 0) for n in nodes)) if site is not None else 0.0
+            return Stored(name, shape, itemsize, cuts, users=users, macs=own)
+        assert site is not None
+        item, entries = self._entries[name]
+        gram = None if self.work.grams.reason(name) else self.work.grams(name)
+        self.grams[name] = gram if self.work.data.kind == "real" else None
+        own = float(sum(macs.get(n, 0) for n in nodes))
+        turned = _turned(site)
+        return Stored(name, shape, itemsize, cuts, item, entries, turned, users, own, op=site.op)
+
+
+def rounds_activation(entry: SiteEntry | None) -> bool:
+    """Whether an entry has one 8-bit grid for its whole activation."""
+    return entry is not None and entry.activation != "none" and entry.weight.block is None
+
+
+def _label(entry: SiteEntry | None) -> str:
+    if entry is None:
+        return "float"
+    return f"{entry.weight} {entry.activation}" if rounds_activation(entry) else str(entry.weight)
+
+
+def _bytes(tensor: Stored) -> float:
+    return float(np.prod(tensor.shape, dtype=np.int64)) * tensor.itemsize
+
+
+def _tensors(graph: ir.Graph) -> Iterable[ir.Value]:
+    """Stored float tensors of the main graph."""
+    values = [*graph.initializers.values(), *(v for n in graph for v in n.outputs)]
+    for value in values:
+        tensor = stored_tensor(value)
+        if tensor is not None and is_float(tensor) and tensor.size:
+            yield value
+
+
+def _undominated(options: Sequence[Option]) -> list[int]:
+    """Rising cost, falling error."""
+    kept: list[int] = []
+    for i in sorted(range(len(options)), key=lambda i: (options[i].cost, options[i].error)):
+        if not kept or options[i].error < options[kept[-1]].error:
+            kept.append(i)
+    return kept
+
+
+def _is_plain(site: Site | None) -> bool:
+    """Whether the stored tensor is the weight, or its transpose."""
+    return site is not None and {s.op_type for s in site.weight.steps} <= _PLAIN_STEPS
+
+
+def _turned(site: Site) -> bool:
+    transposes = sum(s.op_type == "Transpose" for s in site.weight.steps)
+    return flipped(site.shape, transposes, site.uses[0].transposed)
+
+
+def _why_whole(group: Group, readers: Collection[Any]) -> str:
+    if group.statistics:
+        return "a normalisation mixes its channels"
+    if any(o.operand is not None for o in group.occurrences):
+        return "its tensors are cut differently by their readers"
+    if group.factor not in readers:
+        return "no layer whose input is observed reads it"
+    return "has a single channel" if group.size < 2 else ""
+
+
+def _step(group: Group) -> int:
+    """Channels that go together: as round as leaves eight widths."""
+    steps = (width_step(group, multiple) for multiple in _ROUND)
+    return next((step for step in steps if 8 * step <= group.size), 1)
+
+
+def _trial_spec(found: SearchModel) -> TrialSpec:
+    space, work = found.space, found.work
+    model = found.prunable.model.clone()
+    keep_results(model)
+    values = {v.name: v for v in _tensors(found.prunable.model.graph)}
+    tensors = []
+    for stored in space.stored:
+        if stored.item is None and not stored.cuts:
+            continue
+        tensor = stored_tensor(values[stored.name])
+        assert tensor is not None
+        tensors.append(
+            TrialTensor(
+                f"{stored.name}/trial",
+                np.asarray(io.read_array(tensor)),
+                stored.cuts,
+                stored.item,
+                stored.entries,
+                found.gains.get(stored.name, (1.0,) * len(stored.entries)),
+                stored.flipped,
+                found.data.get(stored.name),
+            )
+        )
+    gates = GateBranches([space.items[i].name for i in space.of_kind("branch")])
+    gates(model)
+    open_gates = gates.feeds()
+    switches: list[tuple[int, str, tuple[NDArray[Any], ...]]] = []
+    for i in space.of_kind("branch"):
+        closed = gates.feeds([space.items[i].name])
+        name = next(n for n in closed if closed[n] != open_gates[n])
+        switches.append((i, name, (closed[name], open_gates[name])))
+    rounded = {s.name: s for s in space.stored if any(map(rounds_activation, s.entries))}
+    rounding = GateActivations(rounded)
+    rounding(model)
+    for site, gate in rounding.gates.items():
+        stored = rounded[site]
+        assert stored.item is not None
+        levels = tuple(np.asarray(rounds_activation(e)) for e in stored.entries)
+        switches.append((stored.item, gate, levels))
+    promote(model, {s.name.removesuffix("/trial"): s.name for s in tensors})
+    RemoveUnusedNodesPass()(model)
+    batches = tuple(work.data.limited(_BATCHES))
+    count = len(batches)
+    return TrialSpec(
+        io.to_bytes(model),
+        tuple(tensors),
+        space.keeps,
+        tuple(switches),
+        space.top,
+        batches,
+        (max(1, count // 4), max(1, count // 2), count),
+        found.measure,
+    )

@@ -1,0 +1,234 @@
+"""What a search over whole plans can choose: formats of sites, widths of groups, branches.
+
+One interface for all of them: an item has levels, from the strongest to untouched, each with a
+predicted error (relative squared error at the model's outputs) and, with the levels of all other
+items, a cost in bytes, multiply-accumulates and milliseconds. Costs do not add up, as a narrow
+layer also has fewer weights to store in few bits: `SearchSpace.cost` counts them exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lwqc.plan import SiteEntry
+from lwqc.search.evolutionary import Candidate
+from lwqc.trial_model import Cut, Mask, axis_masks, matrix_masks
+
+Kind = Literal["format", "width", "branch"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that is decided. labels, errors: by level, the strongest first; the last is none.
+
+    name: of a site (or several that go together), a group or a branch.
+    """
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    errors: tuple[float, ...]
+
+    @property
+    def top(self) -> int:
+        """The level that leaves it as it is."""
+        return len(self.labels) - 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a candidate: bytes of the file, multiply-accumulates and milliseconds of one run."""
+
+    size_bytes: float
+    macs: float
+    latency_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored tensor whose bytes depend on the candidate.
+
+    item: of its format, if it is a site, with `entries` by level. users: for each node that reads
+    it, the items of branches any of which takes that node along. macs: of a site's nodes.
+    milliseconds: of a site's nodes by level, when whole. op: operator of a site.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    itemsize: int
+    cuts: tuple[Cut, ...] = ()
+    item: int | None = None
+    entries: tuple[SiteEntry | None, ...] = (None,)
+    flipped: bool = False
+    users: tuple[frozenset[int], ...] = ()
+    macs: float = 0.0
+    milliseconds: tuple[float, ...] = (0.0,)
+    op: str = ""
+
+    @property
+    def signature(self) -> tuple[int, ...]:
+        """Items that its bytes depend on, beside branches."""
+        own = () if self.item is None else (self.item,)
+        return (*own, *(cut.item for cut in self.cuts))
+
+
+@dataclass
+class SearchSpace:
+    """Items, and what candidates cost.
+
+    keeps: item of a width -> mask of channels by level. fixed: what no item changes. overhead:
+    operator and format -> bytes beside codes and scales, per site and per zero point. rest: cost
+    that goes with a branch beside its stored tensors, by item. left_out: what could not become an
+    item, with the reason.
+    """
+
+    items: tuple[Item, ...]
+    stored: tuple[Stored, ...]
+    keeps: Mapping[int, tuple[Mask, ...]]
+    fixed: Cost = Cost(0, 0)
+    overhead: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    rest: dict[int, Cost] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    _last: tuple[Candidate, NDArray[np.float64]] | None = field(default=None, repr=False)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of levels by item."""
+        return tuple(len(item.labels) for item in self.items)
+
+    @property
+    def top(self) -> Candidate:
+        """Nothing is changed."""
+        return tuple(item.top for item in self.items)
+
+    def of_kind(self, kind: Kind) -> list[int]:
+        """Numbers of the items of a kind."""
+        return [i for i, item in enumerate(self.items) if item.kind == kind]
+
+    def forget(self) -> None:
+        """Costs are counted anew, as `overhead` or times have changed."""
+        self._known.clear()
+        self._last = None
+
+    def cost(self, candidate: Candidate) -> Cost:
+        """Of the whole model. What the candidate shares with the last one asked is not redone."""
+        if self._last is None:
+            parts = np.array([self._part(i, candidate) for i in range(self._count)])
+        else:
+            before, parts = self._last
+            pairs = enumerate(zip(before, candidate, strict=True))
+            changed = {part for i, (a, b) in pairs if a != b for part in self._parts_of[i]}
+            for part in changed:
+                parts[part] = self._part(part, candidate)
+        self._last = (candidate, parts)
+        size, macs, time = parts.sum(0) if len(parts) else (0.0, 0.0, 0.0)
+        fixed = self.fixed
+        return Cost(
+            fixed.size_bytes + float(size),
+            fixed.macs + float(macs),
+            fixed.latency_ms + float(time),
+        )
+
+    @property
+    def _count(self) -> int:
+        return len(self.stored) + len(self.items)
+
+    @cached_property
+    def _known(self) -> dict[tuple[int, ...], tuple[float, float]]:
+        return {}
+
+    @cached_property
+    def _parts_of(self) -> list[list[int]]:
+        """Parts of the cost that an item changes: stored tensors, then what goes with branches."""
+        found: list[list[int]] = [[len(self.stored) + i] for i in range(len(self.items))]
+        for index, tensor in enumerate(self.stored):
+            for item in {*tensor.signature, *frozenset().union(*tensor.users)}:
+                found[item].append(index)
+        return found
+
+    def _part(self, part: int, candidate: Candidate) -> tuple[float, float, float]:
+        """Bytes, multiply-accumulates and milliseconds of a part."""
+        if part >= len(self.stored):
+            item = part - len(self.stored)
+            rest = self.rest.get(item)
+            if rest is None or candidate[item] == 0:
+                return 0.0, 0.0, 0.0
+            return rest.size_bytes, rest.macs, rest.latency_ms
+        tensor = self.stored[part]
+        if tensor.users and all(any(candidate[b] == 0 for b in u) for u in tensor.users):
+            return 0.0, 0.0, 0.0
+        level = 0 if tensor.item is None else candidate[tensor.item]
+        key = (part, level, *(candidate[cut.item] for cut in tensor.cuts))
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._one(tensor, candidate)
+        time = tensor.milliseconds[min(level, len(tensor.milliseconds) - 1)]
+        return known[0], tensor.macs * known[1], time * known[1]
+
+    @cached_property
+    def _branches(self) -> list[int]:
+        return self.of_kind("branch")
+
+    def _one(self, tensor: Stored, candidate: Candidate) -> tuple[float, float]:
+        """Bytes of a tensor, and the share of its elements that is left."""
+        masks = axis_masks(tensor.cuts, candidate, self.keeps)
+        counts = [int(masks[a].sum()) if a in masks else n for a, n in enumerate(tensor.shape)]
+        share = math.prod(counts) / max(math.prod(tensor.shape), 1)
+        entry = None if tensor.item is None else tensor.entries[candidate[tensor.item]]
+        if entry is None:
+            return math.prod(counts) * tensor.itemsize, share
+        rows, columns = matrix_masks(tensor.shape, tensor.flipped, masks)
+        n, k = int(rows.sum()), int(columns.sum())
+        site, zero = self.overhead.get((tensor.op, str(entry.weight)), (0.0, 0.0))
+        return entry.size_bytes(n, k) + site + zero * zero_points(entry, n, k), share
+
+    def predicted(self, candidate: Candidate) -> float:
+        """Sum of the errors that items have alone; those inside removed branches do not count."""
+        closed = {i for i in self._branches if candidate[i] == 0}
+        return sum(
+            item.errors[level]
+            for i, (item, level) in enumerate(zip(self.items, candidate, strict=True))
+            if not (closed and self._inside.get(i, frozenset()) & closed)
+        )
+
+    @cached_property
+    def _inside(self) -> dict[int, frozenset[int]]:
+        """Branches that hold an item: all tensors that it changes go with each of them."""
+        found: dict[int, frozenset[int]] = {}
+        for tensor in self.stored:
+            holders = frozenset.intersection(*tensor.users) if tensor.users else frozenset()
+            for item in tensor.signature:
+                found[item] = found[item] & holders if item in found else holders
+        return found
+
+
+def zero_points(entry: SiteEntry, n: int, k: int) -> int:
+    """How many a weight [N, K] has."""
+    return 0 if entry.weight.symmetric else n * entry.weight.blocks(k)
+
+
+def flipped(shape: Sequence[int], transposes: int, transposed_use: bool) -> bool:
+    """Whether a site's matrix [N, K] is the transposed stored tensor."""
+    return len(shape) == 2 and bool((transposes + transposed_use) % 2)
+
+
+def widths(order: NDArray[np.intp], step: int, least: float) -> list[Mask]:
+    """Masks of channels that stay, from few to all; multiples of `step`, down to a share `least`.
+
+    order: channels, the least important first. About eight widths.
+    """
+    size = len(order)
+    wanted = (math.ceil(size * share / step) * step for share in np.linspace(least, 1, 8))
+    masks = []
+    for kept in sorted({min(max(w, 1), size) for w in wanted}):
+        mask = np.ones(size, np.bool_)
+        mask[order[: size - kept]] = False
+        masks.append(mask)
+    return masks

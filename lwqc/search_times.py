@@ -1,0 +1,119 @@
+"""Milliseconds that candidates take, from forms timed in small sessions and the whole model.
+
+A site's time shrinks with the share of its weights that is left. What the original takes beside
+its sites is spread over the other operators by the bytes that they write; a branch takes its share
+along. Predictions are scaled by what a whole candidate measures (`Search.verified`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lwqc.graph.branch_kinds import branch_tree, removed_nodes
+from lwqc.graph.dataflow import Dataflow
+from lwqc.graph.shapes import shapes_at
+from lwqc.measure import medians_ms
+from lwqc.search_items import SearchModel
+from lwqc.search_log import SearchLog
+from lwqc.search_space import Cost
+from lwqc.timing import activation_shapes, form_seconds, operator_class
+from lwqc.workspace import Workspace
+
+_MOST_SITES = 0.95  # of the whole model's time that its sites may account for
+
+
+def measure_times(found: SearchModel, log: SearchLog) -> None:
+    """Set the times of the space. Measured once for a log: resumed searches use the same."""
+    times = log.fact("milliseconds", lambda: _site_times(found.work, found))
+    whole = log.fact("whole milliseconds", lambda: _whole(found.work))
+    space = found.space
+    floats = sum(times[s.name][-1] for s in space.stored if s.name in times)
+    scale = min(1.0, _MOST_SITES * whole / max(floats, 1e-12))
+    space.stored = tuple(
+        dataclasses.replace(s, milliseconds=tuple(t * scale for t in times[s.name]))
+        if s.name in times
+        else s
+        for s in space.stored
+    )
+    other = max(whole - floats * scale, 0.0)
+    shares = _shares(found)
+    for item, share in shares.items():
+        rest = space.rest[item]
+        space.rest[item] = dataclasses.replace(rest, latency_ms=other * share)
+    left = other * max(1 - math.fsum(shares.values()), 0.0)
+    space.fixed = dataclasses.replace(space.fixed, latency_ms=left)
+    space.forget()
+
+
+def _whole(work: Workspace) -> float:
+    return medians_ms([work.timed_reference], work.served[0].feeds)[0]
+
+
+def _site_times(work: Workspace, found: SearchModel) -> dict[str, list[float]]:
+    """Milliseconds by site and level; those of a class of sites are measured once."""
+    sites = work.sites
+    timed = [s for s in found.space.stored if s.item is not None and s.op != "Gather"]
+    shapes = activation_shapes(work, [sites[s.name] for s in timed], work.served[0])
+    known: dict[tuple[Any, ...], tuple[float, float]] = {}
+    result: dict[str, list[float]] = {}
+    report = work.report("timing forms")
+    for done, stored in enumerate(timed):
+        site, shape = sites[stored.name], shapes.get(stored.name)
+        if shape is None:
+            continue
+        before: list[float] = []
+        by_level: list[float | None] = []
+        for entry in stored.entries:
+            if entry is None or work.target.form(site, entry, work.opset) == "Folded":
+                by_level.append(None)  # the float kernel
+                continue
+            key = (operator_class(site), str(entry.weight), entry.activation, shape)
+            if key not in known:
+                known[key] = form_seconds(work, site, entry, shape)
+            before.append(known[key][0])
+            by_level.append(known[key][1])
+        if before:
+            plain = sorted(before)[len(before) // 2]
+            result[stored.name] = [1e3 * (plain if t is None else t) for t in by_level]
+        report(done + 1, len(timed))
+    return result
+
+
+def _shares(found: SearchModel) -> Mapping[int, float]:
+    """Share of what operators beside sites write, by item of a branch."""
+    model = found.prunable.model
+    first = found.work.data.first()
+    shapes = shapes_at(model, {n: a.shape for n, a in first.items()})
+    in_sites = {u.node for s in found.sites.values() for u in s.uses}
+    written = {
+        node: sum(math.prod(shapes.get(v.name or "", ())) for v in node.outputs)
+        for node in model.graph
+        if node not in in_sites
+    }
+    total = max(sum(written.values()), 1)
+    tree, flow = branch_tree(model.graph), Dataflow(model.graph)
+    shares = {}
+    for item in found.space.of_kind("branch"):
+        branch = tree.by_name[found.space.items[item].name].branch
+        nodes = removed_nodes(branch, flow)
+        shares[item] = sum(written.pop(n, 0) for n in nodes) / total
+    return shares
+
+
+def scaled_times(found: SearchModel, factor: float) -> None:
+    """All times multiplied, after a whole candidate was measured."""
+    space = found.space
+    space.stored = tuple(
+        dataclasses.replace(s, milliseconds=tuple(t * factor for t in s.milliseconds))
+        for s in space.stored
+    )
+    space.rest = {i: _scaled(cost, factor) for i, cost in space.rest.items()}
+    space.fixed = _scaled(space.fixed, factor)
+    space.forget()
+
+
+def _scaled(cost: Cost, factor: float) -> Cost:
+    return dataclasses.replace(cost, latency_ms=cost.latency_ms * factor)

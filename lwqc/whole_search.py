@@ -1,0 +1,306 @@
+"""One search over formats, widths and branches, checked on what it gives.
+
+Cheap statistics rank every level; several starts share the budget out between structure and bits;
+the best of them is refined by evolution on measured divergence; layers make up for what the winner
+lost; and what comes out is measured. Where it misses a budget, the budget of the search is
+corrected by as much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lwqc import io
+from lwqc.compressed import Compressed
+from lwqc.execute import execute
+from lwqc.goals import Goals
+from lwqc.joint_plan import planned
+from lwqc.measure import medians_ms
+from lwqc.plan import CleanUp, Plan
+from lwqc.planning import without
+from lwqc.recipe import Recipe
+from lwqc.report.result import SearchReport
+from lwqc.search.evolutionary import Candidate, Generation, Settings, evolve
+from lwqc.search.knapsack import choose
+from lwqc.search.rate_distortion import allocate as curves
+from lwqc.search_control import Limits, SearchControl
+from lwqc.search_items import SearchModel
+from lwqc.search_log import SearchLog
+from lwqc.search_scores import block_angles, filled_widths, measured_errors, zeroth_order
+from lwqc.search_start import lowered, starts
+from lwqc.search_times import scaled_times
+from lwqc.search_workers import Evaluate
+
+_PATIENCE = 12  # generations without a better candidate
+_ROUNDS = 4  # of tightening a budget that was missed
+_KEPT_STARTS = 4
+_LATENCY_AIM = 0.98  # of the asked time: repeated timings differ by more
+_LATENCY_LEFT = 0.93  # a result faster than that share of it could have been better
+REFERENCE_TIME = "milliseconds of the original"
+
+
+def remembering(evaluate: Evaluate, log: SearchLog, key: str) -> Evaluate:
+    """Scores from the log where it has them; new ones go there."""
+
+    def score(candidates: Sequence[Candidate], stage: int) -> list[float]:
+        new = [c for c in dict.fromkeys(candidates) if log.get(key, stage, c) is None]
+        if new:
+            log.add(key, stage, dict(zip(new, evaluate(new, stage), strict=True)))
+        found = [log.get(key, stage, c) for c in candidates]
+        return [math.inf if v is None or math.isnan(v) else v for v in found]
+
+    return score
+
+
+@dataclass(frozen=True)
+class Result:
+    """The best candidate of a search, and how it was found."""
+
+    best: Candidate
+    score: float
+    start: Candidate
+    start_score: float
+    generations: int
+    evaluations: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def followed_by(self, again: Result, note: str) -> Result:
+        """The result of another search after this one."""
+        return dataclasses.replace(
+            again,
+            start=self.start,
+            start_score=self.start_score,
+            notes=(*self.notes, note, *again.notes),
+            generations=self.generations + again.generations,
+            seconds=self.seconds + again.seconds,
+        )
+
+    def report(self, found: SearchModel, control: SearchControl) -> SearchReport:
+        """For readers."""
+        space = found.space
+        count = {kind: len(space.of_kind(kind)) for kind in ("format", "width", "branch")}
+        changed = {
+            kind: sum(self.best[i] < space.items[i].top for i in space.of_kind(kind))
+            for kind in ("format", "width", "branch")
+        }
+        return SearchReport(
+            measure=found.measure,
+            effort=control.effort,
+            seed=control.seed,
+            items={k: (changed[k], n) for k, n in count.items() if n},
+            start=self.start_score,
+            best=self.score,
+            generations=self.generations,
+            evaluations=self.evaluations,
+            seconds=self.seconds,
+            left_out=space.left_out,
+            notes=self.notes,
+        )
+
+
+class WholeSearch:
+    """One space, its scores, and searches in it."""
+
+    def __init__(
+        self,
+        found: SearchModel,
+        recipe: Recipe,
+        settings: Settings,
+        control: SearchControl,
+        score: Evaluate,
+        log: SearchLog,
+    ) -> None:
+        assert recipe.search_in is not None
+        self.log, self.section = log, recipe.search_in
+        self.found, self.recipe, self.settings = found, recipe, settings
+        self.control, self._score = control, score
+        self.evaluations = 0
+
+    def run(self, limits: Limits, also: Candidate | None = None) -> Result:
+        """The best candidate within limits, by starts (and a given one) and evolution."""
+        begin = time.perf_counter()
+        space = self.found.space
+
+        def fits(candidate: Candidate) -> bool:
+            return limits.excess(space.cost(candidate)) <= 1
+
+        start = self._best_start(limits, fits, also)
+        if also is None:
+            self._count_exactly(start, limits)
+            start = self.repaired(start, limits)  # by what was not predicted
+        start_score = self.score([start], self.settings.stages - 1)[0]
+        if not fits(start):
+            note = "no candidate is predicted to meet the budget: the strongest was taken"
+            return self._result(start, start_score, start, start_score, 0, begin, note)
+        end = begin + self.control.time_limit_s
+        report = self.found.work.report("evolution")
+        history: list[Generation] = []
+
+        def seen(generation: Generation) -> None:
+            history.append(generation)
+            report(len(history) - 1, self.settings.generations)
+
+        def stop() -> bool:
+            last = [g.score for g in history[-_PATIENCE - 1 :]]
+            stuck = len(last) > _PATIENCE and last[0] <= last[-1]
+            return not self.section.refine or stuck or time.perf_counter() > end
+
+        note = ""
+        try:
+            evolve(space.sizes, fits, start, self.score, self.settings, stop=stop, seen=seen)
+        except KeyboardInterrupt:
+            note = "interrupted: the best so far was taken"
+        best = history[-1] if history else Generation(0, start, start_score)
+        return self._result(
+            best.best, best.score, start, start_score, max(len(history) - 1, 0), begin, note
+        )
+
+    def _result(
+        self,
+        best: Candidate,
+        score: float,
+        start: Candidate,
+        start_score: float,
+        generations: int,
+        begin: float,
+        note: str,
+    ) -> Result:
+        seconds = time.perf_counter() - begin
+        notes = (note,) if note else ()
+        return Result(
+            best, score, start, start_score, generations, self.evaluations, seconds, notes
+        )
+
+    def score(self, candidates: Sequence[Candidate], stage: int) -> list[float]:
+        """Of candidates on the data of a stage."""
+        self.evaluations += len(candidates)
+        last = len(self.found.spec.stages) - 1
+        return self._score(candidates, last if stage == self.settings.stages - 1 else stage)
+
+    def _count_exactly(self, candidate: Candidate, limits: Limits) -> None:
+        """What prediction misses of a candidate's cost is taken to be the same for its kin."""
+        space, work = self.found.space, self.found.work
+        plan = planned(self.found, candidate, "", compensate=False)
+        done = execute(work, Goals(), plan)
+        missed = io.serialized_bytes(done.model) - space.cost(candidate).size_bytes
+        fixed = space.fixed
+        space.fixed = dataclasses.replace(fixed, size_bytes=fixed.size_bytes + missed)
+        if math.isfinite(limits.latency_ms):
+            measured = self._measured_ms(candidate, done)
+            scaled_times(self.found, measured / space.cost(candidate).latency_ms)
+
+    def _best_start(
+        self, limits: Limits, fits: Callable[[Candidate], bool], also: Candidate | None
+    ) -> Candidate:
+        space = self.found.space
+        binding = limits.binding(space.cost(space.top))
+
+        def cost(candidate: Candidate) -> float:
+            return float(getattr(space.cost(candidate), binding))
+
+        offered = self._offered(cost, getattr(limits, binding), fits)
+        if also is not None and also not in offered:
+            offered.append(also)
+        rough = self.score(offered, 0)
+        order = sorted(range(len(offered)), key=lambda i: (rough[i], i))[:_KEPT_STARTS]
+        kept = [offered[i] for i in order]
+        values = self.score(kept, self.settings.stages - 1)
+        return kept[min(range(len(kept)), key=values.__getitem__)]
+
+    def _offered(
+        self, cost: Callable[[Candidate], float], limit: float, fits: Callable[[Candidate], bool]
+    ) -> list[Candidate]:
+        """Starts as the recipe says."""
+        section, space = self.section, self.found.space
+        if section.errors == "measured":
+            measured_errors(space, self.score)
+        if section.start == "zeroth-order":
+            scores = zeroth_order(self.found, self.control.seed)
+            return [filled_widths(space, scores, cost, fits)]
+        if section.start == "angles":
+            return [filled_widths(space, block_angles(self.found), cost, fits)]
+        allocate = curves if section.start == "curves" else choose
+        return starts(space, cost, limit, fits, allocate)
+
+    def verified(
+        self, goals: Goals, limits: Limits, result: Result, clean: CleanUp | None
+    ) -> tuple[Compressed, Result]:
+        """The winner executed and measured; where time was predicted wrongly, searched again.
+
+        The best of those that meet the time, else the fastest.
+        """
+        found: list[tuple[bool, float, Compressed, Result]] = []
+        for _ in range(_ROUNDS):
+            result = self._sized(limits, result)
+            done = self._executed(goals, result.best, clean)
+            if not math.isfinite(limits.latency_ms):
+                return done, result
+            measured = self._measured_ms(result.best, done)
+            over = measured > limits.latency_ms * _LATENCY_AIM
+            found.append((over, measured if over else result.score, done, result))
+            if not over and measured > limits.latency_ms * _LATENCY_LEFT:
+                break
+            scaled_times(self.found, measured / self.found.space.cost(result.best).latency_ms)
+            again = self.run(limits, self.repaired(result.best, limits))
+            if again.best == result.best:
+                break
+            note = f"{measured:.3g} of {limits.latency_ms:.3g} ms measured: searched again"
+            result = result.followed_by(again, note)
+        _, _, done, best = min(found, key=lambda f: f[:2])
+        return done, best
+
+    def _measured_ms(self, candidate: Candidate, done: Compressed) -> float:
+        """In the unit of the limit: by what share of the original's time it takes now."""
+        work = self.found.work
+
+        def measure() -> float:
+            before, after = medians_ms([work.reference, done.model], work.search_batches[0])
+            return after / before
+
+        share = self.log.fact(f"time of {candidate}", measure)
+        return float(share * self.log.fact(REFERENCE_TIME, lambda: math.nan))
+
+    def _sized(self, limits: Limits, result: Result) -> Result:
+        """Sizes need no compensation, so they are checked, and repaired, before it."""
+        space, aim = self.found.space, limits.size_bytes
+        for _ in range(_ROUNDS if math.isfinite(aim) else 0):
+            real = self._real_bytes(result.best)
+            if real <= limits.size_bytes:
+                break
+            aim = space.cost(result.best).size_bytes - (real - limits.size_bytes)
+            best = self.repaired(result.best, dataclasses.replace(limits, size_bytes=aim))
+            note = f"{real - limits.size_bytes:.0f} bytes over when executed: repaired"
+            result = dataclasses.replace(result, best=best, notes=(*result.notes, note))
+        return result
+
+    def repaired(self, candidate: Candidate, limits: Limits) -> Candidate:
+        """The candidate lowered where it errs least until it is predicted to fit."""
+        space = self.found.space
+
+        def excess(c: Candidate) -> float:
+            return limits.excess(space.cost(c))
+
+        return lowered(space, candidate, excess, lambda c: excess(c) <= 1)
+
+    def _real_bytes(self, candidate: Candidate) -> int:
+        plan = planned(self.found, candidate, "", compensate=False)
+        return io.serialized_bytes(execute(self.found.work, Goals(), plan).model)
+
+    def _executed(self, goals: Goals, candidate: Candidate, clean: CleanUp | None) -> Compressed:
+        work = self.found.work
+        plan = planned(self.found, candidate, self.recipe.name)
+        done = execute(work, goals, plan)
+        wrong = {} if work.skip_checks else work.target.misplaced(done.lowered)
+        if wrong:
+            plan = without(plan, wrong)
+            done = execute(work, goals, plan)
+        return dataclasses.replace(done, decisions=_cleaned_first(done.decisions, clean))
+
+
+def _cleaned_first(plan: Plan, clean: CleanUp | None) -> Plan:
+    return plan if clean is None else plan.model_copy(update={"clean": clean})

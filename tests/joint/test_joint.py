@@ -1,0 +1,240 @@
+"""Searches over whole plans, end to end on the demo model."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from functools import lru_cache
+
+import pytest
+
+from lwqc import io, whole_search
+from lwqc import joint as module
+from lwqc.backends.session import Session
+from lwqc.compress import compress_workspace
+from lwqc.errors import InputError
+from lwqc.goals import Amount, Goals
+from lwqc.joint import joint, pareto, searches
+from lwqc.recipe import find
+from lwqc.search.evolutionary import Settings
+from lwqc.search_control import EFFORTS, SearchControl
+from lwqc.search_items import SearchModel, search_model
+from lwqc.search_log import SearchLog
+from lwqc.workspace import Workspace
+from tests.joint.searched import opened
+
+QUICK = Settings(generations=4, offspring=6, survivors=(3,))
+
+
+@lru_cache(maxsize=1)
+def shared() -> Workspace:
+    return opened()
+
+
+@lru_cache(maxsize=8)
+def space(kinds, **options) -> SearchModel:
+    return search_model(shared(), kinds, **options)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    """Short searches, and statistics are taken once."""
+
+    def known(work, kinds, **options):
+        found = space(kinds, **options)
+        own = copy.copy(found.space)
+        own.rest = dict(own.rest)
+        own.forget()
+        return dataclasses.replace(found, space=own)
+
+    monkeypatch.setitem(EFFORTS, "low", QUICK)
+    monkeypatch.setattr(module, "search_model", known)
+
+
+def goals(share: float, **more) -> Goals:
+    return Goals(max_size=Amount(share, True), **more)
+
+
+def searched(share: float, recipe: str = "auto", **control):
+    nearest = find(recipe).model_copy(update={"method": "rtn"})
+    done = compress_workspace(
+        shared(), goals(share), nearest, SearchControl(effort="low", **control)
+    )
+    return done, done.plan.model_copy(update={"recipe": ""})
+
+
+@pytest.mark.parametrize("share", [0.25, 0.12, 0.07])
+def test_budgets_are_met_and_used(share, tmp_path) -> None:
+    done, _ = searched(share)
+    report = done.save(tmp_path / "out.onnx")
+    assert report.met
+    assert 0.9 * share < report.output_bytes / report.source_bytes <= share
+    assert report.search is not None
+    assert report.search.best <= report.search.start
+    assert report.search.evaluations > 6
+    assert json.loads(report.to_json())["search"]["measure"] == "kl"
+
+
+def test_prunes_and_quantizes_where_bits_alone_are_not_enough() -> None:
+    done, plan = searched(0.05)
+    assert plan.quantize
+    assert plan.prune is not None or plan.remove
+    outputs = Session(done.model)(done.work.data.first())
+    assert all(v.dtype.kind == "f" for v in outputs.values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "share", "fields"),
+    [
+        ("evopress-bits", 0.2, {"quantize"}),
+        ("evopress-width", 0.5, {"prune"}),
+        ("rd", 0.5, {"prune"}),
+        ("optin", 0.5, {"prune"}),
+        ("ecoflap", 0.5, {"prune"}),
+        ("cfsp", 0.5, {"prune"}),
+        ("evopress-depth", 0.7, {"remove"}),
+    ],
+)
+def test_recipes_change_what_they_say(recipe, share, fields) -> None:
+    done, plan = searched(share, recipe)
+    changed = {f for f in ("quantize", "prune", "remove") if getattr(plan, f)}
+    assert changed == fields
+    assert io.serialized_bytes(done.model) <= share * done.work.float_bytes
+    assert done.search is not None
+    assert set(done.search.items) == {
+        {"quantize": "format", "prune": "width", "remove": "branch"}[f] for f in fields
+    }
+
+
+def test_same_seed_same_plan_however_many_workers() -> None:
+    plans = [searched(0.1, processes=n)[1] for n in (1, 2)]
+    assert plans[0] == plans[1]
+
+
+def test_a_killed_search_resumes_to_the_same_plan(tmp_path, monkeypatch) -> None:
+    whole = searched(0.1)[1]
+    path = tmp_path / "out.search"
+    add = SearchLog.add
+
+    def killed(self, key, stage, scores):
+        add(self, key, stage, scores)
+        if self.known > 25:
+            raise MemoryError
+
+    monkeypatch.setattr(SearchLog, "add", killed)
+    with pytest.raises(MemoryError):
+        searched(0.1, log=path)
+    monkeypatch.setattr(SearchLog, "add", add)
+    known = SearchLog(path, resume=True).known
+    assert known > 25
+    new = []
+    monkeypatch.setattr(SearchLog, "add", lambda *a: (new.append(len(a[3])), add(*a)))
+    assert searched(0.1, log=path, resume=True)[1] == whole
+    assert sum(new) > 0
+    assert not path.exists()
+
+
+def test_resuming_another_search_is_refused(tmp_path) -> None:
+    path = tmp_path / "out.search"
+    SearchLog(path).must_equal("model", "another")
+    with pytest.raises(InputError, match="another model"):
+        searched(0.1, log=path, resume=True)
+
+
+def test_ctrl_c_and_time_limits_end_with_the_best_so_far(monkeypatch) -> None:
+    done, _ = searched(0.1, time_limit_s=1e-9)
+    assert done.search is not None
+    assert done.search.generations == 0
+    evolve = whole_search.evolve
+
+    def interrupted(*args, seen, **options):
+        def stop_soon(generation):
+            seen(generation)
+            if generation.number == 0:
+                raise KeyboardInterrupt
+
+        return evolve(*args, seen=stop_soon, **options)
+
+    monkeypatch.setattr(whole_search, "evolve", interrupted)
+    done, plan = searched(0.1)
+    assert "interrupted" in done.search.notes[0]
+    assert plan.quantize
+
+
+def test_a_budget_out_of_reach_gives_the_strongest_and_says_so(tmp_path) -> None:
+    done, _ = searched(0.001)
+    assert done.search is not None
+    assert "no candidate" in done.search.notes[0]
+    report = done.save(tmp_path / "out.onnx")
+    assert not report.met
+
+
+def test_a_time_budget_takes_8_bit_activations(monkeypatch) -> None:
+    """Timings are given, so that the test does not depend on the machine."""
+    for each in (module, whole_search):
+        monkeypatch.setattr(each, "medians_ms", lambda models, feeds: [1.0, 0.55][: len(models)])
+
+    def times(found, log):
+        space = found.space
+        space.stored = tuple(
+            dataclasses.replace(
+                s, milliseconds=tuple(0.05 if e is not None else 0.15 for e in s.entries)
+            )
+            if s.item is not None
+            else s
+            for s in space.stored
+        )
+        space.forget()
+
+    monkeypatch.setattr(module, "measure_times", times)
+    wanted = Goals(max_latency=Amount(0.6, True))
+    done = joint(shared(), wanted, find("auto"), SearchControl(effort="low"))
+    assert {e.activation for e in done.plan.quantize.values()} & {"static", "dynamic"}
+
+
+def test_auto_searches_for_budgets_on_given_data_only() -> None:
+    auto, work = find("auto"), shared()
+    assert searches(work, goals(0.3), auto)
+    assert not searches(work, Goals(), auto)
+    assert not searches(opened(data=None), goals(0.3), auto)
+    assert not searches(work, goals(0.3), find("knapsack"))
+    with pytest.raises(InputError, match="needs a budget"):
+        joint(work, Goals(), find("evopress-joint"), SearchControl())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"effort": "huge"}, "effort huge"),
+        ({"time_limit_s": 0.0}, "time-limit 0"),
+        ({"time_limit_s": math.nan}, "time-limit nan"),
+        ({"processes": 0}, "workers 0"),
+    ],
+)
+def test_bad_control_is_refused(wrong, message) -> None:
+    with pytest.raises(InputError, match=message):
+        SearchControl(**wrong)
+
+
+def test_a_row_of_models_from_one_search(tmp_path) -> None:
+    nearest = find("auto").model_copy(update={"method": "rtn"})
+    control = SearchControl(effort="low")
+    models = list(pareto(shared(), goals(0.08), nearest, control, 3))
+    reports = [m.save(tmp_path / f"{i}.onnx") for i, m in enumerate(models)]
+    sizes = [r.output_bytes / r.source_bytes for r in reports]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= 0.08
+    assert all(r.met for r in reports)
+    with pytest.raises(InputError, match="at least 2"):
+        next(pareto(shared(), goals(0.08), nearest, control, 1))
+
+
+def test_average_bits_are_those_of_the_sites(tmp_path) -> None:
+    nearest = find("auto").model_copy(update={"method": "rtn"})
+    wanted = Goals(avg_bits=5.0)
+    done = compress_workspace(shared(), wanted, nearest, SearchControl(effort="low"))
+    report = done.save(tmp_path / "out.onnx")
+    assert report.met
+    assert 4.5 < report.average_bits <= 5
