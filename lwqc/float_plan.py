@@ -14,7 +14,7 @@ from lwqc.backends.target import FloatType
 from lwqc.graph.float_slots import float_slots, is_float32
 from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.convert_floats import clamp_stored
+from lwqc.passes.convert_floats import clamp_inputs, clamp_stored
 from lwqc.plan import Floats, Plan
 from lwqc.quant.float_types import FLOAT_TYPES, FloatFormat
 from lwqc.stats.collect import collect
@@ -25,6 +25,7 @@ from lwqc.workspace import Workspace
 _MARGIN = 2.0  # other data may reach further than the calibration data
 _SAME = 1e-5  # relative difference of outputs that computing with other fillings may make
 _SMALL = 1 << 20
+_CLIP_OPSET = 11  # from here on its bounds are operands
 _FILLING = {"float16": 3e4, "bfloat16": 3e38}  # of masks; sums of two are finite
 _PHASES = frozenset({"Sin", "Cos", "Tan"})
 _WEIGHTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
@@ -54,14 +55,31 @@ def choose_floats(work: Workspace, dtype: Literal["float16", "bfloat16"]) -> Flo
     fmt = FLOAT_TYPES[dtype]
     model = work.model.clone()
     clamp: float | None = None
-    if clamp_stored(model, _FILLING[dtype]):
+    inputs = _large_inputs(work, fmt)
+    if clamp_stored(model, _FILLING[dtype]) or inputs:
         clamp = _FILLING[dtype]
+        clamp_inputs(model, inputs, clamp)
     if clamp is not None and not work.skip_checks and not _agrees(work, model):
-        model, clamp = work.model.clone(), None
+        model, clamp, inputs = work.model.clone(), None, ()
     extents = {} if work.skip_checks else _extents(work, model)
     islands = _Islands(model, fmt, extents)
     islands.mark(work)
-    return Floats(dtype=dtype, keep=islands.keep, clamp=clamp)
+    # The Clip of an input has to see it as it comes.
+    keep = {f"{name}/clamped": "clips large numbers of an input" for name in inputs}
+    return Floats(dtype=dtype, keep=keep | islands.keep, clamp=clamp, clamped=inputs)
+
+
+def _large_inputs(work: Workspace, fmt: FloatFormat) -> tuple[str, ...]:
+    """Graph inputs with finite numbers beyond the type on the data: masks, most of the time."""
+    if work.opset < _CLIP_OPSET or work.skip_checks:
+        return ()
+    found: dict[str, None] = {}
+    for feeds in work.search_batches:
+        for value in work.model.graph.inputs:
+            array = feeds.get(value.name or "") if is_float32(value) else None
+            if array is not None and (np.abs(array[np.isfinite(array)]) > fmt.limit).any():
+                found[value.name or ""] = None
+    return tuple(found)
 
 
 def _agrees(work: Workspace, model: ir.Model) -> bool:
@@ -122,7 +140,8 @@ class _Islands:
         fmt = self.fmt
         if node.op_type in _PHASES:
             yield f"angles of {node.op_type} need more than {fmt.digits} bits"
-        for value in (*node.inputs, *node.outputs):
+        clips = node.op_type == "Clip"  # its result is what counts
+        for value in node.outputs if clips else (*node.inputs, *node.outputs):
             peak = self._peak(value)
             if peak > fmt.limit / _MARGIN:
                 yield f"{_name(value)} reaches {peak:.4g}, {fmt.name} ends at {fmt.limit:.4g}"

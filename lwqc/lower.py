@@ -9,6 +9,7 @@ from lwqc.cleaned import cleaned, cleaning
 from lwqc.errors import InputError
 from lwqc.float_plan import with_floats
 from lwqc.plan import CleanUp, Plan, Profile, Source
+from lwqc.planning import without
 from lwqc.profiles import with_profile
 from lwqc.restored import choose_clips, is_quantized, restored, restored_plan
 from lwqc.workspace import Workspace
@@ -49,6 +50,8 @@ def lower_plan(
     plan = plan.model_copy(update={"clean": clean, "untransformed": dict(left)})
     plan = restored_plan(work, plan)
     plan = with_floats(work, plan, cast("FloatType | None", floats))
+    if plan.quantize and not work.skip_checks:
+        plan = without(plan, work.target.misplaced(work.lower(plan)))
     if boundary:
         if plan.floats is None:
             raise InputError("inputs and outputs can only change type together with the model")

@@ -185,12 +185,14 @@ class Floats(_Model):
     """The float type to compute in, see `lwqc.passes.convert_floats`.
 
     keep: node, by the name of its first output -> why it stays in float32. clamp: finite stored
-    numbers beyond it are moved to it. boundary: graph inputs and outputs get the type as well.
+    numbers beyond it are moved to it, and those of the graph inputs `clamped`. boundary: graph
+    inputs and outputs get the type as well.
     """
 
     dtype: Literal["float16", "bfloat16"]
     keep: dict[str, str] = Field(default_factory=dict)
     clamp: float | None = None
+    clamped: tuple[str, ...] = ()
     boundary: bool = False
 
 

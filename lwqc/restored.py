@@ -68,11 +68,8 @@ class Restored(Mapping[str, Encoded]):
     def _matrix_is_stored(self, name: str) -> bool:
         """Whether the stored tensor is [N, K], whichever way the operator sees it."""
         site = self.sites[name]
-        return (
-            bool(site.weight.steps)
-            and not any(stored_as is site.uses[0].node for stored_as in site.weight.steps)
-            and site.uses[0].transposed
-        )
+        turned = any(step.op_type == "Transpose" for step in site.weight.steps)
+        return turned and site.uses[0].transposed
 
     def __getitem__(self, name: str) -> Encoded:
         entry, stored, site = self.entries[name], self.stored[name], self.sites[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -158,8 +157,8 @@ def prune_workspace(
     replaced by the fastest of those with widths rounded to 8 and 16.
     """
     goals = goals or Goals()
-    least = work.target.width_multiple
-    options = dataclasses.replace(options, round_to=math.lcm(options.round_to, least))
+    if options.round_to == 1:  # not asked for
+        options = dataclasses.replace(options, round_to=work.target.width_multiple)
     tried = [_pruned(work, options, goals)]
     while (
         work.timed and not work.skip_checks and options.round_to < _ROUNDEST and _slower(tried[-1])

@@ -88,6 +88,22 @@ def test_masks_are_clamped_where_the_outputs_agree():
     assert "y" in kept.keep
 
 
+def test_masks_that_come_as_inputs_are_clamped_too():
+    built = model(
+        [("Add", ["x", "mask"], "s", {}), ("Softmax", ["s"], "y", {})],
+        {},
+        {"x": ["n", 64], "mask": [1, 64]},
+        ["y"],
+    )
+    mask = np.where(np.arange(64) < 32, 0, np.finfo(np.float32).min).astype(np.float32)[None]
+    work = open_workspace(built, data=[{"x": normal(4, 64), "mask": mask}], target="cuda")
+    plan = lower_plan(work)
+    assert plan.floats.clamped == ("mask",)
+    assert set(plan.floats.keep) == {"mask/clamped"}
+    done = execute(work, Goals(), plan)
+    assert work.full_drop(work.load(done.model)) < 1e-6
+
+
 def test_operators_without_a_kernel_for_the_type_are_kept_on_cuda_only():
     weights = {"pads": np.array([0, 1, 0, 1])}
     built = chain(("Pad", ["x", "pads"], "h", {}), ("Relu", ["h"], "y", {}), weights=weights)

@@ -14,6 +14,8 @@ from importlib import resources
 import onnx
 import onnx_ir as ir
 
+from lwqc.graph.float_slots import operator_schema
+
 
 @dataclass(frozen=True)
 class _Kernel:
@@ -44,7 +46,7 @@ def missing_kernel(node: ir.Node, opset: int, dtype: ir.DataType | None = None) 
     kernels = table.kernels.get((node.domain, node.op_type))
     if kernels is None:
         return f"CUDA has no kernel of {node.op_type}"
-    schema = _schema(node, opset)
+    schema = operator_schema(node.op_type, opset, node.domain)
     since = schema.since_version if schema is not None else 1
     bound = _bound(node, schema, table.operands.get((node.domain, node.op_type), ()), dtype)
     if any(kernel.runs(since, bound) for kernel in kernels):
@@ -82,18 +84,6 @@ def _variables(formal: object) -> list[str]:
 
 def _name(dtype: ir.DataType) -> str:
     return dtype.name.lower()
-
-
-@cache
-def _schemas(op_type: str, opset: int, domain: str) -> onnx.defs.OpSchema | None:
-    try:
-        return onnx.defs.get_schema(op_type, opset, domain)
-    except onnx.defs.SchemaError:
-        return None
-
-
-def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
-    return _schemas(node.op_type, opset, node.domain)
 
 
 @cache

@@ -7,7 +7,7 @@ here was measured. The provider links TensorRT 10.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import onnx_ir as ir
@@ -30,6 +30,7 @@ from lwqc.graph.integer_flow import IntegerFlow
 from lwqc.graph.quantized_inputs import LEAST_CHANNELS, quantized_inputs
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.sites import Site
+from lwqc.graph.weights import stored_tensor
 from lwqc.passes.block_dequantize import BlockDequantize
 from lwqc.passes.convert_floats import convert_floats
 from lwqc.passes.encoded_weights import EncodedWeights
@@ -37,6 +38,7 @@ from lwqc.passes.input_qdq import InputQdq
 from lwqc.passes.raise_opset import RaiseOpset
 from lwqc.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
+from lwqc.tensor_bytes import read_array
 from lwqc.unused import RemoveUnused
 
 PROVIDER = "TensorrtExecutionProvider"
@@ -44,6 +46,8 @@ _LINEAR = frozenset({"MatMul", "Gemm"})
 _BLOCKS = (64, 128)
 _HALF_SCALES = 19  # from here on Q/DQ take float16
 _INT4 = 21
+_LEAST_NORMAL = 2.0**-14
+_QUANTIZED = frozenset({"Conv", "MatMul", "Gemm"})
 _FP8_AREA = 32  # positions of the largest kernel
 
 
@@ -159,8 +163,23 @@ class TensorrtTarget:
             raise InputError(f"TensorRT's quantized form needs opset {needed}: {lift.refused}")
 
     def misplaced(self, lowered: Lowered) -> dict[str, str]:
-        """Nothing here: engines are only built on a GPU."""
-        return {}
+        """Sites whose scales float16 holds with few digits or not at all.
+
+        Which kernels run is only known on a GPU.
+        """
+        wrong: dict[str, str] = {}
+        for node in lowered.model.graph:
+            weight = node.inputs[1].producer() if len(node.inputs) > 1 and node.inputs[1] else None
+            if node.op_type not in _QUANTIZED or weight is None or weight.inputs[0] is None:
+                continue
+            site = _site_of(weight.inputs[0].name or "", lowered.forms)
+            source = node.inputs[0].producer() if node.inputs[0] is not None else None
+            for pair in (weight, source):
+                if site and pair is not None and pair.op_type == "DequantizeLinear":
+                    smallest = _smallest_half(pair.inputs[1])
+                    if smallest is not None:
+                        wrong[site] = f"float16 holds its scale {smallest:.2g} with few digits"
+        return wrong
 
     def violations(self, model: ir.Model) -> list[str]:
         """Rules of the parser and of placement that the model breaks."""
@@ -180,6 +199,21 @@ class TensorrtTarget:
             return SessionSettings(optimize=False)
         options = {"trt_fp16_enable": "1", "trt_int8_enable": "1"}
         return SessionSettings(provider=PROVIDER, provider_options=options)
+
+
+def _site_of(codes: str, forms: Mapping[str, Form]) -> str:
+    """The site whose codes a tensor holds, by its name."""
+    name = codes.rpartition("_i8")[0]
+    return name if forms.get(name) == "QuantizeLinear" else ""
+
+
+def _smallest_half(scale: ir.Value | None) -> float | None:
+    """The smallest float16 scale, if it is below the normal numbers."""
+    tensor = stored_tensor(scale)
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT16:
+        return None
+    smallest = float(read_array(tensor).min())
+    return smallest if smallest < _LEAST_NORMAL else None
 
 
 def _static_sizes(model: ir.Model) -> dict[str, tuple[int, ...]]:

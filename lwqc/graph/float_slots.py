@@ -53,7 +53,7 @@ def float_slots(node: ir.Node, dtype: ir.DataType, opset: int) -> FloatSlots:
             frozenset(i for i, v in enumerate(node.inputs) if _either(v, dtype)),
             frozenset(i for i, v in enumerate(node.outputs) if is_float32(v)),
         )
-    schema = _schema(node.op_type, opset, node.domain)
+    schema = operator_schema(node.op_type, opset, node.domain)
     if schema is None or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
         return _NONE
     allowed = _allowed(schema)
@@ -83,7 +83,7 @@ def result_types(node: ir.Node, opset: int) -> dict[int, ir.DataType]:
         return dict.fromkeys(unknown, first) if one_type and first is not None else {}
     if node.op_type == "Cast":
         return {0: ir.DataType(node.attributes["to"].as_int())}
-    schema = _schema(node.op_type, opset, node.domain)
+    schema = operator_schema(node.op_type, opset, node.domain)
     if schema is None:
         return {}
     bound: dict[str, ir.DataType] = {}
@@ -109,7 +109,8 @@ def _either(value: ir.Value | None, dtype: ir.DataType) -> bool:
 
 
 @cache
-def _schema(op_type: str, opset: int, domain: str) -> onnx.defs.OpSchema | None:
+def operator_schema(op_type: str, opset: int, domain: str) -> onnx.defs.OpSchema | None:
+    """What onnx knows of an operator at a version of its domain; None for nothing."""
     try:
         return onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:

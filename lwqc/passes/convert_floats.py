@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from lwqc.graph.float_slots import float_slots, is_float32, result_types
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import lazy_tensor, replace_stored, unique_name
+from lwqc.passes.edit import add_constant, lazy_tensor, replace_stored, unique_name
 from lwqc.plan import Floats
 from lwqc.tensor_bytes import read_array
 
@@ -26,7 +26,8 @@ class ConvertFloats(ir.passes.InPlacePass):
     Leaves alone: `keep`, nodes by the name of their first output; operators without such a form;
         arithmetic on stored codes, which the runtime folds in float32; what crosses the border of
         a subgraph. Graph inputs and outputs keep their type unless `boundary` says otherwise.
-    Changes: finite stored numbers beyond `clamp` are moved to it; masks have such numbers.
+    Changes: finite stored numbers beyond `clamp` are moved to it, and those of the graph inputs
+        `clamped`; masks have such numbers.
     """
 
     def __init__(
@@ -36,17 +37,20 @@ class ConvertFloats(ir.passes.InPlacePass):
         *,
         boundary: bool = False,
         clamp: float | None = None,
+        clamped: Collection[str] = (),
     ) -> None:
         super().__init__()
         self._dtype = dtype
         self._keep = frozenset(keep)
         self._boundary = boundary
         self._clamp = clamp
+        self._clamped = frozenset(clamped)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert all graphs of the model."""
         if self._clamp is not None:
             clamp_stored(model, self._clamp)
+            clamp_inputs(model, self._clamped, self._clamp)
         main = _Conversion(model, self._dtype, self._keep)
         if self._boundary:
             for value in model.graph.inputs:
@@ -84,6 +88,24 @@ def clamp_stored(model: ir.Model, limit: float) -> bool:
                 node.attributes["value"] = ir.AttrTensor("value", ir.tensor(moved))
                 changed = True
     return changed
+
+
+def clamp_inputs(model: ir.Model, names: Collection[str], limit: float) -> None:
+    """Clip graph inputs to within the limit; masks come in so large numbers that overflow."""
+    graph = model.graph
+    for value in graph.inputs:
+        if value.name in names:
+            uses = list(value.uses())
+            ends = [
+                add_constant(graph, f"{value.name}/{name}", np.float32(end))
+                for name, end in (("least", -limit), ("largest", limit))
+            ]
+            clip = ir.node("Clip", [value, *ends], name=f"{value.name}/clamped")
+            result = clip.outputs[0]
+            result.name, result.shape, result.type = clip.name, value.shape, value.type
+            graph.insert_before(graph[0], clip)
+            for use in uses:
+                use.node.replace_input_with(use.idx, result)
 
 
 class _Conversion:
@@ -252,4 +274,6 @@ def _cast_node(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Node:
 def convert_floats(floats: Floats) -> ConvertFloats:
     """The pass that executes this part of a plan."""
     dtype = ir.DataType[floats.dtype.upper()]
-    return ConvertFloats(dtype, floats.keep, boundary=floats.boundary, clamp=floats.clamp)
+    return ConvertFloats(
+        dtype, floats.keep, boundary=floats.boundary, clamp=floats.clamp, clamped=floats.clamped
+    )

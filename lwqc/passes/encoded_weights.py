@@ -89,10 +89,6 @@ class EncodedWeights:
         return side
 
     def _held(self, site: str, entry: SiteEntry) -> _Held:
-        if site in self._known and self._known[site].format == entry.weight:
-            if entry.has_side:
-                raise InputError(f"{site}: encoded in sequence, which leaves no side branch")
-            return _Held(self._known[site])
         key = (
             site, str(entry.weight), entry.search, entry.method, entry.rank, entry.columns,
         )  # fmt: skip
@@ -107,6 +103,11 @@ class EncodedWeights:
 
     def _encode(self, site: str, entry: SiteEntry) -> _Held:
         method, fmt = entry.method, entry.weight
+        known = self._known.get(site)
+        if known is not None and known.format == fmt:
+            if entry.has_side:
+                raise InputError(f"{site}: its codes are given, which leaves no side branch")
+            return _Held(known)
         try:
             gram = self._grams(site) if method in DATA_METHODS else None
             weight = self.weight(site)

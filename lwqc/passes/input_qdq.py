@@ -13,6 +13,7 @@ from lwqc.graph.quantized_inputs import quantized_inputs
 from lwqc.graph.sites import Site, Use, find_sites
 from lwqc.passes.edit import add_constant, add_initializer, insert_before
 from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.insert_qdq import add_pair
 from lwqc.passes.integer_matmul import signed_codes
 from lwqc.plan import ActivationRange, SiteEntry
 from lwqc.quant.activation import symmetric_scale
@@ -129,18 +130,7 @@ class InputQdq(ir.passes.InPlacePass):
             scale *= 127 / FP8_MAX
         stored = add_constant(graph, f"{name}_scale", np.float32(scale))
         zero = self._zero(graph, f"{name}_zero", ())
-        quantize = ir.node("QuantizeLinear", [value, stored, zero], name=f"{name}/q")
-        codes = quantize.outputs[0]
-        codes.name, codes.shape, codes.type = name, value.shape, ir.TensorType(self._dtype)
-        dequantize = ir.node("DequantizeLinear", [codes, stored, zero], name=f"{name}/dq")
-        result = dequantize.outputs[0]
-        result.name, result.shape, result.type = f"{name}_float", value.shape, value.type
-        producer = value.producer()
-        if producer is None:
-            graph.insert_before(graph[0], [quantize, dequantize])
-        else:
-            graph.insert_after(producer, [quantize, dequantize])
-        return result
+        return add_pair(graph, value, stored, zero, name)
 
 
 def _float8(encoded: Encoded) -> NDArray[np.generic]:

@@ -92,10 +92,22 @@ class InsertQdq(ir.passes.InPlacePass):
 
 def _insert_pair(graph: ir.Graph, value: ir.Value, scale: ir.Value, zero: ir.Value) -> None:
     users = list(value.uses())
-    name = f"{value.name}/u8"
+    result = add_pair(graph, value, scale, zero, f"{value.name}/u8")
+    for use in users:
+        use.node.replace_input_with(use.idx, result)
+
+
+def add_pair(
+    graph: ir.Graph, value: ir.Value, scale: ir.Value, zero: ir.Value, name: str
+) -> ir.Value:
+    """Quantize and dequantize a value right behind its producer; nothing reads the result yet.
+
+    name: of the codes.
+    """
     quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}/q")
-    quantize.outputs[0].name = name
-    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}/dq")
+    codes = quantize.outputs[0]
+    codes.name, codes.shape, codes.type = name, value.shape, zero.type
+    dequantize = ir.node("DequantizeLinear", [codes, scale, zero], name=f"{name}/dq")
     result = dequantize.outputs[0]
     result.name, result.shape, result.type = f"{name}_float", value.shape, value.type
     producer = value.producer()
@@ -103,5 +115,4 @@ def _insert_pair(graph: ir.Graph, value: ir.Value, scale: ir.Value, zero: ir.Val
         graph.insert_before(graph[0], [quantize, dequantize])
     else:
         graph.insert_after(producer, [quantize, dequantize])
-    for use in users:
-        use.node.replace_input_with(use.idx, result)
+    return result

@@ -11,7 +11,7 @@ from lwqc import io
 from lwqc.backends.session import Session, SessionSettings
 from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.backends.tensorrt_lint import lint
-from lwqc.compress import compress_workspace, open_workspace
+from lwqc.compress import compress_workspace, make_plan, open_workspace
 from lwqc.errors import InputError
 from lwqc.execute import execute
 from lwqc.goals import Goals
@@ -123,8 +123,20 @@ def test_float8_codes_and_scales():
     feeds = {"x": normal(2, 32, 8, 8)}
     expected = Session(built)(feeds)["y"]
     found = Session(done, SessionSettings(optimize=False))(feeds)["y"]
-    # Three digits: products are off by 3 % each, and sums of 288 of them by less.
-    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.05 * expected.std()
+    # Three digits: each operand is off by 2.6 % rms, so each of the two layers by 3.7 %.
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.07 * expected.std()
+
+
+def test_scales_that_float16_cannot_hold_leave_the_site_in_floats():
+    rows = [("MatMul", ["x", "w"], "h", {}), ("MatMul", ["h", "v"], "y", {})]
+    weights = {"w": normal(32, 32, scale=1e-4), "v": normal(32, 32, seed=1)}
+    built = model(rows, weights, {"x": ["n", 32]}, ["y"])
+    work = open_workspace(built, data=[{"x": normal(4, 32)}], target="tensorrt")
+    plan = make_plan(work, Goals(), uniform_recipe(8, "static", "minmax"))
+    # w has small scales itself, and gives v an input of small numbers.
+    assert plan.quantize == {}
+    assert "float16" in plan.kept_float["w"]
+    assert "float16" in plan.kept_float["v"]
 
 
 def test_float8_and_integers_do_not_share_a_plan():
