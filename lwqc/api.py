@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from lwqc.lower import MAX_DROP, lower_plan
 from lwqc.measure import Latency, latencies
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, uniform_recipe
+from lwqc.search_control import Effort, SearchControl
 from lwqc.served import Sizes
 from lwqc.stats.divergence import Divergence
 from lwqc.structural import (
@@ -47,6 +49,10 @@ def compress(
     max_latency: str | float | None = None,
     avg_bits: float | None = None,
     max_drop: float | None = None,
+    effort: Effort = "medium",
+    time_limit: float | None = None,
+    workers: int | None = None,
+    cluster: str = "",
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     shapes: Shapes = None,
@@ -61,6 +67,8 @@ def compress(
         attribute `higher_is_better = False` is a loss.
     max_size: 0.25 (of the original) or "20MB". max_latency: 0.5 or "8ms". avg_bits: stored bits
         per weight. max_drop: of the metric, else of 1 - mean cosine of the outputs.
+    effort, time_limit (seconds), workers, cluster: of the search under a budget, see
+        `lwqc.search_control.SearchControl`.
     shapes: sizes of dynamic dimensions that the model will serve, one set or several.
 
     Returns the compressed model; `save` writes it, measures the file and returns the report.
@@ -71,7 +79,9 @@ def compress(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
         shapes=shapes, seed=seed, progress=progress,
     )  # fmt: skip
-    return compress_workspace(work, goals, recipe)
+    limit = math.inf if time_limit is None else time_limit
+    control = SearchControl(effort, limit, processes=workers, cluster=cluster, seed=seed)
+    return compress_workspace(work, goals, recipe, control)
 
 
 def quantize(
@@ -111,7 +121,7 @@ def lower(
     metric: str | Callable[..., float] | None = None,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
-    shapes: Mapping[str, int] | None = None,
+    shapes: Shapes = None,
 ) -> Compressed:
     """Bring a float or quantized model into the form that a target runs best. See `compress`.
 
@@ -215,12 +225,13 @@ def plan(
     max_latency: str | float | None = None,
     avg_bits: float | None = None,
     max_drop: float | None = None,
+    effort: Effort = "medium",
     shapes: Shapes = None,
 ) -> Plan:
     """Decide as `compress` does, without executing anything."""
     goals = Goals(parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop)
     work = _workspace(source, None, None, target=target, data=data, metric=metric, shapes=shapes)
-    return make_plan(work, goals, recipe)
+    return make_plan(work, goals, recipe, SearchControl(effort))
 
 
 def apply(source: Source, plan: Plan, *, data: Data = None) -> Compressed:

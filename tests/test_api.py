@@ -26,7 +26,9 @@ def net(**options):
 
 
 def test_compress_saves_and_reports(tmp_path):
-    report = lwqc.compress(net(), data=feeds(), max_size=0.2).save(tmp_path / "small.onnx")
+    report = lwqc.compress(net(), data=feeds(), max_size=0.2, effort="low").save(
+        tmp_path / "small.onnx"
+    )
     assert report.met
     assert report.output_bytes <= 0.2 * report.source_bytes
     assert 0 < report.drop < 0.05

@@ -76,11 +76,13 @@ def test_compress_reports_what_it_measured(run, tmp_path):
 )
 def test_budgets_are_met_by_the_file(run, tmp_path, budget):
     out = tmp_path / "small.onnx"
-    code, text, err = run("compress", DIGITS, "-o", out, "--data", DATA, *budget, "--json")
+    code, text, err = run(
+        "compress", DIGITS, "-o", out, "--data", DATA, *budget, "--effort", "low", "--json"
+    )
     assert code == 0, err
     report = json.loads(text)
     assert all(outcome["met"] for outcome in report["outcomes"])
-    # A budget is used, not undercut: the knapsack fills at least two thirds of it.
+    # A budget is used, not undercut: the search fills at least two thirds of it.
     outcome = report["outcomes"][0]
     assert outcome["reached"] > 0.66 * outcome["asked"]
 
@@ -98,7 +100,8 @@ def test_max_drop_picks_the_smallest_plan_that_keeps_it(run, tmp_path):
 
 def test_impossible_budget_saves_the_best_and_exits_with_3(run, tmp_path):
     out = tmp_path / "small.onnx"
-    code, _, err = run("compress", DIGITS, "-o", out, "--data", DATA, "--max-size", "1kB")
+    code, _, err = run("compress", DIGITS, "-o", out, "--data", DATA, "--max-size", "1kB",
+                       "--effort", "low")  # fmt: skip
     assert code == 3
     assert "size: asked 1000" in err
     assert out.stat().st_size < 0.25 * DIGITS.stat().st_size
@@ -117,7 +120,7 @@ def test_layer_wise_quantization_recipes(run, tmp_path, recipe):
 
 def test_a_plan_replays_bit_for_bit(run, tmp_path):
     plan, first = tmp_path / "plan.json", tmp_path / "first.onnx"
-    arguments = ["--data", DATA, "--max-size", "0.25"]
+    arguments = ["--data", DATA, "--max-size", "0.25", "--effort", "low"]
     assert run("compress", DIGITS, "-o", first, "--plan-out", plan, *arguments)[0] == 0
     for name in ("second.onnx", "third.onnx"):
         replay = ["-o", tmp_path / name, "--no-verify", "--data", DATA]
