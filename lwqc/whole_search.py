@@ -259,7 +259,9 @@ class WholeSearch:
         work = self.found.work
 
         def measure() -> float:
-            before, after = medians_ms([work.reference, done.model], work.search_batches[0])
+            before, after = medians_ms(
+                [work.timed_reference, work.load(done.model)], work.served[0].feeds
+            )
             return after / before
 
         share = self.log.fact(f"time of {candidate}", measure)
