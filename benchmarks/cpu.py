@@ -144,7 +144,9 @@ def expert(model: Path, out: Path) -> None:
         if node.op_type == "Add" and node.output[0] in norms and not stored & set(node.input):
             node.op_type = "Sum"  # keeps the runtime itself from the slow fusion
     onnx.save(proto, path)
-    quantize_dynamic(path, out, per_channel=True)
+    # Its products have no shapes, from which types would follow.
+    options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+    quantize_dynamic(path, out, per_channel=True, extra_options=options)
 
 
 def bert_feeds(batch: int, length: int) -> Feeds:
