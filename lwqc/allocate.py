@@ -219,7 +219,7 @@ def _speed_plans(work: Workspace, recipe: Recipe) -> Iterable[Plan]:
         if kind == "static" and work.data.kind != "real":
             continue
         plan = planning.uniform(work, 8, kind, recipe=recipe.name)
-        if work.timed:
+        if work.timed_reference is work.reference:  # sites are timed in sessions of the CPU
             plan = planning.without(plan, slow_sites(work, plan))
         yield planning.calibrate(work, plan, recipe.ranges)
 
