@@ -216,7 +216,7 @@ def skeleton(name: str, file: str, folder: Path) -> Case:
     data = pictures(12)
     tools: dict[str, Tool] = {
         "onnxruntime quantize_static": ort_static(data[:8]),
-        "lwqc": ours(data[:8], max_drop=0.02, max_latency=1.0),
+        "lwqc": ours(data[:8], max_drop=0.02, fastest=True),
     }
     reference = folder / name / "float.onnx"
 
@@ -254,7 +254,7 @@ def vit_base(folder: Path) -> Case:
     tools: dict[str, Tool] = {
         "onnxruntime quantize_dynamic": ort_dynamic,
         "onnxruntime quantize_static": ort_static(data[:4]),
-        "lwqc": ours(data[:4], max_drop=0.02, max_latency=1.0),
+        "lwqc": ours(data[:4], max_drop=0.02, fastest=True),
     }
     return Case("ViT-B-16", make, {"1x3x224x224": data[0]}, tools, agreement(reference, data[4:]))
 
@@ -268,7 +268,7 @@ def glyph(name: str) -> Case:
     one = {key: value[:1] for key, value in data[0].items()}
     tools: dict[str, Tool] = {
         "onnxruntime quantize_static": ort_static(data),
-        "lwqc": ours(data, max_drop=0.005, max_latency=1.0, metric=glyphs.accuracy),
+        "lwqc": ours(data, max_drop=0.005, fastest=True, metric=glyphs.accuracy),
     }
     return Case(
         name, make, {"1": one, "batch": data[0]}, tools,
@@ -292,7 +292,7 @@ def decoder() -> Case:
     options: dict[str, Any] = {
         "metric": stdlib_lm.bits_per_byte_past,
         "max_drop": 0.01,
-        "max_latency": 1.0,
+        "fastest": True,
     }
     data = list(stdlib_lm.calibration_past())
     decode = {"batch": 1, "sequence": 1, "past": 127}

@@ -155,7 +155,8 @@ def _bisect(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
 
 def _auto(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     """The best within a budget, or the fastest within the allowed drop."""
-    if goals.wants_size or (goals.max_drop is not None and goals.max_latency is None):
+    wants_small = goals.max_drop is not None and not goals.fastest and goals.max_latency is None
+    if goals.wants_size or wants_small:
         base = fused_base(work) if recipe.clean else Base(work).ready()
         return base.stamped(_knapsack(base.work, goals, recipe))
     limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop

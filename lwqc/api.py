@@ -49,6 +49,7 @@ def compress(
     max_latency: str | float | None = None,
     avg_bits: float | None = None,
     max_drop: float | None = None,
+    fastest: bool = False,
     effort: Effort = "medium",
     time_limit: float | None = None,
     workers: int | None = None,
@@ -66,7 +67,8 @@ def compress(
         a callable that gets `run(feeds) -> outputs` and returns a number; a callable with the
         attribute `higher_is_better = False` is a loss.
     max_size: 0.25 (of the original) or "20MB". max_latency: 0.5 or "8ms". avg_bits: stored bits
-        per weight. max_drop: of the metric, else of 1 - mean cosine of the outputs.
+        per weight. max_drop: of the metric, else of 1 - mean cosine of the outputs; without a
+        budget the smallest model within it is made, or with `fastest` the fastest.
     effort, time_limit (seconds), workers, cluster: of the search under a budget, see
         `lwqc.search_control.SearchControl`.
     shapes: sizes of dynamic dimensions that the model will serve, one set or several.
@@ -74,7 +76,8 @@ def compress(
     Returns the compressed model; `save` writes it, measures the file and returns the report.
     Raises InputError, in one line, for anything wrong with the arguments, model or data.
     """
-    goals = Goals(parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop)
+    size, latency = parse_size(max_size), parse_latency(max_latency)
+    goals = Goals(size, latency, avg_bits, max_drop, fastest)
     work = _workspace(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
         shapes=shapes, seed=seed, progress=progress,

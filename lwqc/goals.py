@@ -53,18 +53,25 @@ def _parse(text: str, units: dict[str, float] | dict[str, int], what: str, expec
 
 @dataclass(frozen=True)
 class Goals:
-    """Budgets of one run. max_drop: fraction of the metric, or of 1 - mean cosine."""
+    """Budgets of one run.
+
+    max_drop: fraction of the metric, or of 1 - mean cosine. fastest: within that and no budget,
+    the fastest model is wanted rather than the smallest.
+    """
 
     max_size: Amount | None = None
     max_latency: Amount | None = None
     avg_bits: float | None = None
     max_drop: float | None = None
+    fastest: bool = False
 
     def __post_init__(self) -> None:
         if self.avg_bits is not None and not 0 < self.avg_bits <= 32:
             raise InputError(f"avg-bits {self.avg_bits}: must be above 0 and at most 32")
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
             raise InputError(f"max-drop {self.max_drop}: must be between 0 and 1")
+        if self.fastest and (self.wants_size or self.max_latency is not None):
+            raise InputError("the fastest model has no budget: leave sizes and latencies out")
 
     @property
     def wants_size(self) -> bool:

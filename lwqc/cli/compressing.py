@@ -22,6 +22,7 @@ from lwqc.cli.options import (
     DropOption,
     EffortOption,
     External,
+    FastestOption,
     GroupOption,
     JsonOption,
     KindOption,
@@ -91,6 +92,7 @@ def compress(
     max_latency: LatencyOption = None,
     avg_bits: BitsOption = None,
     max_drop: DropOption = None,
+    fastest: FastestOption = False,
     effort: EffortOption = "medium",
     time_limit: TimeLimitOption = None,
     workers: WorkersOption = None,
@@ -112,7 +114,7 @@ def compress(
         recipe = "clean"
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
-        goals = parse_goals(max_size, max_latency, avg_bits, max_drop)
+        goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest=fastest)
         if pareto is not None:
             finish_row(pareto_models(work, goals, find(recipe), control, pareto), output, as_json)
             return
@@ -334,6 +336,7 @@ def plan(
     max_latency: LatencyOption = None,
     avg_bits: BitsOption = None,
     max_drop: DropOption = None,
+    fastest: FastestOption = False,
     effort: EffortOption = "medium",
     time_limit: TimeLimitOption = None,
     workers: WorkersOption = None,
@@ -346,7 +349,7 @@ def plan(
     """Decide as `compress` does, and write only the plan."""
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(model, target, data, metric, shape, seed, output) as work:
-        goals = parse_goals(max_size, max_latency, avg_bits, max_drop)
+        goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest=fastest)
         made = make_plan(work, goals, recipe, control)
         made.save(output)
         errors_console().print(f"{output}: {_planned(made, len(work.sites))}")

@@ -33,6 +33,9 @@ LatencyOption = Annotated[
     str | None, typer.Option("--max-latency", help="0.5 of the original, or 8ms")
 ]
 BitsOption = Annotated[float | None, typer.Option("--avg-bits", help="stored bits per weight")]
+FastestOption = Annotated[
+    bool, typer.Option("--fastest", help="with --max-drop: the fastest, not the smallest")
+]
 DropOption = Annotated[
     float | None,
     typer.Option("--max-drop", help="allowed loss: of the metric, else 1 - mean cosine"),

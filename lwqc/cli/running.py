@@ -102,10 +102,16 @@ def _parse_dims(text: str) -> dict[str, int]:
 
 
 def parse_goals(
-    max_size: str | None, max_latency: str | None, avg_bits: float | None, max_drop: float | None
+    max_size: str | None,
+    max_latency: str | None,
+    avg_bits: float | None,
+    max_drop: float | None,
+    *,
+    fastest: bool = False,
 ) -> Goals:
     """Constraints from the options."""
-    return Goals(parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop)
+    size, latency = parse_size(max_size), parse_latency(max_latency)
+    return Goals(size, latency, avg_bits, max_drop, fastest)
 
 
 def parse_control(

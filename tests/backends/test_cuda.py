@@ -150,3 +150,22 @@ def test_plans_for_cuda_are_replayed_to_the_same_bytes(tmp_path):
     again = Plan.load(tmp_path / "plan.json")
     first, second = (io.to_bytes(execute(work, Goals(), p).model) for p in (plan, again))
     assert first == second
+
+
+def test_pruned_widths_are_what_the_kernels_like():
+    rows = [
+        ("MatMul", ["x", "w"], "h", {}),
+        ("Relu", ["h"], "r", {}),
+        ("MatMul", ["r", "v"], "y", {}),
+    ]
+    weights = {"w": normal(64, 320), "v": normal(320, 64, seed=1)}
+    built = model(rows, weights, {"x": ["n", 64]}, ["y"])
+    data = [{"x": normal(8, 64)}]
+    kept = {}
+    for asked in (None, 10):
+        options = {} if asked is None else {"round_to": asked}
+        done = lwqc.prune(built, ratio=0.3, recipe="spa-l2", target="cuda", data=data, **options)
+        kept[asked] = next(v.shape[1] for n, v in done.model.graph.initializers.items() if n == "w")
+    assert kept[None] % 64 == 0
+    assert kept[None] < 320
+    assert kept[10] == 220

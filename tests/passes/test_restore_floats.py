@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
 from lwqc import io
 from lwqc.backends.cpu import CpuTarget
@@ -107,6 +108,45 @@ def test_a_relu_that_the_quantizer_left_out_comes_back():
     assert found.min() == 0
     expected = Session(before, SessionSettings(optimize=False))(X)["y"]
     assert np.abs(found - expected).max() < 0.06  # half a step of the output, and of the input
+
+
+class Reader(CalibrationDataReader):
+    """Noise for onnxruntime's quantizer."""
+
+    def __init__(self):
+        self.feeds = iter([{"x": normal(2, 16, 8, 8, seed=i)} for i in range(3)])
+
+    def get_next(self):
+        return next(self.feeds, None)
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda", "tensorrt"])
+def test_models_of_onnxruntimes_quantizer(tmp_path, target):
+    """It leaves out the Relu, gives u8 codes with zero points, and quantizes outputs and biases."""
+    rows = [
+        ("Conv", ["x", "w", "b"], "a", {"pads": [1] * 4}),
+        ("Relu", ["a"], "r", {}),
+        ("Conv", ["r", "v"], "c", {"pads": [1] * 4}),
+        ("Add", ["c", "r"], "y", {}),
+    ]
+    weights = {
+        "w": normal(32, 16, 3, 3, scale=0.1),
+        "b": normal(32, seed=2),
+        "v": normal(32, 32, 3, 3, seed=1, scale=0.1),
+    }
+    floats = model(rows, weights, {"x": ["n", 16, 8, 8]}, ["y"], opset=17)
+    io.save(floats, tmp_path / "float.onnx")
+    path = tmp_path / "qdq.onnx"
+    quantize_static(tmp_path / "float.onnx", path, Reader(), per_channel=True)
+    feeds = {"x": normal(2, 16, 8, 8, seed=9)}
+    work = open_workspace(str(path), data=[feeds], target=target)
+    plan = lower_plan(work)
+    assert "relu" in plan.restore.clips.values()
+    expected = {"cpu": "static", "cuda": "none", "tensorrt": "static"}[target]
+    assert {e.activation for e in plan.quantize.values()} == {expected}
+    found = work.load(execute(work, Goals(), plan).model)(feeds)["y"]
+    wanted = Session(floats)(feeds)["y"]
+    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.02 * wanted.std()
 
 
 def test_codes_with_a_zero_point_are_encoded_again_for_tensorrt():
