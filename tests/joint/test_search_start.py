@@ -7,7 +7,7 @@ import numpy as np
 from lwqc.plan import SiteEntry
 from lwqc.quant.formats import WeightFormat
 from lwqc.search_space import Cost, Item, SearchSpace, Stored, widths
-from lwqc.search_start import lowered, starts
+from lwqc.search_start import lowered, raised, starts
 from lwqc.trial_model import Cut
 
 FOUR, EIGHT = (SiteEntry(weight=WeightFormat(bits, 32)) for bits in (4, 8))
@@ -52,6 +52,20 @@ def test_starts_fit_and_formats_alone_come_first() -> None:
     assert offered[0][2:] == (7, 1)
     assert all(size(c) <= limit for c in offered)
     assert len({c[2] for c in offered}) > 2
+
+
+def test_what_is_left_of_a_budget_is_used() -> None:
+    found = space()
+    limit = 0.4 * found.cost(found.top).size_bytes
+
+    def fits(candidate):
+        return found.cost(candidate).size_bytes <= limit
+
+    full = raised(found, (0, 0, 0, 0), lambda c: found.cost(c).size_bytes, fits)
+    assert fits(full)
+    for i, level in enumerate(full):
+        more = (*full[:i], level + 1, *full[i + 1 :])
+        assert level == found.items[i].top or not fits(more)
 
 
 def test_what_cannot_fit_ends_at_the_strongest() -> None:
