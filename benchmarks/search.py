@@ -29,8 +29,10 @@ from lwqc.errors import InputError
 from lwqc.execute import execute
 from lwqc.goals import Amount, Goals
 from lwqc.joint_plan import planned
+from lwqc.search.evolutionary import mutated
 from lwqc.search_control import SearchControl
 from lwqc.search_items import search_model
+from lwqc.search_start import starts
 from lwqc.trial_model import TrialModel
 from lwqc.workspace import Workspace
 
@@ -121,33 +123,40 @@ def compressed(name: str, kind: str, budget: float, method: str, seed: int, effo
     }
 
 
-def speed(name: str, count: int = 12) -> Row:
-    """Evaluations per second of random candidates: on one session, and with one for each.
+def speed(name: str, generations: int = 12, offspring: int = 16, few: int = 8) -> Row:
+    """Evaluations per second of what a search asks for: on one session, and with one for each.
 
-    Both score on the same first batches; formats are rounded to nearest on both sides.
+    Candidates are the offspring of a few generations of random drift under a budget of a fifth of
+    the size, so levels come up again and again, as in a search; those that come up first are made
+    on the way. Both score on the same first batches.
     """
     file, data, _ = MODELS[name]
     work = open_workspace(ROOT / "models" / f"{file}.onnx", data=data)
     found = search_model(work, {"format", "width", "branch"})
-    rng = np.random.default_rng(0)
-    parent = [int(rng.integers(0, n)) if i.kind == "format" else i.top
-              for i, n in zip(found.space.items, found.space.sizes, strict=True)]  # fmt: skip
+    space, rng = found.space, np.random.default_rng(0)
+    limit = 0.2 * work.float_bytes
+
+    def size(candidate: tuple[int, ...]) -> float:
+        return space.cost(candidate).size_bytes
+
+    def fits(candidate: tuple[int, ...]) -> bool:
+        return size(candidate) <= limit
+
+    parent = starts(space, size, limit, fits)[0]
     candidates = []
-    for _ in range(count):  # mutations of a parent, as in a search
-        child = list(parent)
-        for item in rng.choice(len(child), 3, replace=False):
-            child[item] = max(child[item] - 1, 0)
-        candidates.append(tuple(child))
+    for _ in range(generations):
+        children = [mutated(rng, parent, space.sizes, fits) for _ in range(offspring)]
+        candidates += [child for child in children if child is not None]
+        parent = candidates[-1]
     trial = TrialModel(found.spec)
-    trial.score(tuple(parent), 0)
     start = time.perf_counter()
     for candidate in candidates:
         trial.score(candidate, 0)
     middle = time.perf_counter()
-    for candidate in candidates:
+    for candidate in candidates[:few]:
         rebuilt(work, found, candidate)
     end = time.perf_counter()
-    one, many = count / (middle - start), count / (end - middle)
+    one, many = len(candidates) / (middle - start), few / (end - middle)
     return {"model": name, "one session": one, "rebuilt": many, "ratio": one / many}
 
 

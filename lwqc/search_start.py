@@ -25,12 +25,12 @@ def starts(
     found: dict[Candidate, None] = {}
     if not space.of_kind("format"):
         every = allocated(space, space.top, range(len(space.items)), cost, limit, allocate)
-        found.setdefault(lowered(space, every or space.top, cost, fits))
+        found.setdefault(fitted(space, every or space.top, cost, fits))
     for structure in structures(space, cost):
         items = space.of_kind("format")
         candidate = allocated(space, structure, items, cost, limit, allocate)
         if candidate is not None:
-            found.setdefault(lowered(space, candidate, cost, fits))
+            found.setdefault(fitted(space, candidate, cost, fits))
     return [c for c in found if fits(c)] or [lowered(space, space.top, cost, fits)]
 
 
@@ -86,6 +86,39 @@ def allocated(
     for i, level in zip(items, picked, strict=True):
         candidate[i] = level
     return tuple(candidate)
+
+
+def fitted(space: SearchSpace, start: Candidate, cost: CostOf, fits: Fits) -> Candidate:
+    """Lowered until it fits, then raised for as long as it does.
+
+    What is left of a budget is used: a candidate far below it may diverge less than better ones,
+    as the outputs of a broken model are close to uniform.
+    """
+    return raised(space, lowered(space, start, cost, fits), cost, fits)
+
+
+def raised(space: SearchSpace, start: Candidate, cost: CostOf, fits: Fits) -> Candidate:
+    """Levels go up one by one, the most predicted error per cost first, for as long as it fits."""
+    candidate, full = start, set[int]()
+    while len(full) < len(candidate):
+        best: tuple[float, int, Candidate] | None = None
+        now = cost(candidate)
+        for i, level in enumerate(candidate):
+            errors = space.items[i].errors
+            if i in full or level == space.items[i].top:
+                full.add(i)
+                continue
+            trial = _with(candidate, i, level + 1)
+            price = (errors[level + 1] - errors[level]) / max(cost(trial) - now, 1e-12)
+            if best is None or price < best[0]:
+                best = (price, i, trial)
+        if best is None:
+            break
+        if fits(best[2]):
+            candidate = best[2]
+        else:
+            full.add(best[1])
+    return candidate
 
 
 def lowered(space: SearchSpace, start: Candidate, cost: CostOf, fits: Fits) -> Candidate:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -130,20 +130,51 @@ def _dask(spec: TrialSpec, address: str) -> Iterator[Evaluate]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"--cluster {address}: no scheduler answers: {reason}") from error
     try:
-        data = pickle.dumps(spec)
-        digest = hashlib.sha256(data).hexdigest()
-        source = client.scatter(data, broadcast=True, hash=False)
-        executor = client.get_executor(pure=False, retries=_RESTARTS)
-
-        def evaluate(candidates: Sequence[Candidate], stage: int) -> list[float]:
-            found: list[Future[float]] = [
-                executor.submit(score_one, source, digest, c, stage) for c in candidates
-            ]
-            return [f.result() for f in found]
-
-        yield evaluate
+        yield _Cluster(client, pickle.dumps(spec))
     finally:
         client.close()
+
+
+class _Cluster:
+    """A Dask cluster through its executor. Lost workers' candidates are given to others by Dask;
+    where the last copy of the data went with them, it is sent again.
+    """
+
+    def __init__(self, client: Any, data: bytes) -> None:
+        self._client, self._data = client, data
+        self._digest = hashlib.sha256(data).hexdigest()
+        self._executor: Executor = client.get_executor(pure=False, retries=_RESTARTS)
+        self._source = self._sent()
+
+    def _sent(self) -> Any:
+        return self._client.scatter(self._data, broadcast=True, hash=False)
+
+    def __call__(self, candidates: Sequence[Candidate], stage: int) -> list[float]:
+        known: dict[int, float] = {}
+        lost: Exception | None = None
+        for _ in range(_RESTARTS + 1):
+            left = [i for i in range(len(candidates)) if i not in known]
+            if not left:
+                break
+            if lost is not None:
+                self._source = self._sent()
+            futures = {
+                i: self._executor.submit(
+                    score_one, self._source, self._digest, candidates[i], stage
+                )
+                for i in left
+            }
+            for i, future in futures.items():
+                try:
+                    known[i] = future.result()
+                except LwqcError:
+                    raise
+                except Exception as error:
+                    lost = error
+        if len(known) < len(candidates):
+            reason = " ".join(str(lost).split())[:200]
+            raise LwqcError(f"--cluster: candidates are lost again and again: {reason}")
+        return [known[i] for i in range(len(candidates))]
 
 
 def _paying(spec: TrialSpec, local: TrialModel, expected: int) -> int:

@@ -132,7 +132,7 @@ class WholeSearch:
         start = self._best_start(limits, fits, also)
         if also is None:
             self._count_exactly(start, limits)
-            start = self.repaired(start, limits)  # by what was not predicted
+            start = self.repaired(start, limits)  # for what was not predicted
         start_score = self.score([start], self.settings.stages - 1)[0]
         if not fits(start):
             note = "no candidate is predicted to meet the budget: the strongest was taken"
