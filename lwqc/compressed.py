@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from lwqc import io
 from lwqc.backends.provider_options import write_options
-from lwqc.backends.session import SessionSettings
 from lwqc.backends.target import Lowered
 from lwqc.branch_reports import parallel_report, removal_report, slicing_report
 from lwqc.drop_layers import DropDecision
@@ -150,7 +149,7 @@ def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Repor
 
 def _operators(work: Workspace, saved: io.SavedModel) -> tuple[OperatorRow, ...]:
     """Of models that may be loaded twice more."""
-    if work.is_large or work.target.settings() != SessionSettings():
+    if work.is_large or not work.runs_here:
         return ()
     return tuple(operator_rows(work.loadable, saved.path, work.served[0].feeds))
 

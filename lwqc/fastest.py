@@ -187,7 +187,7 @@ def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
     real = work.data.kind == "real"
     kinds = [kind for kind in work.target.speed if real or kind != "static"]
     plans = [_uniform(work, 8, kind, recipe) for kind in kinds]
-    if not work.timed:
+    if not (work.timed and work.runs_here):
         yield from (planning.calibrate(work, plan, recipe.ranges) for plan in plans)
         return
     times = [site_times(work, plan) for plan in plans]

@@ -271,12 +271,17 @@ class Workspace:
         """Whether the target's speed can be measured here."""
         return not self.target.unmeasured()
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether the target runs its graphs in default sessions, as single sites are timed in."""
+        return self.target.settings() == SessionSettings()
+
     @cached_property
     def timed_reference(self) -> Session:
         """The original as the target runs it."""
         if self.origin is not None:
             return self.origin.timed_reference
-        if self.target.settings() == SessionSettings():
+        if self.runs_here:
             return self.reference
         return self.load(self.model, label=self.name)
 
