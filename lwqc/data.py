@@ -146,21 +146,25 @@ def _positive(limit: int) -> int:
 def _symbol_sizes(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> dict[str, int]:
     """One size per dynamic dimension name, whichever axes of whichever inputs it is on.
 
-    Given ones win; else 1 if its first use is on axis 0, 16 otherwise.
+    Given ones win; else 1 if its first use is on axis 0, 16 otherwise. Only dimensions that are
+    never on axis 0 may be 0, as an empty past is.
     """
     sizes: dict[str, int] = {}
+    leading: set[str] = set()
     for value in inputs.values():
         for axis, dim in enumerate(value.shape or ()):
             symbol = getattr(dim, "value", None)
             if isinstance(symbol, str):
                 sizes.setdefault(symbol, 1 if axis == 0 else DEFAULT_DIM)
+                leading |= {symbol} if axis == 0 else set()
     for name, size in shapes.items():
         if name not in sizes:
             raise InputError(
                 f"shape {name}: the inputs have no such dimension; expected one of {sorted(sizes)}"
             )
-        if size < 1:
-            raise InputError(f"shape {name}: is {size}; expected at least 1")
+        least = 1 if name in leading else 0
+        if size < least:
+            raise InputError(f"shape {name}: is {size}; expected at least {least}")
     return sizes | dict(shapes)
 
 

@@ -163,7 +163,7 @@ def _ranked(work: Workspace, trials: Sequence[_Trial], seconds: float) -> list[_
 
 def _merged(work: Workspace, best: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
     """The same kind of plan on the graph in which layers are merged that read one value."""
-    merged = cleaned_base(work, _wanted(work, merge=True))
+    merged = cleaned_base(work, _wanted(work, merge=True)).ready()
     if merged.clean is None or "merge-parallel" not in merged.clean.changes:
         return []
     entries = best.quantize.values()
@@ -193,8 +193,8 @@ def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
     times = [site_times(work, plan) for plan in plans]
     for plan, known in zip(plans, times, strict=True):
         slow = slow_sites(work, plan, known)
-        if any(work.sites[name].op == "Conv" for name in slow):
-            # Alone they are slow, yet without them the chain of integer operators breaks.
+        if slow:
+            # Alone they are slow by a little, yet conversions beside float ones cost as well.
             yield planning.calibrate(work, plan, recipe.ranges)
         left = planning.without(plan, slow)
         if left.quantize and (slow or left.quantize == plan.quantize):

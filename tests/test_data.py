@@ -292,7 +292,7 @@ def test_random_sizes_agree_by_name() -> None:
     refused(
         "random", MIXED, r"no such dimension; expected one of \['batch', 'seq'\]", shapes={"s": 1}
     )
-    refused("random", MIXED, "is 0; expected at least 1", shapes={"seq": 0})
+    refused("random", MIXED, "is 0; expected at least 1", shapes={"batch": 0})
 
 
 @pytest.mark.parametrize("spec", ["random:0", "random:x", "random:-1", "random:²"])

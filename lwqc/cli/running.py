@@ -95,8 +95,8 @@ def _parse_dims(text: str) -> dict[str, int]:
     dims: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         name, _, size = part.partition("=")
-        if not size.isdigit() or int(size) == 0:
-            raise InputError(f"--shape {part!r}: expected name=size with a size of at least 1")
+        if not size.isdigit():
+            raise InputError(f"--shape {part!r}: expected name=size")
         dims[name.strip()] = int(size)
     return dims
 
