@@ -218,6 +218,8 @@ def _refused(form: Form | str) -> bool:
 
 def _integer_form(site: Site, entry: SiteEntry, rules: CpuRules) -> Form | str:
     fmt = entry.weight
+    if fmt.kind != "int":
+        return f"{fmt.kind} has no kernel on the CPU"
     if fmt.bits == 8 and rules.weight_bits < 8:
         return "sums of 8-bit products saturate on this processor (no VNNI): weights need 7 bits"
     if fmt.bits not in (7, 8) or (fmt.symmetric, fmt.scale) != (True, "float32"):

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from lwqc import io
 from lwqc.backends.cpu import CpuTarget
 from lwqc.backends.session import VERSION, Session, SessionSettings, optimized_graph
-from lwqc.errors import InputError, LwqcError
+from lwqc.errors import LwqcError
+from lwqc.graph.sites import find_sites
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.quant.codebook import LEVELS
@@ -139,13 +140,16 @@ def test_runtime_does_not_load_fp8_pairs_around_a_matmul():
     built = graph(rows, {"s": STEP, "z": zero, "w": normal(8, 8)}, {"x": [2, 8]}, "m_d", 19)
     Session(built, PLAIN)
     message = failure(lambda: Session(built))
-    assert message, fixed("quant/formats.py (there is no FP8 format)")
+    assert message, fixed("backends/cpu.py (FP8 is refused)")
     assert "float8e4m3fn" in message
 
 
-def test_ours_has_no_fp8_format():
-    with pytest.raises(InputError, match="not of the form"):
-        WeightFormat.parse("fp8b32")
+def test_ours_refuses_fp8_on_the_cpu():
+    net = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(64, 64)}, {"x": [2, 64]}, ["y"])
+    (site,) = find_sites(net).sites
+    for activation in ("none", "static"):
+        entry = SiteEntry(weight=WeightFormat.parse("fp8c"), activation=activation)
+        assert CpuTarget().refuses(CpuTarget().form(site, entry, 20))
 
 
 # 3. A 2-bit DequantizeLinear fused with a MatMul is wrong where N is not a multiple of 4.
