@@ -67,7 +67,7 @@ def test_a_conversion_that_costs_too_much_exits_3(run, linear, tmp_path):
 
 
 REFUSED = [
-    (["--target", "rocm"], "expected one of cpu, cuda, tensorrt"),
+    (["--target", "rocm"], "cpu-arm, cuda, tensorrt"),
     (["--target", "cuda", "--floats", "float12"], "expected float32, float16 or bfloat16"),
     (["--target", "cpu", "--floats", "float16"], "the CPU computes in float32"),
     (["--target", "tensorrt", "--profile", "batch=8"], "expected name=least:usual:largest"),
