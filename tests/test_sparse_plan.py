@@ -65,7 +65,7 @@ def test_it_is_called_eligible_and_the_options_allow_it(tmp_path):
 
 
 def test_what_does_not_go_is_told():
-    with pytest.raises(InputError, match="target cpu-[a-z0-9]+ has no sparse kernels"):
+    with pytest.raises(InputError, match=r"target cpu-[a-z0-9]+ has no sparse kernels"):
         compress_workspace(open_workspace(net(), data=data()), Goals(), "sparse24")
     with pytest.raises(InputError, match="give --data"):
         compress_workspace(open_workspace(net(), target="tensorrt"), Goals(), "sparse24")
