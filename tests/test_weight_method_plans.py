@@ -165,7 +165,7 @@ def test_every_quantizing_recipe_makes_a_model_that_runs(vit):
     others = [
         r
         for r in named().values()
-        if r.allocator in ("uniform", "rank") and not r.prune and r.name not in elsewhere
+        if r.allocator in ("uniform", "rank") and r.name not in elsewhere and r.kind != "fp8"
     ]
     assert len(others) > 6
     for recipe in others:
