@@ -95,7 +95,7 @@ class _Pool:
                 }
                 for i, future in futures.items():
                     known[i] = future.result()
-            except BrokenExecutor:
+            except (BrokenExecutor, OSError):  # a dying pool may have closed its pipes already
                 self.close()
         if len(known) < len(candidates):
             raise LwqcError("search workers die again and again; is there enough memory?")
