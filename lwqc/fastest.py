@@ -24,9 +24,8 @@ from lwqc.timing_cache import Pair
 from lwqc.workspace import Candidate, Workspace
 
 SAME = 1e-8  # squared error over energy of outputs that count as those of the original
-RELAXED: tuple[Relaxation, ...] = (
-    "finite-masks",
-)  # what is tried, and kept where the data shows no difference
+# What is tried, and kept where the data shows no difference.
+RELAXED: tuple[Relaxation, ...] = ("finite-masks",)
 _GLANCE, _SECONDS = 0.3, 1.0  # of timing per model and shape: of all, and of the best
 _FINALISTS = 2
 
@@ -64,12 +63,9 @@ def float_base(work: Workspace, wanted: CleanUp, allowance: float = 1.0) -> Base
 
     allowance: how much longer it may take, as a factor.
     """
-    base = cleaned_base(work, wanted)
-    if base.clean is None:
+    base, done = _checked(work, wanted)
+    if base.clean is None or done is None or not work.timed:
         return base
-    if not work.timed:
-        return base
-    done = _lowered_float(base.work)
     relative = relative_times([work.timed_reference, done], work.served, _SECONDS)[1]
     if no_slower([r / allowance for r in relative]):
         return base
@@ -81,20 +77,26 @@ def float_base(work: Workspace, wanted: CleanUp, allowance: float = 1.0) -> Base
 
 def cleaned_base(work: Workspace, wanted: CleanUp) -> Base:
     """The graph cleaned up, or as it is where that fails or changes the outputs."""
+    return _checked(work, wanted)[0]
+
+
+def _checked(work: Workspace, wanted: CleanUp) -> tuple[Base, Session | None]:
+    """The same, with a session of a graph that is cleaned up."""
     try:
         clean, left = cleaning(work, wanted)
+        if not clean.changes:
+            return Base(work, None, left), None
         base = Base(cleaned(work, clean), clean, left)
-        error = base.work.output_error(_lowered_float(base.work))
+        session = _lowered_float(base.work)
+        error = base.work.output_error(session)
     except Exception as failure:  # of a library's pass or its result: the graph as it is will do
-        return Base(work, None, {work.name: f"not cleaned up: {failure}"})
-    if not clean.changes:
-        return Base(work, None, left)
-    if error > SAME and clean.relaxed:
-        return cleaned_base(work, wanted.model_copy(update={"accept": ()}))
-    if error > SAME:
-        reason = f"not cleaned up: outputs would move by {error**0.5:.2g} of their size"
-        return Base(work, None, {work.name: reason})
-    return base
+        return Base(work, None, {work.name: f"not cleaned up: {failure}"}), None
+    if error <= SAME:
+        return base, session
+    if clean.relaxed:
+        return _checked(work, wanted.model_copy(update={"accept": ()}))
+    reason = f"not cleaned up: outputs would move by {error**0.5:.2g} of their size"
+    return Base(work, None, {work.name: reason}), None
 
 
 def _wanted(work: Workspace, *, merge: bool) -> CleanUp:

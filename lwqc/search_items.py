@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lwqc import io, mixed, planning
 from lwqc.backends.session import statistics_session
@@ -39,6 +38,7 @@ from lwqc.search_space import Cost, Item, Kind, SearchSpace, Stored, flipped, wi
 from lwqc.stats.collect import collect
 from lwqc.stats.rounding_noise import RoundingNoise
 from lwqc.trial_model import Cut, Mask, TrialSpec, TrialTensor
+from lwqc.unused import RemoveUnused
 from lwqc.workspace import Workspace
 
 _LEAST_WIDTH = 0.125
@@ -397,7 +397,7 @@ def _trial_spec(found: SearchModel) -> TrialSpec:
         levels = tuple(np.asarray(rounds_activation(e)) for e in stored.entries)
         switches.append((stored.item, gate, levels))
     promote(model, {s.name.removesuffix("/trial"): s.name for s in tensors})
-    RemoveUnusedNodesPass()(model)
+    RemoveUnused()(model)
     batches = tuple(work.data.limited(_BATCHES))
     count = len(batches)
     return TrialSpec(

@@ -46,11 +46,13 @@ def workers(
         with _dask(spec, cluster) as evaluate:
             yield evaluate
         return
-    local = TrialModel(spec)
-    count = _paying(spec, local, expected) if count is None else count
-    if count < 2:
-        yield lambda candidates, stage: [local.score(c, stage) for c in candidates]
-        return
+    if count is None or count < 2:
+        trial = TrialModel(spec)
+        count = 1 if count is not None else _paying(spec, trial, expected)
+        if count < 2:
+            yield lambda candidates, stage: [trial.score(c, stage) for c in candidates]
+            return
+        del trial  # processes build their own
     with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
         path = Path(folder) / "trial"
         data = pickle.dumps(spec)

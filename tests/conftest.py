@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+from lwqc import cli
 
 ZOO = sorted((Path(__file__).parent / "zoo").glob("*.onnx"))
 
@@ -12,6 +15,20 @@ ZOO = sorted((Path(__file__).parent / "zoo").glob("*.onnx"))
 def timings(tmp_path_factory):
     """Times of kernels are kept for one run of the tests."""
     os.environ["LWQC_CACHE"] = str(tmp_path_factory.mktemp("timings"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command; returns (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lwqc", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return caught.value.code, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(params=ZOO, ids=lambda p: p.stem)

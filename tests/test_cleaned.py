@@ -11,9 +11,6 @@ import pytest
 import lwqc
 from lwqc import io
 from lwqc.plan import Plan
-from tests.test_cli import run
-
-__all__ = ["run"]  # the fixture
 
 LM = Path(__file__).parents[1] / "models" / "stdlib_lm.onnx"
 DATA = "tests.test_cleaned:tokens"

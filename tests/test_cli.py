@@ -23,20 +23,6 @@ METRIC = "lwqc.demo.digits:accuracy"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the command; returns (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lwqc", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        return caught.value.code, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def linear(tmp_path):
     path = tmp_path / "linear.onnx"
     built = model(

@@ -14,6 +14,7 @@ from lwqc.plan import CleanUp
 from lwqc.recipe import find
 from lwqc.served import no_slower, overall, quartile
 from lwqc.timing import site_times, slow_sites
+from lwqc.workspace import Workspace
 from tests.build import Row, model, normal
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -64,6 +65,27 @@ def in_order(monkeypatch, times):
     return seen
 
 
+def by_plan(monkeypatch, times):
+    """The original takes 1, the graph of a plan what `times(plan)` says."""
+    plans = {}
+    evaluate = Workspace.evaluate
+
+    def remembered(self, plan):
+        candidate, session = evaluate(self, plan)
+        plans[session] = plan
+        return candidate, session
+
+    def relative(sessions, served, seconds):
+        return [[times(plans[s]) if s in plans else 1.0] * len(served) for s in sessions]
+
+    monkeypatch.setattr(Workspace, "evaluate", remembered)
+    monkeypatch.setattr(module, "relative_times", relative)
+
+
+def kinds(plan):
+    return {entry.activation for entry in plan.quantize.values()}
+
+
 def test_sites_of_one_kind_are_timed_once_at_each_shape(net, monkeypatch):
     taken = by_form(monkeypatch, lambda entry, shape: 0.5)
     job = work(net, shapes=[{"batch": 2}, {"batch": 9}])
@@ -87,9 +109,14 @@ def test_a_form_that_is_slow_where_it_matters_is_dropped_with_both_times(net, mo
 
 def test_the_fastest_candidate_wins(net, monkeypatch):
     by_form(monkeypatch, lambda entry, shape: 0.5 if entry.activation == "dynamic" else 2.0)
-    in_order(monkeypatch, lambda i: 0.5)
-    plan = module.fastest(work(net), 0.01, RECIPE)
-    assert {e.activation for e in plan.quantize.values()} == {"dynamic"}
+    by_plan(monkeypatch, lambda plan: 0.5 if kinds(plan) == {"dynamic"} else 0.7)
+    assert kinds(module.fastest(work(net), 0.01, RECIPE)) == {"dynamic"}
+
+
+def test_what_is_slow_alone_is_tried_on_the_whole(net, monkeypatch):
+    by_form(monkeypatch, lambda entry, shape: 0.5 if entry.activation == "dynamic" else 2.0)
+    by_plan(monkeypatch, lambda plan: 0.5 if kinds(plan) == {"static"} else 0.7)
+    assert kinds(module.fastest(work(net), 0.01, RECIPE)) == {"static"}
 
 
 def test_each_class_of_sites_gets_its_own_form(net, monkeypatch):
@@ -123,7 +150,7 @@ def test_a_candidate_over_the_limit_on_all_data_is_passed_over(net, monkeypatch)
     job = work(net)
     monkeypatch.setattr(type(job), "holds", lambda self, candidate, session, limit: False)
     plan = module.fastest(job, 0.01, RECIPE)
-    assert {e.activation for e in plan.quantize.values()} == {"none"}
+    assert kinds(plan) == {"none"}
 
 
 def test_a_graph_that_moves_the_outputs_is_not_taken(monkeypatch):

@@ -1,32 +1,17 @@
 """`lwqc lower` and its neighbours, as a user meets them."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from lwqc import cli, io, lower
+from lwqc import io, lower
 from lwqc.backends import devices
 from tests.build import model, normal
 
 MODELS = Path(__file__).parents[1] / "models"
 HERE = not devices.provider_problem("CUDAExecutionProvider")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the command; returns (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lwqc", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        return caught.value.code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 import lwqc
 import lwqc.demo
-from lwqc import cli, io
+from lwqc import io
 from lwqc.backends.session import Session
 from lwqc.channels import decide
 from lwqc.compress import open_workspace
@@ -22,20 +21,6 @@ from tests.build import model, normal
 DIGITS = Path(lwqc.demo.__file__).parent / "digits.onnx"
 DATA = "lwqc.demo.digits:calibration"
 METRIC = "lwqc.demo.digits:accuracy"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the command; returns (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lwqc", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        return caught.value.code, captured.out, captured.err
-
-    return call
 
 
 def perceptron(**options):

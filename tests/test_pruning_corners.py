@@ -12,9 +12,7 @@ from lwqc.errors import InputError
 from lwqc.plan import Plan
 from lwqc.prunable import Prunable
 from tests.build import model, normal
-from tests.test_pruning import feeds, perceptron, run, shapes
-
-__all__ = ["run"]  # the fixture
+from tests.test_pruning import feeds, perceptron, shapes
 
 
 def macs(done):

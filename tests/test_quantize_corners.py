@@ -13,9 +13,6 @@ from lwqc.goals import Amount, Goals
 from lwqc.quant.output_error import output_error
 from lwqc.recipe import find, uniform_recipe
 from tests.build import model, normal
-from tests.test_pruning import run
-
-__all__ = ["run"]  # the fixture
 
 
 def bare(weights=None, dtype=np.float32):

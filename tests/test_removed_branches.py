@@ -20,9 +20,6 @@ from lwqc.recipe import named
 from lwqc.removed_branches import without_branches
 from models import glyphs
 from tests.build import model, normal
-from tests.test_cli import run
-
-__all__ = ["run"]  # the fixture
 
 MODELS = Path(__file__).parents[1] / "models"
 VIT = MODELS / "glyph_vit.onnx"

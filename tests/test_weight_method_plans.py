@@ -15,9 +15,6 @@ from lwqc.plan import Plan
 from lwqc.quant.output_error import output_error
 from lwqc.recipe import find, named, uniform_recipe
 from tests.build import model, normal
-from tests.test_pruning import run
-
-__all__ = ["run"]  # the fixture
 
 ROOT = Path(__file__).parents[1]
 VIT = ROOT / "models" / "glyph_vit.onnx"

@@ -40,5 +40,12 @@ def axis_of(node: ir.Node, rank: int, default: int = 0) -> int:
 
 def only_reader(value: ir.Value) -> ir.Node | None:
     """The node that alone reads a value; None where there are more, or it is a graph output."""
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    readers = {use.node for use in value.uses()}
+    return readers.pop() if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def reduced_axes(node: ir.Node) -> list[int] | None:
+    """Axes that a reduction names, as an attribute or a stored input; None where it does not."""
+    if "axes" in node.attributes:
+        return list(node.attributes["axes"].as_ints())
+    return stored_ints(node.inputs[1]) if len(node.inputs) > 1 else None

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.mergeable import PLAIN, Layer, attribute_key, mergeable
+from lwqc.graph.operands import only_reader
 from lwqc.graph.rules import RULES, elementwise
 from lwqc.graph.weights import Weight, trace_weight, weight_shape
 
@@ -173,7 +174,7 @@ def extended(joined: Joined) -> Joined:
     """With the chains of twin nodes that are all that reads the members, other operands stored."""
     while True:
         outputs = tuple(node.outputs[0] for node in joined.members)
-        nodes = tuple(n for n in (_only_reader(v) for v in outputs) if n is not None)
+        nodes = tuple(n for n in (only_reader(v) for v in outputs) if n is not None)
         results = tuple(n.outputs[0] for n in nodes)
         if len(nodes) < len(outputs) or len(set(nodes)) < len(nodes):
             return joined
@@ -243,8 +244,3 @@ def _per_group(found: Layer) -> int:
 
 def _operands(nodes: Iterable[ir.Node], index: int) -> Values:
     return tuple(v for v in (n.inputs[index] for n in nodes) if v is not None)
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    readers = {use.node for use in value.uses()}
-    return readers.pop() if len(readers) == 1 and not value.is_graph_output() else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lwqc.graph.attention_core import scalar
-from lwqc.graph.operands import either_way, made_by, only_reader, stored_ints
+from lwqc.graph.operands import either_way, made_by, only_reader, reduced_axes
 from lwqc.graph.weights import static_shape, stored_tensor
 from lwqc.passes.edit import insert_before, replace_node, unique_name
 from lwqc.unused import RemoveUnused
@@ -88,12 +88,8 @@ def _squared(value: ir.Value | None) -> ir.Value | None:
 
 def _over_last_axis(mean: ir.Node, x: ir.Value) -> bool:
     kept = mean.attributes.get("keepdims")
-    if "axes" in mean.attributes:
-        axes: list[int] | None = list(mean.attributes["axes"].as_ints())
-    else:
-        axes = stored_ints(mean.inputs[1]) if len(mean.inputs) > 1 else None
     last = -1 if x.shape is None else len(x.shape) - 1
-    return axes in ([-1], [last]) and (kept is None or kept.as_int() == 1)
+    return reduced_axes(mean) in ([-1], [last]) and (kept is None or kept.as_int() == 1)
 
 
 def _normed(root: ir.Node, x: ir.Value) -> ir.Node | None:

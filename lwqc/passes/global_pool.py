@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.graph.weights import stored_tensor
+from lwqc.graph.operands import reduced_axes
 from lwqc.passes.edit import add_constant, insert_before, replace_node, unique_name
 
 MIN_OPSET = 13
@@ -32,7 +32,7 @@ class GlobalPool(ir.passes.InPlacePass):
             value = node.inputs[0] if node.inputs else None
             if node.op_type != "ReduceMean" or node.domain != "" or value is None:
                 continue
-            axes = _axes(node)
+            axes = reduced_axes(node)
             rank = len(value.shape) if value.shape is not None else 0
             if rank < 4 or value.dtype != ir.DataType.FLOAT or axes is None:
                 continue
@@ -41,15 +41,6 @@ class GlobalPool(ir.passes.InPlacePass):
             _rewrite(model, node, value, rank)
             done = True
         return ir.passes.PassResult(model, done)
-
-
-def _axes(node: ir.Node) -> list[int] | None:
-    if "axes" in node.attributes:
-        return list(node.attributes["axes"].as_ints())
-    if len(node.inputs) < 2 or node.inputs[1] is None:
-        return None
-    stored = stored_tensor(node.inputs[1])
-    return None if stored is None else [int(axis) for axis in stored.numpy().ravel()]
 
 
 def _rewrite(model: ir.Model, node: ir.Node, value: ir.Value, rank: int) -> None:

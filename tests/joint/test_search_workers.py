@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,26 +29,19 @@ def expected():
     return [trial().score(c, 2) for c in CANDIDATES]
 
 
-def children(name: str) -> list[int]:
-    found = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
-    ).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if name in line]
-
-
 def test_processes_agree_and_one_that_dies_loses_nothing() -> None:
     with workers(found().spec, 2) as evaluate:
         assert evaluate(CANDIDATES, 2) == expected()
-        victims = children("spawn_main")
-        assert victims
-        os.kill(victims[0], signal.SIGKILL)
+        victims = multiprocessing.active_children()
+        assert len(victims) == 2
+        victims[0].kill()
         assert evaluate(CANDIDATES, 2) == expected()
 
 
 def test_short_searches_stay_in_this_process() -> None:
     with workers(found().spec, None, expected=10) as evaluate:
         assert evaluate(CANDIDATES[:2], 0) == [trial().score(c, 0) for c in CANDIDATES[:2]]
-        assert not children("spawn_main")
+        assert not multiprocessing.active_children()
 
 
 def test_dask_workers_agree_and_one_that_dies_loses_nothing() -> None:
