@@ -65,11 +65,18 @@ class GatedModel:
 
 def keep_results(model: ir.Model) -> None:
     """Leave only outputs that can diverge. Raises InputError when none is made of floats."""
-    graph = model.graph
+    model.graph.outputs[:] = comparable_outputs(model.graph)
+    RemoveUnused()(model)
+
+
+def comparable_outputs(graph: ir.Graph) -> list[ir.Value]:
+    """Outputs that can diverge: floats that no branch computes, where there are such.
+
+    Raises InputError when none is made of floats.
+    """
     inside = {node for branch in find_branches(graph).branches for node in branch.nodes}
     floats = [v for v in graph.outputs if v.dtype is None or v.dtype.is_floating_point()]
     results = [v for v in floats if v.producer() not in inside]
     if not floats:
         raise InputError("no output is made of floats, so none can diverge")
-    graph.outputs[:] = results or floats
-    RemoveUnused()(model)
+    return results or floats

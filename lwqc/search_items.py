@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -15,34 +15,31 @@ from lwqc import io, mixed, planning
 from lwqc.backends.session import statistics_session
 from lwqc.channel_ranking import rank
 from lwqc.drop_layers import gated_session
-from lwqc.gated_model import GatedModel, keep_results
+from lwqc.gated_model import GatedModel, comparable_outputs
 from lwqc.graph.branch_kinds import BranchTree, branch_tree, removed_nodes
 from lwqc.graph.cost import node_costs
 from lwqc.graph.dataflow import Dataflow
 from lwqc.graph.groups import Group
+from lwqc.graph.logits import are_logits
 from lwqc.graph.shapes import shapes_at
 from lwqc.graph.sites import Site, find_sites
-from lwqc.graph.weights import is_float, static_shape, stored_tensor
+from lwqc.graph.weights import static_shape, stored_float_tensors, stored_tensor
 from lwqc.graph.widths import width_step
-from lwqc.passes.gate_activations import GateActivations
-from lwqc.passes.gate_branches import GateBranches
 from lwqc.plan import SiteEntry
 from lwqc.prunable import Prunable, PruneOptions
 from lwqc.quant.methods import Method
 from lwqc.quant.output_error import output_error
 from lwqc.scores.branches.ablation import Ablation
 from lwqc.scores.branches.output_divergence import Measure
-from lwqc.scores.channels.final_error import promote
 from lwqc.search.knapsack import Option
 from lwqc.search_space import Cost, Item, Kind, SearchSpace, Stored, flipped, widths
 from lwqc.stats.collect import collect
 from lwqc.stats.rounding_noise import RoundingNoise
-from lwqc.trial_model import Cut, Mask, TrialSpec, TrialTensor
-from lwqc.unused import RemoveUnused
+from lwqc.trial_model import Cut, Mask, TrialSpec
+from lwqc.trial_spec import rounds_activation, trial_spec
 from lwqc.workspace import Workspace
 
 _LEAST_WIDTH = 0.125
-_BATCHES = 8
 _ROUND = (8, 4, 2, 1)
 _PLAIN_STEPS = frozenset({"Transpose", "Identity"})
 
@@ -67,7 +64,9 @@ class SearchModel:
     @cached_property
     def spec(self) -> TrialSpec:
         """What candidates are evaluated with."""
-        return _trial_spec(self)
+        return trial_spec(
+            self.prunable.model, self.space, self.work.data, self.data, self.gains, self.measure
+        )
 
 
 def search_model(
@@ -78,11 +77,12 @@ def search_model(
     tiny: bool = False,
     small: bool = True,
     fast: bool = False,
-    measure: Measure = "kl",
+    measure: Measure | Literal["auto"] = "auto",
 ) -> SearchModel:
     """Everything of the given kinds that can be chosen in a model.
 
     tiny: 2 bits too. small: formats that only store fewer bits. fast: 8-bit activations too.
+    measure: of the outputs; `auto` is `kl` for logits and `norm` otherwise.
     """
     prunable = Prunable(work.model)
     builder = _Builder(work, prunable)
@@ -92,6 +92,8 @@ def search_model(
         builder.widths()
     if "branch" in kinds:
         builder.branches()
+    if measure == "auto":
+        measure = "kl" if are_logits(comparable_outputs(work.model.graph)) else "norm"
     return SearchModel(
         work, prunable, builder.space(), builder.groups, builder.constant, builder.grams, measure,
         builder.sites, builder.gains,
@@ -245,7 +247,8 @@ class _Builder:
         costs = node_costs(model.graph, shapes)
         macs = dict(zip(model.graph.all_nodes(), (c.macs or 0 for c in costs), strict=True))
         cuts = self._cuts()
-        stored = [self._stored(v, cuts.get(v.name or "", ()), macs) for v in _tensors(model.graph)]
+        tensors = stored_float_tensors(model.graph)
+        stored = [self._stored(v, cuts.get(v.name or "", ()), macs) for v in tensors]
         in_sites = {u.node for s in self.sites.values() for u in s.uses}
         rest, outside = {}, dict(macs)
         for item, nodes in self._branches.items():
@@ -298,11 +301,6 @@ class _Builder:
         return Stored(name, shape, itemsize, cuts, item, entries, turned, users, own, op=site.op)
 
 
-def rounds_activation(entry: SiteEntry | None) -> bool:
-    """Whether an entry has one 8-bit grid for its whole activation."""
-    return entry is not None and entry.activation != "none" and entry.weight.block is None
-
-
 def _label(entry: SiteEntry | None) -> str:
     if entry is None:
         return "float"
@@ -311,15 +309,6 @@ def _label(entry: SiteEntry | None) -> str:
 
 def _bytes(tensor: Stored) -> float:
     return float(np.prod(tensor.shape, dtype=np.int64)) * tensor.itemsize
-
-
-def _tensors(graph: ir.Graph) -> Iterable[ir.Value]:
-    """Stored float tensors of the main graph."""
-    values = [*graph.initializers.values(), *(v for n in graph for v in n.outputs)]
-    for value in values:
-        tensor = stored_tensor(value)
-        if tensor is not None and is_float(tensor) and tensor.size:
-            yield value
 
 
 def _undominated(options: Sequence[Option]) -> list[int]:
@@ -355,58 +344,3 @@ def _step(group: Group) -> int:
     """Channels that go together: as round as leaves eight widths."""
     steps = (width_step(group, multiple) for multiple in _ROUND)
     return next((step for step in steps if 8 * step <= group.size), 1)
-
-
-def _trial_spec(found: SearchModel) -> TrialSpec:
-    space, work = found.space, found.work
-    model = found.prunable.model.clone()
-    keep_results(model)
-    values = {v.name: v for v in _tensors(found.prunable.model.graph)}
-    tensors = []
-    for stored in space.stored:
-        if stored.item is None and not stored.cuts:
-            continue
-        tensor = stored_tensor(values[stored.name])
-        assert tensor is not None
-        tensors.append(
-            TrialTensor(
-                f"{stored.name}/trial",
-                np.asarray(io.read_array(tensor)),
-                stored.cuts,
-                stored.item,
-                stored.entries,
-                found.gains.get(stored.name, (1.0,) * len(stored.entries)),
-                stored.flipped,
-                found.data.get(stored.name),
-            )
-        )
-    gates = GateBranches([space.items[i].name for i in space.of_kind("branch")])
-    gates(model)
-    open_gates = gates.feeds()
-    switches: list[tuple[int, str, tuple[NDArray[Any], ...]]] = []
-    for i in space.of_kind("branch"):
-        closed = gates.feeds([space.items[i].name])
-        name = next(n for n in closed if closed[n] != open_gates[n])
-        switches.append((i, name, (closed[name], open_gates[name])))
-    rounded = {s.name: s for s in space.stored if any(map(rounds_activation, s.entries))}
-    rounding = GateActivations(rounded)
-    rounding(model)
-    for site, gate in rounding.gates.items():
-        stored = rounded[site]
-        assert stored.item is not None
-        levels = tuple(np.asarray(rounds_activation(e)) for e in stored.entries)
-        switches.append((stored.item, gate, levels))
-    promote(model, {s.name.removesuffix("/trial"): s.name for s in tensors})
-    RemoveUnused()(model)
-    batches = tuple(work.data.limited(_BATCHES))
-    count = len(batches)
-    return TrialSpec(
-        io.to_bytes(model),
-        tuple(tensors),
-        space.keeps,
-        tuple(switches),
-        space.top,
-        batches,
-        (max(1, count // 4), max(1, count // 2), count),
-        found.measure,
-    )

@@ -16,7 +16,7 @@ from lwqc.search.water_filling import sigmoid_shares, water_fill
 from lwqc.search_items import SearchModel
 from lwqc.search_space import SearchSpace
 from lwqc.search_workers import Evaluate
-from lwqc.trial_model import TrialModel
+from lwqc.trial_model import PART, TrialModel
 
 _EPSILON = 1e-3
 _BISECTIONS = 30
@@ -31,7 +31,7 @@ def measured_errors(space: SearchSpace, score: Evaluate) -> None:
     trials: list[Candidate] = []
     for i, item in enumerate(space.items):
         trials += [(*top[:i], level, *top[i + 1 :]) for level in range(item.top)]
-    values = iter(score(trials, 0))
+    values = iter(score(trials, PART))
     items = []
     for item in space.items:
         errors = np.array([*(next(values) for _ in range(item.top)), 0.0])

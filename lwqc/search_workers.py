@@ -22,7 +22,7 @@ from typing import Any
 
 from lwqc.errors import InputError, LwqcError
 from lwqc.search.evolutionary import Candidate
-from lwqc.trial_model import TrialModel, TrialSpec
+from lwqc.trial_model import LITTLE, TrialModel, TrialSpec
 
 Evaluate = Callable[[Sequence[Candidate], int], list[float]]
 _RESTARTS = 3
@@ -195,6 +195,6 @@ def _seconds(model: TrialModel, spec: TrialSpec) -> float:
     taken = []
     for _ in range(3):
         start = time.perf_counter()
-        model.score(spec.top, 0)
+        model.score(spec.top, LITTLE)
         taken.append(time.perf_counter() - start)
     return min(taken)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lwqc.backends.session import VERSION
+from lwqc.backends.session import VERSION, default_threads
 
 Pair = tuple[float, float]  # seconds of the float operator, and of a form
 VARIABLE = "LWQC_CACHE"
@@ -69,7 +69,7 @@ def _path() -> Path | None:
 
 
 def _machine() -> str:
-    """Processor and how many of its cores this process may use, as part of a file name."""
+    """Processor and how many of its cores sessions use, as part of a file name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -79,7 +79,7 @@ def _machine() -> str:
     model = models[0] if models else platform.processor() or platform.machine()
     kernels = sum(word in flags[0].split() for word in _KERNEL_FLAGS) if flags else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{model} {kernels} {cores}"
+    text = f"{model} {kernels} {default_threads() or cores}"
     return "".join(c if c.isalnum() else "-" for c in text).strip("-")
 
 

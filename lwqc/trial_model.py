@@ -21,10 +21,12 @@ from lwqc.plan import SiteEntry
 from lwqc.quant.methods import encode_by
 from lwqc.scores.branches.output_divergence import Measure, OutputDivergence
 from lwqc.scores.channels.final_error import without
+from lwqc.scores.channels.nested import NestedRefit
 from lwqc.search.evolutionary import Candidate
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
+LITTLE, PART, ALL = range(3)  # of the data: what the stages look at
 _CACHE_BYTES = 1 << 30
 
 
@@ -58,6 +60,11 @@ class TrialTensor:
     flipped: bool = False
     gram: NDArray[np.float64] | None = None
 
+    @property
+    def matrix(self) -> Array:
+        """The site's matrix [N, K]."""
+        return self.values.T if self.flipped else self.values.reshape(len(self.values), -1)
+
 
 @dataclass(frozen=True)
 class TrialSpec:
@@ -65,8 +72,8 @@ class TrialSpec:
 
     model: ONNX bytes whose trial tensors and gates are inputs. keeps: item of a width -> mask of
     the channels that stay, by level. gates: item of a branch or format, input and its values by
-    level. top: the candidate that is the original. batches: feeds. stages: how many of them
-    each stage of selection looks at.
+    level. top: the candidate that is the original. batches: feeds, of rows of data each. stages:
+    how many of them each stage of selection looks at: little, a part, all.
     """
 
     model: bytes
@@ -75,7 +82,8 @@ class TrialSpec:
     gates: tuple[tuple[int, str, tuple[Array, ...]], ...]
     top: Candidate
     batches: tuple[Mapping[str, Array], ...]
-    stages: tuple[int, ...]
+    rows: tuple[int, ...]
+    stages: tuple[int, int, int]
     measure: Measure = "kl"
 
 
@@ -86,8 +94,9 @@ class TrialModel:
         """threads: of the session; 0 lets the runtime choose."""
         self.spec = spec
         self._run = Session(spec.model, SessionSettings(threads=threads), label="trial model")
-        self._cache: OrderedDict[tuple[Any, ...], Array] = OrderedDict()
+        self._cache: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # with `nbytes`
         self._held = 0
+        self._orders = [nested_order(t, spec.keeps) for t in spec.tensors]
         self._lock = threading.Lock()  # workers may have several threads
         inputs = self._inputs(spec.top)
         self._references = [
@@ -100,22 +109,23 @@ class TrialModel:
         ]
 
     def score(self, candidate: Candidate, stage: int) -> float:
-        """Divergence on the batches of a stage: mean over them, worst over the outputs."""
+        """Divergence on the data of a stage: mean over its rows, worst over the outputs."""
         return self._divergence(self._inputs(candidate), self.spec.stages[stage])
 
     def perturbed(self, changed: Mapping[str, Array]) -> float:
-        """Divergence of the original with other values of some tensors, on the first stage."""
-        return self._divergence({**self._inputs(self.spec.top), **changed}, self.spec.stages[0])
+        """Divergence of the original with other values of some tensors, on a part of the data."""
+        return self._divergence({**self._inputs(self.spec.top), **changed}, self.spec.stages[PART])
 
     def _divergence(self, inputs: Mapping[str, Array], count: int) -> float:
         totals: dict[str, float] = {}
-        for feeds, references in zip(
-            self.spec.batches[:count], self._references[:count], strict=True
+        rows = self.spec.rows[:count]
+        for feeds, references, own in zip(
+            self.spec.batches[:count], self._references[:count], rows, strict=True
         ):
             found = self._run({**feeds, **inputs})
             for name, reference in references.items():
-                totals[name] = totals.get(name, 0.0) + reference(found[name])
-        return max(totals.values(), default=0.0) / count
+                totals[name] = totals.get(name, 0.0) + own * reference(found[name])
+        return max(totals.values(), default=0.0) / sum(rows)
 
     def outputs(self, candidate: Candidate, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """What a candidate computes."""
@@ -134,7 +144,10 @@ class TrialModel:
         level = -1 if entry is None or tensor.item is None else candidate[tensor.item]
         key = (index, level, widths)
         with self._lock:
-            return self._cached(key, lambda: self._made(index, tensor, entry, level, candidate))
+            made: Array = self._cached(
+                key, lambda: self._made(index, tensor, entry, level, candidate)
+            )
+        return made
 
     def _made(
         self,
@@ -149,14 +162,22 @@ class TrialModel:
             return _zeroed(tensor.values, masks)
         rows, columns = matrix_masks(tensor.values.shape, tensor.flipped, masks)
         kept = columns.tobytes()
-        matrix = self._cached((index, kept), lambda: narrowed(tensor, columns))
+        matrix = self._cached((index, kept), lambda: self._narrowed(index, tensor, columns))
         values = self._cached(
             (index, level, kept), lambda: trial_values(tensor, matrix, level, columns)
         )
         own = tensor.values.ndim - 1 if tensor.flipped else 0
         return values if rows.all() else _zeroed(values, {own: rows})
 
-    def _cached(self, key: tuple[Any, ...], make: Callable[[], Array]) -> Array:
+    def _narrowed(self, index: int, tensor: TrialTensor, columns: Mask) -> Array:
+        order = self._orders[index]
+        if order is None or columns.all() or tensor.gram is None:
+            return narrowed(tensor, columns)
+        gram = tensor.gram
+        refit = self._cached((index,), lambda: NestedRefit(tensor.matrix, gram, order))
+        return np.ascontiguousarray(refit(int(columns.sum())), np.float32)
+
+    def _cached(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._cache:
             made = make()
             self._cache[key] = made
@@ -168,7 +189,9 @@ class TrialModel:
 
 
 def axis_masks(
-    cuts: Sequence[Cut], candidate: Candidate, keeps: Mapping[int, Sequence[Mask]]
+    cuts: Sequence[Cut],
+    candidate: Candidate | Mapping[int, int],
+    keeps: Mapping[int, Sequence[Mask]],
 ) -> dict[int, Mask]:
     """Positions that stay, by axis; whole axes are absent."""
     found: dict[int, Mask] = {}
@@ -191,12 +214,32 @@ def _zeroed(values: Array, masks: Mapping[int, Mask]) -> Array:
 
 def narrowed(tensor: TrialTensor, columns: Mask) -> Array:
     """A site's matrix [N, K left] without some columns; the others make up for them by the Gram."""
-    values, gram = tensor.values, tensor.gram
-    matrix = values.T if tensor.flipped else values.reshape(len(values), -1)
+    matrix, gram = tensor.matrix, tensor.gram
     if not columns.all() and gram is not None:
         owners = np.tile(np.where(columns, -1, 0), (len(gram), 1))
         matrix = without(matrix.astype(np.float64), gram, owners, [0])
     return np.ascontiguousarray(matrix[:, columns], np.float32)
+
+
+def nested_order(
+    tensor: TrialTensor, keeps: Mapping[int, Sequence[Mask]]
+) -> NDArray[np.intp] | None:
+    """Columns of a site's matrix in the order in which they go; None unless one width cuts them,
+    always the same columns first.
+    """
+    axes = {0} if tensor.flipped else set(range(1, tensor.values.ndim))
+    cuts = [cut for cut in tensor.cuts if cut.axis in axes]
+    items = {cut.item for cut in cuts}
+    if len(items) != 1 or tensor.gram is None:
+        return None
+    item = items.pop()
+    by_level = []
+    for level in range(len(keeps[item])):
+        masks = axis_masks(cuts, {item: level}, keeps)
+        by_level.append(matrix_masks(tensor.values.shape, tensor.flipped, masks)[1])
+    order = np.argsort(-np.sum(by_level, axis=0), kind="stable")
+    nested = all(columns[order[: int(columns.sum())]].all() for columns in by_level)
+    return order if nested else None
 
 
 def trial_values(tensor: TrialTensor, matrix: Array, level: int, columns: Mask) -> Array:

@@ -34,6 +34,7 @@ from lwqc.search_scores import block_angles, filled_widths, measured_errors, zer
 from lwqc.search_start import lowered, starts
 from lwqc.search_times import scaled_times
 from lwqc.search_workers import Evaluate
+from lwqc.trial_model import ALL, PART
 
 _PATIENCE = 12  # generations without a better candidate
 _ROUNDS = 4  # of tightening a budget that was missed
@@ -179,8 +180,7 @@ class WholeSearch:
     def score(self, candidates: Sequence[Candidate], stage: int) -> list[float]:
         """Of candidates on the data of a stage."""
         self.evaluations += len(candidates)
-        last = len(self.found.spec.stages) - 1
-        return self._score(candidates, last if stage == self.settings.stages - 1 else stage)
+        return self._score(candidates, ALL if stage == self.settings.stages - 1 else stage)
 
     def _count_exactly(self, candidate: Candidate, limits: Limits) -> None:
         """What prediction misses of a candidate's cost is taken to be the same for its kin."""
@@ -206,7 +206,7 @@ class WholeSearch:
         offered = self._offered(cost, getattr(limits, binding), fits)
         if also is not None and also not in offered:
             offered.append(also)
-        rough = self.score(offered, 0)
+        rough = self.score(offered, PART)
         order = sorted(range(len(offered)), key=lambda i: (rough[i], i))[:_KEPT_STARTS]
         kept = [offered[i] for i in order]
         values = self.score(kept, self.settings.stages - 1)

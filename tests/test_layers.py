@@ -43,6 +43,7 @@ LAYERS = [
         "removed_branches",
         "joint_plan",
         "search_items",
+        "trial_spec",
     },
     {"search_start", "search_workers", "search_control"},
     {"search_space"},

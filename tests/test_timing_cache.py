@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from lwqc.backends.session import THREADS, SessionSettings
+from lwqc.errors import InputError
 from lwqc.timing_cache import VARIABLE, TimingCache
 
 
@@ -52,3 +54,21 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     with TimingCache.opened() as cache:
         cache.add("x", (1.0, 1.0))
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_another_number_of_threads_has_other_times(folder, monkeypatch):
+    for threads in ("1", "3"):
+        monkeypatch.setenv(THREADS, threads)
+        assert SessionSettings().build().intra_op_num_threads == int(threads)
+        assert SessionSettings(threads=2).build().intra_op_num_threads == 2
+        with TimingCache.opened() as cache:
+            assert cache.known == {}
+            cache.add("MatMul", (1.0, 2.0))
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("text", ["two", "-1", "1.5"])
+def test_threads_are_a_number(monkeypatch, text):
+    monkeypatch.setenv(THREADS, text)
+    with pytest.raises(InputError, match=f"{THREADS}={text}: expected a number of threads"):
+        SessionSettings().build()

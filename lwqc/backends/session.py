@@ -24,6 +24,7 @@ Outputs = dict[str, NDArray[Any]]
 Loadable = ir.Model | bytes | str | os.PathLike[str]
 VERSION: str = ort.__version__
 
+THREADS = "LWQC_THREADS"
 _CPU = "CPUExecutionProvider"
 _TURN = 5  # runs of one session in a row
 
@@ -35,7 +36,7 @@ class SessionSettings:
     """How to build a session.
 
     optimize: let the runtime fuse and fold. keep_arena: keep freed memory for the next run; off
-    for statistics, whose memory must not grow. threads: 0 lets the runtime choose. profile: the
+    for statistics, whose memory must not grow. threads: 0 for `default_threads`. profile: the
     start of the name of a file that the runtime writes its times to, see `Session.profile`.
     provider: the execution provider and its options; nodes that it has no kernel for run on the
     CPU.
@@ -57,13 +58,24 @@ class SessionSettings:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = self.keep_arena
         options.enable_mem_pattern = self.keep_arena
-        options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = self.threads or default_threads()
         if self.profile:
             options.enable_profiling = True
             options.profile_file_prefix = self.profile
         for key, value in self.entries.items():
             options.add_session_config_entry(key, value)
         return options
+
+
+def default_threads() -> int:
+    """Threads of a session that asks for no number: `$LWQC_THREADS`; 0 lets the runtime choose.
+
+    Raises InputError.
+    """
+    text = os.environ.get(THREADS, "") or "0"
+    if not text.isdecimal():
+        raise InputError(f"{THREADS}={text}: expected a number of threads")
+    return int(text)
 
 
 class Session:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,6 +118,15 @@ def dequantized(value: ir.Value, read: ReadArray) -> Array | None:
 def is_float(tensor: ir.TensorProtocol) -> bool:
     """Whether the stored type is a float type that weights come in."""
     return tensor.dtype in _FLOATS
+
+
+def stored_float_tensors(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Initializers and outputs of Constant nodes of the main graph that hold floats, if any."""
+    values = [*graph.initializers.values(), *(v for n in graph for v in n.outputs)]
+    for value in values:
+        tensor = stored_tensor(value)
+        if tensor is not None and is_float(tensor) and tensor.size:
+            yield value
 
 
 def _ints(node: ir.Node, name: str) -> tuple[int, ...] | None:

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import json
 import math
+import os
+import signal
 from functools import lru_cache
 
 import pytest
@@ -111,6 +113,27 @@ def test_recipes_change_what_they_say(recipe, share, fields) -> None:
 def test_same_seed_same_plan_however_many_workers() -> None:
     plans = [searched(0.1, processes=n)[1] for n in (1, 2)]
     assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_cluster_finds_the_same_plan_though_a_worker_dies(count, monkeypatch) -> None:
+    distributed = pytest.importorskip("distributed", reason="needs lwqc[cluster]")
+    with distributed.LocalCluster(
+        n_workers=count, threads_per_worker=1, dashboard_address=None, processes=True
+    ) as cluster:
+        victim = cluster.workers[0].process.process.pid
+        add, calls = SearchLog.add, []
+
+        def killing(self, key, stage, scores):
+            add(self, key, stage, scores)
+            calls.append(len(scores))
+            if len(calls) == 4:
+                os.kill(victim, signal.SIGKILL)
+
+        monkeypatch.setattr(SearchLog, "add", killing)
+        plan = searched(0.1, cluster=cluster.scheduler_address)[1]
+    assert len(calls) > 4
+    assert plan == searched(0.1, processes=1)[1]
 
 
 def test_a_killed_search_resumes_to_the_same_plan(tmp_path, monkeypatch) -> None:

@@ -12,7 +12,8 @@ from lwqc.backends.session import Session
 from lwqc.execute import execute
 from lwqc.goals import Goals
 from lwqc.joint_plan import planned
-from lwqc.trial_model import TrialModel
+from lwqc.scores.channels.nested import NestedRefit
+from lwqc.trial_model import TrialModel, nested_order
 from tests.joint.searched import changed, found, trial
 
 
@@ -56,6 +57,41 @@ def test_computes_what_the_compressed_model_computes(levels) -> None:
 def test_other_weights_make_up_for_removed_channels() -> None:
     candidate = changed(width_0=3, width_1=3)
     assert trial().score(candidate, 2) < 0.7 * plain().score(candidate, 2)
+
+
+def test_one_factorisation_gives_what_solving_for_each_width_does() -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((2, 300, 24)) * np.linspace(0.1, 3, 24)
+    gram = np.einsum("gni,gnj->gij", inputs, inputs) / 300
+    weight, order = rng.standard_normal((10, 24)), rng.permutation(24)
+    refit = NestedRefit(weight, gram, order)
+    for count in (1, 7, 23, 24):
+        kept = np.sort(order[:count])
+        expected = []
+        for part, matrix in zip(weight.reshape(2, 5, 24), gram, strict=True):
+            damped = matrix + 0.01 * np.trace(matrix) / 24 * np.eye(24)
+            expected.append(part @ damped[:, kept] @ np.linalg.inv(damped[np.ix_(kept, kept)]))
+        assert np.allclose(refit(count), np.concatenate(expected), atol=1e-9)
+
+
+def test_most_widths_are_nested_and_come_from_one_factorisation() -> None:
+    spec = found().spec
+    cut = [t for t in spec.tensors if t.gram is not None and t.cuts]
+    orders = [nested_order(t, spec.keeps) for t in cut]
+    assert sum(o is not None for o in orders) >= 3
+    for tensor, order in zip(cut, orders, strict=True):
+        assert order is None or sorted(order) == list(range(tensor.matrix.shape[1]))
+
+
+def test_the_first_stage_looks_at_a_part_of_a_batch() -> None:
+    spec = found().spec
+    whole = list(found().work.data.limited(len(spec.batches) - 1))
+    for name, value in whole[0].items():
+        together = np.concatenate([spec.batches[0][name], spec.batches[1][name]])
+        assert np.array_equal(together, value)
+    assert spec.stages[0] == 1
+    assert spec.rows[0] <= sum(spec.rows) / 16
+    assert [sum(spec.rows[:s]) for s in spec.stages[1:]] >= [sum(spec.rows) / 4, sum(spec.rows)]
 
 
 def test_the_original_diverges_by_nothing_and_stages_see_more_and_more() -> None:
