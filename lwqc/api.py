@@ -16,7 +16,7 @@ from lwqc.compress import Progress, compress_workspace, make_plan, open_workspac
 from lwqc.compressed import Compressed
 from lwqc.errors import InputError
 from lwqc.execute import apply_plan, execute
-from lwqc.goals import Goals, parse_latency, parse_size
+from lwqc.goals import Goals, parse_latency, parse_macs, parse_size
 from lwqc.inspection import Inspection, inspect_model
 from lwqc.lower import MAX_DROP, lower_plan
 from lwqc.measure import Latency, latencies
@@ -49,6 +49,7 @@ def compress(
     max_latency: str | float | None = None,
     avg_bits: float | None = None,
     max_drop: float | None = None,
+    max_macs: str | float | None = None,
     fastest: bool = False,
     effort: Effort = "medium",
     time_limit: float | None = None,
@@ -66,9 +67,10 @@ def compress(
     data: as `--data`, or an iterable of feeds (input name -> array). metric: `module:function` or
         a callable that gets `run(feeds) -> outputs` and returns a number; a callable with the
         attribute `higher_is_better = False` is a loss.
-    max_size: 0.25 (of the original) or "20MB". max_latency: 0.5 or "8ms". avg_bits: stored bits
-        per weight. max_drop: of the metric, else of 1 - mean cosine of the outputs; without a
-        budget the smallest model within it is made, or with `fastest` the fastest.
+    max_size: 0.25 (of the original) or "20MB". max_latency: 0.5 or "8ms". max_macs: 0.5 or
+        "300M". avg_bits: stored bits per weight. max_drop: of the metric, else of 1 - mean cosine
+        of the outputs; without a budget the smallest model within it is made, or with `fastest`
+        the fastest.
     effort, time_limit (seconds), workers, cluster: of the search under a budget, see
         `lwqc.search_control.SearchControl`.
     shapes: sizes of dynamic dimensions that the model will serve, one set or several.
@@ -77,7 +79,7 @@ def compress(
     Raises InputError, in one line, for anything wrong with the arguments, model or data.
     """
     size, latency = parse_size(max_size), parse_latency(max_latency)
-    goals = Goals(size, latency, avg_bits, max_drop, fastest)
+    goals = Goals(size, latency, avg_bits, max_drop, fastest, parse_macs(max_macs))
     work = _workspace(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
         shapes=shapes, seed=seed, progress=progress,
@@ -228,11 +230,15 @@ def plan(
     max_latency: str | float | None = None,
     avg_bits: float | None = None,
     max_drop: float | None = None,
+    max_macs: str | float | None = None,
     effort: Effort = "medium",
     shapes: Shapes = None,
 ) -> Plan:
     """Decide as `compress` does, without executing anything."""
-    goals = Goals(parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop)
+    goals = Goals(
+        parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop,
+        max_macs=parse_macs(max_macs),
+    )  # fmt: skip
     work = _workspace(source, None, None, target=target, data=data, metric=metric, shapes=shapes)
     return make_plan(work, goals, recipe, SearchControl(effort))
 

@@ -33,7 +33,8 @@ class Compressed:
 
     sites: of the model just before formats were applied, by name. decision: what was
     chosen and at what price, unless the plan was given. fallbacks: what the target would not run
-    as it should, one line each. search: how, where a search chose.
+    as it should, one line each. search: how, where a search chose. macs: where they were asked
+    for, of one run at the sizes of the first feeds.
     """
 
     work: Workspace
@@ -46,6 +47,7 @@ class Compressed:
     decision: Decision | None = None
     fallbacks: tuple[str, ...] = ()
     search: SearchReport | None = None
+    macs: int | None = None
 
     @property
     def plan(self) -> Plan:
@@ -197,6 +199,9 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
         found.append(Outcome("size", asked, report.output_bytes, "bytes"))
     if goals.avg_bits is not None:
         found.append(Outcome("average bits", goals.avg_bits, report.average_bits, "bits"))
+    if goals.max_macs is not None and result.macs is not None:
+        asked = goals.max_macs.resolve(work.macs)
+        found.append(Outcome("MACs", asked, result.macs, "MACs"))
     drop = report.drop
     if drop is not None and goals.max_drop is not None:
         found.append(Outcome("drop", goals.max_drop, drop, ""))

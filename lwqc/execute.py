@@ -97,8 +97,18 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
     lowered = Lowered(model, {})
     if plan.quantize or plan.rewrites or plan.floats or plan.sparse:
         lowered = work.target.lower(model, plan, weights)
-    fallbacks = _fallbacks(work, lowered.model)
-    return Compressed(work, goals, plan, lowered, sites, pruned, removed, fallbacks=fallbacks)
+    return Compressed(
+        work,
+        goals,
+        plan,
+        lowered,
+        sites,
+        pruned,
+        removed,
+        fallbacks=_fallbacks(work, lowered.model),
+        # Of the model before formats, which change what a product takes but not how many there are.
+        macs=None if goals.max_macs is None else work.macs_of(model),
+    )
 
 
 def _fallbacks(work: Workspace, model: ir.Model) -> tuple[str, ...]:

@@ -38,6 +38,14 @@ def parse_latency(text: str | float | None) -> Amount | None:
     return _parse(str(text), units, "latency", "a fraction such as 0.5 or a time such as 8ms")
 
 
+def parse_macs(text: str | float | None) -> Amount | None:
+    """`0.5` (of the original) or `300M`, in multiply-accumulates. Raises InputError."""
+    if text is None:
+        return None
+    units = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+    return _parse(str(text), units, "macs", "a fraction such as 0.5 or a number such as 300M")
+
+
 def _parse(text: str, units: dict[str, float] | dict[str, int], what: str, expected: str) -> Amount:
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = found.group(2).lower() if found else ""
@@ -56,7 +64,8 @@ class Goals:
     """Budgets of one run.
 
     max_drop: fraction of the metric, or of 1 - mean cosine. fastest: within that and no budget,
-    the fastest model is wanted rather than the smallest.
+    the fastest model is wanted rather than the smallest. max_macs: multiply-accumulates of one
+    run, at the sizes of the first feeds.
     """
 
     max_size: Amount | None = None
@@ -64,14 +73,21 @@ class Goals:
     avg_bits: float | None = None
     max_drop: float | None = None
     fastest: bool = False
+    max_macs: Amount | None = None
 
     def __post_init__(self) -> None:
         if self.avg_bits is not None and not 0 < self.avg_bits <= 32:
             raise InputError(f"avg-bits {self.avg_bits}: must be above 0 and at most 32")
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
             raise InputError(f"max-drop {self.max_drop}: must be between 0 and 1")
-        if self.fastest and (self.wants_size or self.max_latency is not None):
-            raise InputError("the fastest model has no budget: leave sizes and latencies out")
+        if self.fastest and self.budgets:
+            raise InputError("the fastest model has no budget: leave sizes, times and MACs out")
+
+    @property
+    def budgets(self) -> bool:
+        """Whether something is bounded that costs, rather than the loss."""
+        bounds = (self.max_size, self.avg_bits, self.max_latency, self.max_macs)
+        return any(bound is not None for bound in bounds)
 
     @property
     def wants_size(self) -> bool:

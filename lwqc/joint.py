@@ -21,12 +21,14 @@ from lwqc.search_control import EFFORTS, Limits, SearchControl
 from lwqc.search_items import SearchModel, search_model
 from lwqc.search_log import SearchLog
 from lwqc.search_overhead import measure_overhead
+from lwqc.search_scores import by_metric
 from lwqc.search_times import measure_times
-from lwqc.search_workers import workers
-from lwqc.whole_search import REFERENCE_TIME, Result, WholeSearch, remembering
+from lwqc.search_workers import remembering, workers
+from lwqc.whole_search import REFERENCE_TIME, Result, WholeSearch
 from lwqc.workspace import Workspace
 
 _MOST_BYTES = 1_000_000_000  # of weights: a trial session holds them all
+_ROW = {"size_bytes": "max_size", "latency_ms": "max_latency", "macs": "max_macs"}
 _MILDEST = 0.5  # of the original: where a row of budgets begins
 _SHORTEST = 6  # generations for each of them
 
@@ -38,8 +40,7 @@ def searches(work: Workspace, goals: Goals, recipe: Recipe) -> bool:
     if recipe.allocator == "search":
         return True
     small = io.weight_bytes(work.model) <= _MOST_BYTES
-    budget = goals.wants_size or goals.max_latency is not None
-    return bool(budget and work.data.given and small)
+    return bool(goals.budgets and work.data.given and small)
 
 
 def joint(work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl) -> Compressed:
@@ -64,18 +65,20 @@ def pareto(
         raise InputError(f"--pareto {count}: expected at least 2 models")
     with _opened(work, goals, recipe, control) as (search, limits, clean):
         whole = search.found.space.cost(search.found.space.top)
-        by_size = math.isfinite(limits.size_bytes)
-        last = limits.size_bytes if by_size else limits.latency_ms
-        first = _MILDEST * (whole.size_bytes if by_size else whole.latency_ms)
+        field, goal = next(
+            (field, goal) for field, goal in _ROW.items() if math.isfinite(getattr(limits, field))
+        )
+        last, top = getattr(limits, field), getattr(whole, field)
+        original = work.float_bytes if field == "size_bytes" else top
+        first = _MILDEST * top
         search.settings = dataclasses.replace(
             search.settings, generations=max(search.settings.generations // count, _SHORTEST)
         )
         before: Candidate | None = None
         for step in range(count):
             budget = max(first, last) * (last / max(first, last)) ** (step / (count - 1))
-            own = Limits(size_bytes=budget) if by_size else Limits(latency_ms=budget)
-            share = Amount(budget / (work.float_bytes if by_size else whole.latency_ms), True)
-            wanted = Goals(max_size=share) if by_size else Goals(max_latency=share)
+            own = Limits(**{field: budget})
+            wanted = Goals(**{goal: Amount(budget / original, True)})  # type: ignore[arg-type]
             also = None if before is None else search.repaired(before, own)
             done, result = search.verified(wanted, own, search.run(own, also), clean)
             before = result.best
@@ -90,10 +93,13 @@ def _opened(
     section = recipe.search_in
     if section is None:
         raise InputError(f"recipe {recipe.name} searches nothing; see lwqc recipes")
+    if section.measure == "metric" and work.metric is None:
+        raise InputError(f"recipe {recipe.name} compares by a metric; give --metric")
     if goals.avg_bits is not None:  # which count what is stored per weight that is left
         section = section.model_copy(update={"kinds": ("format",)})
     base, clean = work, None
-    if recipe.clean and goals.max_latency is not None:
+    if recipe.clean and goals.max_latency is not None and goals.max_macs is None:
+        # Merged operators do the same products, which are then counted less well.
         fused = fused_base(work)
         base, clean = fused.work, fused.clean
     log = SearchLog(control.log, resume=control.resume)
@@ -107,17 +113,19 @@ def _opened(
     expected = settings.generations * settings.offspring
     with workers(found.spec, control.processes, control.cluster, expected) as evaluate:
         score = remembering(evaluate, log, "joint")
+        if section.measure == "metric":
+            score = by_metric(found, score, log)
         yield WholeSearch(found, recipe, settings, control, score, log), limits, clean
     log.close(remove=True)
 
 
 def _finished(work: Workspace, search: WholeSearch, done: Compressed, result: Result) -> Compressed:
-    report = result.report(search.found, search.control)
+    report = result.report(search.found, search.control, search.section)
     return dataclasses.replace(done, work=work, search=report)
 
 
 def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
-    size = latency = math.inf
+    size = latency = macs = math.inf
     if goals.max_size is not None:
         size = goals.max_size.resolve(work.float_bytes)
     if goals.avg_bits is not None:
@@ -130,16 +138,20 @@ def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
             lambda: medians_ms([work.timed_reference], work.served[0].feeds)[0],
         )
         latency = goals.max_latency.resolve(whole)
-    if not math.isfinite(min(size, latency)):
-        raise InputError("a search needs a budget: give --max-size, --avg-bits or --max-latency")
-    return Limits(size_bytes=size, latency_ms=latency)
+    if goals.max_macs is not None:
+        macs = goals.max_macs.resolve(work.macs)
+    if not math.isfinite(min(size, latency, macs)):
+        raise InputError(
+            "a search needs a budget: give --max-size, --avg-bits, --max-macs or --max-latency"
+        )
+    return Limits(size_bytes=size, latency_ms=latency, macs=macs)
 
 
 def _model(work: Workspace, section: SearchRecipe, recipe: Recipe, limits: Limits) -> SearchModel:
     """What can be chosen; with 2-bit formats where 4 bits everywhere are too many."""
     options: dict[str, Any] = {
         "method": recipe.method if work.data.given else "rtn",
-        "measure": section.measure,
+        "measure": "auto" if section.measure == "metric" else section.measure,
         "small": math.isfinite(limits.size_bytes),
         "fast": math.isfinite(limits.latency_ms),
     }

@@ -87,16 +87,17 @@ class SearchRecipe(BaseModel):
     """What a search over whole plans may choose, and by what it compares; see `lwqc.joint`.
 
     kinds: formats of sites, widths of groups, residual branches. measure: divergence of the
-    outputs, see `OutputDivergence`; `auto` is `kl` for logits and `norm` otherwise. errors:
-    `predicted` from statistics, or `measured` for each level alone. start: an exact `knapsack`,
-    dynamic programming over error `curves`, or widths in proportion to `zeroth-order`
-    sensitivities or to block `angles`. refine: evolution after it.
+    outputs, see `OutputDivergence`; `auto` is `kl` for logits and `norm` otherwise; with
+    `metric` that of the user decides on all of the data. errors: `predicted` from statistics, or
+    `measured` for each level alone. start: an exact `knapsack`, dynamic programming over error
+    `curves`, or widths in proportion to `zeroth-order` sensitivities or to block `angles`.
+    refine: evolution after it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kinds: tuple[Literal["format", "width", "branch"], ...] = ("format", "width", "branch")
-    measure: Literal["auto", "js", "kl", "angular", "norm"] = "auto"
+    measure: Literal["auto", "metric", "js", "kl", "angular", "norm"] = "auto"
     errors: Literal["predicted", "measured"] = "predicted"
     start: Literal["knapsack", "curves", "zeroth-order", "angles"] = "knapsack"
     refine: bool = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,14 @@ from lwqc.scores.branches.similarity import branch_effects
 from lwqc.search.evolutionary import Candidate, Fits
 from lwqc.search.water_filling import sigmoid_shares, water_fill
 from lwqc.search_items import SearchModel
+from lwqc.search_log import SearchLog
 from lwqc.search_space import SearchSpace
-from lwqc.search_workers import Evaluate
-from lwqc.trial_model import PART, TrialModel
+from lwqc.search_workers import Evaluate, remembering
+from lwqc.trial_model import ALL, PART, TrialModel
 
 _EPSILON = 1e-3
 _BISECTIONS = 30
+_TIE = 1e-6  # of a divergence, beside drops of a metric
 
 
 def measured_errors(space: SearchSpace, score: Evaluate) -> None:
@@ -38,6 +41,31 @@ def measured_errors(space: SearchSpace, score: Evaluate) -> None:
         rising = np.maximum.accumulate(errors[::-1])[::-1]
         items.append(dataclasses.replace(item, errors=tuple(float(e) for e in rising)))
     space.items = tuple(items)
+
+
+def by_metric(found: SearchModel, score: Evaluate, log: SearchLog) -> Evaluate:
+    """Candidates on all data by the drop of the user's metric, equal ones by their divergence.
+
+    Smaller stages go by divergence alone. The work must have a metric.
+    """
+    work, trial = found.work, TrialModel(found.spec)
+    metric = work.metric
+    assert metric is not None
+
+    def dropped(candidates: Sequence[Candidate], stage: int) -> list[float]:
+        found = (metric(partial(trial.outputs, candidate)) for candidate in candidates)
+        return [metric.drop(work.metric_reference, value) for value in found]
+
+    drops = remembering(dropped, log, "metric")
+
+    def judged(candidates: Sequence[Candidate], stage: int) -> list[float]:
+        distances = score(candidates, stage)
+        if stage != ALL:
+            return distances
+        pairs = zip(drops(candidates, ALL), distances, strict=True)
+        return [drop + _TIE * distance for drop, distance in pairs]
+
+    return judged
 
 
 def zeroth_order(found: SearchModel, seed: int) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ one and come back in order, so a search takes the same path whatever evaluates i
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 
 from lwqc.errors import InputError, LwqcError
 from lwqc.search.evolutionary import Candidate
+from lwqc.search_log import SearchLog
 from lwqc.trial_model import LITTLE, TrialModel, TrialSpec
 
 Evaluate = Callable[[Sequence[Candidate], int], list[float]]
@@ -62,6 +64,19 @@ def workers(
             yield pool
         finally:
             pool.close()
+
+
+def remembering(evaluate: Evaluate, log: SearchLog, key: str) -> Evaluate:
+    """Scores from the log where it has them; new ones go there."""
+
+    def score(candidates: Sequence[Candidate], stage: int) -> list[float]:
+        new = [c for c in dict.fromkeys(candidates) if log.get(key, stage, c) is None]
+        if new:
+            log.add(key, stage, dict(zip(new, evaluate(new, stage), strict=True)))
+        found = [log.get(key, stage, c) for c in candidates]
+        return [math.inf if v is None or math.isnan(v) else v for v in found]
+
+    return score
 
 
 def score_one(source: str | bytes, digest: str, candidate: Candidate, stage: int) -> float:

@@ -11,18 +11,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lwqc import io
 from lwqc.compressed import Compressed
 from lwqc.execute import execute
-from lwqc.goals import Goals
+from lwqc.goals import Amount, Goals
 from lwqc.joint_plan import planned
 from lwqc.measure import medians_ms
 from lwqc.plan import CleanUp, Plan
 from lwqc.planning import without
-from lwqc.recipe import Recipe
+from lwqc.recipe import Recipe, SearchRecipe
 from lwqc.report.result import SearchReport
 from lwqc.search.evolutionary import Candidate, Generation, Settings, evolve
 from lwqc.search.knapsack import choose
@@ -42,19 +42,6 @@ _KEPT_STARTS = 4
 _LATENCY_AIM = 0.98  # of the asked time: repeated timings differ by more
 _LATENCY_LEFT = 0.93  # a result faster than that share of it could have been better
 REFERENCE_TIME = "milliseconds of the original"
-
-
-def remembering(evaluate: Evaluate, log: SearchLog, key: str) -> Evaluate:
-    """Scores from the log where it has them; new ones go there."""
-
-    def score(candidates: Sequence[Candidate], stage: int) -> list[float]:
-        new = [c for c in dict.fromkeys(candidates) if log.get(key, stage, c) is None]
-        if new:
-            log.add(key, stage, dict(zip(new, evaluate(new, stage), strict=True)))
-        found = [log.get(key, stage, c) for c in candidates]
-        return [math.inf if v is None or math.isnan(v) else v for v in found]
-
-    return score
 
 
 @dataclass(frozen=True)
@@ -81,7 +68,9 @@ class Result:
             seconds=self.seconds + again.seconds,
         )
 
-    def report(self, found: SearchModel, control: SearchControl) -> SearchReport:
+    def report(
+        self, found: SearchModel, control: SearchControl, section: SearchRecipe
+    ) -> SearchReport:
         """For readers."""
         space = found.space
         count = {kind: len(space.of_kind(kind)) for kind in ("format", "width", "branch")}
@@ -90,7 +79,7 @@ class Result:
             for kind in ("format", "width", "branch")
         }
         return SearchReport(
-            measure=found.measure,
+            measure="metric" if section.measure == "metric" else found.measure,
             effort=control.effort,
             seed=control.seed,
             items={k: (changed[k], n) for k, n in count.items() if n},
@@ -268,15 +257,19 @@ class WholeSearch:
         return float(share * self.log.fact(REFERENCE_TIME, lambda: math.nan))
 
     def _sized(self, limits: Limits, result: Result) -> Result:
-        """Sizes need no compensation, so they are checked, and repaired, before it."""
-        space, aim = self.found.space, limits.size_bytes
-        for _ in range(_ROUNDS if math.isfinite(aim) else 0):
-            real = self._real_bytes(result.best)
-            if real <= limits.size_bytes:
+        """Bytes and MACs need no compensation, so they are checked, and repaired, before it."""
+        counted = {"size_bytes": "bytes", "macs": "MACs"}
+        wanted = {n: v for n in counted if math.isfinite(v := getattr(limits, n))}
+        for _ in range(_ROUNDS if wanted else 0):
+            real = self._counted(result.best, "macs" in wanted)
+            over = {n: real[n] - v for n, v in wanted.items() if real[n] > v}
+            if not over:
                 break
-            aim = space.cost(result.best).size_bytes - (real - limits.size_bytes)
-            best = self.repaired(result.best, dataclasses.replace(limits, size_bytes=aim))
-            note = f"{real - limits.size_bytes:.0f} bytes over when executed: repaired"
+            predicted = self.found.space.cost(result.best)
+            aims = {n: getattr(predicted, n) - more for n, more in over.items()}
+            best = self.repaired(result.best, dataclasses.replace(limits, **aims))
+            missed = ", ".join(f"{more:.0f} {counted[n]}" for n, more in over.items())
+            note = f"{missed} over when executed: repaired"
             result = dataclasses.replace(result, best=best, notes=(*result.notes, note))
         return result
 
@@ -289,9 +282,12 @@ class WholeSearch:
 
         return lowered(space, candidate, excess, lambda c: excess(c) <= 1)
 
-    def _real_bytes(self, candidate: Candidate) -> int:
+    def _counted(self, candidate: Candidate, macs: bool) -> Mapping[str, float]:
+        """Bytes, and if asked for MACs, of the candidate as a model."""
         plan = planned(self.found, candidate, "", compensate=False)
-        return io.serialized_bytes(execute(self.found.work, Goals(), plan).model)
+        goals = Goals(max_macs=Amount(1, True) if macs else None)
+        done = execute(self.found.work, goals, plan)
+        return {"size_bytes": io.serialized_bytes(done.model), "macs": done.macs or 0}
 
     def _executed(self, goals: Goals, candidate: Candidate, clean: CleanUp | None) -> Compressed:
         work = self.found.work

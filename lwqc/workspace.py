@@ -23,6 +23,8 @@ from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.cleanup import Cleaned
 from lwqc.data import Dataset
 from lwqc.errors import InputError
+from lwqc.graph.cost import node_costs, total
+from lwqc.graph.shapes import shapes_at
 from lwqc.graph.sites import Site, SiteAnalysis, find_sites
 from lwqc.measure import Metric, compare, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights
@@ -201,6 +203,16 @@ class Workspace:
     def float_bytes(self) -> int:
         """Bytes of the original: its files, or its weights when it never was a file."""
         return self.origin.float_bytes if self.origin is not None else stored_bytes(self.model)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of the original at the sizes of the first feeds, where known."""
+        return self.origin.macs if self.origin is not None else self.macs_of(self.model)
+
+    def macs_of(self, model: ir.Model) -> int:
+        """Those of another model of the same inputs."""
+        shapes = shapes_at(model, {n: a.shape for n, a in self.data.first().items()})
+        return total(node_costs(model.graph, shapes)).known_macs
 
     @cached_property
     def search_batches(self) -> list[dict[str, NDArray[Any]]]:

@@ -28,6 +28,7 @@ from lwqc.cli.options import (
     KindOption,
     LatencyOption,
     LossOption,
+    MacsOption,
     MeasureOption,
     MetricOption,
     Model,
@@ -90,6 +91,7 @@ def compress(
     ] = True,
     max_size: SizeOption = None,
     max_latency: LatencyOption = None,
+    max_macs: MacsOption = None,
     avg_bits: BitsOption = None,
     max_drop: DropOption = None,
     fastest: FastestOption = False,
@@ -109,12 +111,12 @@ def compress(
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
     if not quantize:
-        if recipe != "auto" or max_size is not None or avg_bits is not None:
-            raise InputError("--no-quantize only cleans up: leave out --recipe and sizes")
+        if recipe != "auto" or any(b is not None for b in (max_size, avg_bits, max_macs)):
+            raise InputError("--no-quantize only cleans up: leave out --recipe and budgets")
         recipe = "clean"
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
-        goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest=fastest)
+        goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs)
         if pareto is not None:
             finish_row(pareto_models(work, goals, find(recipe), control, pareto), output, as_json)
             return
@@ -334,6 +336,7 @@ def plan(
     recipe: RecipeOption = "auto",
     max_size: SizeOption = None,
     max_latency: LatencyOption = None,
+    max_macs: MacsOption = None,
     avg_bits: BitsOption = None,
     max_drop: DropOption = None,
     fastest: FastestOption = False,
@@ -349,7 +352,7 @@ def plan(
     """Decide as `compress` does, and write only the plan."""
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(model, target, data, metric, shape, seed, output) as work:
-        goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest=fastest)
+        goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs)
         made = make_plan(work, goals, recipe, control)
         made.save(output)
         errors_console().print(f"{output}: {_planned(made, len(work.sites))}")

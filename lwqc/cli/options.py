@@ -32,6 +32,9 @@ SizeOption = Annotated[str | None, typer.Option("--max-size", help="0.25 of the 
 LatencyOption = Annotated[
     str | None, typer.Option("--max-latency", help="0.5 of the original, or 8ms")
 ]
+MacsOption = Annotated[
+    str | None, typer.Option("--max-macs", help="0.5 of the original's products, or 300M")
+]
 BitsOption = Annotated[float | None, typer.Option("--avg-bits", help="stored bits per weight")]
 FastestOption = Annotated[
     bool, typer.Option("--fastest", help="with --max-drop: the fastest, not the smallest")

@@ -15,17 +15,18 @@ import pytest
 from lwqc import io, whole_search
 from lwqc import joint as module
 from lwqc.backends.session import Session
-from lwqc.compress import compress_workspace
+from lwqc.compress import compress_workspace, open_workspace
 from lwqc.errors import InputError
 from lwqc.goals import Amount, Goals
 from lwqc.joint import joint, pareto, searches
+from lwqc.measure import Metric
 from lwqc.recipe import find
 from lwqc.search.evolutionary import Settings
 from lwqc.search_control import EFFORTS, SearchControl
 from lwqc.search_items import SearchModel, search_model
 from lwqc.search_log import SearchLog
 from lwqc.workspace import Workspace
-from tests.joint.searched import opened
+from tests.joint.searched import DATA, opened
 
 QUICK = Settings(generations=4, offspring=6, survivors=(3,))
 
@@ -49,7 +50,8 @@ def quick(monkeypatch) -> None:
         own = copy.copy(found.space)
         own.rest = dict(own.rest)
         own.forget()
-        return dataclasses.replace(found, space=own)
+        same = work if work.model is found.work.model else found.work
+        return dataclasses.replace(found, work=same, space=own)
 
     monkeypatch.setitem(EFFORTS, "low", QUICK)
     monkeypatch.setattr(module, "search_model", known)
@@ -108,6 +110,44 @@ def test_recipes_change_what_they_say(recipe, share, fields) -> None:
     assert set(done.search.items) == {
         {"quantize": "format", "prune": "width", "remove": "branch"}[f] for f in fields
     }
+
+
+def test_products_are_a_budget(tmp_path) -> None:
+    control = SearchControl(effort="low")
+    done = compress_workspace(shared(), Goals(max_macs=Amount(0.6, True)), "auto", control)
+    report = done.save(tmp_path / "out.onnx")
+    (outcome,) = report.outcomes
+    assert (outcome.name, outcome.met) == ("MACs", True)
+    assert 0.5 < outcome.reached / shared().macs <= 0.6
+    assert done.plan.prune is not None or done.plan.remove
+    assert not done.plan.quantize
+    other = open_workspace(tmp_path / "out.onnx", data=DATA)
+    assert other.macs == outcome.reached
+
+
+def test_the_metric_of_the_user_decides_on_all_data() -> None:
+    work = shared()
+    asked: list[float] = []
+
+    def brightness(run) -> float:
+        (value,) = run(work.data.first()).values()
+        asked.append(float(value[:, 0].mean()))
+        return asked[-1]
+
+    recipe = find("auto").model_copy(update={"method": "rtn"})
+    section = recipe.search_in.model_copy(update={"measure": "metric"})
+    recipe = recipe.model_copy(update={"search_in": section})
+    control = SearchControl(effort="low")
+    with pytest.raises(InputError, match="compares by a metric"):
+        joint(work, goals(0.1), recipe, control)
+    judged = dataclasses.replace(work, metric=Metric("brightness", brightness))
+    done = joint(judged, goals(0.1), recipe, control)
+    assert done.search is not None
+    assert done.search.measure == "metric"
+    assert done.search.best <= done.search.start
+    drops = [judged.metric.drop(judged.metric_reference, value) for value in asked]
+    assert min(abs(drop - done.search.best) for drop in drops) < 1e-4
+    assert done.search.best < done.search.start
 
 
 def test_same_seed_same_plan_however_many_workers() -> None:
