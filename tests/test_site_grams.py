@@ -64,7 +64,7 @@ def products(model):
 
 
 def check(found, wanted):
-    np.testing.assert_allclose(found[0], wanted, atol=1e-6 * np.abs(wanted).max())
+    np.testing.assert_allclose(found[0], wanted, atol=5e-6 * np.abs(wanted).max())
 
 
 def test_graph_order_reads_the_data_once(model_and_data, small_segments):
@@ -145,7 +145,7 @@ def test_external_weights_are_mapped_where_they_lie(tmp_path, model_and_data, mo
     wanted = collect(model, collectors, data, statistics_session)
     for gram in collectors:
         scale = np.abs(wanted[gram].matrix).max()
-        np.testing.assert_allclose(found[gram].matrix, wanted[gram].matrix, atol=1e-6 * scale)
+        np.testing.assert_allclose(found[gram].matrix, wanted[gram].matrix, atol=5e-6 * scale)
 
 
 def test_large_models_run_from_their_file(tmp_path, model_and_data, small_segments, monkeypatch):
