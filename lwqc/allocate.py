@@ -81,18 +81,17 @@ def _uniform(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
 def _knapsack(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     score: mixed.Score = "weights" if recipe.score == "weights" else "measured"
     method = _affordable(work, recipe)
-    curves = mixed.choices(work, score, method)
     if goals.max_size is not None:
         budget = goals.max_size.resolve(work.float_bytes)
         if goals.avg_bits is not None:
-            budget = min(budget, mixed.bytes_at(work, curves, goals.avg_bits))
-        if mixed.least_bytes(work, curves, recipe.name) > budget:
-            curves = mixed.choices(work, score, method, tiny=True)
+            budget = min(budget, mixed.bytes_at(work, goals.avg_bits))
+        curves = mixed.choices(work, score, method, **mixed.fitting_forms(work, budget))
         return mixed.within_bytes(work, curves, budget, recipe.name)
     if goals.avg_bits is not None:
-        if mixed.least_average_bits(work, curves) > goals.avg_bits:
-            curves = mixed.choices(work, score, method, tiny=True)
+        tiny = mixed.least_average_bits(work) > goals.avg_bits
+        curves = mixed.choices(work, score, method, tiny=tiny)
         return mixed.within_average_bits(work, curves, goals.avg_bits, recipe.name)
+    curves = mixed.choices(work, score, method)
     limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
     return _smallest_within(work, curves, limit, recipe)
 

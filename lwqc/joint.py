@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lwqc import io
+from lwqc import io, mixed
 from lwqc.compressed import Compressed
 from lwqc.errors import InputError
 from lwqc.fastest import fused_base
@@ -105,7 +105,7 @@ def _opened(
     log = SearchLog(control.log, resume=control.resume)
     log.must_equal("model", work.source.digest)
     limits = _limits(work, goals, log)
-    found = _model(base, section, recipe, limits)
+    found = _model(base, section, recipe, goals, limits)
     log.must_equal("search space", [list(found.space.sizes), control.seed, recipe.name])
     if math.isfinite(limits.latency_ms):
         measure_times(found, log)
@@ -147,25 +147,20 @@ def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
     return Limits(size_bytes=size, latency_ms=latency, macs=macs)
 
 
-def _model(work: Workspace, section: SearchRecipe, recipe: Recipe, limits: Limits) -> SearchModel:
-    """What can be chosen; with 2-bit formats where 4 bits everywhere are too many."""
+def _model(
+    work: Workspace, section: SearchRecipe, recipe: Recipe, goals: Goals, limits: Limits
+) -> SearchModel:
+    """What can be chosen; see `mixed.fitting_forms`."""
     options: dict[str, Any] = {
         "method": recipe.method if work.data.given else "rtn",
         "measure": "auto" if section.measure == "metric" else section.measure,
         "small": math.isfinite(limits.size_bytes),
         "fast": math.isfinite(limits.latency_ms),
     }
-    tiny = "format" in section.kinds and _least_bytes(work) > limits.size_bytes
-    found = search_model(work, section.kinds, tiny=tiny, **options)
+    if goals.avg_bits is not None:  # which leave out the nodes that unpack; a size does not
+        options |= {"tiny": mixed.least_average_bits(work) > goals.avg_bits, "unpack": False}
+    elif "format" in section.kinds and options["small"]:
+        options |= mixed.fitting_forms(work, limits.size_bytes)
+    found = search_model(work, section.kinds, **options)
     measure_overhead(found)
     return found
-
-
-def _least_bytes(work: Workspace) -> float:
-    """About what the model takes with every site in its smallest format but 2 bits."""
-    saved = 0
-    for site in work.analysis.sites:
-        entries = work.target.candidates(site, work.opset)
-        sizes = [e.size_bytes(site.n, site.k) for e in entries]
-        saved += site.float_bytes - min(sizes, default=site.float_bytes)
-    return io.serialized_bytes(work.model) - saved

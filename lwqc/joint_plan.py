@@ -145,4 +145,5 @@ def _legal(found: SearchModel, site: Site, entry: SiteEntry) -> SiteEntry | str:
         return str(form)
     block = entry.weight.block or site.k
     near = min(same, key=lambda e: abs((e.weight.block or site.k) - block))
-    return near.model_copy(update={"method": entry.method})
+    kernel = {"activation": entry.activation, "unpacked": entry.unpacked}
+    return near.model_copy(update={"method": entry.method, **kernel})

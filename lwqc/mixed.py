@@ -20,6 +20,7 @@ from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.quant.output_error import output_error
 from lwqc.scores.sensitivity import site_sensitivity
 from lwqc.search.knapsack import Option, cheapest, choose
+from lwqc.timing import slow_products
 from lwqc.workspace import Candidate, Workspace
 
 Score = Literal["measured", "weights"]
@@ -45,7 +46,12 @@ class Choice:
 
 
 def choices(
-    work: Workspace, score: Score = "measured", method: Method = "rtn", *, tiny: bool = False
+    work: Workspace,
+    score: Score = "measured",
+    method: Method = "rtn",
+    *,
+    tiny: bool = False,
+    unpack: bool = True,
 ) -> list[Choice]:
     """Error curves of all sites.
 
@@ -55,9 +61,10 @@ def choices(
     which add up while they are small.
 
     method: of entries below 8 bits where the site's input can be observed. tiny: 2 bits too.
+    unpack: weights whose low-bit kernel is slow become float at load, by nodes that take bytes.
     """
     sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
-    curves = {s.name: _entries(work, s, _candidates(work, s, tiny), method) for s in sites}
+    curves = {s.name: _entries(work, s, _candidates(work, s, tiny, unpack), method) for s in sites}
     report = work.report("error curves")
     weight_errors: dict[str, tuple[list[float], float, list[float]]] = {}
     for name, entries in curves.items():
@@ -81,11 +88,19 @@ def choices(
     return found
 
 
-def _candidates(work: Workspace, site: Site, tiny: bool = False) -> list[SiteEntry]:
-    """Legal entries that the weight's values allow."""
-    stored = (work.storable(site.name, e) for e in
-              work.target.candidates(site, work.opset, tiny=tiny))  # fmt: skip
-    return [entry for entry in stored if isinstance(entry, SiteEntry)]
+def _candidates(
+    work: Workspace, site: Site, tiny: bool = False, unpack: bool = True
+) -> list[SiteEntry]:
+    """Legal entries that the weight's values allow, unpacked at load where that is faster."""
+    slow = slow_products(work) if unpack else {}
+    found = []
+    for entry in work.target.candidates(site, work.opset, tiny=tiny):
+        if site.name in slow.get(entry.weight.bits, ()):
+            entry = entry.model_copy(update={"activation": "none", "unpacked": True})
+        stored = work.storable(site.name, entry)
+        if isinstance(stored, SiteEntry):
+            found.append(stored)
+    return found
 
 
 def _why_float(work: Workspace, site: Site) -> str:
@@ -173,7 +188,7 @@ def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recip
     site; that is part of an option's cost, and what is left of it is corrected by the real size.
     """
     plan = smallest(work, curves, recipe)
-    rest = _overhead(work, curves)
+    rest = _overhead(work)
     grown = io.serialized_bytes(work.lower(plan).model) - rest - _cost_of(work, plan)
     per_site = max(grown, 0) / max(len(plan.quantize), 1)
     options = [
@@ -254,22 +269,46 @@ def within_drop(
     return best
 
 
-def bytes_at(work: Workspace, curves: Sequence[Choice], bits: float) -> float:
+def bytes_at(work: Workspace, bits: float) -> float:
     """Bytes of the model at an average number of stored bits per weight of all sites."""
     small = sum(s.float_bytes for s in work.analysis.sites if s.size < MIN_WEIGHTS)
     weights = sum(s.size for s in work.analysis.sites)
-    return _overhead(work, curves) - small + bits / 8 * weights
+    return _overhead(work) - small + bits / 8 * weights
 
 
-def least_bytes(work: Workspace, curves: Sequence[Choice], recipe: str) -> int:
-    """Bytes of the smallest model."""
-    return io.serialized_bytes(work.lower(smallest(work, curves, recipe)).model)
+def fitting_forms(work: Workspace, budget: float) -> dict[str, bool]:
+    """Options of `choices` that are needed to fit: fast forms before small ones, 2 bits last."""
+    for unpack in (True, False):
+        if least_bytes(work, tiny=False, unpack=unpack) <= budget:
+            return {"tiny": False, "unpack": unpack}
+    return {"tiny": True, "unpack": False}
 
 
-def least_average_bits(work: Workspace, curves: Sequence[Choice]) -> float:
-    """Stored bits per weight of all sites when each takes its smallest format."""
-    small = sum(s.float_bytes for s in work.analysis.sites if s.size < MIN_WEIGHTS)
-    least = small + sum(min(o.cost for o in c.options) for c in curves)
+def least_bytes(work: Workspace, *, tiny: bool, unpack: bool) -> int:
+    """Bytes of the model with every site in its smallest format, rounded to nearest."""
+    picked = _smallest_entries(work, tiny, unpack)
+    return io.serialized_bytes(work.lower(_with_reasons(work, picked, "")).model)
+
+
+def _smallest_entries(work: Workspace, tiny: bool, unpack: bool) -> dict[str, SiteEntry | None]:
+    return {
+        site.name: min(
+            _candidates(work, site, tiny, unpack),
+            key=lambda e, s=site: e.size_bytes(s.n, s.k),  # type: ignore[misc]
+            default=None,
+        )
+        for site in work.analysis.sites
+        if site.size >= MIN_WEIGHTS
+    }
+
+
+def least_average_bits(work: Workspace) -> float:
+    """Stored bits per weight of all sites when each takes its smallest format but 2 bits."""
+    picked = _smallest_entries(work, tiny=False, unpack=False)
+    least = sum(
+        _cost(work, s, picked[s.name]) if s.name in picked else s.float_bytes
+        for s in work.analysis.sites
+    )
     return 8 * least / max(sum(s.size for s in work.analysis.sites), 1)
 
 
@@ -406,9 +445,10 @@ def _with_reasons(work: Workspace, picked: Mapping[str, SiteEntry | None], recip
     )
 
 
-def _overhead(work: Workspace, curves: Sequence[Choice]) -> int:
+def _overhead(work: Workspace) -> int:
     """Bytes of the model that no choice changes."""
-    total = io.serialized_bytes(work.model) - sum(c.site.float_bytes for c in curves)
+    chosen = (s for s in work.analysis.sites if s.size >= MIN_WEIGHTS)
+    total = io.serialized_bytes(work.model) - sum(s.float_bytes for s in chosen)
     if total < 0:
         raise InputError("weights are shared in a way that the size model does not cover")
     return total

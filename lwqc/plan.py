@@ -59,6 +59,8 @@ class SiteEntry(_Model):
     search: choose scales by error search rather than from the plain range.
     method: how codes are chosen, see `quant.methods`; `DATA_METHODS` look at the data.
     rank, columns: of a branch in float beside the quantized weight, see `quant.side`; 0: without.
+    unpacked: the weight becomes float again when the model is loaded, where the kernel for its
+        format is slower than the float one.
     """
 
     weight: Format
@@ -67,6 +69,12 @@ class SiteEntry(_Model):
     method: Method = "rtn"
     rank: int = Field(default=0, ge=0)
     columns: int = Field(default=0, ge=0)
+    unpacked: bool = False
+
+    @property
+    def layout(self) -> str:
+        """How the weight lies in a file: its format, and whether nodes beside it unpack it."""
+        return f"{self.weight}{' unpacked' if self.unpacked else ''}"
 
     @property
     def has_side(self) -> bool:

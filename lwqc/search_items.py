@@ -75,19 +75,20 @@ def search_model(
     *,
     method: Method = "rtn",
     tiny: bool = False,
+    unpack: bool = True,
     small: bool = True,
     fast: bool = False,
     measure: Measure | Literal["auto"] = "auto",
 ) -> SearchModel:
     """Everything of the given kinds that can be chosen in a model.
 
-    tiny: 2 bits too. small: formats that only store fewer bits. fast: 8-bit activations too.
-    measure: of the outputs; `auto` is `kl` for logits and `norm` otherwise.
+    tiny, unpack: see `mixed.choices`. small: formats that only store fewer bits. fast: 8-bit
+    activations too. measure: of the outputs; `auto` is `kl` for logits and `norm` otherwise.
     """
     prunable = Prunable(work.model)
     builder = _Builder(work, prunable)
     if "format" in kinds:
-        builder.formats(method, tiny=tiny, small=small, fast=fast)
+        builder.formats(method, tiny=tiny, unpack=unpack, small=small, fast=fast)
     if "width" in kinds:
         builder.widths()
     if "branch" in kinds:
@@ -116,11 +117,11 @@ class _Builder:
         self._branches: dict[int, set[ir.Node]] = {}
         self.sites = {s.name: s for s in find_sites(prunable.model).sites}
 
-    def formats(self, method: Method, *, tiny: bool, small: bool, fast: bool) -> None:
+    def formats(self, method: Method, *, tiny: bool, unpack: bool, small: bool, fast: bool) -> None:
         """One item per site with the formats that no other beats in cost and error."""
         integer = self._integer_entries() if fast else {}
         chained: list[tuple[str, SiteEntry, float]] = []
-        for choice in mixed.choices(self.work, "measured", method, tiny=tiny):
+        for choice in mixed.choices(self.work, "measured", method, tiny=tiny, unpack=unpack):
             name = choice.site.name
             whole = integer[name](choice) if name in integer else []
             if whole and not small and choice.site.op == "Conv" and _is_plain(self.sites[name]):

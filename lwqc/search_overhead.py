@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lwqc import io
 from lwqc.joint_plan import planned
+from lwqc.plan import SiteEntry
 from lwqc.search_items import SearchModel
 from lwqc.search_space import Stored, zero_points
 
@@ -16,23 +17,25 @@ def measure_overhead(found: SearchModel) -> None:
     """
     space = found.space
     levels: dict[tuple[str, str], list[tuple[Stored, int]]] = {}
+    kinds: dict[tuple[str, str], SiteEntry] = {}
     for stored in space.stored:
         for level, entry in enumerate(stored.entries):
             if entry is not None:
-                levels.setdefault((stored.op, str(entry.weight)), []).append((stored, level))
+                key = (stored.op, entry.layout)
+                kinds[key] = entry
+                levels.setdefault(key, []).append((stored, level))
     measured: dict[tuple[str, str], tuple[float, float]] = {}
-    per_site: dict[str, float] = {}
-    order = sorted(levels, key=lambda k: (k[1].removesuffix("h").endswith("a"), k))
-    for key in order:
-        sites = levels[key]
+    per_site: dict[tuple[str, bool], float] = {}
+    for key in sorted(levels, key=lambda k: (not kinds[k].weight.symmetric, k)):
+        sites, form = levels[key], (key[0], kinds[key].unpacked)
         missing = _missing_bytes(found, sites)
         zeros = sum(_zeros(stored, level) for stored, level in sites)
         if not zeros:
             site = max(missing / len(sites), 0.0)
-            per_site[key[0]] = max(per_site.get(key[0], 0.0), site)
+            per_site[form] = max(per_site.get(form, 0.0), site)
             measured[key] = (site, 0.0)
         else:
-            site = min(per_site.get(key[0], 0.0), max(missing / len(sites), 0.0))
+            site = min(per_site.get(form, 0.0), max(missing / len(sites), 0.0))
             measured[key] = (site, max(missing - site * len(sites), 0.0) / zeros)
     space.overhead = measured
     space.forget()

@@ -84,7 +84,7 @@ class SearchSpace:
     """Items, and what candidates cost.
 
     keeps: item of a width -> mask of channels by level. fixed: what no item changes. overhead:
-    operator and format -> bytes beside codes and scales, per site and per zero point. rest: cost
+    operator and layout -> bytes beside codes and scales, per site and per zero point. rest: cost
     that goes with a branch beside its stored tensors, by item. left_out: what could not become an
     item, with the reason.
     """
@@ -186,7 +186,7 @@ class SearchSpace:
             return math.prod(counts) * tensor.itemsize, share
         rows, columns = matrix_masks(tensor.shape, tensor.flipped, masks)
         n, k = int(rows.sum()), int(columns.sum())
-        site, zero = self.overhead.get((tensor.op, str(entry.weight)), (0.0, 0.0))
+        site, zero = self.overhead.get((tensor.op, entry.layout), (0.0, 0.0))
         return entry.size_bytes(n, k) + site + zero * zero_points(entry, n, k), share
 
     def predicted(self, candidate: Candidate) -> float:

@@ -19,7 +19,7 @@ from lwqc.measure import medians_ms
 from lwqc.search_items import SearchModel
 from lwqc.search_log import SearchLog
 from lwqc.search_space import Cost
-from lwqc.timing import activation_shapes, form_seconds, operator_class
+from lwqc.timing import activation_shapes, float_seconds, form_seconds, operator_class
 from lwqc.workspace import Workspace
 
 _MOST_SITES = 0.95  # of the whole model's time that its sites may account for
@@ -55,9 +55,10 @@ def _whole(work: Workspace) -> float:
 def _site_times(work: Workspace, found: SearchModel) -> dict[str, list[float]]:
     """Milliseconds by site and level; those of a class of sites are measured once."""
     sites = work.sites
-    timed = [s for s in found.space.stored if s.item is not None and s.op != "Gather"]
+    timed = [s for s in found.space.stored if s.name in sites and sites[s.name].op != "Gather"]
     shapes = activation_shapes(work, [sites[s.name] for s in timed], work.served[0])
     known: dict[tuple[Any, ...], tuple[float, float]] = {}
+    floats: dict[tuple[Any, ...], float] = {}
     result: dict[str, list[float]] = {}
     report = work.report("timing forms")
     for done, stored in enumerate(timed):
@@ -70,14 +71,17 @@ def _site_times(work: Workspace, found: SearchModel) -> dict[str, list[float]]:
             if entry is None or work.target.form(site, entry, work.opset) == "Folded":
                 by_level.append(None)  # the float kernel
                 continue
-            key = (operator_class(site), str(entry.weight), entry.activation, shape)
+            key = (operator_class(site), entry.layout, entry.activation, shape)
             if key not in known:
                 known[key] = form_seconds(work, site, entry, shape)
             before.append(known[key][0])
             by_level.append(known[key][1])
+        plain = (operator_class(site), shape)
         if before:
-            plain = sorted(before)[len(before) // 2]
-            result[stored.name] = [1e3 * (plain if t is None else t) for t in by_level]
+            floats[plain] = sorted(before)[len(before) // 2]
+        elif plain not in floats:
+            floats[plain] = float_seconds(site, shape)
+        result[stored.name] = [1e3 * (floats[plain] if t is None else t) for t in by_level]
         report(done + 1, len(timed))
     return result
 

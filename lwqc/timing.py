@@ -21,6 +21,8 @@ from lwqc.timing_cache import Pair, TimingCache
 from lwqc.workspace import Workspace
 
 _SECONDS = 0.06  # per form and class of sites
+_PACKED_BITS = (2, 4, 8)
+_CLEARLY = 1.1  # times as long: timings of the same differ by less
 _RANGE = ActivationRange(low=-4, high=4)
 
 
@@ -83,6 +85,27 @@ def slow_sites(
     return slow
 
 
+def slow_products(work: Workspace) -> Mapping[int, frozenset[str]]:
+    """By bits of the weights, sites whose low-bit product takes clearly longer than the float one.
+
+    Many rows at once are multiplied faster in float; few rows wait for the weights. Empty where
+    single sites cannot be timed, and for large models, whose memory counts more.
+    """
+    if not (work.timed and work.runs_here) or work.is_large:
+        return {}
+    if not work.slow_products:
+        entries: dict[int, dict[str, SiteEntry]] = {bits: {} for bits in _PACKED_BITS}
+        for site in work.analysis.sites:
+            for entry in work.target.candidates(site, work.opset, tiny=True):
+                if entry.activation == "dynamic" and entry.weight.bits in entries:
+                    entries[entry.weight.bits].setdefault(site.name, entry)
+        for bits, quantize in entries.items():
+            times = site_times(work, Plan(source=Source(digest=""), quantize=quantize))
+            slow = (n for n, pairs in times.items() if relative_time(pairs) > _CLEARLY)
+            work.slow_products[bits] = frozenset(slow)
+    return work.slow_products
+
+
 def _runs_low(work: Workspace, site: Site, plan: Plan) -> bool:
     return work.target.form(site, plan.quantize[site.name], work.opset) != "Folded"
 
@@ -133,6 +156,13 @@ def form_seconds(
     sessions = [Session(model, label=site.name), Session(lowered, label=site.name)]
     before, after = time_runs(sessions, feeds, seconds=_SECONDS)
     return quartile(before), quartile(after)
+
+
+def float_seconds(site: Site, shape: tuple[int, ...]) -> float:
+    """Seconds of the float operator alone."""
+    feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    (times,) = time_runs([Session(_alone(site, shape), label=site.name)], feeds, seconds=_SECONDS)
+    return quartile(times)
 
 
 def _alone(site: Site, shape: tuple[int, ...]) -> ir.Model:

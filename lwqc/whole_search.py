@@ -234,7 +234,8 @@ class WholeSearch:
             found.append((over, measured if over else result.score, done, result))
             if not over and measured > limits.latency_ms * _LATENCY_LEFT:
                 break
-            scaled_times(self.found, measured / self.found.space.cost(result.best).latency_ms)
+            predicted = self.found.space.cost(result.best).latency_ms
+            scaled_times(self.found, measured / predicted / _LATENCY_AIM)
             again = self.run(limits, self.repaired(result.best, limits))
             if again.best == result.best:
                 break

@@ -19,7 +19,6 @@ LAYERS = [
     {"compressed"},
     {"branch_reports", "allocate", "branch_diagnostics"},
     {"fastest"},
-    {"timing"},
     {"importance", "mixed", "planning", "report.result"}
     | {
         "blame",
@@ -45,6 +44,7 @@ LAYERS = [
         "search_items",
         "trial_spec",
     },
+    {"timing"},
     {"search_start", "search_workers", "search_control"},
     {"search_space"},
     {"trial_model", "search_log"},

@@ -78,7 +78,7 @@ class CpuTarget:
         fmt = entry.weight
         if entry.activation != "none" and fmt.block is None:
             return _integer_form(site, entry, self.rules)
-        if site.ops <= _BLOCK_OPS and fmt.block is not None:
+        if site.ops <= _BLOCK_OPS and fmt.block is not None and not _unpacks(site, entry):
             return _block_form(site, entry)
         if fmt.kind != "int":
             return f"{fmt.kind} has no kernel for {'+'.join(sorted(site.ops))}"
@@ -248,6 +248,10 @@ def _block_form(site: Site, entry: SiteEntry) -> Form | str:
     if site.k % (fmt.block or 1):
         return f"rows of {site.k} are not a multiple of the block {fmt.block}"
     return "GatherBlockQuantized"
+
+
+def _unpacks(site: Site, entry: SiteEntry) -> bool:
+    return entry.unpacked and site.ops <= _LINEAR and entry.weight.kind == "int"
 
 
 def _float4_form(site: Site, entry: SiteEntry) -> Form | str:

@@ -23,6 +23,7 @@ from lwqc.report.result import (
 from lwqc.stats.divergence import Divergence
 
 _VISIBLE = 0.03  # of the time: operators that get a row
+_PLURALS = {"format": "formats", "width": "widths", "branch": "branches"}
 
 
 def size_text(size_bytes: float) -> str:
@@ -118,7 +119,7 @@ def _operator_row(table: Table, name: str, rows: Sequence[OperatorRow]) -> None:
 
 def print_search(search: SearchReport, console: Console) -> None:
     """What was searched, and what it brought."""
-    parts = [f"{changed} of {n} {kind}s" for kind, (changed, n) in search.items.items()]
+    parts = [f"{changed} of {n} {_PLURALS[kind]}" for kind, (changed, n) in search.items.items()]
     console.print(f"search: {', '.join(parts)} changed, effort {search.effort}")
     console.print(
         f"{search.measure} on the calibration data: {search.start:.4g} at the start, "
