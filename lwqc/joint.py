@@ -24,6 +24,7 @@ from lwqc.search_overhead import measure_overhead
 from lwqc.search_scores import by_metric
 from lwqc.search_times import measure_times
 from lwqc.search_workers import remembering, workers
+from lwqc.timing import slow_products
 from lwqc.whole_search import REFERENCE_TIME, Result, WholeSearch
 from lwqc.workspace import Workspace
 
@@ -105,6 +106,11 @@ def _opened(
     log = SearchLog(control.log, resume=control.resume)
     log.must_equal("model", work.source.digest)
     limits = _limits(work, goals, log)
+    if "format" in section.kinds:  # the space depends on times that a resumed run would take anew
+        slow = log.fact(
+            "slow products", lambda: {str(b): sorted(s) for b, s in slow_products(base).items()}
+        )
+        base.slow_products.update({int(bits): frozenset(sites) for bits, sites in slow.items()})
     found = _model(base, section, recipe, goals, limits)
     log.must_equal("search space", [list(found.space.sizes), control.seed, recipe.name])
     if math.isfinite(limits.latency_ms):

@@ -91,9 +91,10 @@ class CpuTarget:
         return _refused(form)
 
     def candidates(self, site: Site, opset: int, *, tiny: bool = False) -> Sequence[SiteEntry]:
-        """Weight-only entries, from few bytes to many, that do not slow the site's operator.
+        """Weight-only entries, from few bytes to many, on the quickest kernel for each.
 
-        tiny: with 2 bits too, whose kernel is slower.
+        Whether that is as fast as the float one depends on the rows multiplied at once: see
+        `timing.slow_products`. tiny: with 2 bits too.
         """
         grains: list[tuple[int, tuple[int | None, ...]]]
         grains = [(4, (128, 64, 32, 16)), (8, (128, 32))]
