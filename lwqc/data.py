@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,19 @@ class Dataset:
     def first(self) -> Feeds:
         """The first feeds."""
         return next(iter(self))
+
+    def halves(self) -> tuple[Dataset, Dataset]:
+        """Every other feeds, and those between; all of them twice where there is but one."""
+        if len(list(islice(self, 2))) < 2:
+            return self, self
+        first, second = (
+            replace(self, _make=partial(self._every_other, start), limit=None, _count=None)
+            for start in (0, 1)
+        )
+        return first, second
+
+    def _every_other(self, start: int) -> Iterator[Feeds]:
+        return islice(iter(self), start, None, 2)
 
     def limited(self, count: int) -> Dataset:
         """The first `count` feeds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -65,7 +65,12 @@ class SearchModel:
     def spec(self) -> TrialSpec:
         """What candidates are evaluated with."""
         return trial_spec(
-            self.prunable.model, self.space, self.work.data, self.data, self.gains, self.measure
+            self.prunable.model,
+            self.space,
+            self.work.data.halves()[1],
+            self.data,
+            self.gains,
+            self.measure,
         )
 
 
@@ -106,6 +111,8 @@ class _Builder:
 
     def __init__(self, work: Workspace, prunable: Prunable) -> None:
         self.work, self.prunable = work, prunable
+        # What makes up for removed channels is fitted to data that candidates are not judged on.
+        self.fitted = replace(work, data=work.data.halves()[0])
         self.items: list[Item] = []
         self.groups: dict[int, Group] = {}
         self.keeps: dict[int, tuple[Mask, ...]] = {}
@@ -295,7 +302,7 @@ class _Builder:
             return Stored(name, shape, itemsize, cuts, users=users, macs=own)
         assert site is not None
         item, entries = self._entries[name]
-        gram = None if self.work.grams.reason(name) else self.work.grams(name)
+        gram = None if self.fitted.grams.reason(name) else self.fitted.grams(name)
         self.grams[name] = gram if self.work.data.kind == "real" else None
         own = float(sum(macs.get(n, 0) for n in nodes))
         turned = _turned(site)

@@ -246,6 +246,17 @@ def test_limits(limit: int) -> None:
     refused("random", VISION, "at least 1", limit=limit)
 
 
+def test_halves_share_nothing_and_lose_nothing() -> None:
+    feeds = [{"image": IMAGES[:1] + np.float32(i)} for i in range(7)]
+    data = open_data(feeds, VISION, limit=5)
+    first, second = data.halves()
+    drawn = [[float((f["image"] - IMAGES[:1]).mean()) for f in part] for part in (first, second)]
+    assert drawn == [pytest.approx([0, 2, 4]), pytest.approx([1, 3])]
+    assert [len(list(part.limited(1))) for part in (first, second)] == [1, 1]
+    one = open_data(feeds[:1], VISION)
+    assert one.halves() == (one, one)
+
+
 def test_a_limit_draws_no_more_than_it_gives() -> None:
     drawn: list[int] = []
 
