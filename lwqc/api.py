@@ -16,7 +16,7 @@ from lwqc.compress import Progress, compress_workspace, make_plan, open_workspac
 from lwqc.compressed import Compressed
 from lwqc.errors import InputError
 from lwqc.execute import apply_plan, execute
-from lwqc.goals import Goals, parse_latency, parse_macs, parse_size
+from lwqc.goals import Goals, parse_goals
 from lwqc.inspection import Inspection, inspect_model
 from lwqc.lower import MAX_DROP, lower_plan
 from lwqc.measure import Latency, latencies
@@ -78,8 +78,7 @@ def compress(
     Returns the compressed model; `save` writes it, measures the file and returns the report.
     Raises InputError, in one line, for anything wrong with the arguments, model or data.
     """
-    size, latency = parse_size(max_size), parse_latency(max_latency)
-    goals = Goals(size, latency, avg_bits, max_drop, fastest, parse_macs(max_macs))
+    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs)
     work = _workspace(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
         shapes=shapes, seed=seed, progress=progress,
@@ -235,10 +234,7 @@ def plan(
     shapes: Shapes = None,
 ) -> Plan:
     """Decide as `compress` does, without executing anything."""
-    goals = Goals(
-        parse_size(max_size), parse_latency(max_latency), avg_bits, max_drop,
-        max_macs=parse_macs(max_macs),
-    )  # fmt: skip
+    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, max_macs=max_macs)
     work = _workspace(source, None, None, target=target, data=data, metric=metric, shapes=shapes)
     return make_plan(work, goals, recipe, SearchControl(effort))
 

@@ -96,6 +96,7 @@ def make_plan(
 ) -> Plan:
     """Decide what to do, without writing anything. Raises InputError."""
     chosen = find(recipe) if isinstance(recipe, str) else recipe
+    _check_macs(work, goals, chosen)
     if searches(work, goals, chosen):
         return joint(work, goals, chosen, control or SearchControl()).plan
     if chosen.prune is not None:
@@ -111,6 +112,14 @@ def make_plan(
     return work.stamped(plan)
 
 
+def _check_macs(work: Workspace, goals: Goals, recipe: Recipe) -> None:
+    if goals.max_macs is not None and not searches(work, goals, recipe):
+        raise InputError(
+            "--max-macs needs a search that removes channels or layers: give --data, and leave "
+            "out --recipe or take evopress-joint, evopress-width or evopress-depth"
+        )
+
+
 def compress_workspace(
     work: Workspace,
     goals: Goals,
@@ -122,6 +131,7 @@ def compress_workspace(
     if goals.max_latency is not None and not work.timed:
         reason = work.target.unmeasured()
         raise InputError(f"--max-latency: target {work.target.name} is not timed here: {reason}")
+    _check_macs(work, goals, chosen)
     if searches(work, goals, chosen):
         return joint(work, goals, chosen, control or SearchControl())
     if chosen.prune is not None or chosen.slice is not None:

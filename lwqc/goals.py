@@ -95,6 +95,25 @@ class Goals:
         return self.max_size is not None or self.avg_bits is not None
 
 
+def parse_goals(
+    max_size: str | float | None = None,
+    max_latency: str | float | None = None,
+    avg_bits: float | None = None,
+    max_drop: float | None = None,
+    fastest: bool = False,
+    max_macs: str | float | None = None,
+) -> Goals:
+    """Budgets as a caller writes them. Raises InputError."""
+    return Goals(
+        max_size=parse_size(max_size),
+        max_latency=parse_latency(max_latency),
+        avg_bits=avg_bits,
+        max_drop=max_drop,
+        fastest=fastest,
+        max_macs=parse_macs(max_macs),
+    )
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One constraint and what was reached, in `unit`. tolerance: share by which repeats differ."""

@@ -48,7 +48,8 @@ _PLAIN_STEPS = frozenset({"Transpose", "Identity"})
 class SearchModel:
     """The space of a model and what is needed to turn a candidate into a plan.
 
-    groups: item of a width -> its group. constant: sites whose format is not searched.
+    groups: item of a width -> its group. constant: sites whose format is not searched. grams: of
+    the inputs of sites whose channels may go. gains: see `TrialTensor`.
     """
 
     work: Workspace
@@ -56,7 +57,7 @@ class SearchModel:
     space: SearchSpace
     groups: Mapping[int, Group]
     constant: Mapping[str, SiteEntry]
-    data: Mapping[str, NDArray[np.float64] | None]
+    grams: Mapping[str, NDArray[np.float64]]
     measure: Measure
     sites: Mapping[str, Site]
     gains: Mapping[str, tuple[float, ...]]
@@ -68,7 +69,7 @@ class SearchModel:
             self.prunable.model,
             self.space,
             self.work.data.halves()[1],
-            self.data,
+            self.grams,
             self.gains,
             self.measure,
         )
@@ -117,7 +118,7 @@ class _Builder:
         self.groups: dict[int, Group] = {}
         self.keeps: dict[int, tuple[Mask, ...]] = {}
         self.constant: dict[str, SiteEntry] = {}
-        self.grams: dict[str, NDArray[np.float64] | None] = {}
+        self.grams: dict[str, NDArray[np.float64]] = {}
         self.gains: dict[str, tuple[float, ...]] = {}
         self.left_out: dict[str, str] = {}
         self._entries: dict[str, tuple[int, tuple[SiteEntry | None, ...]]] = {}
@@ -302,8 +303,10 @@ class _Builder:
             return Stored(name, shape, itemsize, cuts, users=users, macs=own)
         assert site is not None
         item, entries = self._entries[name]
-        gram = None if self.fitted.grams.reason(name) else self.fitted.grams(name)
-        self.grams[name] = gram if self.work.data.kind == "real" else None
+        fits = cuts and self.work.data.kind == "real" and not self.fitted.grams.reason(name)
+        gram = self.fitted.grams(name) if fits else None
+        if gram is not None:
+            self.grams[name] = gram
         own = float(sum(macs.get(n, 0) for n in nodes))
         turned = _turned(site)
         return Stored(name, shape, itemsize, cuts, item, entries, turned, users, own, op=site.op)

@@ -56,7 +56,7 @@ def _site_times(work: Workspace, found: SearchModel) -> dict[str, list[float]]:
     """Milliseconds by site and level; those of a class of sites are measured once."""
     sites = work.sites
     timed = [s for s in found.space.stored if s.name in sites and sites[s.name].op != "Gather"]
-    shapes = activation_shapes(work, [sites[s.name] for s in timed], work.served[0])
+    shapes = activation_shapes(work, work.served[0])
     known: dict[tuple[Any, ...], tuple[float, float]] = {}
     floats: dict[tuple[Any, ...], float] = {}
     result: dict[str, list[float]] = {}

@@ -38,7 +38,7 @@ def site_times(work: Workspace, plan: Plan) -> dict[str, tuple[Pair, ...]]:
         for s in work.analysis.sites
         if s.name in plan.quantize and s.op != "Gather" and _runs_low(work, s, plan)
     ]
-    shapes = [activation_shapes(work, timed, one) for one in work.served]
+    shapes = [activation_shapes(work, one) for one in work.served]
     report = work.report("timing sites")
     found: dict[str, tuple[Pair, ...]] = {}
     with TimingCache.opened() as cache:
@@ -110,20 +110,28 @@ def _runs_low(work: Workspace, site: Site, plan: Plan) -> bool:
     return work.target.form(site, plan.quantize[site.name], work.opset) != "Folded"
 
 
-def activation_shapes(
-    work: Workspace, sites: Sequence[Site], served: Served
-) -> dict[str, tuple[int, ...]]:
+def activation_shapes(work: Workspace, served: Served) -> Mapping[str, tuple[int, ...]]:
     """Shape of each site's activation on these inputs; sites in subgraphs are left out."""
-    names = {s.name: v.name for s in sites if (v := s.uses[0].activation) is not None and v.name}
-    main = {v.name for node in work.model.graph for v in node.outputs}
-    main |= {v.name for v in work.model.graph.inputs}
-    wanted = {site: Shapes(name) for site, name in names.items() if name in main}
-    if not wanted:
-        return {}
-    found = collect(
-        work.model, wanted.values(), [served.feeds], lambda m: Session(m, label="shapes")
-    )
-    return {site: found[shapes].last for site, shapes in wanted.items()}
+    if served.label not in work.activation_shapes:
+        main = {v.name for node in work.model.graph for v in node.outputs}
+        main |= {v.name for v in work.model.graph.inputs}
+        activations = {s.name: s.uses[0].activation for s in work.analysis.sites}
+        wanted = {
+            site: Shapes(value.name)
+            for site, value in activations.items()
+            if value is not None and value.name and value.name in main
+        }
+        found = (
+            collect(
+                work.model, wanted.values(), [served.feeds], lambda m: Session(m, label="shapes")
+            )
+            if wanted
+            else {}
+        )
+        work.activation_shapes[served.label] = {
+            site: found[shapes].last for site, shapes in wanted.items()
+        }
+    return work.activation_shapes[served.label]
 
 
 def operator_class(site: Site) -> tuple[str, str, tuple[int, ...]]:

@@ -30,7 +30,7 @@ def trial_spec(
     model: ir.Model,
     space: SearchSpace,
     data: Dataset,
-    grams: Mapping[str, NDArray[np.float64] | None],
+    grams: Mapping[str, NDArray[np.float64]],
     gains: Mapping[str, tuple[float, ...]],
     measure: Measure,
 ) -> TrialSpec:

@@ -75,7 +75,7 @@ class Workspace:
     known: weights whose codes the model had already. allow_fallback: nodes that the target would
     run elsewhere are accepted. floats: what the target computes in, once that is decided.
     probed: sites -> error at the outputs that was measured with them in the probe format.
-    slow_products: what `timing.slow_products` measured.
+    slow_products, activation_shapes: what the functions of these names in `timing` found.
     shapes: sizes of dynamic dimensions that the model will serve; none: those of the data.
     """
 
@@ -96,6 +96,9 @@ class Workspace:
     versions: dict[str, Workspace] = field(default_factory=dict, repr=False)
     probed: dict[tuple[str, ...], float] = field(default_factory=dict, repr=False)
     slow_products: dict[int, frozenset[str]] = field(default_factory=dict, repr=False)
+    activation_shapes: dict[str, dict[str, tuple[int, ...]]] = field(
+        default_factory=dict, repr=False
+    )
     cleaned: dict[str, tuple[Workspace, Cleaned]] = field(default_factory=dict, repr=False)
 
     def report(self, stage: str) -> Callable[[int, int], None]:
@@ -167,7 +170,7 @@ class Workspace:
 
     def derived(self, model: ir.Model, **changes: Any) -> Workspace:
         """The same work on a changed model; what the original computes stays the reference."""
-        known = ("versions", "probed", "slow_products", "cleaned")
+        known = ("versions", "probed", "slow_products", "activation_shapes", "cleaned")
         own: dict[str, Any] = {"floats": None, **{name: {} for name in known}}
         return replace(self, model=model, origin=self.origin or self, **own, **changes)
 

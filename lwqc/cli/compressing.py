@@ -57,12 +57,12 @@ from lwqc.cli.running import (
     finish_row,
     opened,
     parse_control,
-    parse_goals,
 )
 from lwqc.compress import compress_workspace, make_plan
 from lwqc.device_bench import build_engines, check_engines
 from lwqc.errors import InputError
 from lwqc.execute import apply_plan, execute
+from lwqc.goals import Goals, parse_goals
 from lwqc.joint import pareto as pareto_models
 from lwqc.lower import MAX_DROP, lower_plan
 from lwqc.plan import Plan
@@ -171,7 +171,7 @@ def quantize(
         raise InputError(f"--method {method} looks at the data: give --data")
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
         work.skip_checks = not verify
-        goals = parse_goals(max_size, None, avg_bits, max_drop)
+        goals = parse_goals(max_size, avg_bits=avg_bits, max_drop=max_drop)
         finish(
             compress_workspace(work, goals, recipe),
             output,
@@ -225,7 +225,7 @@ def prune(
         "resizable_outputs": tuple(resizable_output) if resizable_output else None,
         "loss": load_callable(loss) if loss else None,
     }  # fmt: skip
-    goals = parse_goals(None, None, None, max_drop)
+    goals = Goals(max_drop=max_drop)
     job = channel_job(
         pruning_recipe(recipe, has_data=data is not None),
         goals,
@@ -271,7 +271,7 @@ def drop(
     debug: DebugOption = False,
 ) -> None:
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
-    goals = parse_goals(None, None, None, max_drop)
+    goals = Goals(max_drop=max_drop)
     wanted = {
         **_amount(branches), "kind": kind, "score": score, "measure": measure,
         "compensate": compensate, "protect": protect, "max_divergence": max_divergence,
@@ -406,7 +406,7 @@ def lower(
 ) -> None:
     """Bring a float or quantized model into the form that a target runs best."""
     sizes = parse_profile(profile)
-    goals = parse_goals(None, None, None, max_drop if verify else None)
+    goals = Goals(max_drop=max_drop if verify else None)
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
         work.skip_checks, work.allow_fallback = not verify, allow_fallback
         if engines is not None:

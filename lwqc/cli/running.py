@@ -17,7 +17,6 @@ from lwqc import io
 from lwqc.compress import open_workspace
 from lwqc.compressed import Compressed
 from lwqc.errors import InputError
-from lwqc.goals import Goals, parse_latency, parse_macs, parse_size
 from lwqc.report.terminal import print_report, row_table
 from lwqc.search_control import SearchControl
 from lwqc.workspace import Workspace, data_files
@@ -99,19 +98,6 @@ def _parse_dims(text: str) -> dict[str, int]:
             raise InputError(f"--shape {part!r}: expected name=size")
         dims[name.strip()] = int(size)
     return dims
-
-
-def parse_goals(
-    max_size: str | None,
-    max_latency: str | None,
-    avg_bits: float | None,
-    max_drop: float | None,
-    fastest: bool = False,
-    max_macs: str | None = None,
-) -> Goals:
-    """Constraints from the options."""
-    size, latency = parse_size(max_size), parse_latency(max_latency)
-    return Goals(size, latency, avg_bits, max_drop, fastest, parse_macs(max_macs))
 
 
 def parse_control(

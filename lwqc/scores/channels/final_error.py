@@ -20,6 +20,7 @@ from lwqc.stats.collector import Array, Feeds, RunnerFactory
 from lwqc.stats.divergence import OutputMeter
 
 Replaced = Mapping[Operand, Matrix]
+DAMP = 0.01  # of the mean of the Gram's diagonal
 Loss = Callable[[Mapping[str, Array], Feeds], float]
 
 
@@ -96,7 +97,7 @@ def without(
     gram: NDArray[np.float64],
     owners: NDArray[np.intp],
     removed: Sequence[int],
-    damp: float = 0.01,
+    damp: float = DAMP,
 ) -> Matrix:
     """The weight [out, features] with removed channels at zero and the best others.
 

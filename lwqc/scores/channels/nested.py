@@ -1,4 +1,4 @@
-"""A layer without fewer or more of its input features, from one factorisation for all widths."""
+"""A layer with fewer of its input features, for all widths from one factorisation."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 
 from lwqc.graph.linear_operand import Matrix
-
-_DAMP = 0.01  # of the mean of the Gram's diagonal
+from lwqc.scores.channels.final_error import DAMP
 
 
 class NestedRefit:
@@ -34,7 +33,7 @@ class NestedRefit:
         parts = self._weight.reshape(len(self._gram), -1, self._weight.shape[1])
         for part, gram in zip(parts, self._gram, strict=True):
             damped = gram[np.ix_(self._order, self._order)].astype(np.float64)
-            damped.flat[:: len(damped) + 1] += max(_DAMP * np.trace(gram) / len(gram), 1e-12)
+            damped.flat[:: len(damped) + 1] += max(DAMP * np.trace(gram) / len(gram), 1e-12)
             lower = cholesky(damped, lower=True, overwrite_a=True)
             inverse = solve_triangular(lower, np.eye(len(lower)), lower=True)
             found.append((part[:, self._order] @ lower, inverse))
