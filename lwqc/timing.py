@@ -121,16 +121,13 @@ def activation_shapes(work: Workspace, served: Served) -> Mapping[str, tuple[int
             for site, value in activations.items()
             if value is not None and value.name and value.name in main
         }
-        found = (
-            collect(
+        shapes: dict[str, tuple[int, ...]] = {}
+        if wanted:
+            found = collect(
                 work.model, wanted.values(), [served.feeds], lambda m: Session(m, label="shapes")
             )
-            if wanted
-            else {}
-        )
-        work.activation_shapes[served.label] = {
-            site: found[shapes].last for site, shapes in wanted.items()
-        }
+            shapes = {site: found[shape].last for site, shape in wanted.items()}
+        work.activation_shapes[served.label] = shapes
     return work.activation_shapes[served.label]
 
 
