@@ -25,7 +25,7 @@ from lwqc.search_scores import by_metric
 from lwqc.search_times import measure_times
 from lwqc.search_workers import remembering, workers
 from lwqc.timing import slow_products
-from lwqc.whole_search import REFERENCE_TIME, Result, WholeSearch
+from lwqc.whole_search import REFERENCE_TIME, Result, WholeSearch, aimed
 from lwqc.workspace import Workspace
 
 _MOST_BYTES = 1_000_000_000  # of weights: a trial session holds them all
@@ -50,7 +50,7 @@ def joint(work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl)
     Ctrl-C ends the evolution with the best so far. Raises InputError.
     """
     with _opened(work, goals, recipe, control) as (search, limits, clean):
-        result = search.run(limits)
+        result = search.run(aimed(limits))
         return _finished(work, search, *search.verified(goals, limits, result, clean))
 
 
@@ -80,8 +80,8 @@ def pareto(
             budget = max(first, last) * (last / max(first, last)) ** (step / (count - 1))
             own = Limits(**{field: budget})
             wanted = Goals(**{goal: Amount(budget / original, True)})  # type: ignore[arg-type]
-            also = None if before is None else search.repaired(before, own)
-            done, result = search.verified(wanted, own, search.run(own, also), clean)
+            also = None if before is None else search.repaired(before, aimed(own))
+            done, result = search.verified(wanted, own, search.run(aimed(own), also), clean)
             before = result.best
             yield _finished(work, search, done, result)
 

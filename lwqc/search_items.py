@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from lwqc.backends.session import statistics_session
 from lwqc.channel_ranking import rank
 from lwqc.drop_layers import gated_session
 from lwqc.gated_model import GatedModel, comparable_outputs
+from lwqc.graph.axes import Factor, positions
 from lwqc.graph.branch_kinds import BranchTree, branch_tree, removed_nodes
 from lwqc.graph.cost import node_costs
 from lwqc.graph.dataflow import Dataflow
@@ -32,7 +34,7 @@ from lwqc.quant.output_error import output_error
 from lwqc.scores.branches.ablation import Ablation
 from lwqc.scores.branches.output_divergence import Measure
 from lwqc.search.knapsack import Option
-from lwqc.search_space import Cost, Item, Kind, SearchSpace, Stored, flipped, widths
+from lwqc.search_space import Beside, Cost, Item, Kind, SearchSpace, Stored, flipped, widths
 from lwqc.stats.collect import collect
 from lwqc.stats.rounding_noise import RoundingNoise
 from lwqc.trial_model import Cut, Mask, TrialSpec
@@ -258,26 +260,55 @@ class _Builder:
         cuts = self._cuts()
         tensors = stored_float_tensors(model.graph)
         stored = [self._stored(v, cuts.get(v.name or "", ()), macs) for v in tensors]
-        in_sites = {u.node for s in self.sites.values() for u in s.uses}
-        rest, outside = {}, dict(macs)
-        for item, nodes in self._branches.items():
-            others = [n for n in nodes if n not in in_sites]
-            rest[item] = Cost(0, float(sum(outside.pop(n, 0) for n in others)))
         fixed_bytes = io.serialized_bytes(work.model) - sum(_bytes(t) for t in stored)
         fixed_bytes += sum(
             e.size_bytes(self.sites[n].n, self.sites[n].k) - self.sites[n].float_bytes
             for n, e in self.constant.items()
             if n in self.sites
         )
-        fixed_macs = sum(m for n, m in outside.items() if n not in in_sites)
         return SearchSpace(
             tuple(self.items),
             tuple(stored),
             self.keeps,
-            Cost(fixed_bytes, fixed_macs),
-            rest=rest,
+            Cost(fixed_bytes, 0),
+            beside=tuple(self._beside(shapes, macs)),
             left_out=self.left_out,
         )
+
+    def _beside(
+        self, shapes: Mapping[str, Sequence[int]], macs: Mapping[ir.Node, int]
+    ) -> list[Beside]:
+        """All operators but sites; what shrinks with nothing is one for all."""
+        in_sites = {u.node for s in self.sites.values() for u in s.uses}
+        found: list[Beside] = []
+        whole: dict[frozenset[int], Beside] = {}
+        for node, count in macs.items():
+            if node in in_sites:
+                continue
+            written = float(sum(math.prod(shapes.get(v.name or "", ())) for v in node.outputs))
+            branches = frozenset(i for i, gone in self._branches.items() if node in gone)
+            shape, cuts = self._written_cuts(node)
+            if cuts:
+                found.append(Beside(shape, cuts, branches, count, written))
+            else:
+                old = whole.get(branches, Beside((), (), branches, 0, 0))
+                whole[branches] = replace(old, macs=old.macs + count, written=old.written + written)
+        return [*found, *whole.values()]
+
+    def _written_cuts(self, node: ir.Node) -> tuple[tuple[int, ...], tuple[Cut, ...]]:
+        """Shape of a node's first output, and the axes that shrink with widths."""
+        dims = self.prunable.groups.analysis.dims.get(node.outputs[0]) if self.groups else None
+        cuts = [
+            Cut(axis, self._item_of[leaf], positions(dimension, leaf))
+            for axis, dimension in enumerate(dims or ())
+            for leaf in dict.fromkeys(dimension.leaves())
+            if leaf in self._item_of
+        ]
+        return tuple(d.size for d in dims or ()), tuple(cuts)
+
+    @cached_property
+    def _item_of(self) -> dict[Factor, int]:
+        return {group.factor: item for item, group in self.groups.items()}
 
     def _cuts(self) -> dict[str, tuple[Cut, ...]]:
         found: dict[str, list[Cut]] = {}

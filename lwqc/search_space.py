@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from lwqc.plan import SiteEntry
 from lwqc.search.evolutionary import Candidate
+from lwqc.search_pace import GUESS, Parts
 from lwqc.trial_model import Cut, Mask, axis_masks, matrix_masks
 
 Kind = Literal["format", "width", "branch"]
+_GONE = (0.0,) * (2 + len(GUESS))
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,29 @@ class Stored:
         return (*own, *(cut.item for cut in self.cuts))
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Operators that are no site.
+
+    shape, cuts: of what they write. branches: items of branches any of which takes them along.
+    written: bytes. milliseconds: when whole.
+    """
+
+    shape: tuple[int, ...]
+    cuts: tuple[Cut, ...]
+    branches: frozenset[int]
+    macs: float
+    written: float
+    milliseconds: float = 0.0
+
+
 @dataclass
 class SearchSpace:
     """Items, and what candidates cost.
 
     keeps: item of a width -> mask of channels by level. fixed: what no item changes. overhead:
-    operator and layout -> bytes beside codes and scales, per site and per zero point. rest: cost
-    that goes with a branch beside its stored tensors, by item. left_out: what could not become an
+    operator and layout -> bytes beside codes and scales, per site and per zero point. pace: what
+    each part of a candidate's time counts, see `search_pace`. left_out: what could not become an
     item, with the reason.
     """
 
@@ -94,7 +112,8 @@ class SearchSpace:
     keeps: Mapping[int, tuple[Mask, ...]]
     fixed: Cost = Cost(0, 0)
     overhead: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-    rest: dict[int, Cost] = field(default_factory=dict)
+    beside: tuple[Beside, ...] = ()
+    pace: Parts = field(default_factory=GUESS.copy)
     left_out: Mapping[str, str] = field(default_factory=dict)
     _last: tuple[Candidate, NDArray[np.float64]] | None = field(default=None, repr=False)
 
@@ -118,7 +137,21 @@ class SearchSpace:
         self._last = None
 
     def cost(self, candidate: Candidate) -> Cost:
-        """Of the whole model. What the candidate shares with the last one asked is not redone."""
+        """Of the whole model."""
+        total = self._total(candidate)
+        fixed = self.fixed
+        return Cost(
+            fixed.size_bytes + float(total[0]),
+            fixed.macs + float(total[1]),
+            fixed.latency_ms + float(total[2:] @ self.pace),
+        )
+
+    def time_parts(self, candidate: Candidate) -> Parts:
+        """Milliseconds [5] of a candidate as `pace` counts them."""
+        return self._total(candidate)[2:]
+
+    def _total(self, candidate: Candidate) -> NDArray[np.float64]:
+        """Sums over all parts. What the candidate shares with the last one asked is not redone."""
         if self._last is None:
             parts = np.array([self._part(i, candidate) for i in range(self._count)])
         else:
@@ -128,17 +161,11 @@ class SearchSpace:
             for part in changed:
                 parts[part] = self._part(part, candidate)
         self._last = (candidate, parts)
-        size, macs, time = parts.sum(0) if len(parts) else (0.0, 0.0, 0.0)
-        fixed = self.fixed
-        return Cost(
-            fixed.size_bytes + float(size),
-            fixed.macs + float(macs),
-            fixed.latency_ms + float(time),
-        )
+        return np.asarray(parts.sum(0) if len(parts) else np.zeros(len(_GONE)))
 
     @property
     def _count(self) -> int:
-        return len(self.stored) + len(self.items)
+        return len(self.stored) + len(self.beside)
 
     @cached_property
     def _known(self) -> dict[tuple[int, ...], tuple[float, float]]:
@@ -146,31 +173,42 @@ class SearchSpace:
 
     @cached_property
     def _parts_of(self) -> list[list[int]]:
-        """Parts of the cost that an item changes: stored tensors, then what goes with branches."""
-        found: list[list[int]] = [[len(self.stored) + i] for i in range(len(self.items))]
+        """Parts of the cost that an item changes: stored tensors, then other operators."""
+        found: list[list[int]] = [[] for _ in self.items]
         for index, tensor in enumerate(self.stored):
             for item in {*tensor.signature, *frozenset().union(*tensor.users)}:
                 found[item].append(index)
+        for index, other in enumerate(self.beside, len(self.stored)):
+            for item in {*(cut.item for cut in other.cuts), *other.branches}:
+                found[item].append(index)
         return found
 
-    def _part(self, part: int, candidate: Candidate) -> tuple[float, float, float]:
-        """Bytes, multiply-accumulates and milliseconds of a part."""
+    def _part(self, part: int, candidate: Candidate) -> tuple[float, ...]:
+        """Bytes, multiply-accumulates and parts of the time."""
         if part >= len(self.stored):
-            item = part - len(self.stored)
-            rest = self.rest.get(item)
-            if rest is None or candidate[item] == 0:
-                return 0.0, 0.0, 0.0
-            return rest.size_bytes, rest.macs, rest.latency_ms
+            other = self.beside[part - len(self.stored)]
+            if any(candidate[b] == 0 for b in other.branches):
+                return _GONE
+            key = (part, *(candidate[cut.item] for cut in other.cuts))
+            known = self._known.get(key)
+            if known is None:
+                share = self._share(other.shape, axis_masks(other.cuts, candidate, self.keeps))
+                known = self._known[key] = (0.0, share)
+            time = other.milliseconds
+            return 0.0, other.macs * known[1], 0.0, 0.0, 0.0, time * known[1], time
         tensor = self.stored[part]
         if tensor.users and all(any(candidate[b] == 0 for b in u) for u in tensor.users):
-            return 0.0, 0.0, 0.0
+            return _GONE
         level = 0 if tensor.item is None else candidate[tensor.item]
         key = (part, level, *(candidate[cut.item] for cut in tensor.cuts))
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._one(tensor, candidate)
-        time = tensor.milliseconds[min(level, len(tensor.milliseconds) - 1)]
-        return known[0], tensor.macs * known[1], time * known[1]
+        size, share = known
+        times = tensor.milliseconds
+        time = times[min(level, len(times) - 1)]
+        wide = (time * share, 0.0) if time == times[-1] else (0.0, time * share)
+        return size, tensor.macs * share, *wide, time, 0.0, 0.0
 
     @cached_property
     def _branches(self) -> list[int]:
@@ -179,15 +217,19 @@ class SearchSpace:
     def _one(self, tensor: Stored, candidate: Candidate) -> tuple[float, float]:
         """Bytes of a tensor, and the share of its elements that is left."""
         masks = axis_masks(tensor.cuts, candidate, self.keeps)
-        counts = [int(masks[a].sum()) if a in masks else n for a, n in enumerate(tensor.shape)]
-        share = math.prod(counts) / max(math.prod(tensor.shape), 1)
+        share = self._share(tensor.shape, masks)
         entry = None if tensor.item is None else tensor.entries[candidate[tensor.item]]
         if entry is None:
-            return math.prod(counts) * tensor.itemsize, share
+            return round(share * math.prod(tensor.shape)) * tensor.itemsize, share
         rows, columns = matrix_masks(tensor.shape, tensor.flipped, masks)
         n, k = int(rows.sum()), int(columns.sum())
         site, zero = self.overhead.get((tensor.op, entry.layout), (0.0, 0.0))
         return entry.size_bytes(n, k) + site + zero * zero_points(entry, n, k), share
+
+    @staticmethod
+    def _share(shape: Sequence[int], masks: Mapping[int, Mask]) -> float:
+        """Of elements that are left."""
+        return math.prod(int(m.sum()) / max(shape[axis], 1) for axis, m in masks.items())
 
     def predicted(self, candidate: Candidate) -> float:
         """Sum of the errors that items have alone; those inside removed branches do not count."""

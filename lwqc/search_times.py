@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from lwqc.graph.branch_kinds import branch_tree, removed_nodes
-from lwqc.graph.dataflow import Dataflow
-from lwqc.graph.shapes import shapes_at
 from lwqc.measure import medians_ms
 from lwqc.search_items import SearchModel
 from lwqc.search_log import SearchLog
-from lwqc.search_space import Cost
 from lwqc.timing import activation_shapes, float_seconds, form_seconds, operator_class
 from lwqc.workspace import Workspace
 
@@ -39,12 +34,10 @@ def measure_times(found: SearchModel, log: SearchLog) -> None:
         for s in space.stored
     )
     other = max(whole - floats * scale, 0.0)
-    shares = _shares(found)
-    for item, share in shares.items():
-        rest = space.rest[item]
-        space.rest[item] = dataclasses.replace(rest, latency_ms=other * share)
-    left = other * max(1 - math.fsum(shares.values()), 0.0)
-    space.fixed = dataclasses.replace(space.fixed, latency_ms=left)
+    total = max(math.fsum(b.written for b in space.beside), 1e-12)
+    space.beside = tuple(
+        dataclasses.replace(b, milliseconds=other * b.written / total) for b in space.beside
+    )
     space.forget()
 
 
@@ -84,40 +77,3 @@ def _site_times(work: Workspace, found: SearchModel) -> dict[str, list[float]]:
         result[stored.name] = [1e3 * (floats[plain] if t is None else t) for t in by_level]
         report(done + 1, len(timed))
     return result
-
-
-def _shares(found: SearchModel) -> Mapping[int, float]:
-    """Share of what operators beside sites write, by item of a branch."""
-    model = found.prunable.model
-    first = found.work.data.first()
-    shapes = shapes_at(model, {n: a.shape for n, a in first.items()})
-    in_sites = {u.node for s in found.sites.values() for u in s.uses}
-    written = {
-        node: sum(math.prod(shapes.get(v.name or "", ())) for v in node.outputs)
-        for node in model.graph
-        if node not in in_sites
-    }
-    total = max(sum(written.values()), 1)
-    tree, flow = branch_tree(model.graph), Dataflow(model.graph)
-    shares = {}
-    for item in found.space.of_kind("branch"):
-        branch = tree.by_name[found.space.items[item].name].branch
-        nodes = removed_nodes(branch, flow)
-        shares[item] = sum(written.pop(n, 0) for n in nodes) / total
-    return shares
-
-
-def scaled_times(found: SearchModel, factor: float) -> None:
-    """All times multiplied, after a whole candidate was measured."""
-    space = found.space
-    space.stored = tuple(
-        dataclasses.replace(s, milliseconds=tuple(t * factor for t in s.milliseconds))
-        for s in space.stored
-    )
-    space.rest = {i: _scaled(cost, factor) for i, cost in space.rest.items()}
-    space.fixed = _scaled(space.fixed, factor)
-    space.forget()
-
-
-def _scaled(cost: Cost, factor: float) -> Cost:
-    return dataclasses.replace(cost, latency_ms=cost.latency_ms * factor)

@@ -30,9 +30,9 @@ from lwqc.search.rate_distortion import allocate as curves
 from lwqc.search_control import Limits, SearchControl
 from lwqc.search_items import SearchModel
 from lwqc.search_log import SearchLog
+from lwqc.search_pace import Parts, fitted
 from lwqc.search_scores import block_angles, filled_widths, measured_errors, zeroth_order
-from lwqc.search_start import lowered, starts
-from lwqc.search_times import scaled_times
+from lwqc.search_start import lowered, raised, starts
 from lwqc.search_workers import Evaluate
 from lwqc.trial_model import ALL, PART
 
@@ -110,6 +110,7 @@ class WholeSearch:
         self.found, self.recipe, self.settings = found, recipe, settings
         self.control, self._score = control, score
         self.evaluations = 0
+        self._times: list[tuple[Parts, float]] = []
 
     def run(self, limits: Limits, also: Candidate | None = None) -> Result:
         """The best candidate within limits, by starts (and a given one) and evolution."""
@@ -180,8 +181,13 @@ class WholeSearch:
         fixed = space.fixed
         space.fixed = dataclasses.replace(fixed, size_bytes=fixed.size_bytes + missed)
         if math.isfinite(limits.latency_ms):
-            measured = self._measured_ms(candidate, done)
-            scaled_times(self.found, measured / space.cost(candidate).latency_ms)
+            self._timed(candidate, self._measured_ms(candidate, done))
+
+    def _timed(self, candidate: Candidate, measured: float) -> None:
+        """Predictions are fitted to what candidates took."""
+        space = self.found.space
+        self._times.append((space.time_parts(candidate), measured))
+        space.pace = fitted(self._times)
 
     def _best_start(
         self, limits: Limits, fits: Callable[[Candidate], bool], also: Candidate | None
@@ -193,8 +199,9 @@ class WholeSearch:
             return float(getattr(space.cost(candidate), binding))
 
         offered = self._offered(cost, getattr(limits, binding), fits)
-        if also is not None and also not in offered:
-            offered.append(also)
+        if also is not None:  # as it is, and with what is left of the budget used
+            more = (also, raised(space, also, cost, fits))
+            offered = list(dict.fromkeys((*offered, *more)))
         rough = self.score(offered, PART)
         order = sorted(range(len(offered)), key=lambda i: (rough[i], i))[:_KEPT_STARTS]
         kept = [offered[i] for i in order]
@@ -224,19 +231,19 @@ class WholeSearch:
         The best of those that meet the time, else the fastest.
         """
         found: list[tuple[bool, float, Compressed, Result]] = []
+        aim = aimed(limits)
         for _ in range(_ROUNDS):
             result = self._sized(limits, result)
             done = self._executed(goals, result.best, clean)
             if not math.isfinite(limits.latency_ms):
                 return done, result
             measured = self._measured_ms(result.best, done)
-            over = measured > limits.latency_ms * _LATENCY_AIM
+            over = measured > limits.latency_ms
             found.append((over, measured if over else result.score, done, result))
             if not over and measured > limits.latency_ms * _LATENCY_LEFT:
                 break
-            predicted = self.found.space.cost(result.best).latency_ms
-            scaled_times(self.found, measured / predicted / _LATENCY_AIM)
-            again = self.run(limits, self.repaired(result.best, limits))
+            self._timed(result.best, measured)
+            again = self.run(aim, self.repaired(result.best, aim))
             if again.best == result.best:
                 break
             note = f"{measured:.3g} of {limits.latency_ms:.3g} ms measured: searched again"
@@ -299,6 +306,11 @@ class WholeSearch:
             plan = without(plan, wrong)
             done = execute(work, goals, plan)
         return dataclasses.replace(done, decisions=_cleaned_first(done.decisions, clean))
+
+
+def aimed(limits: Limits) -> Limits:
+    """What a search is asked for: a little less time, as timings are not exact."""
+    return dataclasses.replace(limits, latency_ms=limits.latency_ms * _LATENCY_AIM)
 
 
 def _cleaned_first(plan: Plan, clean: CleanUp | None) -> Plan:

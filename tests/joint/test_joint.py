@@ -48,7 +48,6 @@ def quick(monkeypatch) -> None:
     def known(work, kinds, **options):
         found = space(kinds, **options)
         own = copy.copy(found.space)
-        own.rest = dict(own.rest)
         own.forget()
         same = work if work.model is found.work.model else found.work
         return dataclasses.replace(found, work=same, space=own)
