@@ -13,7 +13,6 @@ from lwqc.compressed import Compressed
 from lwqc.errors import InputError
 from lwqc.fastest import fused_base
 from lwqc.goals import Amount, Goals
-from lwqc.measure import medians_ms
 from lwqc.plan import CleanUp
 from lwqc.recipe import Recipe, SearchRecipe
 from lwqc.search.evolutionary import Candidate
@@ -22,10 +21,10 @@ from lwqc.search_items import SearchModel, search_model
 from lwqc.search_log import SearchLog
 from lwqc.search_overhead import measure_overhead
 from lwqc.search_scores import by_metric
-from lwqc.search_times import measure_times
+from lwqc.search_times import measure_times, reference_ms
 from lwqc.search_workers import remembering, workers
 from lwqc.timing import slow_products
-from lwqc.whole_search import REFERENCE_TIME, Result, WholeSearch, aimed
+from lwqc.whole_search import Result, WholeSearch, aimed
 from lwqc.workspace import Workspace
 
 _MOST_BYTES = 1_000_000_000  # of weights: a trial session holds them all
@@ -139,10 +138,7 @@ def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
         rest = io.serialized_bytes(work.model) - sum(s.float_bytes for s in work.analysis.sites)
         size = min(size, rest + goals.avg_bits / 8 * weights)
     if goals.max_latency is not None:
-        whole = log.fact(
-            REFERENCE_TIME,
-            lambda: medians_ms([work.timed_reference], work.served[0].feeds)[0],
-        )
+        whole = reference_ms(work, log)
         latency = goals.max_latency.resolve(whole)
     if goals.max_macs is not None:
         macs = goals.max_macs.resolve(work.macs)

@@ -281,7 +281,7 @@ class _Builder:
         """All operators but sites; what shrinks with nothing is one for all."""
         in_sites = {u.node for s in self.sites.values() for u in s.uses}
         found: list[Beside] = []
-        whole: dict[frozenset[int], Beside] = {}
+        whole: dict[tuple[str, frozenset[int]], Beside] = {}
         for node, count in macs.items():
             if node in in_sites:
                 continue
@@ -289,10 +289,11 @@ class _Builder:
             branches = frozenset(i for i, gone in self._branches.items() if node in gone)
             shape, cuts = self._written_cuts(node)
             if cuts:
-                found.append(Beside(shape, cuts, branches, count, written))
-            else:
-                old = whole.get(branches, Beside((), (), branches, 0, 0))
-                whole[branches] = replace(old, macs=old.macs + count, written=old.written + written)
+                found.append(Beside(node.op_type, shape, cuts, branches, count, written))
+                continue
+            key = (node.op_type, branches)
+            old = whole.get(key, Beside(node.op_type, (), (), branches, 0, 0))
+            whole[key] = replace(old, macs=old.macs + count, written=old.written + written)
         return [*found, *whole.values()]
 
     def _written_cuts(self, node: ir.Node) -> tuple[tuple[int, ...], tuple[Cut, ...]]:

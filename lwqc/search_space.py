@@ -83,12 +83,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class Beside:
-    """Operators that are no site.
+    """Operators of one type that are no site.
 
     shape, cuts: of what they write. branches: items of branches any of which takes them along.
     written: bytes. milliseconds: when whole.
     """
 
+    op: str
     shape: tuple[int, ...]
     cuts: tuple[Cut, ...]
     branches: frozenset[int]

@@ -1,29 +1,41 @@
 """Milliseconds that candidates take, from forms timed in small sessions and the whole model.
 
-A site's time shrinks with the share of its weights that is left. What the original takes beside
-its sites is spread over the other operators by the bytes that they write; a branch takes its share
-along. Predictions are scaled by what a whole candidate measures (`Search.verified`).
+A site's time shrinks with the share of its weights that is left. What the float model takes beside
+its sites is spread over the other operators: each type gets what the profiler tells of it, within a
+type by the bytes that are written. A branch takes its share along. Predictions are corrected by
+what whole candidates measure, see `search_pace`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import onnx_ir as ir
+
+from lwqc import io
+from lwqc.backends.profile import operator_times
 from lwqc.measure import medians_ms
+from lwqc.planning import unchanged
 from lwqc.search_items import SearchModel
 from lwqc.search_log import SearchLog
+from lwqc.search_space import Beside
+from lwqc.served import relative_times
 from lwqc.timing import activation_shapes, float_seconds, form_seconds, operator_class
 from lwqc.workspace import Workspace
 
+_SECONDS = 2.0  # of timing per model
 _MOST_SITES = 0.95  # of the whole model's time that its sites may account for
 
 
 def measure_times(found: SearchModel, log: SearchLog) -> None:
     """Set the times of the space. Measured once for a log: resumed searches use the same."""
     times = log.fact("milliseconds", lambda: _site_times(found.work, found))
-    whole = log.fact("whole milliseconds", lambda: _whole(found.work))
+    share = log.fact("share of the float model", lambda: _float_share(found.work))
+    whole = float(share) * reference_ms(found.work, log)
+    by_type = log.fact("operators", lambda: _operator_ms(found.work))
     space = found.space
     floats = sum(times[s.name][-1] for s in space.stored if s.name in times)
     scale = min(1.0, _MOST_SITES * whole / max(floats, 1e-12))
@@ -33,16 +45,60 @@ def measure_times(found: SearchModel, log: SearchLog) -> None:
         else s
         for s in space.stored
     )
-    other = max(whole - floats * scale, 0.0)
-    total = max(math.fsum(b.written for b in space.beside), 1e-12)
-    space.beside = tuple(
-        dataclasses.replace(b, milliseconds=other * b.written / total) for b in space.beside
-    )
+    in_sites = {s.op for s in found.sites.values()}
+    named = {op: t for op, t in by_type.items() if op not in in_sites}
+    space.beside = _shared_out(space.beside, max(whole - floats * scale, 0.0), named)
     space.forget()
 
 
-def _whole(work: Workspace) -> float:
-    return medians_ms([work.timed_reference], work.served[0].feeds)[0]
+def reference_ms(work: Workspace, log: SearchLog) -> float:
+    """Of a run of the original. Measured once for a log."""
+    return float(
+        log.fact(
+            "milliseconds of the original",
+            lambda: medians_ms([work.timed_reference], work.served[0].feeds)[0],
+        )
+    )
+
+
+def time_share(work: Workspace, model: ir.Model) -> float:
+    """Of the original's time that a model takes, at the first shape served."""
+    sessions = [work.timed_reference, work.load(model)]
+    return relative_times(sessions, work.served[:1], _SECONDS)[1][0]
+
+
+def _float_share(work: Workspace) -> float:
+    """Of the original's time that the model takes as it is searched: cleaned up, perhaps."""
+    if work.origin is None:
+        return 1.0
+    return time_share(work, work.lower(unchanged(work)).model)
+
+
+def _operator_ms(work: Workspace) -> dict[str, float]:
+    lowered = io.to_bytes(work.lower(unchanged(work)).model)
+    times = operator_times(lowered, work.served[0].feeds)
+    return {op: time.milliseconds for op, time in times.items()}
+
+
+def _shared_out(
+    beside: Sequence[Beside], total: float, by_type: Mapping[str, float]
+) -> tuple[Beside, ...]:
+    """Milliseconds of all operators beside sites, shared out among them."""
+    written: dict[str, float] = {}
+    for one in beside:
+        name = one.op if one.op in by_type else ""
+        written[name] = written.get(name, 0.0) + one.written
+    times = {name: by_type[name] for name in written if name}
+    scale = min(1.0, total / max(math.fsum(times.values()), 1e-12))
+    times = {name: time * scale for name, time in times.items()}
+    times[""] = total - math.fsum(times.values())
+    rates = {name: times[name] / max(size, 1e-12) for name, size in written.items()}
+    return tuple(
+        dataclasses.replace(
+            one, milliseconds=one.written * rates[one.op if one.op in by_type else ""]
+        )
+        for one in beside
+    )
 
 
 def _site_times(work: Workspace, found: SearchModel) -> dict[str, list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.backends.session import Session, time_runs
+from lwqc.backends.session import Session, time_turns
 from lwqc.data import Dataset, open_data
 from lwqc.measure import NOISE
 
@@ -60,17 +61,18 @@ def _shown(feeds: Mapping[str, NDArray[Any]]) -> str:
 def relative_times(
     sessions: Sequence[Session], served: Sequence[Served], seconds: float
 ) -> list[list[float]]:
-    """Time of each session over that of the first, at each shape: [sessions][shapes]."""
+    """Time of each session over that of the first, at each shape: [sessions][shapes].
+
+    Of the fastest run of each turn to that of the first session's turn in the same round, as other
+    work on the machine only ever adds time and its clock changes slowly; the median of all rounds.
+    """
     columns = []
     for one in served:
-        times = [quartile(t) for t in time_runs(sessions, one.feeds, seconds=seconds)]
-        columns.append([t / times[0] for t in times])
+        turns = time_turns(sessions, one.feeds, seconds=seconds)
+        best = [[min(turn) for turn in own] for own in turns]
+        shares = [[a / b for a, b in zip(own, best[0], strict=True)] for own in best]
+        columns.append([statistics.median(s) for s in shares])
     return [list(row) for row in zip(*columns, strict=True)]
-
-
-def quartile(times: Sequence[float]) -> float:
-    """The lower quartile: other work on the machine only ever adds time."""
-    return sorted(times)[len(times) // 4]
 
 
 def overall(relative: Sequence[float]) -> float:

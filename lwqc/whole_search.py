@@ -19,7 +19,6 @@ from lwqc.compressed import Compressed
 from lwqc.execute import execute
 from lwqc.goals import Amount, Goals
 from lwqc.joint_plan import planned
-from lwqc.measure import medians_ms
 from lwqc.plan import CleanUp, Plan
 from lwqc.planning import without
 from lwqc.recipe import Recipe, SearchRecipe
@@ -33,6 +32,7 @@ from lwqc.search_log import SearchLog
 from lwqc.search_pace import Parts, fitted
 from lwqc.search_scores import block_angles, filled_widths, measured_errors, zeroth_order
 from lwqc.search_start import lowered, raised, starts
+from lwqc.search_times import reference_ms, time_share
 from lwqc.search_workers import Evaluate
 from lwqc.trial_model import ALL, PART
 
@@ -41,7 +41,6 @@ _ROUNDS = 4  # of tightening a budget that was missed
 _KEPT_STARTS = 4
 _LATENCY_AIM = 0.98  # of the asked time: repeated timings differ by more
 _LATENCY_LEFT = 0.93  # a result faster than that share of it could have been better
-REFERENCE_TIME = "milliseconds of the original"
 
 
 @dataclass(frozen=True)
@@ -254,15 +253,8 @@ class WholeSearch:
     def _measured_ms(self, candidate: Candidate, done: Compressed) -> float:
         """In the unit of the limit: by what share of the original's time it takes now."""
         work = self.found.work
-
-        def measure() -> float:
-            before, after = medians_ms(
-                [work.timed_reference, work.load(done.model)], work.served[0].feeds
-            )
-            return after / before
-
-        share = self.log.fact(f"time of {candidate}", measure)
-        return float(share * self.log.fact(REFERENCE_TIME, lambda: math.nan))
+        share = self.log.fact(f"time of {candidate}", lambda: time_share(work, done.model))
+        return float(share) * reference_ms(work, self.log)
 
     def _sized(self, limits: Limits, result: Result) -> Result:
         """Bytes and MACs need no compensation, so they are checked, and repaired, before it."""

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from lwqc import fastest as module
+from lwqc import served as module_served
 from lwqc.compress import open_workspace
 from lwqc.errors import InputError
 from lwqc.plan import CleanUp
 from lwqc.recipe import find
-from lwqc.served import no_slower, overall, quartile
+from lwqc.served import no_slower, overall, relative_times
 from lwqc.timing import site_times, slow_sites
 from lwqc.workspace import Workspace
 from tests.build import Row, model, normal
@@ -190,7 +191,15 @@ def test_several_shapes_count_alike():
     assert no_slower([0.4, 1.04])
     assert not no_slower([0.4, 1.2])
     assert not no_slower([1.01])
-    assert quartile([4.0, 1.0, 3.0, 2.0, 9.0]) == 2.0
+
+
+def test_times_are_compared_round_by_round(monkeypatch):
+    """A machine that slows down by half for all but the first round changes nothing."""
+    first = [[2.0, 3.0], [4.5, 4.0], [4.0, 9.0]]
+    second = [[1.0, 1.5], [2.0, 2.5], [7.0, 2.0]]
+    monkeypatch.setattr("lwqc.served.time_turns", lambda *_, **__: [first, second])
+    served = [module_served.Served("", {})]
+    assert relative_times([], served, 1.0) == [[1.0], [0.5]]
 
 
 def test_masks_get_finite_only_where_the_data_shows_no_difference(monkeypatch):

@@ -274,7 +274,15 @@ class _as_source:
 def time_runs(
     sessions: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0, least: int = 3
 ) -> list[list[float]]:
-    """Time sessions in turns, in alternating order; seconds per run, one list each.
+    """Time sessions in turns, see `time_turns`; seconds per run, one list each."""
+    turns = time_turns(sessions, feeds, seconds=seconds, least=least)
+    return [[run for turn in own for run in turn] for own in turns]
+
+
+def time_turns(
+    sessions: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0, least: int = 3
+) -> list[list[list[float]]]:
+    """Time sessions in turns, in alternating order; seconds per run [sessions][rounds][runs].
 
     A turn is a few runs whose first is not counted: the idle threads of the session before it
     still spin for a moment. Turns go on until `seconds` per session have passed, and at least
@@ -282,15 +290,14 @@ def time_runs(
     """
     for session in sessions:
         session.seconds(feeds)
-    times: list[list[float]] = [[] for _ in sessions]
+    times: list[list[list[float]]] = [[] for _ in sessions]
     end = time.perf_counter() + seconds * len(sessions)
-    order, rounds = list(range(len(sessions))), 0
-    while rounds < least or time.perf_counter() < end:
+    order = list(range(len(sessions)))
+    while len(times[0]) < least or time.perf_counter() < end:
         for i in order:
             turn = [sessions[i].seconds(feeds) for _ in range(_TURN)]
-            times[i].extend(turn[1:])
+            times[i].append(turn[1:])
         order.reverse()
-        rounds += 1
     return times
 
 

@@ -242,8 +242,9 @@ def test_a_budget_out_of_reach_gives_the_strongest_and_says_so(tmp_path) -> None
 
 def test_a_time_budget_takes_8_bit_activations(monkeypatch) -> None:
     """Timings are given, so that the test does not depend on the machine."""
-    for each in (module, whole_search):
-        monkeypatch.setattr(each, "medians_ms", lambda models, feeds: [1.0, 0.55][: len(models)])
+    monkeypatch.setattr(module, "reference_ms", lambda work, log: 1.0)
+    monkeypatch.setattr(whole_search, "reference_ms", lambda work, log: 1.0)
+    monkeypatch.setattr(whole_search, "time_share", lambda work, model: 0.55)
 
     def times(found, log):
         space = found.space
