@@ -2,9 +2,10 @@
 
     python -m benchmarks.cpu_zoo [NAME ...] [--rounds 6]
 
-`lwqc` is `lwqc compress --no-quantize` and `lwqc compress` on the model alone: no data, no shapes,
-no budget. Sessions are default ones that take turns; medians, batch 1. Weights are random, so
-`cosine` says what rounding does to random features, not what it costs in accuracy.
+`clean` is `lwqc compress --no-quantize`, `lwqc` is `lwqc compress`, both with one batch of random
+inputs as data and nothing else. Sessions are default ones that take turns; medians, batch 1.
+Weights are random, so `cosine` says what rounding does to random features, not what it costs in
+accuracy.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def row(path: Path, folder: Path, rounds: int) -> str:
     files = {name: folder / f"{name}.onnx" for name in ("float", "clean", "auto")}
     onnx.save(proto, files["float"])
     start = time.perf_counter()
-    lwqc.compress(files["float"], recipe="clean").save(files["clean"], verify=False)
-    report = lwqc.compress(files["float"]).save(files["auto"])
+    lwqc.compress(files["float"], data=[feeds], recipe="clean").save(files["clean"], verify=False)
+    report = lwqc.compress(files["float"], data=[feeds]).save(files["auto"])
     seconds = time.perf_counter() - start
     times = latencies(files, {"one": feeds}, rounds)["one"]
     cosine = min((d.cosine_mean for d in report.divergence.values()), default=float("nan"))

@@ -50,6 +50,7 @@ def compress(
     avg_bits: float | None = None,
     max_drop: float | None = None,
     max_macs: str | float | None = None,
+    max_memory: str | float | None = None,
     fastest: bool = False,
     effort: Effort = "medium",
     time_limit: float | None = None,
@@ -68,9 +69,10 @@ def compress(
         a callable that gets `run(feeds) -> outputs` and returns a number; a callable with the
         attribute `higher_is_better = False` is a loss.
     max_size: 0.25 (of the original) or "20MB". max_latency: 0.5 or "8ms". max_macs: 0.5 or
-        "300M". avg_bits: stored bits per weight. max_drop: of the metric, else of 1 - mean cosine
-        of the outputs; without a budget the smallest model within it is made, or with `fastest`
-        the fastest.
+        "300M". max_memory: 0.5 or "200MB", of a process that loads and runs the model, beside what
+        it takes without one. avg_bits: stored bits per weight. max_drop: of the metric, else of
+        1 - mean cosine of the outputs; without a budget the smallest model within it is made, or
+        with `fastest` the fastest.
     effort, time_limit (seconds), workers, cluster: of the search under a budget, see
         `lwqc.search_control.SearchControl`.
     shapes: sizes of dynamic dimensions that the model will serve, one set or several.
@@ -78,7 +80,7 @@ def compress(
     Returns the compressed model; `save` writes it, measures the file and returns the report.
     Raises InputError, in one line, for anything wrong with the arguments, model or data.
     """
-    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs)
+    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory)
     work = _workspace(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
         shapes=shapes, seed=seed, progress=progress,
@@ -230,11 +232,12 @@ def plan(
     avg_bits: float | None = None,
     max_drop: float | None = None,
     max_macs: str | float | None = None,
+    max_memory: str | float | None = None,
     effort: Effort = "medium",
     shapes: Shapes = None,
 ) -> Plan:
     """Decide as `compress` does, without executing anything."""
-    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, max_macs=max_macs)
+    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, False, max_macs, max_memory)
     work = _workspace(source, None, None, target=target, data=data, metric=metric, shapes=shapes)
     return make_plan(work, goals, recipe, SearchControl(effort))
 

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from lwqc import io
 from lwqc.allocate import allocate
+from lwqc.backends.memory import can_measure_memory
 from lwqc.channels import decide
 from lwqc.compressed import Compressed
 from lwqc.data import open_data
@@ -96,7 +97,7 @@ def make_plan(
 ) -> Plan:
     """Decide what to do, without writing anything. Raises InputError."""
     chosen = find(recipe) if isinstance(recipe, str) else recipe
-    _check_macs(work, goals, chosen)
+    _check_searched(work, goals, chosen)
     if searches(work, goals, chosen):
         return joint(work, goals, chosen, control or SearchControl()).plan
     if chosen.prune is not None:
@@ -112,12 +113,17 @@ def make_plan(
     return work.stamped(plan)
 
 
-def _check_macs(work: Workspace, goals: Goals, recipe: Recipe) -> None:
-    if goals.max_macs is not None and not searches(work, goals, recipe):
+def _check_searched(work: Workspace, goals: Goals, recipe: Recipe) -> None:
+    """Budgets that only searches know. Raises InputError."""
+    budgets = {"--max-macs": goals.max_macs, "--max-memory": goals.max_memory}
+    asked = [name for name, amount in budgets.items() if amount is not None]
+    if asked and not searches(work, goals, recipe):
         raise InputError(
-            "--max-macs needs a search that removes channels or layers: give --data, and leave "
+            f"{asked[0]} needs a search that removes channels or layers: give --data, and leave "
             "out --recipe or take evopress-joint, evopress-width or evopress-depth"
         )
+    if goals.max_memory is not None and not (work.runs_here and can_measure_memory()):
+        raise InputError("--max-memory is measured on Linux for target cpu only")
 
 
 def compress_workspace(
@@ -131,7 +137,7 @@ def compress_workspace(
     if goals.max_latency is not None and not work.timed:
         reason = work.target.unmeasured()
         raise InputError(f"--max-latency: target {work.target.name} is not timed here: {reason}")
-    _check_macs(work, goals, chosen)
+    _check_searched(work, goals, chosen)
     if searches(work, goals, chosen):
         return joint(work, goals, chosen, control or SearchControl())
     if chosen.prune is not None or chosen.slice is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lwqc import io
+from lwqc.backends.memory import peak_memory
 from lwqc.backends.provider_options import write_options
 from lwqc.backends.target import Lowered
 from lwqc.branch_reports import parallel_report, removal_report, slicing_report
@@ -24,6 +25,7 @@ from lwqc.report.result import Report, SearchReport, ShapeLatency, SiteRow
 from lwqc.slice_streams import SliceDecision
 from lwqc.workspace import Workspace, data_files
 
+_MEMORY_NOISE = 0.02  # repeated measurements of one model differ by this much
 Decision = DropDecision | ParallelDecision | SliceDecision
 
 
@@ -137,7 +139,12 @@ def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Repor
     if work.metric is not None:
         metric_before, metric_after = work.metric_reference, work.metric(session)
         metric_drop = work.metric.drop(metric_before, metric_after)
+    memory = None
+    if result.goals.max_memory is not None:
+        feeds = work.served[0].feeds
+        memory = (peak_memory(work.loadable, feeds), peak_memory(saved.path, feeds))
     return report.with_measurements(
+        memory=memory,
         divergence=(result.removed.work if result.removed else work).divergence(session),
         latencies=tuple(timed),
         operators=_operators(work, saved),
@@ -199,6 +206,10 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
         found.append(Outcome("size", asked, report.output_bytes, "bytes"))
     if goals.avg_bits is not None:
         found.append(Outcome("average bits", goals.avg_bits, report.average_bits, "bits"))
+    if goals.max_memory is not None and report.memory is not None:
+        before, after = report.memory
+        asked = goals.max_memory.resolve(before)
+        found.append(Outcome("memory", asked, after, "bytes", _MEMORY_NOISE))
     if goals.max_macs is not None and result.macs is not None:
         asked = goals.max_macs.resolve(work.macs)
         found.append(Outcome("MACs", asked, result.macs, "MACs"))

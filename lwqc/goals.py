@@ -46,6 +46,13 @@ def parse_macs(text: str | float | None) -> Amount | None:
     return _parse(str(text), units, "macs", "a fraction such as 0.5 or a number such as 300M")
 
 
+def parse_memory(text: str | float | None) -> Amount | None:
+    """`0.5` (of the original) or `200MB`, in bytes. Raises InputError."""
+    if text is None:
+        return None
+    return _parse(str(text), _UNITS, "memory", "a fraction such as 0.5 or a size such as 200MB")
+
+
 def _parse(text: str, units: dict[str, float] | dict[str, int], what: str, expected: str) -> Amount:
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = found.group(2).lower() if found else ""
@@ -65,7 +72,8 @@ class Goals:
 
     max_drop: fraction of the metric, or of 1 - mean cosine. fastest: within that and no budget,
     the fastest model is wanted rather than the smallest. max_macs: multiply-accumulates of one
-    run, at the sizes of the first feeds.
+    run, at the sizes of the first feeds. max_memory: peak of a process that loads and runs the
+    model, see `lwqc.backends.memory`.
     """
 
     max_size: Amount | None = None
@@ -74,6 +82,7 @@ class Goals:
     max_drop: float | None = None
     fastest: bool = False
     max_macs: Amount | None = None
+    max_memory: Amount | None = None
 
     def __post_init__(self) -> None:
         if self.avg_bits is not None and not 0 < self.avg_bits <= 32:
@@ -81,12 +90,16 @@ class Goals:
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
             raise InputError(f"max-drop {self.max_drop}: must be between 0 and 1")
         if self.fastest and self.budgets:
-            raise InputError("the fastest model has no budget: leave sizes, times and MACs out")
+            raise InputError(
+                "the fastest model has no budget: leave sizes, times, MACs and memory out"
+            )
 
     @property
     def budgets(self) -> bool:
         """Whether something is bounded that costs, rather than the loss."""
-        bounds = (self.max_size, self.avg_bits, self.max_latency, self.max_macs)
+        bounds = (
+            self.max_size, self.avg_bits, self.max_latency, self.max_macs, self.max_memory
+        )  # fmt: skip
         return any(bound is not None for bound in bounds)
 
     @property
@@ -102,6 +115,7 @@ def parse_goals(
     max_drop: float | None = None,
     fastest: bool = False,
     max_macs: str | float | None = None,
+    max_memory: str | float | None = None,
 ) -> Goals:
     """Budgets as a caller writes them. Raises InputError."""
     return Goals(
@@ -111,6 +125,7 @@ def parse_goals(
         max_drop=max_drop,
         fastest=fastest,
         max_macs=parse_macs(max_macs),
+        max_memory=parse_memory(max_memory),
     )
 
 

@@ -19,6 +19,7 @@ from lwqc.search.evolutionary import Candidate
 from lwqc.search_control import EFFORTS, Limits, SearchControl
 from lwqc.search_items import SearchModel, search_model
 from lwqc.search_log import SearchLog
+from lwqc.search_memory import measure_memory, reference_memory
 from lwqc.search_overhead import measure_overhead
 from lwqc.search_scores import by_metric
 from lwqc.search_times import measure_times, reference_ms
@@ -28,7 +29,8 @@ from lwqc.whole_search import Result, WholeSearch, aimed
 from lwqc.workspace import Workspace
 
 _MOST_BYTES = 1_000_000_000  # of weights: a trial session holds them all
-_ROW = {"size_bytes": "max_size", "latency_ms": "max_latency", "macs": "max_macs"}
+_ROW = {"size_bytes": "max_size", "latency_ms": "max_latency", "macs": "max_macs",
+        "memory_bytes": "max_memory"}  # fmt: skip
 _MILDEST = 0.5  # of the original: where a row of budgets begins
 _SHORTEST = 6  # generations for each of them
 
@@ -114,6 +116,8 @@ def _opened(
     log.must_equal("search space", [list(found.space.sizes), control.seed, recipe.name])
     if math.isfinite(limits.latency_ms):
         measure_times(found, log)
+    if math.isfinite(limits.memory_bytes):
+        measure_memory(found, log)
     settings = dataclasses.replace(EFFORTS[control.effort], seed=control.seed)
     expected = settings.generations * settings.offspring
     with workers(found.spec, control.processes, control.cluster, expected) as evaluate:
@@ -130,7 +134,7 @@ def _finished(work: Workspace, search: WholeSearch, done: Compressed, result: Re
 
 
 def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
-    size = latency = macs = math.inf
+    size = latency = macs = memory = math.inf
     if goals.max_size is not None:
         size = goals.max_size.resolve(work.float_bytes)
     if goals.avg_bits is not None:
@@ -138,15 +142,17 @@ def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
         rest = io.serialized_bytes(work.model) - sum(s.float_bytes for s in work.analysis.sites)
         size = min(size, rest + goals.avg_bits / 8 * weights)
     if goals.max_latency is not None:
-        whole = reference_ms(work, log)
-        latency = goals.max_latency.resolve(whole)
+        latency = goals.max_latency.resolve(reference_ms(work, log))
     if goals.max_macs is not None:
         macs = goals.max_macs.resolve(work.macs)
-    if not math.isfinite(min(size, latency, macs)):
+    if goals.max_memory is not None:
+        memory = goals.max_memory.resolve(reference_memory(work, log))
+    if not math.isfinite(min(size, latency, macs, memory)):
         raise InputError(
-            "a search needs a budget: give --max-size, --avg-bits, --max-macs or --max-latency"
+            "a search needs a budget: give --max-size, --avg-bits, --max-macs, --max-memory or "
+            "--max-latency"
         )
-    return Limits(size_bytes=size, latency_ms=latency, macs=macs)
+    return Limits(size_bytes=size, latency_ms=latency, macs=macs, memory_bytes=memory)
 
 
 def _model(
@@ -157,10 +163,13 @@ def _model(
         "method": recipe.method if work.data.given else "rtn",
         "measure": "auto" if section.measure == "metric" else section.measure,
         "small": math.isfinite(limits.size_bytes),
-        "fast": math.isfinite(limits.latency_ms),
+        "fast": math.isfinite(min(limits.latency_ms, limits.memory_bytes)),
+        "held": math.isfinite(limits.memory_bytes),
     }
     if goals.avg_bits is not None:  # which leave out the nodes that unpack; a size does not
         options |= {"tiny": mixed.least_average_bits(work) > goals.avg_bits, "unpack": False}
+    elif options["held"]:  # what is unpacked at load takes no less memory
+        options["unpack"] = math.isfinite(limits.latency_ms)
     elif "format" in section.kinds and options["small"]:
         options |= mixed.fitting_forms(work, limits.size_bytes)
     found = search_model(work, section.kinds, **options)

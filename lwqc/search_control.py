@@ -53,6 +53,7 @@ class Limits:
     size_bytes: float = math.inf
     macs: float = math.inf
     latency_ms: float = math.inf
+    memory_bytes: float = math.inf
 
     def excess(self, cost: Cost) -> float:
         """Cost over limit of the budget that binds most; 1 is just within."""

@@ -86,17 +86,19 @@ def search_model(
     unpack: bool = True,
     small: bool = True,
     fast: bool = False,
+    held: bool = False,
     measure: Measure | Literal["auto"] = "auto",
 ) -> SearchModel:
     """Everything of the given kinds that can be chosen in a model.
 
-    tiny, unpack: see `mixed.choices`. small: formats that only store fewer bits. fast: 8-bit
-    activations too. measure: of the outputs; `auto` is `kl` for logits and `norm` otherwise.
+    tiny, unpack: see `mixed.choices`. small: formats that only store fewer bits. held: of these,
+    those that a kernel reads as they are stored. fast: 8-bit activations too. measure: of the
+    outputs; `auto` is `kl` for logits and `norm` otherwise.
     """
     prunable = Prunable(work.model)
     builder = _Builder(work, prunable)
     if "format" in kinds:
-        builder.formats(method, tiny=tiny, unpack=unpack, small=small, fast=fast)
+        builder.formats(method, tiny=tiny, unpack=unpack, small=small, fast=fast, held=held)
     if "width" in kinds:
         builder.widths()
     if "branch" in kinds:
@@ -127,7 +129,9 @@ class _Builder:
         self._branches: dict[int, set[ir.Node]] = {}
         self.sites = {s.name: s for s in find_sites(prunable.model).sites}
 
-    def formats(self, method: Method, *, tiny: bool, unpack: bool, small: bool, fast: bool) -> None:
+    def formats(
+        self, method: Method, *, tiny: bool, unpack: bool, small: bool, fast: bool, held: bool
+    ) -> None:
         """One item per site with the formats that no other beats in cost and error."""
         integer = self._integer_entries() if fast else {}
         chained: list[tuple[str, SiteEntry, float]] = []
@@ -139,7 +143,7 @@ class _Builder:
                 continue
             offered: list[tuple[SiteEntry | None, Option]] = []
             for entry, option in zip(choice.entries, choice.options, strict=True):
-                if small or entry is None:
+                if small or entry is None or (held and self._is_held(choice.site, entry)):
                     offered.append((entry, option))
             if not fast:
                 offered = [offered[i] for i in _undominated([o for _, o in offered])]
@@ -149,6 +153,9 @@ class _Builder:
                 self.gains[name] = tuple(gain.get(e, 1.0) for e in self._entries[name][1])
         if chained:
             self._chain(chained)
+
+    def _is_held(self, site: Site, entry: SiteEntry) -> bool:
+        return self.work.target.form(site, entry, self.work.opset) != "Folded"
 
     def _offer(self, name: str, offered: list[tuple[SiteEntry | None, Option]]) -> None:
         offered.sort(key=lambda pair: (-pair[1].error, pair[1].cost))

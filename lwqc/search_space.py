@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from lwqc.plan import SiteEntry
 from lwqc.search.evolutionary import Candidate
-from lwqc.search_pace import GUESS, Parts
+from lwqc.search_pace import TIME, Parts
 from lwqc.trial_model import Cut, Mask, axis_masks, matrix_masks
 
 Kind = Literal["format", "width", "branch"]
-_GONE = (0.0,) * (2 + len(GUESS))
+_TIMES, _MEMORY = slice(2, 2 + len(TIME)), slice(2 + len(TIME), None)
+_GONE = (0.0,) * (2 + len(TIME) + 2)
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a candidate: bytes of the file, multiply-accumulates and milliseconds of one run."""
+    """Of a candidate: bytes of the file, multiply-accumulates and milliseconds of one run, memory.
+
+    Time and memory are 0 where nothing is known of them, see `search_times`, `search_memory`.
+    """
 
     size_bytes: float
     macs: float
     latency_ms: float = 0.0
+    memory_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class Stored:
 
     item: of its format, if it is a site, with `entries` by level. users: for each node that reads
     it, the items of branches any of which takes that node along. macs: of a site's nodes.
-    milliseconds: of a site's nodes by level, when whole. op: operator of a site.
+    milliseconds: of a site's nodes by level, when whole. held: bytes in memory, likewise. op:
+    operator of a site.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Stored:
     users: tuple[frozenset[int], ...] = ()
     macs: float = 0.0
     milliseconds: tuple[float, ...] = (0.0,)
+    held: tuple[float, ...] = (0.0,)
     op: str = ""
 
     @property
@@ -86,7 +93,7 @@ class Beside:
     """Operators of one type that are no site.
 
     shape, cuts: of what they write. branches: items of branches any of which takes them along.
-    written: bytes. milliseconds: when whole.
+    written: elements. milliseconds: when whole.
     """
 
     op: str
@@ -104,8 +111,8 @@ class SearchSpace:
 
     keeps: item of a width -> mask of channels by level. fixed: what no item changes. overhead:
     operator and layout -> bytes beside codes and scales, per site and per zero point. pace: what
-    each part of a candidate's time counts, see `search_pace`. left_out: what could not become an
-    item, with the reason.
+    each part of a candidate's time, and of its memory, counts, see `search_pace`. left_out: what
+    could not become an item, with the reason.
     """
 
     items: tuple[Item, ...]
@@ -114,7 +121,7 @@ class SearchSpace:
     fixed: Cost = Cost(0, 0)
     overhead: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     beside: tuple[Beside, ...] = ()
-    pace: Parts = field(default_factory=GUESS.copy)
+    pace: dict[str, Parts] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     _last: tuple[Candidate, NDArray[np.float64]] | None = field(default=None, repr=False)
 
@@ -144,12 +151,22 @@ class SearchSpace:
         return Cost(
             fixed.size_bytes + float(total[0]),
             fixed.macs + float(total[1]),
-            fixed.latency_ms + float(total[2:] @ self.pace),
+            *(
+                float(self._of(total, kind) @ self.pace[kind]) if kind in self.pace else 0.0
+                for kind in ("latency_ms", "memory_bytes")
+            ),
         )
 
-    def time_parts(self, candidate: Candidate) -> Parts:
-        """Milliseconds [5] of a candidate as `pace` counts them."""
-        return self._total(candidate)[2:]
+    def parts(self, candidate: Candidate, kind: str) -> Parts:
+        """Parts of a candidate's `latency_ms` [5] or `memory_bytes` [3] as `pace` counts them.
+
+        Of memory: bytes of weights, elements written beside sites, 1.
+        """
+        return self._of(self._total(candidate), kind)
+
+    @staticmethod
+    def _of(total: Parts, kind: str) -> Parts:
+        return total[_TIMES] if kind == "latency_ms" else np.append(total[_MEMORY], 1.0)
 
     def _total(self, candidate: Candidate) -> NDArray[np.float64]:
         """Sums over all parts. What the candidate shares with the last one asked is not redone."""
@@ -185,7 +202,7 @@ class SearchSpace:
         return found
 
     def _part(self, part: int, candidate: Candidate) -> tuple[float, ...]:
-        """Bytes, multiply-accumulates and parts of the time."""
+        """Bytes, multiply-accumulates, parts of the time and of the memory."""
         if part >= len(self.stored):
             other = self.beside[part - len(self.stored)]
             if any(candidate[b] == 0 for b in other.branches):
@@ -196,7 +213,8 @@ class SearchSpace:
                 share = self._share(other.shape, axis_masks(other.cuts, candidate, self.keeps))
                 known = self._known[key] = (0.0, share)
             time = other.milliseconds
-            return 0.0, other.macs * known[1], 0.0, 0.0, 0.0, time * known[1], time
+            rest = (0.0, 0.0, 0.0, time * known[1], time, 0.0, other.written * known[1])
+            return 0.0, other.macs * known[1], *rest
         tensor = self.stored[part]
         if tensor.users and all(any(candidate[b] == 0 for b in u) for u in tensor.users):
             return _GONE
@@ -209,7 +227,8 @@ class SearchSpace:
         times = tensor.milliseconds
         time = times[min(level, len(times) - 1)]
         wide = (time * share, 0.0) if time == times[-1] else (0.0, time * share)
-        return size, tensor.macs * share, *wide, time, 0.0, 0.0
+        held = tensor.held[min(level, len(tensor.held) - 1)]
+        return size, tensor.macs * share, *wide, time, 0.0, 0.0, held * share, 0.0
 
     @cached_property
     def _branches(self) -> list[int]:

@@ -21,6 +21,7 @@ from lwqc.measure import medians_ms
 from lwqc.planning import unchanged
 from lwqc.search_items import SearchModel
 from lwqc.search_log import SearchLog
+from lwqc.search_pace import TIME
 from lwqc.search_space import Beside
 from lwqc.served import relative_times
 from lwqc.timing import activation_shapes, float_seconds, form_seconds, operator_class
@@ -48,6 +49,7 @@ def measure_times(found: SearchModel, log: SearchLog) -> None:
     in_sites = {s.op for s in found.sites.values()}
     named = {op: t for op, t in by_type.items() if op not in in_sites}
     space.beside = _shared_out(space.beside, max(whole - floats * scale, 0.0), named)
+    space.pace["latency_ms"] = TIME
     space.forget()
 
 

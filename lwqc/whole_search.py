@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lwqc import io
+from lwqc.backends.memory import peak_memory
 from lwqc.compressed import Compressed
 from lwqc.execute import execute
 from lwqc.goals import Amount, Goals
@@ -39,8 +40,8 @@ from lwqc.trial_model import ALL, PART
 _PATIENCE = 12  # generations without a better candidate
 _ROUNDS = 4  # of tightening a budget that was missed
 _KEPT_STARTS = 4
-_LATENCY_AIM = 0.98  # of the asked time: repeated timings differ by more
-_LATENCY_LEFT = 0.93  # a result faster than that share of it could have been better
+_AIM = 0.98  # of the asked time or memory: repeated measurements differ by more
+_USED = 0.93  # a result that takes less than that share of what is allowed could have been better
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class WholeSearch:
         self.found, self.recipe, self.settings = found, recipe, settings
         self.control, self._score = control, score
         self.evaluations = 0
-        self._times: list[tuple[Parts, float]] = []
+        self._measured: dict[str, list[tuple[Parts, float]]] = {}
+        self._guess = dict(found.space.pace)
 
     def run(self, limits: Limits, also: Candidate | None = None) -> Result:
         """The best candidate within limits, by starts (and a given one) and evolution."""
@@ -179,14 +181,28 @@ class WholeSearch:
         missed = io.serialized_bytes(done.model) - space.cost(candidate).size_bytes
         fixed = space.fixed
         space.fixed = dataclasses.replace(fixed, size_bytes=fixed.size_bytes + missed)
-        if math.isfinite(limits.latency_ms):
-            self._timed(candidate, self._measured_ms(candidate, done))
+        self._learn(candidate, self._real(candidate, done, limits))
 
-    def _timed(self, candidate: Candidate, measured: float) -> None:
+    def _learn(self, candidate: Candidate, real: Mapping[str, float]) -> None:
         """Predictions are fitted to what candidates took."""
         space = self.found.space
-        self._times.append((space.time_parts(candidate), measured))
-        space.pace = fitted(self._times)
+        for kind, cost in real.items():
+            known = self._measured.setdefault(kind, [])
+            known.append((space.parts(candidate, kind), cost))
+            space.pace[kind] = fitted(known, self._guess[kind])
+
+    def _real(self, candidate: Candidate, done: Compressed, limits: Limits) -> dict[str, float]:
+        """Measured costs of an executed candidate that have limits."""
+        work, log = self.found.work, self.log
+        found = {}
+        if math.isfinite(limits.latency_ms):  # as a share of the original's, at the same moment
+            share = log.fact(f"time of {candidate}", lambda: time_share(work, done.model))
+            found["latency_ms"] = float(share) * reference_ms(work, log)
+        if math.isfinite(limits.memory_bytes):
+            feeds = work.served[0].feeds
+            memory = log.fact(f"memory of {candidate}", lambda: peak_memory(done.model, feeds))
+            found["memory_bytes"] = float(memory)
+        return found
 
     def _best_start(
         self, limits: Limits, fits: Callable[[Candidate], bool], also: Candidate | None
@@ -225,36 +241,32 @@ class WholeSearch:
     def verified(
         self, goals: Goals, limits: Limits, result: Result, clean: CleanUp | None
     ) -> tuple[Compressed, Result]:
-        """The winner executed and measured; where time was predicted wrongly, searched again.
+        """The winner executed and measured; where its time or memory was predicted wrongly, again.
 
-        The best of those that meet the time, else the fastest.
+        The best of those that are within the limits, else the one that comes closest.
         """
         found: list[tuple[bool, float, Compressed, Result]] = []
         aim = aimed(limits)
         for _ in range(_ROUNDS):
             result = self._sized(limits, result)
             done = self._executed(goals, result.best, clean)
-            if not math.isfinite(limits.latency_ms):
+            real = self._real(result.best, done, limits)
+            if not real:
                 return done, result
-            measured = self._measured_ms(result.best, done)
-            over = measured > limits.latency_ms
-            found.append((over, measured if over else result.score, done, result))
-            if not over and measured > limits.latency_ms * _LATENCY_LEFT:
+            excess = max(cost / getattr(limits, kind) for kind, cost in real.items())
+            over = excess > 1
+            found.append((over, excess if over else result.score, done, result))
+            counted = dataclasses.replace(limits, **dict.fromkeys(real, math.inf))
+            used = max(excess, counted.excess(self.found.space.cost(result.best)))
+            if not over and used > _USED:
                 break
-            self._timed(result.best, measured)
+            self._learn(result.best, real)
             again = self.run(aim, self.repaired(result.best, aim))
             if again.best == result.best:
                 break
-            note = f"{measured:.3g} of {limits.latency_ms:.3g} ms measured: searched again"
-            result = result.followed_by(again, note)
+            result = result.followed_by(again, f"{_shown(real, limits)}: searched again")
         _, _, done, best = min(found, key=lambda f: f[:2])
         return done, best
-
-    def _measured_ms(self, candidate: Candidate, done: Compressed) -> float:
-        """In the unit of the limit: by what share of the original's time it takes now."""
-        work = self.found.work
-        share = self.log.fact(f"time of {candidate}", lambda: time_share(work, done.model))
-        return float(share) * reference_ms(work, self.log)
 
     def _sized(self, limits: Limits, result: Result) -> Result:
         """Bytes and MACs need no compensation, so they are checked, and repaired, before it."""
@@ -301,8 +313,19 @@ class WholeSearch:
 
 
 def aimed(limits: Limits) -> Limits:
-    """What a search is asked for: a little less time, as timings are not exact."""
-    return dataclasses.replace(limits, latency_ms=limits.latency_ms * _LATENCY_AIM)
+    """What a search is asked for: a little less of what is measured, as that is not exact."""
+    return dataclasses.replace(
+        limits, latency_ms=limits.latency_ms * _AIM, memory_bytes=limits.memory_bytes * _AIM
+    )
+
+
+def _shown(real: Mapping[str, float], limits: Limits) -> str:
+    units = {"latency_ms": (1.0, "ms"), "memory_bytes": (1e6, "MB")}
+    return ", ".join(
+        f"{cost / scale:.3g} of {getattr(limits, kind) / scale:.3g} {unit} measured"
+        for kind, cost in real.items()
+        for scale, unit in [units[kind]]
+    )
 
 
 def _cleaned_first(plan: Plan, clean: CleanUp | None) -> Plan:

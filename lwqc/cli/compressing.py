@@ -30,6 +30,7 @@ from lwqc.cli.options import (
     LossOption,
     MacsOption,
     MeasureOption,
+    MemoryOption,
     MetricOption,
     Model,
     NormaliseOption,
@@ -92,6 +93,7 @@ def compress(
     max_size: SizeOption = None,
     max_latency: LatencyOption = None,
     max_macs: MacsOption = None,
+    max_memory: MemoryOption = None,
     avg_bits: BitsOption = None,
     max_drop: DropOption = None,
     fastest: FastestOption = False,
@@ -111,12 +113,15 @@ def compress(
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
     if not quantize:
-        if recipe != "auto" or any(b is not None for b in (max_size, avg_bits, max_macs)):
+        budgets = (max_size, avg_bits, max_macs, max_memory)
+        if recipe != "auto" or any(b is not None for b in budgets):
             raise InputError("--no-quantize only cleans up: leave out --recipe and budgets")
         recipe = "clean"
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
-        goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs)
+        goals = parse_goals(
+            max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
+        )
         if pareto is not None:
             finish_row(pareto_models(work, goals, find(recipe), control, pareto), output, as_json)
             return
@@ -337,6 +342,7 @@ def plan(
     max_size: SizeOption = None,
     max_latency: LatencyOption = None,
     max_macs: MacsOption = None,
+    max_memory: MemoryOption = None,
     avg_bits: BitsOption = None,
     max_drop: DropOption = None,
     fastest: FastestOption = False,
@@ -352,7 +358,9 @@ def plan(
     """Decide as `compress` does, and write only the plan."""
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(model, target, data, metric, shape, seed, output) as work:
-        goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs)
+        goals = parse_goals(
+            max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
+        )
         made = make_plan(work, goals, recipe, control)
         made.save(output)
         errors_console().print(f"{output}: {_planned(made, len(work.sites))}")

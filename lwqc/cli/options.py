@@ -35,6 +35,10 @@ LatencyOption = Annotated[
 MacsOption = Annotated[
     str | None, typer.Option("--max-macs", help="0.5 of the original's products, or 300M")
 ]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--max-memory", help="0.5 of what a process with the original takes, or 200MB"),
+]
 BitsOption = Annotated[float | None, typer.Option("--avg-bits", help="stored bits per weight")]
 FastestOption = Annotated[
     bool, typer.Option("--fastest", help="with --max-drop: the fastest, not the smallest")

@@ -176,7 +176,8 @@ class Report:
 
     latencies: at each shape served. operators: where the time goes at the first one.
     kept_float32: operators that do not compute in the 16-bit type, and why. fallbacks: what the
-    target would run elsewhere. unmeasured: why there are no latencies.
+    target would run elsewhere. unmeasured: why there are no latencies. memory: bytes that a process
+    takes with the original and with the result, where they were asked for.
     """
 
     source: str
@@ -207,6 +208,7 @@ class Report:
     fallbacks: tuple[str, ...] = ()
     unmeasured: str = ""
     search: SearchReport | None = None
+    memory: tuple[int, int] | None = None
 
     @property
     def drop(self) -> float | None:

@@ -25,6 +25,7 @@ from lwqc.search.evolutionary import Settings
 from lwqc.search_control import EFFORTS, SearchControl
 from lwqc.search_items import SearchModel, search_model
 from lwqc.search_log import SearchLog
+from lwqc.search_pace import TIME
 from lwqc.workspace import Workspace
 from tests.joint.searched import DATA, opened
 
@@ -48,6 +49,7 @@ def quick(monkeypatch) -> None:
     def known(work, kinds, **options):
         found = space(kinds, **options)
         own = copy.copy(found.space)
+        own.pace = {}
         own.forget()
         same = work if work.model is found.work.model else found.work
         return dataclasses.replace(found, work=same, space=own)
@@ -256,6 +258,7 @@ def test_a_time_budget_takes_8_bit_activations(monkeypatch) -> None:
             else s
             for s in space.stored
         )
+        space.pace["latency_ms"] = TIME
         space.forget()
 
     monkeypatch.setattr(module, "measure_times", times)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lwqc.search_pace import GUESS, fitted
+from lwqc.search_pace import TIME as GUESS
+from lwqc.search_pace import fitted
 from tests.joint.searched import changed, found
 
 
 def test_nothing_measured_leaves_the_guess() -> None:
-    assert fitted([]) is GUESS
+    assert fitted([], GUESS) is GUESS
 
 
 def test_the_last_candidate_is_exact_and_others_are_close() -> None:
@@ -18,20 +19,20 @@ def test_the_last_candidate_is_exact_and_others_are_close() -> None:
     true = GUESS * [1.3, 0.8, 2.0, 0.7, 1.5]
     parts = [rng.uniform(0.1, 1, len(GUESS)) for _ in range(12)]
     measured = [(p, float(p @ true)) for p in parts]
-    pace = fitted(measured[:6])
+    pace = fitted(measured[:6], GUESS)
     assert measured[5][0] @ pace == pytest.approx(measured[5][1])
 
     def worst(pace) -> float:
         return max(abs(p @ pace / time - 1) for p, time in measured[6:])
 
     assert worst(pace) < 0.1
-    assert worst(pace) < worst(fitted(measured[:1])) < worst(GUESS)
+    assert worst(pace) < worst(fitted(measured[:1], GUESS)) < worst(GUESS)
     assert (pace > 0).all()
 
 
 def test_a_part_that_seems_to_take_less_than_nothing_still_counts() -> None:
     one, other = np.eye(len(GUESS))[0], np.ones(len(GUESS))
-    pace = fitted([(one, 50.0), (other, 0.5)])
+    pace = fitted([(one, 50.0), (other, 0.5)], GUESS)
     assert (pace > 0).all()
 
 

@@ -1,0 +1,76 @@
+"""What a process needs to load a model and run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from lwqc import io
+from lwqc.backends.session import Feeds, Loadable, Session
+from lwqc.errors import InputError, LwqcError
+
+_RUNS = 3
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from lwqc.backends.memory import report_peak; report_peak(*sys.argv[2:])"
+)
+
+
+def peak_memory(model: Loadable, feeds: Feeds) -> int:
+    """Bytes that a process of its own holds at most while it loads the model and runs it.
+
+    Beside what Python, numpy and the runtime take without a model. A model in memory is written to
+    a temporary file first, with external data above 2 GB. Raises InputError where it cannot be
+    measured, LwqcError when the process dies.
+    """
+    if not can_measure_memory():
+        raise InputError("memory is measured on Linux only")
+    with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
+        path = Path(folder) / "model.onnx"
+        if isinstance(model, ir.Model):
+            io.save(model, path)
+        elif isinstance(model, bytes):
+            path.write_bytes(model)
+        else:
+            path = Path(model)
+        inputs = Path(folder) / "feeds.npz"
+        arrays: dict[str, Any] = {
+            name: a.astype(str) if a.dtype == object else a for name, a in feeds.items()
+        }
+        np.savez(inputs, **arrays)
+        call = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(path), str(inputs)]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise LwqcError(f"a process that runs the model ended with {done.returncode}: {reason}")
+        return int(done.stdout.split()[-1])
+
+
+def can_measure_memory() -> bool:
+    """Whether the system tells the peak of a process since a moment of its life."""
+    return _STATUS.exists() and _CLEAR.exists()
+
+
+def report_peak(path: str, inputs: str) -> None:
+    """What the process of `peak_memory` does: prints bytes."""
+    with np.load(inputs) as stored:
+        feeds = {name: stored[name] for name in stored.files}
+    _CLEAR.write_text("5")  # the peak starts anew
+    before = _kilobytes("VmRSS")
+    session = Session(path)
+    for _ in range(_RUNS):
+        session(feeds)
+    print((_kilobytes("VmHWM") - before) * 1024)
+
+
+def _kilobytes(field: str) -> int:
+    line = next(row for row in _STATUS.read_text().splitlines() if row.startswith(f"{field}:"))
+    return int(line.split()[1])
