@@ -100,7 +100,8 @@ def _opened(
     if goals.avg_bits is not None:  # which count what is stored per weight that is left
         section = section.model_copy(update={"kinds": ("format",)})
     base, clean = work, None
-    if recipe.clean and goals.max_latency is not None and goals.max_macs is None:
+    measured = goals.max_latency is not None or goals.max_memory is not None
+    if recipe.clean and measured and goals.max_macs is None:
         # Merged operators do the same products, which are then counted less well.
         fused = fused_base(work)
         base, clean = fused.work, fused.clean

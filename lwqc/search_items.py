@@ -34,7 +34,7 @@ from lwqc.quant.output_error import output_error
 from lwqc.scores.branches.ablation import Ablation
 from lwqc.scores.branches.output_divergence import Measure
 from lwqc.search.knapsack import Option
-from lwqc.search_space import Beside, Cost, Item, Kind, SearchSpace, Stored, flipped, widths
+from lwqc.search_space import Cost, Item, Kind, SearchSpace, Stored, Written, flipped, widths
 from lwqc.stats.collect import collect
 from lwqc.stats.rounding_noise import RoundingNoise
 from lwqc.trial_model import Cut, Mask, TrialSpec
@@ -43,6 +43,9 @@ from lwqc.workspace import Workspace
 
 _LEAST_WIDTH = 0.125
 _ROUND = (8, 4, 2, 1)
+_KEEPS_CODES = frozenset(
+    {"Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool", "Reshape", "Flatten", "Transpose"}
+)
 _PLAIN_STEPS = frozenset({"Transpose", "Identity"})
 
 
@@ -127,6 +130,8 @@ class _Builder:
         self.left_out: dict[str, str] = {}
         self._entries: dict[str, tuple[int, tuple[SiteEntry | None, ...]]] = {}
         self._branches: dict[int, set[ir.Node]] = {}
+        self._chained: list[str] = []
+        self._integer: dict[str, list[SiteEntry]] = {}
         self.sites = {s.name: s for s in find_sites(prunable.model).sites}
 
     def formats(
@@ -135,8 +140,10 @@ class _Builder:
         """One item per site with the formats that no other beats in cost and error."""
         integer = self._integer_entries() if fast else {}
         chained: list[tuple[str, SiteEntry, float]] = []
+        tiny_ones = dict(self._integer)  # too small for their bytes to matter
         for choice in mixed.choices(self.work, "measured", method, tiny=tiny, unpack=unpack):
             name = choice.site.name
+            tiny_ones.pop(name, None)
             whole = integer[name](choice) if name in integer else []
             if whole and not small and choice.site.op == "Conv" and _is_plain(self.sites[name]):
                 chained += [(name, e, o.error) for e, o in whole if e is not None]
@@ -152,6 +159,9 @@ class _Builder:
             if name in self._entries:
                 self.gains[name] = tuple(gain.get(e, 1.0) for e in self._entries[name][1])
         if chained:
+            for name, entries in tiny_ones.items():
+                if self.sites[name].op == "Conv" and _is_plain(self.sites[name]):
+                    chained.append((name, entries[0], 0.0))
             self._chain(chained)
 
     def _is_held(self, site: Site, entry: SiteEntry) -> bool:
@@ -180,6 +190,7 @@ class _Builder:
         """
         for name, entry, _ in chained:
             self._entries[name] = (len(self.items), (entry, None))
+        self._chained = [name for name, _, _ in chained]
         error = sum(lost for _, _, lost in chained)
         name = f"{len(chained)} convolutions"
         self.items.append(Item(name, "format", (_label(chained[0][1]), "float"), (error, 0.0)))
@@ -196,6 +207,7 @@ class _Builder:
             for name, entry in plan.quantize.items():
                 if entry.activation != "none" and entry.weight.block is None:
                     entries.setdefault(name, {})[entry] = None
+        self._integer = {name: list(own) for name, own in entries.items()}
         activations = {n: work.sites[n].uses[0].activation for n in entries}
         names = {n: v.name or "" for n, v in activations.items() if v is not None}
         wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
@@ -278,30 +290,41 @@ class _Builder:
             tuple(stored),
             self.keeps,
             Cost(fixed_bytes, 0),
-            beside=tuple(self._beside(shapes, macs)),
+            written=tuple(self._written(shapes, macs)),
             left_out=self.left_out,
         )
 
-    def _beside(
+    def _written(
         self, shapes: Mapping[str, Sequence[int]], macs: Mapping[ir.Node, int]
-    ) -> list[Beside]:
-        """All operators but sites; what shrinks with nothing is one for all."""
+    ) -> list[Written]:
+        """What each node of the main graph writes, and one for all that others cost."""
         in_sites = {u.node for s in self.sites.values() for u in s.uses}
-        found: list[Beside] = []
-        whole: dict[tuple[str, frozenset[int]], Beside] = {}
-        for node, count in macs.items():
-            if node in in_sites:
-                continue
-            written = float(sum(math.prod(shapes.get(v.name or "", ())) for v in node.outputs))
+        codes = self._written_codes()
+        found, others = [], dict(macs)
+        for node in self.prunable.model.graph:
+            elements = float(sum(math.prod(shapes.get(v.name or "", ())) for v in node.outputs))
             branches = frozenset(i for i, gone in self._branches.items() if node in gone)
             shape, cuts = self._written_cuts(node)
-            if cuts:
-                found.append(Beside(node.op_type, shape, cuts, branches, count, written))
-                continue
-            key = (node.op_type, branches)
-            old = whole.get(key, Beside(node.op_type, (), (), branches, 0, 0))
-            whole[key] = replace(old, macs=old.macs + count, written=old.written + written)
-        return [*found, *whole.values()]
+            count = others.pop(node, 0)
+            op, own = ("", 0) if node in in_sites else (node.op_type, count)
+            found.append(Written(op, elements, shape, cuts, branches, codes.get(node), own))
+        rest = sum(count for node, count in others.items() if node not in in_sites)
+        return [*found, Written("bodies", 0.0, macs=rest)] if rest else found
+
+    def _written_codes(self) -> dict[ir.Node, int]:
+        """Nodes whose outputs are bytes where an item has 8-bit activations."""
+        found: dict[ir.Node, int] = {}
+        chained = {n: self._entries[n][0] for n in self._chained}
+        by_node = {u.node: i for n, i in chained.items() for u in self.sites[n].uses}
+        for node in self.prunable.model.graph:
+            if node in by_node:
+                found[node] = by_node[node]
+            elif node.op_type in _KEEPS_CODES:
+                producers = [v.producer() for v in node.inputs if v is not None]
+                items = {found.get(p) for p in producers if p is not None}
+                if len(items) == 1 and (item := items.pop()) is not None:
+                    found[node] = item
+        return found
 
     def _written_cuts(self, node: ir.Node) -> tuple[tuple[int, ...], tuple[Cut, ...]]:
         """Shape of a node's first output, and the axes that shrink with widths."""

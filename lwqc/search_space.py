@@ -23,8 +23,9 @@ from lwqc.search_pace import TIME, Parts
 from lwqc.trial_model import Cut, Mask, axis_masks, matrix_masks
 
 Kind = Literal["format", "width", "branch"]
-_TIMES, _MEMORY = slice(2, 2 + len(TIME)), slice(2 + len(TIME), None)
+_TIMES = slice(2, 2 + len(TIME))
 _GONE = (0.0,) * (2 + len(TIME) + 2)
+_FLOAT = 4  # bytes of an element
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,21 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Operators of one type that are no site.
+class Written:
+    """What a node writes, and what the node costs unless it belongs to a site.
 
-    shape, cuts: of what they write. branches: items of branches any of which takes them along.
-    written: elements. milliseconds: when whole.
+    op: of the node, "" of a site's. elements, shape, cuts: of its outputs, which shrink together;
+    cuts of the first. branches: items of branches any of which takes the node along. codes: item
+    below whose highest level the elements are bytes. milliseconds: when whole.
     """
 
     op: str
-    shape: tuple[int, ...]
-    cuts: tuple[Cut, ...]
-    branches: frozenset[int]
-    macs: float
-    written: float
+    elements: float
+    shape: tuple[int, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    branches: frozenset[int] = frozenset()
+    codes: int | None = None
+    macs: float = 0.0
     milliseconds: float = 0.0
 
 
@@ -111,8 +114,9 @@ class SearchSpace:
 
     keeps: item of a width -> mask of channels by level. fixed: what no item changes. overhead:
     operator and layout -> bytes beside codes and scales, per site and per zero point. pace: what
-    each part of a candidate's time, and of its memory, counts, see `search_pace`. left_out: what
-    could not become an item, with the reason.
+    each part of a candidate's time, and of its memory, counts, see `search_pace`. together: which
+    of `written` [moments, written] are in memory at once, with 1. left_out: what could not become
+    an item, with the reason.
     """
 
     items: tuple[Item, ...]
@@ -120,7 +124,8 @@ class SearchSpace:
     keeps: Mapping[int, tuple[Mask, ...]]
     fixed: Cost = Cost(0, 0)
     overhead: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-    beside: tuple[Beside, ...] = ()
+    written: tuple[Written, ...] = ()
+    together: NDArray[np.float64] | None = None
     pace: dict[str, Parts] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     _last: tuple[Candidate, NDArray[np.float64]] | None = field(default=None, repr=False)
@@ -146,13 +151,13 @@ class SearchSpace:
 
     def cost(self, candidate: Candidate) -> Cost:
         """Of the whole model."""
-        total = self._total(candidate)
+        total = self._counted(candidate).sum(0)
         fixed = self.fixed
         return Cost(
             fixed.size_bytes + float(total[0]),
             fixed.macs + float(total[1]),
             *(
-                float(self._of(total, kind) @ self.pace[kind]) if kind in self.pace else 0.0
+                float(self.parts(candidate, kind) @ self.pace[kind]) if kind in self.pace else 0.0
                 for kind in ("latency_ms", "memory_bytes")
             ),
         )
@@ -160,18 +165,22 @@ class SearchSpace:
     def parts(self, candidate: Candidate, kind: str) -> Parts:
         """Parts of a candidate's `latency_ms` [5] or `memory_bytes` [3] as `pace` counts them.
 
-        Of memory: bytes of weights, elements written beside sites, 1.
+        Of memory: bytes of weights, the most that is written and still needed at a time, and 1.
         """
-        return self._of(self._total(candidate), kind)
+        counted = self._counted(candidate)
+        if kind == "latency_ms":
+            return np.asarray(counted[:, _TIMES].sum(0))
+        alive = counted[len(self.stored) :, -1]
+        peak = 0.0 if self.together is None else (self.together @ alive).max(initial=0.0)
+        return np.array([counted[:, -2].sum(), peak, 1.0])
 
-    @staticmethod
-    def _of(total: Parts, kind: str) -> Parts:
-        return total[_TIMES] if kind == "latency_ms" else np.append(total[_MEMORY], 1.0)
-
-    def _total(self, candidate: Candidate) -> NDArray[np.float64]:
-        """Sums over all parts. What the candidate shares with the last one asked is not redone."""
+    def _counted(self, candidate: Candidate) -> NDArray[np.float64]:
+        """All parts of the cost. What is the same as in the last candidate is not redone."""
+        if self._last is not None and self._last[0] == candidate:
+            return self._last[1]
         if self._last is None:
-            parts = np.array([self._part(i, candidate) for i in range(self._count)])
+            rows = [self._part(i, candidate) for i in range(self._count)]
+            parts = np.array(rows).reshape(-1, len(_GONE))
         else:
             before, parts = self._last
             pairs = enumerate(zip(before, candidate, strict=True))
@@ -179,11 +188,11 @@ class SearchSpace:
             for part in changed:
                 parts[part] = self._part(part, candidate)
         self._last = (candidate, parts)
-        return np.asarray(parts.sum(0) if len(parts) else np.zeros(len(_GONE)))
+        return parts
 
     @property
     def _count(self) -> int:
-        return len(self.stored) + len(self.beside)
+        return len(self.stored) + len(self.written)
 
     @cached_property
     def _known(self) -> dict[tuple[int, ...], tuple[float, float]]:
@@ -196,25 +205,28 @@ class SearchSpace:
         for index, tensor in enumerate(self.stored):
             for item in {*tensor.signature, *frozenset().union(*tensor.users)}:
                 found[item].append(index)
-        for index, other in enumerate(self.beside, len(self.stored)):
-            for item in {*(cut.item for cut in other.cuts), *other.branches}:
+        for index, made in enumerate(self.written, len(self.stored)):
+            own = () if made.codes is None else (made.codes,)
+            for item in {*(cut.item for cut in made.cuts), *made.branches, *own}:
                 found[item].append(index)
         return found
 
     def _part(self, part: int, candidate: Candidate) -> tuple[float, ...]:
         """Bytes, multiply-accumulates, parts of the time and of the memory."""
         if part >= len(self.stored):
-            other = self.beside[part - len(self.stored)]
-            if any(candidate[b] == 0 for b in other.branches):
+            made = self.written[part - len(self.stored)]
+            if any(candidate[b] == 0 for b in made.branches):
                 return _GONE
-            key = (part, *(candidate[cut.item] for cut in other.cuts))
+            key = (part, *(candidate[cut.item] for cut in made.cuts))
             known = self._known.get(key)
             if known is None:
-                share = self._share(other.shape, axis_masks(other.cuts, candidate, self.keeps))
+                share = self._share(made.shape, axis_masks(made.cuts, candidate, self.keeps))
                 known = self._known[key] = (0.0, share)
-            time = other.milliseconds
-            rest = (0.0, 0.0, 0.0, time * known[1], time, 0.0, other.written * known[1])
-            return 0.0, other.macs * known[1], *rest
+            share, time = known[1], made.milliseconds
+            narrow = made.codes is not None and candidate[made.codes] < self.items[made.codes].top
+            alive = made.elements * share * (1 if narrow else _FLOAT)
+            rest = (0.0, 0.0, 0.0, time * share, time, 0.0, alive)
+            return 0.0, made.macs * share, *rest
         tensor = self.stored[part]
         if tensor.users and all(any(candidate[b] == 0 for b in u) for u in tensor.users):
             return _GONE

@@ -22,7 +22,7 @@ from lwqc.planning import unchanged
 from lwqc.search_items import SearchModel
 from lwqc.search_log import SearchLog
 from lwqc.search_pace import TIME
-from lwqc.search_space import Beside
+from lwqc.search_space import Written
 from lwqc.served import relative_times
 from lwqc.timing import activation_shapes, float_seconds, form_seconds, operator_class
 from lwqc.workspace import Workspace
@@ -48,7 +48,7 @@ def measure_times(found: SearchModel, log: SearchLog) -> None:
     )
     in_sites = {s.op for s in found.sites.values()}
     named = {op: t for op, t in by_type.items() if op not in in_sites}
-    space.beside = _shared_out(space.beside, max(whole - floats * scale, 0.0), named)
+    space.written = _shared_out(space.written, max(whole - floats * scale, 0.0), named)
     space.pace["latency_ms"] = TIME
     space.forget()
 
@@ -83,23 +83,26 @@ def _operator_ms(work: Workspace) -> dict[str, float]:
 
 
 def _shared_out(
-    beside: Sequence[Beside], total: float, by_type: Mapping[str, float]
-) -> tuple[Beside, ...]:
+    made: Sequence[Written], total: float, by_type: Mapping[str, float]
+) -> tuple[Written, ...]:
     """Milliseconds of all operators beside sites, shared out among them."""
-    written: dict[str, float] = {}
-    for one in beside:
-        name = one.op if one.op in by_type else ""
-        written[name] = written.get(name, 0.0) + one.written
-    times = {name: by_type[name] for name in written if name}
+    elements: dict[str, float] = {}
+    for one in made:
+        if one.op:
+            name = one.op if one.op in by_type else ""
+            elements[name] = elements.get(name, 0.0) + one.elements
+    times = {name: by_type[name] for name in elements if name}
     scale = min(1.0, total / max(math.fsum(times.values()), 1e-12))
     times = {name: time * scale for name, time in times.items()}
     times[""] = total - math.fsum(times.values())
-    rates = {name: times[name] / max(size, 1e-12) for name, size in written.items()}
+    rates = {name: times[name] / max(count, 1e-12) for name, count in elements.items()}
     return tuple(
         dataclasses.replace(
-            one, milliseconds=one.written * rates[one.op if one.op in by_type else ""]
+            one, milliseconds=one.elements * rates[one.op if one.op in by_type else ""]
         )
-        for one in beside
+        if one.op
+        else one
+        for one in made
     )
 
 

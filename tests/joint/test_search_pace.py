@@ -40,11 +40,11 @@ def test_operators_beside_sites_shrink_with_widths() -> None:
     space = found().space
     whole, narrow = space.top, changed(width_0=0)
     item = space.of_kind("width")[0]
-    writes = [b for b in space.beside if item in {cut.item for cut in b.cuts}]
-    assert writes
+    writes = [w for w in space.written if item in {cut.item for cut in w.cuts}]
+    assert any(w.op for w in writes)
     keep = space.keeps[item][0]
-    for beside in writes:
-        (axis,) = {cut.axis for cut in beside.cuts if cut.item == item}
-        assert beside.shape[axis] == keep.size
+    for made in writes:
+        (axis,) = {cut.axis for cut in made.cuts if cut.item == item}
+        assert made.shape[axis] == keep.size
     assert space.cost(narrow).macs < space.cost(whole).macs
     assert space.cost(whole).macs == found().work.macs
