@@ -140,7 +140,9 @@ class _Builder:
         """One item per site with the formats that no other beats in cost and error."""
         integer = self._integer_entries() if fast else {}
         chained: list[tuple[str, SiteEntry, float]] = []
-        tiny_ones = dict(self._integer)  # too small for their bytes to matter
+        # Too small for their bytes to matter; what they write may be the most that is in memory. In
+        # 8 bits they are slower than in float: the first convolution reads too few channels.
+        tiny_ones = dict(self._integer) if held else {}
         for choice in mixed.choices(self.work, "measured", method, tiny=tiny, unpack=unpack):
             name = choice.site.name
             tiny_ones.pop(name, None)
