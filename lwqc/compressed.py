@@ -25,7 +25,7 @@ from lwqc.report.result import Report, SearchReport, ShapeLatency, SiteRow
 from lwqc.slice_streams import SliceDecision
 from lwqc.workspace import Workspace, data_files
 
-_MEMORY_NOISE = 0.02  # repeated measurements of one model differ by this much
+_MEMORY_NOISE = 0.02  # processes with one model differ by as much, now and then by more
 Decision = DropDecision | ParallelDecision | SliceDecision
 
 

@@ -1,4 +1,4 @@
-"""Memory that candidates take: what a process holds of weights, activations and beside them.
+"""Memory that candidates take: what a process holds of weights, of activations, and beside them.
 
 Weights on a low-bit kernel are held as they are stored, others as float: a convolution with weights
 in few bits unpacks them when it is loaded. Activations take what is needed at once, at the moment
@@ -37,13 +37,7 @@ def measure_memory(found: SearchModel, log: SearchLog) -> None:
     )
     space.together = moments(found.prunable.model.graph, len(space.written))
     space.forget()
-    feeds = work.served[0].feeds
-    whole = float(
-        log.fact(
-            "memory of the float model",
-            lambda: peak_memory(work.lower(unchanged(work)).model, feeds),
-        )
-    )
+    whole = _float_memory(work, log)
     weights, alive, _ = space.parts(space.top, "memory_bytes")
     constant = _CONSTANT * whole
     share = min(1.0, _WEIGHTS * whole / max(weights, 1.0))
@@ -87,6 +81,19 @@ def reference_memory(work: Workspace, log: SearchLog) -> float:
         log.fact(
             "memory of the original",
             lambda: peak_memory(origin.loadable, origin.served[0].feeds),
+        )
+    )
+
+
+def _float_memory(work: Workspace, log: SearchLog) -> float:
+    """Bytes that a process with the model takes as it is searched: cleaned up, perhaps."""
+    if work.origin is None:
+        return reference_memory(work, log)
+    feeds = work.served[0].feeds
+    return float(
+        log.fact(
+            "memory of the float model",
+            lambda: peak_memory(work.lower(unchanged(work)).model, feeds),
         )
     )
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from lwqc import io
 from lwqc.backends.profile import operator_times
 from lwqc.measure import medians_ms
 from lwqc.planning import unchanged
@@ -77,8 +76,7 @@ def _float_share(work: Workspace) -> float:
 
 
 def _operator_ms(work: Workspace) -> dict[str, float]:
-    lowered = io.to_bytes(work.lower(unchanged(work)).model)
-    times = operator_times(lowered, work.served[0].feeds)
+    times = operator_times(work.lower(unchanged(work)).model, work.served[0].feeds)
     return {op: time.milliseconds for op, time in times.items()}
 
 
@@ -86,10 +84,10 @@ def _shared_out(
     made: Sequence[Written], total: float, by_type: Mapping[str, float]
 ) -> tuple[Written, ...]:
     """Milliseconds of all operators beside sites, shared out among them."""
+    names = [one.op if one.op in by_type else "" for one in made]
     elements: dict[str, float] = {}
-    for one in made:
+    for name, one in zip(names, made, strict=True):
         if one.op:
-            name = one.op if one.op in by_type else ""
             elements[name] = elements.get(name, 0.0) + one.elements
     times = {name: by_type[name] for name in elements if name}
     scale = min(1.0, total / max(math.fsum(times.values()), 1e-12))
@@ -97,12 +95,8 @@ def _shared_out(
     times[""] = total - math.fsum(times.values())
     rates = {name: times[name] / max(count, 1e-12) for name, count in elements.items()}
     return tuple(
-        dataclasses.replace(
-            one, milliseconds=one.elements * rates[one.op if one.op in by_type else ""]
-        )
-        if one.op
-        else one
-        for one in made
+        dataclasses.replace(one, milliseconds=one.elements * rates[name]) if one.op else one
+        for name, one in zip(names, made, strict=True)
     )
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -42,11 +41,10 @@ def peak_memory(model: Loadable, feeds: Feeds) -> int:
         else:
             path = Path(model)
         inputs = Path(folder) / "feeds.npz"
-        arrays: dict[str, Any] = {
-            name: a.astype(str) if a.dtype == object else a for name, a in feeds.items()
-        }
-        np.savez(inputs, **arrays)
-        call = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(path), str(inputs)]
+        # By position: an input may have any name, also one that np.savez takes for its own.
+        np.savez(inputs, *(a.astype(str) if a.dtype == object else a for a in feeds.values()))
+        call = [sys.executable, "-c", _CHILD, json.dumps(sys.path)]
+        call += [str(path), str(inputs), json.dumps(list(feeds))]
         done = subprocess.run(call, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -59,10 +57,10 @@ def can_measure_memory() -> bool:
     return _STATUS.exists() and _CLEAR.exists()
 
 
-def report_peak(path: str, inputs: str) -> None:
-    """What the process of `peak_memory` does: prints bytes."""
+def report_peak(path: str, inputs: str, names: str) -> None:
+    """What the process of `peak_memory` does: prints bytes. names: of the inputs, as JSON."""
     with np.load(inputs) as stored:
-        feeds = {name: stored[name] for name in stored.files}
+        feeds = {name: stored[f"arr_{i}"] for i, name in enumerate(json.loads(names))}
     Session(_smallest())({"x": np.zeros((1, 64, 8, 8), np.float32)})  # code and threads stay
     _CLEAR.write_text("5")  # the peak starts anew
     before = _kilobytes("VmRSS")

@@ -39,6 +39,13 @@ def test_the_peak_follows_the_weights() -> None:
 
 
 @linux
+def test_an_input_may_have_any_name() -> None:
+    rows: list[Row] = [("Relu", ["file"], "y", {})]
+    relu = model(rows, {}, {"file": [1, 4]}, ["y"])
+    assert peak_memory(relu, {"file": np.ones((1, 4), np.float32)}) >= 0
+
+
+@linux
 def test_a_process_that_fails_says_why() -> None:
     with pytest.raises(LwqcError, match="x"):
         peak_memory(product(8), {"x": np.ones((1, 9), np.float32)})
