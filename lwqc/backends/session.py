@@ -27,6 +27,7 @@ VERSION: str = ort.__version__
 THREADS = "LWQC_THREADS"
 _CPU = "CPUExecutionProvider"
 _TURN = 5  # runs of one session in a row
+_STOP_SPINNING = "session.force_spinning_stop"  # once a run has ended
 
 ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed to our users
 
@@ -34,6 +35,10 @@ ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed t
 @dataclass(frozen=True)
 class SessionSettings:
     """How to build a session.
+
+    Threads of an idle session do not wait for its next run in a loop, as the runtime has them do
+    by default for tens of milliseconds: that slows down whatever runs next, the session whose turn
+    it is above all.
 
     optimize: let the runtime fuse and fold. keep_arena: keep freed memory for the next run; off
     for statistics, whose memory must not grow. threads: 0 for `default_threads`. profile: the
@@ -62,7 +67,7 @@ class SessionSettings:
         if self.profile:
             options.enable_profiling = True
             options.profile_file_prefix = self.profile
-        for key, value in self.entries.items():
+        for key, value in {_STOP_SPINNING: "1", **self.entries}.items():
             options.add_session_config_entry(key, value)
         return options
 
@@ -284,9 +289,8 @@ def time_turns(
 ) -> list[list[list[float]]]:
     """Time sessions in turns, in alternating order; seconds per run [sessions][rounds][runs].
 
-    A turn is a few runs whose first is not counted: the idle threads of the session before it
-    still spin for a moment. Turns go on until `seconds` per session have passed, and at least
-    `least` rounds.
+    A turn is a few runs whose first is not counted: it finds the caches full of another model.
+    Turns go on until `seconds` per session have passed, and at least `least` rounds.
     """
     for session in sessions:
         session.seconds(feeds)
