@@ -6,6 +6,7 @@ then whole graphs, at every shape that the model will serve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,9 @@ SAME = 1e-8  # squared error over energy of outputs that count as those of the o
 RELAXED: tuple[Relaxation, ...] = ("finite-masks",)
 _GLANCE, _SECONDS = 0.3, 1.0  # of timing per model and shape: of all, and of the best
 _FINALISTS = 2
+# Times as long as the quickest form: fewer bits may win on the whole, where weights are read from
+# further away than in a session of one site.
+_NEAR = 1.5
 
 
 @dataclass(frozen=True)
@@ -169,19 +173,31 @@ def _merged(work: Workspace, best: Plan, limit: float, recipe: Recipe) -> list[_
     if merged.clean is None or "merge-parallel" not in merged.clean.changes:
         return []
     entries = best.quantize.values()
-    kinds = [e.activation for e in entries if e.weight.block is None]
-    kind: planning.Activations = max(sorted(set(kinds)), key=kinds.count) if kinds else "none"
-    plan = _calibrated(merged.work, _uniform(merged.work, 8, kind, recipe), recipe)
-    return _within(merged, plan, limit)
+    kinds = [(e.weight.bits, e.activation) for e in entries if e.activation != "none"]
+    plan = (
+        _uniform(merged.work, *max(sorted(set(kinds)), key=kinds.count), recipe)
+        if kinds
+        else _uniform(merged.work, 8, "none", recipe)
+    )
+    plans = _whole_and_quick(merged.work, plan, site_times(merged.work, plan), recipe)
+    return [trial for plan in plans for trial in _within(merged, plan, limit)]
 
 
 def _uniform(work: Workspace, bits: int, kind: planning.Activations, recipe: Recipe) -> Plan:
     return planning.uniform(work, bits, kind, recipe=recipe.name)
 
 
-def _calibrated(work: Workspace, plan: Plan, recipe: Recipe) -> Plan:
-    plan = planning.without(plan, slow_sites(work, plan))
-    return planning.calibrate(work, plan, recipe.ranges)
+def _whole_and_quick(
+    work: Workspace, plan: Plan, times: Mapping[str, Sequence[Pair]], recipe: Recipe
+) -> Iterator[Plan]:
+    """The plan, and what of it is faster than float where that is less."""
+    slow = slow_sites(work, plan, times)
+    if slow:
+        # Alone they are slow by a little, yet conversions beside float ones cost as well.
+        yield _fitted(work, planning.calibrate(work, plan, recipe.ranges), recipe)
+    left = planning.without(plan, slow)
+    if left.quantize and (slow or left.quantize == plan.quantize):
+        yield _fitted(work, planning.calibrate(work, left, recipe.ranges), recipe)
 
 
 def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
@@ -194,23 +210,28 @@ def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
         return
     times = [site_times(work, plan) for plan in plans]
     for plan, known in zip(plans, times, strict=True):
-        slow = slow_sites(work, plan, known)
-        if slow:
-            # Alone they are slow by a little, yet conversions beside float ones cost as well.
-            yield planning.calibrate(work, plan, recipe.ranges)
-        left = planning.without(plan, slow)
-        if left.quantize and (slow or left.quantize == plan.quantize):
-            yield planning.calibrate(work, left, recipe.ranges)
+        yield from _whole_and_quick(work, plan, known, recipe)
     mixed = _quickest(work, plans, times)
     if mixed is not None:
         yield planning.calibrate(work, mixed, recipe.ranges)
     if not real:
         return
-    small = _uniform(work, 4, "dynamic", recipe)
-    quick = _quickest(work, [*plans, small], [*times, site_times(work, small)])
+    few = _uniform(work, 4, "dynamic", recipe)
+    times_few = site_times(work, few)
+    if times_few and _together(times_few) < _NEAR * min(
+        map(_together, filter(None, times)), default=math.inf
+    ):
+        yield from _whole_and_quick(work, few, times_few, recipe)
+    quick = _quickest(work, [*plans, few], [*times, times_few])
     if quick is not None and any(e.weight.bits == 4 for e in quick.quantize.values()):
         quick = planning.calibrate(work, quick, recipe.ranges)
         yield _fitted(work, quick, recipe)
+
+
+def _together(times: Mapping[str, Sequence[Pair]]) -> float:
+    """Time of all sites in their form over that in float, over all shapes."""
+    shapes = zip(*times.values(), strict=True)
+    return relative_time([(sum(p[0] for p in pairs), sum(p[1] for p in pairs)) for pairs in shapes])
 
 
 def _fitted(work: Workspace, plan: Plan, recipe: Recipe) -> Plan:

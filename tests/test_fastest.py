@@ -120,6 +120,34 @@ def test_what_is_slow_alone_is_tried_on_the_whole(net, monkeypatch):
     assert kinds(module.fastest(work(net), 0.01, RECIPE)) == {"static"}
 
 
+@pytest.mark.parametrize(("alone", "bits"), [(0.7, 4), (0.9, 8)])
+def test_four_bits_are_tried_on_the_whole_unless_they_are_far_slower_alone(
+    net, monkeypatch, alone, bits
+):
+    def few(plan):
+        return all(e.weight.bits == 4 for e in plan.quantize.values())
+
+    by_form(monkeypatch, lambda entry, shape: alone if entry.weight.bits == 4 else 0.5)
+    by_plan(monkeypatch, lambda plan: 0.3 if few(plan) else 0.5)
+    plan = module.fastest(work(net), 1.0, RECIPE)
+    assert {entry.weight.bits for entry in plan.quantize.values()} == {bits}
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, "dynamic"), (8, "static")])
+def test_merged_layers_keep_the_kind_of_the_best_plan(monkeypatch, bits, kind):
+    rows: list[Row] = [("MatMul", ["x", f"w{i}"], f"m{i}", {}) for i in range(3)]
+    rows += [("Concat", ["m0", "m1", "m2"], "y", {"axis": 1})]
+    weights = {f"w{i}": normal(64, 32, seed=i, scale=0.1) for i in range(3)}
+    job = work(model(rows, weights, {"x": ["batch", 64]}, ["y"]))
+    by_form(monkeypatch, lambda entry, shape: 0.5)
+    best = module.planning.calibrate(
+        job, module.planning.uniform(job, bits, kind, recipe="auto"), RECIPE.ranges
+    )
+    (trial,) = module._merged(job, best, 1.0, RECIPE)
+    (entry,) = trial.candidate.plan.quantize.values()
+    assert (entry.weight.bits, entry.activation) == (bits, kind)
+
+
 def test_each_class_of_sites_gets_its_own_form(net, monkeypatch):
     def seconds(entry, shape):
         return {"dynamic": 0.5, "static": 0.7, "none": 2.0}[entry.activation]
