@@ -20,7 +20,7 @@ from lwqc.profiles import with_profile
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.recipe import Recipe
 from lwqc.served import no_slower, overall, relative_times
-from lwqc.timing import relative_time, site_times, slow_sites
+from lwqc.timing import relative_time, site_times, slow_sites, timed_sites
 from lwqc.timing_cache import Pair
 from lwqc.workspace import Candidate, Workspace
 
@@ -29,6 +29,7 @@ SAME = 1e-8  # squared error over energy of outputs that count as those of the o
 RELAXED: tuple[Relaxation, ...] = ("finite-masks",)
 _GLANCE, _SECONDS = 0.3, 1.0  # of timing per model and shape: of all, and of the best
 _FINALISTS = 2
+_IN_FRONT = 3  # convolutions
 # Times as long as the quickest form: fewer bits may win on the whole, where weights are read from
 # further away than in a session of one site.
 _NEAR = 1.5
@@ -139,8 +140,11 @@ def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
         first = next((t.candidate.plan for t in held), None)
         return base.stamped(first or planning.folded(base.work, recipe.name))
     best = _ranked(work, trials, _GLANCE)[:_FINALISTS]
-    if base.clean is not None and best:
-        best += _merged(work, best[0].candidate.plan, limit, recipe)
+    if best:
+        first = best[0].candidate.plan
+        best += _later_start(base, first, limit)
+        if base.clean is not None:
+            best += _merged(work, first, limit, recipe)
     report(len(plans) + 1, len(plans) + 1)
     for trial in _ranked(work, best, _SECONDS):
         if work.holds(trial.candidate, trial.session, limit):
@@ -183,8 +187,37 @@ def _merged(work: Workspace, best: Plan, limit: float, recipe: Recipe) -> list[_
     return [trial for plan in plans for trial in _within(merged, plan, limit)]
 
 
+def _later_start(base: Base, best: Plan, limit: float) -> list[_Trial]:
+    """The plan with up to three first convolutions on the float kernel.
+
+    8 bits gain least on large pictures of few channels; fast alone or not, those in front come
+    without further conversions.
+    """
+    static = [
+        s.name
+        for s in base.work.analysis.sites
+        if s.op == "Conv"
+        and s.name in best.quantize
+        and best.quantize[s.name].activation == "static"
+    ]
+    plans = [planning.weight_only(base.work, best, static[: n + 1]) for n in range(_IN_FRONT)]
+    return [
+        trial
+        for plan in (plans if len(static) > _IN_FRONT else ())
+        for trial in _within(base, plan, limit)
+    ]
+
+
 def _uniform(work: Workspace, bits: int, kind: planning.Activations, recipe: Recipe) -> Plan:
-    return planning.uniform(work, bits, kind, recipe=recipe.name)
+    """These bits where they have a kernel of their own; unpacked weights keep 8, at equal speed."""
+    plan = planning.uniform(work, bits, kind, recipe=recipe.name)
+    if bits == 8:
+        return plan
+    wide = planning.uniform(work, 8, "none", recipe=recipe.name)
+    own = {s.name: plan.quantize[s.name] for s in timed_sites(work, plan)}
+    quantize = {**wide.quantize, **own}
+    kept = {n: r for n, r in {**plan.kept_float, **wide.kept_float}.items() if n not in quantize}
+    return plan.model_copy(update={"quantize": quantize, "kept_float": kept})
 
 
 def _whole_and_quick(

@@ -33,11 +33,7 @@ def site_times(work: Workspace, plan: Plan) -> dict[str, tuple[Pair, ...]]:
     with the same runtime never again. Gather is not timed: its cost is the memory it reads. Folded
     weights run the float kernel and are not timed either.
     """
-    timed = [
-        s
-        for s in work.analysis.sites
-        if s.name in plan.quantize and s.op != "Gather" and _runs_low(work, s, plan)
-    ]
+    timed = timed_sites(work, plan)
     shapes = [activation_shapes(work, one) for one in work.served]
     report = work.report("timing sites")
     found: dict[str, tuple[Pair, ...]] = {}
@@ -49,6 +45,15 @@ def site_times(work: Workspace, plan: Plan) -> dict[str, tuple[Pair, ...]]:
                 found[site.name] = tuple(_cached(work, cache, site, entry, shape) for shape in at)
             report(done + 1, len(timed))
     return found
+
+
+def timed_sites(work: Workspace, plan: Plan) -> list[Site]:
+    """Sites that the plan gives another kernel than the float one."""
+    return [
+        s
+        for s in work.analysis.sites
+        if s.name in plan.quantize and s.op != "Gather" and _runs_low(work, s, plan)
+    ]
 
 
 def _cached(

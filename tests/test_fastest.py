@@ -148,6 +148,25 @@ def test_merged_layers_keep_the_kind_of_the_best_plan(monkeypatch, bits, kind):
     assert (entry.weight.bits, entry.activation) == (bits, kind)
 
 
+def test_first_convolutions_stay_float_where_the_whole_is_faster(monkeypatch):
+    rows: list[Row] = []
+    for i in range(5):
+        rows += [("Conv", [f"r{i}" if i else "x", f"w{i}"], f"c{i}", {"pads": [1, 1, 1, 1]})]
+        rows += [("Relu", [f"c{i}"], f"r{i + 1}" if i < 4 else "y", {})]
+    weights = {f"w{i}": normal(16, 16, 3, 3, seed=i, scale=0.1) for i in range(5)}
+    graph = model(rows, weights, {"x": ["batch", 16, 8, 8]}, ["y"])
+    data = [{"x": normal(2, 16, 8, 8, seed=i)} for i in range(3)]
+    by_form(monkeypatch, lambda entry, shape: 0.5)
+
+    def static(plan):
+        return {n for n, e in plan.quantize.items() if e.activation == "static"}
+
+    by_plan(monkeypatch, lambda plan: 0.4 + 0.01 * abs(len(static(plan)) - 2))
+    plan = module.fastest(open_workspace(graph, data=data), 1.0, RECIPE)
+    assert static(plan) == {"w2", "w3"}
+    assert set(plan.quantize) == set(weights)
+
+
 def test_each_class_of_sites_gets_its_own_form(net, monkeypatch):
     def seconds(entry, shape):
         return {"dynamic": 0.5, "static": 0.7, "none": 2.0}[entry.activation]
