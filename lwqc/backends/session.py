@@ -72,6 +72,11 @@ class SessionSettings:
         return options
 
 
+SPINNING = SessionSettings(
+    entries={_STOP_SPINNING: "0"}
+)  # for a session that has no other beside it
+
+
 def default_threads() -> int:
     """Threads of a session that asks for no number: `$LWQC_THREADS`; 0 lets the runtime choose.
 
