@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc import io
-from lwqc.backends.session import SPINNING, Session, time_runs
+from lwqc.backends.session import Session, time_runs
 from lwqc.graph.sites import Site
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
@@ -21,7 +21,6 @@ from lwqc.timing_cache import Pair, TimingCache
 from lwqc.workspace import Workspace
 
 _SECONDS = 0.06  # per form and class of sites
-_VISITS = 2
 _PACKED_BITS = (2, 4, 8)
 _CLEARLY = 1.1  # times as long: timings of the same differ by less
 _RANGE = ActivationRange(low=-4, high=4)
@@ -164,29 +163,16 @@ def form_seconds(
         "x": floats,
         "x/u8": np.clip(floats * 32 + 128, 0, 255).astype(np.uint8),
     }
-    before, after = _lone_seconds([model, lowered], feeds)
-    return before, after
+    sessions = [Session(model, label=site.name), Session(lowered, label=site.name)]
+    before, after = time_runs(sessions, feeds, seconds=_SECONDS)
+    return _quartile(before), _quartile(after)
 
 
 def float_seconds(site: Site, shape: tuple[int, ...]) -> float:
     """Seconds of the float operator alone."""
     feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
-    return _lone_seconds([_alone(site, shape)], feeds)[0]
-
-
-def _lone_seconds(models: Sequence[ir.Model], feeds: Mapping[str, NDArray[Any]]) -> list[float]:
-    """Seconds of each model, timed in turns with no other session there.
-
-    Its threads wait for work in a loop, as within a whole graph: waking them would take as long as
-    a small operator.
-    """
-    times: list[list[float]] = [[] for _ in models]
-    for _ in range(_VISITS):
-        for model, own in zip(models, times, strict=True):
-            session = Session(model, SPINNING, label="site")
-            own += time_runs([session], feeds, seconds=_SECONDS / _VISITS)[0]
-            del session  # and its threads
-    return [_quartile(own) for own in times]
+    (times,) = time_runs([Session(_alone(site, shape), label=site.name)], feeds, seconds=_SECONDS)
+    return _quartile(times)
 
 
 def _quartile(times: Sequence[float]) -> float:

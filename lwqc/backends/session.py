@@ -26,8 +26,8 @@ VERSION: str = ort.__version__
 
 THREADS = "LWQC_THREADS"
 _CPU = "CPUExecutionProvider"
-_TURN = 5  # runs of one session in a row
-_STOP_SPINNING = "session.force_spinning_stop"  # once a run has ended
+_TURN = 4  # runs of one session in a row that count
+_SPIN_US = 1000  # how long a thread waits in a loop for work; the runtime's default is far longer
 
 ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed to our users
 
@@ -36,9 +36,9 @@ ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed t
 class SessionSettings:
     """How to build a session.
 
-    Threads of an idle session do not wait for its next run in a loop, as the runtime has them do
-    by default for tens of milliseconds: that slows down whatever runs next, the session whose turn
-    it is above all.
+    Threads of an idle session soon stop waiting for its next run in a loop. By default the runtime
+    has them do so for tens of milliseconds, which slows down whatever runs next, the session whose
+    turn it is above all.
 
     optimize: let the runtime fuse and fold. keep_arena: keep freed memory for the next run; off
     for statistics, whose memory must not grow. threads: 0 for `default_threads`. profile: the
@@ -67,14 +67,10 @@ class SessionSettings:
         if self.profile:
             options.enable_profiling = True
             options.profile_file_prefix = self.profile
-        for key, value in {_STOP_SPINNING: "1", **self.entries}.items():
+        waiting = {"session.intra_op.spin_duration_us": str(_SPIN_US)}
+        for key, value in {**waiting, **self.entries}.items():
             options.add_session_config_entry(key, value)
         return options
-
-
-SPINNING = SessionSettings(
-    entries={_STOP_SPINNING: "0"}
-)  # for a session that has no other beside it
 
 
 def default_threads() -> int:
@@ -294,8 +290,9 @@ def time_turns(
 ) -> list[list[list[float]]]:
     """Time sessions in turns, in alternating order; seconds per run [sessions][rounds][runs].
 
-    A turn is a few runs whose first is not counted: it finds the caches full of another model.
-    Turns go on until `seconds` per session have passed, and at least `least` rounds.
+    A turn is a few runs. Before them come some that are not counted, until the threads of the
+    session before have stopped waiting: they find the caches full of another model, too. Turns go
+    on until `seconds` per session have passed, and at least `least` rounds.
     """
     for session in sessions:
         session.seconds(feeds)
@@ -304,8 +301,11 @@ def time_turns(
     order = list(range(len(sessions)))
     while len(times[0]) < least or time.perf_counter() < end:
         for i in order:
-            turn = [sessions[i].seconds(feeds) for _ in range(_TURN)]
-            times[i].append(turn[1:])
+            start = time.perf_counter()
+            sessions[i].seconds(feeds)
+            while time.perf_counter() < start + 1e-6 * _SPIN_US:
+                sessions[i].seconds(feeds)
+            times[i].append([sessions[i].seconds(feeds) for _ in range(_TURN)])
         order.reverse()
     return times
 
