@@ -121,6 +121,8 @@ class WholeSearch:
         def fits(candidate: Candidate) -> bool:
             return limits.excess(space.cost(candidate)) <= 1
 
+        if also is None:
+            self._try_formats(limits)
         start = self._best_start(limits, fits, also)
         if also is None:
             self._count_exactly(start, limits)
@@ -182,6 +184,25 @@ class WholeSearch:
         fixed = space.fixed
         space.fixed = dataclasses.replace(fixed, size_bytes=fixed.size_bytes + missed)
         self._learn(candidate, self._real(candidate, done, limits))
+
+    def _try_formats(self, limits: Limits) -> None:
+        """Measure the cheapest formats of everything, so that nothing is removed that can stay."""
+        space = self.found.space
+        formats = space.of_kind("format")
+        kinds = [k for k in ("latency_ms", "memory_bytes") if math.isfinite(getattr(limits, k))]
+        if not kinds or not formats or len(formats) == len(space.items):
+            return
+
+        def cost(item: int, level: int) -> float:
+            trial = (*space.top[:item], level, *space.top[item + 1 :])
+            return float(getattr(space.cost(trial), kinds[0]))
+
+        candidate = list(space.top)
+        for i in formats:
+            candidate[i] = min(range(space.sizes[i]), key=lambda level: cost(i, level))
+        plan = planned(self.found, tuple(candidate), "", compensate=False)
+        done = execute(self.found.work, Goals(), plan)
+        self._learn(tuple(candidate), self._real(tuple(candidate), done, limits))
 
     def _learn(self, candidate: Candidate, real: Mapping[str, float]) -> None:
         """Predictions are fitted to what candidates took."""
