@@ -104,14 +104,17 @@ class IntegerMatMul(ir.passes.InPlacePass):
         key = (value, f"{entry.activation}{id(use.node.graph)}")
         if key not in self._quantized:
             make = _dynamic if entry.activation == "dynamic" else self._static
-            self._quantized[key] = _codes_of(value) or make(graph, use.node, value)
+            others = sum(known is value for known, _ in self._quantized)
+            name = f"{value.name}/a8" + (f"_{others}" if others else "")
+            self._quantized[key] = _codes_of(value) or make(graph, use.node, value, name)
         quantized, scale, zero = self._quantized[key]
         return quantized, scale, zero
 
-    def _static(self, graph: ir.Graph, node: ir.Node, value: ir.Value) -> tuple[ir.Value, ...]:
+    def _static(
+        self, graph: ir.Graph, node: ir.Node, value: ir.Value, name: str
+    ) -> tuple[ir.Value, ...]:
         observed = self._ranges[value.name or ""]
         grid = activation_grid(observed.low, observed.high)
-        name = f"{value.name}/a8"
         scale = add_constant(graph, f"{name}_scale", np.float32(grid.scale))
         zero = add_constant(graph, f"{name}_zero", grid.stored_zero(signed=self._signed))
         (quantized,) = insert_before(node, "QuantizeLinear", [value, scale, zero], [name])
@@ -132,8 +135,7 @@ def _codes_of(value: ir.Value) -> tuple[ir.Value, ...] | None:
     return (codes, scale, zero) if zero.shape is not None and not len(zero.shape) else None
 
 
-def _dynamic(graph: ir.Graph, node: ir.Node, value: ir.Value) -> tuple[ir.Value, ...]:
-    name = f"{value.name}/a8"
+def _dynamic(graph: ir.Graph, node: ir.Node, value: ir.Value, name: str) -> tuple[ir.Value, ...]:
     outputs = [name, f"{name}_scale", f"{name}_zero"]
     return insert_before(node, "DynamicQuantizeLinear", [value], outputs)
 
