@@ -29,7 +29,7 @@ SAME = 1e-8  # squared error over energy of outputs that count as those of the o
 RELAXED: tuple[Relaxation, ...] = ("finite-masks",)
 _GLANCE, _SECONDS = 0.3, 1.0  # of timing per model and shape: of all, and of the best
 _FINALISTS = 2
-_IN_FRONT = 3  # convolutions
+_IN_FRONT = 3  # convolutions that may stay float though those behind them do not
 # Times as long as the quickest form: fewer bits may win on the whole, where weights are read from
 # further away than in a session of one site.
 _NEAR = 1.5
@@ -188,24 +188,22 @@ def _merged(work: Workspace, best: Plan, limit: float, recipe: Recipe) -> list[_
 
 
 def _later_start(base: Base, best: Plan, limit: float) -> list[_Trial]:
-    """The plan with up to three first convolutions on the float kernel.
+    """The plan with its first one, two and three 8-bit convolutions on the float kernel instead.
 
-    8 bits gain least on large pictures of few channels; fast alone or not, those in front come
-    without further conversions.
+    8 bits gain least on large pictures of few channels, and in front of all others leaving them out
+    takes no further conversions.
     """
+    entries = best.quantize
     static = [
         s.name
         for s in base.work.analysis.sites
-        if s.op == "Conv"
-        and s.name in best.quantize
-        and best.quantize[s.name].activation == "static"
+        if s.op == "Conv" and s.name in entries and entries[s.name].activation == "static"
     ]
-    plans = [planning.weight_only(base.work, best, static[: n + 1]) for n in range(_IN_FRONT)]
-    return [
-        trial
-        for plan in (plans if len(static) > _IN_FRONT else ())
-        for trial in _within(base, plan, limit)
-    ]
+    trials: list[_Trial] = []
+    for count in range(1, min(_IN_FRONT + 1, len(static))):
+        plan = planning.weight_only(base.work, best, static[:count])
+        trials += _within(base, plan, limit)
+    return trials
 
 
 def _uniform(work: Workspace, bits: int, kind: planning.Activations, recipe: Recipe) -> Plan:

@@ -177,9 +177,8 @@ class WholeSearch:
 
     def _count_exactly(self, candidate: Candidate, limits: Limits) -> None:
         """What prediction misses of a candidate's cost is taken to be the same for its kin."""
-        space, work = self.found.space, self.found.work
-        plan = planned(self.found, candidate, "", compensate=False)
-        done = execute(work, Goals(), plan)
+        space = self.found.space
+        done = self._plain(candidate)
         missed = io.serialized_bytes(done.model) - space.cost(candidate).size_bytes
         fixed = space.fixed
         space.fixed = dataclasses.replace(fixed, size_bytes=fixed.size_bytes + missed)
@@ -200,9 +199,8 @@ class WholeSearch:
         candidate = list(space.top)
         for i in formats:
             candidate[i] = min(range(space.sizes[i]), key=lambda level: cost(i, level))
-        plan = planned(self.found, tuple(candidate), "", compensate=False)
-        done = execute(self.found.work, Goals(), plan)
-        self._learn(tuple(candidate), self._real(tuple(candidate), done, limits))
+        known = tuple(candidate)
+        self._learn(known, self._real(known, self._plain(known), limits))
 
     def _learn(self, candidate: Candidate, real: Mapping[str, float]) -> None:
         """Predictions are fitted to what candidates took."""
@@ -317,10 +315,13 @@ class WholeSearch:
 
     def _counted(self, candidate: Candidate, macs: bool) -> Mapping[str, float]:
         """Bytes, and if asked for MACs, of the candidate as a model."""
-        plan = planned(self.found, candidate, "", compensate=False)
-        goals = Goals(max_macs=Amount(1, True) if macs else None)
-        done = execute(self.found.work, goals, plan)
+        done = self._plain(candidate, Goals(max_macs=Amount(1, True) if macs else None))
         return {"size_bytes": io.serialized_bytes(done.model), "macs": done.macs or 0}
+
+    def _plain(self, candidate: Candidate, goals: Goals | None = None) -> Compressed:
+        """The candidate as a model. Nothing makes up for what it loses: costs stay the same."""
+        plan = planned(self.found, candidate, "", compensate=False)
+        return execute(self.found.work, goals or Goals(), plan)
 
     def _executed(self, goals: Goals, candidate: Candidate, clean: CleanUp | None) -> Compressed:
         work = self.found.work
