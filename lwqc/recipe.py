@@ -90,7 +90,8 @@ class SearchRecipe(BaseModel):
     outputs, see `OutputDivergence`; `auto` is `kl` for logits and `norm` otherwise; with
     `metric` that of the user decides on all of the data. errors: `predicted` from statistics, or
     `measured` for each level alone. start: an exact `knapsack`, dynamic programming over error
-    `curves`, or widths in proportion to `zeroth-order` sensitivities or to block `angles`.
+    `curves`, `pairs` of items whose interaction is measured, or widths in proportion to
+    `zeroth-order` sensitivities or to block `angles`.
     refine: evolution after it.
     """
 
@@ -99,7 +100,7 @@ class SearchRecipe(BaseModel):
     kinds: tuple[Literal["format", "width", "branch"], ...] = ("format", "width", "branch")
     measure: Literal["auto", "metric", "js", "kl", "angular", "norm"] = "auto"
     errors: Literal["predicted", "measured"] = "predicted"
-    start: Literal["knapsack", "curves", "zeroth-order", "angles"] = "knapsack"
+    start: Literal["knapsack", "curves", "pairs", "zeroth-order", "angles"] = "knapsack"
     refine: bool = True
 
     @model_validator(mode="after")

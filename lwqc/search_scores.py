@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +14,20 @@ from lwqc.backends.session import statistics_session
 from lwqc.graph.branch_kinds import branch_tree
 from lwqc.scores.branches.similarity import branch_effects
 from lwqc.search.evolutionary import Candidate, Fits
+from lwqc.search.knapsack import Option
+from lwqc.search.pairwise import choose_pairwise
 from lwqc.search.water_filling import sigmoid_shares, water_fill
 from lwqc.search_items import SearchModel
 from lwqc.search_log import SearchLog
 from lwqc.search_space import SearchSpace
+from lwqc.search_start import Allocate
 from lwqc.search_workers import Evaluate, remembering
 from lwqc.trial_model import ALL, PART, TrialModel
 
 _EPSILON = 1e-3
 _BISECTIONS = 30
 _TIE = 1e-6  # of a divergence, beside drops of a metric
+_MOST_PAIRS = 2000  # of items whose interaction is measured
 
 
 def measured_errors(space: SearchSpace, score: Evaluate) -> None:
@@ -41,6 +46,29 @@ def measured_errors(space: SearchSpace, score: Evaluate) -> None:
         rising = np.maximum.accumulate(errors[::-1])[::-1]
         items.append(dataclasses.replace(item, errors=tuple(float(e) for e in rising)))
     space.items = tuple(items)
+
+
+def pairwise_allocator(space: SearchSpace, score: Evaluate) -> Allocate:
+    """An allocator for formats (all items where there are none) by what pairs of them make (CLADO).
+
+    Errors of the space are those that levels make alone. Each pair is measured at the middle
+    levels; of very many, those that are closest to each other in the graph.
+    """
+    items = space.of_kind("format") or list(range(len(space.items)))
+    middle = {i: space.items[i].top // 2 for i in items}
+    near = sorted(combinations(range(len(items)), 2), key=lambda p: (p[1] - p[0], p))[:_MOST_PAIRS]
+
+    def at_middle(chosen: Collection[int]) -> Candidate:
+        return tuple(middle[i] if i in chosen else top for i, top in enumerate(space.top))
+
+    alone = score([at_middle({i}) for i in items], PART)
+    both = score([at_middle({items[a], items[b]}) for a, b in near], PART)
+    pairs = {(a, b): v - alone[a] - alone[b] for (a, b), v in zip(near, both, strict=True)}
+
+    def allocate(options: Sequence[Sequence[Option]], budget: float) -> list[int] | None:
+        return choose_pairwise(options, pairs, alone, budget)
+
+    return allocate
 
 
 def by_metric(found: SearchModel, score: Evaluate, log: SearchLog) -> Evaluate:

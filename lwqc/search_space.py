@@ -65,8 +65,8 @@ class Stored:
 
     item: of its format, if it is a site, with `entries` by level. users: for each node that reads
     it, the items of branches any of which takes that node along. macs: of a site's nodes.
-    milliseconds: of a site's nodes by level, when whole. held: bytes in memory, likewise. op:
-    operator of a site.
+    milliseconds: of a site's nodes by level, when whole. constant: of these, those that stay
+    however narrow it gets. held: bytes in memory, when whole. op: operator of a site.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Stored:
     users: tuple[frozenset[int], ...] = ()
     macs: float = 0.0
     milliseconds: tuple[float, ...] = (0.0,)
+    constant: tuple[float, ...] = (0.0,)
     held: tuple[float, ...] = (0.0,)
     op: str = ""
 
@@ -238,9 +239,11 @@ class SearchSpace:
         size, share = known
         times = tensor.milliseconds
         time = times[min(level, len(times) - 1)]
-        wide = (time * share, 0.0) if time == times[-1] else (0.0, time * share)
+        stays = tensor.constant[min(level, len(tensor.constant) - 1)]
+        shrunk = (time - stays) * share
+        wide = (shrunk, 0.0) if time == times[-1] else (0.0, shrunk)
         held = tensor.held[min(level, len(tensor.held) - 1)]
-        return size, tensor.macs * share, *wide, time, 0.0, 0.0, held * share, 0.0
+        return size, tensor.macs * share, *wide, stays, 0.0, 0.0, held * share, 0.0
 
     @cached_property
     def _branches(self) -> list[int]:

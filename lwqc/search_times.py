@@ -1,6 +1,7 @@
 """Milliseconds that candidates take, from forms timed in small sessions and the whole model.
 
-A site's time shrinks with the share of its weights that is left. What the float model takes beside
+A site's time shrinks with the share of its weights that is left, by as much as a layer of half its
+width saves: kernels do not get faster in proportion. What the float model takes beside
 its sites is spread over the other operators: each type gets what the profiler tells of it, within a
 type by the bytes that are written. A branch takes its share along. Predictions are corrected by
 what whole candidates measure, see `search_pace`.
@@ -16,31 +17,38 @@ from typing import Any
 import onnx_ir as ir
 
 from lwqc.backends.profile import operator_times
+from lwqc.graph.sites import Site
 from lwqc.measure import medians_ms
+from lwqc.plan import SiteEntry
 from lwqc.planning import unchanged
 from lwqc.search_items import SearchModel
 from lwqc.search_log import SearchLog
 from lwqc.search_pace import TIME
 from lwqc.search_space import Written
 from lwqc.served import relative_times
-from lwqc.timing import activation_shapes, float_seconds, form_seconds, operator_class
+from lwqc.timing import activation_shapes, float_seconds, form_seconds, halved, operator_class
 from lwqc.workspace import Workspace
 
 _SECONDS = 2.0  # of timing per model
+_CONSTANT = 0.1  # of a site's time, where a narrower one cannot be timed
 _MOST_SITES = 0.95  # of the whole model's time that its sites may account for
 
 
 def measure_times(found: SearchModel, log: SearchLog) -> None:
     """Set the times of the space. Measured once for a log: resumed searches use the same."""
-    times = log.fact("milliseconds", lambda: _site_times(found.work, found))
+    times = log.fact("milliseconds, constant", lambda: _site_times(found.work, found))
     share = log.fact("share of the float model", lambda: _float_share(found.work))
     whole = float(share) * reference_ms(found.work, log)
     by_type = log.fact("operators", lambda: _operator_ms(found.work))
     space = found.space
-    floats = sum(times[s.name][-1] for s in space.stored if s.name in times)
+    floats = sum(times[s.name][-1][0] for s in space.stored if s.name in times)
     scale = min(1.0, _MOST_SITES * whole / max(floats, 1e-12))
     space.stored = tuple(
-        dataclasses.replace(s, milliseconds=tuple(t * scale for t in times[s.name]))
+        dataclasses.replace(
+            s,
+            milliseconds=tuple(t * scale for t, _ in times[s.name]),
+            constant=tuple(stays * scale for _, stays in times[s.name]),
+        )
         if s.name in times
         else s
         for s in space.stored
@@ -104,35 +112,64 @@ def _shared_out(
     )
 
 
-def _site_times(work: Workspace, found: SearchModel) -> dict[str, list[float]]:
-    """Milliseconds by site and level; those of a class of sites are measured once."""
+def _site_times(work: Workspace, found: SearchModel) -> dict[str, list[tuple[float, float]]]:
+    """Milliseconds by site and level, and those that stay however narrow the site gets."""
     sites = work.sites
     timed = [s for s in found.space.stored if s.name in sites and sites[s.name].op != "Gather"]
     shapes = activation_shapes(work, work.served[0])
-    known: dict[tuple[Any, ...], tuple[float, float]] = {}
-    floats: dict[tuple[Any, ...], float] = {}
-    result: dict[str, list[float]] = {}
+    forms = _Forms(work)
+    result: dict[str, list[tuple[float, float]]] = {}
     report = work.report("timing forms")
     for done, stored in enumerate(timed):
         site, shape = sites[stored.name], shapes.get(stored.name)
         if shape is None:
             continue
-        before: list[float] = []
+        whole = forms.milliseconds(site, stored.entries, shape, site.shape)
+        half = halved(site, shape) if stored.cuts else None
+        if half is None:
+            result[stored.name] = [(t, _CONSTANT * t) for t in whole]
+        else:
+            narrow = forms.milliseconds(site, stored.entries, half[1], half[0])
+            result[stored.name] = [(t, constant(t, n)) for t, n in zip(whole, narrow, strict=True)]
+        report(done + 1, len(timed))
+    return result
+
+
+def constant(whole: float, quarter: float) -> float:
+    """What stays of a time however few weights there are, given that of a quarter of them."""
+    return min(max((4 * quarter - whole) / 3, 0.0), whole)
+
+
+class _Forms:
+    """Times of sites alone. Those of a class of sites are measured once."""
+
+    def __init__(self, work: Workspace) -> None:
+        self.work = work
+        self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
+        self._floats: dict[tuple[Any, ...], float] = {}
+
+    def milliseconds(
+        self,
+        site: Site,
+        entries: Sequence[SiteEntry | None],
+        shape: tuple[int, ...],
+        weight: tuple[int, ...],
+    ) -> list[float]:
+        """By level. shape: of the activation. weight: of what is stored."""
+        work, before = self.work, list[float]()
         by_level: list[float | None] = []
-        for entry in stored.entries:
+        plain = (operator_class(site), shape, weight)
+        for entry in entries:
             if entry is None or work.target.form(site, entry, work.opset) == "Folded":
                 by_level.append(None)  # the float kernel
                 continue
-            key = (operator_class(site), entry.layout, entry.activation, shape)
-            if key not in known:
-                known[key] = form_seconds(work, site, entry, shape)
-            before.append(known[key][0])
-            by_level.append(known[key][1])
-        plain = (operator_class(site), shape)
+            key = (*plain, entry.layout, entry.activation)
+            if key not in self._known:
+                self._known[key] = form_seconds(work, site, entry, shape, weight)
+            before.append(self._known[key][0])
+            by_level.append(self._known[key][1])
         if before:
-            floats[plain] = sorted(before)[len(before) // 2]
-        elif plain not in floats:
-            floats[plain] = float_seconds(site, shape)
-        result[stored.name] = [1e3 * (floats[plain] if t is None else t) for t in by_level]
-        report(done + 1, len(timed))
-    return result
+            self._floats[plain] = sorted(before)[len(before) // 2]
+        elif plain not in self._floats:
+            self._floats[plain] = float_seconds(site, shape, weight)
+        return [1e3 * (self._floats[plain] if t is None else t) for t in by_level]

@@ -143,11 +143,34 @@ def operator_class(site: Site) -> tuple[str, str, tuple[int, ...]]:
     return node.op_type, attributes, site.shape
 
 
+def halved(site: Site, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Shapes of a site's weight and activation with half of the inputs and half of the outputs.
+
+    shape: of the activation. None where a half of them is not what a narrower layer would have:
+    of grouped convolutions, of stacks of matrices, of odd or single channels.
+    """
+    weight, conv = site.shape, site.op == "Conv"
+    axis = 1 if conv else len(shape) - 1
+    plain = conv or (site.op in ("MatMul", "Gemm") and len(weight) == 2)
+    read = weight[1:2] if conv else weight
+    if not plain or shape[axis] not in read or any(n % 2 for n in (shape[axis], *weight[:2])):
+        return None
+    narrow = tuple(n // 2 if i == axis else n for i, n in enumerate(shape))
+    return (weight[0] // 2, weight[1] // 2, *weight[2:]), narrow
+
+
 def form_seconds(
-    work: Workspace, site: Site, entry: SiteEntry, shape: tuple[int, ...]
+    work: Workspace,
+    site: Site,
+    entry: SiteEntry,
+    shape: tuple[int, ...],
+    weight: tuple[int, ...] | None = None,
 ) -> tuple[float, float]:
-    """Seconds of the float operator and of the entry's form."""
-    model = _alone(site, shape)
+    """Seconds of the float operator and of the entry's form.
+
+    shape: of the activation. weight: the site's as it is, if not given.
+    """
+    model = _alone(site, shape, weight)
     name = "weight"
     plan = Plan(
         source=Source(digest=""),
@@ -168,10 +191,13 @@ def form_seconds(
     return _quartile(before), _quartile(after)
 
 
-def float_seconds(site: Site, shape: tuple[int, ...]) -> float:
-    """Seconds of the float operator alone."""
+def float_seconds(
+    site: Site, shape: tuple[int, ...], weight: tuple[int, ...] | None = None
+) -> float:
+    """Seconds of the float operator alone, see `form_seconds`."""
     feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
-    (times,) = time_runs([Session(_alone(site, shape), label=site.name)], feeds, seconds=_SECONDS)
+    session = Session(_alone(site, shape, weight), label=site.name)
+    (times,) = time_runs([session], feeds, seconds=_SECONDS)
     return _quartile(times)
 
 
@@ -180,15 +206,16 @@ def _quartile(times: Sequence[float]) -> float:
     return sorted(times)[len(times) // 4]
 
 
-def _alone(site: Site, shape: tuple[int, ...]) -> ir.Model:
+def _alone(site: Site, shape: tuple[int, ...], stored: tuple[int, ...] | None = None) -> ir.Model:
     """A model of one operator like the site's first use, with random weights."""
     node = site.uses[0].node
     rng = np.random.default_rng(1)
-    values = rng.standard_normal(site.shape).astype(np.float32) * np.float32(0.05)
+    stored = site.shape if stored is None else stored
+    values = rng.standard_normal(stored).astype(np.float32) * np.float32(0.05)
     x = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
     weight = ir.Value(
         name="weight",
-        shape=ir.Shape(site.shape),
+        shape=ir.Shape(stored),
         type=ir.TensorType(ir.DataType.FLOAT),
         const_value=ir.tensor(values, name="weight"),
     )

@@ -31,8 +31,14 @@ from lwqc.search_control import Limits, SearchControl
 from lwqc.search_items import SearchModel
 from lwqc.search_log import SearchLog
 from lwqc.search_pace import Parts, fitted
-from lwqc.search_scores import block_angles, filled_widths, measured_errors, zeroth_order
-from lwqc.search_start import lowered, raised, starts
+from lwqc.search_scores import (
+    block_angles,
+    filled_widths,
+    measured_errors,
+    pairwise_allocator,
+    zeroth_order,
+)
+from lwqc.search_start import Allocate, lowered, raised, starts
 from lwqc.search_times import reference_ms, time_share
 from lwqc.search_workers import Evaluate
 from lwqc.trial_model import ALL, PART
@@ -254,7 +260,9 @@ class WholeSearch:
             return [filled_widths(space, scores, cost, fits)]
         if section.start == "angles":
             return [filled_widths(space, block_angles(self.found), cost, fits)]
-        allocate = curves if section.start == "curves" else choose
+        allocate: Allocate = curves if section.start == "curves" else choose
+        if section.start == "pairs":
+            allocate = pairwise_allocator(space, self.score)
         return starts(space, cost, limit, fits, allocate)
 
     def verified(

@@ -7,14 +7,14 @@ s = sqrt(E / E of the probe) extends an interaction measured at one level to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations_with_replacement
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from lwqc.search.knapsack import Option, choose
 
 _ROUNDS = 20
+_LEAST = 1e-12  # of the error that a switch must save
 
 
 def choose_pairwise(
@@ -26,68 +26,80 @@ def choose_pairwise(
     """Index of one option per item; None when even the cheapest options exceed the budget.
 
     pairs: (i, j) -> interaction measured with both items at their probes. probes: error of each
-    item at its probe. Alternates exact knapsacks of the linearised problem with descent over
-    single and paired switches of the quadratic one: a local optimum, exact without interactions.
+    item at its probe; one without error interacts with none. Alternates exact knapsacks of the
+    linearised problem with descent over single and paired switches of the quadratic one: a local
+    optimum, exact without interactions.
     """
-    strengths = [
-        np.sqrt([max(o.error, 0.0) / max(probe, 1e-300) for o in item])
-        for item, probe in zip(options, probes, strict=True)
-    ]
-    near: list[dict[int, float]] = [{} for _ in options]
-    for (i, j), value in pairs.items():
-        near[i][j] = near[j][i] = value
-
-    def total(chosen: Sequence[int]) -> float:
-        alone = sum(item[c].error for item, c in zip(options, chosen, strict=True))
-        return alone + sum(
-            value * float(strengths[i][chosen[i]] * strengths[j][chosen[j]])
-            for (i, j), value in pairs.items()
-        )
-
     best = choose(options, budget)
     if best is None:
         return None
+    problem = _Problem(options, pairs, probes, budget)
     for _ in range(_ROUNDS):
-        field = [
-            sum(v * float(strengths[j][best[j]]) for j, v in near[i].items())
-            for i in range(len(options))
-        ]
-        bent = [
-            [Option(o.cost, o.error + field[i] * float(strengths[i][a])) for a, o in enumerate(os)]
-            for i, os in enumerate(options)
-        ]
-        trials = [_descended(options, best, total, budget)]
-        linear = choose(bent, budget)
+        trials = [problem.descended(best)]
+        linear = choose(problem.bent(best), budget)
         if linear is not None:
-            trials.append(_descended(options, linear, total, budget))
-        found = min(trials, key=total)
-        if total(found) >= total(best):
+            trials.append(problem.descended(linear))
+        found = min(trials, key=problem.total)
+        if problem.total(found) >= problem.total(best):
             break
         best = found
     return best
 
 
-def _descended(
-    options: Sequence[Sequence[Option]],
-    start: Sequence[int],
-    total: Callable[[Sequence[int]], float],
-    budget: float,
-) -> list[int]:
-    """The start after single and paired switches, for as long as they lower the total."""
-    chosen, value = list(start), total(start)
-    slack = budget - sum(item[c].cost for item, c in zip(options, chosen, strict=True))
-    moves = [(i, a) for i, item in enumerate(options) for a in range(len(item))]
-    improved = True
-    while improved:
-        improved = False
-        for first, second in combinations_with_replacement(moves, 2):
-            if first[0] == second[0] and first != second:
-                continue
-            trial = list(chosen)
-            for i, a in (first, second):
-                trial[i] = a
-            grown = sum(options[i][trial[i]].cost - options[i][chosen[i]].cost
-                        for i in {first[0], second[0]})  # fmt: skip
-            if grown <= slack and (lower := total(trial)) < value - 1e-12 * abs(value):
-                chosen, value, slack, improved = trial, lower, slack - grown, True
-    return chosen
+class _Problem:
+    """All options in one row [M], items [n] beside each other."""
+
+    def __init__(
+        self,
+        options: Sequence[Sequence[Option]],
+        pairs: Mapping[tuple[int, int], float],
+        probes: Sequence[float],
+        budget: float,
+    ) -> None:
+        self.options, self.budget = options, budget
+        flat = [(i, o.cost, o.error) for i, item in enumerate(options) for o in item]
+        self._item = np.array([i for i, _, _ in flat])
+        self._first = np.searchsorted(self._item, np.arange(len(options)))
+        self._cost = np.array([cost for _, cost, _ in flat])
+        self._error = np.array([error for _, _, error in flat])
+        probe = np.asarray(probes, float)[self._item]
+        relative = np.divide(self._error, probe, out=np.zeros(len(flat)), where=probe > 0)
+        self._strength = np.sqrt(np.maximum(relative, 0.0))
+        self._pairs = np.zeros((len(options), len(options)))
+        for (i, j), value in pairs.items():
+            self._pairs[i, j] = self._pairs[j, i] = value
+
+    def total(self, chosen: Sequence[int]) -> float:
+        """The quadratic error."""
+        at = self._first + chosen
+        strength = self._strength[at]
+        return float(self._error[at].sum() + strength @ self._pairs @ strength / 2)
+
+    def bent(self, chosen: Sequence[int]) -> list[list[Option]]:
+        """The options with what each adds to those chosen: the problem made linear there."""
+        field = self._pairs @ self._strength[self._first + chosen]
+        errors = iter(self._error + field[self._item] * self._strength)
+        return [[Option(o.cost, float(next(errors))) for o in item] for item in self.options]
+
+    def descended(self, start: Sequence[int]) -> list[int]:
+        """After single and paired switches, always what saves most, for as long as any does."""
+        chosen = np.array(start)
+        other = self._item[:, None] != self._item
+        crossed = self._pairs[self._item[:, None], self._item]
+        while True:
+            at = self._first + chosen
+            grown = self._cost - self._cost[at][self._item]
+            moved = self._strength - self._strength[at][self._item]
+            field = (self._pairs @ self._strength[at])[self._item]
+            alone = self._error - self._error[at][self._item] + moved * field
+            # A pair with an option that is chosen already is a single switch.
+            change = alone[:, None] + alone + crossed * np.outer(moved, moved)
+            slack = self.budget - float(self._cost[at].sum())
+            fits = other & (grown[:, None] + grown <= slack)
+            change = np.where(fits, change, np.inf)
+            first, second = np.unravel_index(int(change.argmin()), change.shape)
+            if len(chosen) < 2 or change[first, second] >= -_LEAST * abs(self.total(chosen)):
+                return [int(c) for c in chosen]
+            for option in (first, second):
+                item = self._item[option]
+                chosen[item] = option - self._first[item]

@@ -94,6 +94,7 @@ def test_prunes_and_quantizes_where_bits_alone_are_not_enough() -> None:
     ("recipe", "share", "fields"),
     [
         ("evopress-bits", 0.2, {"quantize"}),
+        ("clado", 0.2, {"quantize"}),
         ("evopress-width", 0.5, {"prune"}),
         ("rd", 0.5, {"prune"}),
         ("optin", 0.5, {"prune"}),

@@ -6,8 +6,10 @@ import numpy as np
 
 from lwqc.plan import SiteEntry
 from lwqc.quant.formats import WeightFormat
+from lwqc.search.knapsack import choose
+from lwqc.search_scores import pairwise_allocator
 from lwqc.search_space import Cost, Item, SearchSpace, Stored, widths
-from lwqc.search_start import lowered, raised, starts
+from lwqc.search_start import allocated, lowered, raised, starts
 from lwqc.trial_model import Cut
 
 FOUR, EIGHT = (SiteEntry(weight=WeightFormat(bits, 32)) for bits in (4, 8))
@@ -73,3 +75,34 @@ def test_what_cannot_fit_ends_at_the_strongest() -> None:
     assert lowered(found, found.top, lambda c: found.cost(c).size_bytes, lambda c: False) == (
         0, 0, 0, 0,
     )  # fmt: skip
+
+
+def test_two_sites_that_err_together_are_not_both_lowered() -> None:
+    alone = (0.010, 0.010, 0.012, 0.012)
+    items = tuple(
+        Item(name, "format", ("w4", "w8", "float"), (error, error / 10, 0.0))
+        for name, error in zip("abcd", alone, strict=True)
+    )
+    stored = tuple(
+        Stored(item.name, (64, 128), 4, (), i, (FOUR, EIGHT, None)) for i, item in enumerate(items)
+    )
+    found = SearchSpace(items, stored, {})
+
+    def score(candidates, stage):
+        errors = [
+            [item.errors[level] for item, level in zip(items, candidate, strict=True)]
+            for candidate in candidates
+        ]
+        return [sum(e) + 10 * float(np.sqrt(e[0] * e[1])) for e in errors]
+
+    def size(candidate):
+        return found.cost(candidate).size_bytes
+
+    limit = size((0, 0, 1, 1))
+    plain = allocated(found, found.top, range(4), size, limit, choose)
+    paired = allocated(found, found.top, range(4), size, limit, pairwise_allocator(found, score))
+    assert plain == (0, 0, 1, 1)
+    assert paired is not None
+    assert size(paired) <= limit
+    assert paired == (1, 1, 0, 0)
+    assert score([paired], 0) < score([plain], 0)
