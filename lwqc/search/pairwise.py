@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lwqc.search.knapsack import Option, choose
 
@@ -69,7 +70,7 @@ class _Problem:
         for (i, j), value in pairs.items():
             self._pairs[i, j] = self._pairs[j, i] = value
 
-    def total(self, chosen: Sequence[int]) -> float:
+    def total(self, chosen: Sequence[int] | NDArray[np.intp]) -> float:
         """The quadratic error."""
         at = self._first + chosen
         strength = self._strength[at]
