@@ -85,22 +85,33 @@ class _Problem:
     def descended(self, start: Sequence[int]) -> list[int]:
         """After single and paired switches, always what saves most, for as long as any does."""
         chosen = np.array(start)
-        other = self._item[:, None] != self._item
-        crossed = self._pairs[self._item[:, None], self._item]
         while True:
-            at = self._first + chosen
-            grown = self._cost - self._cost[at][self._item]
-            moved = self._strength - self._strength[at][self._item]
-            field = (self._pairs @ self._strength[at])[self._item]
-            alone = self._error - self._error[at][self._item] + moved * field
-            # A pair with an option that is chosen already is a single switch.
-            change = alone[:, None] + alone + crossed * np.outer(moved, moved)
-            slack = self.budget - float(self._cost[at].sum())
-            fits = other & (grown[:, None] + grown <= slack)
-            change = np.where(fits, change, np.inf)
-            first, second = np.unravel_index(int(change.argmin()), change.shape)
-            if len(chosen) < 2 or change[first, second] >= -_LEAST * abs(self.total(chosen)):
+            change, options = self._switch(chosen)
+            if change >= -_LEAST * abs(self.total(chosen)):
                 return [int(c) for c in chosen]
-            for option in (first, second):
+            for option in options:
                 item = self._item[option]
                 chosen[item] = option - self._first[item]
+
+    def _switch(self, chosen: NDArray[np.intp]) -> tuple[float, tuple[int, ...]]:
+        """What saves most within the budget: the change of the total, and one or two options.
+
+        A pair with an option that is chosen already is a single switch.
+        """
+        at = self._first + chosen
+        grown = self._cost - self._cost[at][self._item]
+        moved = self._strength - self._strength[at][self._item]
+        field = (self._pairs @ self._strength[at])[self._item]
+        alone = self._error - self._error[at][self._item] + moved * field
+        slack = self.budget - float(self._cost[at].sum())
+        best, found = 0.0, tuple[int, ...]()
+        for item, first in enumerate(self._first):
+            own = slice(first, first + len(self.options[item]))
+            crossed = np.outer(moved[own], self._pairs[item][self._item] * moved)
+            change = alone[own, None] + alone + crossed
+            fits = (grown[own, None] + grown <= slack) & (self._item != item)
+            change[~fits] = np.inf
+            one, other = np.unravel_index(int(change.argmin()), change.shape)
+            if change[one, other] < best:
+                best, found = float(change[one, other]), (int(first + one), int(other))
+        return best, found
