@@ -49,7 +49,7 @@ MODELS = {
 }
 # Under a size: one format, by rank, by knapsack, by evolution over bits, over widths, over layers.
 SIZE_METHODS = (
-    "w8", "w4", "lwq-lim", "lwq-zd", "knapsack", "evopress-bits", "evopress-width",
+    "w8", "w4", "lwq-lim", "lwq-zd", "knapsack", "clado", "evopress-bits", "evopress-width",
     "evopress-depth", "auto",
 )  # fmt: skip
 LATENCY_METHODS = ("w8a8-dynamic", "w8a8-static", "evopress-width", "evopress-depth", "auto")
