@@ -1,10 +1,10 @@
 """Milliseconds that candidates take, from forms timed in small sessions and the whole model.
 
 A site's time shrinks with the share of its weights that is left, by as much as a layer of half its
-width saves: kernels do not get faster in proportion. What the float model takes beside
-its sites is spread over the other operators: each type gets what the profiler tells of it, within a
-type by the bytes that are written. A branch takes its share along. Predictions are corrected by
-what whole candidates measure, see `search_pace`.
+width saves: kernels do not get faster in proportion. What the float model takes beside its sites is
+spread over the other operators: each type gets what the profiler tells of it, within a type by the
+bytes that are written. A branch takes its share along. Predictions are corrected by what whole
+candidates measure, see `search_pace`.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def form_seconds(
 ) -> tuple[float, float]:
     """Seconds of the float operator and of the entry's form.
 
-    shape: of the activation. weight: the site's as it is, if not given.
+    shape: of the activation. weight: shape of the stored tensor, if not the site's own.
     """
     model = _alone(site, shape, weight)
     name = "weight"
