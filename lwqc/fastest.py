@@ -177,7 +177,12 @@ def _merged(work: Workspace, best: Plan, limit: float, recipe: Recipe) -> list[_
     if merged.clean is None or "merge-parallel" not in merged.clean.changes:
         return []
     entries = best.quantize.values()
-    kinds = [(e.weight.bits, e.activation) for e in entries if e.activation != "none"]
+    whole = work.target.integer_bits  # 7 where that is what an 8-bit kernel takes
+    kinds = [
+        (8 if e.weight.bits == whole else e.weight.bits, e.activation)
+        for e in entries
+        if e.activation != "none"
+    ]
     plan = (
         _uniform(merged.work, *max(sorted(set(kinds)), key=kinds.count), recipe)
         if kinds
@@ -267,9 +272,9 @@ def _together(times: Mapping[str, Sequence[Pair]]) -> float:
 
 def _fitted(work: Workspace, plan: Plan, recipe: Recipe) -> Plan:
     """The plan with the recipe's method where weights take few bits."""
-    if recipe.method not in DATA_METHODS:
+    if recipe.method not in DATA_METHODS or not work.data.given:
         return plan
-    few = [n for n, e in plan.quantize.items() if e.weight.bits < 8]
+    few = [n for n, e in plan.quantize.items() if e.weight.bits < work.target.integer_bits]
     return planning.with_method(work, plan, recipe.method, few)
 
 

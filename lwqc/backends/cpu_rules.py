@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import Literal
 
-_EXACT = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})
+import numpy as np
+import onnx_ir as ir
+
+from lwqc.backends.session import Session
+
+_ROWS = (1, 4)  # kernels for one row and for several differ
+_PRODUCTS = 64
 
 
 @dataclass(frozen=True)
@@ -31,21 +38,38 @@ ARM = CpuRules("cpu-arm", 8, True)
 RULES = {rules.name: rules for rules in (VNNI, AVX2, ARM)}
 
 
-def probed(machine: str = "", flags: frozenset[str] | None = None) -> CpuRules:
-    """The rules for this processor; those for VNNI where nothing can be told.
+def probed(machine: str = "", saturates: Callable[[], bool] | None = None) -> CpuRules:
+    """The rules for this processor, told by what its kernels compute.
 
-    machine, flags: as `platform.machine` and /proc/cpuinfo give them, for other processors.
+    machine: as `platform.machine` gives it. saturates: asked on x86 only; see `sums_saturate`.
     """
-    machine = machine or platform.machine()
-    if machine.lower().startswith(("arm", "aarch")):
+    machine = (machine or platform.machine()).lower()
+    if machine.startswith(("arm", "aarch")):
         return ARM
-    flags = _flags() if flags is None else flags
-    return AVX2 if flags and not flags & _EXACT else VNNI
+    return AVX2 if (saturates or sums_saturate)() else VNNI
 
 
-def _flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((ln for ln in lines if ln.startswith("flags")), "").split()[2:])
+@cache
+def sums_saturate() -> bool:
+    """Whether the runtime's kernels here add pairs of uint8 x int8 products in 16 bits.
+
+    Told by running one, not by names of instruction sets: it is the runtime that chooses.
+    """
+    weight = np.full((_PRODUCTS, 16), 127, np.int8)
+    value = ir.Value(
+        name="x", shape=ir.Shape(["rows", _PRODUCTS]), type=ir.TensorType(ir.DataType.UINT8)
+    )
+    stored = ir.Value(name="w", const_value=ir.tensor(weight, name="w"))
+    node = ir.node("MatMulInteger", [value, stored])
+    node.outputs[0].name = "y"
+    node.outputs[0].type = ir.TensorType(ir.DataType.INT32)
+    graph = ir.Graph(
+        [value], node.outputs, nodes=[node], initializers=[stored], opset_imports={"": 17},
+        name="pairs",
+    )  # fmt: skip
+    session = Session(ir.Model(graph, ir_version=8), label="a product of integers")
+    exact = 255 * 127 * _PRODUCTS
+    return any(
+        bool((session({"x": np.full((rows, _PRODUCTS), 255, np.uint8)})["y"] != exact).any())
+        for rows in _ROWS
+    )
