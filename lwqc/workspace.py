@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,7 +57,7 @@ def make_target(name: str) -> Target:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan and what came of it. drop: of the metric if there is one, else 1 - mean cosine."""
+    """A plan and what came of it. drop: of the metric if there is one, else of the outputs."""
 
     plan: Plan
     lowered: Lowered
@@ -267,8 +268,13 @@ class Workspace:
         return worst_drop(self.compared(session))
 
     def output_error(self, session: Session) -> float:
-        """Squared error of the outputs over their energy, on the search batches; the worst one."""
-        return max((d.relative_error for d in self.compared(session).values()), default=0.0)
+        """Error of the outputs by channel, on the search batches; the worst one.
+
+        Infinite where a decision is lost that is the output itself, such as a label.
+        """
+        found = self.compared(session).values()
+        lost = any(d.decisions.labels not in (None, 1) for d in found)
+        return math.inf if lost else max((d.error for d in found), default=0.0)
 
     def compared(self, session: Session) -> dict[str, Divergence]:
         """Comparison with the original on the search batches."""
