@@ -25,7 +25,7 @@ class Agreement:
     labels: of whole numbers, booleans and texts. top_1: the largest channel at each position.
     strongest: of each channel of scores, between 0 and 1, the position that scores most, in each
     sample. top_10: the ten positions that score most in any such channel. detections: scores above
-    0.5 in both, over those in either. A position as strong as the reference's choice to 2 % counts as
+    0.5 in both, over those in either. A position as strong as the reference's to 2 % counts as
     the same. sizes: of outputs whose size depends on the data, the smaller over the larger.
     """
 
