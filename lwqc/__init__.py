@@ -14,9 +14,10 @@ from lwqc.api import (
 )
 from lwqc.compressed import Compressed
 from lwqc.errors import ConstraintError, InputError, LwqcError
-from lwqc.io import load, save
+from lwqc.io import load
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe
+from lwqc.saved_check import save
 
 __version__ = "0.1.0"
 

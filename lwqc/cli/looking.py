@@ -219,9 +219,10 @@ def convert(
 ) -> None:
     """Convert a torch model to ONNX."""
     from lwqc.frontends.torch import convert as convert_torch
+    from lwqc.saved_check import save
 
     io.check_output(output, [])
-    saved = io.save(convert_torch(source), output, external_data=external)
+    saved = save(convert_torch(source), output, external_data=external)
     errors_console().print(f"{saved.path}: {size_text(saved.size_bytes)}")
 
 
