@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 Array = NDArray[Any]
 
@@ -71,6 +70,8 @@ class DivergenceMeter:
         self._add_rows(reference.astype(np.float64), value.astype(np.float64))
 
     def _add_rows(self, a: Array, b: Array) -> None:
+        from scipy.special import log_softmax
+
         width = a.shape[-1] if a.ndim > 1 else 1
         if width < 2:
             return

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 Array = NDArray[Any]
 Measure = Literal["js", "kl", "angular", "norm"]
@@ -29,6 +28,8 @@ class OutputDivergence:
     """
 
     def __init__(self, reference: Array, measure: Measure) -> None:
+        from scipy.special import log_softmax
+
         self._measure = measure
         self._rows = _rows(reference)
         if measure in ("js", "kl"):
@@ -56,11 +57,15 @@ def _rows(array: Array) -> Array:
 
 
 def _kl(reference: Array, value: Array) -> float:
+    from scipy.special import log_softmax
+
     q = log_softmax(value, axis=-1)
     return float((np.exp(reference) * (reference - q)).sum()) / len(value)
 
 
 def _js(reference: Array, value: Array) -> float:
+    from scipy.special import log_softmax
+
     q = log_softmax(value, axis=-1)
     middle = np.logaddexp(reference, q) - np.log(2)
     total = np.exp(reference) * (reference - middle) + np.exp(q) * (q - middle)
