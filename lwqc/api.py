@@ -16,9 +16,9 @@ from lwqc.compress import Progress, compress_workspace, make_plan, open_workspac
 from lwqc.compressed import Compressed
 from lwqc.errors import InputError
 from lwqc.execute import apply_plan, execute
-from lwqc.goals import Goals, parse_goals
+from lwqc.goals import CONVERSION_DROP, Goals, parse_goals
 from lwqc.inspection import Inspection, inspect_model
-from lwqc.lower import MAX_DROP, lower_plan
+from lwqc.lower import lower_plan
 from lwqc.measure import Latency, latencies
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, uniform_recipe
@@ -122,7 +122,7 @@ def lower(
     floats: str | None = None,
     profile: Mapping[str, tuple[int, int, int]] | None = None,
     allow_fallback: bool = False,
-    max_drop: float | None = MAX_DROP,
+    max_drop: float | None = CONVERSION_DROP,
     data: Data = None,
     metric: str | Callable[..., float] | None = None,
     example_inputs: Any = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,24 +60,12 @@ from lwqc.cli.running import (
     opened,
     parse_control,
 )
-from lwqc.compress import compress_workspace, make_plan
-from lwqc.device_bench import build_engines, check_engines
 from lwqc.errors import InputError
-from lwqc.execute import apply_plan, execute
-from lwqc.goals import Goals, parse_goals
-from lwqc.joint import pareto as pareto_models
-from lwqc.lower import MAX_DROP, lower_plan
-from lwqc.plan import Plan
-from lwqc.profiles import parse_profile
-from lwqc.quant.methods import DATA_METHODS
-from lwqc.recipe import Recipe, find, uniform_recipe
-from lwqc.structural import (
-    branch_job,
-    channel_job,
-    dropping_recipe,
-    pruning_recipe,
-)
-from lwqc.user_code import load_callable
+from lwqc.goals import CONVERSION_DROP, Goals, parse_goals
+
+if TYPE_CHECKING:
+    from lwqc.plan import Plan
+    from lwqc.recipe import Recipe
 
 
 @app.command()
@@ -113,6 +101,10 @@ def compress(
     debug: DebugOption = False,
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
+    from lwqc.compress import compress_workspace
+    from lwqc.joint import pareto as pareto_models
+    from lwqc.recipe import find
+
     if not quantize:
         budgets = (max_size, avg_bits, max_macs, max_memory)
         if recipe != "auto" or any(b is not None for b in budgets):
@@ -172,6 +164,9 @@ def quantize(
     debug: DebugOption = False,
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
+    from lwqc.compress import compress_workspace
+    from lwqc.quant.methods import DATA_METHODS
+
     check_bound(max_drop, verify)
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
     if method in DATA_METHODS and data is None:
@@ -225,6 +220,9 @@ def prune(
     debug: DebugOption = False,
 ) -> None:
     """Remove whole channels, heads and hidden units, or with --recipe slicegpt narrow streams."""
+    from lwqc.structural import channel_job, pruning_recipe
+    from lwqc.user_code import load_callable
+
     wanted = {
         "ratio": ratio, "by": by, "score": score, "scope": scope, "normalise": normalise,
         "compensate": compensate, "round_to": round_to, "min_channels": min_channels,
@@ -279,6 +277,8 @@ def drop(
     debug: DebugOption = False,
 ) -> None:
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
+    from lwqc.structural import branch_job, dropping_recipe
+
     check_bound(max_drop, verify)
     goals = Goals(max_drop=max_drop)
     wanted = {
@@ -322,6 +322,8 @@ def _shares(texts: list[str]) -> dict[str, float]:
 
 
 def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
+    from lwqc.recipe import uniform_recipe
+
     if bits == "mixed":
         plain = uniform_recipe(4, *settings)
         if plain.activations != "none" or not plain.search or plain.sequential:
@@ -360,6 +362,8 @@ def plan(
     debug: DebugOption = False,
 ) -> None:
     """Decide as `compress` does, and write only the plan."""
+    from lwqc.compress import make_plan
+
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(model, target, data, metric, shape, seed, output) as work:
         goals = parse_goals(
@@ -406,7 +410,9 @@ def lower(
     ] = None,
     data: DataOption = None,
     metric: MetricOption = None,
-    max_drop: Annotated[float, typer.Option(help="allowed loss of the conversion")] = MAX_DROP,
+    max_drop: Annotated[
+        float, typer.Option(help="allowed loss of the conversion")
+    ] = CONVERSION_DROP,
     shape: ShapeOption = None,
     plan_out: PlanOut = None,
     external: External = None,
@@ -417,6 +423,11 @@ def lower(
     debug: DebugOption = False,
 ) -> None:
     """Bring a float or quantized model into the form that a target runs best."""
+    from lwqc.device_bench import build_engines, check_engines
+    from lwqc.execute import execute
+    from lwqc.lower import lower_plan
+    from lwqc.profiles import parse_profile
+
     sizes = parse_profile(profile)
     goals = Goals(max_drop=max_drop if verify else None)
     with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
@@ -446,6 +457,9 @@ def apply_command(
     debug: DebugOption = False,
 ) -> None:
     """Execute a plan: the same plan on the same model gives the same bytes."""
+    from lwqc.execute import apply_plan
+    from lwqc.plan import Plan
+
     read = Plan.load(plan_file)
     with opened(model, read.target, data, metric, shape, seed, output) as work:
         finish(apply_plan(work, read), output, None, external, verify, details, as_json)

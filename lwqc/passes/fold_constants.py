@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 
 import onnx_ir as ir
-from onnxscript.optimizer import optimize_ir
 
 _LIMIT = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more
 _QUIET = logging.getLogger("onnxscript")
@@ -28,6 +27,8 @@ class FoldConstants(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Optimize all graphs of the model; functions are inlined."""
+        from onnxscript.optimizer import optimize_ir
+
         before = _operators(model)
         _own_constants(model)
         level = _QUIET.level

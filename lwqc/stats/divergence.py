@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from lwqc.stats.channel_error import ChannelErrors, ChannelMeter
 from lwqc.stats.decisions import Agreement, DecisionMeter
@@ -102,6 +101,8 @@ class DivergenceMeter:
 
     def _add_distributions(self, a: Array, b: Array) -> None:
         """Rows of logits [..., classes]."""
+        from scipy.special import log_softmax
+
         a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (a, b))
         a, b = (np.where(np.isneginf(x), -1e30, x) for x in (a, b))
         p, q = log_softmax(a, axis=-1), log_softmax(b, axis=-1)

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from lwqc.stats.channel_error import ChannelMeter
 
@@ -32,6 +31,8 @@ class OutputDivergence:
     """
 
     def __init__(self, reference: Array, measure: Measure) -> None:
+        from scipy.special import log_softmax
+
         self._measure, self._reference = measure, reference
         self._rows = _rows(reference)
         if measure in ("js", "kl"):
@@ -61,11 +62,15 @@ def _rows(array: Array) -> Array:
 
 
 def _kl(reference: Array, value: Array) -> float:
+    from scipy.special import log_softmax
+
     q = log_softmax(value, axis=-1)
     return float((np.exp(reference) * (reference - q)).sum()) / len(value)
 
 
 def _js(reference: Array, value: Array) -> float:
+    from scipy.special import log_softmax
+
     q = log_softmax(value, axis=-1)
     middle = np.logaddexp(reference, q) - np.log(2)
     total = np.exp(reference) * (reference - middle) + np.exp(q) * (q - middle)

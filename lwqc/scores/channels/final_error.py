@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from scipy.linalg import solve
 
 from lwqc.errors import InputError
 from lwqc.graph.linear_operand import Matrix, Operand
@@ -103,6 +102,8 @@ def without(
 
     gram [groups, features, features] of its input; owners [groups, features].
     """
+    from scipy.linalg import solve
+
     parts = weight.reshape(len(gram), -1, weight.shape[1]).copy()
     for part, matrix, owner in zip(parts, gram, owners, strict=True):
         gone = np.isin(owner, np.asarray(removed))
