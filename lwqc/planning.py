@@ -184,16 +184,22 @@ def by_activation_error(work: Workspace, plan: Plan, sites: Iterable[str]) -> li
 
 
 def weight_only(work: Workspace, plan: Plan, sites: Iterable[str]) -> Plan:
-    """The plan with float activations at the given sites."""
+    """The plan with float activations at the given sites, their weights unpacked at load.
+
+    Kernels that read 8-bit weights beside float activations are far slower than float ones; only
+    models of more than a gigabyte get them, for their memory.
+    """
     entries, kept = dict(plan.quantize), dict(plan.kept_float)
+    unpacked = [] if work.is_large else [SiteEntry(weight=WeightFormat(8))]
     for name in sites:
         site = work.sites[name]
-        entry = _first_legal(work, site, _wishes(site, 8, "none", None, True, False, 8))
+        wishes = chain(unpacked, _wishes(site, 8, "none", None, True, False, 8))
+        entry = _first_legal(work, site, wishes)
         if isinstance(entry, str):
             del entries[name]
             kept[name] = entry
         else:
-            entries[name] = entry
+            entries[name] = entry.model_copy(update={"method": entries[name].method})
             kept[name] = "weight only: 8-bit activations cost too much accuracy here"
     changed = plan.model_copy(update={"quantize": entries, "kept_float": kept})
     needed = static_tensors(work, changed)

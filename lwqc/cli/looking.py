@@ -107,7 +107,7 @@ def verify(
     from lwqc.backends.session import Session
     from lwqc.measure import worst_drop
     from lwqc.report.blame import blame_dict, blame_models, print_blame
-    from lwqc.report.terminal import divergence_table
+    from lwqc.report.terminal import decisions_text, divergence_table
 
     if blame_check < 0:
         raise InputError(f"--blame-check {blame_check}: must not be negative")
@@ -127,6 +127,8 @@ def verify(
             print(json.dumps(result, default=str, indent=1))
         else:
             Console().print(divergence_table(found))
+            if kept := decisions_text(found):
+                Console().print(kept, markup=False, highlight=False)
             Console().print(f"drop {drop:.5g} on {work.data.description}")
             if blamed is not None:
                 print_blame(blamed, Console(), random=work.data.kind == "random")
