@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,7 +61,7 @@ def joint(work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl)
 
 def pareto(
     work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl, count: int
-) -> Iterator[Compressed]:
+) -> Generator[Compressed, None, None]:
     """Models from little compressed to as much as asked, from one space and one set of scores.
 
     Budgets are in a geometric row; each search starts from its own starts and from the winner of
@@ -95,7 +95,10 @@ def pareto(
 def _opened(
     work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl
 ) -> Iterator[tuple[WholeSearch, Limits, CleanUp | None]]:
-    """A search that is ready to run; when all went well, its file of scores goes in the end."""
+    """A search that is ready to run; its file of scores goes in the end.
+
+    It stays where the search is interrupted or killed, and where it was there before.
+    """
     section = recipe.search_in
     if section is None:
         raise InputError(f"recipe {recipe.name} searches nothing; see lwqc recipes")
@@ -110,6 +113,28 @@ def _opened(
         fused = fused_base(work)
         base, clean = fused.work, fused.clean
     log = SearchLog(control.log, resume=control.resume)
+    try:
+        with _searching(work, base, goals, recipe, section, control, log) as (search, limits):
+            yield search, limits, clean
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        log.close(remove=not control.resume)
+        raise
+    log.close(remove=True)
+
+
+@contextmanager
+def _searching(
+    work: Workspace,
+    base: Workspace,
+    goals: Goals,
+    recipe: Recipe,
+    section: SearchRecipe,
+    control: SearchControl,
+    log: SearchLog,
+) -> Iterator[tuple[WholeSearch, Limits]]:
+    """base: the work on the graph that is searched."""
     log.must_equal("model", work.source.digest)
     limits = _limits(work, goals, log)
     if "format" in section.kinds:  # the space depends on times that a resumed run would take anew
@@ -129,8 +154,7 @@ def _opened(
         score = remembering(evaluate, log, "joint")
         if section.measure == "metric":
             score = by_metric(found, score, log)
-        yield WholeSearch(found, recipe, settings, control, score, log), limits, clean
-    log.close(remove=True)
+        yield WholeSearch(found, recipe, settings, control, score, log), limits
 
 
 def _finished(work: Workspace, search: WholeSearch, done: Compressed, result: Result) -> Compressed:

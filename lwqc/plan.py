@@ -278,8 +278,8 @@ class Plan(_Model):
     notes: tuple[str, ...] = ()
 
     def noted(self, *notes: str) -> Plan:
-        """The plan with more notes."""
-        return self.model_copy(update={"notes": (*self.notes, *notes)}) if notes else self
+        """The plan with more notes, each of them once."""
+        return self.model_copy(update={"notes": tuple(dict.fromkeys((*self.notes, *notes)))})
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

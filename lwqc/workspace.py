@@ -18,7 +18,7 @@ from lwqc import io
 from lwqc.backends.cpu import CpuTarget
 from lwqc.backends.cpu_rules import RULES
 from lwqc.backends.cuda import CudaTarget
-from lwqc.backends.session import Loadable, Session, SessionSettings
+from lwqc.backends.session import Loadable, Session, SessionSettings, has_bodies
 from lwqc.backends.target import Lowered, Target
 from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.cleanup import Cleaned
@@ -194,7 +194,7 @@ class Workspace:
         """The original in a default session."""
         if self.origin is not None:
             return self.origin.reference
-        return Session(self.loadable, label=self.name)
+        return Session(self.loadable, label=self.name, risky=has_bodies(self.model))
 
     @property
     def loadable(self) -> Loadable:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,13 +169,13 @@ def finish(
         raise typer.Exit(3)
 
 
-def finish_row(models: Iterable[Compressed], output: Path, as_json: bool) -> None:
+def finish_row(models: Generator[Compressed, None, None], output: Path, as_json: bool) -> None:
     """Save models together, print a table; exit code 3 when one misses its budget."""
     from rich.console import Console
 
     from lwqc.report.terminal import row_table
 
-    with ExitStack() as drafts:
+    with closing(models), ExitStack() as drafts:
         row = []
         for number, done in enumerate(models, 1):
             path = output.with_name(f"{output.stem}-{number}{output.suffix}")
