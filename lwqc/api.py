@@ -297,7 +297,7 @@ def _model(source: Source, example_inputs: Any, dynamic_shapes: Any) -> ir.Model
         return io.load(source)
     kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(source).__mro__}
     if any(k.endswith(".ModelProto") for k in kinds):
-        return ir.serde.deserialize_model(source)
+        return io.from_proto(source)
     if "torch.nn.modules.module.Module" in kinds:
         if example_inputs is None:
             raise InputError("a torch module needs example_inputs")

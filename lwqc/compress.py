@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import ShapeInferencePass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from lwqc import io
 from lwqc.allocate import allocate
@@ -22,6 +22,7 @@ from lwqc.drop_layers import choose_branches
 from lwqc.errors import InputError
 from lwqc.execute import execute
 from lwqc.goals import Goals
+from lwqc.graph.value_types import infer_types
 from lwqc.joint import joint, searches
 from lwqc.measure import Metric, load_metric
 from lwqc.parallel_layers import choose_parallel
@@ -40,6 +41,7 @@ from lwqc.structural import (
 )
 from lwqc.workspace import Workspace, make_target
 
+_WEIGHT = 16  # numbers in a Constant node that count as a weight, as Paddle2ONNX writes them
 Progress = Callable[[str, int, int], None]
 
 
@@ -60,7 +62,7 @@ def open_workspace(
     that of the data too.
     """
     chosen = make_target(target)
-    model = _typed(source if isinstance(source, ir.Model) else io.load(source))
+    model = _explicit(source if isinstance(source, ir.Model) else io.load(source))
     if name is None:
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
     asked = as_sequence(shapes)
@@ -71,14 +73,18 @@ def open_workspace(
     return work
 
 
-def _typed(model: ir.Model) -> ir.Model:
-    """The model, or where types of tensors are not stored in it, a copy with inferred ones."""
-    if all(v.type is not None for node in model.graph for v in node.outputs if v.name):
+def _explicit(model: ir.Model) -> ir.Model:
+    """The model, or a copy with inferred types, and weights of Constant nodes as initializers."""
+    nodes = list(model.graph.all_nodes())
+    typed = all(v.type is not None for node in model.graph for v in node.outputs if v.name)
+    if typed and not any(n.op_type == "Constant" and n.domain == "" for n in nodes):
         return model
-    typed = model.clone()
-    typed.meta.update(model.meta)
-    ShapeInferencePass()(typed)
-    return typed
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=_WEIGHT)(copy)
+    if not typed:
+        infer_types(copy)
+    return copy
 
 
 def _metric(metric: str | Callable[..., float] | None) -> Metric | None:

@@ -58,7 +58,8 @@ LAYERS = [
     {"scores"},
     {"stats"},
     {"plan", "data", "random_inputs", "frontends", "interop"},
-    {"unused", "io", "saving", "model_stream", "tensor_bytes", "untrusted", "paths"},
+    {"unused", "io", "saving", "model_stream", "tensor_bytes", "untrusted", "paths"}
+    | {"kept_parts", "normal_form"},
     {"quant", "graph"},
     {"user_code"},
     {"errors", "recipes"},

@@ -146,14 +146,17 @@ class Session:
         self.inputs = [i.name for i in self._session.get_inputs()]
 
     def __call__(self, feeds: Feeds) -> Outputs:
-        """Run once. Raises SessionError with the runtime's first line when the run fails."""
+        """Run once; what is no tensor comes as one, see `as_array`.
+
+        Raises SessionError with the runtime's first line when the run fails.
+        """
         known = {name: feeds[name] for name in self.inputs if name in feeds}
         self._prove(known)
         try:
             values = self._session.run(None, known)
         except Exception as error:
             raise SessionError(f"{self._label}: the run failed: {_line(error)}") from error
-        return dict(zip(self.outputs, values, strict=True))
+        return dict(zip(self.outputs, map(as_array, values), strict=True))
 
     def _prove(self, feeds: Feeds) -> None:
         """Run a risky model for the first time in another process."""
@@ -227,6 +230,26 @@ def load_isolated(process: Isolated, source: Loadable, settings: SessionSettings
         entries=settings.all_entries,
         providers=_providers(settings),
     )
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """A result of the runtime as one array.
+
+    Sequences: the elements stacked, or end to end [1, n] where their shapes differ. Maps: the
+    values in the order of their keys. An optional that holds nothing: no elements.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if value is None:
+        return np.zeros(0, np.float32)
+    if isinstance(value, Mapping):
+        return as_array([value[key] for key in sorted(value)])
+    if not isinstance(value, list):
+        return np.asarray(value)
+    parts = [as_array(each) for each in value]
+    if len({part.shape for part in parts}) > 1:
+        return np.concatenate([part.ravel() for part in parts])[np.newaxis]
+    return np.stack(parts) if parts else np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from lwqc.backends.devices import provider_problem
 from lwqc.backends.provider_options import tensorrt_options
@@ -30,6 +29,7 @@ from lwqc.graph.integer_flow import IntegerFlow
 from lwqc.graph.quantized_inputs import LEAST_CHANNELS, quantized_inputs
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.sites import Site
+from lwqc.graph.value_types import infer_types
 from lwqc.graph.weights import stored_tensor
 from lwqc.passes.block_dequantize import BlockDequantize
 from lwqc.passes.convert_floats import convert_floats
@@ -141,7 +141,7 @@ class TensorrtTarget:
             step(lowered)
         RemoveUnused()(lowered)
         lowered.graph.sort()
-        ShapeInferencePass()(lowered)  # the provider wants types and shapes on every tensor
+        infer_types(lowered)  # the provider wants types and shapes on every tensor
         return Lowered(lowered, forms)
 
     def _lift(self, model: ir.Model, forms: Collection[Form], *, half: bool, fp8: bool) -> None:

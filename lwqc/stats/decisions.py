@@ -94,10 +94,6 @@ class DecisionMeter:
         small, large = sorted((reference.size, value.size))
         self._sizes.add(small / large if large else 1.0, 1.0)
 
-    def add_missing(self) -> None:
-        """An element of a sequence that only one of both has."""
-        self._sizes.add(0.0, 1.0)
-
     def add_scores(self, reference: Array, value: Array, axis: int | None) -> None:
         """Floats of equal shape, with channels along `axis`."""
         if not reference.size:

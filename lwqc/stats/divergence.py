@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -66,22 +65,19 @@ class DivergenceMeter:
         self._channels = ChannelMeter()
         self._decisions = DecisionMeter()
 
-    def add(self, reference: Any, value: Any) -> None:
-        """Add one batch: arrays, or sequences and maps of them, which go element by element.
+    def add(self, reference: Array, value: Array) -> None:
+        """Add one batch.
 
         NaN in `value` counts as infinitely far away. Arrays of different shape, as of outputs whose
         size depends on the data, only count by their sizes.
         """
-        for a, b in zip_longest(_arrays(reference), _arrays(value)):
-            if a is None or b is None:
-                self._decisions.add_missing()
-            elif a.shape != b.shape:
-                self._decisions.add_sizes(a, b)
-            elif a.dtype.kind != "f":
-                self._cosines += [1.0] * (len(a) if a.ndim else 1)
-                self._decisions.add_labels(a, b)
-            elif a.size:
-                self._add_floats(a, b)
+        if reference.shape != value.shape:
+            self._decisions.add_sizes(reference, value)
+        elif reference.dtype.kind != "f":
+            self._cosines += [1.0] * (len(reference) if reference.ndim else 1)
+            self._decisions.add_labels(reference, value)
+        elif reference.size:
+            self._add_floats(reference, value)
 
     def _add_floats(self, reference: Array, value: Array) -> None:
         a = reference.astype(np.float64).reshape(len(reference) if reference.ndim else 1, -1)
@@ -133,27 +129,13 @@ class DivergenceMeter:
         )
 
 
-def _arrays(value: Any) -> Iterator[Array]:
-    """The arrays in an output: itself, or those in a sequence or map, in order; none in None."""
-    if value is None:
-        return
-    if isinstance(value, (list, tuple)):
-        for element in value:
-            yield from _arrays(element)
-    elif isinstance(value, Mapping):
-        yield np.asarray(list(value.keys()))
-        yield np.asarray(list(value.values()))
-    else:
-        yield np.asarray(value)
-
-
 class OutputMeter:
     """A `DivergenceMeter` per output of a model."""
 
     def __init__(self) -> None:
         self._meters: dict[str, DivergenceMeter] = {}
 
-    def add(self, reference: Mapping[str, Any], value: Mapping[str, Any]) -> None:
+    def add(self, reference: Mapping[str, Array], value: Mapping[str, Array]) -> None:
         """Add the outputs of one run of both models; outputs are matched by name."""
         for name, found in reference.items():
             if name in value:

@@ -69,15 +69,6 @@ def test_outputs_of_another_size_count_by_it():
     assert found.drop >= 0.25
 
 
-def test_sequences_and_maps_go_element_by_element():
-    a, b = normal(4, 10), normal(2, 10, seed=3)
-    assert measure(([a, b], [a, b])).drop == 0
-    assert measure(([a, b], [a, -b])).drop > 0.1
-    assert measure(([a, b], [a])).decisions.sizes == 0
-    assert measure(({"x": 1.0, "y": 2.0}, {"x": 1.0, "y": 2.0})).drop == 0
-    assert measure((None, None)).drop == 0
-
-
 def test_what_is_nan_or_infinite_in_both_is_no_difference():
     a = normal(4, 20)
     a[0, 3], a[1, 4] = np.nan, -np.inf
