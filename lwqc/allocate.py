@@ -24,11 +24,16 @@ from lwqc.workspace import Workspace
 _LATENCY_SECONDS = 1.5
 _BACK_OFFS = 4
 
+_TOLD = 3  # reasons in an error
+
 
 def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     """The plan of a recipe that quantizes, or only cleans up. Raises InputError."""
     if not work.analysis.sites and recipe.allocator != "none":
-        raise InputError(f"{work.name}: has no weight that could take a number format")
+        why = "; ".join(f"{s.name}: {s.reason}" for s in work.analysis.skipped[:_TOLD])
+        raise InputError(
+            f"{work.name}: has no weight that could take a number format" + (why and f" ({why})")
+        )
     if recipe.allocator == "auto":
         return _auto(work, goals, recipe)
     if recipe.clean:

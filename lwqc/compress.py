@@ -26,6 +26,7 @@ from lwqc.graph.value_types import infer_types
 from lwqc.joint import joint, searches
 from lwqc.measure import Metric, load_metric
 from lwqc.parallel_layers import choose_parallel
+from lwqc.passes.one_view import one_view
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, find
 from lwqc.search_control import SearchControl
@@ -62,7 +63,7 @@ def open_workspace(
     that of the data too.
     """
     chosen = make_target(target)
-    model = _explicit(source if isinstance(source, ir.Model) else io.load(source))
+    model = _explicit(one_view(source if isinstance(source, ir.Model) else io.load(source)))
     if name is None:
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
     asked = as_sequence(shapes)

@@ -18,6 +18,7 @@ from lwqc.graph.cost import NodeCost, node_costs, total
 from lwqc.graph.dataflow import Dataflow
 from lwqc.graph.groups import Group, Groups
 from lwqc.graph.sites import SiteAnalysis, find_sites
+from lwqc.passes.one_view import one_view
 from lwqc.prunable import Prunable
 from lwqc.stats.collect import collect
 from lwqc.stats.shapes import Shapes
@@ -145,12 +146,14 @@ def inspect_model(
     Shapes are observed in one run on random inputs where the runtime can run the model, so that
     shape arithmetic in the graph is exact; MACs of nodes without a shape are unknown.
     """
+    size_bytes = stored_bytes(model)
+    model = one_view(model)
     shapes, how = _shapes(model, dims or {})
     costs = tuple(node_costs(model.graph, shapes))
     branches = branch_tree(model.graph)
     return Inspection(
         name=name,
-        size_bytes=stored_bytes(model),
+        size_bytes=size_bytes,
         weight_bytes=io.weight_bytes(model),
         opset=int(model.opset_imports.get("", 1)),
         inputs=tuple(_describe(v) for v in model.graph.inputs),

@@ -69,8 +69,9 @@ def uniform(
             kept[site.name] = entry
             continue
         chosen[site.name] = entry.model_copy(update={"search": search})
-        if site.name in refused and entry.activation == "none":
-            kept[site.name] = f"weight only: its {site.op} {refused[site.name]}"
+        if site.name in refused and entry.activation != activations:
+            how = "weight only" if entry.activation == "none" else "dynamic activations"
+            kept[site.name] = f"{how}: its {site.op} {refused[site.name]}"
     return Plan(
         source=Source(name=work.name),
         target=work.target.name,
@@ -108,8 +109,9 @@ def _wishes(
 ) -> Iterator[SiteEntry]:
     """Entries for a site, the closest to the request first."""
     linear = site.ops <= {"MatMul", "Gemm"}
-    if bits == 8 and activations != "none" and not no_static:
-        yield SiteEntry(weight=WeightFormat(integer_bits), activation=activations)
+    if bits == 8 and activations != "none":
+        if not no_static:
+            yield SiteEntry(weight=WeightFormat(integer_bits), activation=activations)
         if activations == "static" and linear:
             yield SiteEntry(weight=WeightFormat(integer_bits), activation="dynamic")
     if site.ops <= {"MatMul", "Gemm", "Gather"}:

@@ -80,7 +80,7 @@ class CudaTarget:
             return "CUDA has no kernels for 8-bit activations"
         if fmt.kind != "int":
             return f"{fmt.kind} weights have no fast kernel on CUDA; take integers"
-        if fmt.block is None or not site.ops <= _LINEAR | {"Gather"}:
+        if fmt.block is None or site.is_double or not site.ops <= _LINEAR | {"Gather"}:
             return "Folded"
         return self._block_form(site, fmt)
 
@@ -144,7 +144,7 @@ class CudaTarget:
             passes.append(SizesOnDevice())
         for step in passes:
             step(lowered)
-        keep_together(lowered.graph, [n for n, e in plan.quantize.items() if e.has_side])
+        keep_together(lowered, [n for n, e in plan.quantize.items() if e.has_side])
         RemoveUnused()(lowered)
         lowered.graph.sort()
         return Lowered(lowered, forms)
