@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     )
     from lwqc.compressed import Compressed
     from lwqc.errors import ConstraintError, InputError, LwqcError
-    from lwqc.io import load, save
+    from lwqc.io import load
     from lwqc.plan import Plan
     from lwqc.recipe import Recipe
+    from lwqc.saved_check import save
 
 __version__ = "0.1.0"
 
@@ -61,7 +62,7 @@ _HOMES = {
     "Plan": "lwqc.plan",
     "Recipe": "lwqc.recipe",
     "load": "lwqc.io",
-    "save": "lwqc.io",
+    "save": "lwqc.saved_check",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -10,7 +11,7 @@ from lwqc.cleaned import cleaned, cleaning
 from lwqc.errors import InputError
 from lwqc.fastest import Base, fastest, fused_base, never_slower
 from lwqc.float_plan import choose_floats, with_floats
-from lwqc.goals import Goals
+from lwqc.goals import DEFAULT_DROP, Goals
 from lwqc.importance import layer_importance
 from lwqc.plan import CleanUp, Plan
 from lwqc.profiles import with_profile
@@ -20,7 +21,6 @@ from lwqc.sparse_plan import with_sparsity
 from lwqc.transforms import choose_transforms, version
 from lwqc.workspace import Workspace
 
-DEFAULT_DROP = 0.01
 _LATENCY_SECONDS = 1.5
 _BACK_OFFS = 4
 
@@ -105,10 +105,8 @@ def _smallest_within(
     """
     aim = limit
     for _ in range(_BACK_OFFS):
-        found = mixed.within_drop(
-            work, curves, lambda plan: work.evaluate(plan)[0], aim, recipe.name
-        )
-        if work.holds(*work.evaluate(found.plan), limit):
+        found = mixed.within_drop(work, curves, work.tried, aim, recipe.name)
+        if math.isinf(found.drop) or work.holds(*work.evaluate(found.plan), limit):
             break
         aim *= 0.7
     return found.plan

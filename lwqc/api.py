@@ -112,7 +112,7 @@ def quantize(
         source, example_inputs, dynamic_shapes, target=target, data=data, shapes=shapes
     )
     recipe = uniform_recipe(bits, activations, ranges, True, method, sequential)
-    return compress_workspace(work, Goals(), recipe)
+    return compress_workspace(work, Goals(), recipe, exact=True)
 
 
 def lower(

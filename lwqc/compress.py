@@ -17,6 +17,7 @@ from lwqc.backends.memory import can_measure_memory
 from lwqc.channels import decide
 from lwqc.compressed import Compressed
 from lwqc.data import open_data
+from lwqc.data_free import without_data
 from lwqc.drop_layers import choose_branches
 from lwqc.errors import InputError
 from lwqc.execute import execute
@@ -96,10 +97,11 @@ def make_plan(
     control: SearchControl | None = None,
 ) -> Plan:
     """Decide what to do, without writing anything. Raises InputError."""
-    chosen = find(recipe) if isinstance(recipe, str) else recipe
+    chosen, notes = _suited(work, goals, recipe)
+    goals = _promised(goals, chosen)
     _check_searched(work, goals, chosen)
     if searches(work, goals, chosen):
-        return joint(work, goals, chosen, control or SearchControl()).plan
+        return joint(work, goals, chosen, control or SearchControl()).plan.noted(*notes)
     if chosen.prune is not None:
         plan = decide(work, prune_options(chosen)).plan
     elif chosen.drop is not None:
@@ -110,7 +112,23 @@ def make_plan(
         plan = choose_slices(work, slice_options(chosen)).plan
     else:
         plan = allocate(work, goals, chosen)
-    return work.stamped(plan)
+    return work.stamped(plan.noted(*notes))
+
+
+def _suited(work: Workspace, goals: Goals, recipe: Recipe | str) -> tuple[Recipe, tuple[str, ...]]:
+    """A recipe as it is, or without data what comes closest to it; and what was done instead."""
+    chosen = find(recipe) if isinstance(recipe, str) else recipe
+    if work.data.given:
+        return chosen, ()
+    suited, notes = without_data(chosen)
+    if searches(work, goals, suited):
+        notes = (*notes, "no data was given: candidates are compared on random inputs")
+    return suited, notes
+
+
+def _promised(goals: Goals, recipe: Recipe) -> Goals:
+    """The goals with the loss that such recipes allow where the user says nothing."""
+    return goals.promising() if recipe.allocator in ("auto", "knapsack", "bisect") else goals
 
 
 def _check_searched(work: Workspace, goals: Goals, recipe: Recipe) -> None:
@@ -119,8 +137,8 @@ def _check_searched(work: Workspace, goals: Goals, recipe: Recipe) -> None:
     asked = [name for name, amount in budgets.items() if amount is not None]
     if asked and not searches(work, goals, recipe):
         raise InputError(
-            f"{asked[0]} needs a search that removes channels or layers: give --data, and leave "
-            "out --recipe or take evopress-joint, evopress-width or evopress-depth"
+            f"{asked[0]} needs a search that removes channels or layers, of a model below 1 GB: "
+            "leave out --recipe or take evopress-joint, evopress-width or evopress-depth"
         )
     if goals.max_memory is not None and not (work.runs_here and can_measure_memory()):
         raise InputError("--max-memory is measured on Linux for target cpu only")
@@ -131,9 +149,23 @@ def compress_workspace(
     goals: Goals,
     recipe: Recipe | str = "auto",
     control: SearchControl | None = None,
+    *,
+    exact: bool = False,
 ) -> Compressed:
-    """Find a plan and execute it. Raises InputError."""
-    chosen = find(recipe) if isinstance(recipe, str) else recipe
+    """Find a plan and execute it. Raises InputError.
+
+    exact: the recipe is done as it is or refused, also where it looks at data and none was given.
+    """
+    if exact and isinstance(recipe, Recipe):
+        return _compressed(work, goals, recipe, control)
+    chosen, notes = _suited(work, goals, recipe)
+    return _compressed(work, goals, chosen, control).noted(*notes)
+
+
+def _compressed(
+    work: Workspace, goals: Goals, chosen: Recipe, control: SearchControl | None
+) -> Compressed:
+    goals = _promised(goals, chosen)
     if goals.max_latency is not None and not work.timed:
         reason = work.target.unmeasured()
         raise InputError(f"--max-latency: target {work.target.name} is not timed here: {reason}")

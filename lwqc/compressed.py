@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import onnx_ir as ir
 
 from lwqc import io
 from lwqc.backends.memory import peak_memory
-from lwqc.backends.provider_options import write_options
+from lwqc.backends.provider_options import options_path, options_text
 from lwqc.backends.target import Lowered
 from lwqc.branch_reports import parallel_report, removal_report, slicing_report
 from lwqc.drop_layers import DropDecision
@@ -22,6 +24,7 @@ from lwqc.plan import Plan
 from lwqc.pruned_model import PrunedModel, pruning_report
 from lwqc.removed_branches import RemovedBranches
 from lwqc.report.result import Report, SearchReport, ShapeLatency, SiteRow
+from lwqc.saved_check import Expected, check_saved
 from lwqc.slice_streams import SliceDecision
 from lwqc.workspace import Workspace, data_files
 
@@ -61,35 +64,82 @@ class Compressed:
         """The compressed model."""
         return self.lowered.model
 
+    def noted(self, *notes: str) -> Compressed:
+        """The same with more notes in its plan and its report."""
+        return replace(self, decisions=self.decisions.noted(*notes))
+
     def save(
         self,
         path: str | os.PathLike[str],
         *,
         external_data: bool | None = None,
         verify: bool = True,
+        plan: str | os.PathLike[str] | None = None,
     ) -> Report:
-        """Write the model and measure the file in a fresh session.
+        """Write the model, check and measure what was written, then put it in its place.
 
-        verify: False skips everything that loads a model; the report says so.
-        Raises InputError when the file cannot be written; see `lwqc.io.save`.
+        verify: False skips everything that loads a model; the report says so. plan: where the plan
+        goes, together with the model. Nothing is left, and what was there stays, when this raises:
+        InputError when the file cannot be written, see `lwqc.io.drafted`; UnsoundResult when it
+        does not hold, see `lwqc.saved_check`.
         """
+        with self.drafted(path, external_data=external_data, verify=verify, plan=plan) as draft:
+            draft.files.publish()
+            return draft.report
+
+    @contextmanager
+    def drafted(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        external_data: bool | None = None,
+        verify: bool = True,
+        plan: str | os.PathLike[str] | None = None,
+    ) -> Iterator[Drafted]:
+        """The same, but for the last step: `Drafted.files` are still to be published."""
         source = self.work.model.meta.get("lwqc_path")
         io.check_output(path, [source, *data_files(self.work.model)] if source else [])
-        saved = io.save(self.model, path, external_data=external_data)
-        target = self.work.target
-        options = target.options(self.model, self.decisions, saved.path.stem)
-        if options:
-            write_options(saved.path, target.name, options)
-        return measure(self, saved, verify=verify)
+        with io.drafted(self.model, path, external_data=external_data) as files:
+            target = self.work.target
+            options = target.options(self.model, self.decisions, files.target.stem)
+            if options:
+                place = options_path(files.target)
+                files.add_text(place, options_text(target.name, options))
+            if plan is not None:
+                files.add_text(Path(plan), self.plan.text)
+            if verify:
+                self._check(files)
+            yield Drafted(files, measure(self, files, verify=verify))
+
+    def _check(self, files: io.Draft) -> None:
+        work, floats = self.work, self.decisions.floats
+        feeds = work.data.first()
+        gone = self.removed.removal.dropped_outputs if self.removed is not None else ()
+        expected = Expected(
+            feeds,
+            work.reference(feeds),
+            dict(zip(work.reference.outputs, work.reference.types, strict=True)),
+            gone,
+            any_float=floats is not None and floats.boundary,
+        )
+        check_saved(files.path, expected, work.target.settings(), str(files.target))
 
 
-def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) -> Report:
-    """The report on a saved file: everything in it is measured on the file."""
+@dataclass(frozen=True)
+class Drafted:
+    """A model that was written, checked and measured, but is not yet where it goes."""
+
+    files: io.Draft
+    report: Report
+
+
+def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Report:
+    """The report on a written file: everything in it is measured on the file."""
     work, floats = result.work, result.decisions.floats
     report = Report(
         source=work.name,
         source_bytes=work.float_bytes,
-        output=str(saved.path),
+        output=str(saved.target),
         output_bytes=saved.size_bytes,
         recipe=result.decisions.recipe,
         target=result.decisions.target,
@@ -102,6 +152,7 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         untransformed=result.decisions.untransformed,
         kept_float32={} if floats is None else floats.keep,
         fallbacks=result.fallbacks,
+        notes=(*result.decisions.notes, *(f"not chosen: {why}" for why in work.unusable)),
         search=result.search,
     )
     if result.pruned is not None:
@@ -128,9 +179,9 @@ def _cleaning(plan: Plan) -> tuple[str, ...]:
     return (*plan.clean.changes, *(f"relaxed {what}" for what in plan.clean.relaxed))
 
 
-def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Report:
+def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
     work = result.work
-    session = work.load(saved.path, label=str(saved.path))
+    session = work.load(saved.path, label=str(saved.target))
     timed = [
         ShapeLatency(s.label, *latencies([work.timed_reference, session], s.feeds))
         for s in (work.served if work.timed else ())
@@ -156,7 +207,7 @@ def _verified(result: Compressed, saved: io.SavedModel, report: Report) -> Repor
     )
 
 
-def _operators(work: Workspace, saved: io.SavedModel) -> tuple[OperatorRow, ...]:
+def _operators(work: Workspace, saved: io.Draft) -> tuple[OperatorRow, ...]:
     """Of models that may be loaded twice more."""
     if work.is_large or not work.runs_here:
         return ()

@@ -21,6 +21,14 @@ class InputError(LwqcError):
     exit_code: ClassVar[int] = 2
 
 
+class SessionError(InputError):
+    """A model that ONNX Runtime does not load or run, or dies of."""
+
+
+class UnsoundResult(LwqcError):
+    """A result that does not hold what the original promises: nothing was written."""
+
+
 class ConstraintError(LwqcError):
     """The work is finished and the best model saved, but a constraint is not met."""
 

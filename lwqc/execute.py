@@ -16,6 +16,7 @@ from lwqc.parallel_layers import parallel_planned
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.sparsify import Sparsify
 from lwqc.plan import Plan, Transforms
+from lwqc.prunable import calibration
 from lwqc.pruned_model import prune_model
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.removed_branches import without_branches
@@ -45,7 +46,7 @@ def _looks_at_data(plan: Plan) -> bool:
         compensated = False
     return (
         compensated
-        or bool(plan.slice)
+        or any(entry.calibration == "data" for entry in plan.slice)
         or any(entry.compensate != "none" for entry in plan.remove)
         or plan.sequential
         or any(e.method == "sparsegpt" or e.refine for e in plan.sparse.values())
@@ -62,7 +63,8 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
     if plan.parallel:
         base = base.derived(parallel_planned(base.model, plan.parallel))
     if plan.slice:
-        model = slice_planned(base.model, work.data, plan.slice, statistics_session)
+        data = calibration(work, plan.slice[0].calibration)
+        model = slice_planned(base.model, data, plan.slice, statistics_session)
         base = base.derived(model)
     pruned = prune_model(base, plan.prune) if plan.prune is not None else None
     first = Transforms() if pruned is not None else plan.transforms

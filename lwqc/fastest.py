@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from lwqc import planning
 from lwqc.backends.session import Session
 from lwqc.cleaned import cleaned, cleaning
+from lwqc.errors import SessionError
 from lwqc.float_plan import choose_floats, with_floats
 from lwqc.measure import NOISE
 from lwqc.plan import CleanUp, Plan, Relaxation
 from lwqc.profiles import with_profile
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.recipe import Recipe
+from lwqc.safest import holding
 from lwqc.served import no_slower, overall, relative_times
 from lwqc.timing import relative_time, site_times, slow_sites, timed_sites
 from lwqc.timing_cache import Pair
@@ -37,7 +39,10 @@ _NEAR = 1.5
 
 @dataclass(frozen=True)
 class Base:
-    """A float graph to lower. left: what of the original could not be rewritten, and why."""
+    """A float graph to lower.
+
+    left: what of the original could not be rewritten, and why.
+    """
 
     work: Workspace
     clean: CleanUp | None = None
@@ -138,7 +143,7 @@ def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
     if not work.timed:
         held = (t for t in trials if work.holds(t.candidate, t.session, limit))
         first = next((t.candidate.plan for t in held), None)
-        return base.stamped(first or planning.folded(base.work, recipe.name))
+        return base.stamped(first) if first is not None else safest(work, base, limit, recipe)
     best = _ranked(work, trials, _GLANCE, _FINALISTS)[:_FINALISTS]
     if best:
         first = best[0].candidate.plan
@@ -149,17 +154,40 @@ def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
     for trial in _ranked(work, best, _SECONDS, 1):
         if work.holds(trial.candidate, trial.session, limit):
             return trial.base.stamped(trial.candidate.plan)
-    return base.stamped(planning.folded(base.work, recipe.name))
+    return safest(work, base, limit, recipe)
+
+
+def safest(work: Workspace, base: Base, limit: float, recipe: Recipe) -> Plan:
+    """What holds where nothing faster does: weights that are only stored in 8 bits, or none.
+
+    Of the graph cleaned up, else of the graph as it is. Raises nothing where not even that holds,
+    as for a model whose outputs are random: what is saved is measured again.
+    """
+    as_it_is = Base(work).ready()
+    for one in (base, as_it_is):
+        plan = holding(one.work, limit, recipe.name)
+        if plan is not None:
+            return one.stamped(plan)
+    return as_it_is.stamped(planning.unchanged(as_it_is.work, recipe.name)).model_copy(
+        update={"rewrites": ()}
+    )
 
 
 def _within(base: Base, plan: Plan, limit: float) -> list[_Trial]:
-    """The plan, or what of it the allowed drop leaves; nothing where that is not enough."""
-    plan = planning.repaired(base.work, plan)
-    if not plan.quantize:
+    """The plan, or what of it the allowed drop leaves; nothing where that is not enough.
+
+    Nor where the runtime does not load or run it, or dies of it: that is a note.
+    """
+    try:
+        plan = planning.repaired(base.work, plan)
+        if not plan.quantize:
+            return []
+        candidate, session = base.work.evaluate(plan)
+        if candidate.drop > limit:
+            candidate, session = _relaxed(base.work, candidate, session, limit)
+    except SessionError as error:
+        base.work.unusable[str(error)] = None
         return []
-    candidate, session = base.work.evaluate(plan)
-    if candidate.drop > limit:
-        candidate, session = _relaxed(base.work, candidate, session, limit)
     return [_Trial(base, candidate, session)] if candidate.drop <= limit else []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lwqc.errors import InputError
 
@@ -67,6 +67,9 @@ def _parse(text: str, units: dict[str, float] | dict[str, int], what: str, expec
     return Amount(number * units[unit], False) if unit else Amount(number, True)
 
 
+DEFAULT_DROP = 0.01
+
+
 @dataclass(frozen=True)
 class Goals:
     """Budgets of one run.
@@ -102,6 +105,12 @@ class Goals:
             self.max_size, self.avg_bits, self.max_latency, self.max_macs, self.max_memory
         )  # fmt: skip
         return any(bound is not None for bound in bounds)
+
+    def promising(self, max_drop: float = DEFAULT_DROP) -> Goals:
+        """The same with the loss bounded that nobody bounded; unchanged where a budget decides."""
+        if self.budgets or self.max_drop is not None:
+            return self
+        return replace(self, max_drop=max_drop, fastest=True)
 
     @property
     def wants_size(self) -> bool:

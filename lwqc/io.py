@@ -19,7 +19,15 @@ from onnx_ir import external_data as ir_external
 from lwqc.errors import InputError
 from lwqc.graph.weights import static_shape
 from lwqc.model_stream import skeleton, weightless, write_inline
-from lwqc.saving import EXTERNAL_ABOVE_BYTES, SavedModel, check_output, save, weight_bytes
+from lwqc.saving import (
+    EXTERNAL_ABOVE_BYTES,
+    Draft,
+    SavedModel,
+    check_output,
+    drafted,
+    save,
+    weight_bytes,
+)
 from lwqc.tensor_bytes import chunks, read_array, read_rows
 from lwqc.untrusted import MAX_OPSET, MIN_OPSET, checked_proto
 
@@ -27,9 +35,11 @@ __all__ = [
     "EXTERNAL_ABOVE_BYTES",
     "MAX_OPSET",
     "MIN_OPSET",
+    "Draft",
     "SavedModel",
     "check_output",
     "detached",
+    "drafted",
     "load",
     "model_digest",
     "read_array",

@@ -36,13 +36,17 @@ _SHORTEST = 6  # generations for each of them
 
 
 def searches(work: Workspace, goals: Goals, recipe: Recipe) -> bool:
-    """Whether a recipe searches over whole plans; `auto` does, for a budget and on given data."""
+    """Whether a recipe searches over whole plans.
+
+    `auto` does for a budget, if it has data or nothing else can keep the budget.
+    """
     if recipe.search_in is None:
         return False
     if recipe.allocator == "search":
         return True
     small = io.weight_bytes(work.model) <= _MOST_BYTES
-    return bool(goals.budgets and work.data.given and small)
+    only_so = goals.max_macs is not None or goals.max_memory is not None
+    return goals.budgets and small and (work.data.given or only_so)
 
 
 def joint(work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl) -> Compressed:

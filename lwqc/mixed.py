@@ -374,7 +374,7 @@ def bisected(
             middle = (fits + fails) // 2
             changed = {s.name: levels[s.name][level] for s in order[:middle]}
             plan = _with_reasons(work, {**picked, **changed}, recipe)
-            if work.evaluate(plan)[0].drop <= limit:
+            if work.tried(plan).drop <= limit:
                 fits = middle
             else:
                 fails = middle

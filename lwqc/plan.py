@@ -24,6 +24,7 @@ from lwqc.errors import InputError
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.methods import Method
 from lwqc.quant.side import side_bytes
+from lwqc.saving import write_text
 
 Format = Annotated[
     WeightFormat,
@@ -182,11 +183,13 @@ class SlicedStream(_Model):
 
     group: as `lwqc inspect --groups` names it. width: of the result. shared: one basis for the
     whole stream; otherwise one for each branch, with matrices in the shortcuts between them.
+    calibration: where the components are taken from, the caller's data or random inputs.
     """
 
     group: str
     width: int = Field(ge=1)
     shared: bool = False
+    calibration: Literal["data", "random"] = "data"
 
 
 class Floats(_Model):
@@ -247,7 +250,8 @@ class Plan(_Model):
     token_weights: methods that look at the data count tokens by how much attention reads them.
     sequential: each layer is quantized for what the quantized layers before it give.
     kept_float: site name -> reason why it stays as it is. untransformed: the same for norms,
-    layers and streams that no transform could reach.
+    layers and streams that no transform could reach. notes: what else was left undone or done
+    otherwise than asked, a line each.
     """
 
     version: Literal[1] = 1
@@ -271,6 +275,11 @@ class Plan(_Model):
     token_weights: bool = False
     kept_float: dict[str, str] = Field(default_factory=dict)
     untransformed: dict[str, str] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def noted(self, *notes: str) -> Plan:
+        """The plan with more notes."""
+        return self.model_copy(update={"notes": (*self.notes, *notes)}) if notes else self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -282,13 +291,14 @@ class Plan(_Model):
             raise ValueError(f"{both}: sparse weights stay float")
         return self
 
+    @property
+    def text(self) -> str:
+        """The plan as JSON."""
+        return self.model_dump_json(indent=1) + "\n"
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON. Raises InputError when the file cannot be written."""
-        target = Path(path)
-        try:
-            target.write_text(self.model_dump_json(indent=1) + "\n")
-        except OSError as error:
-            raise InputError(f"{target}: cannot write the plan: {error.strerror}") from error
+        """Write the plan as JSON, whole or not at all. Raises InputError."""
+        write_text(path, self.text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

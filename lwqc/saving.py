@@ -1,8 +1,9 @@
 """Write a model to disk so that its file is, at any moment, whole or the one that was there.
 
-Everything goes to temporary files beside the target, `.NAME.lwqc-PID-XXXX.tmp`, which are flushed
-to the disk and renamed, the data file first. An exception removes them. A killed process leaves
-them, and the next save to the same target removes those whose process is gone.
+Everything goes to a temporary folder beside the target, `.NAME.lwqc-PID-XXXX.tmp`, under the names
+that it will have, and is flushed to the disk. There it can be loaded and checked before it replaces
+anything; then it is renamed, the data file first. An exception removes the folder. A killed process
+leaves it, and the next save to the same target removes those whose process is gone.
 
 A model with external data is two files, which no file system renames together. So a data file is
 never replaced by another one: the first is `NAME.data`; if that name is taken, the new one is
@@ -16,12 +17,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import stat
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -99,7 +101,28 @@ def save(
     workers: int = 1,
     in_flight_bytes: int = 128 << 20,
 ) -> SavedModel:
-    """Write a model; the target appears whole or not at all.
+    """Write a model; the target appears whole or not at all. See `drafted`.
+
+    Raises InputError when the folder cannot be written or the disk is full; nothing is left then.
+    """
+    with drafted(
+        model, path, external_data=external_data, workers=workers, in_flight_bytes=in_flight_bytes
+    ) as draft:
+        return draft.publish()
+
+
+@contextlib.contextmanager
+def drafted(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    *,
+    external_data: bool | None = None,
+    workers: int = 1,
+    in_flight_bytes: int = 128 << 20,
+) -> Iterator[Draft]:
+    """Write a model beside its target, where it can be loaded; it goes there by `Draft.publish`.
+
+    What is not published when the block ends is removed.
 
     external_data: True writes weights to a file of their own beside the model, None does so above
     1.5 GB. Lazy weights are evaluated while writing, `workers` at a time, and at most
@@ -108,27 +131,49 @@ def save(
     A link at `path` stays, and the file behind it is replaced. Data files that `model` itself
     still reads from are not removed.
 
-    Raises InputError when the folder cannot be written or the disk is full; nothing is left then.
+    Raises InputError when the folder cannot be written or the disk is full.
     """
     target = link_free(Path(path))
     check_output(target, [])
     if external_data is None:
         external_data = weight_bytes(model) > EXTERNAL_ABOVE_BYTES
-    old = _data_of(target)
-    stem = f".{target.name}.lwqc-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    draft = _Draft(target, target.with_name(f"{stem}.tmp"), target.with_name(f"{stem}.data.tmp"))
+    folder = _temporary(target)
+    draft = Draft(target, folder / target.name, model)
     try:
         with _terminable():
             _remove_stale(target)
-            data = draft.write(model, external_data, workers, in_flight_bytes)
-            draft.publish(data)
-            _remove_unused(target, old, data, model)
-            size = target.stat().st_size + (data.stat().st_size if data else 0)
+            with _disk():
+                folder.mkdir()
+            draft.write(external_data, workers, in_flight_bytes)
+            yield draft
     except _WriteError as error:
         raise InputError(f"{target}: cannot be written: {error}; nothing is left of it") from error
     finally:
         draft.remove()
-    return SavedModel(target, data, size)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file; it appears whole or not at all. Raises InputError."""
+    target = link_free(Path(path))
+    check_output(target, [])
+    temporary = _temporary(target)
+    try:
+        _write_whole(temporary, text)
+        with _disk():
+            os.replace(temporary, target)
+    except _WriteError as error:
+        raise InputError(f"{target}: cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    with _synced(path) as file:
+        file.write(text.encode())
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lwqc-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
 class _WriteError(Exception):
@@ -136,49 +181,76 @@ class _WriteError(Exception):
 
 
 @dataclass
-class _Draft:
-    """The temporary files of one save, and where their content goes."""
+class Draft:
+    """A model that lies whole beside its target, and what is to appear together with it.
+
+    target: where it will be. path, data_path: where it is, under its final names. size_bytes counts
+    both files.
+    """
 
     target: Path
-    model: Path
-    data: Path
-    placed: Path | None = None
+    path: Path
+    _model: ir.Model
+    data_path: Path | None = None
+    _placed: Path | None = None
+    _texts: dict[Path, Path] = field(default_factory=dict)
 
-    def write(
-        self, model: ir.Model, external: bool, workers: int, in_flight_bytes: int
-    ) -> Path | None:
-        """Write the temporary files; return the data file's final name."""
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the model file and its data file, until they are published."""
+        return self.path.stat().st_size + (self.data_path.stat().st_size if self.data_path else 0)
+
+    def write(self, external: bool, workers: int, in_flight_bytes: int) -> None:
+        """Write the files of the model."""
         if not external:
-            with _synced(self.model) as file:
-                write_inline(model, file, workers, in_flight_bytes)
-            return None
-        with _synced(self.data) as file:
-            offsets, digest = write_data(model, file, workers, in_flight_bytes)
+            with _synced(self.path) as file:
+                write_inline(self._model, file, workers, in_flight_bytes)
+            return
+        temporary = self.path.with_name("data.tmp")
+        with _synced(temporary) as file:
+            offsets, digest = write_data(self._model, file, workers, in_flight_bytes)
         final = _data_name(self.target)
         if final.exists():
             final = self.target.with_name(f"{self.target.name}.{digest[:16]}.data")
-        with _synced(self.model) as file:
-            file.write(external_proto(model, offsets, final.name))
-        return final
-
-    def publish(self, data: Path | None) -> None:
-        """Rename the data file, then the model that names it."""
+        self.data_path = self.path.with_name(final.name)
         with _disk():
-            if data is not None:
-                self.placed = None if data.exists() else data
-                _place(self.data, data)
-            os.replace(self.model, self.target)
+            temporary.rename(self.data_path)
+        with _synced(self.path) as file:
+            file.write(external_proto(self._model, offsets, final.name))
+
+    def add_text(self, path: Path, text: str) -> None:
+        """A text file that appears with the model, and only with it."""
+        final = link_free(path)
+        self._texts[final] = _temporary(final)
+        _write_whole(self._texts[final], text)
+
+    def publish(self) -> SavedModel:
+        """Rename the data file, then the model that names it, then what goes with it."""
+        size, old = self.size_bytes, _data_of(self.target)
+        data = None if self.data_path is None else self.target.with_name(self.data_path.name)
+        with _disk():
+            if self.target.exists():
+                self.path.chmod(stat.S_IMODE(self.target.stat().st_mode))
+            if self.data_path is not None and data is not None:
+                self._placed = None if data.exists() else data
+                _place(self.data_path, data)
+            os.replace(self.path, self.target)
+            for final, temporary in self._texts.items():
+                os.replace(temporary, final)
             _sync_folder(self.target.parent)
+        _remove_unused(self.target, old, data, self._model)
+        return SavedModel(self.target, data, size)
 
     def remove(self) -> None:
         """Remove what is left. The temporary model is gone exactly if it was published."""
-        placed = self.placed
-        if placed is not None and self.model.exists() and placed.exists():
-            left = self.data.exists()
-            if not left or placed.samefile(self.data):
+        placed = self._placed
+        if placed is not None and self.path.exists() and placed.exists():
+            left = self.data_path is not None and self.data_path.exists()
+            if not left or placed.samefile(self.data_path or placed):
                 placed.unlink()
-        self.model.unlink(missing_ok=True)
-        self.data.unlink(missing_ok=True)
+        for temporary in self._texts.values():
+            temporary.unlink(missing_ok=True)
+        shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
 class _Writer:
@@ -281,7 +353,7 @@ def _remove_stale(target: Path) -> None:
         match = ours.fullmatch(file.name)
         if match and not _alive(int(match[1])):
             with contextlib.suppress(OSError):
-                file.unlink()
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
 def _alive(pid: int) -> bool:

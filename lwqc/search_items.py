@@ -96,7 +96,7 @@ def search_model(
 
     tiny, unpack: see `mixed.choices`. small: formats that only store fewer bits. held: of these,
     those that a kernel reads as they are stored. fast: 8-bit activations too. measure: of the
-    outputs; `auto` is `kl` for logits and `norm` otherwise.
+    outputs; `auto` is `kl` for logits and `channels` otherwise.
     """
     prunable = Prunable(work.model)
     builder = _Builder(work, prunable)
@@ -107,7 +107,7 @@ def search_model(
     if "branch" in kinds:
         builder.branches()
     if measure == "auto":
-        measure = "kl" if are_logits(comparable_outputs(work.model.graph)) else "norm"
+        measure = "kl" if are_logits(comparable_outputs(work.model.graph)) else "channels"
     return SearchModel(
         work, prunable, builder.space(), builder.groups, builder.constant, builder.grams, measure,
         builder.sites, builder.gains,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,7 @@ from lwqc.passes.change_basis import named_streams
 from lwqc.passes.prepare_pruning import prepare_pruning
 from lwqc.passes.slice_stream import Part, Slice, SliceStream, prepare_slicing, unsliceable
 from lwqc.plan import Plan, SlicedStream, Source
+from lwqc.prunable import calibration
 from lwqc.quant.basis import principal
 from lwqc.stats.collect import Statistics, collect
 from lwqc.stats.collector import Feeds, RunnerFactory
@@ -83,20 +85,25 @@ class SliceDecision:
 def choose_slices(work: Workspace, options: SliceOptions) -> SliceDecision:
     """Decide which streams get how narrow. The plan is empty where slicing would not pay.
 
-    It pays when fewer bytes are stored or a run takes less time. Raises InputError without data,
-    when the model has no such stream, and for a width below 1.
+    It pays when fewer bytes are stored or a run takes less time. Without data the directions come
+    from random inputs. Raises InputError when the model has no such stream, and for a width below
+    1.
     """
-    if not work.data.given:
-        raise InputError(f"{work.name}: slicing streams needs data: the directions come from it")
+    kind: Literal["data", "random"] = "data" if work.data.given else "random"
     streams, left = _streams(work, options.groups)
     slices = [
-        SlicedStream(group=s.group.name, width=_width(s, options), shared=options.shared)
+        SlicedStream(
+            group=s.group.name,
+            width=_width(s, options),
+            shared=options.shared,
+            calibration=kind,
+        )
         for s in streams
     ]
     before = _price(work.model, work.search_batches[0])
     after = _price(_outline(work.model, slices), work.search_batches[0])
     if after.size_bytes < before.size_bytes or after.macs < before.macs:
-        sliced = slice_planned(work.model, work.data, slices, statistics_session)
+        sliced = slice_planned(work.model, calibration(work, kind), slices, statistics_session)
         before, after = _timed(work, sliced, before, after)
     note = _refusal(before, after)
     plan = Plan(source=Source(), recipe=options.recipe, slice=() if note else tuple(slices))

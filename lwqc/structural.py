@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from lwqc.channels import decide
 from lwqc.compressed import Compressed, Decision
+from lwqc.data_free import without_data
 from lwqc.drop_layers import DropOptions, choose_branches
 from lwqc.errors import InputError
 from lwqc.execute import execute
@@ -130,9 +131,20 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Works
             groups = changes.pop("overrides")
             raise InputError(f"{', '.join(groups)}: streams are narrowed alike; leave out --group")
         slicing = slice_options(recipe, **changes)
-        return lambda work: _carried_out(work, goals, choose_slices(work, slicing))
-    pruning = prune_options(recipe, **changes)
-    return lambda work: prune_workspace(work, pruning, goals)
+        return lambda work: _carried_out(work, goals, choose_slices(work, slicing)).noted(
+            *_suited(recipe, work)[1]
+        )
+    prune_options(recipe, **changes)
+
+    def job(work: Workspace) -> Compressed:
+        suited, notes = _suited(recipe, work)
+        return prune_workspace(work, prune_options(suited, **changes), goals).noted(*notes)
+
+    return job
+
+
+def _suited(recipe: Recipe, work: Workspace) -> tuple[Recipe, tuple[str, ...]]:
+    return (recipe, ()) if work.data.given else without_data(recipe)
 
 
 def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Compressed]:
@@ -144,8 +156,15 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Worksp
         changes.pop("seed", None)  # which only chooses random branches
         merging = parallel_options(recipe, **changes)
         return lambda work: _carried_out(work, goals, choose_parallel(work, merging))
-    removing = drop_options(recipe, goals, **changes)
-    return lambda work: _carried_out(work, goals, choose_branches(work, removing))
+    drop_options(recipe, goals, **changes)
+
+    def job(work: Workspace) -> Compressed:
+        suited, notes = _suited(recipe, work)
+        removing = drop_options(suited, goals, **changes)
+        done = _carried_out(work, goals, choose_branches(work, removing))
+        return done if "compensate" in changes else done.noted(*notes)
+
+    return job
 
 
 def prune_workspace(

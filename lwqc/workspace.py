@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from lwqc.backends.target import Lowered, Target
 from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.cleanup import Cleaned
 from lwqc.data import Dataset
-from lwqc.errors import InputError
+from lwqc.errors import InputError, SessionError
 from lwqc.graph.cost import node_costs, total
 from lwqc.graph.shapes import shapes_at
 from lwqc.graph.sites import Site, SiteAnalysis, find_sites
@@ -56,7 +57,7 @@ def make_target(name: str) -> Target:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan and what came of it. drop: of the metric if there is one, else 1 - mean cosine."""
+    """A plan and what came of it. drop: of the metric if there is one, else of the outputs."""
 
     plan: Plan
     lowered: Lowered
@@ -77,6 +78,8 @@ class Workspace:
     probed: sites -> error at the outputs that was measured with them in the probe format.
     slow_products, activation_shapes: what the functions of these names in `timing` found.
     shapes: sizes of dynamic dimensions that the model will serve; none: those of the data.
+    unusable: why candidates were given up that the runtime does not load or run, a line each, of
+    this work and all that is derived from it.
     """
 
     model: ir.Model
@@ -100,6 +103,7 @@ class Workspace:
         default_factory=dict, repr=False
     )
     cleaned: dict[str, tuple[Workspace, Cleaned]] = field(default_factory=dict, repr=False)
+    unusable: dict[str, None] = field(default_factory=dict, repr=False)
 
     def report(self, stage: str) -> Callable[[int, int], None]:
         """A progress callback (done, total) for one stage."""
@@ -267,8 +271,13 @@ class Workspace:
         return worst_drop(self.compared(session))
 
     def output_error(self, session: Session) -> float:
-        """Squared error of the outputs over their energy, on the search batches; the worst one."""
-        return max((d.relative_error for d in self.compared(session).values()), default=0.0)
+        """Error of the outputs by channel, on the search batches; the worst one.
+
+        Infinite where a decision is lost that is the output itself, such as a label.
+        """
+        found = self.compared(session).values()
+        lost = any(d.decisions.labels not in (None, 1) for d in found)
+        return math.inf if lost else max((d.error for d in found), default=0.0)
 
     def compared(self, session: Session) -> dict[str, Divergence]:
         """Comparison with the original on the search batches."""
@@ -283,6 +292,18 @@ class Workspace:
         session = self.load(lowered.model)
         size = io.serialized_bytes(lowered.model)
         return Candidate(plan, lowered, size, self.drop(session)), session
+
+    def tried(self, plan: Plan) -> Candidate:
+        """The same; the drop is infinite where the runtime does not load or run what comes of it.
+
+        Why is kept in `unusable`.
+        """
+        try:
+            return self.evaluate(plan)[0]
+        except SessionError as error:
+            self.unusable[str(error)] = None
+            lowered = self.lower(plan)
+            return Candidate(plan, lowered, io.serialized_bytes(lowered.model), math.inf)
 
     @property
     def timed(self) -> bool:

@@ -54,10 +54,10 @@ def test_the_functions_load_only_what_every_command_needs():
 
 
 def test_public_names_are_those_of_their_modules():
-    from lwqc import api, compressed, errors, io, plan, recipe
+    from lwqc import api, compressed, errors, io, plan, recipe, saved_check
 
     assert plan is api.plan
-    assert (lwqc.load, lwqc.save) == (io.load, io.save)
+    assert (lwqc.load, lwqc.save) == (io.load, saved_check.save)
     assert lwqc.Compressed is compressed.Compressed
     assert lwqc.Recipe is recipe.Recipe
     assert issubclass(lwqc.InputError, errors.LwqcError)

@@ -67,14 +67,9 @@ def options_path(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def write_options(path: Path, provider: str, options: Mapping[str, str]) -> Path:
-    """Write the options beside a model. Raises InputError."""
-    target = options_path(path)
-    try:
-        target.write_text(json.dumps({"provider": provider, "options": dict(options)}, indent=1))
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
-    return target
+def options_text(provider: str, options: Mapping[str, str]) -> str:
+    """What the file of options holds."""
+    return json.dumps({"provider": provider, "options": dict(options)}, indent=1)
 
 
 def read_options(path: Path, provider: str) -> dict[str, str]:

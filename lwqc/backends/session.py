@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from lwqc import io
+from lwqc.backends.isolated import Isolated, Signature, shared
 from lwqc.backends.settling import Settled
-from lwqc.errors import InputError, LwqcError
+from lwqc.errors import InputError, LwqcError, SessionError
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
@@ -27,6 +29,7 @@ VERSION: str = ort.__version__
 
 THREADS = "LWQC_THREADS"
 _CPU = "CPUExecutionProvider"
+_UNLOADABLE = "ONNX Runtime cannot load it"
 _TURN = 4  # runs of one session in a row that count
 _SOONEST = 0.2  # share of the time before which nothing counts as settled
 _LONG = 20  # times the wait for other threads: a first run that counts
@@ -58,20 +61,32 @@ class SessionSettings:
     provider: str = _CPU
     provider_options: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def flags(self) -> dict[str, bool | int]:
+        """Fields of the runtime's options object that do not stay as they are."""
+        return {
+            "enable_cpu_mem_arena": self.keep_arena,
+            "enable_mem_pattern": self.keep_arena,
+            "intra_op_num_threads": self.threads or default_threads(),
+        }
+
+    @property
+    def all_entries(self) -> dict[str, str]:
+        """Configuration entries, with ours."""
+        return {"session.intra_op.spin_duration_us": str(_SPIN_US), **self.entries}
+
     def build(self) -> ort.SessionOptions:
         """The runtime's own options object."""
         options = ort.SessionOptions()
         options.log_severity_level = 4
         if not self.optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_cpu_mem_arena = self.keep_arena
-        options.enable_mem_pattern = self.keep_arena
-        options.intra_op_num_threads = self.threads or default_threads()
+        for flag, chosen in self.flags.items():
+            setattr(options, flag, chosen)
         if self.profile:
             options.enable_profiling = True
             options.profile_file_prefix = self.profile
-        waiting = {"session.intra_op.spin_duration_us": str(_SPIN_US)}
-        for key, value in {**waiting, **self.entries}.items():
+        for key, value in self.all_entries.items():
             options.add_session_config_entry(key, value)
         return options
 
@@ -88,7 +103,11 @@ def default_threads() -> int:
 
 
 class Session:
-    """A loaded model: call it with feeds by input name, get outputs by output name."""
+    """A loaded model: call it with feeds by input name, get outputs by output name.
+
+    A model with bodies (If, Loop, Scan) is loaded, and run for the first time, in another process
+    before, as the runtime's optimisations may die of what others survive.
+    """
 
     def __init__(
         self,
@@ -97,33 +116,59 @@ class Session:
         *,
         label: str = "model",
         optimized_path: str | None = None,
+        risky: bool | None = None,
     ) -> None:
+        """risky: load it elsewhere first; None for what its graph tells, files being sound.
+
+        Raises SessionError when it does not load.
+        """
         chosen = settings or SessionSettings()
         options = chosen.build()
         if optimized_path:
             options.optimized_model_filepath = optimized_path
+        if risky is None:
+            risky = isinstance(model, ir.Model) and has_bodies(model)
+        self._label = label
+        self._unproven: tuple[Loadable, SessionSettings] | None = None
         with _as_source(model) as source:
+            if risky and chosen.provider == _CPU:
+                _try_load(source, chosen, label)
+                if not isinstance(model, ir.Model) or isinstance(source, bytes):
+                    self._unproven = (source, chosen)
             try:
                 self._session = ort.InferenceSession(
                     source, options, providers=_providers(chosen), enable_fallback=0
                 )
             except Exception as error:
-                raise InputError(f"{label}: ONNX Runtime cannot load it: {_line(error)}") from error
+                raise SessionError(f"{label}: {_UNLOADABLE}: {_line(error)}") from error
         if self._session.get_providers()[0] != chosen.provider:
             raise InputError(f"{label}: {chosen.provider} did not load, the CPU would run it")
-        self._label = label
         self._binding: ort.IOBinding | None = None
         self.outputs = [o.name for o in self._session.get_outputs()]
+        self.types = [o.type for o in self._session.get_outputs()]
         self.inputs = [i.name for i in self._session.get_inputs()]
 
     def __call__(self, feeds: Feeds) -> Outputs:
-        """Run once. Raises LwqcError with the runtime's first line when the run fails."""
+        """Run once. Raises SessionError with the runtime's first line when the run fails."""
         known = {name: feeds[name] for name in self.inputs if name in feeds}
+        self._prove(known)
         try:
             values = self._session.run(None, known)
         except Exception as error:
-            raise LwqcError(f"{self._label}: the run failed: {_line(error)}") from error
+            raise SessionError(f"{self._label}: the run failed: {_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
+
+    def _prove(self, feeds: Feeds) -> None:
+        """Run a risky model for the first time in another process."""
+        if self._unproven is None:
+            return
+        source, settings = self._unproven
+        try:
+            load_isolated(shared(), source, settings)
+            shared().run(feeds, keep=False)
+        except SessionError as error:
+            raise SessionError(f"{self._label}: the run failed: {error}") from error
+        self._unproven = None
 
     def assignment(self) -> Sequence[Any]:
         """Nodes by provider, before fusions, of a session that records it."""
@@ -152,13 +197,39 @@ class Session:
             self._session.run_with_iobinding(self._binding)
             self._binding.synchronize_outputs()
             return time.perf_counter() - start
+        known = {name: feeds[name] for name in self.inputs if name in feeds}
+        self._prove(known)
         start = time.perf_counter()
-        self._session.run(None, {name: feeds[name] for name in self.inputs if name in feeds})
+        self._session.run(None, known)
         return time.perf_counter() - start
 
     def profile(self) -> str:
         """Ends profiling; the path of the file with the runtime's times."""
         return str(self._session.end_profiling())
+
+
+def has_bodies(model: ir.Model) -> bool:
+    """Whether there are graphs inside of nodes: of If, Loop and Scan."""
+    return len(list(islice(model.graphs(), 2))) > 1
+
+
+def _try_load(source: str | bytes, settings: SessionSettings, label: str) -> None:
+    try:
+        load_isolated(shared(), source, settings)
+    except SessionError as error:
+        raise SessionError(f"{label}: {_UNLOADABLE}: {error}") from error
+
+
+def load_isolated(process: Isolated, source: Loadable, settings: SessionSettings) -> Signature:
+    """Load a file or the bytes of a model in another process. Raises SessionError."""
+    assert not isinstance(source, ir.Model)
+    return process.load(
+        source if isinstance(source, bytes) else os.fspath(source),
+        optimize=settings.optimize,
+        flags=settings.flags,
+        entries=settings.all_entries,
+        providers=_providers(settings),
+    )
 
 
 @dataclass(frozen=True)

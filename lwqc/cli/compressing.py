@@ -53,6 +53,7 @@ from lwqc.cli.options import (
 )
 from lwqc.cli.running import (
     app,
+    check_bound,
     errors_console,
     finish,
     finish_row,
@@ -166,6 +167,7 @@ def quantize(
     from lwqc.compress import compress_workspace
     from lwqc.quant.methods import DATA_METHODS
 
+    check_bound(max_drop, verify)
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
     if method in DATA_METHODS and data is None:
         raise InputError(f"--method {method} looks at the data: give --data")
@@ -173,7 +175,7 @@ def quantize(
         work.skip_checks = not verify
         goals = parse_goals(max_size, avg_bits=avg_bits, max_drop=max_drop)
         finish(
-            compress_workspace(work, goals, recipe),
+            compress_workspace(work, goals, recipe, exact=True),
             output,
             plan_out,
             external,
@@ -228,6 +230,7 @@ def prune(
         "resizable_outputs": tuple(resizable_output) if resizable_output else None,
         "loss": load_callable(loss) if loss else None,
     }  # fmt: skip
+    check_bound(max_drop, verify)
     goals = Goals(max_drop=max_drop)
     job = channel_job(
         pruning_recipe(recipe, has_data=data is not None),
@@ -276,6 +279,7 @@ def drop(
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
     from lwqc.structural import branch_job, dropping_recipe
 
+    check_bound(max_drop, verify)
     goals = Goals(max_drop=max_drop)
     wanted = {
         **_amount(branches), "kind": kind, "score": score, "measure": measure,

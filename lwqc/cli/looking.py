@@ -226,9 +226,10 @@ def convert(
     from lwqc import io
     from lwqc.frontends.torch import convert as convert_torch
     from lwqc.report.terminal import size_text
+    from lwqc.saved_check import save
 
     io.check_output(output, [])
-    saved = io.save(convert_torch(source), output, external_data=external)
+    saved = save(convert_torch(source), output, external_data=external)
     errors_console().print(f"{saved.path}: {size_text(saved.size_bytes)}")
 
 

@@ -94,7 +94,7 @@ BranchScoreOption = Annotated[
     ),
 ]
 MeasureOption = Annotated[
-    str | None, typer.Option(help="of the outputs' divergence: js, kl, angular or norm")
+    str | None, typer.Option(help="of the outputs' divergence: js, kl, angular, norm or channels")
 ]
 BranchCompensateOption = Annotated[
     str | None,

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +132,12 @@ def parse_control(
     )
 
 
+def check_bound(max_drop: float | None, verify: bool) -> None:
+    """Refuse, before any work, a bound that could not be checked."""
+    if not verify and max_drop is not None:
+        raise InputError("--max-drop is measured on the saved file: drop --no-verify")
+
+
 def finish(
     done: Compressed,
     output: Path,
@@ -146,11 +152,7 @@ def finish(
 
     from lwqc.report.terminal import print_report
 
-    if not verify and done.goals.max_drop is not None:
-        raise InputError("--max-drop is measured on the saved file: drop --no-verify")
-    if plan_out is not None:
-        done.plan.save(plan_out)
-    report = done.save(output, external_data=external, verify=verify)
+    report = done.save(output, external_data=external, verify=verify, plan=plan_out)
     if as_json:
         print(report.to_json())
     else:
@@ -168,16 +170,20 @@ def finish(
 
 
 def finish_row(models: Iterable[Compressed], output: Path, as_json: bool) -> None:
-    """Save and measure models one by one, print a table; exit code 3 when one misses its budget."""
+    """Save models together, print a table; exit code 3 when one misses its budget."""
     from rich.console import Console
 
     from lwqc.report.terminal import row_table
 
-    reports = []
-    for number, done in enumerate(models, 1):
-        path = output.with_name(f"{output.stem}-{number}{output.suffix}")
-        done.plan.save(path.with_suffix(".plan.json"))
-        reports.append(done.save(path))
+    with ExitStack() as drafts:
+        row = []
+        for number, done in enumerate(models, 1):
+            path = output.with_name(f"{output.stem}-{number}{output.suffix}")
+            plan = path.with_suffix(".plan.json")
+            row.append(drafts.enter_context(done.drafted(path, plan=plan)))
+        for draft in row:
+            draft.files.publish()
+    reports = [draft.report for draft in row]
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))
     else:

@@ -72,7 +72,7 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
         [(why, name) for name, why in report.kept_float32.items()],
         console,
     )
-    for line in report.fallbacks:
+    for line in (*report.notes, *report.fallbacks):
         console.print(line, style="yellow", highlight=False, markup=False)
     if report.unmeasured:
         console.print(
@@ -332,12 +332,17 @@ def divergence_table(divergence: Mapping[str, Divergence]) -> Table:
     """One row per output."""
     table = Table(title="Divergence from the original", title_justify="left")
     table.add_column("output")
-    columns = ("cosine", "worst cosine", "SQNR dB", "max abs", "KL as logits", "agreement")
-    for column in columns:
+    for column in ("loss", "error by channel", "worst channel"):
+        table.add_column(column, justify="right")
+    table.add_column("decisions kept")
+    for column in ("cosine", "worst cosine", "max abs"):
         table.add_column(column, justify="right")
     for name, d in divergence.items():
-        numbers = [d.cosine_mean, d.cosine_min, d.sqnr_db, d.max_abs, d.kl, d.agreement]
-        table.add_row(name, *(f"{number:.5g}" for number in numbers))
+        channel, error = d.worst_channel
+        worst = "" if d.channel_axis is None else f"{channel} of axis {d.channel_axis}: {error:.3g}"
+        kept = ", ".join(f"{what} {share:.2%}" for what, share in d.decisions.shares().items())
+        numbers = [f"{n:.5g}" for n in (d.cosine_mean, d.cosine_min, d.max_abs)]
+        table.add_row(name, f"{d.drop:.5f}", f"{d.error:.3g}", worst, kept, *numbers)
     return table
 
 

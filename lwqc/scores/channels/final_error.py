@@ -24,7 +24,7 @@ Loss = Callable[[Mapping[str, Array], Feeds], float]
 
 
 class FinalError:
-    """Relative squared error of the worst output when some layers get other weights."""
+    """Error by channel of the worst output when some layers get other weights."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class FinalError:
         trial = self._trial(replaced)
         for feeds, reference in zip(self._batches, self._references, strict=True):
             meter.add(reference, self._run({**feeds, **trial}))
-        return max((d.relative_error for d in meter.result().values()), default=0.0)
+        return max((d.error for d in meter.result().values()), default=0.0)
 
     def loss(self, replaced: Replaced, loss: Loss) -> float:
         """Mean over the batches of a loss(outputs, feeds)."""

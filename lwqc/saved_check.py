@@ -1,0 +1,152 @@
+"""Whether a model that lies on the disk is what it should be, before it goes to its place.
+
+Another process loads it, as it may die of it, and runs it once: its outputs must have the names,
+types and ranks of the original's, and be finite where those are.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from lwqc import io
+from lwqc.backends.isolated import Isolated
+from lwqc.backends.session import Feeds, SessionSettings, load_isolated
+from lwqc.errors import SessionError, UnsoundResult
+from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
+
+_FLOATS = frozenset({"float16", "bfloat16", "float", "double"})
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the outputs of a model have to be like.
+
+    outputs: of the original for `feeds`, by name and in order. types: as its session calls them.
+    gone: outputs that were to go. any_float: the type of floats was to change.
+    """
+
+    feeds: Feeds
+    outputs: Mapping[str, Any]
+    types: Mapping[str, str]
+    gone: Collection[str] = ()
+    any_float: bool = False
+
+
+def check_saved(
+    path: Path, expected: Expected | None, settings: SessionSettings, label: str
+) -> None:
+    """Load a saved model in another process and run it once. Raises UnsoundResult.
+
+    expected: None where there is nothing to compare with; then it is only loaded. settings: of the
+    session; without a device that has it, float32 stands in for bfloat16. label: for messages.
+    """
+    process = Isolated()
+    try:
+        with _runnable(path, settings) as (file, widened):
+            signature = load_isolated(process, file, settings)
+            if expected is not None:
+                values = process.run(expected.feeds) or []
+                names = [name for name, _ in signature]
+                _compare(dict(zip(names, values, strict=True)), dict(signature), expected, widened)
+    except (SessionError, _Unlike) as error:
+        reason = str(error).replace(str(path), label)
+        raise UnsoundResult(f"{label}: was not saved: {reason}") from error
+    finally:
+        process.close()
+
+
+def save(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    *,
+    external_data: bool | None = None,
+    verify: bool = True,
+) -> io.SavedModel:
+    """Write a model for which there is no original, if another process can load it.
+
+    verify: False writes it in any case. Raises InputError when the file cannot be written, see
+    `lwqc.io.drafted`, and UnsoundResult when the runtime does not load it.
+    """
+    with io.drafted(model, path, external_data=external_data) as draft:
+        if verify:
+            check_saved(draft.path, None, SessionSettings(), str(draft.target))
+        return draft.publish()
+
+
+class _Unlike(Exception):
+    """What of the outputs is not as expected, in a line."""
+
+
+@contextmanager
+def _runnable(path: Path, settings: SessionSettings) -> Iterator[tuple[Path, bool]]:
+    """A file that runs here, and whether it is another one: the CPU has no bfloat16."""
+    model = io.load(path)
+    if settings.provider != SessionSettings().provider or not has_bfloat16(model):
+        yield path, False
+        return
+    WidenBfloat16()(model)
+    with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
+        stand_in = Path(folder) / "model.onnx"
+        io.save(model, stand_in)
+        yield stand_in, True
+
+
+def _compare(
+    found: Mapping[str, Any], types: Mapping[str, str], expected: Expected, widened: bool
+) -> None:
+    names = [name for name in expected.outputs if name not in expected.gone]
+    if list(found) != names:
+        raise _Unlike(f"its outputs are {', '.join(found)}; expected {', '.join(names)}")
+    loose = expected.any_float or widened
+    for name in names:
+        if _type(types[name], loose) != _type(expected.types[name], loose):
+            raise _Unlike(
+                f"output {name} has the type {types[name]}; expected {expected.types[name]}"
+            )
+        _compare_value(name, found[name], expected.outputs[name])
+
+
+def _type(text: str, loose: bool) -> str:
+    """A type as sessions write it; loose: all floats alike."""
+    if loose:
+        for kind in _FLOATS:
+            text = text.replace(f"({kind})", "(float)")
+    return text
+
+
+def _compare_value(name: str, found: Any, expected: Any) -> None:
+    """Arrays by rank and finiteness, lists and maps by their items."""
+    if expected is None or found is None:
+        if (expected is None) != (found is None):
+            raise _Unlike(f"output {name} is {'missing' if found is None else 'there'}")
+        return
+    if isinstance(expected, (list, tuple)):
+        if len(found) != len(expected):
+            raise _Unlike(f"output {name} has {len(found)} items; expected {len(expected)}")
+        for a, b in zip(found, expected, strict=True):
+            _compare_value(name, a, b)
+        return
+    if isinstance(expected, Mapping):
+        _compare_value(name, list(found.values()), list(expected.values()))
+        return
+    a, b = np.asarray(found), np.asarray(expected)
+    if a.ndim != b.ndim:
+        raise _Unlike(f"output {name} has the shape {a.shape}; expected one like {b.shape}")
+    if a.dtype.kind == "f" and b.dtype.kind == "f" and _less_finite(a, b):
+        raise _Unlike(f"output {name} holds NaN or infinity where the original does not")
+
+
+def _less_finite(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> bool:
+    bad, known = ~np.isfinite(found), ~np.isfinite(expected)
+    if found.shape == expected.shape:
+        return bool((bad & ~known).any())
+    return bool(bad.any() and not known.any())
