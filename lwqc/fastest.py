@@ -76,7 +76,7 @@ def float_base(work: Workspace, wanted: CleanUp, allowance: float = 1.0) -> Base
     base, done = _checked(work, wanted)
     if base.clean is None or done is None or not work.timed:
         return base
-    relative = relative_times([work.timed_reference, done], work.served, _SECONDS)[1]
+    relative = relative_times([work.timed_reference, done], work.served, _SECONDS, keep=1)[1]
     if no_slower([r / allowance for r in relative]):
         return base
     share = ", ".join(
@@ -144,14 +144,14 @@ def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
         held = (t for t in trials if work.holds(t.candidate, t.session, limit))
         first = next((t.candidate.plan for t in held), None)
         return base.stamped(first) if first is not None else safest(work, base, limit, recipe)
-    best = _ranked(work, trials, _GLANCE)[:_FINALISTS]
+    best = _ranked(work, trials, _GLANCE, _FINALISTS)[:_FINALISTS]
     if best:
         first = best[0].candidate.plan
         best += _later_start(base, first, limit, recipe)
         if base.clean is not None:
             best += _merged(work, first, limit, recipe)
     report(len(plans) + 1, len(plans) + 1)
-    for trial in _ranked(work, best, _SECONDS):
+    for trial in _ranked(work, best, _SECONDS, 1):
         if work.holds(trial.candidate, trial.session, limit):
             return trial.base.stamped(trial.candidate.plan)
     return safest(work, base, limit, recipe)
@@ -207,10 +207,10 @@ def _fitted_better(
     return (fitted, loaded) if fitted.drop < candidate.drop else (candidate, session)
 
 
-def _ranked(work: Workspace, trials: Sequence[_Trial], seconds: float) -> list[_Trial]:
-    """Those that are no slower than the original, the fastest first."""
+def _ranked(work: Workspace, trials: Sequence[_Trial], seconds: float, keep: int) -> list[_Trial]:
+    """Those that are no slower than the original, the fastest first; `keep` of them matter."""
     sessions = [work.timed_reference, *(t.session for t in trials)]
-    relative = relative_times(sessions, work.served, seconds)[1:]
+    relative = relative_times(sessions, work.served, seconds, keep)[1:]
     order = sorted(range(len(trials)), key=lambda i: overall(relative[i]))
     return [trials[i] for i in order if no_slower(relative[i])]
 

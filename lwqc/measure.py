@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 
 from lwqc.backends.profile import OperatorTime, operator_times
 from lwqc.backends.session import Loadable, Session, time_runs
+from lwqc.backends.settling import medians_known
 from lwqc.data import Dataset
 from lwqc.errors import InputError
 from lwqc.stats.divergence import Divergence, OutputMeter
 from lwqc.user_code import load_callable
 
 NOISE = 1.05  # repeated timings of one model differ by this much
+# A median whose interval is narrower than what repeated timings differ by is as good as one of
+# a longer timing; on a machine that is not quiet enough the whole time is taken.
+_KNOWN = 1.03
 _SECONDS = 1.5  # of timing per model, where something is decided by it
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
@@ -99,8 +103,10 @@ def worst_drop(divergence: Mapping[str, Divergence]) -> float:
 def latencies(
     sessions: Sequence[Session], feeds: Mapping[str, NDArray[Any]], seconds: float = 2.0
 ) -> list[Latency]:
-    """Time sessions side by side with alternating order."""
-    return [_summary(times) for times in time_runs(sessions, feeds, seconds=seconds)]
+    """Time sessions side by side with alternating order, until their medians are known."""
+    settled = medians_known(_KNOWN)
+    times = time_runs(sessions, feeds, seconds=seconds, settled=settled)
+    return [_summary(own) for own in times]
 
 
 def medians_ms(

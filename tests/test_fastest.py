@@ -58,7 +58,7 @@ def in_order(monkeypatch, times):
     """The original takes 1, candidates what `times` says in turn, whole graphs a half."""
     seen = []
 
-    def relative(sessions, served, seconds):
+    def relative(sessions, served, *_, **__):
         seen.append(len(sessions))
         return [[1.0] * len(served)] + [[times(i)] * len(served) for i in range(len(sessions) - 1)]
 
@@ -76,7 +76,7 @@ def by_plan(monkeypatch, times):
         plans[session] = plan
         return candidate, session
 
-    def relative(sessions, served, seconds):
+    def relative(sessions, served, *_, **__):
         return [[times(plans[s]) if s in plans else 1.0] * len(served) for s in sessions]
 
     monkeypatch.setattr(Workspace, "evaluate", remembered)
@@ -267,3 +267,10 @@ def test_masks_get_finite_only_where_the_data_shows_no_difference(monkeypatch):
     again = module.fused_base(job)
     assert again.clean is not None
     assert (again.clean.accept, again.clean.relaxed) == ((), ())
+
+
+def test_a_reference_that_stops_early_is_still_what_times_are_told_in(monkeypatch):
+    times = [[[4.0]], [[2.0], [3.0], [2.0]], [[1.0], [1.5], [1.0]], [[8.0]]]
+    monkeypatch.setattr("lwqc.served.time_turns", lambda *_, **__: times)
+    served = [module_served.Served("", {})]
+    assert relative_times([], served, 1.0, keep=1) == [[1.0], [0.5], [0.25], [2.0]]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lwqc import io
 from lwqc.backends.isolated import Isolated, Signature, shared
+from lwqc.backends.settling import Settled
 from lwqc.errors import InputError, LwqcError, SessionError
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -30,6 +31,8 @@ THREADS = "LWQC_THREADS"
 _CPU = "CPUExecutionProvider"
 _UNLOADABLE = "ONNX Runtime cannot load it"
 _TURN = 4  # runs of one session in a row that count
+_SOONEST = 0.2  # share of the time before which nothing counts as settled
+_LONG = 20  # times the wait for other threads: a first run that counts
 _SPIN_US = 1000  # how long a thread waits in a loop for work; the runtime's default is far longer
 
 ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed to our users
@@ -372,36 +375,60 @@ class _as_source:
 
 
 def time_runs(
-    sessions: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0, least: int = 3
+    sessions: Sequence[Session],
+    feeds: Feeds,
+    *,
+    seconds: float = 2.0,
+    least: int = 3,
+    settled: Settled = lambda times: (),
 ) -> list[list[float]]:
     """Time sessions in turns, see `time_turns`; seconds per run, one list each."""
-    turns = time_turns(sessions, feeds, seconds=seconds, least=least)
+    turns = time_turns(sessions, feeds, seconds=seconds, least=least, settled=settled)
     return [[run for turn in own for run in turn] for own in turns]
 
 
 def time_turns(
-    sessions: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0, least: int = 3
+    sessions: Sequence[Session],
+    feeds: Feeds,
+    *,
+    seconds: float = 2.0,
+    least: int = 3,
+    settled: Settled = lambda times: (),
 ) -> list[list[list[float]]]:
     """Time sessions in turns, in alternating order; seconds per run [sessions][rounds][runs].
 
     A turn is a few runs. Before them come some that are not counted, until the threads of the
     session before have stopped waiting: they find the caches full of another model, too. Turns go
     on until `seconds` per session have passed, and at least `least` rounds.
+
+    settled: which sessions need no more turns, see `settling`; asked once a fifth of the time has
+    passed. The others then take as many as if those still took theirs.
     """
     for session in sessions:
         session.seconds(feeds)
     times: list[list[list[float]]] = [[] for _ in sessions]
-    end = time.perf_counter() + seconds * len(sessions)
+    spent = [0.0] * len(sessions)  # by the last turn of each
+    passed, limit = 0.0, seconds * len(sessions)
     order = list(range(len(sessions)))
-    while len(times[0]) < least or time.perf_counter() < end:
+    while order and (max(map(len, times)) < least or passed < limit):
         for i in order:
             start = time.perf_counter()
-            sessions[i].seconds(feeds)
-            while time.perf_counter() < start + 1e-6 * _SPIN_US:
-                sessions[i].seconds(feeds)
-            times[i].append([sessions[i].seconds(feeds) for _ in range(_TURN)])
-        order.reverse()
+            times[i].append(_turn(sessions[i], feeds))
+            spent[i] = time.perf_counter() - start
+        passed += sum(spent)
+        done = settled(times) if passed >= _SOONEST * limit else ()
+        order = [i for i in reversed(order) if i not in done]
     return times
+
+
+def _turn(session: Session, feeds: Feeds) -> list[float]:
+    start = time.perf_counter()
+    first = session.seconds(feeds)
+    if first > _LONG * 1e-6 * _SPIN_US:  # it had nearly all of its time for itself
+        return [first, *(session.seconds(feeds) for _ in range(_TURN - 1))]
+    while time.perf_counter() < start + 1e-6 * _SPIN_US:
+        session.seconds(feeds)
+    return [session.seconds(feeds) for _ in range(_TURN)]
 
 
 def _line(error: BaseException) -> str:
