@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from lwqc import io
 from lwqc.allocate import allocate
 from lwqc.backends.memory import can_measure_memory
+from lwqc.backends.session import Session
 from lwqc.channels import decide
 from lwqc.compressed import Compressed
-from lwqc.data import open_data
+from lwqc.data import Dataset, SizesDifferError, open_data
 from lwqc.data_free import without_data
 from lwqc.drop_layers import choose_branches
-from lwqc.errors import InputError
+from lwqc.errors import InputError, LwqcError
 from lwqc.execute import execute
 from lwqc.goals import Goals
-from lwqc.graph.value_types import infer_types
+from lwqc.graph.value_types import infer_types, with_own_sizes
 from lwqc.joint import joint, searches
 from lwqc.measure import Metric, load_metric
 from lwqc.parallel_layers import choose_parallel
@@ -67,11 +68,33 @@ def open_workspace(
     if name is None:
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
     asked = as_sequence(shapes)
-    dataset = open_data(data, model, seed=seed, shapes=asked[0] if asked else None)
+    model, dataset = _with_data(model, data, seed, asked[0] if asked else None)
     work = Workspace(model, chosen, dataset, _metric(metric), name, shapes=asked, progress=progress)
     if asked:
         work.served  # noqa: B018  # unknown dimensions show before any work starts
     return work
+
+
+def _with_data(
+    model: ir.Model, spec: Any, seed: int, shapes: Sizes | None
+) -> tuple[ir.Model, Dataset]:
+    """The data, and the model without names of sizes that the data contradicts.
+
+    The runtime does not compare sizes of one name: a file may call different ones the same. Raises
+    InputError where the model does not run with them.
+    """
+    if isinstance(spec, Iterator):
+        spec = list(spec)  # it may be read again
+    while True:
+        try:
+            return model, open_data(spec, model, seed=seed, shapes=shapes)
+        except SizesDifferError as error:
+            path = model.meta.get("lwqc_path")
+            try:
+                Session(path or model)(error.feeds)
+            except LwqcError:
+                raise error from None
+            model = with_own_sizes(model, error.symbol)
 
 
 def _explicit(model: ir.Model) -> ir.Model:

@@ -18,6 +18,7 @@ from lwqc.graph.cost import NodeCost, node_costs, total
 from lwqc.graph.dataflow import Dataflow
 from lwqc.graph.groups import Group, Groups
 from lwqc.graph.sites import SiteAnalysis, find_sites
+from lwqc.graph.value_types import is_tensor
 from lwqc.passes.one_view import one_view
 from lwqc.prunable import Prunable
 from lwqc.stats.collect import collect
@@ -180,8 +181,12 @@ def _branch_costs(
 
 def _describe(value: ir.Value) -> str:
     dtype = value.dtype.name.lower() if value.dtype is not None else "?"
-    dims = "?" if value.shape is None else ", ".join(str(d) for d in value.shape)
+    dims = "?" if value.shape is None else ", ".join(map(_size, value.shape))
     return f"{value.name}: {dtype}[{dims}]"
+
+
+def _size(dim: int | ir.SymbolicDim) -> str:
+    return str(dim) if isinstance(dim, int) else dim.value or "?"
 
 
 def _shapes(model: ir.Model, dims: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], str]:
@@ -191,7 +196,7 @@ def _shapes(model: ir.Model, dims: Mapping[str, int]) -> tuple[dict[str, tuple[i
         v.name
         for node in model.graph
         for v in (*node.inputs, *node.outputs)
-        if v is not None and v.name and not v.is_initializer()
+        if v is not None and v.name and not v.is_initializer() and is_tensor(v)
     ]
     wanted = [Shapes(name) for name in dict.fromkeys(names)]
     try:

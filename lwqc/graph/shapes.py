@@ -60,7 +60,7 @@ def dynamic_dimensions(graph: ir.Graph) -> tuple[str, ...]:
         for value in graph.inputs
         if value.shape is not None
         for axis, dim in enumerate(value.shape)
-        if not isinstance(dim, int) and (symbol := _symbol(value, axis, dim))
+        if not isinstance(dim, int) and (symbol := symbol_of(value, axis, dim))
     )
     distinct = tuple(dict.fromkeys(names))
     return tuple(
@@ -70,7 +70,8 @@ def dynamic_dimensions(graph: ir.Graph) -> tuple[str, ...]:
     )
 
 
-def _symbol(value: ir.Value, axis: int, dim: ir.SymbolicDim) -> str:
+def symbol_of(value: ir.Value, axis: int, dim: ir.SymbolicDim) -> str:
+    """Name of an input's dynamic dimension; one without a name is a size of its own."""
     return str(dim.value) if dim.value else f"{value.name}:{axis}"
 
 
@@ -167,7 +168,7 @@ def _sizes(value: ir.Value, setting: Mapping[str, int]) -> Sequence[int | None] 
     if value.shape is None:
         return None
     named = (
-        dim if isinstance(dim, int) else arithmetic(_symbol(value, axis, dim), setting)
+        dim if isinstance(dim, int) else arithmetic(symbol_of(value, axis, dim), setting)
         for axis, dim in enumerate(value.shape)
     )
     return tuple(named)
@@ -217,7 +218,7 @@ def shapes_at(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[str,
 def named_sizes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """Sizes of the dynamic dimensions for inputs of the given sizes, by input name."""
     return {
-        _symbol(value, axis, dim): int(inputs[value.name or ""][axis])
+        symbol_of(value, axis, dim): int(inputs[value.name or ""][axis])
         for value in model.graph.inputs
         if value.name in inputs and value.shape is not None
         for axis, dim in enumerate(value.shape)

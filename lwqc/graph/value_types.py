@@ -45,6 +45,19 @@ def infer_types(model: ir.Model) -> None:
     forget_uncertain(model)
 
 
+def with_own_sizes(model: ir.Model, symbol: str) -> ir.Model:
+    """A copy in which sizes of that name are unknown, each of its own."""
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    for graph in copy.graphs():
+        for value in (*graph.inputs, *(v for node in graph for v in node.outputs)):
+            if value.shape is not None:
+                value.shape = ir.Shape(
+                    None if not isinstance(d, int) and d.value == symbol else d for d in value.shape
+                )
+    return copy
+
+
 def _light(model: ir.Model) -> onnx.ModelProto:
     """The model with its larger initializers as inputs, so that no weight is copied."""
     large = {
