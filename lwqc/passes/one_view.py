@@ -5,7 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from lwqc.graph.names import distinct_names, own_values, scopes
+from lwqc.graph.names import distinct_names, gather_names, own_values, scopes
+from lwqc.graph.sites import MIN_WEIGHTS
+from lwqc.graph.weights import stored_tensor
+from lwqc.passes.edit import add_initializer, lazy_like
 from lwqc.passes.plain_gemm import PlainGemm
 
 
@@ -50,3 +53,25 @@ def _inline(model: ir.Model) -> None:
         return same and set(function.inputs).isdisjoint(function.outputs)
 
     InlinePass(criteria=fits)(model)
+    _store_once(model)
+
+
+def _store_once(model: ir.Model) -> None:
+    """Store a constant of a function once for all of its calls."""
+    gather_names(model)
+    holders: dict[int, list[ir.Node]] = {}
+    for node in model.graph.all_nodes():
+        if node.op_type == "Constant" and not node.outputs[0].is_graph_output():
+            tensor = stored_tensor(node.outputs[0])
+            if tensor is not None and tensor.size >= MIN_WEIGHTS:
+                holders.setdefault(id(tensor), []).append(node)
+    for nodes in holders.values():
+        tensor = stored_tensor(nodes[0].outputs[0])
+        if len(nodes) == 1 or tensor is None:
+            continue
+        own = lazy_like(tensor, nodes[0].outputs[0].name, tensor.numpy)
+        shared = add_initializer(model.graph, own)
+        for node in nodes:
+            node.outputs[0].replace_all_uses_with(shared)
+            if node.graph is not None:
+                node.graph.remove(node, safe=True)
