@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lwqc.execute import execute
 from lwqc.goals import Goals
 from lwqc.graph.value_types import infer_types, with_own_sizes
 from lwqc.joint import joint, searches
+from lwqc.legal_sizes import legal_sizes
 from lwqc.measure import Metric, load_metric
 from lwqc.parallel_layers import choose_parallel
 from lwqc.passes.one_view import one_view
@@ -85,6 +87,10 @@ def _with_data(
     """
     if isinstance(spec, Iterator):
         spec = list(spec)  # it may be read again
+    if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "random"):
+        found = legal_sizes(model, shapes or {})
+        dataset = open_data(spec, model, seed=seed, shapes=found)
+        return model, replace(dataset, description=_with_sizes(dataset.description, found, shapes))
     while True:
         try:
             return model, open_data(spec, model, seed=seed, shapes=shapes)
@@ -95,6 +101,12 @@ def _with_data(
             except LwqcError:
                 raise error from None
             model = with_own_sizes(model, error.symbol)
+
+
+def _with_sizes(description: str, found: Sizes, asked: Sizes | None) -> str:
+    """What random data is, with the sizes that were found by trying."""
+    own = ", ".join(f"{name}={size}" for name, size in found.items() if name not in (asked or {}))
+    return f"{description} with {own}" if own else description
 
 
 def _explicit(model: ir.Model) -> ir.Model:

@@ -118,7 +118,7 @@ def open_data(
         return data
     text = os.fspath(spec)
     if text == "random" or text.startswith("random:"):
-        count, sizes = _random_count(text), _symbol_sizes(inputs, shapes or {})
+        count, sizes = _random_count(text), default_sizes(inputs, shapes or {})
         return Dataset(
             "random", text, lambda: random_feeds(model, count, seed, sizes), inputs, limit, count,
             given,
@@ -167,7 +167,7 @@ def _positive(limit: int) -> int:
     return limit
 
 
-def _symbol_sizes(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> dict[str, int]:
+def default_sizes(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> dict[str, int]:
     """One size per dynamic dimension name, whichever axes of whichever inputs it is on.
 
     Dimensions without a name are `input:axis`.

@@ -19,6 +19,7 @@ from lwqc.graph.dataflow import Dataflow
 from lwqc.graph.groups import Group, Groups
 from lwqc.graph.sites import SiteAnalysis, find_sites
 from lwqc.graph.value_types import is_tensor
+from lwqc.legal_sizes import legal_sizes
 from lwqc.passes.one_view import one_view
 from lwqc.prunable import Prunable
 from lwqc.stats.collect import collect
@@ -200,9 +201,10 @@ def _shapes(model: ir.Model, dims: Mapping[str, int]) -> tuple[dict[str, tuple[i
     ]
     wanted = [Shapes(name) for name in dict.fromkeys(names)]
     try:
-        feeds = [open_data("random:1", model, shapes=dims).first()]
+        sizes = legal_sizes(model, dims)
+        feeds = [open_data("random:1", model, shapes=sizes).first()]
         found = collect(model, wanted, feeds, lambda m: Session(m, label="shapes"))
     except LwqcError as error:
         return {}, f"unknown: {error}"
-    sizes = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds[0].items())
-    return {w.tensor: found[w].last for w in wanted}, f"observed with {sizes}"
+    inputs = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds[0].items())
+    return {w.tensor: found[w].last for w in wanted}, f"observed with {inputs}"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lwqc.backends.session import Session, time_turns
 from lwqc.backends.settling import Times, decided, ratios, ratios_known
 from lwqc.data import Dataset, open_data
+from lwqc.graph.shapes import named_sizes
 from lwqc.measure import NOISE
 
 Sizes = Mapping[str, int]
@@ -42,7 +43,8 @@ def served_inputs(
 ) -> tuple[Served, ...]:
     """Inputs of each shape, by default those of the first feeds.
 
-    The data's own where they have the sizes asked for, else random ones. Raises InputError for an
+    The data's own where they have the sizes asked for, else random ones; sizes that were not asked
+    for are those of the data. Raises InputError for an
     unknown dimension.
     """
     first = data.first()
@@ -50,7 +52,8 @@ def served_inputs(
         return (Served(_shown(first), first),)
     found = []
     for sizes in shapes:
-        drawn = open_data("random:1", model, seed=seed, shapes=sizes).first()
+        whole = {**named_sizes(model, {n: v.shape for n, v in first.items()}), **sizes}
+        drawn = open_data("random:1", model, seed=seed, shapes=whole).first()
         same = all(v.shape == first[n].shape for n, v in drawn.items() if n in first)
         label = ",".join(f"{name}={size}" for name, size in sizes.items())
         found.append(Served(label, first if same else drawn))

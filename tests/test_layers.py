@@ -51,7 +51,7 @@ LAYERS = [
     {"trial_model", "search_log", "search_pace"},
     {"saved_check"},
     {"cleaned", "workspace", "site_grams", "data_free", "recipe", "goals", "cleanup"},
-    {"served", "timing_cache"},
+    {"served", "timing_cache", "legal_sizes"},
     {"measure"},
     {"backends"},
     {"passes", "search"},

@@ -133,7 +133,7 @@ class Session:
             risky = isinstance(model, ir.Model) and has_bodies(model)
         self._label = label
         self._unproven: tuple[Loadable, SessionSettings] | None = None
-        with _as_source(model) as source:
+        with as_loadable(model) as source:
             if risky and chosen.provider == _CPU:
                 _try_load(source, chosen, label)
                 if not isinstance(model, ir.Model) or isinstance(source, bytes):
@@ -382,8 +382,8 @@ def optimized_graph(
         return onnx.load(path, load_external_data=False).graph
 
 
-class _as_source:
-    """What InferenceSession loads: a path, bytes, or a temporary file for models over 2 GB."""
+class as_loadable:
+    """What a session loads: a path, bytes, or a temporary file for models over 2 GB."""
 
     def __init__(self, model: Loadable) -> None:
         self._model = model
