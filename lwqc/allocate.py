@@ -37,7 +37,7 @@ def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     if recipe.allocator == "auto":
         return _auto(work, goals, recipe)
     if recipe.clean:
-        clean, left = cleaning(work, CleanUp(merge=recipe.merge))
+        clean, left = cleaning(work, CleanUp(fuse=work.target.fuses, merge=recipe.merge))
         plan = _allocated(cleaned(work, clean), goals, recipe)
         plan = plan.model_copy(
             update={"clean": clean, "untransformed": {**left, **plan.untransformed}}
