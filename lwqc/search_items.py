@@ -210,7 +210,8 @@ class _Builder:
                 if entry.activation != "none" and entry.weight.block is None:
                     entries.setdefault(name, {})[entry] = None
         self._integer = {name: list(own) for name, own in entries.items()}
-        activations = {n: work.sites[n].uses[0].activation for n in entries}
+        main = [n for n in entries if not work.sites[n].in_body]  # what can be observed
+        activations = {n: work.sites[n].uses[0].activation for n in main}
         names = {n: v.name or "" for n, v in activations.items() if v is not None}
         wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
         noise = collect(work.model, wanted, work.search_batches, statistics_session)
