@@ -78,12 +78,7 @@ class CpuTarget:
         fmt = entry.weight
         if entry.activation != "none" and fmt.block is None:
             return _integer_form(site, entry, self.rules)
-        blocks = (
-            site.ops <= _BLOCK_OPS
-            and fmt.block is not None
-            and not site.is_double
-            and not site.both_ways
-        )
+        blocks = site.ops <= _BLOCK_OPS and fmt.block is not None and site.has_kernels
         if blocks and not _unpacks(site, entry):
             return _block_form(site, entry)
         if fmt.kind != "int":
