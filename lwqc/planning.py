@@ -176,13 +176,19 @@ def static_tensors(work: Workspace, plan: Plan) -> dict[str, str]:
     return dict(work.target.flow(work.model.graph, static).tensors)
 
 
-def by_activation_error(work: Workspace, plan: Plan, sites: Iterable[str]) -> list[str]:
-    """The sites in order of what 8 bits cost their activation, the worst first."""
-    activation = {name: work.sites[name].uses[0].activation for name in sites}
+def by_activation_error(work: Workspace, plan: Plan, sites: Collection[str]) -> list[str]:
+    """The sites in order of what 8 bits cost their activation, the worst first.
+
+    Before them those whose activations cannot be observed, in bodies.
+    """
+    hidden = sorted(name for name in sites if work.sites[name].in_body)
+    seen = [name for name in sites if not work.sites[name].in_body]
+    activation = {name: work.sites[name].uses[0].activation for name in seen}
     names = {n: v.name or "" for n, v in activation.items() if v is not None}
     wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
     noise = collect(work.model, wanted, work.search_batches, statistics_session)
-    return sorted(names, key=lambda n: (-noise[RoundingNoise(names[n])].relative, n))
+    costs = {n: noise[RoundingNoise(names[n])].relative for n in names}
+    return [*hidden, *sorted(names, key=lambda n: (-costs[n], n))]
 
 
 def weight_only(work: Workspace, plan: Plan, sites: Iterable[str]) -> Plan:

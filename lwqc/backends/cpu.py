@@ -17,7 +17,7 @@ from lwqc.backends.session import SessionSettings, optimized_graph
 from lwqc.backends.target import FloatType, Form, Lowered, illegal
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow, integer_flow
-from lwqc.graph.sites import Site, sites_by_name
+from lwqc.graph.sites import BOTH_WAYS, Site, sites_by_name
 from lwqc.passes.block_quantize import BlockQuantize
 from lwqc.passes.bnb4 import Bnb4
 from lwqc.passes.encoded_weights import EncodedWeights, stored_parts
@@ -78,7 +78,7 @@ class CpuTarget:
         fmt = entry.weight
         if entry.activation != "none" and fmt.block is None:
             return _integer_form(site, entry, self.rules)
-        blocks = site.ops <= _BLOCK_OPS and fmt.block is not None and not site.is_double
+        blocks = site.ops <= _BLOCK_OPS and fmt.block is not None and site.has_kernels
         if blocks and not _unpacks(site, entry):
             return _block_form(site, entry)
         if fmt.kind != "int":
@@ -245,6 +245,8 @@ def _integer_form(site: Site, entry: SiteEntry, rules: CpuRules) -> Form | str:
         return "sums of 8-bit products saturate on this processor (no VNNI): weights need 7 bits"
     if fmt.bits not in (7, 8) or (fmt.symmetric, fmt.scale) != (True, "float32"):
         return "integer kernels need symmetric 8-bit weights with one float32 scale per channel"
+    if site.both_ways:
+        return BOTH_WAYS
     if entry.activation == "static" and site.in_body:
         return _IN_BODY
     if any(not is_float32(use.node.inputs[use.index]) for use in site.uses):

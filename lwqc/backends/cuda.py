@@ -80,7 +80,8 @@ class CudaTarget:
             return "CUDA has no kernels for 8-bit activations"
         if fmt.kind != "int":
             return f"{fmt.kind} weights have no fast kernel on CUDA; take integers"
-        if fmt.block is None or site.is_double or not site.ops <= _LINEAR | {"Gather"}:
+        known = site.ops <= _LINEAR | {"Gather"}
+        if fmt.block is None or not known or not site.has_kernels:
             return "Folded"
         return self._block_form(site, fmt)
 

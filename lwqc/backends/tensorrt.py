@@ -28,7 +28,7 @@ from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow
 from lwqc.graph.quantized_inputs import LEAST_CHANNELS, quantized_inputs
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.sites import Site
+from lwqc.graph.sites import BOTH_WAYS, Site
 from lwqc.graph.value_types import infer_types
 from lwqc.graph.weights import stored_tensor
 from lwqc.passes.block_dequantize import BlockDequantize
@@ -69,6 +69,8 @@ class TensorrtTarget:
         fmt = entry.weight
         if site.is_double:
             return "TensorRT does not compute in float64"
+        if site.both_ways:
+            return BOTH_WAYS
         if entry.has_side:
             return "branches beside a quantized weight are not made for TensorRT"
         if not fmt.symmetric or fmt.kind not in ("int", "fp8"):

@@ -26,6 +26,7 @@ from lwqc.graph.weights import (
     weight_shape,
 )
 
+BOTH_WAYS = "is read in both orientations, and scales go along one"
 MIN_WEIGHTS = 1024  # smaller tensors are not worth a row in a table
 
 
@@ -33,8 +34,8 @@ MIN_WEIGHTS = 1024  # smaller tensors are not worth a row in a table
 class Use:
     """One node that reads a site's weight.
 
-    transposed: the operand is the matrix [K, N] rather than [N, K]. operator: what computes with
-    the weight, where that is not the node itself but lies behind constant steps.
+    transposed: the operand is the site's matrix as [K, N] rather than [N, K]. operator: what
+    computes with the weight, where that is not the node itself but lies behind constant steps.
     """
 
     node: ir.Node
@@ -61,7 +62,9 @@ class Site:
     `distinct_names`. op: operator of the first use (`MatMul`, `Gemm`, `Conv`, `ConvTranspose`,
     `Gather`, `LSTM`, `GRU` or `RNN`). shape: the weight as the operator sees it. n, k: the matrix
     [N outputs, K inputs per output]. groups: of a convolution, else 1. in_body: whether a node in
-    the body of an If, Loop or Scan reads it.
+    the body of an If, Loop or Scan reads it. both_ways: whether nodes multiply by the matrix and
+    others by its transpose; scales are along the inputs of the first use, so that kernels that
+    read codes cannot serve the others.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Site:
     weight: Weight
     uses: tuple[Use, ...]
     in_body: bool = False
+    both_ways: bool = False
 
     @property
     def size(self) -> int:
@@ -90,6 +94,11 @@ class Site:
         operands = [use.node.inputs[use.index] for use in self.uses]
         types = {v.dtype for v in operands if v is not None and v.dtype is not None}
         return ir.DataType.DOUBLE in (types or {self.weight.tensor.dtype})
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether codes could serve its operators; otherwise they are unpacked."""
+        return not (self.is_double or self.both_ways)
 
     @property
     def ops(self) -> frozenset[str]:
@@ -201,25 +210,39 @@ def _skip(weight: Weight, node: ir.Node, reason: str) -> Skipped:
 def _merge(uses: list[tuple[Weight, _Found]]) -> Site | str:
     """One site from all uses of a tensor, or why they do not agree."""
     weight, first = uses[0]
-    if any((f.n, f.k, f.groups) != (first.n, first.k, first.groups) for _, f in uses):
-        return _TURNED
-    if any(_turned(w, f.use) != _turned(weight, first.use) for w, f in uses):
-        return _TURNED
+    way = _way(weight, first.use)
+    found: list[Use] = []
+    for other, seen in uses:
+        same = _way(other, seen.use) == way
+        if (seen.n, seen.k, seen.groups) == (first.n, first.k, first.groups) and same:
+            found.append(seen.use)
+        elif (seen.k, seen.n) == (first.n, first.k) and {way, _way(other, seen.use)} == _WAYS:
+            found.append(replace(seen.use, transposed=not seen.use.transposed))
+        else:
+            return "its uses see it in different orientations"
     shape = weight_shape(weight)
     if shape is None:
         return "its shape is not known"
-    found = tuple(f.use for _, f in uses)
-    op = first.use.node.op_type
-    return Site(weight.name, op, shape, first.n, first.k, first.groups, weight, found)
+    return Site(
+        weight.name,
+        first.use.op,
+        shape,
+        first.n,
+        first.k,
+        first.groups,
+        weight,
+        tuple(found),
+        both_ways=any(_way(w, f.use) != way for w, f in uses),
+    )
 
 
-_TURNED = "its uses see it in different orientations"
+_WAYS = {(0,), (1,)}  # of a stored matrix: as it is, and transposed
 
 
-def _turned(weight: Weight, use: Use) -> tuple[object, ...]:
+def _way(weight: Weight, use: Use) -> tuple[object, ...]:
     """How the matrix [N, K] of a use comes out of the stored tensor; alike only for the same one.
 
-    Of a stored matrix, the number of times that it is transposed; else every step.
+    Of a stored matrix one of `_WAYS`; else every step.
     """
     steps = [movement(step) for step in weight.steps]
     moves = [step for step in steps if step is not None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lwqc.graph.names import unique_name
-from lwqc.graph.sites import Site, Use, find_sites
+from lwqc.graph.sites import BOTH_WAYS, Site, Use, find_sites
 from lwqc.passes.edit import Rewrite, add_initializer, float_type, insert_before
 from lwqc.passes.encoded_weights import EncodedWeights, stored_parts
 from lwqc.plan import SiteEntry
@@ -25,6 +25,8 @@ def side_refusal(site: Site, entry: SiteEntry, opset: int) -> str:
         return ""
     if others := site.ops - _OPERATORS:
         return f"a side branch needs MatMul or Gemm, not {'+'.join(sorted(others))}"
+    if site.both_ways:
+        return BOTH_WAYS
     if entry.rank >= min(site.n, site.k):
         return f"a side branch of rank {entry.rank} is no smaller than [{site.n}, {site.k}]"
     if entry.columns >= site.k:

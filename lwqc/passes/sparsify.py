@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.sites import Site, find_sites
+from lwqc.graph.sites import BOTH_WAYS, Site, find_sites
 from lwqc.passes.edit import Rewrite, lazy_like, replace_stored
 from lwqc.plan import SparseEntry
 from lwqc.quant.sparse import by_magnitude, by_sparsegpt, exchanged
@@ -72,6 +72,8 @@ def sparse_refusal(site: Site) -> str:
         return "grouped convolutions have no sparse kernel"
     if channels % 4:
         return f"{channels} inputs are not a multiple of 4"
+    if site.both_ways:
+        return BOTH_WAYS
     if site.weight.steps:
         return "its weight is computed"
     return ""
