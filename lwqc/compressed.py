@@ -99,6 +99,7 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         # What the original has of them are codes and scales, where it was quantized.
         skipped=() if result.decisions.restore is not None else work.analysis.skipped,
         rewrites=(*_cleaning(result.decisions), *result.decisions.rewrites),
+        notes=work.notes,
         untransformed=result.decisions.untransformed,
         kept_float32={} if floats is None else floats.keep,
         fallbacks=result.fallbacks,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lwqc.graph.weights import ReadArray, Weight, evaluate, is_float, trace_weight, weight_shape
 
+OVERRIDABLE = "is also an input, which callers may override; --constant-inputs makes it a constant"
 MIN_WEIGHTS = 1024  # smaller tensors are not worth a row in a table
 
 
@@ -133,7 +134,7 @@ def find_sites(model: ir.Model) -> SiteAnalysis:
         else:
             sites.append(merged)
     skipped = [s for s in refused.values() if s.size >= MIN_WEIGHTS]
-    return SiteAnalysis(tuple(sites), tuple(skipped + _in_functions(model)))
+    return SiteAnalysis(tuple(sites), tuple(skipped + _overridable(model) + _in_functions(model)))
 
 
 def _produces_constant(node: ir.Node) -> bool:
@@ -147,6 +148,8 @@ def _classify(node: ir.Node, index: int, weight: Weight) -> _Found | str:
         return f"no low-bit form of {node.op_type} is known"
     if not any(is_float(t) for t in (weight.tensor,)) and not _dequantized(weight):
         return f"stored as {weight.tensor.dtype.name}, not a float type"
+    if weight.tensor.dtype is ir.DataType.DOUBLE:
+        return "is float64, which no low-bit kernel computes in"
     shape = weight_shape(weight)
     if shape is None:
         return "its shape is not known"
@@ -174,6 +177,17 @@ def _merge(uses: list[tuple[Weight, _Found]]) -> Site | str:
     found = tuple(f.use for _, f in uses)
     op = first.use.node.op_type
     return Site(weight.name, op, shape, first.n, first.k, first.groups, weight, found)
+
+
+def _overridable(model: ir.Model) -> list[Skipped]:
+    """Weights that are also graph inputs: callers may give others."""
+    return [
+        Skipped(value.name or "", node.op_type, int(tensor.size), OVERRIDABLE)
+        for value in model.graph.inputs
+        if (tensor := value.const_value) is not None
+        if is_float(tensor) and tensor.size >= MIN_WEIGHTS
+        for node in [use.node for use in value.uses()][:1]
+    ]
 
 
 def _in_functions(model: ir.Model) -> list[Skipped]:

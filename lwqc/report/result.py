@@ -174,7 +174,8 @@ class SearchReport:
 class Report:
     """Measured facts about a saved model; None or empty where `verify` was off.
 
-    latencies: at each shape served. operators: where the time goes at the first one.
+    notes: what was done to the file so that it could be read. latencies: at each shape served.
+    operators: where the time goes at the first one.
     kept_float32: operators that do not compute in the 16-bit type, and why. fallbacks: what the
     target would run elsewhere. unmeasured: why there are no latencies. memory: bytes that a process
     takes with the original and with the result, where they were asked for.
@@ -191,6 +192,7 @@ class Report:
     sites: tuple[SiteRow, ...]
     skipped: tuple[Skipped, ...]
     rewrites: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     untransformed: Mapping[str, str] = field(default_factory=dict)
     divergence: Mapping[str, Divergence] = field(default_factory=dict)
     latencies: tuple[ShapeLatency, ...] = ()

@@ -72,7 +72,7 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
         [(why, name) for name, why in report.kept_float32.items()],
         console,
     )
-    for line in report.fallbacks:
+    for line in (*report.notes, *report.fallbacks):
         console.print(line, style="yellow", highlight=False, markup=False)
     if report.unmeasured:
         console.print(
