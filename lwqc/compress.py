@@ -15,7 +15,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from lwqc import io
 from lwqc.allocate import allocate
 from lwqc.backends.memory import can_measure_memory
-from lwqc.backends.session import Session
+from lwqc.backends.session import Session, tensor_types
 from lwqc.channels import decide
 from lwqc.compressed import Compressed
 from lwqc.data import Dataset, SizesDifferError, open_data
@@ -24,6 +24,7 @@ from lwqc.drop_layers import choose_branches
 from lwqc.errors import InputError, LwqcError
 from lwqc.execute import execute
 from lwqc.goals import Goals
+from lwqc.graph.float_slots import result_types
 from lwqc.graph.value_types import infer_types, with_own_sizes
 from lwqc.joint import joint, searches
 from lwqc.legal_sizes import legal_sizes
@@ -57,16 +58,20 @@ def open_workspace(
     data: str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None = None,
     metric: str | Callable[..., float] | None = None,
     shapes: Sizes | Sequence[Sizes] | None = None,
+    constant_inputs: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Workspace:
     """Load a model with everything a search needs. Raises InputError.
 
     shapes: sizes of dynamic dimensions that the model will serve, one set or several; the first is
-    that of the data too.
+    that of the data too. constant_inputs: see `lwqc.io.load`; for models that come from a file.
     """
     chosen = make_target(target)
-    model = _explicit(one_view(source if isinstance(source, ir.Model) else io.load(source)))
+    loaded = (
+        source if isinstance(source, ir.Model) else io.load(source, constant_inputs=constant_inputs)
+    )
+    model = _explicit(one_view(loaded))
     if name is None:
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
     asked = as_sequence(shapes)
@@ -120,7 +125,19 @@ def _explicit(model: ir.Model) -> ir.Model:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=_WEIGHT)(copy)
     if not typed:
         infer_types(copy)
+        _state_runtime_types(copy)
     return copy
+
+
+def _state_runtime_types(model: ir.Model) -> None:
+    """Types of results of the runtime's own operators, in place."""
+    for node in model.graph.all_nodes():
+        found = result_types(node, int(model.opset_imports.get(node.domain, 1)))
+        for index, dtype in found.items():
+            node.outputs[index].type = ir.TensorType(dtype)
+    left = {v.name: v for node in model.graph for v in node.outputs if v.name and v.type is None}
+    for name, dtype in (tensor_types(model, list(left)) if left else {}).items():
+        left[name].type = ir.TensorType(dtype)
 
 
 def _metric(metric: str | Callable[..., float] | None) -> Metric | None:

@@ -205,6 +205,13 @@ class Workspace:
         return path if path and os.path.exists(path) else self.model
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the file was read."""
+        if self.origin is not None:
+            return self.origin.notes
+        return tuple(self.model.meta.get("lwqc_notes", ()))
+
+    @property
     def is_large(self) -> bool:
         """Whether memory counts more than time."""
         return io.weight_bytes(self.model) > _LARGE_BYTES

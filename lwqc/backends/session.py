@@ -24,6 +24,7 @@ from lwqc import io
 from lwqc.backends.isolated import Isolated, Signature, shared
 from lwqc.backends.settling import Settled
 from lwqc.errors import InputError, LwqcError, SessionError
+from lwqc.kept_parts import forget_parts
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
@@ -37,6 +38,20 @@ _TURN = 4  # runs of one session in a row that count
 _SOONEST = 0.2  # share of the time before which nothing counts as settled
 _LONG = 20  # times the wait for other threads: a first run that counts
 _SPIN_US = 1000  # how long a thread waits in a loop for work; the runtime's default is far longer
+
+_TYPES = {
+    "tensor(float)": ir.DataType.FLOAT,
+    "tensor(float16)": ir.DataType.FLOAT16,
+    "tensor(bfloat16)": ir.DataType.BFLOAT16,
+    "tensor(double)": ir.DataType.DOUBLE,
+    "tensor(bool)": ir.DataType.BOOL,
+    "tensor(string)": ir.DataType.STRING,
+    **{
+        f"tensor({sign}int{bits})": ir.DataType[f"{sign}int{bits}".upper()]
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
 
 ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed to our users
 
@@ -148,8 +163,8 @@ class Session:
             raise InputError(f"{label}: {chosen.provider} did not load, the CPU would run it")
         self._binding: ort.IOBinding | None = None
         self.outputs = [o.name for o in self._session.get_outputs()]
-        self.types = [o.type for o in self._session.get_outputs()]
-        self._brain = any("bfloat16" in kind for kind in self.types)
+        self.types = {o.name: o.type for o in self._session.get_outputs()}
+        self._brain = any("bfloat16" in kind for kind in self.types.values())
         self.inputs = [i.name for i in self._session.get_inputs()]
 
     def __call__(self, feeds: Feeds) -> Outputs:
@@ -355,6 +370,22 @@ def _providers(settings: SessionSettings) -> list[str | tuple[str, dict[str, str
     if settings.provider == _CPU:
         return [_CPU]
     return [(settings.provider, dict(settings.provider_options)), _CPU]
+
+
+def tensor_types(model: ir.Model, names: Sequence[str]) -> dict[str, ir.DataType]:
+    """Element types that the runtime infers for tensors of the main graph, as far as it can.
+
+    It knows its own operators, of which ONNX has no schema.
+    """
+    copy = model.clone()
+    forget_parts(copy)
+    made = {v.name: v for node in copy.graph for v in node.outputs}
+    copy.graph.outputs.extend(made[name] for name in names if name in made)
+    try:
+        session = Session(copy, SessionSettings(optimize=False), label="types")
+    except InputError:
+        return {}
+    return {n: _TYPES[kind] for n, kind in session.types.items() if n in names and kind in _TYPES}
 
 
 def statistics_session(model: ir.Model) -> Session:

@@ -16,6 +16,7 @@ from lwqc.cli.options import (
     ByOption,
     ClusterOption,
     CompensateOption,
+    ConstantInputs,
     DataOption,
     DebugOption,
     Details,
@@ -98,6 +99,7 @@ def compress(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
@@ -111,7 +113,9 @@ def compress(
             raise InputError("--no-quantize only cleans up: leave out --recipe and budgets")
         recipe = "clean"
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
-    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+    ) as work:
         goals = parse_goals(
             max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
         )
@@ -161,6 +165,7 @@ def quantize(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
@@ -171,7 +176,9 @@ def quantize(
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
     if method in DATA_METHODS and data is None:
         raise InputError(f"--method {method} looks at the data: give --data")
-    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+    ) as work:
         work.skip_checks = not verify
         goals = parse_goals(max_size, avg_bits=avg_bits, max_drop=max_drop)
         finish(
@@ -217,6 +224,7 @@ def prune(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Remove whole channels, heads and hidden units, or with --recipe slicegpt narrow streams."""
@@ -237,7 +245,9 @@ def prune(
         goals,
         **{name: value for name, value in wanted.items() if value is not None},
     )
-    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+    ) as work:
         work.skip_checks = not verify
         finish(job(work), output, plan_out, external, verify, details, as_json)
 
@@ -274,6 +284,7 @@ def drop(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
@@ -293,7 +304,9 @@ def drop(
         goals,
         **{name: value for name, value in wanted.items() if value is not None},
     )
-    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+    ) as work:
         work.skip_checks = not verify
         finish(job(work), output, plan_out, external, verify, details, as_json)
 
@@ -359,13 +372,16 @@ def plan(
     resume: ResumeOption = False,
     shape: ShapeOption = None,
     seed: Seed = 0,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Decide as `compress` does, and write only the plan."""
     from lwqc.compress import make_plan
 
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
-    with opened(model, target, data, metric, shape, seed, output) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, constant_inputs=constant_inputs
+    ) as work:
         goals = parse_goals(
             max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
         )
@@ -420,6 +436,7 @@ def lower(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Bring a float or quantized model into the form that a target runs best."""
@@ -430,7 +447,9 @@ def lower(
 
     sizes = parse_profile(profile)
     goals = Goals(max_drop=max_drop if verify else None)
-    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+    ) as work:
         work.skip_checks, work.allow_fallback = not verify, allow_fallback
         if engines is not None:
             check_engines(work.target)
@@ -454,6 +473,7 @@ def apply_command(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Execute a plan: the same plan on the same model gives the same bytes."""
@@ -461,5 +481,7 @@ def apply_command(
     from lwqc.plan import Plan
 
     read = Plan.load(plan_file)
-    with opened(model, read.target, data, metric, shape, seed, output) as work:
+    with opened(
+        model, read.target, data, metric, shape, seed, output, constant_inputs=constant_inputs
+    ) as work:
         finish(apply_plan(work, read), output, None, external, verify, details, as_json)

@@ -11,6 +11,7 @@ import typer
 
 from lwqc.cli.options import (
     AllowFallback,
+    ConstantInputs,
     DataOption,
     DebugOption,
     DropOption,
@@ -51,6 +52,7 @@ def inspect(
         str | None, typer.Option("--data", help="with --branches: what they do on this data")
     ] = None,
     shape: ShapeOption = None,
+    constant_inputs: ConstantInputs = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -65,7 +67,7 @@ def inspect(
     resizable = tuple(resizable_output or ())
     if data is not None and not branches:
         raise InputError("--data tells what residual branches do: give --branches too")
-    loaded = io.load(model)
+    loaded = io.load(model, constant_inputs=constant_inputs)
     dims = next(iter(parse_shapes(shape)), {})
     feeds = open_data(data, loaded, shapes=dims) if data is not None else None
     found = inspect_model(loaded, str(model), dims, resizable, feeds)

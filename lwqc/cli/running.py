@@ -67,13 +67,15 @@ def opened(
     seed: int,
     output: Path | None,
     plan_out: Path | None = None,
+    *,
+    constant_inputs: bool = False,
 ) -> Iterator[Workspace]:
     """Load everything, refusing a bad output before any work is done."""
     from lwqc import io
     from lwqc.compress import open_workspace
     from lwqc.workspace import data_files
 
-    loaded = io.load(model)
+    loaded = io.load(model, constant_inputs=constant_inputs)
     read = [model, *data_files(loaded)]
     if output is not None:
         io.check_output(output, read)

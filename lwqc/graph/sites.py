@@ -27,6 +27,7 @@ from lwqc.graph.weights import (
 )
 
 BOTH_WAYS = "is read in both orientations, and scales go along one"
+OVERRIDABLE = "is also an input, which callers may override; --constant-inputs makes it a constant"
 MIN_WEIGHTS = 1024  # smaller tensors are not worth a row in a table
 
 
@@ -172,7 +173,7 @@ def find_sites(model: ir.Model) -> SiteAnalysis:
             in_body = any(use.node.graph is not model.graph for use in merged.uses)
             sites.append(replace(merged, name=names[source], in_body=in_body))
     skipped = [replace(s, name=names[v]) for v, s in refused.items() if s.size >= MIN_WEIGHTS]
-    return SiteAnalysis(tuple(sites), tuple(skipped + _in_functions(model)))
+    return SiteAnalysis(tuple(sites), tuple(skipped + _overridable(model) + _in_functions(model)))
 
 
 def sites_by_name(model: ir.Model) -> dict[str, Site]:
@@ -191,6 +192,8 @@ def _classify(node: ir.Node, index: int, weight: Weight) -> _Found | str:
         return f"no low-bit form of {node.op_type} is known"
     if not any(is_float(t) for t in (weight.tensor,)) and not _dequantized(weight):
         return f"stored as {weight.tensor.dtype.name}, not a float type"
+    if weight.tensor.dtype is ir.DataType.DOUBLE:
+        return "is float64, which no low-bit kernel computes in"
     shape = weight_shape(weight)
     if shape is None:
         return "its shape is not known"
@@ -250,6 +253,17 @@ def _way(weight: Weight, use: Use) -> tuple[object, ...]:
     if len(static_shape(weight.tensor)) == 2 and all(flips):
         return ((len(flips) + use.transposed) % 2,)
     return (*moves, use.transposed)
+
+
+def _overridable(model: ir.Model) -> list[Skipped]:
+    """Weights that are also graph inputs: callers may give others."""
+    return [
+        Skipped(value.name or "", node.op_type, int(tensor.size), OVERRIDABLE)
+        for value in model.graph.inputs
+        if (tensor := value.const_value) is not None
+        if is_float(tensor) and tensor.size >= MIN_WEIGHTS
+        for node in [use.node for use in value.uses()][:1]
+    ]
 
 
 def _in_functions(model: ir.Model) -> list[Skipped]:
