@@ -35,6 +35,7 @@ _IN_FRONT = 3  # convolutions that may stay float though those behind them do no
 # Times as long as the quickest form: fewer bits may win on the whole, where weights are read from
 # further away than in a session of one site.
 _NEAR = 1.5
+_FAR = 2.5  # the same of plans whose sites run differently on the whole, beside each other
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,10 @@ def _within(base: Base, plan: Plan, limit: float) -> list[_Trial]:
     Nor where the runtime does not load or run it, or dies of it: that is a note.
     """
     try:
-        plan = planning.repaired(base.work, plan)
-        if not plan.quantize:
+        found = planning.proven(base.work, plan) if plan.quantize else None
+        if found is None:
             return []
-        candidate, session = base.work.evaluate(plan)
+        candidate, session = found
         if candidate.drop > limit:
             candidate, session = _relaxed(base.work, candidate, session, limit)
     except SessionError as error:
@@ -273,8 +274,12 @@ def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
         yield from (planning.calibrate(work, plan, recipe.ranges) for plan in plans)
         return
     times = [site_times(work, plan) for plan in plans]
+    least = min(map(_together, filter(None, times)), default=math.inf)
     for plan, known in zip(plans, times, strict=True):
-        yield from _whole_and_quick(work, plan, known, recipe)
+        # Far behind alone, it is not in front on the whole; what it would be needed for where the
+        # others lose too much, `_relaxed` makes of them.
+        if not known or _together(known) < _FAR * least:
+            yield from _whole_and_quick(work, plan, known, recipe)
     mixed = _quickest(work, plans, times)
     if mixed is not None:
         yield planning.calibrate(work, mixed, recipe.ranges)
