@@ -35,6 +35,7 @@ _IN_FRONT = 3  # convolutions that may stay float though those behind them do no
 # Times as long as the quickest form: fewer bits may win on the whole, where weights are read from
 # further away than in a session of one site.
 _NEAR = 1.5
+_FAR = 2.5  # the same of plans whose sites run differently on the whole, beside each other
 
 
 @dataclass(frozen=True)
@@ -180,10 +181,10 @@ def _within(base: Base, plan: Plan, limit: float, recipe: Recipe) -> list[_Trial
     """
     work = base.work
     try:
-        plan = planning.repaired(work, plan)
-        if not plan.quantize:
+        found = planning.proven(work, plan) if plan.quantize else None
+        if found is None:
             return []
-        candidate, session = work.evaluate(plan)
+        candidate, session = found
         if candidate.drop > limit and not math.isinf(candidate.drop):
             candidate, session = _fitted_better(work, candidate, session, recipe)
         if candidate.drop > limit:
@@ -289,8 +290,12 @@ def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
         yield from (planning.calibrate(work, plan, recipe.ranges) for plan in plans)
         return
     times = [site_times(work, plan) for plan in plans]
+    least = min(map(_together, filter(None, times)), default=math.inf)
     for plan, known in zip(plans, times, strict=True):
-        yield from _whole_and_quick(work, plan, known, recipe)
+        # Far behind alone, it is not in front on the whole; what it would be needed for where the
+        # others lose too much, `_relaxed` makes of them.
+        if not known or _together(known) < _FAR * least:
+            yield from _whole_and_quick(work, plan, known, recipe)
     mixed = _quickest(work, plans, times)
     if mixed is not None:
         yield planning.calibrate(work, mixed, recipe.ranges)

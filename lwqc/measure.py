@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.backends.profile import OperatorTime, operator_times
+from lwqc.backends.recorded import Recorded
 from lwqc.backends.session import Loadable, Session, time_runs
 from lwqc.backends.settling import medians_known
 from lwqc.data import Dataset
@@ -78,7 +79,11 @@ def load_metric(spec: str) -> Metric:
 
 
 def compare(
-    reference: Session, candidate: Session, data: Dataset, *, without: Collection[str] = ()
+    reference: Session | Recorded,
+    candidate: Session,
+    data: Dataset,
+    *,
+    without: Collection[str] = (),
 ) -> dict[str, Divergence]:
     """Divergence per output over all data, in constant memory; some outputs may be left out.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Literal
 
-from lwqc.backends.session import statistics_session
+from lwqc.backends.session import Session, read_back, statistics_session
 from lwqc.errors import InputError
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
@@ -16,7 +16,7 @@ from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.stats.collect import collect
 from lwqc.stats.ranges import ranges
 from lwqc.stats.rounding_noise import RoundingNoise
-from lwqc.workspace import Workspace
+from lwqc.workspace import Candidate, Workspace
 
 Activations = Literal["none", "dynamic", "static"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
@@ -156,12 +156,13 @@ def calibrate(work: Workspace, plan: Plan, method: RangeMethod) -> Plan:
     owners = static_tensors(work, plan)
     if not owners:
         return plan
-    measured = ranges(
-        work.model, sorted(set(owners.values())), work.data, statistics_session, method
-    )
+    missing = sorted(o for o in set(owners.values()) if (method, o) not in work.ranges)
+    measured = ranges(work.model, missing, work.data, statistics_session, method)
+    work.ranges |= {(method, owner): found for owner, found in measured.items()}
     found = {
-        name: ActivationRange(low=measured[owner].low, high=measured[owner].high)
+        name: ActivationRange(low=known.low, high=known.high)
         for name, owner in owners.items()
+        for known in [work.ranges[method, owner]]
     }
     return plan.model_copy(update={"activations": found})
 
@@ -246,6 +247,24 @@ def repaired(work: Workspace, plan: Plan) -> Plan:
     trial = nearest(plan) if plan.sequential else plan  # those codes are set later
     wrong = work.target.misplaced(work.lower(trial))
     return without(plan, wrong) if wrong else plan
+
+
+def proven(work: Workspace, plan: Plan) -> tuple[Candidate, Session] | None:
+    """What `repaired` leaves of a plan, evaluated; None where that is nothing.
+
+    The session that is evaluated shows its kernels too, unless that is not asked for here, or what
+    it shows is that another plan is needed.
+    """
+    if work.skip_checks or plan.sequential or not work.runs_here:
+        plan = repaired(work, plan)
+        return work.evaluate(plan) if plan.quantize else None
+    lowered = work.lower(plan)
+    session, optimized = read_back(lowered.model, work.target.settings(), "candidate")
+    wrong = work.target.misplaced(lowered, optimized)
+    if wrong:
+        plan = without(plan, wrong)
+        return work.evaluate(plan) if plan.quantize else None
+    return work.measured(plan, lowered, session), session
 
 
 def with_method(

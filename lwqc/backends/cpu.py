@@ -198,9 +198,11 @@ class CpuTarget:
             raise illegal(site, form)
         return form  # type: ignore[return-value]
 
-    def misplaced(self, lowered: Lowered) -> dict[str, str]:
+    def misplaced(
+        self, lowered: Lowered, optimized: onnx.GraphProto | None = None
+    ) -> dict[str, str]:
         """Sites whose codes are read by another kernel than their form needs."""
-        readers = list(_readers(optimized_graph(lowered.model)))
+        readers = list(_readers(optimized or optimized_graph(lowered.model)))
         codes = _codes(lowered.model)
         wrong: dict[str, str] = {}
         for site, form in lowered.forms.items():

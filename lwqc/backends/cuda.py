@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal
 
+import onnx
 import onnx_ir as ir
 
 from lwqc.backends.cuda_kernels import missing_kernel
@@ -150,7 +151,9 @@ class CudaTarget:
         lowered.graph.sort()
         return Lowered(lowered, forms)
 
-    def misplaced(self, lowered: Lowered) -> dict[str, str]:
+    def misplaced(
+        self, lowered: Lowered, optimized: onnx.GraphProto | None = None
+    ) -> dict[str, str]:
         """Nothing here: forms are decided by rules that a build with the runtime confirmed."""
         return {}
 

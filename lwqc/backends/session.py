@@ -397,6 +397,18 @@ def optimized_graph(
     model: ir.Model | str | os.PathLike[str], settings: SessionSettings | None = None
 ) -> onnx.GraphProto:
     """The graph that the runtime executes after its own optimisations, weights left out."""
+    return read_back(model, settings)[1]
+
+
+def read_back(
+    model: ir.Model | str | os.PathLike[str],
+    settings: SessionSettings | None = None,
+    label: str = "model",
+) -> tuple[Session, onnx.GraphProto]:
+    """A session, and the graph that it executes, see `optimized_graph`.
+
+    Writing that graph changes nothing of how the session runs.
+    """
     with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
         path = str(Path(folder) / "optimized.onnx")
         chosen = settings or SessionSettings()
@@ -405,12 +417,14 @@ def optimized_graph(
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
         try:
-            Session(model, replace(chosen, entries=entries), optimized_path=path)
+            session = Session(
+                model, replace(chosen, entries=entries), label=label, optimized_path=path
+            )
         except InputError as error:
             if "Failed to write" in str(error):
                 raise InputError(f"{folder}: temporary files cannot be written there") from error
             raise
-        return onnx.load(path, load_external_data=False).graph
+        return session, onnx.load(path, load_external_data=False).graph
 
 
 class as_loadable:

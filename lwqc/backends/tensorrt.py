@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Literal
 
+import onnx
 import onnx_ir as ir
 
 from lwqc.backends.devices import provider_problem
@@ -166,7 +167,9 @@ class TensorrtTarget:
         if lift.refused:
             raise InputError(f"TensorRT's quantized form needs opset {needed}: {lift.refused}")
 
-    def misplaced(self, lowered: Lowered) -> dict[str, str]:
+    def misplaced(
+        self, lowered: Lowered, optimized: onnx.GraphProto | None = None
+    ) -> dict[str, str]:
         """Sites whose scales float16 holds with few digits or not at all.
 
         Which kernels run is only known on a GPU.
