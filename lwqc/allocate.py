@@ -28,7 +28,9 @@ _BACK_OFFS = 4
 def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     """The plan of a recipe that quantizes, or only cleans up. Raises InputError."""
     if not work.analysis.sites and recipe.allocator != "none":
-        raise InputError(f"{work.name}: has no weight that could take a number format")
+        raise InputError(
+            f"{work.name}: has no weight that could take a number format{_why_not(work)}"
+        )
     if recipe.allocator == "auto":
         return _auto(work, goals, recipe)
     if recipe.clean:
@@ -39,6 +41,15 @@ def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
         )
         return plan if recipe.allocator != "none" or not work.timed else never_slower(work, plan)
     return _allocated(work, goals, recipe)
+
+
+def _why_not(work: Workspace) -> str:
+    """What keeps the largest weight that is left out from taking a format."""
+    largest = max(work.analysis.skipped, key=lambda s: s.size, default=None)
+    if largest is None:
+        return ""
+    more = len(work.analysis.skipped) - 1
+    return f"; {largest.name} {largest.reason}{f' (and {more} more)' if more else ''}"
 
 
 def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:

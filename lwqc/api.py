@@ -16,9 +16,9 @@ from lwqc.compress import Progress, compress_workspace, make_plan, open_workspac
 from lwqc.compressed import Compressed
 from lwqc.errors import InputError
 from lwqc.execute import apply_plan, execute
-from lwqc.goals import Goals, parse_goals
+from lwqc.goals import CONVERSION_DROP, Goals, parse_goals
 from lwqc.inspection import Inspection, inspect_model
-from lwqc.lower import MAX_DROP, lower_plan
+from lwqc.lower import lower_plan
 from lwqc.measure import Latency, latencies
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, uniform_recipe
@@ -59,6 +59,7 @@ def compress(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     shapes: Shapes = None,
+    constant_inputs: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Compressed:
@@ -76,6 +77,7 @@ def compress(
     effort, time_limit (seconds), workers, cluster: of the search under a budget, see
         `lwqc.search_control.SearchControl`.
     shapes: sizes of dynamic dimensions that the model will serve, one set or several.
+    constant_inputs: inputs with a default value, which callers may override, are constants.
 
     Returns the compressed model; `save` writes it, measures the file and returns the report.
     Raises InputError, in one line, for anything wrong with the arguments, model or data.
@@ -83,7 +85,7 @@ def compress(
     goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory)
     work = _workspace(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
-        shapes=shapes, seed=seed, progress=progress,
+        shapes=shapes, constant_inputs=constant_inputs, seed=seed, progress=progress,
     )  # fmt: skip
     limit = math.inf if time_limit is None else time_limit
     control = SearchControl(effort, limit, processes=workers, cluster=cluster, seed=seed)
@@ -103,13 +105,20 @@ def quantize(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     shapes: Shapes = None,
+    constant_inputs: bool = False,
 ) -> Compressed:
     """Quantize every site alike, where the target has a kernel for it. See `compress`.
 
     method: see `lwqc.quant.methods`. sequential: each layer sees the quantized ones before it.
     """
     work = _workspace(
-        source, example_inputs, dynamic_shapes, target=target, data=data, shapes=shapes
+        source,
+        example_inputs,
+        dynamic_shapes,
+        target=target,
+        data=data,
+        shapes=shapes,
+        constant_inputs=constant_inputs,
     )
     recipe = uniform_recipe(bits, activations, ranges, True, method, sequential)
     return compress_workspace(work, Goals(), recipe, exact=True)
@@ -122,12 +131,13 @@ def lower(
     floats: str | None = None,
     profile: Mapping[str, tuple[int, int, int]] | None = None,
     allow_fallback: bool = False,
-    max_drop: float | None = MAX_DROP,
+    max_drop: float | None = CONVERSION_DROP,
     data: Data = None,
     metric: str | Callable[..., float] | None = None,
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     shapes: Shapes = None,
+    constant_inputs: bool = False,
 ) -> Compressed:
     """Bring a float or quantized model into the form that a target runs best. See `compress`.
 
@@ -137,7 +147,7 @@ def lower(
     """
     work = _workspace(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
-        shapes=shapes,
+        shapes=shapes, constant_inputs=constant_inputs,
     )  # fmt: skip
     work.allow_fallback = allow_fallback
     plan = lower_plan(work, floats=floats, profile=dict(profile or {}))
@@ -157,6 +167,7 @@ def prune(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     shapes: Shapes = None,
+    constant_inputs: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Compressed:
@@ -178,7 +189,7 @@ def prune(
     job = channel_job(chosen, goals, **options)
     work = _workspace(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
-        shapes=shapes, progress=progress,
+        shapes=shapes, constant_inputs=constant_inputs, progress=progress,
     )  # fmt: skip
     return job(work)
 
@@ -195,6 +206,7 @@ def drop_layers(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     shapes: Shapes = None,
+    constant_inputs: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Compressed:
@@ -215,7 +227,7 @@ def drop_layers(
     job = branch_job(dropping_recipe(recipe, has_data=data is not None), goals, **options)
     work = _workspace(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
-        shapes=shapes, progress=progress,
+        shapes=shapes, constant_inputs=constant_inputs, progress=progress,
     )  # fmt: skip
     return job(work)
 
@@ -235,21 +247,40 @@ def plan(
     max_memory: str | float | None = None,
     effort: Effort = "medium",
     shapes: Shapes = None,
+    constant_inputs: bool = False,
 ) -> Plan:
     """Decide as `compress` does, without executing anything."""
     goals = parse_goals(max_size, max_latency, avg_bits, max_drop, False, max_macs, max_memory)
-    work = _workspace(source, None, None, target=target, data=data, metric=metric, shapes=shapes)
+    work = _workspace(
+        source,
+        None,
+        None,
+        target=target,
+        data=data,
+        metric=metric,
+        shapes=shapes,
+        constant_inputs=constant_inputs,
+    )
     return make_plan(work, goals, recipe, SearchControl(effort))
 
 
-def apply(source: Source, plan: Plan, *, data: Data = None) -> Compressed:
+def apply(
+    source: Source, plan: Plan, *, data: Data = None, constant_inputs: bool = False
+) -> Compressed:
     """Execute a plan. Raises InputError when the plan is for another model."""
-    return apply_plan(_workspace(source, None, None, target=plan.target, data=data), plan)
+    return apply_plan(
+        _workspace(
+            source, None, None, target=plan.target, data=data, constant_inputs=constant_inputs
+        ),
+        plan,
+    )
 
 
-def inspect(source: Source, *, shapes: Sizes | None = None) -> Inspection:
+def inspect(
+    source: Source, *, shapes: Sizes | None = None, constant_inputs: bool = False
+) -> Inspection:
     """Sites, skipped tensors, costs and prunable groups of a model."""
-    return inspect_model(_model(source, None, None), dims=shapes)
+    return inspect_model(_model(source, None, None, constant_inputs), dims=shapes)
 
 
 def verify(
@@ -287,17 +318,20 @@ def _workspace(
 ) -> Workspace:
     if isinstance(source, (str, os.PathLike)):
         return open_workspace(source, **options)
-    return open_workspace(_model(source, example_inputs, dynamic_shapes), **options)
+    constant = options.pop("constant_inputs", False)
+    return open_workspace(_model(source, example_inputs, dynamic_shapes, constant), **options)
 
 
-def _model(source: Source, example_inputs: Any, dynamic_shapes: Any) -> ir.Model:
+def _model(
+    source: Source, example_inputs: Any, dynamic_shapes: Any, constant_inputs: bool = False
+) -> ir.Model:
     if isinstance(source, ir.Model):
         return source
     if isinstance(source, (str, os.PathLike)):
-        return io.load(source)
+        return io.load(source, constant_inputs=constant_inputs)
     kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(source).__mro__}
     if any(k.endswith(".ModelProto") for k in kinds):
-        return ir.serde.deserialize_model(source)
+        return io.from_proto(source, constant_inputs=constant_inputs)
     if "torch.nn.modules.module.Module" in kinds:
         if example_inputs is None:
             raise InputError("a torch module needs example_inputs")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_initializer, unique_name
+from lwqc.passes.edit import add_initializer
 from lwqc.stats.collector import Array, Feeds, RunnerFactory
 from lwqc.stats.emitter import Emitter
 from lwqc.unused import RemoveUnused
@@ -135,5 +135,5 @@ def _replace(node: ir.Node, index: int, values: NDArray[np.float64]) -> None:
     if value.is_initializer() and len(list(value.uses())) == 1 and not value.is_graph_output():
         value.const_value = tensor
         return
-    tensor.name = unique_name(graph, f"{value.name}/{node.name}")
+    tensor.name = f"{value.name}/{node.name}"
     node.replace_input_with(index, add_initializer(graph, tensor))

@@ -23,11 +23,11 @@ from functools import cached_property
 from itertools import islice
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from lwqc.errors import InputError
 from lwqc.graph.counterparts import Counterparts, Step
 from lwqc.graph.linear_operand import linear_operand
+from lwqc.graph.value_types import infer_types
 from lwqc.stats.collect import collect
 from lwqc.stats.collector import Feeds, RunnerFactory
 from lwqc.stats.relative_error import ErrorSum, RelativeError
@@ -112,7 +112,7 @@ class Comparison:
         _check(original, compressed)
         self._data, self._make_runner = data, make_runner
         self._original = original.clone()
-        ShapeInferencePass()(self._original)
+        infer_types(self._original)
         self._compressed = compressed
         self._counterparts = Counterparts(self._original, compressed, read_array)
         self.excluded: dict[str, str] = {}

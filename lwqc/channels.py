@@ -90,7 +90,7 @@ def _frozen_reasons(groups: Groups) -> str:
     if not reasons and overridable:
         return (
             f"its weights ({overridable[0]}, ...) are also graph inputs, which callers may "
-            "override; export it without keep_initializers_as_inputs"
+            "override; --constant-inputs makes them constants"
         )
     return "; ".join(list(reasons)[:3]) or "it has no weights"
 

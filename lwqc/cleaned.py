@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lwqc.cleanup import Cleaned, clean_up
+from lwqc.cleanup import Cleaned, clean_up, merged_layers
 from lwqc.plan import CleanUp
 from lwqc.workspace import Workspace
 
@@ -23,6 +23,9 @@ def cleaning(work: Workspace, wanted: CleanUp) -> tuple[CleanUp, Mapping[str, st
 def _version(work: Workspace, wanted: CleanUp) -> tuple[Workspace, Cleaned]:
     key = f"{wanted.fuse} {wanted.merge} {' '.join(wanted.accept)}"
     if key not in work.cleaned:
-        done = clean_up(work.model, fuse=wanted.fuse, merge=wanted.merge, accept=wanted.accept)
+        if wanted.merge:  # starts from the same without, which is often there already
+            done = merged_layers(_version(work, wanted.model_copy(update={"merge": False}))[1])
+        else:
+            done = clean_up(work.model, fuse=wanted.fuse, merge=False, accept=wanted.accept)
         work.cleaned[key] = (work.derived(done.model), done)
     return work.cleaned[key]

@@ -62,33 +62,54 @@ def clean_up(
     guards = DropNanGuards(accept="nan-guards" in accept)
     steps.run("nan-guards", guards)
     steps.left |= guards.left
-    if merge:
-        layers = {n for n in steps.model.graph if n.op_type in _MERGED}
-        steps.run("merge-parallel", MergeParallel(layers))
-    steps.run("fold-constants", FoldConstants())
+    steps.fold()
     TopologicalSortPass()(steps.model)
     steps.relaxed += [f"nan-guards: {name}" for name in guards.accepted]
-    return Cleaned(steps.model, tuple(steps.changes), tuple(steps.relaxed), steps.left)
+    done = steps.done()
+    return merged_layers(done) if merge else done
+
+
+def merged_layers(done: Cleaned) -> Cleaned:
+    """A copy of what was cleaned up, in which linear layers that read the same value are one."""
+    steps = _Steps(done.model.clone(), done)
+    layers = {n for n in steps.model.graph if n.op_type in _MERGED}
+    steps.run("merge-parallel", MergeParallel(layers))
+    steps.fold()
+    TopologicalSortPass()(steps.model)
+    return steps.done()
 
 
 class _Steps:
     """The passes that ran so far. changes: names of those that changed something, each once."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, before: Cleaned | None = None) -> None:
+        """before: what led to the model."""
         self.model = model
-        self.changes: dict[str, None] = {}
-        self.left: dict[str, str] = {}
-        self.relaxed: list[str] = []
+        self.changes: dict[str, None] = dict.fromkeys(before.changes if before else ())
+        self.left: dict[str, str] = dict(before.left if before else {})
+        self.relaxed: list[str] = list(before.relaxed if before else ())
+        self._folded = before is not None  # and nothing changed since
+
+    def done(self) -> Cleaned:
+        """The result so far."""
+        return Cleaned(self.model, tuple(self.changes), tuple(self.relaxed), self.left)
 
     def run(self, name: str, step: ir.passes.InPlacePass) -> None:
         """One pass in place."""
         if step(self.model).modified:
             self.changes[name] = None
+            self._folded = False
+
+    def fold(self) -> None:
+        """Fold constants, unless nothing changed since that was done: it takes longest of all."""
+        if not self._folded:
+            self.run("fold-constants", FoldConstants())
+            self._folded = True
 
     def simplify(self) -> None:
         """Fewer nodes; masks and shapes computed once and no larger than needed."""
         TopologicalSortPass()(self.model)
-        self.run("fold-constants", FoldConstants())
+        self.fold()
         self.run("global-pool", GlobalPool())
         if not self._sizes_are_told():
             return
@@ -96,7 +117,7 @@ class _Steps:
         self.run("flat-transpose", FlatTranspose())
         self.run("identity-gather", IdentityGather())
         self.run("late-broadcast", LateBroadcast())
-        self.run("fold-constants", FoldConstants())
+        self.fold()
         self.run("join-equal", JoinEqual())
 
     def fuse(self, *, finite_masks: bool) -> None:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import ShapeInferencePass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from lwqc import io
 from lwqc.allocate import allocate
 from lwqc.backends.memory import can_measure_memory
+from lwqc.backends.session import Session, tensor_types
 from lwqc.channels import decide
 from lwqc.compressed import Compressed
-from lwqc.data import open_data
+from lwqc.data import Dataset, SizesDifferError, open_data
 from lwqc.data_free import without_data
 from lwqc.drop_layers import choose_branches
-from lwqc.errors import InputError
+from lwqc.errors import InputError, LwqcError
 from lwqc.execute import execute
 from lwqc.goals import Goals
+from lwqc.graph.float_slots import result_types
+from lwqc.graph.value_types import infer_types, with_own_sizes
 from lwqc.joint import joint, searches
+from lwqc.legal_sizes import legal_sizes
 from lwqc.measure import Metric, load_metric
 from lwqc.parallel_layers import choose_parallel
+from lwqc.passes.one_view import one_view
 from lwqc.plan import Plan
 from lwqc.recipe import Recipe, find
 from lwqc.search_control import SearchControl
@@ -40,6 +46,7 @@ from lwqc.structural import (
 )
 from lwqc.workspace import Workspace, make_target
 
+_WEIGHT = 16  # numbers in a Constant node that count as a weight, as Paddle2ONNX writes them
 Progress = Callable[[str, int, int], None]
 
 
@@ -51,34 +58,86 @@ def open_workspace(
     data: str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None = None,
     metric: str | Callable[..., float] | None = None,
     shapes: Sizes | Sequence[Sizes] | None = None,
+    constant_inputs: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Workspace:
     """Load a model with everything a search needs. Raises InputError.
 
     shapes: sizes of dynamic dimensions that the model will serve, one set or several; the first is
-    that of the data too.
+    that of the data too. constant_inputs: see `lwqc.io.load`; for models that come from a file.
     """
     chosen = make_target(target)
-    model = _typed(source if isinstance(source, ir.Model) else io.load(source))
+    loaded = (
+        source if isinstance(source, ir.Model) else io.load(source, constant_inputs=constant_inputs)
+    )
+    model = _explicit(one_view(loaded))
     if name is None:
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
     asked = as_sequence(shapes)
-    dataset = open_data(data, model, seed=seed, shapes=asked[0] if asked else None)
+    model, dataset = _with_data(model, data, seed, asked[0] if asked else None)
     work = Workspace(model, chosen, dataset, _metric(metric), name, shapes=asked, progress=progress)
     if asked:
         work.served  # noqa: B018  # unknown dimensions show before any work starts
     return work
 
 
-def _typed(model: ir.Model) -> ir.Model:
-    """The model, or where types of tensors are not stored in it, a copy with inferred ones."""
-    if all(v.type is not None for node in model.graph for v in node.outputs if v.name):
+def _with_data(
+    model: ir.Model, spec: Any, seed: int, shapes: Sizes | None
+) -> tuple[ir.Model, Dataset]:
+    """The data, and the model without names of sizes that the data contradicts.
+
+    The runtime does not compare sizes of one name: a file may call different ones the same. Raises
+    InputError where the model does not run with them.
+    """
+    if isinstance(spec, Iterator):
+        spec = list(spec)  # it may be read again
+    if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "random"):
+        found = legal_sizes(model, shapes or {})
+        dataset = open_data(spec, model, seed=seed, shapes=found)
+        return model, replace(dataset, description=_with_sizes(dataset.description, found, shapes))
+    while True:
+        try:
+            return model, open_data(spec, model, seed=seed, shapes=shapes)
+        except SizesDifferError as error:
+            path = model.meta.get("lwqc_path")
+            try:
+                Session(path or model)(error.feeds)
+            except LwqcError:
+                raise error from None
+            model = with_own_sizes(model, error.symbol)
+
+
+def _with_sizes(description: str, found: Sizes, asked: Sizes | None) -> str:
+    """What random data is, with the sizes that were found by trying."""
+    own = ", ".join(f"{name}={size}" for name, size in found.items() if name not in (asked or {}))
+    return f"{description} with {own}" if own else description
+
+
+def _explicit(model: ir.Model) -> ir.Model:
+    """The model, or a copy with inferred types, and weights of Constant nodes as initializers."""
+    nodes = list(model.graph.all_nodes())
+    typed = all(v.type is not None for node in model.graph for v in node.outputs if v.name)
+    if typed and not any(n.op_type == "Constant" and n.domain == "" for n in nodes):
         return model
-    typed = model.clone()
-    typed.meta.update(model.meta)
-    ShapeInferencePass()(typed)
-    return typed
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=_WEIGHT)(copy)
+    if not typed:
+        infer_types(copy)
+        _state_runtime_types(copy)
+    return copy
+
+
+def _state_runtime_types(model: ir.Model) -> None:
+    """Types of results of the runtime's own operators, in place."""
+    for node in model.graph.all_nodes():
+        found = result_types(node, int(model.opset_imports.get(node.domain, 1)))
+        for index, dtype in found.items():
+            node.outputs[index].type = ir.TensorType(dtype)
+    left = {v.name: v for node in model.graph for v in node.outputs if v.name and v.type is None}
+    for name, dtype in (tensor_types(model, list(left)) if left else {}).items():
+        left[name].type = ir.TensorType(dtype)
 
 
 def _metric(metric: str | Callable[..., float] | None) -> Metric | None:

@@ -118,7 +118,7 @@ class Compressed:
         expected = Expected(
             feeds,
             work.reference(feeds),
-            dict(zip(work.reference.outputs, work.reference.types, strict=True)),
+            work.reference.types,
             gone,
             any_float=floats is not None and floats.boundary,
         )
@@ -152,7 +152,11 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
         untransformed=result.decisions.untransformed,
         kept_float32={} if floats is None else floats.keep,
         fallbacks=result.fallbacks,
-        notes=(*result.decisions.notes, *(f"not chosen: {why}" for why in work.unusable)),
+        notes=(
+            *work.notes,
+            *result.decisions.notes,
+            *(f"not chosen: {why}" for why in work.unusable),
+        ),
         search=result.search,
     )
     if result.pruned is not None:

@@ -15,11 +15,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError
+from lwqc.graph.shapes import symbol_of
 from lwqc.random_inputs import DEFAULT_DIM, random_feeds
 from lwqc.user_code import load_callable
 
 Feeds = dict[str, NDArray[Any]]
 DEFAULT_BATCH = 8
+
+
+class SizesDifferError(InputError):
+    """Data gives a dimension two sizes. feeds: the data, which the model may run all the same."""
+
+    def __init__(self, message: str, symbol: str, feeds: Feeds) -> None:
+        super().__init__(message)
+        self.symbol = symbol
+        self.feeds = feeds
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def open_data(
         return data
     text = os.fspath(spec)
     if text == "random" or text.startswith("random:"):
-        count, sizes = _random_count(text), _symbol_sizes(inputs, shapes or {})
+        count, sizes = _random_count(text), default_sizes(inputs, shapes or {})
         return Dataset(
             "random", text, lambda: random_feeds(model, count, seed, sizes), inputs, limit, count,
             given,
@@ -157,9 +167,10 @@ def _positive(limit: int) -> int:
     return limit
 
 
-def _symbol_sizes(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> dict[str, int]:
+def default_sizes(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> dict[str, int]:
     """One size per dynamic dimension name, whichever axes of whichever inputs it is on.
 
+    Dimensions without a name are `input:axis`.
     Given ones win; else 1 if its first use is on axis 0, 16 otherwise. Only dimensions that are
     never on axis 0 may be 0, as an empty past is.
     """
@@ -167,8 +178,8 @@ def _symbol_sizes(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> 
     leading: set[str] = set()
     for value in inputs.values():
         for axis, dim in enumerate(value.shape or ()):
-            symbol = getattr(dim, "value", None)
-            if isinstance(symbol, str):
+            if not isinstance(dim, int):
+                symbol = symbol_of(value, axis, dim)
                 sizes.setdefault(symbol, 1 if axis == 0 else DEFAULT_DIM)
                 leading |= {symbol} if axis == 0 else set()
     for name, size in shapes.items():
@@ -258,11 +269,11 @@ def _batches(
 
 
 def _first_dim(value: ir.Value) -> int | str | None:
-    """Axis 0 of an input: its size, its name, or None if it has none."""
+    """Axis 0 of an input: its size, its name, or None if there is no such axis."""
     if value.shape is None or not len(value.shape):
         return None
     dim = value.shape[0]
-    return dim if isinstance(dim, int) else dim.value
+    return dim if isinstance(dim, int) else symbol_of(value, 0, dim)
 
 
 def _fixed_batch(inputs: Mapping[str, ir.Value]) -> int:
@@ -296,9 +307,11 @@ def check_feeds(
         for dim, size in zip(value.shape or (), checked[name].shape, strict=False):
             symbol = getattr(dim, "value", None)
             if isinstance(symbol, str) and symbols.setdefault(symbol, size) != size:
-                raise InputError(
+                raise SizesDifferError(
                     f"{label}: input {name}: dimension {symbol} is {size}, elsewhere "
-                    f"{symbols[symbol]}"
+                    f"{symbols[symbol]}",
+                    symbol,
+                    checked,
                 )
     return checked
 

@@ -35,6 +35,7 @@ _IN_FRONT = 3  # convolutions that may stay float though those behind them do no
 # Times as long as the quickest form: fewer bits may win on the whole, where weights are read from
 # further away than in a session of one site.
 _NEAR = 1.5
+_FAR = 2.5  # the same of plans whose sites run differently on the whole, beside each other
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def float_base(work: Workspace, wanted: CleanUp, allowance: float = 1.0) -> Base
     base, done = _checked(work, wanted)
     if base.clean is None or done is None or not work.timed:
         return base
-    relative = relative_times([work.timed_reference, done], work.served, _SECONDS)[1]
+    relative = relative_times([work.timed_reference, done], work.served, _SECONDS, keep=1)[1]
     if no_slower([r / allowance for r in relative]):
         return base
     share = ", ".join(
@@ -138,20 +139,20 @@ def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
     report = work.report("candidates")
     trials = []
     for done, plan in enumerate(plans):
-        trials += _within(base, plan, limit)
+        trials += _within(base, plan, limit, recipe)
         report(done + 1, len(plans) + 1)
     if not work.timed:
         held = (t for t in trials if work.holds(t.candidate, t.session, limit))
         first = next((t.candidate.plan for t in held), None)
         return base.stamped(first) if first is not None else safest(work, base, limit, recipe)
-    best = _ranked(work, trials, _GLANCE)[:_FINALISTS]
+    best = _ranked(work, trials, _GLANCE, _FINALISTS)[:_FINALISTS]
     if best:
         first = best[0].candidate.plan
-        best += _later_start(base, first, limit)
+        best += _later_start(base, first, limit, recipe)
         if base.clean is not None:
             best += _merged(work, first, limit, recipe)
     report(len(plans) + 1, len(plans) + 1)
-    for trial in _ranked(work, best, _SECONDS):
+    for trial in _ranked(work, best, _SECONDS, 1):
         if work.holds(trial.candidate, trial.session, limit):
             return trial.base.stamped(trial.candidate.plan)
     return safest(work, base, limit, recipe)
@@ -165,7 +166,7 @@ def safest(work: Workspace, base: Base, limit: float, recipe: Recipe) -> Plan:
     """
     as_it_is = Base(work).ready()
     for one in (base, as_it_is):
-        plan = holding(one.work, limit, recipe.name)
+        plan = holding(one.work, limit, recipe.name, recipe.method)
         if plan is not None:
             return one.stamped(plan)
     return as_it_is.stamped(planning.unchanged(as_it_is.work, recipe.name)).model_copy(
@@ -173,28 +174,44 @@ def safest(work: Workspace, base: Base, limit: float, recipe: Recipe) -> Plan:
     )
 
 
-def _within(base: Base, plan: Plan, limit: float) -> list[_Trial]:
+def _within(base: Base, plan: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
     """The plan, or what of it the allowed drop leaves; nothing where that is not enough.
 
     Nor where the runtime does not load or run it, or dies of it: that is a note.
     """
+    work = base.work
     try:
-        plan = planning.repaired(base.work, plan)
-        if not plan.quantize:
+        found = planning.proven(work, plan) if plan.quantize else None
+        if found is None:
             return []
-        candidate, session = base.work.evaluate(plan)
+        candidate, session = found
+        if candidate.drop > limit and not math.isinf(candidate.drop):
+            candidate, session = _fitted_better(work, candidate, session, recipe)
         if candidate.drop > limit:
-            candidate, session = _relaxed(base.work, candidate, session, limit)
+            candidate, session = _relaxed(work, candidate, session, limit)
     except SessionError as error:
-        base.work.unusable[str(error)] = None
+        work.unusable[str(error)] = None
         return []
     return [_Trial(base, candidate, session)] if candidate.drop <= limit else []
 
 
-def _ranked(work: Workspace, trials: Sequence[_Trial], seconds: float) -> list[_Trial]:
-    """Those that are no slower than the original, the fastest first."""
+def _fitted_better(
+    work: Workspace, candidate: Candidate, session: Session, recipe: Recipe
+) -> tuple[Candidate, Session]:
+    """All codes chosen by the recipe's method, where that loses less and there is real data.
+
+    At 8 bits it takes most of the error of the weights away, which is all that a detector can bear.
+    """
+    if recipe.method not in DATA_METHODS or work.data.kind != "real" or work.is_large:
+        return candidate, session
+    fitted, loaded = work.evaluate(planning.with_method(work, candidate.plan, recipe.method))
+    return (fitted, loaded) if fitted.drop < candidate.drop else (candidate, session)
+
+
+def _ranked(work: Workspace, trials: Sequence[_Trial], seconds: float, keep: int) -> list[_Trial]:
+    """Those that are no slower than the original, the fastest first; `keep` of them matter."""
     sessions = [work.timed_reference, *(t.session for t in trials)]
-    relative = relative_times(sessions, work.served, seconds)[1:]
+    relative = relative_times(sessions, work.served, seconds, keep)[1:]
     order = sorted(range(len(trials)), key=lambda i: overall(relative[i]))
     return [trials[i] for i in order if no_slower(relative[i])]
 
@@ -217,10 +234,10 @@ def _merged(work: Workspace, best: Plan, limit: float, recipe: Recipe) -> list[_
         else _uniform(merged.work, 8, "none", recipe)
     )
     plans = _whole_and_quick(merged.work, plan, site_times(merged.work, plan), recipe)
-    return [trial for plan in plans for trial in _within(merged, plan, limit)]
+    return [trial for plan in plans for trial in _within(merged, plan, limit, recipe)]
 
 
-def _later_start(base: Base, best: Plan, limit: float) -> list[_Trial]:
+def _later_start(base: Base, best: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
     """The plan with its first one, two and three 8-bit convolutions on the float kernel instead.
 
     8 bits gain least on large pictures of few channels, and in front of all others leaving them out
@@ -235,7 +252,7 @@ def _later_start(base: Base, best: Plan, limit: float) -> list[_Trial]:
     trials: list[_Trial] = []
     for count in range(1, min(_IN_FRONT + 1, len(static))):
         plan = planning.weight_only(base.work, best, static[:count])
-        trials += _within(base, plan, limit)
+        trials += _within(base, plan, limit, recipe)
     return trials
 
 
@@ -273,8 +290,12 @@ def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
         yield from (planning.calibrate(work, plan, recipe.ranges) for plan in plans)
         return
     times = [site_times(work, plan) for plan in plans]
+    least = min(map(_together, filter(None, times)), default=math.inf)
     for plan, known in zip(plans, times, strict=True):
-        yield from _whole_and_quick(work, plan, known, recipe)
+        # Far behind alone, it is not in front on the whole; what it would be needed for where the
+        # others lose too much, `_relaxed` makes of them.
+        if not known or _together(known) < _FAR * least:
+            yield from _whole_and_quick(work, plan, known, recipe)
     mixed = _quickest(work, plans, times)
     if mixed is not None:
         yield planning.calibrate(work, mixed, recipe.ranges)
@@ -336,8 +357,14 @@ def _relaxed(
     """
     plan = candidate.plan
     integer = [n for n, e in plan.quantize.items() if e.activation != "none"]
+    if not integer:
+        return candidate, session
     order = planning.by_activation_error(work, plan, integer)
-    low, high = 0, len(order)
+    low, high = 0, len(order) - 1
+    trial, loaded = work.evaluate(planning.weight_only(work, plan, order))
+    if trial.drop > limit:
+        return candidate, session  # without any 8-bit activation it is too much already
+    candidate, session = trial, loaded
     while low < high:
         middle = (low + high) // 2
         trial, loaded = work.evaluate(planning.weight_only(work, plan, order[: middle + 1]))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from lwqc.backends.session import Session, statistics_session
 from lwqc.backends.target import FloatType
 from lwqc.graph.float_slots import float_slots, is_float32
+from lwqc.graph.pass_through import pass_through
 from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.graph.weights import stored_tensor
 from lwqc.passes.convert_floats import clamp_inputs, clamp_stored
@@ -113,6 +114,8 @@ class _Islands:
     def mark(self, work: Workspace) -> None:
         dtype = self.fmt.dtype
         nodes = []
+        for node in pass_through(self.model.graph):
+            self._keep(node, "hands numbers on to an output as they are")
         for node in self.model.graph.all_nodes():
             if self._could(node):
                 nodes.append(node)

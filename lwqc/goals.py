@@ -9,6 +9,7 @@ from lwqc.errors import InputError
 
 _UNITS = {"b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 1_000_000_000,
           "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}  # fmt: skip
+CONVERSION_DROP = 0.01  # what bringing a model to a target may cost, where nothing else is asked
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from lwqc.graph.cost import NodeCost, node_costs, total
 from lwqc.graph.dataflow import Dataflow
 from lwqc.graph.groups import Group, Groups
 from lwqc.graph.sites import SiteAnalysis, find_sites
+from lwqc.graph.value_types import is_tensor
+from lwqc.legal_sizes import legal_sizes
+from lwqc.passes.one_view import one_view
 from lwqc.prunable import Prunable
 from lwqc.stats.collect import collect
 from lwqc.stats.shapes import Shapes
@@ -145,12 +148,14 @@ def inspect_model(
     Shapes are observed in one run on random inputs where the runtime can run the model, so that
     shape arithmetic in the graph is exact; MACs of nodes without a shape are unknown.
     """
+    size_bytes = stored_bytes(model)
+    model = one_view(model)
     shapes, how = _shapes(model, dims or {})
     costs = tuple(node_costs(model.graph, shapes))
     branches = branch_tree(model.graph)
     return Inspection(
         name=name,
-        size_bytes=stored_bytes(model),
+        size_bytes=size_bytes,
         weight_bytes=io.weight_bytes(model),
         opset=int(model.opset_imports.get("", 1)),
         inputs=tuple(_describe(v) for v in model.graph.inputs),
@@ -177,8 +182,12 @@ def _branch_costs(
 
 def _describe(value: ir.Value) -> str:
     dtype = value.dtype.name.lower() if value.dtype is not None else "?"
-    dims = "?" if value.shape is None else ", ".join(str(d) for d in value.shape)
+    dims = "?" if value.shape is None else ", ".join(map(_size, value.shape))
     return f"{value.name}: {dtype}[{dims}]"
+
+
+def _size(dim: int | ir.SymbolicDim) -> str:
+    return str(dim) if isinstance(dim, int) else dim.value or "?"
 
 
 def _shapes(model: ir.Model, dims: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], str]:
@@ -188,13 +197,14 @@ def _shapes(model: ir.Model, dims: Mapping[str, int]) -> tuple[dict[str, tuple[i
         v.name
         for node in model.graph
         for v in (*node.inputs, *node.outputs)
-        if v is not None and v.name and not v.is_initializer()
+        if v is not None and v.name and not v.is_initializer() and is_tensor(v)
     ]
     wanted = [Shapes(name) for name in dict.fromkeys(names)]
     try:
-        feeds = [open_data("random:1", model, shapes=dims).first()]
+        sizes = legal_sizes(model, dims)
+        feeds = [open_data("random:1", model, shapes=sizes).first()]
         found = collect(model, wanted, feeds, lambda m: Session(m, label="shapes"))
     except LwqcError as error:
         return {}, f"unknown: {error}"
-    sizes = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds[0].items())
-    return {w.tensor: found[w].last for w in wanted}, f"observed with {sizes}"
+    inputs = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds[0].items())
+    return {w.tensor: found[w].last for w in wanted}, f"observed with {inputs}"

@@ -13,12 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 from onnx_ir import external_data as ir_external
 
 from lwqc.errors import InputError
 from lwqc.graph.weights import static_shape
+from lwqc.kept_parts import keep_parts
 from lwqc.model_stream import skeleton, weightless, write_inline
+from lwqc.normal_form import normalise
 from lwqc.saving import (
     EXTERNAL_ABOVE_BYTES,
     Draft,
@@ -40,6 +43,7 @@ __all__ = [
     "check_output",
     "detached",
     "drafted",
+    "from_proto",
     "load",
     "model_digest",
     "read_array",
@@ -51,22 +55,46 @@ __all__ = [
 ]
 
 
-def load(path: str | os.PathLike[str]) -> ir.Model:
+def load(path: str | os.PathLike[str], *, constant_inputs: bool = False) -> ir.Model:
     """Load a model; external weights stay in their file until they are read.
+
+    constant_inputs: inputs with a default value, which callers may override, are constants.
 
     Raises InputError, in one line, for anything that is not a readable, supported ONNX model, and
     for external data that is missing, too short or outside the model's folder.
     """
     file = Path(path)
     proto, base = checked_proto(file)
+    model = _deserialized(proto, str(file), base, constant_inputs)
+    model.meta["lwqc_path"] = str(file)
+    return model
+
+
+def from_proto(proto: onnx.ModelProto, *, constant_inputs: bool = False) -> ir.Model:
+    """The same from a model in memory, which is left alone."""
+    own = onnx.ModelProto()
+    own.CopyFrom(proto)
+    return _deserialized(own, "model", None, constant_inputs)
+
+
+def _deserialized(
+    proto: onnx.ModelProto, label: str, base: Path | None, constant_inputs: bool
+) -> ir.Model:
+    """meta `lwqc_notes`: what a user should know of how the file was read."""
+    try:
+        keep_parts(proto)
+        notes = normalise(proto, constant_inputs=constant_inputs)
+    except InputError as error:
+        raise InputError(f"{label}: {error}") from error
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:
-        raise InputError(f"{file}: not a valid ONNX model: {_line(error)}") from error
-    ir_external.set_base_dir(model.graph, str(base))
-    for function in model.functions.values():
-        ir_external.set_base_dir(function.graph, str(base))
-    model.meta["lwqc_path"] = str(file)
+        raise InputError(f"{label}: not a valid ONNX model: {_line(error)}") from error
+    if base is not None:
+        ir_external.set_base_dir(model.graph, str(base))
+        for function in model.functions.values():
+            ir_external.set_base_dir(function.graph, str(base))
+    model.meta["lwqc_notes"] = tuple(notes)
     return model
 
 

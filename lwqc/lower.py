@@ -14,8 +14,6 @@ from lwqc.profiles import with_profile
 from lwqc.restored import choose_clips, is_quantized, restored, restored_plan
 from lwqc.workspace import Workspace
 
-MAX_DROP = 0.01
-
 
 def lower_plan(
     work: Workspace,

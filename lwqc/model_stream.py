@@ -22,6 +22,7 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from lwqc.errors import InputError
 from lwqc.graph.weights import static_shape
+from lwqc.kept_parts import put_back
 from lwqc.tensor_bytes import evaluated, read_array
 from lwqc.untrusted import PROTOBUF_LIMIT_BYTES, tensor_protos
 
@@ -121,6 +122,7 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
             stored.raw_data = ir.tensor(array, dtype=externals[key].dtype).tobytes()
             stored.ClearField("data_location")
             del stored.external_data[:]
+    put_back(proto, model.graph.initializers)
     return proto
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Literal
 
-from lwqc.backends.session import statistics_session
+from lwqc.backends.session import Session, read_back, statistics_session
 from lwqc.errors import InputError
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
@@ -16,7 +16,7 @@ from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.stats.collect import collect
 from lwqc.stats.ranges import ranges
 from lwqc.stats.rounding_noise import RoundingNoise
-from lwqc.workspace import Workspace
+from lwqc.workspace import Candidate, Workspace
 
 Activations = Literal["none", "dynamic", "static"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
@@ -69,8 +69,9 @@ def uniform(
             kept[site.name] = entry
             continue
         chosen[site.name] = entry.model_copy(update={"search": search})
-        if site.name in refused and entry.activation == "none":
-            kept[site.name] = f"weight only: its {site.op} {refused[site.name]}"
+        if site.name in refused and entry.activation != activations:
+            how = "weight only" if entry.activation == "none" else "dynamic activations"
+            kept[site.name] = f"{how}: its {site.op} {refused[site.name]}"
     return Plan(
         source=Source(name=work.name),
         target=work.target.name,
@@ -108,8 +109,9 @@ def _wishes(
 ) -> Iterator[SiteEntry]:
     """Entries for a site, the closest to the request first."""
     linear = site.ops <= {"MatMul", "Gemm"}
-    if bits == 8 and activations != "none" and not no_static:
-        yield SiteEntry(weight=WeightFormat(integer_bits), activation=activations)
+    if bits == 8 and activations != "none":
+        if not no_static:
+            yield SiteEntry(weight=WeightFormat(integer_bits), activation=activations)
         if activations == "static" and linear:
             yield SiteEntry(weight=WeightFormat(integer_bits), activation="dynamic")
     if site.ops <= {"MatMul", "Gemm", "Gather"}:
@@ -154,12 +156,13 @@ def calibrate(work: Workspace, plan: Plan, method: RangeMethod) -> Plan:
     owners = static_tensors(work, plan)
     if not owners:
         return plan
-    measured = ranges(
-        work.model, sorted(set(owners.values())), work.data, statistics_session, method
-    )
+    missing = sorted(o for o in set(owners.values()) if (method, o) not in work.ranges)
+    measured = ranges(work.model, missing, work.data, statistics_session, method)
+    work.ranges |= {(method, owner): found for owner, found in measured.items()}
     found = {
-        name: ActivationRange(low=measured[owner].low, high=measured[owner].high)
+        name: ActivationRange(low=known.low, high=known.high)
         for name, owner in owners.items()
+        for known in [work.ranges[method, owner]]
     }
     return plan.model_copy(update={"activations": found})
 
@@ -174,26 +177,38 @@ def static_tensors(work: Workspace, plan: Plan) -> dict[str, str]:
     return dict(work.target.flow(work.model.graph, static).tensors)
 
 
-def by_activation_error(work: Workspace, plan: Plan, sites: Iterable[str]) -> list[str]:
-    """The sites in order of what 8 bits cost their activation, the worst first."""
-    activation = {name: work.sites[name].uses[0].activation for name in sites}
+def by_activation_error(work: Workspace, plan: Plan, sites: Collection[str]) -> list[str]:
+    """The sites in order of what 8 bits cost their activation, the worst first.
+
+    Before them those whose activations cannot be observed, in bodies.
+    """
+    hidden = sorted(name for name in sites if work.sites[name].in_body)
+    seen = [name for name in sites if not work.sites[name].in_body]
+    activation = {name: work.sites[name].uses[0].activation for name in seen}
     names = {n: v.name or "" for n, v in activation.items() if v is not None}
     wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
     noise = collect(work.model, wanted, work.search_batches, statistics_session)
-    return sorted(names, key=lambda n: (-noise[RoundingNoise(names[n])].relative, n))
+    costs = {n: noise[RoundingNoise(names[n])].relative for n in names}
+    return [*hidden, *sorted(names, key=lambda n: (-costs[n], n))]
 
 
 def weight_only(work: Workspace, plan: Plan, sites: Iterable[str]) -> Plan:
-    """The plan with float activations at the given sites."""
+    """The plan with float activations at the given sites, their weights unpacked at load.
+
+    Kernels that read 8-bit weights beside float activations are far slower than float ones; only
+    models of more than a gigabyte get them, for their memory.
+    """
     entries, kept = dict(plan.quantize), dict(plan.kept_float)
+    unpacked = [] if work.is_large else [SiteEntry(weight=WeightFormat(8))]
     for name in sites:
         site = work.sites[name]
-        entry = _first_legal(work, site, _wishes(site, 8, "none", None, True, False, 8))
+        wishes = chain(unpacked, _wishes(site, 8, "none", None, True, False, 8))
+        entry = _first_legal(work, site, wishes)
         if isinstance(entry, str):
             del entries[name]
             kept[name] = entry
         else:
-            entries[name] = entry
+            entries[name] = entry.model_copy(update={"method": entries[name].method})
             kept[name] = "weight only: 8-bit activations cost too much accuracy here"
     changed = plan.model_copy(update={"quantize": entries, "kept_float": kept})
     needed = static_tensors(work, changed)
@@ -232,6 +247,24 @@ def repaired(work: Workspace, plan: Plan) -> Plan:
     trial = nearest(plan) if plan.sequential else plan  # those codes are set later
     wrong = work.target.misplaced(work.lower(trial))
     return without(plan, wrong) if wrong else plan
+
+
+def proven(work: Workspace, plan: Plan) -> tuple[Candidate, Session] | None:
+    """What `repaired` leaves of a plan, evaluated; None where that is nothing.
+
+    The session that is evaluated shows its kernels too, unless that is not asked for here, or what
+    it shows is that another plan is needed.
+    """
+    if work.skip_checks or plan.sequential or not work.runs_here:
+        plan = repaired(work, plan)
+        return work.evaluate(plan) if plan.quantize else None
+    lowered = work.lower(plan)
+    session, optimized = read_back(lowered.model, work.target.settings(), "candidate")
+    wrong = work.target.misplaced(lowered, optimized)
+    if wrong:
+        plan = without(plan, wrong)
+        return work.evaluate(plan) if plan.quantize else None
+    return work.measured(plan, lowered, session), session
 
 
 def with_method(

@@ -53,7 +53,7 @@ class DropRecipe(BaseModel):
         "similarity", "lim", "angular", "norm-ratio", "void", "ablation", "ablation-once",
         "metric", "accept", "random",
     ] = "similarity"  # fmt: skip
-    measure: Literal["js", "kl", "angular", "norm"] = "js"
+    measure: Literal["js", "kl", "angular", "norm", "channels"] = "js"
     protect: float = 0.0
     max_divergence: float | None = None
     max_drop: float = 0.0
@@ -68,7 +68,7 @@ class ParallelRecipe(BaseModel):
     share: float | None = None
     kind: Literal["attention", "mlp", "convolution", "other", "any"] = "any"
     search: Literal["greedy", "once"] = "greedy"
-    measure: Literal["js", "kl", "angular", "norm"] = "js"
+    measure: Literal["js", "kl", "angular", "norm", "channels"] = "js"
     max_divergence: float | None = None
     faster: bool = True
 
@@ -87,7 +87,7 @@ class SearchRecipe(BaseModel):
     """What a search over whole plans may choose, and by what it compares; see `lwqc.joint`.
 
     kinds: formats of sites, widths of groups, residual branches. measure: divergence of the
-    outputs, see `OutputDivergence`; `auto` is `kl` for logits and `norm` otherwise; with
+    outputs, see `OutputDivergence`; `auto` is `kl` for logits and `channels` otherwise; with
     `metric` that of the user decides on all of the data. errors: `predicted` from statistics, or
     `measured` for each level alone. start: an exact `knapsack`, dynamic programming over error
     `curves`, `pairs` of items whose interaction is measured, or widths in proportion to
@@ -98,7 +98,7 @@ class SearchRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kinds: tuple[Literal["format", "width", "branch"], ...] = ("format", "width", "branch")
-    measure: Literal["auto", "metric", "js", "kl", "angular", "norm"] = "auto"
+    measure: Literal["auto", "metric", "js", "kl", "angular", "norm", "channels"] = "auto"
     errors: Literal["predicted", "measured"] = "predicted"
     start: Literal["knapsack", "curves", "pairs", "zeroth-order", "angles"] = "knapsack"
     refine: bool = True

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lwqc.graph.consumers import Consumer, SkippedNode, Slices, find_consumers
 from lwqc.graph.linear_operand import Operand
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_initializer, replace_stored, unique_name
+from lwqc.passes.edit import add_initializer, replace_stored
 from lwqc.quant.refit import bias_correction, refit
 from lwqc.stats.collect import collect
 from lwqc.stats.collector import Feeds, RunnerFactory
@@ -169,6 +169,6 @@ def add_to_bias(node: ir.Node, index: int, shift: Float) -> None:
         replace_stored(value, ir.tensor(moved, dtype=tensor.dtype, name=value.name))
         return
     assert isinstance(node.graph, ir.Graph)
-    name = unique_name(node.graph, f"{value.name}/{node.name}")
+    name = f"{value.name}/{node.name}"
     copy = ir.tensor(moved, dtype=tensor.dtype, name=name)
     node.replace_input_with(index, add_initializer(node.graph, copy))

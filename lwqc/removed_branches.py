@@ -31,7 +31,7 @@ from lwqc.graph.branches import Branch
 from lwqc.graph.consumers import bias_operand, node_name
 from lwqc.graph.linear_operand import Operand, linear_operand
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import insert_before, replace_node, replace_stored, unique_name
+from lwqc.passes.edit import insert_before, replace_node, replace_stored
 from lwqc.passes.remove_branches import Removal, RemoveBranches, chosen_branches
 from lwqc.plan import RemovedBranch
 from lwqc.quant.refit import refit
@@ -297,7 +297,7 @@ def _bypass(place: ir.Node) -> None:
         output.replace_all_uses_with(stream)
         graph.remove(place, safe=True)
     elif stream.is_graph_output() or stream.producer() is None:
-        name = unique_name(graph, f"{output.name}/stream")
+        name = f"{output.name}/stream"
         (value,) = insert_before(place, "Identity", [stream], [name])
         replace_node(place, value)
     else:

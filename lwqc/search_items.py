@@ -96,7 +96,7 @@ def search_model(
 
     tiny, unpack: see `mixed.choices`. small: formats that only store fewer bits. held: of these,
     those that a kernel reads as they are stored. fast: 8-bit activations too. measure: of the
-    outputs; `auto` is `kl` for logits and `norm` otherwise.
+    outputs; `auto` is `kl` for logits and `channels` otherwise.
     """
     prunable = Prunable(work.model)
     builder = _Builder(work, prunable)
@@ -107,7 +107,7 @@ def search_model(
     if "branch" in kinds:
         builder.branches()
     if measure == "auto":
-        measure = "kl" if are_logits(comparable_outputs(work.model.graph)) else "norm"
+        measure = "kl" if are_logits(comparable_outputs(work.model.graph)) else "channels"
     return SearchModel(
         work, prunable, builder.space(), builder.groups, builder.constant, builder.grams, measure,
         builder.sites, builder.gains,
@@ -154,6 +154,9 @@ class _Builder:
             for entry, option in zip(choice.entries, choice.options, strict=True):
                 if small or entry is None or (held and self._is_held(choice.site, entry)):
                     offered.append((entry, option))
+            if reason := self._unsearched(self.sites.get(name)):
+                self._fix(choice.site, reason, [e for e, _ in (*offered, *whole) if e is not None])
+                continue
             if not fast:
                 offered = [offered[i] for i in _undominated([o for _, o in offered])]
             self._offer(name, [*offered, *whole])
@@ -173,16 +176,25 @@ class _Builder:
         offered.sort(key=lambda pair: (-pair[1].error, pair[1].cost))
         if len(offered) < 2:
             return
-        if not _is_plain(self.sites.get(name)):
-            self.left_out[name] = "its weight is computed from the stored one"
-            chosen = offered[-2][0]
-            assert chosen is not None
-            self.constant[name] = chosen
-            return
         self._entries[name] = (len(self.items), tuple(e for e, _ in offered))
         labels = tuple(_label(e) for e, _ in offered)
         errors = tuple(option.error for _, option in offered)
         self.items.append(Item(name, "format", labels, errors))
+
+    def _fix(self, site: Site, reason: str, entries: Sequence[SiteEntry]) -> None:
+        """Give a site the format of most bits, whatever else is chosen."""
+        if entries:
+            self.left_out[site.name] = reason
+            self.constant[site.name] = max(
+                entries, key=lambda e: (e.weight.bits, e.size_bytes(site.n, site.k))
+            )
+
+    def _unsearched(self, site: Site | None) -> str:
+        """Why a trial cannot hold a site's weight in several formats, or ""."""
+        if not _is_plain(site):
+            return "its weight is computed from the stored one"
+        own = site is not None and site.weight.source.graph is self.prunable.model.graph
+        return "" if own else "is inside the body of an If, Loop or Scan"
 
     def _chain(self, chained: list[tuple[str, SiteEntry, float]]) -> None:
         """Convolutions with static 8-bit activations go together.
@@ -210,7 +222,8 @@ class _Builder:
                 if entry.activation != "none" and entry.weight.block is None:
                     entries.setdefault(name, {})[entry] = None
         self._integer = {name: list(own) for name, own in entries.items()}
-        activations = {n: work.sites[n].uses[0].activation for n in entries}
+        main = [n for n in entries if not work.sites[n].in_body]  # what can be observed
+        activations = {n: work.sites[n].uses[0].activation for n in main}
         names = {n: v.name or "" for n, v in activations.items() if v is not None}
         wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
         noise = collect(work.model, wanted, work.search_batches, statistics_session)

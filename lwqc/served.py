@@ -12,10 +12,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.backends.session import Session, time_turns
+from lwqc.backends.settling import Times, decided, ratios, ratios_known
 from lwqc.data import Dataset, open_data
+from lwqc.graph.shapes import named_sizes
 from lwqc.measure import NOISE
 
 Sizes = Mapping[str, int]
+# Ratios known this closely decide as well as if they were timed for longer: repeated timings of
+# one model differ by more, see `NOISE`.
+_KNOWN = 1.02
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ def served_inputs(
 ) -> tuple[Served, ...]:
     """Inputs of each shape, by default those of the first feeds.
 
-    The data's own where they have the sizes asked for, else random ones. Raises InputError for an
+    The data's own where they have the sizes asked for, else random ones; sizes that were not asked
+    for are those of the data. Raises InputError for an
     unknown dimension.
     """
     first = data.first()
@@ -46,7 +52,8 @@ def served_inputs(
         return (Served(_shown(first), first),)
     found = []
     for sizes in shapes:
-        drawn = open_data("random:1", model, seed=seed, shapes=sizes).first()
+        whole = {**named_sizes(model, {n: v.shape for n, v in first.items()}), **sizes}
+        drawn = open_data("random:1", model, seed=seed, shapes=whole).first()
         same = all(v.shape == first[n].shape for n, v in drawn.items() if n in first)
         label = ",".join(f"{name}={size}" for name, size in sizes.items())
         found.append(Served(label, first if same else drawn))
@@ -59,20 +66,32 @@ def _shown(feeds: Mapping[str, NDArray[Any]]) -> str:
 
 
 def relative_times(
-    sessions: Sequence[Session], served: Sequence[Served], seconds: float
+    sessions: Sequence[Session], served: Sequence[Served], seconds: float, keep: int | None = None
 ) -> list[list[float]]:
     """Time of each session over that of the first, at each shape: [sessions][shapes].
 
     Of the fastest run of each turn to that of the first session's turn in the same round, as other
     work on the machine only ever adds time and its clock changes slowly; the median of all rounds.
+
+    keep: only the fastest so many beside the first matter, and only while they are no slower. The
+    rest is timed until that much is clear, see `settling.decided`; at several shapes nothing is
+    clear from one of them, and all are timed alike.
     """
-    columns = []
-    for one in served:
-        turns = time_turns(sessions, one.feeds, seconds=seconds)
-        best = [[min(turn) for turn in own] for own in turns]
-        shares = [[a / b for a, b in zip(own, best[0], strict=True)] for own in best]
-        columns.append([statistics.median(s) for s in shares])
+    alone = keep is not None and len(served) == 1
+    settled = decided(NOISE, _KNOWN, keep) if alone and keep else ratios_known(_KNOWN)
+    columns = [
+        _relative(time_turns(sessions, one.feeds, seconds=seconds, settled=settled))
+        for one in served
+    ]
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _relative(times: Times) -> list[float]:
+    """Over the first one's time, where that has fewer rounds by way of one that has them all."""
+    longest = max(range(len(times)), key=lambda i: len(times[i]))
+    unit = statistics.median(ratios(times[longest], times[0]))
+    return [unit * statistics.median(ratios(own, times[longest])) if i else 1.0
+            for i, own in enumerate(times)]  # fmt: skip
 
 
 def overall(relative: Sequence[float]) -> float:

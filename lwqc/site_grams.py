@@ -63,7 +63,9 @@ class SiteGrams:
         self._collectors = {s.name: _gram(s) for s in sites}
         if token_weights:
             self._collectors |= _weighted(model, sites, self._collectors)
-        self._shared = {s.name for s in sites if len({u.activation for u in _products(s)}) > 1}
+        self._shared = {
+            s.name for s in sites if s.both_ways or len({u.activation for u in _products(s)}) > 1
+        }
         self._bytes = {s.name: 8 * s.groups * s.k**2 for s in sites}
         positions = _positions(model.graph)
         self._readers = {

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lwqc import io
 from lwqc.backends.session import Session, time_runs
+from lwqc.backends.settling import ratios_known
 from lwqc.graph.sites import Site
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
@@ -23,6 +24,7 @@ from lwqc.workspace import Workspace
 _SECONDS = 0.06  # per form and class of sites
 _PACKED_BITS = (2, 4, 8)
 _CLEARLY = 1.1  # times as long: timings of the same differ by less
+_KNOWN = 1.04  # a ratio known this closely is closer than two timings of the same are
 _RANGE = ActivationRange(low=-4, high=4)
 
 
@@ -187,7 +189,8 @@ def form_seconds(
         middle = (range_.min + range_.max + 1) // 2
         feeds["x/codes"] = np.clip(floats * 32 + middle, range_.min, range_.max).astype(codes)
     sessions = [Session(model, label=site.name), Session(lowered, label=site.name)]
-    before, after = time_runs(sessions, feeds, seconds=_SECONDS)
+    settled = ratios_known(_KNOWN)
+    before, after = time_runs(sessions, feeds, seconds=_SECONDS, settled=settled)
     return _quartile(before), _quartile(after)
 
 

@@ -19,13 +19,24 @@ class RemoveUnused(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove nodes, initializers and optional outputs, subgraphs included."""
         kept = {n: [v.name for v in n.outputs] for n in model.graph.all_nodes() if _has_past(n)}
-        result = RemoveUnusedNodesPass()(model)
+        modified = RemoveUnusedNodesPass()(model).modified
+        for graph in model.graphs():
+            modified |= _remove_weights(graph)
         for node, names in kept.items():
             if node.graph is not None and len(names) == _OUTPUTS:
                 node.resize_outputs(_OUTPUTS)
                 for value, name in zip(node.outputs, names, strict=True):
                     value.name = name
-        return ir.passes.PassResult(model, result.modified)
+        return ir.passes.PassResult(model, modified)
+
+
+def _remove_weights(graph: ir.Graph) -> bool:
+    """Remove initializers that nothing reads; those of bodies, which onnx-ir 1.1.0 leaves."""
+    kept = {*graph.inputs, *graph.outputs}
+    unused = [n for n, v in graph.initializers.items() if not v.uses() and v not in kept]
+    for name in unused:
+        del graph.initializers[name]
+    return bool(unused)
 
 
 def _has_past(node: ir.Node) -> bool:

@@ -18,6 +18,7 @@ from lwqc import io
 from lwqc.backends.cpu import CpuTarget
 from lwqc.backends.cpu_rules import RULES
 from lwqc.backends.cuda import CudaTarget
+from lwqc.backends.recorded import Recorded
 from lwqc.backends.session import Loadable, Session, SessionSettings, has_bodies
 from lwqc.backends.target import Lowered, Target
 from lwqc.backends.tensorrt import TensorrtTarget
@@ -35,6 +36,7 @@ from lwqc.quant.grid import Encoded
 from lwqc.served import Served, Sizes, served_inputs
 from lwqc.site_grams import SiteGrams
 from lwqc.stats.divergence import Divergence, OutputMeter
+from lwqc.stats.ranges import Range
 
 Feeds = Mapping[str, NDArray[Any]]
 TARGETS: Mapping[str, Callable[[], Target]] = {
@@ -57,7 +59,7 @@ def make_target(name: str) -> Target:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan and what came of it. drop: of the metric if there is one, else 1 - mean cosine."""
+    """A plan and what came of it. drop: of the metric if there is one, else of the outputs."""
 
     plan: Plan
     lowered: Lowered
@@ -76,6 +78,7 @@ class Workspace:
     known: weights whose codes the model had already. allow_fallback: nodes that the target would
     run elsewhere are accepted. floats: what the target computes in, once that is decided.
     probed: sites -> error at the outputs that was measured with them in the probe format.
+    ranges: of activations, by method and tensor.
     slow_products, activation_shapes: what the functions of these names in `timing` found.
     shapes: sizes of dynamic dimensions that the model will serve; none: those of the data.
     unusable: why candidates were given up that the runtime does not load or run, a line each, of
@@ -98,6 +101,7 @@ class Workspace:
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
     versions: dict[str, Workspace] = field(default_factory=dict, repr=False)
     probed: dict[tuple[str, ...], float] = field(default_factory=dict, repr=False)
+    ranges: dict[tuple[str, str], Range] = field(default_factory=dict, repr=False)
     slow_products: dict[int, frozenset[str]] = field(default_factory=dict, repr=False)
     activation_shapes: dict[str, dict[str, tuple[int, ...]]] = field(
         default_factory=dict, repr=False
@@ -174,7 +178,7 @@ class Workspace:
 
     def derived(self, model: ir.Model, **changes: Any) -> Workspace:
         """The same work on a changed model; what the original computes stays the reference."""
-        known = ("versions", "probed", "slow_products", "activation_shapes", "cleaned")
+        known = ("versions", "probed", "ranges", "slow_products", "activation_shapes", "cleaned")
         own: dict[str, Any] = {"floats": None, **{name: {} for name in known}}
         return replace(self, model=model, origin=self.origin or self, **own, **changes)
 
@@ -196,6 +200,11 @@ class Workspace:
             return self.origin.reference
         return Session(self.loadable, label=self.name, risky=has_bodies(self.model))
 
+    @cached_property
+    def recorded(self) -> Recorded:
+        """The original, which runs once for feeds that come again."""
+        return self.origin.recorded if self.origin is not None else Recorded(self.reference)
+
     @property
     def loadable(self) -> Loadable:
         """The original as a session can load it: its file, or the model where it has none."""
@@ -203,6 +212,13 @@ class Workspace:
             return self.origin.loadable
         path = self.model.meta.get("lwqc_path")
         return path if path and os.path.exists(path) else self.model
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the file was read."""
+        if self.origin is not None:
+            return self.origin.notes
+        return tuple(self.model.meta.get("lwqc_notes", ()))
 
     @property
     def is_large(self) -> bool:
@@ -243,7 +259,7 @@ class Workspace:
         if self.origin is not None:
             known = self.origin._search_references
             return [{n: v for n, v in r.items() if n not in self.incomparable} for r in known]
-        return [self.reference(feeds) for feeds in self.search_batches]
+        return [self.recorded(feeds) for feeds in self.search_batches]
 
     @cached_property
     def metric_reference(self) -> float:
@@ -271,8 +287,13 @@ class Workspace:
         return worst_drop(self.compared(session))
 
     def output_error(self, session: Session) -> float:
-        """Squared error of the outputs over their energy, on the search batches; the worst one."""
-        return max((d.relative_error for d in self.compared(session).values()), default=0.0)
+        """Error of the outputs by channel, on the search batches; the worst one.
+
+        Infinite where a decision is lost that is the output itself, such as a label.
+        """
+        found = self.compared(session).values()
+        lost = any(d.decisions.labels not in (None, 1) for d in found)
+        return math.inf if lost else max((d.error for d in found), default=0.0)
 
     def compared(self, session: Session) -> dict[str, Divergence]:
         """Comparison with the original on the search batches."""
@@ -285,8 +306,12 @@ class Workspace:
         """Lower a plan, load it and measure its loss."""
         lowered = self.lower(plan)
         session = self.load(lowered.model)
+        return self.measured(plan, lowered, session), session
+
+    def measured(self, plan: Plan, lowered: Lowered, session: Session) -> Candidate:
+        """A candidate of a plan that is lowered and loaded."""
         size = io.serialized_bytes(lowered.model)
-        return Candidate(plan, lowered, size, self.drop(session)), session
+        return Candidate(plan, lowered, size, self.drop(session))
 
     def tried(self, plan: Plan) -> Candidate:
         """The same; the drop is infinite where the runtime does not load or run what comes of it.
@@ -344,7 +369,7 @@ class Workspace:
 
     def divergence(self, session: Session) -> dict[str, Divergence]:
         """Full comparison with the original over all data."""
-        return compare(self.reference, session, self.data, without=self.incomparable)
+        return compare(self.recorded, session, self.data, without=self.incomparable)
 
 
 def stored_bytes(model: ir.Model) -> int:

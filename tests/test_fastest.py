@@ -58,7 +58,7 @@ def in_order(monkeypatch, times):
     """The original takes 1, candidates what `times` says in turn, whole graphs a half."""
     seen = []
 
-    def relative(sessions, served, seconds):
+    def relative(sessions, served, *_, **__):
         seen.append(len(sessions))
         return [[1.0] * len(served)] + [[times(i)] * len(served) for i in range(len(sessions) - 1)]
 
@@ -69,17 +69,16 @@ def in_order(monkeypatch, times):
 def by_plan(monkeypatch, times):
     """The original takes 1, the graph of a plan what `times(plan)` says."""
     plans = {}
-    evaluate = Workspace.evaluate
+    measured = Workspace.measured
 
-    def remembered(self, plan):
-        candidate, session = evaluate(self, plan)
+    def remembered(self, plan, lowered, session):
         plans[session] = plan
-        return candidate, session
+        return measured(self, plan, lowered, session)
 
-    def relative(sessions, served, seconds):
+    def relative(sessions, served, *_, **__):
         return [[times(plans[s]) if s in plans else 1.0] * len(served) for s in sessions]
 
-    monkeypatch.setattr(Workspace, "evaluate", remembered)
+    monkeypatch.setattr(Workspace, "measured", remembered)
     monkeypatch.setattr(module, "relative_times", relative)
 
 
@@ -115,7 +114,7 @@ def test_the_fastest_candidate_wins(net, monkeypatch):
 
 
 def test_what_is_slow_alone_is_tried_on_the_whole(net, monkeypatch):
-    by_form(monkeypatch, lambda entry, shape: 0.5 if entry.activation == "dynamic" else 2.0)
+    by_form(monkeypatch, lambda entry, shape: 0.5 if entry.activation == "dynamic" else 1.2)
     by_plan(monkeypatch, lambda plan: 0.5 if kinds(plan) == {"static"} else 0.7)
     assert kinds(module.fastest(work(net), 0.01, RECIPE)) == {"static"}
 
@@ -267,3 +266,10 @@ def test_masks_get_finite_only_where_the_data_shows_no_difference(monkeypatch):
     again = module.fused_base(job)
     assert again.clean is not None
     assert (again.clean.accept, again.clean.relaxed) == ((), ())
+
+
+def test_a_reference_that_stops_early_is_still_what_times_are_told_in(monkeypatch):
+    times = [[[4.0]], [[2.0], [3.0], [2.0]], [[1.0], [1.5], [1.0]], [[8.0]]]
+    monkeypatch.setattr("lwqc.served.time_turns", lambda *_, **__: times)
+    served = [module_served.Served("", {})]
+    assert relative_times([], served, 1.0, keep=1) == [[1.0], [0.5], [0.25], [2.0]]

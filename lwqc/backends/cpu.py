@@ -17,10 +17,10 @@ from lwqc.backends.session import SessionSettings, optimized_graph
 from lwqc.backends.target import FloatType, Form, Lowered, illegal
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow, integer_flow
-from lwqc.graph.sites import Site, find_sites
+from lwqc.graph.sites import BOTH_WAYS, Site, sites_by_name
 from lwqc.passes.block_quantize import BlockQuantize
 from lwqc.passes.bnb4 import Bnb4
-from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.encoded_weights import EncodedWeights, stored_parts
 from lwqc.passes.fold_weights import FoldWeights
 from lwqc.passes.insert_qdq import InsertQdq
 from lwqc.passes.integer_bias import IntegerBias
@@ -78,7 +78,8 @@ class CpuTarget:
         fmt = entry.weight
         if entry.activation != "none" and fmt.block is None:
             return _integer_form(site, entry, self.rules)
-        if site.ops <= _BLOCK_OPS and fmt.block is not None and not _unpacks(site, entry):
+        blocks = site.ops <= _BLOCK_OPS and fmt.block is not None and site.has_kernels
+        if blocks and not _unpacks(site, entry):
             return _block_form(site, entry)
         if fmt.kind != "int":
             return f"{fmt.kind} has no kernel for {'+'.join(sorted(site.ops))}"
@@ -124,7 +125,12 @@ class CpuTarget:
         """Tensors between convolutions; inputs of products."""
         flow = integer_flow(graph, [s for s in sites if s.op == "Conv"])
         for site in sites:
-            for use in site.uses if site.op != "Conv" else ():
+            if site.op == "Conv":
+                continue
+            if site.in_body:
+                flow.refused[site.name] = _IN_BODY
+                continue
+            for use in site.uses if site.ops <= _LINEAR else ():
                 if use.activation is None or not use.activation.name:
                     raise InputError(f"{site.name}: its activation has no name to calibrate")
                 flow.tensors.setdefault(use.activation.name, use.activation.name)
@@ -153,7 +159,7 @@ class CpuTarget:
     def lower(self, model: ir.Model, plan: Plan, weights: EncodedWeights) -> Lowered:
         """Execute the plan on a copy. Raises InputError where the plan asks the impossible."""
         lowered = model.clone()
-        sites = {s.name: s for s in find_sites(lowered).sites}
+        sites = sites_by_name(lowered)
         opset = lowered.opset_imports.get("", 1)
         forms = {
             name: self._legal(sites, name, entry, opset) for name, entry in plan.quantize.items()
@@ -180,7 +186,7 @@ class CpuTarget:
         ]
         for step in passes:
             step(lowered)
-        keep_together(lowered.graph, [n for n, e in plan.quantize.items() if e.has_side])
+        keep_together(lowered, [n for n, e in plan.quantize.items() if e.has_side])
         RemoveUnused()(lowered)
         lowered.graph.sort()
         return Lowered(lowered, forms)
@@ -192,13 +198,15 @@ class CpuTarget:
             raise illegal(site, form)
         return form  # type: ignore[return-value]
 
-    def misplaced(self, lowered: Lowered) -> dict[str, str]:
+    def misplaced(
+        self, lowered: Lowered, optimized: onnx.GraphProto | None = None
+    ) -> dict[str, str]:
         """Sites whose codes are read by another kernel than their form needs."""
-        readers = list(_readers(optimized_graph(lowered.model)))
+        readers = list(_readers(optimized or optimized_graph(lowered.model)))
+        codes = _codes(lowered.model)
         wrong: dict[str, str] = {}
         for site, form in lowered.forms.items():
-            found = {op for name, op in readers if name.startswith((f"{site}_q", f"{site}_i8"))}
-            found.discard("Reshape")
+            found = {op for name, op in readers if codes.get(name) == site} - {"Reshape"}
             expected = _KERNELS[form] | (_KERNELS["MatMulNBits"] if form in _TIED else frozenset())
             if form == "Folded" and found:
                 wrong[site] = f"unpacked in every run by {', '.join(sorted(found))}"
@@ -210,7 +218,21 @@ class CpuTarget:
         return wrong
 
 
+def _codes(model: ir.Model) -> dict[str, str]:
+    """Names of values that are codes as stored, reshaped or not, and the site of each."""
+    found: dict[str, str] = {}
+    for value, part in stored_parts(model):
+        if part.codes:
+            reshaped = [u.node.outputs[0] for u in value.uses() if u.node.op_type == "Reshape"]
+            found |= {v.name or "": part.site for v in (value, *reshaped)}
+    return found
+
+
 _TIED: frozenset[Form] = frozenset({"GatherBlockQuantized"})
+
+
+# Ranges are measured, and pairs placed, in the main graph only.
+_IN_BODY = "is read inside the body of an If, Loop or Scan, where no ranges are known"
 
 
 def _refused(form: Form | str) -> bool:
@@ -225,6 +247,10 @@ def _integer_form(site: Site, entry: SiteEntry, rules: CpuRules) -> Form | str:
         return "sums of 8-bit products saturate on this processor (no VNNI): weights need 7 bits"
     if fmt.bits not in (7, 8) or (fmt.symmetric, fmt.scale) != (True, "float32"):
         return "integer kernels need symmetric 8-bit weights with one float32 scale per channel"
+    if site.both_ways:
+        return BOTH_WAYS
+    if entry.activation == "static" and site.in_body:
+        return _IN_BODY
     if any(not is_float32(use.node.inputs[use.index]) for use in site.uses):
         return "integer kernels need a float32 model"
     if site.ops <= _LINEAR:

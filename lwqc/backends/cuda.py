@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal
 
+import onnx
 import onnx_ir as ir
 
 from lwqc.backends.cuda_kernels import missing_kernel
@@ -80,7 +81,8 @@ class CudaTarget:
             return "CUDA has no kernels for 8-bit activations"
         if fmt.kind != "int":
             return f"{fmt.kind} weights have no fast kernel on CUDA; take integers"
-        if fmt.block is None or not site.ops <= _LINEAR | {"Gather"}:
+        known = site.ops <= _LINEAR | {"Gather"}
+        if fmt.block is None or not known or not site.has_kernels:
             return "Folded"
         return self._block_form(site, fmt)
 
@@ -144,12 +146,14 @@ class CudaTarget:
             passes.append(SizesOnDevice())
         for step in passes:
             step(lowered)
-        keep_together(lowered.graph, [n for n, e in plan.quantize.items() if e.has_side])
+        keep_together(lowered, [n for n, e in plan.quantize.items() if e.has_side])
         RemoveUnused()(lowered)
         lowered.graph.sort()
         return Lowered(lowered, forms)
 
-    def misplaced(self, lowered: Lowered) -> dict[str, str]:
+    def misplaced(
+        self, lowered: Lowered, optimized: onnx.GraphProto | None = None
+    ) -> dict[str, str]:
         """Nothing here: forms are decided by rules that a build with the runtime confirmed."""
         return {}
 

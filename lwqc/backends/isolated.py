@@ -60,6 +60,11 @@ class Isolated:
         values: list[Any] | None = self._ask("run", dict(feeds), keep)
         return values
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process has survived what was asked of it so far."""
+        return self._process is not None
+
     def close(self) -> None:
         """End the process, so that its memory is free."""
         process, self._process = self._process, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import tempfile
 import time
@@ -11,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -19,7 +22,9 @@ from numpy.typing import NDArray
 
 from lwqc import io
 from lwqc.backends.isolated import Isolated, Signature, shared
+from lwqc.backends.settling import Settled
 from lwqc.errors import InputError, LwqcError, SessionError
+from lwqc.kept_parts import forget_parts
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
@@ -30,7 +35,23 @@ THREADS = "LWQC_THREADS"
 _CPU = "CPUExecutionProvider"
 _UNLOADABLE = "ONNX Runtime cannot load it"
 _TURN = 4  # runs of one session in a row that count
+_SOONEST = 0.2  # share of the time before which nothing counts as settled
+_LONG = 20  # times the wait for other threads: a first run that counts
 _SPIN_US = 1000  # how long a thread waits in a loop for work; the runtime's default is far longer
+
+_TYPES = {
+    "tensor(float)": ir.DataType.FLOAT,
+    "tensor(float16)": ir.DataType.FLOAT16,
+    "tensor(bfloat16)": ir.DataType.BFLOAT16,
+    "tensor(double)": ir.DataType.DOUBLE,
+    "tensor(bool)": ir.DataType.BOOL,
+    "tensor(string)": ir.DataType.STRING,
+    **{
+        f"tensor({sign}int{bits})": ir.DataType[f"{sign}int{bits}".upper()]
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
 
 ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed to our users
 
@@ -127,7 +148,7 @@ class Session:
             risky = isinstance(model, ir.Model) and has_bodies(model)
         self._label = label
         self._unproven: tuple[Loadable, SessionSettings] | None = None
-        with _as_source(model) as source:
+        with as_loadable(model) as source:
             if risky and chosen.provider == _CPU:
                 _try_load(source, chosen, label)
                 if not isinstance(model, ir.Model) or isinstance(source, bytes):
@@ -142,18 +163,21 @@ class Session:
             raise InputError(f"{label}: {chosen.provider} did not load, the CPU would run it")
         self._binding: ort.IOBinding | None = None
         self.outputs = [o.name for o in self._session.get_outputs()]
-        self.types = [o.type for o in self._session.get_outputs()]
+        self.types = {o.name: o.type for o in self._session.get_outputs()}
+        self._brain = any("bfloat16" in kind for kind in self.types.values())
         self.inputs = [i.name for i in self._session.get_inputs()]
 
     def __call__(self, feeds: Feeds) -> Outputs:
-        """Run once. Raises SessionError with the runtime's first line when the run fails."""
-        known = {name: feeds[name] for name in self.inputs if name in feeds}
-        self._prove(known)
+        """Run once; what is no tensor comes as one, see `as_array`.
+
+        Raises SessionError with the runtime's first line when the run fails.
+        """
+        self._prove({name: feeds[name] for name in self.inputs if name in feeds})
         try:
-            values = self._session.run(None, known)
+            values = self._values(feeds)
         except Exception as error:
             raise SessionError(f"{self._label}: the run failed: {_line(error)}") from error
-        return dict(zip(self.outputs, values, strict=True))
+        return dict(zip(self.outputs, map(as_array, values), strict=True))
 
     def _prove(self, feeds: Feeds) -> None:
         """Run a risky model for the first time in another process."""
@@ -197,8 +221,15 @@ class Session:
         known = {name: feeds[name] for name in self.inputs if name in feeds}
         self._prove(known)
         start = time.perf_counter()
-        self._session.run(None, known)
+        self._values(feeds)
         return time.perf_counter() - start
+
+    def _values(self, feeds: Feeds) -> list[Any]:
+        known = {name: _fed(feeds[name]) for name in self.inputs if name in feeds}
+        if not self._brain:
+            return list(self._session.run(None, known))
+        held = {n: v if isinstance(v, ort.OrtValue) else _held(v) for n, v in known.items()}
+        return [_read(v) for v in self._session.run_with_ort_values(self.outputs, held)]
 
     def profile(self) -> str:
         """Ends profiling; the path of the file with the runtime's times."""
@@ -227,6 +258,48 @@ def load_isolated(process: Isolated, source: Loadable, settings: SessionSettings
         entries=settings.all_entries,
         providers=_providers(settings),
     )
+
+
+def _fed(array: NDArray[Any]) -> NDArray[Any] | ort.OrtValue:
+    """What the runtime's Python binding takes: it knows no numpy type for bfloat16."""
+    if array.dtype != ml_dtypes.bfloat16:
+        return array
+    words = np.ascontiguousarray(array).view(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(words, ir.DataType.BFLOAT16.value)
+
+
+def _held(array: NDArray[Any]) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _read(value: ort.OrtValue) -> Any:
+    """The numbers of a result; bfloat16 as float32."""
+    if value.data_type() != "tensor(bfloat16)":
+        return value.numpy()
+    count = math.prod(value.shape())
+    words = (ctypes.c_uint16 * count).from_address(value.data_ptr())
+    halves = np.frombuffer(words, np.uint16).reshape(value.shape()).view(ml_dtypes.bfloat16)
+    return halves.astype(np.float32)
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """A result of the runtime as one array.
+
+    Sequences: the elements stacked, or end to end [1, n] where their shapes differ. Maps: the
+    values in the order of their keys. An optional that holds nothing: no elements.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if value is None:
+        return np.zeros(0, np.float32)
+    if isinstance(value, Mapping):
+        return as_array([value[key] for key in sorted(value)])
+    if not isinstance(value, list):
+        return np.asarray(value)
+    parts = [as_array(each) for each in value]
+    if len({part.shape for part in parts}) > 1:
+        return np.concatenate([part.ravel() for part in parts])[np.newaxis]
+    return np.stack(parts) if parts else np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -299,6 +372,22 @@ def _providers(settings: SessionSettings) -> list[str | tuple[str, dict[str, str
     return [(settings.provider, dict(settings.provider_options)), _CPU]
 
 
+def tensor_types(model: ir.Model, names: Sequence[str]) -> dict[str, ir.DataType]:
+    """Element types that the runtime infers for tensors of the main graph, as far as it can.
+
+    It knows its own operators, of which ONNX has no schema.
+    """
+    copy = model.clone()
+    forget_parts(copy)
+    made = {v.name: v for node in copy.graph for v in node.outputs}
+    copy.graph.outputs.extend(made[name] for name in names if name in made)
+    try:
+        session = Session(copy, SessionSettings(optimize=False), label="types")
+    except InputError:
+        return {}
+    return {n: _TYPES[kind] for n, kind in session.types.items() if n in names and kind in _TYPES}
+
+
 def statistics_session(model: ir.Model) -> Session:
     """A session for instrumented models: memory is handed back after every run."""
     return Session(model, SessionSettings(keep_arena=False), label="instrumented model")
@@ -308,6 +397,18 @@ def optimized_graph(
     model: ir.Model | str | os.PathLike[str], settings: SessionSettings | None = None
 ) -> onnx.GraphProto:
     """The graph that the runtime executes after its own optimisations, weights left out."""
+    return read_back(model, settings)[1]
+
+
+def read_back(
+    model: ir.Model | str | os.PathLike[str],
+    settings: SessionSettings | None = None,
+    label: str = "model",
+) -> tuple[Session, onnx.GraphProto]:
+    """A session, and the graph that it executes, see `optimized_graph`.
+
+    Writing that graph changes nothing of how the session runs.
+    """
     with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
         path = str(Path(folder) / "optimized.onnx")
         chosen = settings or SessionSettings()
@@ -316,16 +417,18 @@ def optimized_graph(
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }
         try:
-            Session(model, replace(chosen, entries=entries), optimized_path=path)
+            session = Session(
+                model, replace(chosen, entries=entries), label=label, optimized_path=path
+            )
         except InputError as error:
             if "Failed to write" in str(error):
                 raise InputError(f"{folder}: temporary files cannot be written there") from error
             raise
-        return onnx.load(path, load_external_data=False).graph
+        return session, onnx.load(path, load_external_data=False).graph
 
 
-class _as_source:
-    """What InferenceSession loads: a path, bytes, or a temporary file for models over 2 GB."""
+class as_loadable:
+    """What a session loads: a path, bytes, or a temporary file for models over 2 GB."""
 
     def __init__(self, model: Loadable) -> None:
         self._model = model
@@ -349,36 +452,60 @@ class _as_source:
 
 
 def time_runs(
-    sessions: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0, least: int = 3
+    sessions: Sequence[Session],
+    feeds: Feeds,
+    *,
+    seconds: float = 2.0,
+    least: int = 3,
+    settled: Settled = lambda times: (),
 ) -> list[list[float]]:
     """Time sessions in turns, see `time_turns`; seconds per run, one list each."""
-    turns = time_turns(sessions, feeds, seconds=seconds, least=least)
+    turns = time_turns(sessions, feeds, seconds=seconds, least=least, settled=settled)
     return [[run for turn in own for run in turn] for own in turns]
 
 
 def time_turns(
-    sessions: Sequence[Session], feeds: Feeds, *, seconds: float = 2.0, least: int = 3
+    sessions: Sequence[Session],
+    feeds: Feeds,
+    *,
+    seconds: float = 2.0,
+    least: int = 3,
+    settled: Settled = lambda times: (),
 ) -> list[list[list[float]]]:
     """Time sessions in turns, in alternating order; seconds per run [sessions][rounds][runs].
 
     A turn is a few runs. Before them come some that are not counted, until the threads of the
     session before have stopped waiting: they find the caches full of another model, too. Turns go
     on until `seconds` per session have passed, and at least `least` rounds.
+
+    settled: which sessions need no more turns, see `settling`; asked once a fifth of the time has
+    passed. The others then take as many as if those still took theirs.
     """
     for session in sessions:
         session.seconds(feeds)
     times: list[list[list[float]]] = [[] for _ in sessions]
-    end = time.perf_counter() + seconds * len(sessions)
+    spent = [0.0] * len(sessions)  # by the last turn of each
+    passed, limit = 0.0, seconds * len(sessions)
     order = list(range(len(sessions)))
-    while len(times[0]) < least or time.perf_counter() < end:
+    while order and (max(map(len, times)) < least or passed < limit):
         for i in order:
             start = time.perf_counter()
-            sessions[i].seconds(feeds)
-            while time.perf_counter() < start + 1e-6 * _SPIN_US:
-                sessions[i].seconds(feeds)
-            times[i].append([sessions[i].seconds(feeds) for _ in range(_TURN)])
-        order.reverse()
+            times[i].append(_turn(sessions[i], feeds))
+            spent[i] = time.perf_counter() - start
+        passed += sum(spent)
+        done = settled(times) if passed >= _SOONEST * limit else ()
+        order = [i for i in reversed(order) if i not in done]
     return times
+
+
+def _turn(session: Session, feeds: Feeds) -> list[float]:
+    start = time.perf_counter()
+    first = session.seconds(feeds)
+    if first > _LONG * 1e-6 * _SPIN_US:  # it had nearly all of its time for itself
+        return [first, *(session.seconds(feeds) for _ in range(_TURN - 1))]
+    while time.perf_counter() < start + 1e-6 * _SPIN_US:
+        session.seconds(feeds)
+    return [session.seconds(feeds) for _ in range(_TURN)]
 
 
 def _line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+import onnx
 import onnx_ir as ir
 
 from lwqc.backends.session import SessionSettings
@@ -84,8 +85,13 @@ class Target(Protocol):
     def lower(self, model: ir.Model, plan: Plan, weights: EncodedWeights) -> Lowered:
         """Execute the plan on a copy of the model."""
 
-    def misplaced(self, lowered: Lowered) -> dict[str, str]:
-        """Sites for which the runtime did not choose the expected kernel, with what it chose."""
+    def misplaced(
+        self, lowered: Lowered, optimized: onnx.GraphProto | None = None
+    ) -> dict[str, str]:
+        """Sites for which the runtime did not choose the expected kernel, with what it chose.
+
+        optimized: the graph that it runs, where that is known already.
+        """
 
     def violations(self, model: ir.Model) -> list[str]:
         """What the runtime would refuse, or not run where it should; one line each."""

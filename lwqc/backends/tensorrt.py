@@ -7,11 +7,11 @@ here was measured. The provider links TensorRT 10.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
+import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from lwqc.backends.devices import provider_problem
 from lwqc.backends.provider_options import tensorrt_options
@@ -29,11 +29,12 @@ from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow
 from lwqc.graph.quantized_inputs import LEAST_CHANNELS, quantized_inputs
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.sites import Site
+from lwqc.graph.sites import BOTH_WAYS, Site
+from lwqc.graph.value_types import infer_types
 from lwqc.graph.weights import stored_tensor
 from lwqc.passes.block_dequantize import BlockDequantize
 from lwqc.passes.convert_floats import convert_floats
-from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.encoded_weights import EncodedWeights, PartOfSite
 from lwqc.passes.input_qdq import InputQdq
 from lwqc.passes.raise_opset import RaiseOpset
 from lwqc.plan import Plan, SiteEntry
@@ -67,6 +68,10 @@ class TensorrtTarget:
     def form(self, site: Site, entry: SiteEntry, opset: int) -> Form | str:
         """How the entry runs in TensorRT, or why it cannot."""
         fmt = entry.weight
+        if site.is_double:
+            return "TensorRT does not compute in float64"
+        if site.both_ways:
+            return BOTH_WAYS
         if entry.has_side:
             return "branches beside a quantized weight are not made for TensorRT"
         if not fmt.symmetric or fmt.kind not in ("int", "fp8"):
@@ -141,7 +146,7 @@ class TensorrtTarget:
             step(lowered)
         RemoveUnused()(lowered)
         lowered.graph.sort()
-        ShapeInferencePass()(lowered)  # the provider wants types and shapes on every tensor
+        infer_types(lowered)  # the provider wants types and shapes on every tensor
         return Lowered(lowered, forms)
 
     def _lift(self, model: ir.Model, forms: Collection[Form], *, half: bool, fp8: bool) -> None:
@@ -162,7 +167,9 @@ class TensorrtTarget:
         if lift.refused:
             raise InputError(f"TensorRT's quantized form needs opset {needed}: {lift.refused}")
 
-    def misplaced(self, lowered: Lowered) -> dict[str, str]:
+    def misplaced(
+        self, lowered: Lowered, optimized: onnx.GraphProto | None = None
+    ) -> dict[str, str]:
         """Sites whose scales float16 holds with few digits or not at all.
 
         Which kernels run is only known on a GPU.
@@ -172,10 +179,13 @@ class TensorrtTarget:
             weight = node.inputs[1].producer() if len(node.inputs) > 1 and node.inputs[1] else None
             if node.op_type not in _QUANTIZED or weight is None or weight.inputs[0] is None:
                 continue
-            site = _site_of(weight.inputs[0].name or "", lowered.forms)
+            part = weight.inputs[0].const_value
+            site = part.site if isinstance(part, PartOfSite) else ""
+            if lowered.forms.get(site) != "QuantizeLinear":
+                continue
             source = node.inputs[0].producer() if node.inputs[0] is not None else None
             for pair in (weight, source):
-                if site and pair is not None and pair.op_type == "DequantizeLinear":
+                if pair is not None and pair.op_type == "DequantizeLinear":
                     smallest = _smallest_half(pair.inputs[1])
                     if smallest is not None:
                         wrong[site] = f"float16 holds its scale {smallest:.2g} with few digits"
@@ -199,12 +209,6 @@ class TensorrtTarget:
             return SessionSettings(optimize=False)
         options = {"trt_fp16_enable": "1", "trt_int8_enable": "1"}
         return SessionSettings(provider=PROVIDER, provider_options=options)
-
-
-def _site_of(codes: str, forms: Mapping[str, Form]) -> str:
-    """The site whose codes a tensor holds, by its name."""
-    name = codes.rpartition("_i8")[0]
-    return name if forms.get(name) == "QuantizeLinear" else ""
 
 
 def _smallest_half(scale: ir.Value | None) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from lwqc.cli.options import (
     ByOption,
     ClusterOption,
     CompensateOption,
+    ConstantInputs,
     DataOption,
     DebugOption,
     Details,
@@ -60,24 +61,12 @@ from lwqc.cli.running import (
     opened,
     parse_control,
 )
-from lwqc.compress import compress_workspace, make_plan
-from lwqc.device_bench import build_engines, check_engines
 from lwqc.errors import InputError
-from lwqc.execute import apply_plan, execute
-from lwqc.goals import Goals, parse_goals
-from lwqc.joint import pareto as pareto_models
-from lwqc.lower import MAX_DROP, lower_plan
-from lwqc.plan import Plan
-from lwqc.profiles import parse_profile
-from lwqc.quant.methods import DATA_METHODS
-from lwqc.recipe import Recipe, find, uniform_recipe
-from lwqc.structural import (
-    branch_job,
-    channel_job,
-    dropping_recipe,
-    pruning_recipe,
-)
-from lwqc.user_code import load_callable
+from lwqc.goals import CONVERSION_DROP, Goals, parse_goals
+
+if TYPE_CHECKING:
+    from lwqc.plan import Plan
+    from lwqc.recipe import Recipe
 
 
 @app.command()
@@ -110,16 +99,23 @@ def compress(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
+    from lwqc.compress import compress_workspace
+    from lwqc.joint import pareto as pareto_models
+    from lwqc.recipe import find
+
     if not quantize:
         budgets = (max_size, avg_bits, max_macs, max_memory)
         if recipe != "auto" or any(b is not None for b in budgets):
             raise InputError("--no-quantize only cleans up: leave out --recipe and budgets")
         recipe = "clean"
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
-    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+    ) as work:
         goals = parse_goals(
             max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
         )
@@ -169,14 +165,20 @@ def quantize(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
+    from lwqc.compress import compress_workspace
+    from lwqc.quant.methods import DATA_METHODS
+
     check_bound(max_drop, verify)
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
     if method in DATA_METHODS and data is None:
         raise InputError(f"--method {method} looks at the data: give --data")
-    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+    ) as work:
         work.skip_checks = not verify
         goals = parse_goals(max_size, avg_bits=avg_bits, max_drop=max_drop)
         finish(
@@ -222,9 +224,13 @@ def prune(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Remove whole channels, heads and hidden units, or with --recipe slicegpt narrow streams."""
+    from lwqc.structural import channel_job, pruning_recipe
+    from lwqc.user_code import load_callable
+
     wanted = {
         "ratio": ratio, "by": by, "score": score, "scope": scope, "normalise": normalise,
         "compensate": compensate, "round_to": round_to, "min_channels": min_channels,
@@ -239,7 +245,9 @@ def prune(
         goals,
         **{name: value for name, value in wanted.items() if value is not None},
     )
-    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+    ) as work:
         work.skip_checks = not verify
         finish(job(work), output, plan_out, external, verify, details, as_json)
 
@@ -276,9 +284,12 @@ def drop(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
+    from lwqc.structural import branch_job, dropping_recipe
+
     check_bound(max_drop, verify)
     goals = Goals(max_drop=max_drop)
     wanted = {
@@ -293,7 +304,9 @@ def drop(
         goals,
         **{name: value for name, value in wanted.items() if value is not None},
     )
-    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+    ) as work:
         work.skip_checks = not verify
         finish(job(work), output, plan_out, external, verify, details, as_json)
 
@@ -322,6 +335,8 @@ def _shares(texts: list[str]) -> dict[str, float]:
 
 
 def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
+    from lwqc.recipe import uniform_recipe
+
     if bits == "mixed":
         plain = uniform_recipe(4, *settings)
         if plain.activations != "none" or not plain.search or plain.sequential:
@@ -357,11 +372,16 @@ def plan(
     resume: ResumeOption = False,
     shape: ShapeOption = None,
     seed: Seed = 0,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Decide as `compress` does, and write only the plan."""
+    from lwqc.compress import make_plan
+
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
-    with opened(model, target, data, metric, shape, seed, output) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, constant_inputs=constant_inputs
+    ) as work:
         goals = parse_goals(
             max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
         )
@@ -406,7 +426,9 @@ def lower(
     ] = None,
     data: DataOption = None,
     metric: MetricOption = None,
-    max_drop: Annotated[float, typer.Option(help="allowed loss of the conversion")] = MAX_DROP,
+    max_drop: Annotated[
+        float, typer.Option(help="allowed loss of the conversion")
+    ] = CONVERSION_DROP,
     shape: ShapeOption = None,
     plan_out: PlanOut = None,
     external: External = None,
@@ -414,12 +436,20 @@ def lower(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Bring a float or quantized model into the form that a target runs best."""
+    from lwqc.device_bench import build_engines, check_engines
+    from lwqc.execute import execute
+    from lwqc.lower import lower_plan
+    from lwqc.profiles import parse_profile
+
     sizes = parse_profile(profile)
     goals = Goals(max_drop=max_drop if verify else None)
-    with opened(model, target, data, metric, shape, seed, output, plan_out) as work:
+    with opened(
+        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+    ) as work:
         work.skip_checks, work.allow_fallback = not verify, allow_fallback
         if engines is not None:
             check_engines(work.target)
@@ -443,9 +473,15 @@ def apply_command(
     seed: Seed = 0,
     details: Details = False,
     as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
     """Execute a plan: the same plan on the same model gives the same bytes."""
+    from lwqc.execute import apply_plan
+    from lwqc.plan import Plan
+
     read = Plan.load(plan_file)
-    with opened(model, read.target, data, metric, shape, seed, output) as work:
+    with opened(
+        model, read.target, data, metric, shape, seed, output, constant_inputs=constant_inputs
+    ) as work:
         finish(apply_plan(work, read), output, None, external, verify, details, as_json)

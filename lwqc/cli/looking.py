@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from lwqc import io
 from lwqc.cli.options import (
     AllowFallback,
+    ConstantInputs,
     DataOption,
     DebugOption,
     DropOption,
@@ -34,15 +33,7 @@ from lwqc.cli.running import (
     parse_shapes,
     progress_bars,
 )
-from lwqc.compress import compress_workspace, open_workspace
-from lwqc.data import open_data
-from lwqc.device_bench import device_latencies
 from lwqc.errors import InputError
-from lwqc.goals import Goals
-from lwqc.measure import latencies
-from lwqc.recipe import named
-from lwqc.report.terminal import divergence_table, latency_text, size_text
-from lwqc.workspace import data_files
 
 
 @app.command()
@@ -61,17 +52,22 @@ def inspect(
         str | None, typer.Option("--data", help="with --branches: what they do on this data")
     ] = None,
     shape: ShapeOption = None,
+    constant_inputs: ConstantInputs = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Show inputs, outputs, quantizable sites, prunable groups, branches and costs."""
+    from rich.console import Console
+
+    from lwqc import io
+    from lwqc.data import open_data
     from lwqc.inspection import inspect_model
     from lwqc.report.inspection import print_inspection
 
     resizable = tuple(resizable_output or ())
     if data is not None and not branches:
         raise InputError("--data tells what residual branches do: give --branches too")
-    loaded = io.load(model)
+    loaded = io.load(model, constant_inputs=constant_inputs)
     dims = next(iter(parse_shapes(shape)), {})
     feeds = open_data(data, loaded, shapes=dims) if data is not None else None
     found = inspect_model(loaded, str(model), dims, resizable, feeds)
@@ -107,9 +103,13 @@ def verify(
     debug: DebugOption = False,
 ) -> None:
     """Compare the outputs of two models on the same data."""
+    from rich.console import Console
+
+    from lwqc import io
     from lwqc.backends.session import Session
     from lwqc.measure import worst_drop
     from lwqc.report.blame import blame_dict, blame_models, print_blame
+    from lwqc.report.terminal import decisions_text, divergence_table
 
     if blame_check < 0:
         raise InputError(f"--blame-check {blame_check}: must not be negative")
@@ -129,6 +129,8 @@ def verify(
             print(json.dumps(result, default=str, indent=1))
         else:
             Console().print(divergence_table(found))
+            if kept := decisions_text(found):
+                Console().print(kept, markup=False, highlight=False)
             Console().print(f"drop {drop:.5g} on {work.data.description}")
             if blamed is not None:
                 print_blame(blamed, Console(), random=work.data.kind == "random")
@@ -156,7 +158,14 @@ def bench(
     debug: DebugOption = False,
 ) -> None:
     """Time models on the same input, alternating their order; on a GPU without transfers."""
+    from rich.console import Console
+
+    from lwqc import io
     from lwqc.backends.session import Session, SessionSettings
+    from lwqc.device_bench import device_latencies
+    from lwqc.measure import latencies
+    from lwqc.report.terminal import latency_text, size_text
+    from lwqc.workspace import data_files
 
     elsewhere: dict[str, list[str]] = {}
     options = _device_options(target, cuda_graph, nhwc)
@@ -218,7 +227,9 @@ def convert(
     debug: DebugOption = False,
 ) -> None:
     """Convert a torch model to ONNX."""
+    from lwqc import io
     from lwqc.frontends.torch import convert as convert_torch
+    from lwqc.report.terminal import size_text
     from lwqc.saved_check import save
 
     io.check_output(output, [])
@@ -233,6 +244,10 @@ def recipes(
     debug: DebugOption = False,
 ) -> None:
     """List the named recipes."""
+    from rich.console import Console
+
+    from lwqc.recipe import named
+
     known = named()
     if name is not None and name not in known:
         raise InputError(f"recipe {name!r} is not known; expected one of {', '.join(known)}")
@@ -253,7 +268,9 @@ def demo(
     """Compress a small trained digit classifier that comes with lwqc."""
     import tempfile
 
+    from lwqc.compress import compress_workspace, open_workspace
     from lwqc.demo import digits
+    from lwqc.goals import Goals
 
     with (
         tempfile.TemporaryDirectory() as folder,

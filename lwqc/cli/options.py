@@ -24,6 +24,10 @@ ShapeOption = Annotated[
         "--shape", help="sizes of dynamic dimensions, batch=8,seq=128; again for each shape served"
     ),
 ]
+ConstantInputs = Annotated[
+    bool,
+    typer.Option("--constant-inputs", help="inputs with a default value cannot be overridden"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable result on stdout")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 PlanOut = Annotated[Path | None, typer.Option("--plan-out", help="also write the plan as JSON")]
@@ -94,7 +98,7 @@ BranchScoreOption = Annotated[
     ),
 ]
 MeasureOption = Annotated[
-    str | None, typer.Option(help="of the outputs' divergence: js, kl, angular or norm")
+    str | None, typer.Option(help="of the outputs' divergence: js, kl, angular, norm or channels")
 ]
 BranchCompensateOption = Annotated[
     str | None,

@@ -8,18 +8,19 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, TaskID
 
-from lwqc import io
-from lwqc.compress import open_workspace
-from lwqc.compressed import Compressed
 from lwqc.errors import InputError
-from lwqc.report.terminal import print_report, row_table
-from lwqc.search_control import SearchControl
-from lwqc.workspace import Workspace, data_files
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from lwqc.compressed import Compressed
+    from lwqc.search_control import SearchControl
+    from lwqc.workspace import Workspace
 
 app = typer.Typer(
     add_completion=False,
@@ -31,6 +32,8 @@ app = typer.Typer(
 
 def errors_console() -> Console:
     """A console on stderr."""
+    from rich.console import Console
+
     return Console(stderr=True)
 
 
@@ -41,6 +44,8 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
     if not console.is_terminal:
         yield None
         return
+    from rich.progress import Progress
+
     with Progress(console=console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -62,9 +67,15 @@ def opened(
     seed: int,
     output: Path | None,
     plan_out: Path | None = None,
+    *,
+    constant_inputs: bool = False,
 ) -> Iterator[Workspace]:
     """Load everything, refusing a bad output before any work is done."""
-    loaded = io.load(model)
+    from lwqc import io
+    from lwqc.compress import open_workspace
+    from lwqc.workspace import data_files
+
+    loaded = io.load(model, constant_inputs=constant_inputs)
     read = [model, *data_files(loaded)]
     if output is not None:
         io.check_output(output, read)
@@ -110,6 +121,8 @@ def parse_control(
     seed: int,
 ) -> SearchControl:
     """How to search, from the options; the scores go to a file beside the output."""
+    from lwqc.search_control import SearchControl
+
     return SearchControl(
         effort=effort,  # type: ignore[arg-type]
         time_limit_s=math.inf if time_limit is None else time_limit,
@@ -137,6 +150,10 @@ def finish(
     as_json: bool,
 ) -> None:
     """Save, measure, print; exit code 3 when a constraint is not met."""
+    from rich.console import Console
+
+    from lwqc.report.terminal import print_report
+
     report = done.save(output, external_data=external, verify=verify, plan=plan_out)
     if as_json:
         print(report.to_json())
@@ -156,6 +173,10 @@ def finish(
 
 def finish_row(models: Generator[Compressed, None, None], output: Path, as_json: bool) -> None:
     """Save models together, print a table; exit code 3 when one misses its budget."""
+    from rich.console import Console
+
+    from lwqc.report.terminal import row_table
+
     with closing(models), ExitStack() as drafts:
         row = []
         for number, done in enumerate(models, 1):

@@ -17,3 +17,16 @@ def captures(graph: ir.Graph) -> Iterator[tuple[ir.Node, list[ir.Value]]]:
                 yield node, list(used[attribute.as_graph()])
             elif attribute.type == ir.AttributeType.GRAPHS:
                 yield node, [v for g in attribute.as_graphs() for v in used[g]]
+
+
+def feeding_bodies(graph: ir.Graph) -> set[ir.Value]:
+    """Values of a graph that bodies read, and all values that those are computed from."""
+    todo = [v for _, values in captures(graph) for v in values]
+    found: set[ir.Value] = set()
+    while todo:
+        value = todo.pop()
+        if value not in found:
+            found.add(value)
+            node = value.producer()
+            todo += [v for v in node.inputs if v is not None] if node is not None else []
+    return found

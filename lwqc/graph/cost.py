@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
+from lwqc.graph.value_types import infer_types
 from lwqc.graph.weights import static_shape, stored_tensor, trace_weight, weight_shape
 
 Sizes = tuple[int, ...]
@@ -94,7 +94,7 @@ def static_shapes(model: ir.Model, dims: Mapping[str, int]) -> dict[str, Sizes]:
     for value in _values(copy.graph):
         if value.shape is not None:
             value.shape = ir.Shape(dims.get(str(d), d) for d in value.shape)
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+    infer_types(copy)
     return {
         value.name: tuple(int(d) for d in value.shape if isinstance(d, int))
         for value in _values(copy.graph)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from lwqc.graph.rules import RULES
 from lwqc.graph.rules.context import Rules
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.weights import is_float, stored_tensor
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 _READS_CODES = {"DequantizeLinear", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits"}
 
@@ -131,6 +134,8 @@ class Groups:
         Nodes carry `kind` (`group` or `tensor`) and, for groups, `size`, `statistics` and `marks`;
         edges carry `axes`, the axes of the tensor that shrink with the group.
         """
+        import networkx as nx
+
         graph: nx.Graph[tuple[str, str]] = nx.Graph()
         for group in self.groups:
             marks = sorted(group.marks)

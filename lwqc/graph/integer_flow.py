@@ -7,11 +7,12 @@ backwards, so that values stay in 8 bits from one convolution to the next.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from lwqc.graph.captures import feeding_bodies
 from lwqc.graph.sites import Site
 from lwqc.graph.weights import trace_weight
 
@@ -39,9 +40,11 @@ class IntegerFlow:
 def integer_flow(graph: ir.Graph, sites: Collection[Site]) -> IntegerFlow:
     """Find the tensors to quantize for the given convolution sites of `graph`."""
     flow = IntegerFlow()
+    # onnxruntime 1.31.1 can abort where pairs stand in front of what a body reads.
+    barred = feeding_bodies(graph) if sites else set()
     quantized: set[ir.Value] = set()
     for site in sites:
-        reason = next((r for use in site.uses if (r := _obstacle(graph, use.node))), None)
+        reason = next((r for use in site.uses if (r := _obstacle(graph, use.node, barred))), None)
         if reason:
             flow.refused[site.name] = reason
             continue
@@ -51,11 +54,12 @@ def integer_flow(graph: ir.Graph, sites: Collection[Site]) -> IntegerFlow:
     for node in reversed(nodes):
         if node.op_type in COMPUTE and absorbed_output(node) in quantized:
             inputs = _data_inputs(node)
-            if any(v in quantized for v in inputs):
+            if any(v in quantized for v in inputs) and barred.isdisjoint(inputs):
                 quantized |= set(inputs)
     for node in nodes:
         if _joins(node, quantized):
-            quantized.add(absorbed_output(node) if node.op_type in COMPUTE else node.outputs[0])
+            output = absorbed_output(node) if node.op_type in COMPUTE else node.outputs[0]
+            quantized |= {output} - barred
     owner: dict[ir.Value, ir.Value] = {}
     for node in nodes:
         if node.op_type in MOVE and node.outputs[0] in quantized and node.inputs[0] in quantized:
@@ -77,9 +81,11 @@ def absorbed_output(node: ir.Node) -> ir.Value:
     return value
 
 
-def _obstacle(graph: ir.Graph, node: ir.Node) -> str | None:
+def _obstacle(graph: ir.Graph, node: ir.Node, barred: Container[ir.Value]) -> str | None:
     if node.graph is not graph:
         return "is inside a subgraph"
+    if node.inputs[0] in barred or absorbed_output(node) in barred:
+        return "feeds the body of an If, Loop or Scan"
     if absorbed_output(node).is_graph_output():
         return "its output is a graph output"
     if trace_weight(node.inputs[0]) is not None:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from lwqc.graph import scale_labels
 from lwqc.graph.sampled import Sampled
@@ -137,6 +135,9 @@ def _spans(walk: Labelling) -> list[Span]:
 
 def _components(walk: Labelling) -> NDArray[np.intp]:
     """Number of the span by id; ids that are free and meet in one operand are in one span."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     edges = [
         (roots[:1].repeat(len(roots)), roots)
         for p in walk.ports

@@ -26,6 +26,7 @@ _PRIMES = (
     (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53),
     (59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107),
 )
+_STRIDES = (32, 224)  # multiples of 2 to the 5th; of windows of 7 too
 MOST_NAMES = len(_PRIMES[0])  # dynamic dimensions that can be told from each other
 _ARITHMETIC: dict[type[ast.AST], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -40,14 +41,34 @@ _ARITHMETIC: dict[type[ast.AST], Callable[[int, int], int]] = {
 def declared_shapes(model: ir.Model) -> tuple[dict[str, Sampled], tuple[str, ...]]:
     """What the file and ONNX shape inference tell, and the tensors they leave open.
 
-    The model is not changed.
+    The model is not changed. Images of any size are none of a network with strides: where sizes
+    that are prime leave tensors open, multiples of what strides add up to are tried.
     """
-    settings = _settings(model.graph)
+    best, left = _declared(model, 1)
+    if left and _takes_pictures(model.graph):
+        for factor in _STRIDES:
+            found, missing = _declared(model, factor)
+            if len(missing) < len(left):
+                best, left = found, missing
+    return best, tuple(sorted(left))
+
+
+def _declared(model: ir.Model, factor: int) -> tuple[dict[str, Sampled], set[str]]:
+    """The same at primes times a factor."""
+    settings = [{n: s * factor for n, s in one.items()} for one in _settings(model.graph)]
     found = [_evaluated(model, setting) for setting in settings]
     if any(_missing(model.graph, shapes) for shapes in found):
         found = [_inferred(model, setting) for setting in settings]
-    missing = _missing(model.graph, found[0]) | _missing(model.graph, found[1])
-    return pair(*found), tuple(sorted(missing))
+    return pair(*found), _missing(model.graph, found[0]) | _missing(model.graph, found[1])
+
+
+def _takes_pictures(graph: ir.Graph) -> bool:
+    """Whether an input has two dimensions or more behind its channels of sizes that are open."""
+    return any(
+        sum(not isinstance(dim, int) for dim in value.shape[2:]) > 1
+        for value in graph.inputs
+        if value.shape is not None
+    )
 
 
 def dynamic_dimensions(graph: ir.Graph) -> tuple[str, ...]:
@@ -60,7 +81,7 @@ def dynamic_dimensions(graph: ir.Graph) -> tuple[str, ...]:
         for value in graph.inputs
         if value.shape is not None
         for axis, dim in enumerate(value.shape)
-        if not isinstance(dim, int) and (symbol := _symbol(value, axis, dim))
+        if not isinstance(dim, int) and (symbol := symbol_of(value, axis, dim))
     )
     distinct = tuple(dict.fromkeys(names))
     return tuple(
@@ -70,7 +91,8 @@ def dynamic_dimensions(graph: ir.Graph) -> tuple[str, ...]:
     )
 
 
-def _symbol(value: ir.Value, axis: int, dim: ir.SymbolicDim) -> str:
+def symbol_of(value: ir.Value, axis: int, dim: ir.SymbolicDim) -> str:
+    """Name of an input's dynamic dimension; one without a name is a size of its own."""
     return str(dim.value) if dim.value else f"{value.name}:{axis}"
 
 
@@ -167,7 +189,7 @@ def _sizes(value: ir.Value, setting: Mapping[str, int]) -> Sequence[int | None] 
     if value.shape is None:
         return None
     named = (
-        dim if isinstance(dim, int) else arithmetic(_symbol(value, axis, dim), setting)
+        dim if isinstance(dim, int) else arithmetic(symbol_of(value, axis, dim), setting)
         for axis, dim in enumerate(value.shape)
     )
     return tuple(named)
@@ -217,7 +239,7 @@ def shapes_at(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[str,
 def named_sizes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """Sizes of the dynamic dimensions for inputs of the given sizes, by input name."""
     return {
-        _symbol(value, axis, dim): int(inputs[value.name or ""][axis])
+        symbol_of(value, axis, dim): int(inputs[value.name or ""][axis])
         for value in model.graph.inputs
         if value.name in inputs and value.shape is not None
         for axis, dim in enumerate(value.shape)

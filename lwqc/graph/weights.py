@@ -88,6 +88,16 @@ def weight_shape(weight: Weight) -> tuple[int, ...] | None:
     return shape
 
 
+def movement(node: ir.Node) -> tuple[str, object] | None:
+    """What a constant node does to the order or shape of a tensor; None if it changes neither."""
+    if node.op_type == "Transpose":
+        return "Transpose", _ints(node, "perm")
+    if node.op_type == "Reshape":
+        target = stored_tensor(node.inputs[1])
+        return "Reshape", None if target is None else tuple(target.numpy().tolist())
+    return None
+
+
 def static_shape(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """Shape of a stored tensor as plain integers."""
     return tuple(int(d) for d in tensor.shape if isinstance(d, int))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from lwqc.graph.attention_core import AttentionCore, Mask, sizes_of
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_constant, insert_before, unique_name
+from lwqc.passes.edit import add_constant, insert_before
 
 # onnxruntime 1.31.1 gives rows of float32's minimum 0, not the mean of the values; to a score
 # this number does the same as the minimum.
@@ -110,7 +110,7 @@ class AttentionMasks:
             return value
         key = ("stored", value)
         if key not in self._made:
-            name = unique_name(self._graph, f"{value.name}/bounded")
+            name = f"{value.name}/bounded"
             self._made[key] = add_constant(self._graph, name, bounded)
         return self._made[key]
 
@@ -147,7 +147,7 @@ class AttentionMasks:
 
     def _constant(self, key: Hashable, values: np.ndarray | np.generic) -> ir.Value:
         if ("constant", key) not in self._made:
-            name = unique_name(self._graph, "attention_mask/constant")
+            name = "attention_mask/constant"
             self._made["constant", key] = add_constant(self._graph, name, values)
         return self._made["constant", key]
 
@@ -162,7 +162,7 @@ class AttentionMasks:
         """The result of a new node; the same for the same key."""
         if key not in self._made:
             source = next(v for v in inputs if v is not None)
-            name = unique_name(self._graph, f"{source.name}/{op_type.lower()}")
+            name = f"{source.name}/{op_type.lower()}"
             (self._made[key],) = insert_before(anchor, op_type, inputs, [name], attributes)
         return self._made[key]
 

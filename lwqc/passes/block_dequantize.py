@@ -9,13 +9,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.sites import Site, find_sites
-from lwqc.passes.edit import add_initializer, insert_before
+from lwqc.passes.edit import Rewrite, add_initializer, insert_before
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import SiteEntry
 from lwqc.quant.grid import Encoded
 
 
-class BlockDequantize(ir.passes.InPlacePass):
+class BlockDequantize(Rewrite):
     """Store weights of products as int4 with a scale per block of inputs.
 
     Matches: sites of MatMul and Gemm with a symmetric 4-bit entry in blocks.
@@ -57,6 +57,7 @@ class BlockDequantize(ir.passes.InPlacePass):
             entry,
             _int4,
             name=f"{site.name}_q4",
+            codes=True,
             dtype=ir.DataType.INT4,
             shape=(site.k, site.n),
         )

@@ -10,7 +10,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.sites import Site, Use, find_sites
-from lwqc.passes.edit import add_constant, add_initializer, float_type, insert_before, replace_node
+from lwqc.passes.edit import (
+    Rewrite,
+    add_constant,
+    add_initializer,
+    float_type,
+    insert_before,
+    replace_node,
+)
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import SiteEntry
 from lwqc.quant.grid import Encoded, pack
@@ -33,7 +40,7 @@ class _Stored:
     zero: ir.Value | None
 
 
-class BlockQuantize(ir.passes.InPlacePass):
+class BlockQuantize(Rewrite):
     """Store weights in 2, 4 or 8 bits (3 in 4) with a scale per block.
 
     Matches: sites used by MatMul, Gemm and Gather(axis 0), also tied ones.
@@ -74,6 +81,7 @@ class BlockQuantize(ir.passes.InPlacePass):
             entry,
             lambda e: pack(e.codes, e.format.storage_bits).reshape(shape),
             name=f"{site.name}_q{fmt.storage_bits}",
+            codes=True,
             dtype=ir.DataType.UINT8,
             shape=shape,
         )

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from lwqc.graph.sites import Site, Use, find_sites
 from lwqc.passes.block_quantize import MICROSOFT
-from lwqc.passes.edit import add_initializer, float_type, insert_before, replace_node
+from lwqc.passes.edit import Rewrite, add_initializer, float_type, insert_before, replace_node
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import SiteEntry
 from lwqc.quant.grid import Codes, Encoded, pack
@@ -17,7 +17,7 @@ from lwqc.quant.grid import Codes, Encoded, pack
 QUANT_TYPE = {"fp4": 0, "nf4": 1}
 
 
-class Bnb4(ir.passes.InPlacePass):
+class Bnb4(Rewrite):
     """Store weights as NF4 or FP4 codes with a scale per block.
 
     Matches: sites used by MatMul and Gemm with an entry; K is a multiple of the block, since the
@@ -53,6 +53,7 @@ class Bnb4(ir.passes.InPlacePass):
             entry,
             _packed,
             name=f"{site.name}_q4",
+            codes=True,
             dtype=ir.DataType.UINT8,
             shape=(site.n * site.k // 2,),
         )

@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.graph.names import unique_name
 from lwqc.graph.twins import Joined, Stacked, Whole
 from lwqc.graph.weights import through, weight_shape
-from lwqc.passes.edit import add_constant, add_initializer, lazy_tensor, unique_name
+from lwqc.passes.edit import add_constant, add_initializer, lazy_tensor
 
 _SPLIT_INPUT = 13  # opset from which a Split reads its sizes
 
@@ -49,7 +50,7 @@ class Builder:
                 return np.concatenate(arrays, axis)
             return np.asarray(np.sum(arrays, axis=0))
 
-        name = unique_name(self._graph, f"{stacked.parts[0].name}/merged")
+        name = f"{stacked.parts[0].name}/merged"
         return add_initializer(self._graph, lazy_tensor(parts[0][0].dtype, shape, name, values))
 
     def layer(self, like: ir.Node, inputs: Sequence[ir.Value]) -> ir.Value:

@@ -10,14 +10,14 @@ import onnx_ir as ir
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_constant, unique_name
+from lwqc.passes.edit import Rewrite, add_constant
 from lwqc.unused import RemoveUnused
 
 _COPY, _REST = 0, -1  # what a Reshape's target says of an axis whose size is not fixed
 _TARGET_INPUT = 5  # opset from which the target is an input
 
 
-class ConstantReshape(ir.passes.InPlacePass):
+class ConstantReshape(Rewrite):
     """Let Reshape do without shape arithmetic.
 
     Matches: Reshape whose target is computed; Reshape and Expand that change nothing.
@@ -55,7 +55,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, shapes: Mapping[str, Sampled]) -> b
     target = [_entry(axis, before, after) for axis in range(after.rank)]
     if target.count(_REST) > 1:
         return False
-    name = unique_name(graph, f"{result.name}/shape")
+    name = f"{result.name}/shape"
     node.replace_input_with(1, add_constant(graph, name, np.asarray(target, np.int64)))
     node.attributes.pop("allowzero", None)
     return True

@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.float_slots import float_slots, is_float32, result_types
+from lwqc.graph.names import unique_name
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_constant, lazy_tensor, replace_stored, unique_name
+from lwqc.passes.edit import Rewrite, add_constant, lazy_tensor, replace_stored
 from lwqc.plan import Floats
 from lwqc.tensor_bytes import read_array
 
@@ -17,7 +18,7 @@ _SMALL = 1 << 20  # numbers in a mask
 _ATTRIBUTE_TYPED = frozenset({"Cast", "ConstantOfShape"})  # the result's type is an attribute
 
 
-class ConvertFloats(ir.passes.InPlacePass):
+class ConvertFloats(Rewrite):
     """Let float32 operators compute in float16 or bfloat16.
 
     Matches: float32 operands and results that an operator's schema allows in the other type.
@@ -97,10 +98,11 @@ def clamp_inputs(model: ir.Model, names: Collection[str], limit: float) -> None:
         if value.name in names:
             uses = list(value.uses())
             ends = [
-                add_constant(graph, f"{value.name}/{name}", np.float32(end))
-                for name, end in (("least", -limit), ("largest", limit))
+                add_constant(graph, f"{value.name}/{side}", np.float32(end))
+                for side, end in (("least", -limit), ("largest", limit))
             ]
-            clip = ir.node("Clip", [value, *ends], name=f"{value.name}/clamped")
+            name = unique_name(graph, f"{value.name}/clamped")
+            clip = ir.node("Clip", [value, *ends], name=name)
             result = clip.outputs[0]
             result.name, result.shape, result.type = clip.name, value.shape, value.type
             graph.insert_before(graph[0], clip)

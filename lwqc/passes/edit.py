@@ -8,30 +8,23 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 
+from lwqc.graph.names import gather_names, unique_name
 from lwqc.graph.weights import static_shape
 
 
-def unique_name(graph: ir.Graph, name: str) -> str:
-    """`name`, or with a number appended when the graph already has it."""
-    taken = set(graph.initializers)
-    taken.update(v.name or "" for v in graph.inputs)
-    taken.update(v.name or "" for node in graph.all_nodes() for v in node.outputs)
-    candidate, i = name, 1
-    while candidate in taken:
-        candidate, i = f"{name}_{i}", i + 1
-    return candidate
+class Rewrite(ir.passes.InPlacePass):
+    """A pass whose new names are unique in every scope of the model."""
+
+    def requires(self, model: ir.Model) -> None:
+        """Learn the names that are taken."""
+        gather_names(model)
 
 
 def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     """Store a tensor under its own name (made unique) and return its value."""
-    name = (
-        unique_name(graph, tensor.name or "constant")
-        if tensor.name in graph.initializers
-        else (tensor.name or unique_name(graph, "constant"))
-    )
-    tensor.name = name
+    tensor.name = unique_name(graph, tensor.name or "constant")
     value = ir.Value(
-        name=name,
+        name=tensor.name,
         type=ir.TensorType(tensor.dtype),
         shape=ir.Shape(static_shape(tensor)),
         const_value=tensor,
@@ -53,14 +46,16 @@ def insert_before(
     attributes: dict[str, int | float] | None = None,
     domain: str = "",
 ) -> tuple[ir.Value, ...]:
-    """Create a node with the named outputs in front of `anchor`; returns its output values."""
-    values = [ir.Value(name=name) for name in outputs]
-    node = ir.node(
-        op_type, inputs, attributes, domain=domain, outputs=values, name=f"{outputs[0]}/{op_type}"
-    )
+    """Create a node in front of `anchor`; returns its output values.
+
+    outputs: their names, made unique.
+    """
     graph = anchor.graph
-    if graph is None:
+    if not isinstance(graph, ir.Graph):
         raise ValueError(f"{anchor.name} is in no graph")
+    values = [ir.Value(name=unique_name(graph, name)) for name in outputs]
+    name = f"{values[0].name}/{op_type}"
+    node = ir.node(op_type, inputs, attributes, domain=domain, outputs=values, name=name)
     graph.insert_before(anchor, node)
     return tuple(values)
 

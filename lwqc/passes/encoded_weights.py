@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -13,12 +14,38 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError
-from lwqc.graph.sites import find_sites
+from lwqc.graph.sites import sites_by_name
 from lwqc.graph.weights import ReadArray
 from lwqc.plan import SiteEntry
 from lwqc.quant.grid import Encoded
 from lwqc.quant.methods import DATA_METHODS, encode_by
 from lwqc.quant.side import Side, encode_with_side
+
+
+class PartOfSite(ir.LazyTensor):
+    """A stored part of one site's weight in low bits, evaluated when it is read.
+
+    site: its name. codes: whether this is the codes rather than scales or what is beside them.
+    """
+
+    def __init__(
+        self,
+        site: str,
+        make: Callable[[], NDArray[np.generic]],
+        name: str,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        *,
+        codes: bool = False,
+    ) -> None:
+        super().__init__(
+            lambda: ir.tensor(np.ascontiguousarray(make()), name=name),
+            dtype=dtype,
+            shape=ir.Shape(shape),
+            name=name,
+        )
+        self.site, self.codes = site, codes
+
 
 Part = Callable[[Encoded], NDArray[np.generic]]
 SidePart = Callable[[Side], NDArray[np.generic]]
@@ -62,7 +89,7 @@ class EncodedWeights:
         progress: called with sites encoded and sites that `lazy` was asked for.
         """
         # A copy of the graph (weights are shared), since passes take the original's apart.
-        self._sites = {site.name: site for site in find_sites(model.clone()).sites}
+        self._sites = sites_by_name(model.clone())
         self._read = read
         self._budget = budget_bytes
         self._grams = grams
@@ -135,10 +162,18 @@ class EncodedWeights:
         name: str,
         dtype: ir.DataType,
         shape: Sequence[int],
-    ) -> ir.LazyTensor:
-        """A tensor of the given type and shape whose values are `part` of the encoded weight."""
+        codes: bool = False,
+    ) -> PartOfSite:
+        """A tensor of the given type and shape whose values are `part` of the encoded weight.
+
+        codes: whether that part is the codes.
+        """
         self._asked.add(site)
-        return _lazy(lambda: part(self.get(site, entry)), name, dtype, shape)
+        make = partial(self._part, site, entry, part)
+        return PartOfSite(site, make, name, dtype, shape, codes=codes)
+
+    def _part(self, site: str, entry: SiteEntry, part: Part) -> NDArray[np.generic]:
+        return part(self.get(site, entry))
 
     def lazy_side(
         self,
@@ -149,9 +184,9 @@ class EncodedWeights:
         name: str,
         dtype: ir.DataType,
         shape: Sequence[int],
-    ) -> ir.LazyTensor:
+    ) -> PartOfSite:
         """The same for a part of the entry's branch in float."""
-        return _lazy(lambda: part(self.side(site, entry)), name, dtype, shape)
+        return PartOfSite(site, lambda: part(self.side(site, entry)), name, dtype, shape)
 
     def _trim(self) -> None:
         held = sum(e.nbytes for e in self._cache.values())
@@ -160,15 +195,9 @@ class EncodedWeights:
             held -= oldest.nbytes
 
 
-def _lazy(
-    make: Callable[[], NDArray[np.generic]],
-    name: str,
-    dtype: ir.DataType,
-    shape: Sequence[int],
-) -> ir.LazyTensor:
-    return ir.LazyTensor(
-        lambda: ir.tensor(np.ascontiguousarray(make()), name=name),
-        dtype=dtype,
-        shape=ir.Shape(shape),
-        name=name,
-    )
+def stored_parts(model: ir.Model) -> Iterator[tuple[ir.Value, PartOfSite]]:
+    """Initializers of all graphs that hold a part of a site's weight."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, PartOfSite):
+                yield value, value.const_value

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from lwqc.graph.attention_core import permutation
+from lwqc.graph.names import unique_name
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
-from lwqc.passes.edit import replace_node, unique_name
+from lwqc.passes.edit import Rewrite, replace_node
 from lwqc.unused import RemoveUnused
 
 
-class FlatTranspose(ir.passes.InPlacePass):
+class FlatTranspose(Rewrite):
     """Drop reshapes around a Transpose of the last two axes.
 
     Matches: Reshape [..., a, b] to [rest, a, b], Transpose to [rest, b, a], Reshape to

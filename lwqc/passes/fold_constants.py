@@ -6,9 +6,12 @@ import logging
 from collections import Counter
 
 import onnx_ir as ir
-from onnxscript.optimizer import optimize_ir
+
+from lwqc.graph.value_types import forget_uncertain
+from lwqc.passes.shielded import shielded
 
 _LIMIT = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more
+_ALLOWZERO_SINCE = 14  # opset
 _QUIET = logging.getLogger("onnxscript")
 
 
@@ -19,7 +22,7 @@ class FoldConstants(ir.passes.InPlacePass):
         and slices that cancel out or follow each other; BatchNormalization behind a convolution or
         Gemm; equal initializers and equal expressions; nodes and functions that nothing reads.
     Rewrites to: stored tensors, fewer nodes. Exact but for the rounding of folded weights.
-    Refuses: operands or results of more than `limit` numbers.
+    Refuses: operands or results of more than `limit` numbers; operators in training mode.
     """
 
     def __init__(self, limit: int = _LIMIT) -> None:
@@ -28,14 +31,19 @@ class FoldConstants(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Optimize all graphs of the model; functions are inlined."""
+        from onnxscript.optimizer import optimize_ir
+
         before = _operators(model)
         _own_constants(model)
         level = _QUIET.level
         _QUIET.setLevel(logging.ERROR)  # it tells of every node that it leaves
         try:
-            optimize_ir(model, input_size_limit=self._limit, output_size_limit=self._limit)
+            with shielded(model):
+                optimize_ir(model, input_size_limit=self._limit, output_size_limit=self._limit)
         finally:
             _QUIET.setLevel(level)
+        _drop_new_attributes(model)
+        forget_uncertain(model)
         return ir.passes.PassResult(model, _operators(model) != before)
 
 
@@ -47,6 +55,18 @@ def _own_constants(model: ir.Model) -> None:
             tensor = value.as_tensor()
             own = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
             node.attributes["value"] = ir.AttrTensor("value", own)
+
+
+def _drop_new_attributes(model: ir.Model) -> None:
+    """Take `allowzero` from Reshapes of an opset that does not know it.
+
+    onnxscript 0.7.2 writes it with shapes of known numbers, in which it says nothing.
+    """
+    if model.opset_imports.get("", 1) >= _ALLOWZERO_SINCE:
+        return
+    for node in model.graph.all_nodes():
+        if (node.domain, node.op_type) == ("", "Reshape"):
+            node.attributes.pop("allowzero", None)
 
 
 def _operators(model: ir.Model) -> Counter[str]:

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from lwqc.graph.consumers import bias_operand, node_name
 from lwqc.graph.linear_operand import Operand, linear_operand
+from lwqc.graph.names import unique_name
 from lwqc.graph.scalable import Consumer, Port, Span, Unscalable, find_spans
 from lwqc.graph.scale_rules import MOVES
 from lwqc.graph.weights import static_shape, stored_tensor
 from lwqc.passes.edit import (
+    Rewrite,
     add_constant,
     float_type,
     lazy_like,
     replace_stored,
-    unique_name,
 )
 from lwqc.passes.migrate_scales import Factor, multiply, own_operand, own_source
 
@@ -44,7 +45,7 @@ class FoldableNorms:
     skipped: tuple[Unscalable, ...]
 
 
-class FoldNorms(ir.passes.InPlacePass):
+class FoldNorms(Rewrite):
     """Give norms the gain 1 and the bias 0.
 
     Matches: a norm, or a product with a stored vector as exporters write the end of one, maybe

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from lwqc.graph.names import unique_name
 from lwqc.graph.sites import Site, find_sites
-from lwqc.passes.edit import add_constant, add_initializer, float_type
+from lwqc.passes.edit import Rewrite, add_constant, add_initializer, float_type
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import SiteEntry
 from lwqc.quant.grid import pack
 
 
-class FoldWeights(ir.passes.InPlacePass):
+class FoldWeights(Rewrite):
     """Shrink the file and keep the float kernel and its speed.
 
     Matches: sites of any operator with an entry.
@@ -92,6 +93,7 @@ class FoldWeights(ir.passes.InPlacePass):
                 entry,
                 lambda e: pack(e.codes.reshape(len(e.codes), -1), e.format.storage_bits),
                 name=f"{site.name}_q{fmt.storage_bits}",
+                codes=True,
                 dtype=ir.DataType.UINT8,
                 shape=(site.n, -(-width * fmt.storage_bits // 8)),
             ),
@@ -122,7 +124,7 @@ class _Builder:
     def op(self, op_type: str, inputs: Sequence[ir.Value], **attributes: int | str) -> ir.Value:
         self._count += 1
         node = ir.node(op_type, inputs, attributes)
-        node.outputs[0].name = f"{self._prefix}/{self._count}"
+        node.outputs[0].name = unique_name(self._graph, f"{self._prefix}/{self._count}")
         self._graph.insert_before(self._anchor, node)
         return node.outputs[0]
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from lwqc.graph.attention_core import scalar
 from lwqc.graph.operands import either_way, made_by, only_reader, reduced_axes
 from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import insert_before, replace_node, unique_name
+from lwqc.passes.edit import Rewrite, insert_before, replace_node
 from lwqc.unused import RemoveUnused
 
 OPSET = 23  # the first with RMSNormalization
@@ -25,7 +25,7 @@ class _Norm:
     epsilon: float
 
 
-class FuseRmsNorm(ir.passes.InPlacePass):
+class FuseRmsNorm(Rewrite):
     """Write x / sqrt(mean(x²) + epsilon) * scale as RMSNormalization.
 
     Matches: float32 squares by Pow or Mul, their mean over the last axis, a stored epsilon, the
@@ -41,7 +41,7 @@ class FuseRmsNorm(ir.passes.InPlacePass):
         if model.opset_imports.get("", 1) < OPSET or not norms:
             return ir.passes.PassResult(model, False)
         for norm in norms:
-            name = unique_name(model.graph, f"{norm.out.outputs[0].name}/norm")
+            name = f"{norm.out.outputs[0].name}/norm"
             attributes: dict[str, int | float] = {"axis": -1, "epsilon": norm.epsilon}
             inputs = [norm.x, norm.scale]
             (value,) = insert_before(norm.out, "RMSNormalization", inputs, [name], attributes)

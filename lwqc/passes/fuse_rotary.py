@@ -9,18 +9,19 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from lwqc.graph.attention_core import permutation
+from lwqc.graph.names import unique_name
 from lwqc.graph.rotary import Rotary, find_rotary
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_constant, insert_before, replace_node, unique_name
+from lwqc.passes.edit import Rewrite, add_constant, insert_before, replace_node
 from lwqc.unused import RemoveUnused
 
 OPSET = 23  # the first with RotaryEmbedding
 _HEADS_FIRST = (0, 2, 1, 3)
 
 
-class FuseRotary(ir.passes.InPlacePass):
+class FuseRotary(Rewrite):
     """Write x * cos + rotated(x) * sin as RotaryEmbedding.
 
     Matches: rotations of the two halves of the last axis, see `lwqc.graph.rotary`, whose tables
@@ -81,7 +82,7 @@ class _Tables:
         return value
 
     def _ints(self, *numbers: tuple[int, ...]) -> list[ir.Value]:
-        name = unique_name(self._graph, "rotary/constant")
+        name = "rotary/constant"
         return [add_constant(self._graph, name, np.asarray(n, np.int64)) for n in numbers]
 
     def _node(
@@ -92,7 +93,7 @@ class _Tables:
         table: ir.Value,
         attributes: dict[str, int | float] | None = None,
     ) -> ir.Value:
-        name = unique_name(self._graph, f"{table.name}/{op_type.lower()}")
+        name = f"{table.name}/{op_type.lower()}"
         (value,) = insert_before(anchor, op_type, inputs, [name], attributes)
         return value
 
@@ -102,7 +103,7 @@ def _fuse(graph: ir.Graph, rotary: Rotary, shapes: Mapping[str, Sampled], tables
     split = _split(rotary.x, shapes)
     batched = rotary.x if split is None else split[0]
     cos, sin = (tables.half(t, rotary.x, batched, anchor) for t in (rotary.cos, rotary.sin))
-    name = unique_name(graph, f"{anchor.outputs[0].name}/rotary")
+    name = f"{anchor.outputs[0].name}/rotary"
     if split is None:
         (value,) = insert_before(anchor, "RotaryEmbedding", [rotary.x, cos, sin], [name])
         replace_node(anchor, value)
@@ -111,7 +112,7 @@ def _fuse(graph: ir.Graph, rotary: Rotary, shapes: Mapping[str, Sampled], tables
     attributes: dict[str, int | float] = {"num_heads": heads}
     (value,) = insert_before(anchor, "RotaryEmbedding", [whole, cos, sin], [name], attributes)
     (tokens,) = insert_before(anchor, "Reshape", [value, target], [f"{name}/split"])
-    front = ir.Value(name=f"{name}/front")
+    front = ir.Value(name=unique_name(graph, f"{name}/front"))
     node = ir.node(
         "Transpose", [tokens], {"perm": list(_HEADS_FIRST)}, outputs=[front], name=front.name
     )

@@ -8,11 +8,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.graph.names import unique_name
 from lwqc.graph.sites import find_sites
-from lwqc.passes.edit import insert_before, unique_name
+from lwqc.passes.edit import Rewrite, insert_before
 
 
-class GateActivations(ir.passes.InPlacePass):
+class GateActivations(Rewrite):
     """Let the input of some sites be rounded to 8 bits or not, by inputs of the graph.
 
     Matches: the sites named, where another operand meets the weight.

@@ -8,11 +8,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.passes.edit import float_type, insert_before, unique_name
+from lwqc.graph.names import unique_name
+from lwqc.passes.edit import Rewrite, float_type, insert_before
 from lwqc.passes.remove_branches import chosen_branches
 
 
-class GateBranches(ir.passes.InPlacePass):
+class GateBranches(Rewrite):
     """Multiply branches by scalar inputs, so that one session serves every choice of branches.
 
     Matches: the branches named, as `find_branches` finds them.
@@ -38,7 +39,7 @@ class GateBranches(ir.passes.InPlacePass):
                 shape=ir.Shape(()),
             )
             model.graph.inputs.append(gate)
-            name = unique_name(model.graph, f"{branch.branch.name}/gated")
+            name = f"{branch.branch.name}/gated"
             (gated,) = insert_before(branch.add, "Mul", [branch.branch, gate], [name])
             gated.type, gated.shape = branch.branch.type, branch.branch.shape
             index = list(branch.add.inputs).index(branch.branch)

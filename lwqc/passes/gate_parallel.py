@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.graph.adjacent import Pair
 from lwqc.graph.branch_kinds import branch_tree
-from lwqc.passes.edit import insert_before, unique_name
+from lwqc.graph.names import unique_name
+from lwqc.passes.edit import Rewrite, insert_before
 from lwqc.passes.parallel_branches import chosen_pairs, feed
 
 
-class GateParallel(ir.passes.InPlacePass):
+class GateParallel(Rewrite):
     """Choose what second branches read by inputs, so that one session serves every choice.
 
     Matches: pairs of branch names that `adjacent_pairs` finds.
@@ -50,7 +51,7 @@ class GateParallel(ir.passes.InPlacePass):
             )
             model.graph.inputs.append(gate)
             other = reads.get(first, tree.by_name[first].branch.stream)
-            name = unique_name(model.graph, f"{branch.stream.name}/or_parallel")
+            name = f"{branch.stream.name}/or_parallel"
             (value,) = insert_before(branch.nodes[0], "Where", [gate, branch.stream, other], [name])
             value.type, value.shape = branch.stream.type, branch.stream.shape
             feed(branch, value)

@@ -6,12 +6,12 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.operands import reduced_axes
-from lwqc.passes.edit import add_constant, insert_before, replace_node, unique_name
+from lwqc.passes.edit import Rewrite, add_constant, insert_before, replace_node
 
 MIN_OPSET = 13
 
 
-class GlobalPool(ir.passes.InPlacePass):
+class GlobalPool(Rewrite):
     """Replace means over all spatial axes by GlobalAveragePool.
 
     Matches: ReduceMean of a float32 tensor [N, C, H, W] or more over constant axes, all but
@@ -45,9 +45,7 @@ class GlobalPool(ir.passes.InPlacePass):
 
 def _rewrite(model: ir.Model, node: ir.Node, value: ir.Value, rank: int) -> None:
     graph, out = model.graph, node.outputs[0].name
-    (pooled,) = insert_before(
-        node, "GlobalAveragePool", [value], [unique_name(graph, f"{out}/pooled")]
-    )
+    (pooled,) = insert_before(node, "GlobalAveragePool", [value], [f"{out}/pooled"])
     kept = node.attributes.get("keepdims")
     if kept is None or kept.as_int():
         replace_node(node, pooled)
@@ -55,7 +53,7 @@ def _rewrite(model: ir.Model, node: ir.Node, value: ir.Value, rank: int) -> None
     assert value.shape is not None
     pooled.shape = ir.Shape([*value.shape[:2], *[1] * (rank - 2)])
     pooled.type = value.type
-    name = unique_name(graph, f"{out}/squeezed")
+    name = f"{out}/squeezed"
     axes = add_constant(graph, f"{name}/axes", np.arange(2, rank))
     (squeezed,) = insert_before(node, "Squeeze", [pooled, axes], [name])
     replace_node(node, squeezed)

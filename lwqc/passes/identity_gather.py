@@ -12,7 +12,7 @@ from lwqc.graph.integers import Integers, Ints
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_constant, insert_before, replace_node, unique_name
+from lwqc.passes.edit import Rewrite, add_constant, insert_before, replace_node
 from lwqc.unused import RemoveUnused
 
 _KEEP_ORDER = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
@@ -24,7 +24,7 @@ _COUNTING = (
 )
 
 
-class IdentityGather(ir.passes.InPlacePass):
+class IdentityGather(Rewrite):
     """Replace gathers that only add axes of size one.
 
     Matches: Gather or GatherND whose indices, computed from the shapes, count through all of its
@@ -51,7 +51,7 @@ class IdentityGather(ir.passes.InPlacePass):
 def _rewrite(graph: ir.Graph, node: ir.Node, source: ir.Value, axes: list[int]) -> None:
     value = source
     if axes:
-        name = unique_name(graph, f"{node.outputs[0].name}/unsqueezed")
+        name = f"{node.outputs[0].name}/unsqueezed"
         constant = add_constant(graph, f"{name}/axes", np.asarray(axes, np.int64))
         (value,) = insert_before(node, "Unsqueeze", [source, constant], [name])
         replace_node(node, value)

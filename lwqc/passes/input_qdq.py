@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.graph.quantized_inputs import quantized_inputs
 from lwqc.graph.sites import Site, Use, find_sites
-from lwqc.passes.edit import add_constant, add_initializer, insert_before
+from lwqc.passes.edit import Rewrite, add_constant, add_initializer, insert_before
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.insert_qdq import add_pair
 from lwqc.passes.integer_matmul import signed_codes
@@ -21,7 +21,7 @@ from lwqc.quant.codebook import FP8_MAX
 from lwqc.quant.grid import Encoded
 
 
-class InputQdq(ir.passes.InPlacePass):
+class InputQdq(Rewrite):
     """Quantize the inputs and weights of convolutions and products, not their outputs.
 
     Matches: sites with a symmetric per-channel 8-bit entry, int8 or float8, and static activations.
@@ -117,6 +117,7 @@ class InputQdq(ir.passes.InPlacePass):
                 self._entries[site.name],
                 part,
                 name=f"{site.name}_i8{'_t' if use.transposed else ''}",
+                codes=True,
                 dtype=self._dtype,
                 shape=shape,
             ),

@@ -8,15 +8,16 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.integer_flow import integer_flow
+from lwqc.graph.names import unique_name
 from lwqc.graph.sites import Site, find_sites
-from lwqc.passes.edit import add_constant, add_initializer, insert_before
+from lwqc.passes.edit import Rewrite, add_constant, add_initializer, insert_before
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.integer_matmul import signed_codes
 from lwqc.plan import ActivationRange, SiteEntry
 from lwqc.quant.activation import activation_grid
 
 
-class InsertQdq(ir.passes.InPlacePass):
+class InsertQdq(Rewrite):
     """Quantize convolutions and the operators between them.
 
     Matches: Conv sites with a per-channel entry of 7 or 8 bits and static activations.
@@ -44,6 +45,8 @@ class InsertQdq(ir.passes.InPlacePass):
         """Rewrite every convolution that has an entry."""
         graph = model.graph
         sites = [s for s in find_sites(model).sites if s.name in self._entries]
+        if not sites:
+            return ir.passes.PassResult(model, False)
         flow = integer_flow(graph, sites)
         sites = [s for s in sites if s.name not in flow.refused]
         for site in sites:
@@ -65,6 +68,7 @@ class InsertQdq(ir.passes.InPlacePass):
             entry,
             lambda e: signed_codes(e).reshape(shape),
             name=f"{site.name}_i8",
+            codes=True,
             dtype=ir.DataType.INT8,
             shape=shape,
         )
@@ -104,12 +108,13 @@ def add_pair(
 
     name: of the codes.
     """
+    name, after = unique_name(graph, name), unique_name(graph, f"{name}_float")
     quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}/q")
     codes = quantize.outputs[0]
     codes.name, codes.shape, codes.type = name, value.shape, zero.type
     dequantize = ir.node("DequantizeLinear", [codes, scale, zero], name=f"{name}/dq")
     result = dequantize.outputs[0]
-    result.name, result.shape, result.type = f"{name}_float", value.shape, value.type
+    result.name, result.shape, result.type = after, value.shape, value.type
     producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], [quantize, dequantize])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import replace_node
+from lwqc.passes.edit import Rewrite, replace_node
 
 _BIAS = 6  # the operand of MatMulIntegerToFloat
 
 
-class IntegerBias(ir.passes.InPlacePass):
+class IntegerBias(Rewrite):
     """Add biases where integer sums become floats.
 
     Matches: Add of a stored vector to a MatMulIntegerToFloat that nothing else reads.

@@ -9,14 +9,14 @@ import onnx_ir as ir
 
 from lwqc.graph.sites import Site, Use, find_sites
 from lwqc.passes.block_quantize import MICROSOFT
-from lwqc.passes.edit import add_constant, add_initializer, insert_before, replace_node
+from lwqc.passes.edit import Rewrite, add_constant, add_initializer, insert_before, replace_node
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import ActivationRange, SiteEntry
 from lwqc.quant.activation import activation_grid
 from lwqc.quant.grid import Encoded
 
 
-class IntegerMatMul(ir.passes.InPlacePass):
+class IntegerMatMul(Rewrite):
     """Multiply 8-bit activations with 8-bit weights.
 
     Matches: sites used by MatMul and Gemm with a per-channel entry of 7 or 8 bits and dynamic or
@@ -64,6 +64,7 @@ class IntegerMatMul(ir.passes.InPlacePass):
             entry,
             lambda e: signed_codes(e).T,
             name=f"{site.name}_i8",
+            codes=True,
             dtype=ir.DataType.INT8,
             shape=(site.k, site.n),
         )

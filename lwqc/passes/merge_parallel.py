@@ -13,11 +13,11 @@ from lwqc.graph.sums import sums, terms
 from lwqc.graph.twins import Joined, Stacked, Twins, extended, join_layers
 from lwqc.graph.weights import trace_weight, weight_shape
 from lwqc.passes.build_joined import Builder
-from lwqc.passes.edit import replace_node
+from lwqc.passes.edit import Rewrite, replace_node
 from lwqc.unused import RemoveUnused
 
 
-class MergeParallel(ir.passes.InPlacePass):
+class MergeParallel(Rewrite):
     """Merge parallel linear layers: MatMul, Gemm, Conv with stored weights.
 
     nodes: where given, only layers among them.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.graph.scalable import Port, Span, find_spans
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_initializer, lazy_like, replace_stored
+from lwqc.passes.edit import Rewrite, add_initializer, lazy_like, replace_stored
 
 Vector = NDArray[np.float64]
 
@@ -25,7 +25,7 @@ class Factor:
     values: Vector
 
 
-class MigrateScales(ir.passes.InPlacePass):
+class MigrateScales(Rewrite):
     """Divide the channels of spans by s.
 
     scales: name of the span -> s [channels], positive.

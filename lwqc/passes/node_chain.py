@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from lwqc.graph.names import unique_name
 from lwqc.passes.edit import add_constant
 
 _AXES_OPERAND_FROM = {"ReduceMean": 18, "ReduceSum": 13}  # opset; an attribute before
@@ -27,10 +28,10 @@ class NodeChain:
         attributes: dict[str, int | Sequence[int]] | None = None,
     ) -> ir.Value:
         """Add a node; returns its output, called `<output of the anchor>/<name>`."""
-        name = f"{self._prefix}/{name}"
-        node = ir.node(op_type, inputs, attributes, outputs=[ir.Value(name=name)], name=name)
         graph = self._anchor.graph
-        assert graph is not None
+        assert isinstance(graph, ir.Graph)
+        name = unique_name(graph, f"{self._prefix}/{name}")
+        node = ir.node(op_type, inputs, attributes, outputs=[ir.Value(name=name)], name=name)
         if self._before:
             graph.insert_before(self._anchor, node)
         else:

@@ -15,13 +15,13 @@ from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.repairs import Indices, Repair
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_initializer, lazy_like, replace_stored
+from lwqc.passes.edit import Rewrite, add_initializer, lazy_like, replace_stored
 
 Order = NDArray[np.intp]
 Array = NDArray[np.generic]
 
 
-class PermuteChannels(ir.passes.InPlacePass):
+class PermuteChannels(Rewrite):
     """Put the indices of groups into another order.
 
     orders: group name -> old index at each new place [size].

@@ -6,7 +6,6 @@ import logging
 
 import onnx
 import onnx_ir as ir
-from onnxscript.version_converter import ConvertVersionPass
 
 _QUIET = logging.getLogger("onnxscript.version_converter")
 
@@ -44,6 +43,8 @@ class RaiseOpset(ir.passes.InPlacePass):
 
     def _converted(self, model: ir.Model) -> str:
         """Convert in place; returns why that is not possible, or ""."""
+        from onnxscript.version_converter import ConvertVersionPass
+
         level = _QUIET.level
         _QUIET.setLevel(logging.ERROR)  # it tells of every fallback
         try:

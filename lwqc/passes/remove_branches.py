@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.graph.branches import LINEAR, Branch, find_branches
 from lwqc.graph.dataflow import SHAPE_ONLY, Dataflow
+from lwqc.graph.names import unique_name
 from lwqc.graph.shapes import known_equal
 from lwqc.passes.edit import (
+    Rewrite,
     add_constant,
     float_type,
     insert_before,
     replace_node,
-    unique_name,
 )
 from lwqc.unused import RemoveUnused
 
@@ -44,7 +45,7 @@ class Removal:
     left: list[str] = field(default_factory=list)
 
 
-class RemoveBranches(ir.passes.InPlacePass):
+class RemoveBranches(Rewrite):
     """Remove residual branches by name.
 
     constants: branch -> what it is replaced by, of a shape that broadcasts to the stream's.
@@ -140,7 +141,7 @@ def _cut(graph: ir.Graph, chosen: Sequence[Branch]) -> None:
             graph.remove(add, safe=True)
         else:
             op = "Identity" if len(rest) == 1 else add.op_type
-            name = unique_name(graph, f"{add.outputs[0].name}/rest")
+            name = f"{add.outputs[0].name}/rest"
             old, (value,) = add.outputs[0], insert_before(add, op, rest, [name])
             replace_node(add, value)
             _forward(gone, old, value)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lwqc.graph.axes import Factor, Masks
 from lwqc.graph.axis_analysis import AxisAnalysis
+from lwqc.graph.names import unique_name
 from lwqc.graph.repairs import (
     Bounds,
     Count,
@@ -24,7 +25,7 @@ from lwqc.graph.repairs import (
     SqueezedAxes,
 )
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_constant, unique_name
+from lwqc.passes.edit import add_constant
 
 Ints = NDArray[np.int64]
 _AXES_OPERAND_FROM = 13  # opset in which the axes of Squeeze became an operand

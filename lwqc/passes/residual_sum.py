@@ -5,12 +5,13 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lwqc.graph.weights import trace_weight
+from lwqc.passes.edit import Rewrite
 
 # The runtime does not fuse additions into RMSNormalization, and Sum is slower than Add.
 _NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
 
 
-class ResidualSum(ir.passes.InPlacePass):
+class ResidualSum(Rewrite):
     """Keep a slow fusion of ONNX Runtime's CPU provider from matching.
 
     Matches: Add of two computed tensors whose result a layer norm reads.

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from lwqc.graph.folded_codes import packed_codes, reshaped_end
 from lwqc.graph.weights import static_shape, stored_tensor, trace_weight
-from lwqc.passes.edit import add_constant, add_initializer, insert_before, lazy_tensor, replace_node
+from lwqc.passes.edit import (
+    Rewrite,
+    add_constant,
+    add_initializer,
+    insert_before,
+    lazy_tensor,
+    replace_node,
+)
 from lwqc.passes.stored_codes import StoredCodes
 from lwqc.plan import ActivationRange, Clip
 from lwqc.quant.formats import ScaleType
@@ -25,7 +32,7 @@ _MOVES = frozenset(
 _RANGE = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
 
 
-class RestoreFloats(ir.passes.InPlacePass):
+class RestoreFloats(Rewrite):
     """Replace quantized operators by float ones, and remember formats.
 
     Matches: DequantizeLinear of stored codes; QuantizeLinear and DequantizeLinear of activations

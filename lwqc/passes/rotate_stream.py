@@ -10,11 +10,12 @@ from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.rotatable import find_streams
 from lwqc.graph.shapes import declared_shapes
 from lwqc.passes.change_basis import change_basis, named_streams
+from lwqc.passes.edit import Rewrite
 from lwqc.quant.rotation import Rotation
 from lwqc.unused import RemoveUnused
 
 
-class RotateStream(ir.passes.InPlacePass):
+class RotateStream(Rewrite):
     """Replace a residual stream x by xQ, Q a randomised Hadamard matrix.
 
     seeds: name of the stream's group -> seed of its rotation.

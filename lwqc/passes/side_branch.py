@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from lwqc.graph.sites import Site, Use, find_sites
-from lwqc.passes.edit import add_initializer, float_type, insert_before
-from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.graph.names import unique_name
+from lwqc.graph.sites import BOTH_WAYS, Site, Use, find_sites
+from lwqc.passes.edit import Rewrite, add_initializer, float_type, insert_before
+from lwqc.passes.encoded_weights import EncodedWeights, stored_parts
 from lwqc.plan import SiteEntry
 
 _OPERATORS = frozenset({"MatMul", "Gemm"})
@@ -24,6 +25,8 @@ def side_refusal(site: Site, entry: SiteEntry, opset: int) -> str:
         return ""
     if others := site.ops - _OPERATORS:
         return f"a side branch needs MatMul or Gemm, not {'+'.join(sorted(others))}"
+    if site.both_ways:
+        return BOTH_WAYS
     if entry.rank >= min(site.n, site.k):
         return f"a side branch of rank {entry.rank} is no smaller than [{site.n}, {site.k}]"
     if entry.columns >= site.k:
@@ -42,7 +45,7 @@ class _Stored:
     up: ir.Value
 
 
-class SideBranch(ir.passes.InPlacePass):
+class SideBranch(Rewrite):
     """Give quantized layers a branch in float.
 
     Matches: every use of sites whose entry has a rank or columns; `side_refusal` says which sites
@@ -132,17 +135,17 @@ def _add(use: Use, stored: _Stored) -> None:
     """Put Sum(y, side) in the place of y, under its name and in its role as a graph output."""
     node, y = use.node, use.node.outputs[0]
     graph, name = node.graph, y.name
-    if graph is None:
+    if not isinstance(graph, ir.Graph):
         raise ValueError(f"{node.name} is in no graph")
     side = _side(use, stored)
-    join = ir.node("Sum", [y, side], name=f"{name}/side/Sum")
+    join = ir.node("Sum", [y, side], name=f"{side.name}/Sum")
     total = join.outputs[0]
     graph.insert_after(node, join)
     total.shape, total.type = y.shape, y.type
     total.metadata_props.update(y.metadata_props)
     y.replace_all_uses_with(total, replace_graph_outputs=True)
     join.replace_input_with(0, y)
-    y.name, total.name = f"{name}/quantized", name
+    y.name, total.name = unique_name(graph, f"{name}/quantized"), name
 
 
 def _side(use: Use, stored: _Stored) -> ir.Value:
@@ -159,14 +162,16 @@ def _side(use: Use, stored: _Stored) -> ir.Value:
     return insert_before(node, "MatMul", [parts[0], stored.up], [name])[0]
 
 
-def keep_together(graph: ir.Graph, sites: Iterable[str]) -> None:
+def keep_together(model: ir.Model, sites: Iterable[str]) -> None:
     """Order initializers so that a site's codes and side factors are written near one another.
 
     They are encoded together, and a cache of bounded size may not hold them for long.
     """
-    for site in sites:
-        for name in [n for n in graph.initializers if n.startswith(f"{site}_")]:
-            graph.register_initializer(graph.initializers.pop(name))
+    parts: dict[str, list[ir.Value]] = {}
+    for value, part in stored_parts(model):
+        parts.setdefault(part.site, []).append(value)
+    for value in (v for site in sites for v in parts.get(site, ())):
+        model.graph.register_initializer(model.graph.initializers.pop(value.name or ""))
 
 
 __all__ = ["SideBranch", "keep_together", "side_refusal"]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_constant, insert_before, unique_name
+from lwqc.passes.edit import Rewrite, add_constant, insert_before
 
 _ELEMENTWISE = frozenset(
     {
@@ -16,7 +16,7 @@ _ELEMENTWISE = frozenset(
 )  # fmt: skip
 
 
-class SizesOnDevice(ir.passes.InPlacePass):
+class SizesOnDevice(Rewrite):
     """Let sizes reach arithmetic on data through Range.
 
     ONNX Runtime computes what comes from Shape on the CPU. Where a kernel on the device reads such
@@ -65,7 +65,7 @@ def _is_single(value: ir.Value) -> bool:
 
 
 def _on_device(graph: ir.Graph, reader: ir.Node, value: ir.Value) -> ir.Value:
-    name = unique_name(graph, f"{value.name}/on_device")
+    name = f"{value.name}/on_device"
     one = add_constant(graph, f"{name}/one", np.array(1, np.int64))
     scalar = value
     if value.shape is not None and len(value.shape):

@@ -18,7 +18,7 @@ from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.stream import Stream
 from lwqc.graph.stream_walk import where
 from lwqc.passes.change_basis import change_basis, named_streams
-from lwqc.passes.edit import add_initializer, float_type, insert_before, lazy_tensor
+from lwqc.passes.edit import Rewrite, add_initializer, float_type, insert_before, lazy_tensor
 from lwqc.passes.node_chain import like
 from lwqc.passes.prune_channels import prune_channels
 from lwqc.passes.stream_bias import own_copy
@@ -94,7 +94,7 @@ def _parts(model: ir.Model, states: Mapping[str, States], apart: Collection[ir.N
     return parts
 
 
-class SliceStream(ir.passes.InPlacePass):
+class SliceStream(Rewrite):
     """Replace a stream x of D channels by √(d/D) · xQ, Q the first d columns of a basis (SliceGPT).
 
     slices: group of a part, see `prepare_slicing`, -> its slice.

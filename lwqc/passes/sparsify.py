@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.sites import Site, find_sites
-from lwqc.passes.edit import lazy_like, replace_stored
+from lwqc.graph.sites import BOTH_WAYS, Site, find_sites
+from lwqc.passes.edit import Rewrite, lazy_like, replace_stored
 from lwqc.plan import SparseEntry
 from lwqc.quant.sparse import by_magnitude, by_sparsegpt, exchanged
 from lwqc.tensor_bytes import read_array
@@ -17,7 +17,7 @@ from lwqc.tensor_bytes import read_array
 Grams = Callable[[str], NDArray[np.float64] | None]
 
 
-class Sparsify(ir.passes.InPlacePass):
+class Sparsify(Rewrite):
     """Set two of every four consecutive inputs of each output to zero.
 
     Matches: sites with an entry, stored as their operators read them. In convolutions the inputs
@@ -72,6 +72,8 @@ def sparse_refusal(site: Site) -> str:
         return "grouped convolutions have no sparse kernel"
     if channels % 4:
         return f"{channels} inputs are not a multiple of 4"
+    if site.both_ways:
+        return BOTH_WAYS
     if site.weight.steps:
         return "its weight is computed"
     return ""

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.linear_operand import Operand
+from lwqc.graph.names import unique_name
 from lwqc.graph.stream import Affine, Reading
 from lwqc.graph.weights import static_shape, stored_tensor
 from lwqc.passes.edit import (
@@ -117,9 +118,9 @@ def _add_bias(graph: ir.Graph, operand: Operand) -> ir.Value:
         for index, given in enumerate(graph.outputs):
             if given is output:
                 graph.outputs[index] = value
-        value.name, output.name = output.name, f"{output.name}/unbiased"
+        value.name, output.name = output.name, unique_name(graph, f"{output.name}/unbiased")
     else:
-        value.name = f"{output.name}/biased"
+        value.name = unique_name(graph, f"{output.name}/biased")
     return bias
 
 

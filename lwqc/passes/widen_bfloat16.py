@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.graph.names import unique_name
 from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import lazy_tensor, replace_stored
+from lwqc.passes.edit import Rewrite, lazy_tensor, replace_stored
 from lwqc.tensor_bytes import read_array
 
 _LOW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
@@ -21,7 +22,7 @@ _MOVES = frozenset(
 )  # fmt: skip
 
 
-class WidenBfloat16(ir.passes.InPlacePass):
+class WidenBfloat16(Rewrite):
     """Compute in float32 and round every result to bfloat16.
 
     Matches: bfloat16 tensors of the main graph.
@@ -65,8 +66,9 @@ def _reader(tensor: ir.TensorProtocol) -> Callable[[], NDArray[np.generic]]:
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     """Let all readers of a value read it rounded to bfloat16."""
-    down = ir.node("Cast", [value], {"to": int(_LOW)}, name=f"{value.name}/rounded")
-    up = ir.node("Cast", [down.outputs[0]], {"to": int(_WIDE)}, name=f"{value.name}/widened")
+    names = [unique_name(graph, f"{value.name}/{how}") for how in ("rounded", "widened")]
+    down = ir.node("Cast", [value], {"to": int(_LOW)}, name=names[0])
+    up = ir.node("Cast", [down.outputs[0]], {"to": int(_WIDE)}, name=names[1])
     down.outputs[0].name, up.outputs[0].name = down.name, up.name
     down.outputs[0].type = ir.TensorType(_LOW)
     up.outputs[0].type, up.outputs[0].shape = value.type, value.shape
@@ -76,7 +78,7 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
         use.node.replace_input_with(use.idx, up.outputs[0])
     for index, output in enumerate(graph.outputs):
         if output is value:
-            name, value.name = value.name, f"{value.name}/exact"
+            name, value.name = value.name, unique_name(graph, f"{value.name}/exact")
             up.outputs[0].name = name
             graph.outputs[index] = up.outputs[0]
 

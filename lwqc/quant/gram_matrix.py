@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky, lapack
 
 from lwqc.errors import InputError
 
@@ -39,6 +38,8 @@ def inverse_factor(gram: Float, damp: float) -> Float:
 
     damp grows tenfold for as long as the matrix is not positive definite.
     """
+    from scipy.linalg import LinAlgError, cholesky, lapack
+
     damp = max(damp, _LEAST)
     while True:
         # With the order reversed the factor is that of the inverse itself: no inverse is formed.

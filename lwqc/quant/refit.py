@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 Float = NDArray[np.float64]
 
@@ -73,6 +72,8 @@ def _mean_diagonal(matrix: Float) -> float:
 
 def _solve(gram: Float, right: Float, ridge: float) -> Float:
     """Right (gram + ridge I)⁻¹, with ten times the ridge for as long as that is not definite."""
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
     if ridge == 0:
         return np.zeros_like(right)
     while True:

@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import hadamard as sylvester
 
 Matrix = NDArray[np.float64]
 _LARGEST = 64  # two products with 64 x 64 cost a thirtieth of one with 4096 x 4096
@@ -37,6 +36,8 @@ class Rotation:
     @cached_property
     def _parts(self) -> list[Matrix]:
         """Orthogonal matrices whose Kronecker product is H ⊗ O."""
+        from scipy.linalg import hadamard as sylvester
+
         odd, parts = self.size, list[Matrix]()
         while odd % 2 == 0:
             part = 2

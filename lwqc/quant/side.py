@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve
 
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.gram_matrix import damped
@@ -105,6 +104,8 @@ def _answer(gram: Gram, columns: NDArray[np.intp]) -> tuple[Gram, Gram]:
     Returns R [K, c], with which an error E [N, K] is best met by adding E R to the columns, and
     H - R H[columns], which is zero in them.
     """
+    from scipy.linalg import solve
+
     among = damped(gram, _DAMP)[np.ix_(columns, columns)]
     answer: Gram = solve(among, gram[columns], assume_a="pos").T
     left = gram - answer @ gram[columns]

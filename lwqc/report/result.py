@@ -177,8 +177,8 @@ class Report:
     latencies: at each shape served. operators: where the time goes at the first one.
     kept_float32: operators that do not compute in the 16-bit type, and why. fallbacks: what the
     target would run elsewhere. unmeasured: why there are no latencies. memory: bytes that a process
-    takes with the original and with the result, where they were asked for. notes: what was left
-    undone, or done otherwise than asked.
+    takes with the original and with the result, where they were asked for. notes: what was done to
+    the file so that it could be read, what was left undone, or done otherwise than asked.
     """
 
     source: str

@@ -39,6 +39,8 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
     console.print(_summary(report))
     if report.divergence:
         console.print(divergence_table(report.divergence))
+        if kept := decisions_text(report.divergence):
+            console.print(kept, markup=False, highlight=False)
         if report.data_kind == "random":
             console.print(
                 "measured on random data: give real data with --data for numbers "
@@ -332,13 +334,29 @@ def divergence_table(divergence: Mapping[str, Divergence]) -> Table:
     """One row per output."""
     table = Table(title="Divergence from the original", title_justify="left")
     table.add_column("output")
-    columns = ("cosine", "worst cosine", "SQNR dB", "max abs", "KL as logits", "agreement")
-    for column in columns:
+    for column in ("loss", "by channel", "worst channel", "cosine", "max abs"):
         table.add_column(column, justify="right")
     for name, d in divergence.items():
-        numbers = [d.cosine_mean, d.cosine_min, d.sqnr_db, d.max_abs, d.kl, d.agreement]
-        table.add_row(name, *(f"{number:.5g}" for number in numbers))
+        channel, error = d.worst_channel
+        worst = (
+            "" if d.channel_axis is None else f"{error:.3g} ({channel} of axis {d.channel_axis})"
+        )
+        table.add_row(
+            name, f"{d.drop:.5f}", f"{d.error:.3g}", worst, f"{d.cosine_mean:.5g}",
+            f"{d.max_abs:.4g}",
+        )  # fmt: skip
     return table
+
+
+def decisions_text(divergence: Mapping[str, Divergence]) -> str:
+    """Shares of decisions that are the same, a line for each output that makes any."""
+    rows = {name: d.decisions.shares() for name, d in divergence.items()}
+    return "\n".join(
+        f"  {name}: decisions kept: "
+        + ", ".join(f"{what} {share:.2%}" for what, share in shares.items())
+        for name, shares in rows.items()
+        if shares
+    )
 
 
 def site_table(rows: Iterable[SiteRow]) -> Table:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lwqc.graph.sites import Site, find_sites
 from lwqc.graph.weights import ReadArray, evaluate
+from lwqc.stats.channel_error import ChannelMeter
 from lwqc.stats.collector import Array, Feeds, RunnerFactory
 
 
@@ -25,13 +26,13 @@ def site_sensitivity(
     read: ReadArray,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[tuple[str, ...], float]:
-    """Relative squared output error when the sites of each trial are replaced.
+    """Output error when the sites of each trial are replaced.
 
     trials: names of sites, one or several at a time. replacement: site name -> quantized
     weight [N, K] as float32.
     data: few batches; kept in memory together with the outputs of the float model.
 
-    Returns error / signal, the worst over the outputs, per trial.
+    Returns the error by channel (see `ChannelErrors`), the worst over the outputs, per trial.
     """
     exposed = model.clone()
     names = {name for trial in trials for name in trial}
@@ -57,17 +58,13 @@ def site_sensitivity(
 def _relative_error(
     references: Sequence[Mapping[str, Array]], runs: Iterable[Mapping[str, Array]]
 ) -> float:
-    """Squared error over squared signal, over all batches; the worst floating-point output."""
-    signal: dict[str, float] = {}
-    noise: dict[str, float] = {}
+    """Error by channel over all batches; the worst floating-point output."""
+    meters: dict[str, ChannelMeter] = {}
     for reference, found in zip(references, runs, strict=True):
         for name, value in reference.items():
-            if value.dtype.kind == "f":
-                a, b = (v.astype(np.float64).ravel() for v in (value, found[name]))
-                signal[name] = signal.get(name, 0.0) + float(a @ a)
-                noise[name] = noise.get(name, 0.0) + float((a - b) @ (a - b))
-    errors = [noise[n] / max(signal[n], 1e-300) for n in noise]
-    return max((e if np.isfinite(e) else np.inf for e in errors), default=0.0)
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size:
+                meters.setdefault(name, ChannelMeter()).add(value, found[name])
+    return max((meter.result().relative for meter in meters.values()), default=0.0)
 
 
 def _promote(graph: ir.Graph, site: Site) -> str:

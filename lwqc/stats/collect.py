@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lwqc.errors import InputError
+from lwqc.kept_parts import forget_parts
 from lwqc.stats.collector import Array, Collector, Feeds, RunnerFactory, S
 from lwqc.stats.emitter import Emitter
 from lwqc.unused import RemoveUnused
@@ -88,6 +89,7 @@ def instrument(
     are outputs too.
     """
     copy = model.clone()
+    forget_parts(copy)
     graph = copy.graph
     named = _main_values(graph)
     emit = Emitter(graph, copy.opset_imports.setdefault("", _DEFAULT_OPSET))

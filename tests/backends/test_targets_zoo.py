@@ -27,8 +27,8 @@ from lwqc.backends.tensorrt_lint import lint
 from lwqc.compress import open_workspace
 from lwqc.execute import execute
 from lwqc.float_plan import with_floats
-from lwqc.goals import Goals
-from lwqc.lower import MAX_DROP, lower_plan
+from lwqc.goals import CONVERSION_DROP, Goals
+from lwqc.lower import lower_plan
 from lwqc.measure import compare, worst_drop
 from lwqc.plan import ActivationRange, Plan, Source
 from lwqc.planning import static_tensors, uniform
@@ -75,7 +75,7 @@ class Case:
         io.save(done.model, file)
         if not large:
             drop = worst_drop(compare(work.reference, work.load(file), work.data))
-            assert drop < MAX_DROP
+            assert drop < CONVERSION_DROP
         return file
 
     def tensorrt(self) -> tuple[ir.Model, int]:
@@ -87,7 +87,7 @@ class Case:
         if self.bytes < LARGEST_TWICE:
             plain = execute(work, Goals(), with_floats(work, Plan(source=Source())))
             drop = worst_drop(compare(work.reference, work.load(plain.model), work.data))
-            assert drop < MAX_DROP
+            assert drop < CONVERSION_DROP
         work.skip_checks = True
         plan = with_floats(work, uniform(work, 8, "static", search=False))
         ranges = dict.fromkeys(static_tensors(work, plan), FOUR)

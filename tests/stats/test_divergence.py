@@ -34,7 +34,11 @@ def test_numbers_agree_with_their_definitions():
     assert found.max_abs == pytest.approx(np.abs(a - b).max())
     assert found.sqnr_db == pytest.approx(10 * np.log10((a**2).sum() / ((a - b) ** 2).sum()))
     assert found.kl == pytest.approx((p * np.log(p / q)).sum(1).mean())
-    assert found.agreement == np.mean(a.argmax(1) == b.argmax(1))
+    assert found.decisions.top_1 == np.mean(a.argmax(1) == b.argmax(1))
+    assert found.channel_axis == 1
+    pooled = ((a - b) ** 2).mean() / a.var()  # four values of a channel tell no spread
+    assert found.error == pytest.approx(pooled)
+    assert found.drop == pytest.approx(pooled / 2)
     assert found.relative_error == pytest.approx(((a - b) ** 2).sum() / (a**2).sum())
 
 
@@ -55,9 +59,20 @@ def test_zero_outputs_that_stay_zero_are_identical():
 
 def test_integers_count_equal_elements():
     found = measure((np.array([[1, 2], [3, 4]]), np.array([[1, 2], [3, 5]])))
-    assert found.agreement == 0.75
+    assert found.decisions.labels == 0.75
+    assert found.drop == 0.25
 
 
-def test_shapes_must_agree():
-    with pytest.raises(ValueError, match="shapes differ"):
-        measure((normal(2, 3), normal(2, 4)))
+def test_outputs_of_another_size_count_by_it():
+    found = measure((normal(8, 3), normal(6, 3)), (normal(8, 3), normal(8, 3)))
+    assert found.decisions.sizes == 0.75
+    assert found.drop >= 0.25
+
+
+def test_what_is_nan_or_infinite_in_both_is_no_difference():
+    a = normal(4, 20)
+    a[0, 3], a[1, 4] = np.nan, -np.inf
+    assert measure((a, a.copy())).drop == 0
+    b = a.copy()
+    b[2, 5] = np.nan
+    assert measure((a, b)).drop == math.inf

@@ -8,10 +8,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
+
+from lwqc.stats.channel_error import ChannelMeter
 
 Array = NDArray[Any]
-Measure = Literal["js", "kl", "angular", "norm"]
+Measure = Literal["js", "kl", "angular", "norm", "channels"]
 _LEFT_OUT = -1e4  # for -inf, with which no difference can be taken
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 
@@ -22,14 +23,17 @@ class OutputDivergence:
     js: Jensen-Shannon, (KL(P|M) + KL(Q|M)) / 2 with M = (P + Q) / 2, of the softmax; at most ln 2.
         FinerCut's code (arXiv 2405.18218) has the arguments of KL the other way round.
     kl: KL(reference | value) of the softmax. Both are for logits: class scores, next tokens.
-    angular: angle over pi. norm: squared error over the reference's squared norm.
+    angular: angle over pi. norm: squared error over the reference's squared norm. channels: error
+    by channel, see `ChannelErrors`, which no large channel hides.
 
-    The classes or features are axis 1 of arrays of rank 4, else the last one; all but `norm` are
-    means over the rest.
+    The classes or features are axis 1 of arrays of rank 4, else the last one (`channels` finds
+    them in the data); all but `norm` and `channels` are means over the rest.
     """
 
     def __init__(self, reference: Array, measure: Measure) -> None:
-        self._measure = measure
+        from scipy.special import log_softmax
+
+        self._measure, self._reference = measure, reference
         self._rows = _rows(reference)
         if measure in ("js", "kl"):
             self._rows = log_softmax(self._rows, axis=-1)
@@ -43,6 +47,8 @@ class OutputDivergence:
             return 0.0
         if not np.isfinite(rows).all():
             return math.inf
+        if self._measure == "channels":
+            return _by_channel(self._reference, value)
         return _FUNCTIONS[self._measure](self._rows, rows)
 
 
@@ -56,11 +62,15 @@ def _rows(array: Array) -> Array:
 
 
 def _kl(reference: Array, value: Array) -> float:
+    from scipy.special import log_softmax
+
     q = log_softmax(value, axis=-1)
     return float((np.exp(reference) * (reference - q)).sum()) / len(value)
 
 
 def _js(reference: Array, value: Array) -> float:
+    from scipy.special import log_softmax
+
     q = log_softmax(value, axis=-1)
     middle = np.logaddexp(reference, q) - np.log(2)
     total = np.exp(reference) * (reference - middle) + np.exp(q) * (q - middle)
@@ -75,6 +85,12 @@ def _angular(reference: Array, value: Array) -> float:
 
 def _norm(reference: Array, value: Array) -> float:
     return float(((reference - value) ** 2).sum() / max((reference**2).sum(), 1e-300))
+
+
+def _by_channel(reference: Array, value: Array) -> float:
+    meter = ChannelMeter()
+    meter.add(reference, value)
+    return meter.result().relative
 
 
 _FUNCTIONS: dict[Measure, Callable[[Array, Array], float]] = {

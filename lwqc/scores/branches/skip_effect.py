@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from lwqc.graph.branch_kinds import feature_axis
 from lwqc.graph.branches import Branch
@@ -65,6 +64,8 @@ def _change(branch: Branch, reference: dict[str, Array], found: dict[str, Array]
 def _distance(
     branches: Sequence[Branch], reference: dict[str, Array], found: dict[str, Array]
 ) -> float:
+    from scipy.special import softmax
+
     inside = {b.branch.name for b in branches}
     distances = [
         np.linalg.norm(softmax(_rows(value), -1) - softmax(_rows(found[name]), -1), axis=-1).mean()

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from scipy.linalg import solve
 
 from lwqc.errors import InputError
 from lwqc.graph.linear_operand import Matrix, Operand
@@ -25,7 +24,7 @@ Loss = Callable[[Mapping[str, Array], Feeds], float]
 
 
 class FinalError:
-    """Relative squared error of the worst output when some layers get other weights."""
+    """Error by channel of the worst output when some layers get other weights."""
 
     def __init__(
         self,
@@ -55,7 +54,7 @@ class FinalError:
         trial = self._trial(replaced)
         for feeds, reference in zip(self._batches, self._references, strict=True):
             meter.add(reference, self._run({**feeds, **trial}))
-        return max((d.relative_error for d in meter.result().values()), default=0.0)
+        return max((d.error for d in meter.result().values()), default=0.0)
 
     def loss(self, replaced: Replaced, loss: Loss) -> float:
         """Mean over the batches of a loss(outputs, feeds)."""
@@ -103,6 +102,8 @@ def without(
 
     gram [groups, features, features] of its input; owners [groups, features].
     """
+    from scipy.linalg import solve
+
     parts = weight.reshape(len(gram), -1, weight.shape[1]).copy()
     for part, matrix, owner in zip(parts, gram, owners, strict=True):
         gone = np.isin(owner, np.asarray(removed))

@@ -6,7 +6,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
 
 from lwqc.graph.linear_operand import Matrix
 from lwqc.scores.channels.final_error import DAMP
@@ -29,6 +28,8 @@ class NestedRefit:
     @cached_property
     def _factors(self) -> list[tuple[Matrix, Matrix]]:
         """W L and L⁻¹ of each group."""
+        from scipy.linalg import cholesky, solve_triangular
+
         found = []
         parts = self._weight.reshape(len(self._gram), -1, self._weight.shape[1])
         for part, gram in zip(parts, self._gram, strict=True):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 
 from lwqc.scores.channels.ranking import Ranking
 
@@ -54,6 +53,8 @@ def layers(
 
 
 def _inverse(mean: Matrix, damp: float) -> Matrix:
+    from scipy.linalg import cho_factor, cho_solve
+
     size = len(mean)
     diagonal = max(float(np.trace(mean)) / size, 1e-12)
     factor = cho_factor(mean + damp * diagonal * np.eye(size))

@@ -1,0 +1,77 @@
+"""The form of a model that every command looks at and rewrites."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from lwqc.graph.names import distinct_names, gather_names, own_values, scopes
+from lwqc.graph.sites import MIN_WEIGHTS
+from lwqc.graph.weights import stored_tensor
+from lwqc.passes.edit import add_initializer, lazy_like
+from lwqc.passes.plain_gemm import PlainGemm
+
+
+def one_view(model: ir.Model) -> ir.Model:
+    """The model, or a copy in which nothing hides from analyses; it computes the same.
+
+    Functions are inlined (but those whose operator sets are of other versions than the model's),
+    no two values of different bodies have one name, and Gemm has no factors that a stored operand
+    can hold. Graph inputs and outputs keep their names.
+    """
+    if not (model.functions or _repeats(model) or _has_factors(model)):
+        return model
+    view = model.clone()
+    view.meta.update(model.meta)
+    if view.functions:
+        _inline(view)
+    names = distinct_names(view, [v for _, g in scopes(view.graph) for v in own_values(g)])
+    for value, name in names.items():
+        if value.name != name:
+            value.name = name
+    PlainGemm()(view)
+    return view
+
+
+def _repeats(model: ir.Model) -> bool:
+    names = [v.name for _, g in scopes(model.graph) for v in own_values(g) if v.name]
+    return len(names) != len(set(names))
+
+
+def _has_factors(model: ir.Model) -> bool:
+    return any(
+        node.op_type == "Gemm" and not node.attributes.keys().isdisjoint(("alpha", "beta"))
+        for node in model.graph.all_nodes()
+    )
+
+
+def _inline(model: ir.Model) -> None:
+    versions = model.opset_imports
+
+    def fits(function: ir.Function) -> bool:
+        same = all(versions.get(d, v) == v for d, v in function.opset_imports.items())
+        return same and set(function.inputs).isdisjoint(function.outputs)
+
+    InlinePass(criteria=fits)(model)
+    _store_once(model)
+
+
+def _store_once(model: ir.Model) -> None:
+    """Store a constant of a function once for all of its calls."""
+    gather_names(model)
+    holders: dict[int, list[ir.Node]] = {}
+    for node in model.graph.all_nodes():
+        if node.op_type == "Constant" and not node.outputs[0].is_graph_output():
+            tensor = stored_tensor(node.outputs[0])
+            if tensor is not None and tensor.size >= MIN_WEIGHTS:
+                holders.setdefault(id(tensor), []).append(node)
+    for nodes in holders.values():
+        tensor = stored_tensor(nodes[0].outputs[0])
+        if len(nodes) == 1 or tensor is None:
+            continue
+        own = lazy_like(tensor, nodes[0].outputs[0].name, tensor.numpy)
+        shared = add_initializer(model.graph, own)
+        for node in nodes:
+            node.outputs[0].replace_all_uses_with(shared)
+            if node.graph is not None:
+                node.graph.remove(node, safe=True)

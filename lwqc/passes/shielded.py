@@ -1,0 +1,62 @@
+"""Keeps rewriting rules away from operators that compute as in training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from lwqc.graph.weights import stored_tensor
+
+_DOMAIN = "lwqc.shielded"
+_MARK = "lwqc_shielded"
+_STATED_SINCE = 14  # opset; before, a BatchNormalization with more than one output is in training
+
+
+@contextlib.contextmanager
+def shielded(model: ir.Model) -> Iterator[None]:
+    """Give nodes in training mode another domain for the duration, so that no rule matches them.
+
+    onnxscript 0.7.2 folds a BatchNormalization into the convolution before it with the stored
+    statistics, whatever its mode. Each node is marked, so that no two count as equal: a Dropout
+    draws its own numbers.
+    """
+    graphs = [model.graph, *(f.graph for f in model.functions.values())]
+    opset = int(model.opset_imports.get("", 1))
+    kept = [node for g in graphs for node in g.all_nodes() if in_training(node, opset)]
+    for index, node in enumerate(kept):
+        node.domain = _DOMAIN
+        node.attributes[_MARK] = ir.AttrInt64(_MARK, index)
+    if kept:
+        for graph in graphs:
+            graph.opset_imports[_DOMAIN] = 1
+    try:
+        yield
+    finally:
+        graphs = [model.graph, *(f.graph for f in model.functions.values())]
+        for graph in graphs:
+            for node in graph.all_nodes():
+                if node.domain == _DOMAIN:
+                    node.domain = ""
+                    node.attributes.pop(_MARK)
+            if graph.opset_imports.pop(_DOMAIN, None) is not None:
+                graph.opset_imports.setdefault("", opset)
+
+
+def in_training(node: ir.Node, opset: int) -> bool:
+    """Whether a node uses the statistics of its batch, or drops numbers at random.
+
+    opset: version of the default operator set.
+    """
+    if node.domain != "":
+        return False
+    if node.op_type == "BatchNormalization":
+        if opset < _STATED_SINCE:
+            return len([v for v in node.outputs if v.name]) > 1
+        mode = node.attributes.get("training_mode")
+        return mode is not None and (mode.is_ref() or mode.as_int() != 0)
+    if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        asked = stored_tensor(node.inputs[2])
+        return asked is None or bool(asked.numpy().any())
+    return False
