@@ -180,14 +180,14 @@ def form_seconds(
         activations={"x": _RANGE, "y": _RANGE},
     )
     lowered = work.target.lower(model, plan, EncodedWeights(model, io.read_array)).model
-    if site.op == "Conv" and entry.activation == "static":
-        _expose_codes(lowered)
     rng = np.random.default_rng(0)
     floats = rng.standard_normal(shape).astype(np.float32)
-    feeds: dict[str, NDArray[Any]] = {
-        "x": floats,
-        "x/u8": np.clip(floats * 32 + 128, 0, 255).astype(np.uint8),
-    }
+    feeds: dict[str, NDArray[Any]] = {"x": floats}
+    if site.op == "Conv" and entry.activation == "static":
+        codes = _expose_codes(lowered).numpy()
+        range_ = np.iinfo(codes)
+        middle = (range_.min + range_.max + 1) // 2
+        feeds["x/codes"] = np.clip(floats * 32 + middle, range_.min, range_.max).astype(codes)
     sessions = [Session(model, label=site.name), Session(lowered, label=site.name)]
     settled = ratios_known(_KNOWN)
     before, after = time_runs(sessions, feeds, seconds=_SECONDS, settled=settled)
@@ -239,19 +239,23 @@ def _alone(site: Site, shape: tuple[int, ...], stored: tuple[int, ...] | None = 
     return ir.Model(graph, ir_version=9)
 
 
-def _expose_codes(model: ir.Model) -> None:
-    """Feed and fetch 8-bit codes, as between the convolutions of a quantized network."""
+def _expose_codes(model: ir.Model) -> ir.DataType:
+    """Feed and fetch 8-bit codes, as between the convolutions of a quantized network; their type.
+
+    It is that of the zero point: int8 on ARM, uint8 elsewhere.
+    """
     graph = model.graph
     quantize = next(
         n for n in graph if n.op_type == "QuantizeLinear" and n.inputs[0] is graph.inputs[0]
     )
-    codes = ir.Value(
-        name="x/u8", shape=graph.inputs[0].shape, type=ir.TensorType(ir.DataType.UINT8)
-    )
+    zero = quantize.inputs[2]
+    dtype = ir.DataType.UINT8 if zero is None or zero.dtype is None else zero.dtype
+    codes = ir.Value(name="x/codes", shape=graph.inputs[0].shape, type=ir.TensorType(dtype))
     quantize.outputs[0].name = "x/unused"
     quantize.outputs[0].replace_all_uses_with(codes)
     last = next(n for n in graph if n.op_type == "QuantizeLinear" and n is not quantize)
     graph.outputs[0] = last.outputs[0]
-    last.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+    last.outputs[0].type = ir.TensorType(dtype)
     graph.inputs[0] = codes
-    graph.remove([n for n in (quantize, *graph) if n is quantize][:1], safe=True)
+    graph.remove(quantize, safe=True)
+    return dtype

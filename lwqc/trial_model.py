@@ -73,7 +73,7 @@ class TrialSpec:
     model: ONNX bytes whose trial tensors and gates are inputs. keeps: item of a width -> mask of
     the channels that stay, by level. gates: item of a branch or format, input and its values by
     level. top: the candidate that is the original. batches: feeds, of rows of data each. stages:
-    how many of them each stage of selection looks at: little, a part, all.
+    how many of them each stage of selection looks at: little, a part, all. risky: see `Session`.
     """
 
     model: bytes
@@ -85,6 +85,7 @@ class TrialSpec:
     rows: tuple[int, ...]
     stages: tuple[int, int, int]
     measure: Measure = "kl"
+    risky: bool = False
 
 
 class TrialModel:
@@ -93,7 +94,8 @@ class TrialModel:
     def __init__(self, spec: TrialSpec, threads: int = 0) -> None:
         """threads: of the session; 0 lets the runtime choose."""
         self.spec = spec
-        self._run = Session(spec.model, SessionSettings(threads=threads), label="trial model")
+        settings = SessionSettings(threads=threads)
+        self._run = Session(spec.model, settings, label="trial model", risky=spec.risky)
         self._cache: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # with `nbytes`
         self._held = 0
         self._orders = [nested_order(t, spec.keeps) for t in spec.tensors]

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc import io
+from lwqc.backends.session import has_bodies
 from lwqc.data import Dataset, Feeds
 from lwqc.gated_model import keep_results
 from lwqc.graph.weights import stored_float_tensors, stored_tensor
@@ -74,6 +75,7 @@ def trial_spec(
         rows,
         _stages(rows),
         measure,
+        has_bodies(model),
     )
 
 

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 import lwqc
 from lwqc.backends.session import Session
 from lwqc.errors import InputError
+from lwqc.passes.repair import _computed, _Entry
 from lwqc.plan import Plan
 from lwqc.prunable import Prunable
 from tests.build import model, normal
@@ -255,3 +256,18 @@ def test_a_sum_of_exponentials_counts_as_a_normalisation():
     )
     (group,) = Prunable(built).groups
     assert group.statistics
+
+
+def test_sizes_that_the_graph_computes_for_fewer_channels_have_types_and_shapes():
+    """A list of sizes that another one scales; TensorRT refuses values without either."""
+    x = ir.Value(name="x", shape=ir.Shape(["n", 8]), type=ir.TensorType(ir.DataType.FLOAT))
+    read = ir.node("Shape", [x])
+    graph = ir.Graph([x], read.outputs, nodes=[read], opset_imports={"": 20}, name="sizes")
+    entries = [_Entry(0, None, 3, 4), _Entry(1, 6, 3, 4)]
+    _computed(read, read.outputs[0], 2, entries)
+    made = [n for n in graph if n is not read]
+    assert sorted(n.op_type for n in made) == ["Div", "Greater", "Mul", "Where", "Where"]
+    for node in made:
+        bool_ = node.op_type == "Greater"
+        assert node.outputs[0].dtype == (ir.DataType.BOOL if bool_ else ir.DataType.INT64)
+        assert node.outputs[0].shape == ir.Shape([2])

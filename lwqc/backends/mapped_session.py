@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import onnx
 import onnx_ir as ir
 
-from lwqc.backends.session import Session, SessionSettings, statistics_session
+from lwqc.backends.session import Session, SessionSettings, has_bodies, statistics_session
 from lwqc.untrusted import tensor_protos
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
@@ -35,7 +35,8 @@ def mapped_session(model: ir.Model) -> Session:
                     entry.value = os.path.relpath(files[entry.value], folder)
     entries = {_FOLDER: folder, "session.disable_prepacking": "1"}
     settings = SessionSettings(keep_arena=False, entries=entries)
-    return Session(proto.SerializeToString(), settings, label="instrumented model")
+    source, risky = proto.SerializeToString(), has_bodies(model)
+    return Session(source, settings, label="instrumented model", risky=risky)
 
 
 def _files(weights: Iterable[ir.TensorProtocol | None]) -> dict[str, str]:

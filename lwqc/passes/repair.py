@@ -257,7 +257,7 @@ def _computed(
     if fixed.any():
         name = f"{node.outputs[0].name}/sizes"
         operands = [_constant(node, f"{name}_fixed", fixed), _constant(node, f"{name}_new", known)]
-        value = _insert(node, "Where", [*operands, value], before)
+        value = _insert(node, "Where", [*operands, value], length, before)
     value.shape, value.type = ir.Shape([length]), ir.TensorType(ir.DataType.INT64)
     return value
 
@@ -272,10 +272,11 @@ def _scaled(
     """value * new / old, where it is a size; -1 and 0 mean something else."""
     name = f"{node.outputs[0].name}/scale"
     zero = _constant(node, f"{name}_zero", np.asarray(0, np.int64))
-    positive = _insert(node, "Greater", [value, zero], before)
-    product = _insert(node, "Mul", [value, _constant(node, f"{name}_new", new)], before)
-    scaled = _insert(node, "Div", [product, _constant(node, f"{name}_old", old)], before)
-    return _insert(node, "Where", [positive, scaled, value], before)
+    factor, divisor = _constant(node, f"{name}_new", new), _constant(node, f"{name}_old", old)
+    positive = _insert(node, "Greater", [value, zero], len(new), before)
+    product = _insert(node, "Mul", [value, factor], len(new), before)
+    scaled = _insert(node, "Div", [product, divisor], len(new), before)
+    return _insert(node, "Where", [positive, scaled, value], len(new), before)
 
 
 def _constant(node: ir.Node, name: str, values: NDArray[np.generic]) -> ir.Value:
@@ -283,12 +284,19 @@ def _constant(node: ir.Node, name: str, values: NDArray[np.generic]) -> ir.Value
     return add_constant(node.graph, name, values)
 
 
-def _insert(node: ir.Node, op_type: str, inputs: Sequence[ir.Value], before: bool) -> ir.Value:
-    """A new node right before the one that reads the list, or after the one that makes it."""
+def _insert(
+    node: ir.Node, op_type: str, inputs: Sequence[ir.Value], length: int, before: bool
+) -> ir.Value:
+    """A new node right before the one that reads the list, or after the one that makes it.
+
+    Targets ask for the type and the shape of its output.
+    """
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     name = unique_name(graph, f"{node.outputs[0].name}/{op_type.lower()}")
-    new = ir.node(op_type, inputs, name=name, outputs=[ir.Value(name=name)])
+    kind = ir.DataType.BOOL if op_type == "Greater" else ir.DataType.INT64
+    output = ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape([length]))
+    new = ir.node(op_type, inputs, name=name, outputs=[output])
     if before:
         graph.insert_before(node, new)
     else:
