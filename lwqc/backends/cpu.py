@@ -99,7 +99,7 @@ class CpuTarget:
         """
         grains: list[tuple[int, tuple[int | None, ...]]]
         grains = [(4, (128, 64, 32, 16)), (8, (128, 32))]
-        if not site.ops <= _BLOCK_OPS:
+        if not (site.ops <= _BLOCK_OPS and site.has_kernels):
             grains = [(4, (64, 16)), (8, (None,))]
         if tiny:
             grains.insert(0, (2, (64, 32, 16)))
@@ -112,7 +112,8 @@ class CpuTarget:
             for symmetric in ((True, False) if bits < 8 else (True,))
         )
         # An embedding has no activation to quantize; the others compute in int8 per block.
-        activation: Literal["none", "dynamic"] = "dynamic" if site.ops <= _LINEAR else "none"
+        product = site.ops <= _LINEAR and site.has_kernels
+        activation: Literal["none", "dynamic"] = "dynamic" if product else "none"
         entries = [SiteEntry(weight=f, activation=activation) for f in formats]
         return [
             e

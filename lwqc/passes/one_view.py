@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
@@ -28,6 +29,8 @@ def one_view(model: ir.Model) -> ir.Model:
     names = distinct_names(view, [v for _, g in scopes(view.graph) for v in own_values(g)])
     for value, name in names.items():
         if value.name != name:
+            if value.const_value is not None:
+                value.const_value = _called(value.const_value, name)
             value.name = name
     PlainGemm()(view)
     return view
@@ -43,6 +46,16 @@ def _has_factors(model: ir.Model) -> bool:
         node.op_type == "Gemm" and not node.attributes.keys().isdisjoint(("alpha", "beta"))
         for node in model.graph.all_nodes()
     )
+
+
+def _called(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """The same tensor under another name; the original model shares the old one and keeps it."""
+    if isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor)):
+        return lazy_like(tensor, name, tensor.numpy)
+    proto = onnx.TensorProto()
+    proto.CopyFrom(ir.serde.serialize_tensor(tensor))
+    proto.name = name
+    return ir.serde.deserialize_tensor(proto)
 
 
 def _inline(model: ir.Model) -> None:

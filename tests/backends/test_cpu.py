@@ -281,3 +281,14 @@ def test_model_around_the_weights_is_unchanged():
     assert lowered.model.opset_imports[""] == 20
     assert lowered.model.ir_version == built.ir_version
     assert set(built.graph.initializers) == {"w1", "w2", "w3"}
+
+
+def test_a_site_whose_name_starts_like_anothers_is_judged_by_its_own_codes():
+    rows = [("MatMul", ["x", "w"], "h", {}), ("MatMul", ["h", "w_qkv"], "y", {})]
+    weights = {"w": normal(64, 64), "w_qkv": normal(64, 64, seed=1)}
+    built = model(rows, weights, {"x": ["m", 64]}, ["y"])
+    quantize = {"w": SiteEntry(weight="w8c"), "w_qkv": SiteEntry(weight="w4b32")}
+    plan = Plan(source=Source(digest=""), quantize=quantize)
+    lowered = TARGET.lower(built, plan, EncodedWeights(built, io.read_array))
+    assert lowered.forms == {"w": "Folded", "w_qkv": "MatMulNBits"}
+    assert not TARGET.misplaced(lowered)
