@@ -68,7 +68,7 @@ def put_back(proto: onnx.ModelProto, stored: Iterable[str]) -> None:
     for key, value in entries:
         proto.metadata_props.add(key=key, value=value)
     kept = onnx.GraphProto.FromString(base64.b64decode(text))
-    _put_tail_back(proto.graph, kept)
+    _put_tail_back(proto, kept)
     _put_sizes_back(proto.graph.input, kept.input)
     _put_sizes_back(proto.graph.output, kept.output)
     _put_annotations_back(proto.graph, kept, set(stored))
@@ -91,6 +91,9 @@ def _cut_maps(proto: onnx.ModelProto, kept: onnx.GraphProto) -> None:
     if read & made:
         raise InputError(f"value {min(read & made)}: is made of a map; only outputs may be maps")
     kept.node.extend(tail)
+    for entry in proto.opset_import:
+        if entry.domain in {n.domain for n in tail}:
+            kept.metadata_props.add(key=entry.domain, value=str(entry.version))
     outputs = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in graph.output]
     left = {v.name: v for v in outputs if v.name not in made}
     for name in dict.fromkeys(n for node in tail for n in node.input if n and n not in made):
@@ -123,13 +126,18 @@ def _types(proto: onnx.ModelProto) -> Mapping[str, onnx.TypeProto]:
     return types | {v.name: v.type for v in (*graph.value_info, *graph.input, *graph.output)}
 
 
-def _put_tail_back(graph: onnx.GraphProto, kept: onnx.GraphProto) -> None:
+def _put_tail_back(proto: onnx.ModelProto, kept: onnx.GraphProto) -> None:
+    graph = proto.graph
     made = {name for node in kept.node for name in node.output if name}
     feeds = {name for node in kept.node for name in node.input if name and name not in made}
     now = {v.name: onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in graph.output}
     if not kept.node or not feeds <= set(now):
         return
     graph.node.extend(kept.node)
+    imported = {entry.domain for entry in proto.opset_import}
+    for entry in kept.metadata_props:
+        if entry.key not in imported:
+            proto.opset_import.add(domain=entry.key, version=int(entry.value))
     signature = [v.name for v in kept.output]
     outputs = [
         v if v.name in made else now[v.name] for v in kept.output if v.name in made | set(now)
