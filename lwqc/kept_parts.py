@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
+from itertools import chain, count
 
 import onnx
 import onnx_ir as ir
@@ -185,17 +186,27 @@ def _put_type_back(now: onnx.TypeProto, before: onnx.TypeProto) -> None:
 
 def _put_annotations_back(graph: onnx.GraphProto, kept: onnx.GraphProto, stored: set[str]) -> None:
     """Annotations of tensors that still exist, with the parameters that only they refer to."""
-    made = {name for node in graph.node for name in node.output}
-    known = made | stored | {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    held = stored | {t.name for t in graph.initializer}
+    taken = held | {n for node in graph.node for n in node.output} | {v.name for v in graph.input}
     parameters = {t.name: t for t in kept.initializer}
+    renamed: dict[str, str] = {}
     for annotation in kept.quantization_annotation:
-        names = [e.value for e in annotation.quant_parameter_tensor_names]
-        if annotation.tensor_name not in known or any(
-            n not in known and n not in parameters for n in names
-        ):
+        entries = annotation.quant_parameter_tensor_names
+        if annotation.tensor_name not in taken:
             continue
+        if any(e.value not in held and e.value not in parameters for e in entries):
+            continue
+        for entry in entries:
+            if entry.value not in held and entry.value not in renamed:
+                parameter = parameters[entry.value]
+                renamed[entry.value] = parameter.name = _free(entry.value, taken)
+                taken.add(parameter.name)
+                graph.initializer.append(parameter)
+            entry.value = renamed.get(entry.value, entry.value)
         graph.quantization_annotation.append(annotation)
-        for name in names:
-            if name not in known:
-                known.add(name)
-                graph.initializer.append(parameters[name])
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or with a number where something that was added since has it."""
+    numbered = (f"{name}_{i}" for i in count(1))
+    return next(n for n in chain([name], numbered) if n not in taken)
