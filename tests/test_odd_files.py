@@ -399,3 +399,12 @@ def test_bfloat16_goes_in_and_out(tmp_path):
     fed = {"z": np.random.default_rng(0).standard_normal((3, 64)).astype(ml_dtypes.bfloat16)}
     found = lwqc.verify(str(path), str(path), data=[fed])
     assert found["y"].cosine_mean == pytest.approx(1)
+
+
+def test_statistics_of_an_old_opset(run, tmp_path):
+    """Flatten counts its axis from the start before opset 11."""
+    path, out = saved(tmp_path, "inputs_of_ir_3"), tmp_path / "o.onnx"
+    data = ["--method", "gptq", "--data", "random:2"]
+    code, _, error = run("quantize", path, "-o", out, "--no-verify", *data)
+    assert code == 0, error
+    sound(path, out, 0.98)
