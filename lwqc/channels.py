@@ -85,14 +85,14 @@ def decide(work: Workspace, options: PruneOptions, prunable: Prunable | None = N
 
 
 def _frozen_reasons(groups: Groups) -> str:
-    reasons = dict.fromkeys(axis.reason for axis in groups.frozen)
+    reasons = list(dict.fromkeys(axis.reason for axis in groups.frozen))[:3]
     overridable = [v.name for v in groups.analysis.graph.inputs if v.is_initializer()]
-    if not reasons and overridable:
-        return (
+    if overridable:
+        reasons.append(
             f"its weights ({overridable[0]}, ...) are also graph inputs, which callers may "
             "override; --constant-inputs makes them constants"
         )
-    return "; ".join(list(reasons)[:3]) or "it has no weights"
+    return "; ".join(reasons) or "it has no weights"
 
 
 def _overrides(groups: Groups, wanted: Mapping[str, float]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
+from itertools import chain, count
 
 import onnx
 import onnx_ir as ir
@@ -68,7 +69,7 @@ def put_back(proto: onnx.ModelProto, stored: Iterable[str]) -> None:
     for key, value in entries:
         proto.metadata_props.add(key=key, value=value)
     kept = onnx.GraphProto.FromString(base64.b64decode(text))
-    _put_tail_back(proto.graph, kept)
+    _put_tail_back(proto, kept)
     _put_sizes_back(proto.graph.input, kept.input)
     _put_sizes_back(proto.graph.output, kept.output)
     _put_annotations_back(proto.graph, kept, set(stored))
@@ -91,6 +92,9 @@ def _cut_maps(proto: onnx.ModelProto, kept: onnx.GraphProto) -> None:
     if read & made:
         raise InputError(f"value {min(read & made)}: is made of a map; only outputs may be maps")
     kept.node.extend(tail)
+    for entry in proto.opset_import:
+        if entry.domain in {n.domain for n in tail}:
+            kept.metadata_props.add(key=entry.domain, value=str(entry.version))
     outputs = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in graph.output]
     left = {v.name: v for v in outputs if v.name not in made}
     for name in dict.fromkeys(n for node in tail for n in node.input if n and n not in made):
@@ -123,13 +127,18 @@ def _types(proto: onnx.ModelProto) -> Mapping[str, onnx.TypeProto]:
     return types | {v.name: v.type for v in (*graph.value_info, *graph.input, *graph.output)}
 
 
-def _put_tail_back(graph: onnx.GraphProto, kept: onnx.GraphProto) -> None:
+def _put_tail_back(proto: onnx.ModelProto, kept: onnx.GraphProto) -> None:
+    graph = proto.graph
     made = {name for node in kept.node for name in node.output if name}
     feeds = {name for node in kept.node for name in node.input if name and name not in made}
     now = {v.name: onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in graph.output}
     if not kept.node or not feeds <= set(now):
         return
     graph.node.extend(kept.node)
+    imported = {entry.domain for entry in proto.opset_import}
+    for entry in kept.metadata_props:
+        if entry.key not in imported:
+            proto.opset_import.add(domain=entry.key, version=int(entry.value))
     signature = [v.name for v in kept.output]
     outputs = [
         v if v.name in made else now[v.name] for v in kept.output if v.name in made | set(now)
@@ -177,17 +186,27 @@ def _put_type_back(now: onnx.TypeProto, before: onnx.TypeProto) -> None:
 
 def _put_annotations_back(graph: onnx.GraphProto, kept: onnx.GraphProto, stored: set[str]) -> None:
     """Annotations of tensors that still exist, with the parameters that only they refer to."""
-    made = {name for node in graph.node for name in node.output}
-    known = made | stored | {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    held = stored | {t.name for t in graph.initializer}
+    taken = held | {n for node in graph.node for n in node.output} | {v.name for v in graph.input}
     parameters = {t.name: t for t in kept.initializer}
+    renamed: dict[str, str] = {}
     for annotation in kept.quantization_annotation:
-        names = [e.value for e in annotation.quant_parameter_tensor_names]
-        if annotation.tensor_name not in known or any(
-            n not in known and n not in parameters for n in names
-        ):
+        entries = annotation.quant_parameter_tensor_names
+        if annotation.tensor_name not in taken:
             continue
+        if any(e.value not in held and e.value not in parameters for e in entries):
+            continue
+        for entry in entries:
+            if entry.value not in held and entry.value not in renamed:
+                parameter = parameters[entry.value]
+                renamed[entry.value] = parameter.name = _free(entry.value, taken)
+                taken.add(parameter.name)
+                graph.initializer.append(parameter)
+            entry.value = renamed.get(entry.value, entry.value)
         graph.quantization_annotation.append(annotation)
-        for name in names:
-            if name not in known:
-                known.add(name)
-                graph.initializer.append(parameters[name])
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or with a number where something that was added since has it."""
+    numbered = (f"{name}_{i}" for i in count(1))
+    return next(n for n in chain([name], numbered) if n not in taken)

@@ -9,6 +9,8 @@ from functools import cache
 import onnx
 import onnx_ir as ir
 
+from lwqc.graph.value_types import is_tensor
+
 NAMES = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "tensor(bfloat16)"}
 # Operators of com.microsoft whose float operands and results all have one type; onnx knows no
 # schema of theirs.
@@ -43,7 +45,7 @@ _NONE = FloatSlots(frozenset(), frozenset())
 def float_slots(node: ir.Node, dtype: ir.DataType, opset: int) -> FloatSlots:
     """What may become `dtype`; nothing where the operator is unknown or has no such form.
 
-    opset: version of the node's domain.
+    opset: version of the node's domain. Sequences and optionals keep the type of their elements.
     """
     if node.domain == "com.microsoft" or node.op_type in _ONE_TYPE_DEFAULT:
         known = _ONE_TYPE if node.domain == "com.microsoft" else _ONE_TYPE_DEFAULT
@@ -55,6 +57,8 @@ def float_slots(node: ir.Node, dtype: ir.DataType, opset: int) -> FloatSlots:
         )
     schema = operator_schema(node.op_type, opset, node.domain)
     if schema is None or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
+        return _NONE
+    if not all(map(is_tensor, (*node.inputs, *node.outputs))):
         return _NONE
     allowed = _allowed(schema)
     name = NAMES[dtype]

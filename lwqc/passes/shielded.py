@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from lwqc.graph.weights import stored_tensor
+from lwqc.passes.edit import add_initializer, unique_name
 
 _DOMAIN = "lwqc.shielded"
 _MARK = "lwqc_shielded"
+_STATISTICS = (3, 4)  # operands of BatchNormalization
 _STATED_SINCE = 14  # opset; before, a BatchNormalization with more than one output is in training
 
 
@@ -40,8 +42,27 @@ def shielded(model: ir.Model) -> Iterator[None]:
                 if node.domain == _DOMAIN:
                     node.domain = ""
                     node.attributes.pop(_MARK)
+                    _own_statistics(node)
             if graph.opset_imports.pop(_DOMAIN, None) is not None:
                 graph.opset_imports.setdefault("", opset)
+
+
+def _own_statistics(node: ir.Node) -> None:
+    """Stored statistics that no other operand is: onnxruntime 1.31 updates them in their place.
+
+    Equal initializers become one, and in a model that was never trained they are equal to the
+    scale and the bias.
+    """
+    graph = node.graph
+    if node.op_type != "BatchNormalization" or not isinstance(graph, ir.Graph):
+        return
+    for index in _STATISTICS:
+        value = node.inputs[index]
+        tensor = stored_tensor(value)
+        if value is not None and tensor is not None and len(list(value.uses())) > 1:
+            name = unique_name(graph, f"{value.name}/own")
+            own = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=name)
+            node.replace_input_with(index, add_initializer(graph, own))
 
 
 def in_training(node: ir.Node, opset: int) -> bool:

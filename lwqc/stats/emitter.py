@@ -9,9 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike
 
+from lwqc.errors import InputError
+
 # Opset from which the axes of a reduction are an input instead of an attribute.
 _AXES_INPUT_FROM = {"ReduceSum": 13}
 _AXES_INPUT_FROM_DEFAULT = 18
+_FLATTEN_FROM_THE_END = 11  # opset
+_GEMM_WITHOUT_BIAS = 11
 
 
 class Emitter:
@@ -47,6 +51,27 @@ class Emitter:
         if value.dtype == ir.DataType.FLOAT:
             return value
         return self("Cast", value, to=int(ir.DataType.FLOAT))
+
+    def rows(self, value: ir.Value) -> ir.Value:
+        """`value` as float32 [rows, features], the features being its last axis.
+
+        Raises InputError where the rank is not known and the opset cannot count from the end.
+        """
+        axis = -1
+        if self.opset < _FLATTEN_FROM_THE_END:
+            if value.shape is None:
+                raise InputError(
+                    f"{value.name}: its rank is not known; opset {self.opset} needs it for "
+                    "statistics"
+                )
+            axis = max(len(value.shape) - 1, 0)
+        return self("Flatten", self.float32(value), axis=axis)
+
+    def product(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """aᵀ b of matrices with equal rows."""
+        if self.opset < _GEMM_WITHOUT_BIAS:
+            return self("MatMul", self("Transpose", a, perm=[1, 0]), b)
+        return self("Gemm", a, b, transA=1)
 
     def reduce(
         self, op_type: str, value: ir.Value, axes: Sequence[int] | None = None, keep: bool = False

@@ -68,9 +68,9 @@ class Gram(Collector[GramSum]):
     def emit(self, emit: Emitter, values: Sequence[ir.Value]) -> Sequence[ir.Value]:
         """One Gemm over the rows, or one MatMul per convolution group over the patches."""
         if self.window is None:
-            rows = emit("Flatten", emit.float32(values[0]), axis=-1)
+            rows = emit.rows(values[0])
             weighted = self._weighted(emit, rows, values)
-            return [emit("Shape", rows), emit("Gemm", weighted, rows, transA=1)]
+            return [emit("Shape", rows), emit.product(weighted, rows)]
         patches = feature_rows(emit, values[0], self.window)
         transposed = emit("Transpose", patches, perm=[0, 2, 1])
         return [emit("Shape", transposed), emit("MatMul", patches, transposed)]

@@ -60,12 +60,12 @@ def feature_rows(emit: Emitter, value: ir.Value, window: Window | None) -> ir.Va
 
     Without a window it is [..., features] as MatMul and Gemm read it, one group.
     """
-    x = emit.float32(value)
     if window is None:
-        rows = emit("Flatten", x, axis=-1)
+        rows = emit.rows(value)
         one = emit.constant(np.ones(1, np.int64))
         shape = emit("Concat", one, emit("Shape", rows), axis=0)
         return emit("Transpose", emit("Reshape", rows, shape), perm=[0, 2, 1])
+    x = emit.float32(value)
     if not window.is_pointwise:
         x = _unfold(emit, x, window)
     by_position = _reshape(emit, x, [0, 0, 1, -1])
