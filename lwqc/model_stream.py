@@ -167,10 +167,14 @@ def _weights(model: ir.Model) -> list[tuple[ir.Value, ir.TensorProtocol]]:
 
 
 def _verbatim(tensor: ir.TensorProtocol) -> bool:
-    """Whether the tensor keeps its own protobuf form: strings, and those loaded from a file."""
-    return isinstance(tensor, (ir.serde.TensorProtoTensor, ir.StringTensor)) or (
-        tensor.dtype is ir.DataType.STRING
-    )
+    """Whether the tensor keeps its own protobuf form: strings, and numbers in fields by type.
+
+    Raw bytes are told from their description and copied once; protobuf would encode them, that is
+    copy them, for their length too.
+    """
+    if isinstance(tensor, ir.serde.TensorProtoTensor):
+        return not tensor.raw.HasField("raw_data") or tensor.dtype is ir.DataType.STRING
+    return isinstance(tensor, ir.StringTensor) or tensor.dtype is ir.DataType.STRING
 
 
 def _is_large(tensor: ir.TensorProtocol) -> bool:
@@ -207,7 +211,7 @@ def _head(value: ir.Value, tensor: ir.TensorProtocol) -> bytes:
 
 def _field_bytes(value: ir.Value, tensor: ir.TensorProtocol) -> int:
     """Size of a whole initializer field, its weights not evaluated or copied."""
-    if isinstance(tensor, ir.serde.TensorProtoTensor):
+    if isinstance(tensor, ir.serde.TensorProtoTensor) and _verbatim(tensor):
         tensor.name = value.name
         size = int(tensor.raw.ByteSize())
         return 1 + len(_varint(size)) + size

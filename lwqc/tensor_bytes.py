@@ -96,7 +96,9 @@ def evaluated(
     held = 0
     try:
         for tensor in tensors:
-            size = 0 if isinstance(tensor, ir.ExternalTensor) else int(tensor.nbytes)
+            # What is read or copied in no time is not evaluated ahead, which would hold it.
+            ready = isinstance(tensor, (ir.ExternalTensor, ir.serde.TensorProtoTensor))
+            size = 0 if ready else int(tensor.nbytes)
             while waiting and held + size > in_flight_bytes:
                 held -= _held(waiting[0])
                 yield _result(waiting.popleft())

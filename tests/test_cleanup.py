@@ -12,9 +12,13 @@ import pytest
 import lwqc
 from lwqc import io
 from lwqc.backends.session import Session, optimized_graph
+from lwqc.cleaned import cleaned
 from lwqc.cleanup import Cleaned, clean_up
+from lwqc.compress import open_workspace
+from lwqc.passes.fold_constants import FoldConstants
 from lwqc.passes.integer_bias import IntegerBias
 from lwqc.passes.residual_sum import ResidualSum
+from lwqc.plan import CleanUp
 from tests.build import Row, model, normal
 from tests.conftest import ZOO as FILES
 from tests.zoo.materialize import materialize, sample_inputs
@@ -204,3 +208,44 @@ def test_more_dynamic_dimensions_than_can_be_told_apart_are_reported():
     done = check(built, {n: normal(2, 3, 4, 4) for n in names})
     assert list(done.left.values()) == ["shapes: 14 dynamic dimensions, more than 12"]
     assert ops(done.model)["Identity"] == ops(done.model)["Attention"] == 0
+
+
+def test_constants_are_folded_again_only_where_something_changed(monkeypatch):
+    folded = []
+
+    class Counting(FoldConstants):
+        def call(self, model):
+            folded.append(model)
+            return super().call(model)
+
+    monkeypatch.setattr("lwqc.cleanup.FoldConstants", Counting)
+    rows = [("MatMul", ["x", "w"], "a", {}), ("Relu", ["a"], "y", {})]
+    done = clean_up(model(rows, {"w": normal(8, 8)}, {"x": ["n", 8]}, ["y"]))
+    assert done.changes == ()
+    assert len(folded) == 1
+    folded.clear()
+    rows = [("MatMul", ["x", f"w{i}"], f"m{i}", {}) for i in range(2)]
+    rows += [("Add", ["m0", "m1"], "y", {})]
+    weights = {f"w{i}": normal(8, 8, seed=i) for i in range(2)}
+    done = clean_up(model(rows, weights, {"x": ["n", 8]}, ["y"]))
+    assert "merge-parallel" in done.changes
+    assert len(folded) == 2
+
+
+def test_merging_starts_from_the_graph_that_is_clean_already(monkeypatch):
+    rows = [("MatMul", ["x", f"w{i}"], f"m{i}", {}) for i in range(2)]
+    rows += [("Add", ["m0", "m1"], "y", {})]
+    weights = {f"w{i}": normal(8, 8, seed=i) for i in range(2)}
+    job = open_workspace(model(rows, weights, {"x": ["n", 8]}, ["y"]), data="random:1")
+    taken = []
+
+    def counted(*arguments, **options):
+        taken.append(options)
+        return clean_up(*arguments, **options)
+
+    monkeypatch.setattr("lwqc.cleaned.clean_up", counted)
+    plain = cleaned(job, CleanUp(merge=False)).model
+    merged = cleaned(job, CleanUp(merge=True)).model
+    assert len(taken) == 1
+    assert [n.op_type for n in plain.graph].count("MatMul") == 2
+    assert [n.op_type for n in merged.graph].count("MatMul") == 1
