@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from lwqc.graph.names import unique_name
 from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_initializer, unique_name
+from lwqc.passes.edit import add_initializer
 
 _DOMAIN = "lwqc.shielded"
 _MARK = "lwqc_shielded"
