@@ -17,6 +17,7 @@ from lwqc.backends.isolated import shared
 from lwqc.backends.session import Loadable, SessionSettings, as_loadable, load_isolated
 from lwqc.data import default_sizes, required_inputs
 from lwqc.errors import InputError, SessionError
+from lwqc.graph.value_types import is_tensor
 from lwqc.random_inputs import random_feeds
 
 # What is tried for all sizes alike, the usual ones first, and what for two kinds of them.
@@ -35,9 +36,12 @@ def legal_sizes(model: ir.Model, asked: Mapping[str, int]) -> dict[str, int]:
     asked: sizes that are given; see `data.default_sizes` for names and what is tried first.
     Raises InputError where none are found.
     """
-    first = default_sizes(required_inputs(model), asked)
+    inputs = required_inputs(model)
+    first = default_sizes(inputs, asked)
     open_names = [name for name in first if name not in asked]
-    if not open_names or any(v.shape is None for v in required_inputs(model).values()):
+    if not open_names or not all(map(is_tensor, inputs.values())):
+        return dict(asked)
+    if any(v.shape is None for v in inputs.values()):
         return dict(asked)
     source = model.meta.get("lwqc_path")
     with as_loadable(source or model) as loadable:

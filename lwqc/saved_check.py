@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lwqc import io
 from lwqc.backends.isolated import Isolated
-from lwqc.backends.session import Feeds, SessionSettings, load_isolated
+from lwqc.backends.session import Feeds, SessionSettings, as_array, load_isolated
 from lwqc.errors import SessionError, UnsoundResult
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
 
+Array = NDArray[Any]
 _FLOATS = frozenset({"float16", "bfloat16", "float", "double"})
 
 
@@ -35,7 +37,7 @@ class Expected:
     """
 
     feeds: Feeds
-    outputs: Mapping[str, Any]
+    outputs: Mapping[str, Array]
     types: Mapping[str, str]
     gone: Collection[str] = ()
     any_float: bool = False
@@ -54,9 +56,10 @@ def check_saved(
         with _runnable(path, settings) as (file, widened):
             signature = load_isolated(process, file, settings)
             if expected is not None:
-                values = process.run(expected.feeds) or []
+                values = process.run(_widened(expected.feeds) if widened else expected.feeds) or []
                 names = [name for name, _ in signature]
-                _compare(dict(zip(names, values, strict=True)), dict(signature), expected, widened)
+                found = dict(zip(names, map(as_array, values), strict=True))
+                _compare(found, dict(signature), expected, widened)
     except (SessionError, _Unlike) as error:
         reason = str(error).replace(str(path), label)
         raise UnsoundResult(f"{label}: was not saved: {reason}") from error
@@ -100,8 +103,15 @@ def _runnable(path: Path, settings: SessionSettings) -> Iterator[tuple[Path, boo
         yield stand_in, True
 
 
+def _widened(feeds: Feeds) -> dict[str, Array]:
+    return {
+        name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+        for name, array in feeds.items()
+    }
+
+
 def _compare(
-    found: Mapping[str, Any], types: Mapping[str, str], expected: Expected, widened: bool
+    found: Mapping[str, Array], types: Mapping[str, str], expected: Expected, widened: bool
 ) -> None:
     names = [name for name in expected.outputs if name not in expected.gone]
     if list(found) != names:
@@ -123,29 +133,17 @@ def _type(text: str, loose: bool) -> str:
     return text
 
 
-def _compare_value(name: str, found: Any, expected: Any) -> None:
-    """Arrays by rank and finiteness, lists and maps by their items."""
-    if expected is None or found is None:
-        if (expected is None) != (found is None):
-            raise _Unlike(f"output {name} is {'missing' if found is None else 'there'}")
-        return
-    if isinstance(expected, (list, tuple)):
-        if len(found) != len(expected):
-            raise _Unlike(f"output {name} has {len(found)} items; expected {len(expected)}")
-        for a, b in zip(found, expected, strict=True):
-            _compare_value(name, a, b)
-        return
-    if isinstance(expected, Mapping):
-        _compare_value(name, list(found.values()), list(expected.values()))
-        return
-    a, b = np.asarray(found), np.asarray(expected)
-    if a.ndim != b.ndim:
-        raise _Unlike(f"output {name} has the shape {a.shape}; expected one like {b.shape}")
-    if a.dtype.kind == "f" and b.dtype.kind == "f" and _less_finite(a, b):
+def _compare_value(name: str, found: Array, expected: Array) -> None:
+    """By rank and finiteness."""
+    if found.ndim != expected.ndim:
+        raise _Unlike(
+            f"output {name} has the shape {found.shape}; expected one like {expected.shape}"
+        )
+    if found.dtype.kind == "f" and expected.dtype.kind == "f" and _less_finite(found, expected):
         raise _Unlike(f"output {name} holds NaN or infinity where the original does not")
 
 
-def _less_finite(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> bool:
+def _less_finite(found: Array, expected: Array) -> bool:
     bad, known = ~np.isfinite(found), ~np.isfinite(expected)
     if found.shape == expected.shape:
         return bool((bad & ~known).any())
