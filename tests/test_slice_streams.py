@@ -107,9 +107,9 @@ def test_refused_where_it_does_not_pay() -> None:
     assert choose_slices(work, SliceOptions(ratio=0.1, shared=True)).plan.slice
 
 
-def test_data_is_required() -> None:
-    with pytest.raises(InputError, match="slicing streams needs data"):
-        choose_slices(open_workspace(decoder()), SliceOptions(ratio=0.25))
+def test_without_data_directions_come_from_random_inputs() -> None:
+    found = choose_slices(open_workspace(decoder()), SliceOptions(ratio=0.25))
+    assert {entry.calibration for entry in found.plan.slice} == {"random"}
 
 
 def test_models_without_streams() -> None:

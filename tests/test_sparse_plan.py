@@ -67,8 +67,10 @@ def test_it_is_called_eligible_and_the_options_allow_it(tmp_path):
 def test_what_does_not_go_is_told():
     with pytest.raises(InputError, match=r"target cpu-[a-z0-9]+ has no sparse kernels"):
         compress_workspace(open_workspace(net(), data=data()), Goals(), "sparse24")
-    with pytest.raises(InputError, match="give --data"):
-        compress_workspace(open_workspace(net(), target="tensorrt"), Goals(), "sparse24")
+    without = compress_workspace(open_workspace(net(), target="tensorrt"), Goals(), "sparse24")
+    assert {e.method for e in without.decisions.sparse.values()} == {"magnitude"}
+    note = "no data was given: zeros by magnitude instead of sparsegpt"
+    assert without.decisions.notes == (note,)
     with pytest.raises(ValueError, match="sparse weights stay float"):
         Plan(source=Source(), quantize={"w": SiteEntry(weight="w8c")}, sparse={"w": SparseEntry()})
     odd = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(54, 64)}, {"x": ["n", 54]}, ["y"])
