@@ -49,7 +49,7 @@ def _why_not(work: Workspace) -> str:
     if largest is None:
         return ""
     more = len(work.analysis.skipped) - 1
-    return f"; {largest.name} {largest.reason}{f' (and {more} more)' if more else ''}"
+    return f"; {largest.name}: {largest.reason}{f' (and {more} more)' if more else ''}"
 
 
 def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:

@@ -208,7 +208,7 @@ def test_why_no_weight_takes_a_format_is_said(run, tmp_path):
     built.graph.input.append(value("v", [96, 32]))
     onnx.save(built, tmp_path / "m.onnx")
     result = run("quantize", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx")
-    refused(result, "no weight", "w is also an input", "--constant-inputs", "1 more")
+    refused(result, "no weight", "w: is also an input", "--constant-inputs", "1 more")
     refused(run("prune", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx"), "--constant-inputs")
 
 
