@@ -22,6 +22,7 @@ from lwqc.passes.identity_gather import IdentityGather
 from lwqc.passes.join_equal import JoinEqual
 from lwqc.passes.late_broadcast import LateBroadcast
 from lwqc.passes.merge_parallel import MergeParallel
+from lwqc.passes.one_view import distinguish
 from lwqc.passes.raise_opset import RaiseOpset
 from lwqc.plan import Relaxation
 
@@ -64,6 +65,7 @@ def clean_up(
     steps.left |= guards.left
     steps.fold()
     TopologicalSortPass()(steps.model)
+    distinguish(steps.model)  # folding names what it makes without a look at other bodies
     steps.relaxed += [f"nan-guards: {name}" for name in guards.accepted]
     done = steps.done()
     return merged_layers(done) if merge else done

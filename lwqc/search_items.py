@@ -154,8 +154,9 @@ class _Builder:
             for entry, option in zip(choice.entries, choice.options, strict=True):
                 if small or entry is None or (held and self._is_held(choice.site, entry)):
                     offered.append((entry, option))
-            if reason := self._unsearched(self.sites.get(name)):
-                self._fix(choice.site, reason, [e for e, _ in (*offered, *whole) if e is not None])
+            low = [e for e, _ in (*offered, *whole) if e is not None]
+            if reason := self._unsearched(self.sites.get(name), [o for _, o in (*offered, *whole)]):
+                self._fix(choice.site, reason, low)
                 continue
             if not fast:
                 offered = [offered[i] for i in _undominated([o for _, o in offered])]
@@ -189,12 +190,11 @@ class _Builder:
                 entries, key=lambda e: (e.weight.bits, e.size_bytes(site.n, site.k))
             )
 
-    def _unsearched(self, site: Site | None) -> str:
-        """Why a trial cannot hold a site's weight in several formats, or ""."""
-        if not _is_plain(site):
-            return "its weight is computed from the stored one"
-        own = site is not None and site.weight.source.graph is self.prunable.model.graph
-        return "" if own else "is inside the body of an If, Loop or Scan"
+    def _unsearched(self, site: Site | None, options: Sequence[Option]) -> str:
+        """Why trials cannot tell a site's formats apart, or ""."""
+        if not any(option.error for option in options):
+            return "the outputs do not depend on it on the data"
+        return "" if _is_plain(site) else "its weight is computed from the stored one"
 
     def _chain(self, chained: list[tuple[str, SiteEntry, float]]) -> None:
         """Convolutions with static 8-bit activations go together.

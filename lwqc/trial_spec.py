@@ -13,6 +13,7 @@ from lwqc import io
 from lwqc.backends.session import has_bodies
 from lwqc.data import Dataset, Feeds
 from lwqc.gated_model import keep_results
+from lwqc.graph.names import gather_names, unique_name
 from lwqc.graph.weights import stored_float_tensors, stored_tensor
 from lwqc.passes.gate_activations import GateActivations
 from lwqc.passes.gate_branches import GateBranches
@@ -42,15 +43,17 @@ def trial_spec(
     stored = {v.name: v for v in stored_float_tensors(model.graph)}
     model = model.clone()
     keep_results(model)
-    tensors = []
+    tensors, names = [], {}
+    gather_names(model)
     for part in space.stored:
         if part.item is None and not part.cuts:
             continue
         tensor = stored_tensor(stored[part.name])
         assert tensor is not None
+        names[part.name] = unique_name(model.graph, f"{part.name}/trial")
         tensors.append(
             TrialTensor(
-                f"{part.name}/trial",
+                names[part.name],
                 np.asarray(io.read_array(tensor)),
                 part.cuts,
                 part.item,
@@ -61,7 +64,7 @@ def trial_spec(
             )
         )
     switches = _switches(model, space)
-    promote(model, {t.name.removesuffix("/trial"): t.name for t in tensors})
+    promote(model, names)
     RemoveUnused()(model)
     batches = _with_a_small_first(model, _batches(data))
     rows = tuple(map(_rows, batches))

@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.graph.names import own_values, scopes
+
 Array = NDArray[np.generic]
 ReadArray = Callable[[ir.TensorProtocol], Array]
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -131,9 +133,8 @@ def is_float(tensor: ir.TensorProtocol) -> bool:
 
 
 def stored_float_tensors(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Initializers and outputs of Constant nodes of the main graph that hold floats, if any."""
-    values = [*graph.initializers.values(), *(v for n in graph for v in n.outputs)]
-    for value in values:
+    """Initializers and outputs of Constant nodes that hold floats, if any, bodies included."""
+    for value in (v for _, scope in scopes(graph) for v in own_values(scope)):
         tensor = stored_tensor(value)
         if tensor is not None and is_float(tensor) and tensor.size:
             yield value

@@ -26,14 +26,19 @@ def one_view(model: ir.Model) -> ir.Model:
     view.meta.update(model.meta)
     if view.functions:
         _inline(view)
-    names = distinct_names(view, [v for _, g in scopes(view.graph) for v in own_values(g)])
-    for value, name in names.items():
+    distinguish(view)
+    PlainGemm()(view)
+    return view
+
+
+def distinguish(model: ir.Model) -> None:
+    """Give values of one name in different bodies names of their own, in place."""
+    values = [v for _, graph in scopes(model.graph) for v in own_values(graph)]
+    for value, name in distinct_names(model, values).items():
         if value.name != name:
             if value.const_value is not None:
                 value.const_value = _called(value.const_value, name)
             value.name = name
-    PlainGemm()(view)
-    return view
 
 
 def _repeats(model: ir.Model) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.linear_operand import Matrix, Operand
+from lwqc.graph.names import own_values, scopes
 from lwqc.graph.weights import ReadArray, stored_tensor
 from lwqc.stats.collector import Array, Feeds, RunnerFactory
 from lwqc.stats.divergence import OutputMeter
@@ -79,8 +80,7 @@ class FinalError:
 def promote(model: ir.Model, names: Mapping[str, str]) -> None:
     """Turn stored tensors into inputs of the graph. names: stored tensor -> input."""
     graph = model.graph
-    stored = {v.name: v for v in graph.initializers.values()}
-    stored |= {v.name: v for node in graph for v in node.outputs}
+    stored = {v.name: v for _, scope in scopes(graph) for v in own_values(scope)}
     for name, trial in names.items():
         value = stored[name]
         promoted = ir.Value(name=trial, type=value.type, shape=value.shape)
