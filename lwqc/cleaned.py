@@ -24,8 +24,14 @@ def _version(work: Workspace, wanted: CleanUp) -> tuple[Workspace, Cleaned]:
     key = f"{wanted.fuse} {wanted.merge} {' '.join(wanted.accept)}"
     if key not in work.cleaned:
         if wanted.merge:  # starts from the same without, which is often there already
-            done = merged_layers(_version(work, wanted.model_copy(update={"merge": False}))[1])
+            plain, base = _version(work, wanted.model_copy(update={"merge": False}))
+            done = merged_layers(base)
+            made = work.derived(done.model)
+            measured = plain.ranges.items()
+            now = {old: name for name, old in done.same.items()}
+            made.ranges |= {(m, now[old]): r for (m, old), r in measured if old in now}
         else:
             done = clean_up(work.model, fuse=wanted.fuse, merge=False, accept=wanted.accept)
-        work.cleaned[key] = (work.derived(done.model), done)
+            made = work.derived(done.model)
+        work.cleaned[key] = (made, done)
     return work.cleaned[key]

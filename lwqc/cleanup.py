@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
@@ -35,12 +35,14 @@ class Cleaned:
 
     changes: names of the passes that changed something, in order. relaxed: places at which the
     caller accepted another result, see `clean_up`. left: value -> why it could not be rewritten.
+    same: of merged layers, value -> the one of the graph without them that computes the same.
     """
 
     model: ir.Model
     changes: tuple[str, ...]
     relaxed: tuple[str, ...]
     left: Mapping[str, str]
+    same: Mapping[str, str] = field(default_factory=dict)
 
 
 def clean_up(
@@ -74,11 +76,21 @@ def clean_up(
 def merged_layers(done: Cleaned) -> Cleaned:
     """A copy of what was cleaned up, in which linear layers that read the same value are one."""
     steps = _Steps(done.model.clone(), done)
+    before = _values(done.model.graph)
+    origin = dict(zip(_values(steps.model.graph), (v.name for v in before), strict=True))
     layers = {n for n in steps.model.graph if n.op_type in _MERGED}
     steps.run("merge-parallel", MergeParallel(layers))
     steps.fold()
     TopologicalSortPass()(steps.model)
-    return steps.done()
+    # A value that is still there is computed as before, or from what computes the same.
+    after = [v for v in _values(steps.model.graph) if v in origin]
+    same = {v.name: name for v in after if v.name and (name := origin[v])}
+    return replace(steps.done(), same=same)
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    """What is fed and computed in a graph, in order."""
+    return [*graph.inputs, *(value for node in graph for value in node.outputs)]
 
 
 class _Steps:

@@ -19,6 +19,7 @@ from lwqc.passes.fold_constants import FoldConstants
 from lwqc.passes.integer_bias import IntegerBias
 from lwqc.passes.residual_sum import ResidualSum
 from lwqc.plan import CleanUp
+from lwqc.stats.ranges import Range
 from tests.build import Row, model, normal
 from tests.conftest import ZOO as FILES
 from tests.zoo.materialize import materialize, sample_inputs
@@ -244,8 +245,11 @@ def test_merging_starts_from_the_graph_that_is_clean_already(monkeypatch):
         return clean_up(*arguments, **options)
 
     monkeypatch.setattr("lwqc.cleaned.clean_up", counted)
-    plain = cleaned(job, CleanUp(merge=False)).model
-    merged = cleaned(job, CleanUp(merge=True)).model
+    known = cleaned(job, CleanUp(merge=False))
+    known.ranges |= {("mse", "x"): Range(-1, 1), ("mse", "m0"): Range(-2, 2)}
+    plain, merged = known.model, cleaned(job, CleanUp(merge=True)).model
     assert len(taken) == 1
+    # What the merged layer reads is the same; what the two computed is no longer there.
+    assert cleaned(job, CleanUp(merge=True)).ranges == {("mse", "x"): Range(-1, 1)}
     assert [n.op_type for n in plain.graph].count("MatMul") == 2
     assert [n.op_type for n in merged.graph].count("MatMul") == 1
