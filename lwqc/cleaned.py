@@ -21,8 +21,14 @@ def cleaning(work: Workspace, wanted: CleanUp) -> tuple[CleanUp, Mapping[str, st
 
 
 def _version(work: Workspace, wanted: CleanUp) -> tuple[Workspace, Cleaned]:
-    key = f"{wanted.fuse} {wanted.merge} {' '.join(wanted.accept)}"
+    key = f"{wanted.fuse} {wanted.merge} {wanted.copies} {' '.join(wanted.accept)}"
     if key not in work.cleaned:
-        done = clean_up(work.model, fuse=wanted.fuse, merge=wanted.merge, accept=wanted.accept)
+        done = clean_up(
+            work.model,
+            fuse=wanted.fuse,
+            merge=wanted.merge,
+            copies=wanted.copies,
+            accept=wanted.accept,
+        )
         work.cleaned[key] = (work.derived(done.model), done)
     return work.cleaned[key]

@@ -47,15 +47,17 @@ def clean_up(
     *,
     fuse: bool = True,
     merge: bool = True,
+    copies: bool = True,
     accept: Collection[Relaxation] = (),
 ) -> Cleaned:
     """A copy of the model with fewer and faster operators; outputs agree to rounding.
 
     fuse: attention becomes one operator. merge: so do linear layers that read the same value.
+    copies: weights that are read in two ways may be stored in both.
     accept: what is not exact for every input; check it on data. `nan-guards` drops repairs of NaN
         which fully masked rows need, `finite-masks` lowers hidden scores by 50, not infinity.
     """
-    steps = _Steps(model.clone())
+    steps = _Steps(model.clone(), copies=copies)
     steps.simplify()
     if fuse:
         steps.fuse(finite_masks="finite-masks" in accept)
@@ -65,7 +67,7 @@ def clean_up(
     if merge:
         layers = {n for n in steps.model.graph if n.op_type in _MERGED}
         steps.run("merge-parallel", MergeParallel(layers))
-    steps.run("fold-constants", FoldConstants())
+    steps.run("fold-constants", FoldConstants(copies=copies))
     TopologicalSortPass()(steps.model)
     steps.relaxed += [f"nan-guards: {name}" for name in guards.accepted]
     return Cleaned(steps.model, tuple(steps.changes), tuple(steps.relaxed), steps.left)
@@ -74,8 +76,9 @@ def clean_up(
 class _Steps:
     """The passes that ran so far. changes: names of those that changed something, each once."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, *, copies: bool) -> None:
         self.model = model
+        self._copies = copies
         self.changes: dict[str, None] = {}
         self.left: dict[str, str] = {}
         self.relaxed: list[str] = []
@@ -88,7 +91,7 @@ class _Steps:
     def simplify(self) -> None:
         """Fewer nodes; masks and shapes computed once and no larger than needed."""
         TopologicalSortPass()(self.model)
-        self.run("fold-constants", FoldConstants())
+        self.run("fold-constants", FoldConstants(copies=self._copies))
         self.run("global-pool", GlobalPool())
         if not self._sizes_are_told():
             return
@@ -96,7 +99,7 @@ class _Steps:
         self.run("flat-transpose", FlatTranspose())
         self.run("identity-gather", IdentityGather())
         self.run("late-broadcast", LateBroadcast())
-        self.run("fold-constants", FoldConstants())
+        self.run("fold-constants", FoldConstants(copies=self._copies))
         self.run("join-equal", JoinEqual())
 
     def fuse(self, *, finite_masks: bool) -> None:

@@ -103,6 +103,7 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
         kept_float32={} if floats is None else floats.keep,
         fallbacks=result.fallbacks,
         search=result.search,
+        notes=_notes(result.decisions),
     )
     if result.pruned is not None:
         report = report.with_measurements(pruning=pruning_report(work, result.pruned))
@@ -120,6 +121,20 @@ def measure(result: Compressed, saved: io.SavedModel, *, verify: bool = True) ->
     if verify:
         report = _verified(result, saved, report)
     return report.with_outcomes(_outcomes(result, report))
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    """What is left of the formats of a model that was quantized, and which operators stay."""
+    if plan.restore is None or not (plan.kept_float or plan.quantize):
+        return ()
+    notes = [
+        f"{name} stays as it was: {reason}" for name, reason in sorted(plan.restore.left.items())
+    ]
+    if not plan.quantize:
+        notes.insert(
+            0, f"nothing of the quantization is left: {plan.target} has none of its formats"
+        )
+    return tuple(notes)
 
 
 def _cleaning(plan: Plan) -> tuple[str, ...]:

@@ -192,9 +192,14 @@ class CpuTarget:
             raise illegal(site, form)
         return form  # type: ignore[return-value]
 
+    def _reading(self) -> SessionSettings:
+        """How the graph that runs is had: with int8 activations as they are, also on x86."""
+        entries = {"session.qdqisint8allowed": "1"} if self.rules.signed else {}
+        return SessionSettings(entries=entries)
+
     def misplaced(self, lowered: Lowered) -> dict[str, str]:
         """Sites whose codes are read by another kernel than their form needs."""
-        readers = list(_readers(optimized_graph(lowered.model)))
+        readers = list(_readers(optimized_graph(lowered.model, self._reading())))
         wrong: dict[str, str] = {}
         for site, form in lowered.forms.items():
             found = {op for name, op in readers if name.startswith((f"{site}_q", f"{site}_i8"))}

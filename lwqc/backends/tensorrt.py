@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
@@ -212,7 +213,7 @@ def _smallest_half(scale: ir.Value | None) -> float | None:
     tensor = stored_tensor(scale)
     if tensor is None or tensor.dtype != ir.DataType.FLOAT16:
         return None
-    smallest = float(read_array(tensor).min())
+    smallest = float(np.abs(read_array(tensor)).min())
     return smallest if smallest < _LEAST_NORMAL else None
 
 

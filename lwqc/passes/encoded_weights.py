@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,14 @@ from lwqc.plan import SiteEntry
 from lwqc.quant.grid import Encoded
 from lwqc.quant.methods import DATA_METHODS, encode_by
 from lwqc.quant.side import Side, encode_with_side
+
+
+class Known(Protocol):
+    """Weights that are encoded already."""
+
+    def get(self, site: str, /) -> Encoded | None:
+        """The codes of a site, None where it has none."""
+
 
 Part = Callable[[Encoded], NDArray[np.generic]]
 SidePart = Callable[[Side], NDArray[np.generic]]
@@ -52,7 +61,7 @@ class EncodedWeights:
         read: ReadArray,
         budget_bytes: int = 64 << 20,
         grams: Grams = lambda site: None,
-        known: Mapping[str, Encoded] = MappingProxyType({}),
+        known: Known = MappingProxyType({}),
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """grams: site -> mean of x xᵀ of its input, for the methods that look at the data.

@@ -177,7 +177,8 @@ class Report:
     latencies: at each shape served. operators: where the time goes at the first one.
     kept_float32: operators that do not compute in the 16-bit type, and why. fallbacks: what the
     target would run elsewhere. unmeasured: why there are no latencies. memory: bytes that a process
-    takes with the original and with the result, where they were asked for.
+    takes with the original and with the result, where they were asked for. notes: what the user
+    has to know about the result as a whole.
     """
 
     source: str
@@ -209,6 +210,7 @@ class Report:
     unmeasured: str = ""
     search: SearchReport | None = None
     memory: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def drop(self) -> float | None:

@@ -72,6 +72,8 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
         [(why, name) for name, why in report.kept_float32.items()],
         console,
     )
+    for note in report.notes:
+        console.print(note, highlight=False, markup=False)
     for line in report.fallbacks:
         console.print(line, style="yellow", highlight=False, markup=False)
     if report.unmeasured:
