@@ -21,7 +21,7 @@ def cleaning(work: Workspace, wanted: CleanUp) -> tuple[CleanUp, Mapping[str, st
 
 
 def _version(work: Workspace, wanted: CleanUp) -> tuple[Workspace, Cleaned]:
-    key = f"{wanted.fuse} {wanted.merge} {' '.join(wanted.accept)}"
+    key = f"{wanted.fuse} {wanted.merge} {wanted.copies} {' '.join(wanted.accept)}"
     if key not in work.cleaned:
         if wanted.merge:  # starts from the same without, which is often there already
             plain, base = _version(work, wanted.model_copy(update={"merge": False}))
@@ -31,7 +31,13 @@ def _version(work: Workspace, wanted: CleanUp) -> tuple[Workspace, Cleaned]:
             now = {old: name for name, old in done.same.items()}
             made.ranges |= {(m, now[old]): r for (m, old), r in measured if old in now}
         else:
-            done = clean_up(work.model, fuse=wanted.fuse, merge=False, accept=wanted.accept)
+            done = clean_up(
+                work.model,
+                fuse=wanted.fuse,
+                merge=False,
+                copies=wanted.copies,
+                accept=wanted.accept,
+            )
             made = work.derived(done.model)
         work.cleaned[key] = (made, done)
     return work.cleaned[key]

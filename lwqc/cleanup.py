@@ -50,15 +50,17 @@ def clean_up(
     *,
     fuse: bool = True,
     merge: bool = True,
+    copies: bool = True,
     accept: Collection[Relaxation] = (),
 ) -> Cleaned:
     """A copy of the model with fewer and faster operators; outputs agree to rounding.
 
     fuse: attention becomes one operator. merge: so do linear layers that read the same value.
+    copies: weights that are read in two ways may be stored in both.
     accept: what is not exact for every input; check it on data. `nan-guards` drops repairs of NaN
         which fully masked rows need, `finite-masks` lowers hidden scores by 50, not infinity.
     """
-    steps = _Steps(model.clone())
+    steps = _Steps(model.clone(), copies=copies)
     steps.simplify()
     if fuse:
         steps.fuse(finite_masks="finite-masks" in accept)
@@ -96,9 +98,12 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 class _Steps:
     """The passes that ran so far. changes: names of those that changed something, each once."""
 
-    def __init__(self, model: ir.Model, before: Cleaned | None = None) -> None:
+    def __init__(
+        self, model: ir.Model, before: Cleaned | None = None, *, copies: bool = True
+    ) -> None:
         """before: what led to the model."""
         self.model = model
+        self._copies = copies
         self.changes: dict[str, None] = dict.fromkeys(before.changes if before else ())
         self.left: dict[str, str] = dict(before.left if before else {})
         self.relaxed: list[str] = list(before.relaxed if before else ())
@@ -117,7 +122,7 @@ class _Steps:
     def fold(self) -> None:
         """Fold constants, unless nothing changed since that was done: it takes longest of all."""
         if not self._folded:
-            self.run("fold-constants", FoldConstants())
+            self.run("fold-constants", FoldConstants(copies=self._copies))
             self._folded = True
 
     def simplify(self) -> None:

@@ -155,6 +155,7 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
         notes=(
             *work.notes,
             *result.decisions.notes,
+            *_notes(result.decisions),
             *(f"not chosen: {why}" for why in work.unusable),
         ),
         search=result.search,
@@ -175,6 +176,20 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
     if verify:
         report = _verified(result, saved, report)
     return report.with_outcomes(_outcomes(result, report))
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    """What is left of the formats of a model that was quantized, and which operators stay."""
+    if plan.restore is None or not (plan.kept_float or plan.quantize):
+        return ()
+    notes = [
+        f"{name} stays as it was: {reason}" for name, reason in sorted(plan.restore.left.items())
+    ]
+    if not plan.quantize:
+        notes.insert(
+            0, f"nothing of the quantization is left: {plan.target} has none of its formats"
+        )
+    return tuple(notes)
 
 
 def _cleaning(plan: Plan) -> tuple[str, ...]:

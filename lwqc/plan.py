@@ -134,21 +134,25 @@ class Restore(_Model):
     """Quantized operators become float ones again, see `lwqc.restored`.
 
     clips: tensors that their codes limited, as a Relu or Clip that the quantizer left out did.
+    left: operators that stay as they are, by the name of their first output, and why.
     """
 
     clips: dict[str, Clip] = Field(default_factory=dict)
+    left: dict[str, str] = Field(default_factory=dict)
 
 
 class CleanUp(_Model):
     """The float graph in fewer and faster operators, see `lwqc.cleanup`.
 
-    fuse: attention as one operator. merge: layers that read the same value as one. accept: what is
+    fuse: attention as one operator. merge: layers that read the same value as one.
+    copies: weights that are read in two ways may be stored in both. accept: what is
     not exact for every input, and was checked on data. changes, relaxed: what changed something,
     and where something else than exactly the original is computed, for readers.
     """
 
     fuse: bool = True
     merge: bool = True
+    copies: bool = True
     accept: tuple[Relaxation, ...] = ()
     changes: tuple[str, ...] = ()
     relaxed: tuple[str, ...] = ()

@@ -255,7 +255,8 @@ def proven(work: Workspace, plan: Plan) -> tuple[Candidate, Session] | None:
     The session that is evaluated shows its kernels too, unless that is not asked for here, or what
     it shows is that another plan is needed.
     """
-    if work.skip_checks or plan.sequential or not work.runs_here:
+    shown = work.runs_here and work.target.read_as_run
+    if work.skip_checks or plan.sequential or not shown:
         plan = repaired(work, plan)
         return work.evaluate(plan) if plan.quantize else None
     lowered = work.lower(plan)

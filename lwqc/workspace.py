@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import onnx_ir as ir
@@ -29,10 +29,9 @@ from lwqc.graph.cost import node_costs, total
 from lwqc.graph.shapes import shapes_at
 from lwqc.graph.sites import Site, SiteAnalysis, find_sites
 from lwqc.measure import Metric, compare, worst_drop
-from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.encoded_weights import EncodedWeights, Known
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
 from lwqc.plan import Floats, Plan, SiteEntry, Source
-from lwqc.quant.grid import Encoded
 from lwqc.served import Served, Sizes, served_inputs
 from lwqc.site_grams import SiteGrams
 from lwqc.stats.divergence import Divergence, OutputMeter
@@ -55,6 +54,13 @@ def make_target(name: str) -> Target:
     if name not in TARGETS:
         raise InputError(f"target {name!r} is not known; expected one of {', '.join(TARGETS)}")
     return TARGETS[name]()
+
+
+class KnownCodes(Known, Protocol):
+    """Encoded weights that know the model whose sites they are of."""
+
+    def on(self, model: ir.Model) -> Self:
+        """The same for a changed model."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Workspace:
     token_weights: bool = False
     shapes: Sequence[Sizes] = ()
     origin: Workspace | None = field(default=None, repr=False)
-    known: Mapping[str, Encoded] = field(default_factory=dict, repr=False)
+    known: KnownCodes | None = field(default=None, repr=False)
     allow_fallback: bool = False
     floats: Floats | None = None
     incomparable: frozenset[str] = frozenset()
@@ -139,7 +145,7 @@ class Workspace:
             io.read_array,
             budget,
             self.grams,
-            self.known,
+            self.known or {},
             progress=self.report("encoding"),
         )
 
@@ -180,6 +186,8 @@ class Workspace:
         """The same work on a changed model; what the original computes stays the reference."""
         known = ("versions", "probed", "ranges", "slow_products", "activation_shapes", "cleaned")
         own: dict[str, Any] = {"floats": None, **{name: {} for name in known}}
+        if self.known is not None and "known" not in changes:
+            own["known"] = self.known.on(model)
         return replace(self, model=model, origin=self.origin or self, **own, **changes)
 
     @cached_property

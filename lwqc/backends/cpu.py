@@ -63,6 +63,11 @@ class CpuTarget:
         self.name = self.rules.name
 
     @property
+    def read_as_run(self) -> bool:
+        """Not where the runtime would turn int8 activations into uint8 here, see `_reading`."""
+        return not self.rules.signed
+
+    @property
     def integer_bits(self) -> Literal[7, 8]:
         """Bits of weights that meet 8-bit activations."""
         return self.rules.weight_bits
@@ -199,11 +204,16 @@ class CpuTarget:
             raise illegal(site, form)
         return form  # type: ignore[return-value]
 
+    def _reading(self) -> SessionSettings:
+        """How the graph that runs is had: with int8 activations as they are, also on x86."""
+        entries = {"session.qdqisint8allowed": "1"} if self.rules.signed else {}
+        return SessionSettings(entries=entries)
+
     def misplaced(
         self, lowered: Lowered, optimized: onnx.GraphProto | None = None
     ) -> dict[str, str]:
         """Sites whose codes are read by another kernel than their form needs."""
-        readers = list(_readers(optimized or optimized_graph(lowered.model)))
+        readers = list(_readers(optimized or optimized_graph(lowered.model, self._reading())))
         codes = _codes(lowered.model)
         wrong: dict[str, str] = {}
         for site, form in lowered.forms.items():

@@ -55,6 +55,7 @@ class CudaTarget:
     """Forms, lowering and checks for the CUDA provider."""
 
     name = "cuda"
+    read_as_run = True
     integer_bits: Literal[7, 8] = 8
     floats: FloatType = "float16"
     fuses = True

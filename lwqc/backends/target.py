@@ -64,6 +64,10 @@ class Target(Protocol):
         """As users give it, and as plans hold it."""
 
     @property
+    def read_as_run(self) -> bool:
+        """Whether a session that runs a graph here shows the kernels that the target has."""
+
+    @property
     def integer_bits(self) -> Literal[7, 8]:
         """Bits of weights that meet 8-bit activations."""
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Literal
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -56,6 +57,7 @@ class TensorrtTarget:
     """Forms, lowering and checks for TensorRT."""
 
     name = "tensorrt"
+    read_as_run = True
     integer_bits: Literal[7, 8] = 8
     floats: FloatType = "float16"
     fuses = False  # Attention came to ONNX after the last opset that TensorRT 10 reads
@@ -216,7 +218,7 @@ def _smallest_half(scale: ir.Value | None) -> float | None:
     tensor = stored_tensor(scale)
     if tensor is None or tensor.dtype != ir.DataType.FLOAT16:
         return None
-    smallest = float(read_array(tensor).min())
+    smallest = float(np.abs(read_array(tensor)).min())
     return smallest if smallest < _LEAST_NORMAL else None
 
 

@@ -181,12 +181,12 @@ def _dequantize(node: ir.Node, array: Array, read: ReadArray) -> Array:
         zero = read(zero_tensor).astype(np.int32)
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
     block = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
-    centred: Array = array.astype(np.int32) - _spread(zero, array.shape, axis, block)  # type: ignore[operator]
-    scale = _spread(stored.astype(np.float32), array.shape, axis, block)
+    centred: Array = array.astype(np.int32) - spread(zero, array.shape, axis, block)  # type: ignore[operator]
+    scale = spread(stored.astype(np.float32), array.shape, axis, block)
     return np.asarray(centred * scale).astype(stored.dtype)  # type: ignore[operator]
 
 
-def _spread(values: Array, shape: tuple[int, ...], axis: int, block: int) -> Array:
+def spread(values: Array, shape: tuple[int, ...], axis: int, block: int) -> Array:
     """Scales or zero points in a shape that broadcasts with the tensor."""
     if block and values.ndim == len(shape):
         cut = tuple(slice(0, n) for n in shape)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -47,6 +48,13 @@ class PartOfSite(ir.LazyTensor):
         self.site, self.codes = site, codes
 
 
+class Known(Protocol):
+    """Weights that are encoded already."""
+
+    def get(self, site: str, /) -> Encoded | None:
+        """The codes of a site, None where it has none."""
+
+
 Part = Callable[[Encoded], NDArray[np.generic]]
 SidePart = Callable[[Side], NDArray[np.generic]]
 Grams = Callable[[str], NDArray[np.float64] | None]
@@ -79,7 +87,7 @@ class EncodedWeights:
         read: ReadArray,
         budget_bytes: int = 64 << 20,
         grams: Grams = lambda site: None,
-        known: Mapping[str, Encoded] = MappingProxyType({}),
+        known: Known = MappingProxyType({}),
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """grams: site -> mean of x xᵀ of its input, for the methods that look at the data.

@@ -7,11 +7,15 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.graph.value_types import forget_uncertain
+from lwqc.graph.weights import stored_tensor
 from lwqc.passes.shielded import shielded
 
 _LIMIT = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more
 _ALLOWZERO_SINCE = 14  # opset
+# Copies of what they read, as `trace_weight` follows them to the weight.
+_COPIES = frozenset({"Transpose", "Identity", "Cast", "Reshape", "DequantizeLinear"})
 _QUIET = logging.getLogger("onnxscript")
 
 
@@ -22,11 +26,15 @@ class FoldConstants(ir.passes.InPlacePass):
         and slices that cancel out or follow each other; BatchNormalization behind a convolution or
         Gemm; equal initializers and equal expressions; nodes and functions that nothing reads.
     Rewrites to: stored tensors, fewer nodes. Exact but for the rounding of folded weights.
-    Refuses: operands or results of more than `limit` numbers; operators in training mode.
+    Refuses: operands or results of more than `limit` numbers; without `copies` those of
+        stored weights that would lie beside them in the file, or take more bytes than they do; operators
+        in training mode.
     """
 
-    def __init__(self, limit: int = _LIMIT) -> None:
+    def __init__(self, limit: int = _LIMIT, *, copies: bool = True) -> None:
+        """copies: of stored weights, which may then have kernels of their own."""
         super().__init__()
+        self._copies = copies
         self._limit = limit
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -39,12 +47,31 @@ class FoldConstants(ir.passes.InPlacePass):
         _QUIET.setLevel(logging.ERROR)  # it tells of every node that it leaves
         try:
             with shielded(model):
-                optimize_ir(model, input_size_limit=self._limit, output_size_limit=self._limit)
+                optimize_ir(
+                    model,
+                    input_size_limit=self._limit,
+                    output_size_limit=self._limit,
+                    should_fold=(lambda node: None) if self._copies else _may_fold,
+                )
         finally:
             _QUIET.setLevel(level)
         _drop_new_attributes(model)
         forget_uncertain(model)
         return ir.passes.PassResult(model, _operators(model) != before)
+
+
+def _may_fold(node: ir.Node) -> bool | None:
+    """False where folding would store a weight twice or in a larger type; None: as usual."""
+    if node.domain != "" or node.op_type not in _COPIES:
+        return None
+    value, result = node.inputs[0], node.outputs[0]
+    tensor = stored_tensor(value)
+    if value is None or tensor is None or tensor.size < MIN_WEIGHTS:
+        return None
+    if len(list(value.uses())) > 1 or value.is_graph_output():
+        return False
+    wider = result.dtype is not None and result.dtype.bitwidth > tensor.dtype.bitwidth
+    return False if wider else None
 
 
 def _own_constants(model: ir.Model) -> None:

@@ -19,15 +19,16 @@ from lwqc.plan import ActivationRange, SiteEntry
 from lwqc.quant.activation import symmetric_scale
 from lwqc.quant.codebook import FP8_MAX
 from lwqc.quant.grid import Encoded
+from lwqc.quant.stored_codes import with_positive_scales
 
 
 class InputQdq(Rewrite):
     """Quantize the inputs and weights of convolutions and products, not their outputs.
 
     Matches: sites with a symmetric per-channel 8-bit entry, int8 or float8, and static activations.
-    Rewrites to: DequantizeLinear of int8 weights, scales per output channel; one QuantizeLinear and
-        DequantizeLinear with zero point 0 per tensor, shared by the operands that
-        `quantized_inputs` names. Other readers see the tensor itself.
+    Rewrites to: DequantizeLinear of int8 weights, positive scales per output channel; one
+        QuantizeLinear and DequantizeLinear with zero point 0 per tensor, shared by the operands
+        that `quantized_inputs` names. Other readers see the tensor itself.
     Leaves alone: sites that `quantized_inputs` refuses; optional tensors without a range.
     """
 
@@ -74,7 +75,7 @@ class InputQdq(Rewrite):
             self._weights.lazy(
                 site.name,
                 entry,
-                lambda e: e.scale[:, 0] / (FP8_MAX if self._fp8 else 1),
+                lambda e: _step(e, fp8=self._fp8),
                 name=f"{site.name}_scale",
                 dtype=ir.DataType.FLOAT,
                 shape=(site.n,),
@@ -107,7 +108,7 @@ class InputQdq(Rewrite):
             shape = (site.n, site.k)
 
         def part(encoded: Encoded) -> NDArray[np.generic]:
-            codes = _float8(encoded) if self._fp8 else signed_codes(encoded)
+            codes = _float8(encoded) if self._fp8 else signed_codes(with_positive_scales(encoded))
             return codes.T if use.transposed else codes.reshape(shape)
 
         return add_initializer(
@@ -128,10 +129,17 @@ class InputQdq(Rewrite):
         name = f"{value.name}/i8"
         scale = symmetric_scale(observed.low, observed.high)
         if self._fp8:
-            scale *= 127 / FP8_MAX
+            scale = max(-observed.low, observed.high) / FP8_MAX or 1.0
         stored = add_constant(graph, f"{name}_scale", np.float32(scale))
         zero = self._zero(graph, f"{name}_zero", ())
         return add_pair(graph, value, stored, zero, name)
+
+
+def _step(encoded: Encoded, *, fp8: bool) -> NDArray[np.generic]:
+    """Scales per channel, positive as the parser wants them."""
+    if fp8:
+        return np.asarray(encoded.scale[:, 0] / FP8_MAX)
+    return with_positive_scales(encoded).scale[:, 0]
 
 
 def _float8(encoded: Encoded) -> NDArray[np.generic]:

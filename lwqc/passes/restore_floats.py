@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -9,7 +10,23 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.folded_codes import packed_codes, reshaped_end
-from lwqc.graph.weights import static_shape, stored_tensor, trace_weight
+from lwqc.graph.names import unique_name
+from lwqc.graph.weights import (
+    static_shape,
+    stored_tensor,
+    trace_weight,
+)
+from lwqc.passes.constant_codes import (
+    OFFSETS,
+    Codes,
+    Constant,
+    codes_behind,
+    constant,
+    number,
+    operand,
+    scale_type_of,
+    unsigned,
+)
 from lwqc.passes.edit import (
     Rewrite,
     add_constant,
@@ -18,9 +35,10 @@ from lwqc.passes.edit import (
     lazy_tensor,
     replace_node,
 )
+from lwqc.passes.expand_integers import MICROSOFT, ExpandIntegers, is_integer_operator
 from lwqc.passes.stored_codes import StoredCodes
+from lwqc.passes.widen_floats import WidenFloats
 from lwqc.plan import ActivationRange, Clip
-from lwqc.quant.formats import ScaleType
 from lwqc.quant.grid import unpack
 from lwqc.tensor_bytes import read_array
 from lwqc.unused import RemoveUnused
@@ -35,9 +53,12 @@ _RANGE = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
 class RestoreFloats(Rewrite):
     """Replace quantized operators by float ones, and remember formats.
 
-    Matches: DequantizeLinear of stored codes; QuantizeLinear and DequantizeLinear of activations
-        with one stored scale, over operators that only move codes; com.microsoft MatMulNBits,
-        GatherBlockQuantized and MatMulIntegerToFloat.
+    Matches: DequantizeLinear of stored codes, and of stored floats behind QuantizeLinear;
+        QuantizeLinear and DequantizeLinear of activations with one stored scale, over operators
+        that only move codes; MatMulInteger and ConvInteger whose sums become floats;
+        com.microsoft MatMulNBits, GatherBlockQuantized, MatMulIntegerToFloat and
+        DynamicQuantizeMatMul; what `ExpandIntegers` matches. Models that compute in 16-bit floats
+        are widened first, see `WidenFloats`.
     Rewrites to: stored float weights, decoded when they are needed; the float operators.
     Leaves alone: everything else; `left` says why. After a call `weights` has the codes by the name
         of the new weight, `ranges` what the activations' codes covered, `clipped` the tensors that
@@ -48,16 +69,21 @@ class RestoreFloats(Rewrite):
         """clips: tensors that quantization kept within their range, and how; None for all."""
         super().__init__()
         self._clips = clips
+        self._floating: dict[ir.Value, ir.Value] = {}
         self._limited: dict[tuple[ir.Value, float, float], ir.Value] = {}
         self.clipped: dict[str, ActivationRange] = {}
         self.weights: dict[str, StoredCodes] = {}
         self.ranges: dict[str, ActivationRange] = {}
         self.left: dict[str, str] = {}
-        self._made: dict[str, ir.Value] = {}
+        self._made: dict[tuple[str, ir.Value | None, tuple[int, ...]], ir.Value] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Restore all operators of the main graph."""
         graph = model.graph
+        widened = WidenFloats()(model).modified
+        expand = ExpandIntegers()
+        expanded = expand(model).modified
+        self.left |= expand.left
         for node in list(graph):
             step = _STEPS.get((node.domain, node.op_type))
             if step is not None:
@@ -67,52 +93,55 @@ class RestoreFloats(Rewrite):
         for value in list(self._made.values()):
             self._turn(graph, value)
         RemoveUnused()(model)
-        return ir.passes.PassResult(model, bool(self.weights or self.ranges))
+        self._drop_idle_imports(model)
+        modified = widened or expanded or bool(self.weights or self.ranges)
+        return ir.passes.PassResult(model, modified)
 
     def _dequantize(self, graph: ir.Graph, node: ir.Node) -> str:
-        tensor, scale = stored_tensor(node.inputs[0]), stored_tensor(node.inputs[1])
+        codes, scale = codes_behind(node.inputs[0]), constant(node.inputs[1])
         if scale is None:
             return "its scale is not stored"
-        if tensor is None:
+        if codes is None:
             return self._activation(node)
-        if tensor.dtype == ir.DataType.INT32:
-            return self._bias(graph, node, tensor, scale)
-        if tensor.dtype not in _OFFSETS:
-            return f"codes of type {tensor.dtype.name.lower()}"
-        zero = stored_tensor(node.inputs[2]) if len(node.inputs) > 2 else None
-        codes = node.inputs[0]
-        assert codes is not None
-        bits, offset = _OFFSETS[tensor.dtype]
-        block = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-        rank = len(tensor.shape)
+        if codes.dtype == ir.DataType.INT32:
+            return self._bias(graph, node, codes, scale)
+        if codes.dtype not in OFFSETS:
+            return f"codes of type {codes.dtype.name.lower()}"
+        block = number(node, "block_size")
+        rank = len(codes.shape)
         many = scale.size > 1
-        stored = StoredCodes(
-            bits,
-            lambda: _unsigned(read_array(tensor), offset),
-            lambda: read_array(scale).astype(np.float32),
-            # Without a stored zero point, the code 0 means 0.
-            (lambda: _unsigned(read_array(zero), offset))
-            if zero is not None
-            else (lambda: np.full(1, offset, np.uint8)),
-            _scale_type(scale),
-            axis % rank if many or block else None,
-            block or None,
-        )
-        value = self._weight(graph, f"{codes.name}/float", static_shape(tensor), stored)
+        if not block and many and len(static_shape(scale.tensor)) != 1:
+            return f"scales of shape {list(static_shape(scale.tensor))}"
+        stored = self._eight(codes, scale, operand(node, 2))
+        axis = number(node, "axis", 1) % max(rank, 1) if many or block else None
+        stored = dataclasses.replace(stored, axis=axis, block=block or None)
+        value = self._weight(graph, f"{codes.name}/float", codes.shape, stored, node.inputs[1])
         _take_place(node.outputs[0], value)
         return ""
 
-    def _bias(
-        self, graph: ir.Graph, node: ir.Node, tensor: ir.TensorProtocol, scale: ir.TensorProtocol
-    ) -> str:
-        assert node.inputs[0] is not None
+    def _eight(self, codes: Codes, scale: Constant, zero_value: ir.Value | None) -> StoredCodes:
+        """Codes that DequantizeLinear and the integer products take, still without an axis."""
+        bits, offset = OFFSETS[codes.dtype]
+        zero = constant(zero_value)
+        # Without a stored zero point, the code 0 means 0.
+        return StoredCodes(
+            bits,
+            lambda: unsigned(codes.read(), offset),
+            lambda: scale.read().astype(np.float32),
+            (lambda: unsigned(zero.read(), offset))
+            if zero is not None
+            else (lambda: np.full(1, offset, np.uint8)),
+            scale_type_of(scale.tensor),
+            None,
+            None,
+        )
 
+    def _bias(self, graph: ir.Graph, node: ir.Node, codes: Codes, scale: Constant) -> str:
         def values() -> Array:
-            return read_array(tensor).astype(np.float32) * read_array(scale).astype(np.float32)
+            return codes.read().astype(np.float32) * scale.read().astype(np.float32)
 
-        name = f"{node.inputs[0].name}/float"
-        made = lazy_tensor(ir.DataType.FLOAT, static_shape(tensor), name, values)
+        name = unique_name(graph, f"{codes.name}/float")
+        made = lazy_tensor(ir.DataType.FLOAT, codes.shape, name, values)
         node.outputs[0].replace_all_uses_with(add_initializer(graph, made))
         return ""
 
@@ -131,6 +160,10 @@ class RestoreFloats(Rewrite):
         found = _observed(producer)
         if isinstance(found, str) or source is None:
             return found if isinstance(found, str) else "has no input"
+        before = source.producer()
+        if before is not None and before.op_type == "Relu":
+            # A grid of its own, from 0 on, lets kernels absorb the Relu.
+            found = found.model_copy(update={"low": max(found.low, 0.0)})
         source = self._clipped(node, source, found)
         result = self._moved(moved, source) if moved else source
         _take_place(node.outputs[0], result)
@@ -169,32 +202,35 @@ class RestoreFloats(Rewrite):
         """The same movement of floats."""
         value = source
         for node in reversed(moved):
+            known = self._floating.get(node.outputs[0])
+            if known is not None:
+                value = known
+                continue
             made = ir.Node(
                 node.domain, node.op_type, [value, *node.inputs[1:]], node.attributes.values()
             )
-            made.name = f"{node.name}/float"
-            made.outputs[0].name = f"{node.outputs[0].name}/float"
+            made.name = made.outputs[0].name = f"{node.outputs[0].name}/float"
             made.outputs[0].shape = node.outputs[0].shape
             made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
             assert isinstance(node.graph, ir.Graph)
             node.graph.insert_after(node, made)
-            value = made.outputs[0]
+            value = self._floating[node.outputs[0]] = made.outputs[0]
         return value
 
     def _nbits(self, graph: ir.Graph, node: ir.Node) -> str:
-        number = {n: node.attributes[n].as_int() for n in ("K", "N", "bits", "block_size")
+        sizes = {n: node.attributes[n].as_int() for n in ("K", "N", "bits", "block_size")
                   if n in node.attributes}  # fmt: skip
-        if len(number) < 4 or (len(node.inputs) > 4 and node.inputs[4] is not None):
+        if len(sizes) < 4 or (len(node.inputs) > 4 and node.inputs[4] is not None):
             return "an unusual form"
         table = self._blocks(
-            graph, node, 1, 2, 3, number["N"], number["K"], number["bits"], number["block_size"],
-            _int(node, "accuracy_level") == 4,
+            graph, node, 1, 2, 3, sizes["N"], sizes["K"], sizes["bits"], sizes["block_size"],
+            number(node, "accuracy_level") == 4,
         )  # fmt: skip
         if isinstance(table, str):
             return table
         name = node.outputs[0].name
         (turned,) = insert_before(node, "Transpose", [table], [f"{name}/weight"])
-        turned.shape = ir.Shape((number["K"], number["N"]))
+        turned.shape = ir.Shape((sizes["K"], sizes["N"]))
         turned.type = ir.TensorType(ir.DataType.FLOAT)
         bias = node.inputs[5] if len(node.inputs) > 5 else None
         self._product(node, node.inputs[0], turned, bias)
@@ -211,11 +247,10 @@ class RestoreFloats(Rewrite):
         replace_node(node, output)
 
     def _rows(self, graph: ir.Graph, node: ir.Node) -> str:
-        scale = stored_tensor(node.inputs[2])
-        if scale is None or _int(node, "gather_axis") or _int(node, "quantize_axis", 1) != 1:
+        if number(node, "gather_axis") or number(node, "quantize_axis", 1) != 1:
             return "an unusual form"
         codes = stored_tensor(node.inputs[0])
-        bits, block = _int(node, "bits", 4), _int(node, "block_size", 128)
+        bits, block = number(node, "bits", 4), number(node, "block_size", 128)
         if codes is None or codes.dtype != ir.DataType.UINT8:
             return "its codes are not stored as uint8"
         n, width = (int(d) for d in codes.shape if isinstance(d, int))
@@ -266,33 +301,100 @@ class RestoreFloats(Rewrite):
 
         stored = StoredCodes(
             bits, unpacked, scales, zeros if zero is not None else None,
-            _scale_type(scale), 1, block, "dynamic" if dynamic else "none",
+            scale_type_of(scale), 1, block, "dynamic" if dynamic else "none",
         )  # fmt: skip
 
-        return self._weight(graph, f"{source.name}/float", (n, k), stored)
+        return self._weight(graph, f"{source.name}/float", (n, k), stored, node.inputs[scale_at])
 
     def _integer(self, graph: ir.Graph, node: ir.Node) -> str:
-        codes, scale = stored_tensor(node.inputs[1]), stored_tensor(node.inputs[3])
+        """MatMulIntegerToFloat."""
         source, static = _quantized_from(node.inputs[0])
-        if codes is None or scale is None or codes.dtype != ir.DataType.INT8 or source is None:
-            return "an unusual form"
-        if len(node.inputs) > 5 and node.inputs[5] is not None:
-            return "its weight has zero points"
-        k, n = (int(d) for d in codes.shape if isinstance(d, int))
+        if source is None:
+            return "its codes do not come from QuantizeLinear"
         if static is not None:
             self.ranges.setdefault(source.name or "", static)
-        stored = StoredCodes(
-            8,
-            lambda: _unsigned(read_array(codes), 128),
-            lambda: read_array(scale).astype(np.float32),
-            None,
-            _scale_type(scale),
-            1 if scale.size > 1 else None,
-            None,
-            "none" if static is not None else "dynamic",
+        return self._from_integers(
+            graph,
+            node,
+            source,
+            1,
+            operand(node, 3),
+            operand(node, 5),
+            operand(node, 6),
+            static is None,
         )
-        value = self._weight(graph, f"{codes.name}/float", (k, n), stored)
-        self._product(node, source, value, node.inputs[6] if len(node.inputs) > 6 else None)
+
+    def _dynamic(self, graph: ir.Graph, node: ir.Node) -> str:
+        """DynamicQuantizeMatMul."""
+        return self._from_integers(
+            graph,
+            node,
+            node.inputs[0],
+            1,
+            operand(node, 2),
+            operand(node, 3),
+            operand(node, 4),
+            True,
+        )
+
+    def _from_integers(
+        self,
+        graph: ir.Graph,
+        node: ir.Node,
+        source: ir.Value | None,
+        codes_at: int,
+        scale_value: ir.Value | None,
+        zero: ir.Value | None,
+        bias: ir.Value | None,
+        dynamic: bool,
+    ) -> str:
+        stored = self._operand(graph, node.inputs[codes_at], scale_value, zero, dynamic)
+        if isinstance(stored, str):
+            return stored
+        self._product(node, source, stored, bias)
+        return ""
+
+    def _operand(
+        self,
+        graph: ir.Graph,
+        value: ir.Value | None,
+        scale_value: ir.Value | None,
+        zero: ir.Value | None,
+        dynamic: bool,
+        axis: int = 1,
+    ) -> ir.Value | str:
+        """The stored float weight behind the codes of an integer product."""
+        codes, scale = codes_behind(value), constant(scale_value)
+        if codes is None or scale is None or codes.dtype not in OFFSETS:
+            return "its weight is not stored"
+        if zero is not None and constant(zero) is None:
+            return "its zero point is not stored"
+        stored = dataclasses.replace(
+            self._eight(codes, scale, zero),
+            axis=axis if scale.size > 1 else None,
+            activation="dynamic" if dynamic else "none",
+        )
+        return self._weight(graph, f"{codes.name}/float", codes.shape, stored, scale_value)
+
+    def _sums(self, graph: ir.Graph, node: ir.Node) -> str:
+        """MatMulInteger and ConvInteger, as onnxruntime's `quantize_dynamic` writes them."""
+        found = _scaled_sums(node)
+        if isinstance(found, str):
+            return found
+        scaled, scale = found
+        source, _ = _quantized_from(node.inputs[0])
+        convolves = node.op_type == "ConvInteger"
+        weight = self._operand(
+            graph, node.inputs[1], scale, operand(node, 3), True, axis=0 if convolves else 1
+        )
+        if isinstance(weight, str):
+            return weight
+        attributes = node.attributes.values() if convolves else ()
+        name = scaled.outputs[0].name
+        made = ir.Node("", "Conv" if convolves else "MatMul", [source, weight], attributes)
+        made.name = made.outputs[0].name = f"{name}/product"
+        graph.insert_before(scaled, made)
+        replace_node(scaled, made.outputs[0])
         return ""
 
     def _weight(
@@ -301,13 +403,16 @@ class RestoreFloats(Rewrite):
         name: str,
         shape: tuple[int, ...],
         stored: StoredCodes,
+        scale: ir.Value | None,
     ) -> ir.Value:
-        """The stored float weight; one for all operators that share the codes."""
-        if name not in self._made:
+        """The stored float weight; one for all operators that share codes and scales."""
+        source = trace_weight(scale)
+        key = (name, source.source if source is not None else None, shape)
+        if key not in self._made:
             tensor = lazy_tensor(ir.DataType.FLOAT, shape, name, stored.decode)
-            self._made[name] = add_initializer(graph, tensor)
-            self.weights[self._made[name].name or ""] = stored
-        return self._made[name]
+            self._made[key] = add_initializer(graph, tensor)
+            self.weights[self._made[key].name or ""] = stored
+        return self._made[key]
 
     def _turn(self, graph: ir.Graph, value: ir.Value) -> None:
         """Store a matrix as its readers see it, if all of them transpose it."""
@@ -350,13 +455,23 @@ class RestoreFloats(Rewrite):
             unpacked,
             lambda: read_array(scale).astype(np.float32).reshape(n, blocks),
             zeros if zero is not None else None,
-            _scale_type(scale),
+            scale_type_of(scale),
             0 if whole else 1,
             None if whole else block,
             matrix=None if whole or len(shape) == 2 else (n, k),
         )
-        _take_place(end, self._weight(graph, f"{node.outputs[0].name}/float", shape, stored))
+        name = f"{node.outputs[0].name}/float"
+        _take_place(end, self._weight(graph, name, shape, stored, None))
         return ""
+
+    def _drop_idle_imports(self, model: ir.Model) -> None:
+        """Forget domains of which no operator is left."""
+        used = {node.domain for node in model.graph.all_nodes()}
+        for function in model.functions.values():
+            used |= {node.domain for node in function}
+        for domain in set(model.opset_imports) - used - {""}:
+            if domain == MICROSOFT:
+                del model.opset_imports[domain]
 
 
 def _turns(node: ir.Node) -> bool:
@@ -364,12 +479,6 @@ def _turns(node: ir.Node) -> bool:
     return node.op_type == "Transpose" and (perm is None or list(perm.as_ints()) == [1, 0])
 
 
-_OFFSETS = {
-    ir.DataType.INT8: (8, 128),
-    ir.DataType.UINT8: (8, 0),
-    ir.DataType.INT4: (4, 8),
-    ir.DataType.UINT4: (4, 0),
-}
 _STEPS: Mapping[tuple[str, str], Callable[[RestoreFloats, ir.Graph, ir.Node], str]] = {
     ("", "DequantizeLinear"): RestoreFloats._dequantize,
     ("com.microsoft", "DequantizeLinear"): RestoreFloats._dequantize,
@@ -377,16 +486,46 @@ _STEPS: Mapping[tuple[str, str], Callable[[RestoreFloats, ir.Graph, ir.Node], st
     ("com.microsoft", "MatMulNBits"): RestoreFloats._nbits,
     ("com.microsoft", "GatherBlockQuantized"): RestoreFloats._rows,
     ("com.microsoft", "MatMulIntegerToFloat"): RestoreFloats._integer,
+    ("com.microsoft", "DynamicQuantizeMatMul"): RestoreFloats._dynamic,
+    ("", "MatMulInteger"): RestoreFloats._sums,
+    ("", "ConvInteger"): RestoreFloats._sums,
 }
 
 
 def is_quantized(model: ir.Model) -> bool:
-    """Whether the main graph has operators that `RestoreFloats` looks at."""
+    """Whether the main graph has operators on codes that `RestoreFloats` looks at."""
     return any(
-        (node.domain, node.op_type) in _STEPS
-        and (node.op_type != "Mul" or packed_codes(node) is not None)
+        is_integer_operator(node)
+        or (
+            (node.domain, node.op_type) in _STEPS
+            and (node.op_type != "Mul" or packed_codes(node) is not None)
+        )
         for node in model.graph
     )
+
+
+def _scaled_sums(node: ir.Node) -> tuple[ir.Node, ir.Value] | str:
+    """The product that makes floats of integer sums, and the scale of the weight in it."""
+    quantized = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if quantized is None or quantized.op_type != "DynamicQuantizeLinear":
+        return "its codes do not come from DynamicQuantizeLinear"
+    cast = _only_reader(node)
+    scaled = _only_reader(cast) if cast is not None and cast.op_type == "Cast" else None
+    if cast is None or scaled is None or scaled.op_type != "Mul":
+        return "its sums are not scaled by a Mul"
+    other = next((v for v in scaled.inputs if v is not cast.outputs[0]), None)
+    scales = other.producer() if other is not None else None
+    if scales is None or scales.op_type != "Mul" or quantized.outputs[1] not in scales.inputs:
+        return "its sums are not scaled by both scales"
+    rest = [v for v in scales.inputs if v is not quantized.outputs[1]]
+    if len(rest) != 1 or rest[0] is None:
+        return "its sums are not scaled by both scales"
+    return scaled, rest[0]
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    uses = list(node.outputs[0].uses())
+    return uses[0].node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None
 
 
 def _take_place(old: ir.Value, new: ir.Value) -> None:
@@ -401,31 +540,22 @@ def _take_place(old: ir.Value, new: ir.Value) -> None:
         copy.shape, copy.type = old.shape, old.type
         new = copy
     old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.shape, new.type = old.shape, old.type  # as the caller declared them
     old.name, new.name = f"{name}/dequantized", name
-
-
-def _unsigned(array: Array, offset: int) -> Array:
-    return (array.astype(np.int16) + offset).astype(np.uint8)
-
-
-def _scale_type(scale: ir.TensorProtocol) -> ScaleType:
-    return "float16" if scale.dtype == ir.DataType.FLOAT16 else "float32"
 
 
 def _observed(quantize: ir.Node) -> ActivationRange | str:
     """What the codes of a QuantizeLinear cover."""
-    scale = stored_tensor(quantize.inputs[1])
-    zero = stored_tensor(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
+    scale, zero = constant(quantize.inputs[1]), constant(operand(quantize, 2))
     if scale is None or scale.size != 1:
         return "its scale is not a single stored number"
-    dtype = zero.dtype if zero is not None else ir.DataType.UINT8
+    given = ir.DataType(number(quantize, "output_dtype", int(ir.DataType.UINT8)))
+    dtype = zero.tensor.dtype if zero is not None else given
     if dtype not in _RANGE:
         return f"codes of type {dtype.name.lower()}"
-    step = float(read_array(scale).reshape(()))
-    centre = int(read_array(zero).reshape(())) if zero is not None else 0
+    step = float(scale.read().reshape(()))
+    centre = int(zero.read().reshape(())) if zero is not None else 0
     low, high = _RANGE[dtype]
-    if dtype == ir.DataType.INT8 and centre == 0:
-        low = -127  # so that a symmetric grid gets the same step
     return ActivationRange(low=(low - centre) * step, high=(high - centre) * step)
 
 
@@ -438,8 +568,3 @@ def _quantized_from(value: ir.Value | None) -> tuple[ir.Value | None, Activation
         return node.inputs[0], None
     found = _observed(node)
     return (None, None) if isinstance(found, str) else (node.inputs[0], found)
-
-
-def _int(node: ir.Node, name: str, default: int = 0) -> int:
-    attribute = node.attributes.get(name)
-    return attribute.as_int() if attribute is not None else default

@@ -30,5 +30,5 @@ def activation_grid(low: float, high: float) -> ActivationGrid:
 
 
 def symmetric_scale(low: float, high: float) -> float:
-    """The step of the int8 grid without a zero point that covers [low, high] with codes to 127."""
-    return float(np.float32(max(-low, high, 0.0) / 127)) or 1.0
+    """The step of the int8 grid without a zero point that covers [low, high]: codes -128 to 127."""
+    return float(np.float32(max(-low / 128, high / 127, 0.0))) or 1.0

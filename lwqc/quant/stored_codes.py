@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.quant.formats import BLOCKS, ScaleType, WeightFormat
 from lwqc.quant.grid import Encoded
+
+_SEVEN_BITS = 64  # 2 * 64 * 255 < 2 ** 15
+_SAME = 1e-4  # of the largest weight: far below a step of 8 bits
 
 
 def stored_format(
@@ -50,3 +55,50 @@ def from_stored(
     padded = np.repeat(zeros, block, axis=1)
     padded[:, :k] = codes
     return Encoded(fmt, padded.reshape(n, blocks, block), scales, zeros, k)
+
+
+def rescaled(encoded: Encoded, weight: NDArray[np.floating]) -> Encoded | None:
+    """The same codes for a weight [N, K] whose rows were multiplied; None for any other weight.
+
+    A normalisation that was folded into a layer multiplies its outputs.
+    """
+    before = encoded.decode()
+    if before.shape != weight.shape:
+        return None
+    energy = (before.astype(np.float64) ** 2).sum(1)
+    shared = (before.astype(np.float64) * weight).sum(1)
+    factor = np.divide(shared, energy, out=np.ones_like(energy), where=energy > 0)
+    error = np.abs(before * factor[:, None] - weight).max(initial=0)
+    if not error <= _SAME * np.abs(weight).max(initial=0):
+        return None
+    if (np.abs(factor - 1) <= _SAME).all():
+        return encoded
+    scale = encoded.scale * factor[:, None].astype(np.float32)
+    if encoded.format.scale == "float16":
+        scale = scale.astype(np.float16).astype(np.float32)
+        if not np.isfinite(scale).all():
+            return None
+    return replace(encoded, scale=scale)
+
+
+def with_positive_scales(encoded: Encoded) -> Encoded:
+    """The same weight [N, K] of 8 bits with scales that are positive.
+
+    Codes of rows with a negative scale change sign; the one code that has no opposite, -128, moves
+    by a step.
+    """
+    negative = encoded.scale < 0
+    if not negative.any():
+        return encoded
+    middle = encoded.format.implicit_zero
+    flipped = np.clip(2 * middle - encoded.codes.astype(np.int16), 0, 2 * middle - 1)
+    codes = np.where(negative[..., None], flipped.astype(np.uint8), encoded.codes)
+    return replace(encoded, codes=codes, scale=np.abs(encoded.scale))
+
+
+def fits_seven_bits(codes: NDArray[np.generic], middle: int = 128) -> bool:
+    """Whether sums of two products of 8-bit codes with uint8 fit 16 bits: within -64 to 64.
+
+    onnxruntime's `reduce_range` gives such codes.
+    """
+    return bool(codes.size) and np.abs(codes.astype(np.int16) - middle).max() <= _SEVEN_BITS

@@ -92,7 +92,7 @@ def test_pairs_of_another_tool_go_and_their_ranges_are_kept():
     assert not is_quantized(built)
     assert [v.name for v in built.graph.outputs] == ["y"]
     assert step.ranges["x"].high == pytest.approx(127 * 0.03)
-    assert step.ranges["x"].low == pytest.approx(-127 * 0.03)
+    assert step.ranges["x"].low == pytest.approx(-128 * 0.03)
     codes = qdq().graph.initializers["wq"].const_value.numpy()
     scales = qdq().graph.initializers["ws"].const_value.numpy()
     stored = built.graph.initializers["wq/float"].const_value.numpy()
