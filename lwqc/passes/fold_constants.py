@@ -27,8 +27,8 @@ class FoldConstants(ir.passes.InPlacePass):
         Gemm; equal initializers and equal expressions; nodes and functions that nothing reads.
     Rewrites to: stored tensors, fewer nodes. Exact but for the rounding of folded weights.
     Refuses: operands or results of more than `limit` numbers; without `copies` those of
-        stored weights that would lie beside them in the file, or take more bytes than they do; operators
-        in training mode.
+        stored weights that would lie beside them in the file, or take more bytes than they do;
+        operators in training mode.
     """
 
     def __init__(self, limit: int = _LIMIT, *, copies: bool = True) -> None:

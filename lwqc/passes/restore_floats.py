@@ -425,6 +425,7 @@ class RestoreFloats(Rewrite):
         turned = stored.turned()
         graph.initializers.pop(name)
         made = add_initializer(graph, lazy_tensor(ir.DataType.FLOAT, shape, name, turned.decode))
+        del self.weights[name]
         self.weights[made.name or ""] = turned
         for node in readers:
             _take_place(node.outputs[0], made)
