@@ -113,18 +113,28 @@ def test_what_takes_no_format_is_listed_with_its_reason(rows, weights, reason):
     assert [reason in s.reason for s in analysis.skipped] == [True]
 
 
-def test_opposite_orientations_of_one_tensor_are_refused():
-    built = model(
-        [
-            ("MatMul", ["x", "w"], "h", {}),
-            ("Transpose", ["w"], "t", {"perm": [1, 0]}),
-            ("MatMul", ["h", "t"], "y", {}),
-        ],
-        {"w": normal(40, 50)},
-        {"x": ["b", 40]},
+def opposite(shape, *, through_reshape=False):
+    first = [("MatMul", ["x", "w"], "h", {}), ("Transpose", ["w"], "t", {"perm": [1, 0]})]
+    if through_reshape:
+        first.append(("Reshape", ["t", "s"], "r", {}))
+    return model(
+        [*first, ("MatMul", ["h", "r" if through_reshape else "t"], "y", {})],
+        {"w": normal(*shape), "s": np.array(shape[::-1])},
+        {"x": ["b", shape[0]]},
         ["y"],
     )
-    analysis = find_sites(built)
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 40)], ids=["oblong", "square"])
+def test_opposite_orientations_of_one_tensor_are_one_matrix_without_kernels(shape):
+    (site,) = find_sites(opposite(shape)).sites
+    assert site.both_ways
+    assert [u.transposed for u in site.uses] == [True, False]
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 40)], ids=["oblong", "square"])
+def test_orientations_that_cannot_be_told_are_refused(shape):
+    analysis = find_sites(opposite(shape, through_reshape=True))
     assert not analysis.sites
     assert "orientations" in analysis.skipped[0].reason
 
