@@ -345,7 +345,7 @@ def old_reshapes():
 
 @case
 def computed_reshape():
-    """Opset 13: a Reshape whose shape is computed from sizes that are known."""
+    """Opset 12: a Reshape to a computed shape, of whose sizes one is not known."""
     nodes = [
         node("Shape", ["x"], ["n"]),
         node("Slice", ["n", "0", "1"], ["first"]),
@@ -354,7 +354,8 @@ def computed_reshape():
         *mlp("q"),
     ]
     stored = [*MLP, constant("0", [0]), constant("1", [1]), constant("rest", [64])]
-    return proto(nodes, [value("x", [3, 8, 8])], [value("y", [3, 32])], stored, opset=13)
+    info = [value("x", ["n", 8, 8])], [value("y", ["n", 32])]
+    return proto(nodes, *info, stored, opset=12, value_info=[value("q", ["n", 64])])
 
 
 @case
