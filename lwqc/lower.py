@@ -7,7 +7,7 @@ from typing import cast, get_args
 from lwqc.backends.session import Session, SessionSettings
 from lwqc.backends.target import FloatType
 from lwqc.cleaned import cleaned, cleaning
-from lwqc.errors import InputError, LwqcError
+from lwqc.errors import InputError, SessionError
 from lwqc.float_plan import with_floats
 from lwqc.passes.widen_floats import has_low_floats
 from lwqc.plan import CleanUp, Plan, Profile, Source
@@ -78,7 +78,5 @@ def _check_that_it_runs(work: Workspace) -> None:
         Session(work.loadable, SessionSettings(optimize=False), label=work.name)(
             work.search_batches[0]
         )
-    except InputError:
-        raise
-    except LwqcError as error:
+    except SessionError as error:
         raise InputError(f"{error}; the file cannot be used as it is") from error
