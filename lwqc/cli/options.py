@@ -49,7 +49,7 @@ FastestOption = Annotated[
 ]
 DropOption = Annotated[
     float | None,
-    typer.Option("--max-drop", help="allowed loss: of the metric, else 1 - mean cosine"),
+    typer.Option("--max-drop", help="allowed loss: of the metric, else of the outputs"),
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="name or .toml; see `lwqc recipes`")]
 External = Annotated[

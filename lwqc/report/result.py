@@ -214,7 +214,7 @@ class Report:
 
     @property
     def drop(self) -> float | None:
-        """Loss on the metric as a fraction of it, else 1 - mean cosine; None if not measured.
+        """Loss on the metric as a fraction of it, else of the outputs; None if not measured.
 
         Negative when the metric got better.
         """
