@@ -72,8 +72,8 @@ def compress(
     max_size: 0.25 (of the original) or "20MB". max_latency: 0.5 or "8ms". max_macs: 0.5 or
         "300M". max_memory: 0.5 or "200MB", of a process that loads and runs the model, beside what
         it takes without one. avg_bits: stored bits per weight. max_drop: of the metric, else of
-        what the outputs lose, see `Divergence.drop`; without a budget the smallest model within it is made, or
-        with `fastest` the fastest.
+        what the outputs lose, see `Divergence.drop`; without a budget the smallest model within
+        it is made, or with `fastest` the fastest.
     effort, time_limit (seconds), workers, cluster: of the search under a budget, see
         `lwqc.search_control.SearchControl`.
     shapes: sizes of dynamic dimensions that the model will serve, one set or several.

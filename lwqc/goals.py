@@ -74,9 +74,9 @@ DEFAULT_DROP = 0.01
 class Goals:
     """Budgets of one run.
 
-    max_drop: fraction of the metric, or of what the outputs lose. fastest: within that and no budget,
-    the fastest model is wanted rather than the smallest. max_macs: multiply-accumulates of one
-    run, at the sizes of the first feeds. max_memory: peak of a process that loads and runs the
+    max_drop: fraction of the metric, or of what the outputs lose. fastest: within that and no
+    budget, the fastest model is wanted rather than the smallest. max_macs: multiply-accumulates of
+    one run, at the sizes of the first feeds. max_memory: peak of a process that loads and runs the
     model, see `lwqc.backends.memory`.
     """
 
