@@ -19,6 +19,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+import lwqc
 from lwqc import io
 from lwqc.backends.session import Session, SessionSettings
 from lwqc.compress import open_workspace
@@ -452,3 +453,23 @@ def test_scales_become_positive_without_a_change_of_the_weight():
     after = with_positive_scales(turned)
     assert (after.scale > 0).all()
     np.testing.assert_array_equal(after.decode(), turned.decode())
+
+
+@pytest.mark.parametrize("source", ["mlp", "convolutions"])
+def test_pruned_then_quantized_then_lowered_twice(source, tmp_path):
+    """Each step keeps the codes of the one before, whatever it was for."""
+    io.save(SOURCES[source](), tmp_path / "float.onnx")
+    data = [feeds(source, seed) for seed in range(4)]
+    pruned = lwqc.prune(str(tmp_path / "float.onnx"), ratio=0.25, data=data).model
+    work = open_workspace(pruned, data=data, target="cpu-vnni")
+    plan = calibrate(work, uniform(work, 8, "static"), "minmax")
+    first = io.to_bytes(execute(work, Goals(), plan).model)
+    given = feeds(source, 8)
+    for targets in (("tensorrt", "cpu-vnni"), ("cpu-arm", "tensorrt"), ("cuda", "cpu-vnni")):
+        before = first
+        for target in targets:
+            _, after = lowered(before, source, target)
+            assert cosine(run(after, given), run(before, given)) > 0.99
+            assert codes_of(after) == codes_of(first)
+            assert signature(after) == signature(first)
+            before = after
