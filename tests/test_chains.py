@@ -19,6 +19,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+import lwqc
 from lwqc import io
 from lwqc.backends.session import Session, SessionSettings
 from lwqc.compress import open_workspace
@@ -381,6 +382,55 @@ def per_row_codes() -> ir.Model:
     return model(rows, weights, {"x": ["batch", WIDE]}, ["y"], opset=17)
 
 
+def moved_codes() -> ir.Model:
+    """Rows and a transposed copy of codes, as onnxruntime's dynamic quantizer embeds tokens."""
+    rows = [
+        ("Gather", ["table", "ids"], "rows", {}),
+        ("DequantizeLinear", ["rows", "s", "z"], "h", {}),
+        ("Transpose", ["table"], "turned", {"perm": [1, 0]}),
+        ("DequantizeLinear", ["turned", "s", "z"], "w", {}),
+        ("MatMul", ["h", "w"], "y", {}),
+    ]
+    weights = {
+        "table": np.random.default_rng(0).integers(0, 256, (3 * WIDE, WIDE), np.uint8),
+        "s": np.float32(0.01),
+        "z": np.uint8(128),
+    }
+    return model(
+        rows, weights, {"ids": ["batch", "time"]}, ["y"], opset=17,
+        types={"ids": onnx.TensorProto.INT64},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_codes_that_are_moved_before_they_become_floats(target):
+    before = io.to_bytes(moved_codes())
+    plan, after = lowered(before, "tied", target)
+    onnx.checker.check_model(onnx.load_from_string(after), full_check=True)
+    given = feeds("tied", 8)
+    assert cosine(run(after, given), run(before, given)) > 0.999
+    if target == "tensorrt":
+        assert plan.kept_float
+    else:
+        assert len(after) <= 1.1 * len(before)
+
+
+def test_pairs_of_16_bits_go_and_give_no_range_for_8(folder):
+    """AMD Quark (0.13) writes them as operators of com.microsoft for its A16W8."""
+    rows = [
+        ("QuantizeLinear", ["x", "s", "z"], "q", {}),
+        ("DequantizeLinear", ["q", "s", "z"], "d", {}),
+        ("Relu", ["d"], "y", {}),
+    ]
+    weights = {"s": np.float32(1e-4), "z": np.int16(0)}
+    built = model(rows, weights, {"x": ["batch", WIDE]}, ["y"], opset=21)
+    step = RestoreFloats({})
+    step(built)
+    assert [n.op_type for n in built.graph] == ["Relu"]
+    assert not step.ranges
+    assert not step.left
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("build", [pairs_around_floats, per_row_codes])
 def test_structures_of_other_tools(build, target):
@@ -452,3 +502,23 @@ def test_scales_become_positive_without_a_change_of_the_weight():
     after = with_positive_scales(turned)
     assert (after.scale > 0).all()
     np.testing.assert_array_equal(after.decode(), turned.decode())
+
+
+@pytest.mark.parametrize("source", ["mlp", "convolutions"])
+def test_pruned_then_quantized_then_lowered_twice(source, tmp_path):
+    """Each step keeps the codes of the one before, whatever it was for."""
+    io.save(SOURCES[source](), tmp_path / "float.onnx")
+    data = [feeds(source, seed) for seed in range(4)]
+    pruned = lwqc.prune(str(tmp_path / "float.onnx"), ratio=0.25, data=data).model
+    work = open_workspace(pruned, data=data, target="cpu-vnni")
+    plan = calibrate(work, uniform(work, 8, "static"), "minmax")
+    first = io.to_bytes(execute(work, Goals(), plan).model)
+    given = feeds(source, 8)
+    for targets in (("tensorrt", "cpu-vnni"), ("cpu-arm", "tensorrt"), ("cuda", "cpu-vnni")):
+        before = first
+        for target in targets:
+            _, after = lowered(before, source, target)
+            assert cosine(run(after, given), run(before, given)) > 0.99
+            assert codes_of(after) == codes_of(first)
+            assert signature(after) == signature(first)
+            before = after

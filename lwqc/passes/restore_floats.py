@@ -45,9 +45,26 @@ from lwqc.unused import RemoveUnused
 
 Array = NDArray[np.generic]
 _MOVES = frozenset(
-    {"Transpose", "Reshape", "MaxPool", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity"}
+    {
+        "Transpose",
+        "Reshape",
+        "MaxPool",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Identity",
+        "Gather",
+        "Tile",
+        "Expand",
+    }
 )
-_RANGE = {ir.DataType.UINT8: (0, 255), ir.DataType.INT8: (-128, 127)}
+_RANGE = {
+    ir.DataType.UINT8: (0, 255),
+    ir.DataType.INT8: (-128, 127),
+    ir.DataType.UINT16: (0, 65535),
+    ir.DataType.INT16: (-32768, 32767),
+}
 
 
 class RestoreFloats(Rewrite):
@@ -154,6 +171,8 @@ class RestoreFloats(Rewrite):
             moved.append(producer)
             value = producer.inputs[0]
             producer = value.producer() if value is not None else None
+        if moved and codes_behind(value) is not None:
+            return self._moved_weight(node, moved, value)
         if producer is None or producer.op_type != "QuantizeLinear":
             return "its codes do not come from QuantizeLinear"
         source = producer.inputs[0]
@@ -167,8 +186,22 @@ class RestoreFloats(Rewrite):
         source = self._clipped(node, source, found)
         result = self._moved(moved, source) if moved else source
         _take_place(node.outputs[0], result)
-        self.ranges.setdefault(source.name or "", found)
-        self.ranges.setdefault(result.name or "", found)
+        if _bits(producer) == 8:  # ranges of 16 bits were not chosen for 8
+            self.ranges.setdefault(source.name or "", found)
+            self.ranges.setdefault(result.name or "", found)
+        return ""
+
+    def _moved_weight(self, node: ir.Node, moved: list[ir.Node], value: ir.Value | None) -> str:
+        """Rows, or a transposed copy, of stored codes that are dequantized afterwards."""
+        codes, scale = codes_behind(value), constant(node.inputs[1])
+        graph = node.graph
+        if codes is None or codes.dtype not in OFFSETS or not isinstance(graph, ir.Graph):
+            return "its codes do not come from QuantizeLinear"
+        if scale is None or scale.size != 1:
+            return "its codes are moved, and their scale is not a single stored number"
+        stored = self._eight(codes, scale, operand(node, 2))
+        weight = self._weight(graph, f"{codes.name}/float", codes.shape, stored, node.inputs[1])
+        _take_place(node.outputs[0], self._moved(moved, weight))
         return ""
 
     def _clipped(self, node: ir.Node, source: ir.Value, found: ActivationRange) -> ir.Value:
@@ -550,14 +583,23 @@ def _observed(quantize: ir.Node) -> ActivationRange | str:
     scale, zero = constant(quantize.inputs[1]), constant(operand(quantize, 2))
     if scale is None or scale.size != 1:
         return "its scale is not a single stored number"
-    given = ir.DataType(number(quantize, "output_dtype", int(ir.DataType.UINT8)))
-    dtype = zero.tensor.dtype if zero is not None else given
+    dtype = _code_type(quantize)
     if dtype not in _RANGE:
         return f"codes of type {dtype.name.lower()}"
     step = float(scale.read().reshape(()))
     centre = int(zero.read().reshape(())) if zero is not None else 0
     low, high = _RANGE[dtype]
     return ActivationRange(low=(low - centre) * step, high=(high - centre) * step)
+
+
+def _code_type(quantize: ir.Node) -> ir.DataType:
+    zero = constant(operand(quantize, 2))
+    given = ir.DataType(number(quantize, "output_dtype", int(ir.DataType.UINT8)))
+    return zero.tensor.dtype if zero is not None else given
+
+
+def _bits(quantize: ir.Node) -> int:
+    return int(_code_type(quantize).bitwidth)
 
 
 def _quantized_from(value: ir.Value | None) -> tuple[ir.Value | None, ActivationRange | None]:
