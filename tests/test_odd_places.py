@@ -7,7 +7,7 @@ import pytest
 from onnx import helper as h
 from onnx import numpy_helper
 
-from lwqc import quantize
+from lwqc import lower, quantize
 from lwqc.backends.session import Session, SessionSettings
 from lwqc.cleanup import clean_up
 from lwqc.compress import open_workspace
@@ -413,3 +413,17 @@ def test_no_activation_pairs_in_front_of_what_a_body_reads():
     assert activations == {"w": "none", "k": "none", "q": "static"}
     assert "feeds the body" in done.plan.kept_float["w"]
     check(proto, done.model, 0.98, larger=0)
+
+
+def test_codes_of_an_lstm_of_two_directions_stay_codes():
+    nodes = [
+        N("Unsqueeze", ["x", "zero"], ["xs"]),
+        N("LSTM", ["xs", "W", "R"], ["all", "h"], hidden_size=32, direction="bidirectional"),
+        N("ReduceSum", ["h", "zero"], ["y"], keepdims=0),
+    ]
+    weights = [w("W", 2, 128, 64), w("R", 2, 128, 32), stored("zero", [0])]
+    proto = made(nodes, [X], [v("y", "n", 32)], weights)
+    done = quantize(ir.serde.deserialize_model(proto), bits=8)
+    check(proto, done.model, 0.999, larger=0)
+    again = lower(done.model, target="cpu")
+    check(ir.serde.serialize_model(done.model), again.model, 0.9999, larger=500)

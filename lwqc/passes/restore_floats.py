@@ -471,9 +471,10 @@ class RestoreFloats(Rewrite):
         codes, fields, scale, zero = found
         end, shape = reshaped_end(node)
         n, blocks = static_shape(scale)[:2]
-        if end is None or shape is None or shape[0] != n:
+        size = int(np.prod(shape or ()))
+        if end is None or shape is None or size % n or (len(shape) == 2 and shape[0] != n):
             return "an unusual form"
-        bits, k = 8 // fields, int(np.prod(shape[1:]))
+        bits, k = 8 // fields, size // n
         block = static_shape(codes)[1] * fields // blocks
 
         def unpacked() -> Array:
@@ -492,7 +493,7 @@ class RestoreFloats(Rewrite):
             scale_type_of(scale),
             0 if whole else 1,
             None if whole else block,
-            matrix=None if whole or len(shape) == 2 else (n, k),
+            matrix=None if len(shape) == 2 or (whole and shape[0] == n) else (n, k),
         )
         name = f"{node.outputs[0].name}/float"
         _take_place(end, self._weight(graph, name, shape, stored, None))
