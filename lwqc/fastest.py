@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import onnx_ir as ir
+
 from lwqc import planning
 from lwqc.backends.session import Session
 from lwqc.cleaned import cleaned, cleaning
-from lwqc.errors import SessionError
+from lwqc.errors import LwqcError, SessionError
 from lwqc.float_plan import choose_floats, with_floats
 from lwqc.measure import NOISE
 from lwqc.plan import CleanUp, Plan, Relaxation
@@ -100,7 +102,7 @@ def _checked(work: Workspace, wanted: CleanUp) -> tuple[Base, Session | None]:
         base = Base(cleaned(work, clean), clean, left)
         session = _lowered_float(base.work)
         error = base.work.output_error(session)
-    except Exception as failure:  # of a library's pass or its result: the graph as it is will do
+    except (ir.passes.PassError, LwqcError) as failure:  # the graph as it is will do
         return Base(work, None, {work.name: f"not cleaned up: {failure}"}), None
     if error <= SAME:
         return base, session

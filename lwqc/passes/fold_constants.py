@@ -38,7 +38,10 @@ class FoldConstants(ir.passes.InPlacePass):
         self._limit = limit
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Optimize all graphs of the model; functions are inlined."""
+        """Optimize all graphs of the model; functions are inlined.
+
+        Raises PassError where onnxscript's rules fail, whatever they raise.
+        """
         from onnxscript.optimizer import optimize_ir
 
         before = _operators(model)
@@ -53,6 +56,8 @@ class FoldConstants(ir.passes.InPlacePass):
                     output_size_limit=self._limit,
                     should_fold=(lambda node: None) if self._copies else _may_fold,
                 )
+        except Exception as error:
+            raise ir.passes.PassError(f"onnxscript's optimizer failed: {error}") from error
         finally:
             _QUIET.setLevel(level)
         _drop_new_attributes(model)
