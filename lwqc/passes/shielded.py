@@ -1,4 +1,4 @@
-"""Keeps rewriting rules away from operators that compute as in training."""
+"""Keeps rewriting rules away from operators that they would get wrong."""
 
 from __future__ import annotations
 
@@ -19,15 +19,21 @@ _STATED_SINCE = 14  # opset; before, a BatchNormalization with more than one out
 
 @contextlib.contextmanager
 def shielded(model: ir.Model) -> Iterator[None]:
-    """Give nodes in training mode another domain for the duration, so that no rule matches them.
+    """Give some nodes another domain for the duration, so that no rule matches them.
 
-    onnxscript 0.7.2 folds a BatchNormalization into the convolution before it with the stored
-    statistics, whatever its mode. Each node is marked, so that no two count as equal: a Dropout
-    draws its own numbers.
+    Those in training mode: onnxscript 0.7.2 folds a BatchNormalization into the convolution before
+    it with the stored statistics, whatever its mode. Each node is marked, so that no two count as
+    equal: a Dropout draws its own numbers. And limits on what is limited already: it makes one Clip
+    of two whose ranges have nothing in common, with the wrong one of the two results.
     """
     graphs = [model.graph, *(f.graph for f in model.functions.values())]
     opset = int(model.opset_imports.get("", 1))
-    kept = [node for g in graphs for node in g.all_nodes() if in_training(node, opset)]
+    kept = [
+        node
+        for graph in graphs
+        for node in graph.all_nodes()
+        if in_training(node, opset) or _limits_again(node)
+    ]
     for index, node in enumerate(kept):
         node.domain = _DOMAIN
         node.attributes[_MARK] = ir.AttrInt64(_MARK, index)
@@ -64,6 +70,16 @@ def _own_statistics(node: ir.Node) -> None:
             name = unique_name(graph, f"{value.name}/own")
             own = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=name)
             node.replace_input_with(index, add_initializer(graph, own))
+
+
+def _limits_again(node: ir.Node) -> bool:
+    """Whether a Clip or Relu reads what one of them gives."""
+    before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    return _limits(node) and before is not None and _limits(before)
+
+
+def _limits(node: ir.Node) -> bool:
+    return node.domain == "" and node.op_type in ("Clip", "Relu")
 
 
 def in_training(node: ir.Node, opset: int) -> bool:
