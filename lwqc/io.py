@@ -86,6 +86,8 @@ def _deserialized(
         notes = normalise(proto, constant_inputs=constant_inputs)
     except InputError as error:
         raise InputError(f"{label}: {error}") from error
+    except UnicodeDecodeError as error:  # protobuf decodes names only when they are read
+        raise InputError(f"{label}: not a valid ONNX model: a name is not UTF-8") from error
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:

@@ -97,7 +97,8 @@ def _opened(
 ) -> Iterator[tuple[WholeSearch, Limits, CleanUp | None]]:
     """A search that is ready to run; its file of scores goes in the end.
 
-    It stays where the search is interrupted or killed, and where it was there before.
+    It stays where the search is interrupted, killed or out of memory, and what was there before
+    stays.
     """
     section = recipe.search_in
     if section is None:
@@ -116,9 +117,7 @@ def _opened(
     try:
         with _searching(work, base, goals, recipe, section, control, log) as (search, limits):
             yield search, limits, clean
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
+    except (InputError, GeneratorExit):  # of which another try makes nothing else
         log.close(remove=not control.resume)
         raise
     log.close(remove=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -76,10 +77,17 @@ def choices(
         probed = _measured(work, [n for n, entries in curves.items() if len(entries) > 1])
     else:
         probed = {}
+    factors = {
+        name: probed.get(name, probe) / probe
+        for name, (_, probe, _) in weight_errors.items()
+        if probe > _EXACT
+    }
+    # A weight that is exact in the probe's format shows nothing: it counts like the others.
+    usual = statistics.median(factors.values()) if factors else 1.0
     found = []
     for site in sites:
-        relative, probe, gains = weight_errors[site.name]
-        factor = probed.get(site.name, probe) / probe if probe > _EXACT else 1.0
+        relative, _, gains = weight_errors[site.name]
+        factor = factors.get(site.name, usual)
         options = [
             Option(cost=_cost(work, site, entry), error=error * factor)
             for entry, error in zip(curves[site.name], relative, strict=True)

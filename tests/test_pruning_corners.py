@@ -237,7 +237,7 @@ def test_a_drop_that_nobody_measures_is_not_promised(tmp_path, run):
 def test_weights_that_callers_may_override_are_named():
     built = perceptron()
     built.graph.inputs.extend(built.graph.initializers.values())
-    with pytest.raises(InputError, match="keep_initializers_as_inputs"):
+    with pytest.raises(InputError, match="--constant-inputs"):
         lwqc.prune(built, recipe="spa-l2", ratio=0.3)
 
 

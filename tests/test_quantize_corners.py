@@ -8,7 +8,6 @@ from onnx import TensorProto, helper, numpy_helper
 import lwqc
 from lwqc.backends.session import Session
 from lwqc.compress import compress_workspace, open_workspace
-from lwqc.errors import InputError
 from lwqc.goals import Amount, Goals
 from lwqc.quant.output_error import output_error
 from lwqc.recipe import find, uniform_recipe
@@ -192,6 +191,7 @@ def test_options_that_would_be_ignored_are_refused(arguments, tmp_path, run):
     assert not (tmp_path / "out.onnx").exists()
 
 
-def test_unusable_data_for_sequential_calibration():
-    with pytest.raises(InputError, match="--data"):
-        lwqc.compress(bare(), recipe="gpfq")
+def test_a_recipe_whose_method_looks_at_data_takes_another_without():
+    plan = lwqc.compress(bare(), recipe="gpfq").plan
+    assert {entry.method for entry in plan.quantize.values()} <= {"rtn", "k-quant", "hqq"}
+    assert any("gpfq" in note for note in plan.notes)

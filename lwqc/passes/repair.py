@@ -257,7 +257,7 @@ def _computed(
     if fixed.any():
         name = f"{node.outputs[0].name}/sizes"
         operands = [_constant(node, f"{name}_fixed", fixed), _constant(node, f"{name}_new", known)]
-        value = _insert(node, "Where", [*operands, value], length, before)
+        value = _insert(node, "Where", [*operands, value], [length], before)
     value.shape, value.type = ir.Shape([length]), ir.TensorType(ir.DataType.INT64)
     return value
 
@@ -273,10 +273,10 @@ def _scaled(
     name = f"{node.outputs[0].name}/scale"
     zero = _constant(node, f"{name}_zero", np.asarray(0, np.int64))
     factor, divisor = _constant(node, f"{name}_new", new), _constant(node, f"{name}_old", old)
-    positive = _insert(node, "Greater", [value, zero], len(new), before)
-    product = _insert(node, "Mul", [value, factor], len(new), before)
-    scaled = _insert(node, "Div", [product, divisor], len(new), before)
-    return _insert(node, "Where", [positive, scaled, value], len(new), before)
+    positive = _insert(node, "Greater", [value, zero], new.shape, before)
+    product = _insert(node, "Mul", [value, factor], new.shape, before)
+    scaled = _insert(node, "Div", [product, divisor], new.shape, before)
+    return _insert(node, "Where", [positive, scaled, value], new.shape, before)
 
 
 def _constant(node: ir.Node, name: str, values: NDArray[np.generic]) -> ir.Value:
@@ -285,7 +285,7 @@ def _constant(node: ir.Node, name: str, values: NDArray[np.generic]) -> ir.Value
 
 
 def _insert(
-    node: ir.Node, op_type: str, inputs: Sequence[ir.Value], length: int, before: bool
+    node: ir.Node, op_type: str, inputs: Sequence[ir.Value], shape: Sequence[int], before: bool
 ) -> ir.Value:
     """A new node right before the one that reads the list, or after the one that makes it.
 
@@ -295,7 +295,7 @@ def _insert(
     assert isinstance(graph, ir.Graph)
     name = unique_name(graph, f"{node.outputs[0].name}/{op_type.lower()}")
     kind = ir.DataType.BOOL if op_type == "Greater" else ir.DataType.INT64
-    output = ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape([length]))
+    output = ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape))
     new = ir.node(op_type, inputs, name=name, outputs=[output])
     if before:
         graph.insert_before(node, new)

@@ -115,7 +115,7 @@ def test_a_budget_is_met_and_reported(monkeypatch, tmp_path) -> None:
 def test_budgets_that_cannot_be_measured_are_refused() -> None:
     goals = Goals(max_memory=Amount(0.5, True))
     with pytest.raises(InputError, match="--max-memory needs a search"):
-        compress_workspace(open_workspace(DIGITS), goals)
+        compress_workspace(open_workspace(DIGITS), goals, "w8")
     cuda = open_workspace(DIGITS, data=DATA, target="cuda")
     with pytest.raises(InputError, match="Linux for target cpu only"):
         compress_workspace(cuda, goals)
