@@ -126,13 +126,8 @@ class Restored(Mapping[str, Encoded]):
 def choose_clips(work: Workspace) -> Restore:
     """Which tensors quantization limited, told by what reaches them on the data without it."""
     model, step = _floats(work, None)
-    before = {
-        node.name: value.name
-        for node in model.graph
-        if node.op_type == "Clip" and (value := node.inputs[0]) is not None and value.name
-    }
-    sources = {name: before.get(f"{name}/clip") for name in step.clipped}
-    wanted = {name: MinMax(source) for name, source in sources.items() if source}
+    sources = {name: node.inputs[0] for name, node in step.limits.items() if node.graph is not None}
+    wanted = {n: MinMax(v.name) for n, v in sources.items() if v is not None and v.name}
     found = collect(model, wanted.values(), work.data, statistics_session)
     clips: dict[str, Clip] = {}
     for name, collector in wanted.items():

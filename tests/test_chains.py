@@ -37,6 +37,7 @@ from lwqc.quant.range_search import encode
 from lwqc.quant.stored_codes import rescaled, with_positive_scales
 from lwqc.restored import restored
 from tests.build import model, normal
+from tests.processor import NATIVE
 
 TARGETS = ("cpu-vnni", "cpu-avx2", "cpu-arm", "cuda", "tensorrt")
 CPUS = ("cpu-vnni", "cpu-avx2", "cpu-arm")
@@ -510,11 +511,11 @@ def test_pruned_then_quantized_then_lowered_twice(source, tmp_path):
     io.save(SOURCES[source](), tmp_path / "float.onnx")
     data = [feeds(source, seed) for seed in range(4)]
     pruned = lwqc.prune(str(tmp_path / "float.onnx"), ratio=0.25, data=data).model
-    work = open_workspace(pruned, data=data, target="cpu-vnni")
+    work = open_workspace(pruned, data=data, target=NATIVE)
     plan = calibrate(work, uniform(work, 8, "static"), "minmax")
     first = io.to_bytes(execute(work, Goals(), plan).model)
     given = feeds(source, 8)
-    for targets in (("tensorrt", "cpu-vnni"), ("cpu-arm", "tensorrt"), ("cuda", "cpu-vnni")):
+    for targets in (("tensorrt", NATIVE), ("cpu-arm", "tensorrt"), ("cuda", NATIVE)):
         before = first
         for target in targets:
             _, after = lowered(before, source, target)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from lwqc.graph.names import unique_name
 from lwqc.graph.weights import static_shape, stored_tensor
 from lwqc.passes.edit import add_constant, insert_before, replace_node
 from lwqc.tensor_bytes import read_array
@@ -109,8 +110,8 @@ def _expand(graph: ir.Graph, node: ir.Node, form: IntegerForm) -> None:
     if (bias := _at(node, form.bias)) is not None:
         operands.append(_bias(graph, node, form, bias, name))
     kept = [a for n, a in node.attributes.items() if n not in _OWN_ATTRIBUTES]
-    made = ir.Node("", form.op_type, operands, kept, name=f"{name}/float")
-    made.outputs[0].name = f"{name}/{form.op_type}"
+    made = ir.Node("", form.op_type, operands, kept)
+    made.name = made.outputs[0].name = unique_name(graph, f"{name}/{form.op_type}")
     made.outputs[0].shape = node.outputs[0].shape
     made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph.insert_before(node, made)

@@ -79,7 +79,7 @@ class RestoreFloats(Rewrite):
     Rewrites to: stored float weights, decoded when they are needed; the float operators.
     Leaves alone: everything else; `left` says why. After a call `weights` has the codes by the name
         of the new weight, `ranges` what the activations' codes covered, `clipped` the tensors that
-        got a Relu or Clip.
+        got a Relu or Clip, which `limits` has.
     """
 
     def __init__(self, clips: Mapping[str, Clip] | None = None) -> None:
@@ -89,6 +89,7 @@ class RestoreFloats(Rewrite):
         self._floating: dict[ir.Value, ir.Value] = {}
         self._limited: dict[tuple[ir.Value, float, float], ir.Value] = {}
         self.clipped: dict[str, ActivationRange] = {}
+        self.limits: dict[str, ir.Node] = {}
         self.weights: dict[str, StoredCodes] = {}
         self.ranges: dict[str, ActivationRange] = {}
         self.left: dict[str, str] = {}
@@ -220,15 +221,16 @@ class RestoreFloats(Rewrite):
                     add_constant(graph, f"{name}/{end}", np.float32(number))
                     for end, number in (("low", found.low), ("high", found.high))
                 ]
-            made = ir.node("Clip" if kind == "clip" else "Relu", inputs, name=f"{name}/{kind}")
+            new = unique_name(graph, f"{name}/{kind}")
+            made = ir.node("Clip" if kind == "clip" else "Relu", inputs, name=new)
             value = made.outputs[0]
-            value.name, value.shape, value.type = f"{name}/{kind}", source.shape, source.type
+            value.name, value.shape, value.type = new, source.shape, source.type
             if producer is not None:
                 graph.insert_after(producer, made)
             else:
                 graph.insert_before(graph[0], made)
             self._limited[key] = value
-            self.clipped[name] = found
+            self.clipped[name], self.limits[name] = found, made
         return self._limited[key]
 
     def _moved(self, moved: list[ir.Node], source: ir.Value) -> ir.Value:
@@ -242,10 +244,11 @@ class RestoreFloats(Rewrite):
             made = ir.Node(
                 node.domain, node.op_type, [value, *node.inputs[1:]], node.attributes.values()
             )
-            made.name = made.outputs[0].name = f"{node.outputs[0].name}/float"
+            assert isinstance(node.graph, ir.Graph)
+            name = unique_name(node.graph, f"{node.outputs[0].name}/float")
+            made.name = made.outputs[0].name = name
             made.outputs[0].shape = node.outputs[0].shape
             made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-            assert isinstance(node.graph, ir.Graph)
             node.graph.insert_after(node, made)
             value = self._floating[node.outputs[0]] = made.outputs[0]
         return value
@@ -423,9 +426,9 @@ class RestoreFloats(Rewrite):
         if isinstance(weight, str):
             return weight
         attributes = node.attributes.values() if convolves else ()
-        name = scaled.outputs[0].name
+        name = unique_name(graph, f"{scaled.outputs[0].name}/product")
         made = ir.Node("", "Conv" if convolves else "MatMul", [source, weight], attributes)
-        made.name = made.outputs[0].name = f"{name}/product"
+        made.name = made.outputs[0].name = name
         graph.insert_before(scaled, made)
         replace_node(scaled, made.outputs[0])
         return ""
@@ -576,7 +579,9 @@ def _take_place(old: ir.Value, new: ir.Value) -> None:
         new = copy
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     new.shape, new.type = old.shape, old.type  # as the caller declared them
-    old.name, new.name = f"{name}/dequantized", name
+    graph = old.graph
+    assert isinstance(graph, ir.Graph)
+    old.name, new.name = unique_name(graph, f"{name}/dequantized"), name
 
 
 def _observed(quantize: ir.Node) -> ActivationRange | str:

@@ -13,6 +13,7 @@ from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.stats.ranges import ranges
 from tests.build import model, normal
+from tests.processor import INTEGER
 
 TARGET = CpuTarget()
 
@@ -124,7 +125,7 @@ def test_tied_embedding_stores_its_codes_once(suffix):
 @pytest.mark.parametrize("op", ["MatMul", "Gemm"])
 def test_integer_matmul_is_within_the_activation_grid(activation, op):
     built = linear(op, 64, 48)
-    entry = SiteEntry(weight="w8c", activation=activation)
+    entry = SiteEntry(weight=INTEGER, activation=activation)
     lowered, weights = lower(built, {"w": entry}, {"x": (-4, 4)})
     feeds = {"x": np.clip(normal(5, 64, seed=2), -4, 4)}
     reference = with_decoded(built, weights, "w", entry)
@@ -176,7 +177,7 @@ RANGES = {"x": (-4, 4), "r1": (0, 6), "c2": (-9, 9), "r2": (0, 10), "p": (0, 3),
 @pytest.mark.parametrize("group", [1, 4, 16])
 def test_static_convolutions_run_on_integers_from_end_to_end(group):
     built = conv_net(group)
-    entries = {n: SiteEntry(weight="w8c", activation="static") for n in ("w1", "w2", "w3")}
+    entries = {n: SiteEntry(weight=INTEGER, activation="static") for n in ("w1", "w2", "w3")}
     feeds = {"x": normal(1, 8, 12, 12, seed=3)}
     lowered, _ = lower(built, entries, measured_ranges(built, feeds))
     assert lowered.forms == {"w1": "QLinearConv", "w2": "QLinearConv", "w3": "MatMulInteger"}
@@ -238,9 +239,9 @@ def test_a_bias_addition_is_left_to_the_runtime():
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        (SiteEntry(weight="w8c", activation="dynamic"), "slower than float"),
+        (SiteEntry(weight=INTEGER, activation="dynamic"), "slower than float"),
         (SiteEntry(weight="w4b32", activation="dynamic"), "no kernel for Conv"),
-        (SiteEntry(weight="w8ca", activation="static"), "symmetric 8-bit"),
+        (SiteEntry(weight="w4c", activation="static"), "symmetric 8-bit"),
     ],
 )
 def test_plans_for_forms_that_do_not_exist_are_refused(entry, reason):
@@ -249,7 +250,7 @@ def test_plans_for_forms_that_do_not_exist_are_refused(entry, reason):
 
 
 def test_old_opsets_are_refused_with_both_numbers():
-    entry = SiteEntry(weight="w8c", activation="static")
+    entry = SiteEntry(weight=INTEGER, activation="static")
     with pytest.raises(InputError, match="needs opset 13, the model has 12"):
         lower(conv_net(opset=12), {"w1": entry}, RANGES)
 

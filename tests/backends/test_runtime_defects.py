@@ -23,6 +23,7 @@ from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.quant.codebook import LEVELS
 from lwqc.quant.formats import WeightFormat
 from tests.build import model, normal
+from tests.processor import INTEGER, LARGEST
 
 x86 = pytest.mark.skipif(
     platform.machine() not in {"x86_64", "AMD64"}, reason="the s8 to u8 rewrite is that of x86"
@@ -123,7 +124,7 @@ def conv_then(op, constants, opset=21):
 )
 def test_ours_loads_with_a_move_between_convolutions(op, constants):
     built = conv_then(op, constants)
-    entry = SiteEntry(weight="w8c", activation="static")
+    entry = SiteEntry(weight=INTEGER, activation="static")
     ranges = {"x": (-4, 4), "c": (-12, 12), "r": (0, 12), "t": (0, 12), "y2": (0, 30), "y": (0, 30)}
     lowered = lower(built, {"w": entry, "v": entry}, ranges).model
     assert "QLinearConv" in executed(lowered)
@@ -193,7 +194,7 @@ def quantized_gemm(bias_step):
     rng = np.random.default_rng(0)
     weights = {
         "s": STEP, "z": np.uint8(128), "ws": WEIGHT_STEP, "wz": np.int8(0), "bs": bias_step,
-        "w": rng.integers(-127, 128, (16, 8)).astype(np.int8),
+        "w": rng.integers(-LARGEST, LARGEST + 1, (16, 8)).astype(np.int8),
         "b": rng.integers(-1000, 1000, 8).astype(np.int32),
     }  # fmt: skip
     rows = [
@@ -219,7 +220,7 @@ def test_runtime_ignores_the_scale_of_a_gemm_bias():
 def test_ours_keeps_the_bias_of_a_gemm():
     weights = {"w": normal(16, 8), "b": 100 * normal(8, seed=1)}
     built = model([("Gemm", ["x", "w", "b"], "y", {})], weights, {"x": ["m", 16]}, ["y"])
-    entry = SiteEntry(weight="w8c", activation="static")
+    entry = SiteEntry(weight=INTEGER, activation="static")
     lowered = lower(built, {"w": entry}, {"x": (-4, 4)}).model
     feeds = {"x": np.clip(normal(3, 16), -4, 4)}
     found, expected = Session(lowered)(feeds)["y"], Session(built)(feeds)["y"]
@@ -257,7 +258,7 @@ def test_runtime_fails_on_scales_along_k(output_pair):
 @pytest.mark.parametrize("op", ["MatMul", "Gemm"])
 def test_ours_has_scales_along_n(op, activation):
     built = model([(op, ["x", "w"], "y", {})], {"w": normal(16, 8)}, {"x": ["m", 16]}, ["y"])
-    lowered = lower(built, {"w": SiteEntry(weight="w8c", activation=activation)}, {"x": (-4, 4)})
+    lowered = lower(built, {"w": SiteEntry(weight=INTEGER, activation=activation)}, {"x": (-4, 4)})
     assert list(lowered.model.graph.initializers["w_scale"].shape) == [8]
     feeds = {"x": np.clip(normal(3, 16), -4, 4)}
     assert cosine(Session(lowered.model)(feeds)["y"], Session(built)(feeds)["y"]) > 0.999
@@ -308,7 +309,7 @@ def test_ours_fuses_around_a_shared_tensor():
         {"x": [1, 8, 4, 4]},
         ["y"],
     )
-    entry = SiteEntry(weight="w8c", activation="static")
+    entry = SiteEntry(weight=INTEGER, activation="static")
     ranges = {"x": (-4, 4), "a": (-12, 12), "c": (-30, 30), "s": (-30, 30), "y": (-90, 90)}
     lowered = lower(built, dict.fromkeys("wvu", entry), ranges).model
     operators = executed(lowered)
