@@ -6,7 +6,13 @@ import pytest
 
 from lwqc import io
 from lwqc.backends.cpu import CpuTarget
-from lwqc.backends.session import Session, optimized_graph, statistics_session
+from lwqc.backends.session import (
+    Session,
+    SessionSettings,
+    optimized_graph,
+    statistics_session,
+)
+from lwqc.compress import open_workspace
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
 from lwqc.passes.encoded_weights import EncodedWeights
@@ -293,3 +299,18 @@ def test_a_site_whose_name_starts_like_anothers_is_judged_by_its_own_codes():
     lowered = TARGET.lower(built, plan, EncodedWeights(built, io.read_array))
     assert lowered.forms == {"w": "Folded", "w_qkv": "MatMulNBits"}
     assert not TARGET.misplaced(lowered)
+
+
+def test_eight_bit_blocks_with_integer_activations_are_right_without_optimizations():
+    """Scales cast from float16 give wrong numbers there in onnxruntime 1.31.1: they are float32."""
+    built = linear("MatMul", 256, 64)
+    work = open_workspace(built, data=[{"x": normal(8, 256, seed=1)}])
+    entry = SiteEntry(weight="w8b128h", activation="dynamic")
+    stored = work.storable("w", entry)
+    assert isinstance(stored, SiteEntry)
+    lowered, _ = lower(built, {"w": stored})
+    feeds = {"x": normal(8, 256, seed=2)}
+    expected = Session(built)(feeds)["y"]
+    for settings in (SessionSettings(), SessionSettings(optimize=False)):
+        found = Session(lowered.model, settings)(feeds)["y"]
+        assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
