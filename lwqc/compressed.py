@@ -13,11 +13,13 @@ import onnx_ir as ir
 from lwqc import io
 from lwqc.backends.memory import peak_memory
 from lwqc.backends.provider_options import options_path, options_text
+from lwqc.backends.session import has_bodies, statistics_session
 from lwqc.backends.target import Lowered
 from lwqc.branch_reports import parallel_report, removal_report, slicing_report
 from lwqc.drop_layers import DropDecision
 from lwqc.goals import Goals, Outcome
 from lwqc.graph.sites import Site
+from lwqc.idle_branches import idle_branches
 from lwqc.measure import NOISE, OperatorRow, latencies, operator_rows
 from lwqc.parallel_layers import ParallelDecision
 from lwqc.plan import Plan
@@ -28,6 +30,7 @@ from lwqc.saved_check import Expected, check_saved
 from lwqc.slice_streams import SliceDecision
 from lwqc.workspace import Workspace, data_files
 
+_FEEDS = 64  # that tell which branches of an If run
 _MEMORY_NOISE = 0.02  # processes with one model differ by as much, now and then by more
 Decision = DropDecision | ParallelDecision | SliceDecision
 
@@ -156,6 +159,7 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
             *work.notes,
             *result.decisions.notes,
             *_notes(result.decisions),
+            *(_idle(result) if verify else ()),
             *(f"not chosen: {why}" for why in work.unusable),
         ),
         search=result.search,
@@ -176,6 +180,14 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
     if verify:
         report = _verified(result, saved, report)
     return report.with_outcomes(_outcomes(result, report))
+
+
+def _idle(result: Compressed) -> list[str]:
+    """Branches that were compressed unseen; nothing where nothing was quantized."""
+    work = result.work
+    if not result.decisions.quantize or not has_bodies(work.model):
+        return []
+    return idle_branches(work.model, work.data.limited(_FEEDS), statistics_session)
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:

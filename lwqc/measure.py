@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,9 +65,13 @@ class Metric:
             raise InputError(f"{self.name}: the metric failed: {error!r}") from error
 
     def drop(self, reference: float, value: float) -> float:
-        """How much worse `value` is, as a fraction of the reference; negative when better."""
+        """How much worse `value` is, as a fraction of the reference; negative when better.
+
+        Where the reference is 0, such as an error rate at its best, the difference itself. NaN is
+        as bad as can be.
+        """
         worse = reference - value if self.higher_is_better else value - reference
-        return worse / max(abs(reference), 1e-12)
+        return math.inf if math.isnan(worse) else worse / (abs(reference) or 1.0)
 
 
 def load_metric(spec: str) -> Metric:

@@ -281,7 +281,10 @@ class Workspace:
             raise InputError("no metric was given")
         if self.origin is not None:
             return self.origin.metric_reference
-        return self.metric(self.reference)
+        found = self.metric(self.reference)
+        if not math.isfinite(found):
+            raise InputError(f"{self.metric.name}: is {found} on the original; expected a number")
+        return found
 
     def lower(self, plan: Plan) -> Lowered:
         """Execute a plan with the shared weights."""

@@ -24,6 +24,7 @@ LAYERS = [
     | {
         "blame",
         "float_plan",
+        "idle_branches",
         "sparse_plan",
         "device_bench",
         "profiles",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -167,6 +169,8 @@ def bench(
     from lwqc.report.terminal import latency_text, size_text
     from lwqc.workspace import data_files
 
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise InputError(f"--seconds {seconds}: expected a time above 0")
     elsewhere: dict[str, list[str]] = {}
     options = _device_options(target, cuda_graph, nhwc)
     with opened(models[0], target, data, None, shape, seed, None) as work:
@@ -175,6 +179,8 @@ def bench(
         served = [s.label for s in work.served]
         if work.target.settings() == SessionSettings():
             sessions = [Session(path, label=str(path)) for path in models]
+            for session, one in product(sessions, work.served):
+                session(one.feeds)  # what does not take these inputs is told in a line
             found = [latencies(sessions, s.feeds, seconds) for s in work.served]
         else:
             found = []

@@ -32,6 +32,8 @@ def channel_axis(array: Array) -> int | None:
         return None
     usual = 1 if array.ndim > 3 else array.ndim - 1
     other = array.ndim - 1 if usual == 1 else 1
+    if array.ndim > 3 and array.shape[usual] == 1:
+        return usual  # maps of one channel, whose columns are none
     axes = [axis for axis in dict.fromkeys((usual, other)) if array.shape[axis] > 1]
     distributions = [axis for axis in axes if is_distribution(array, axis)]
     if distributions or len(axes) < 2:

@@ -39,6 +39,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
         (normal(2, 8, 20, 20) * np.exp(normal(8, 1, 1, seed=1)), 1),
         (normal(2, 20, 20, 8) * np.exp(2 * normal(8, seed=1)), 3),
         (softmax(normal(2, 20, 30)), 2),
+        (normal(2, 1, 20, 20) * np.exp(2 * normal(20, seed=1)), 1),  # a map is one channel
     ],
 )
 def test_the_axis_of_channels_is_found(array, axis):
