@@ -382,7 +382,7 @@ def print_left_alone(rows: Sequence[SiteRow], skipped: Sequence[Skipped], consol
     """Everything that could have been compressed further and was not, grouped by reason."""
     kept = [r for r in rows if r.reason]
     if kept:
-        console.print(f"{len(kept)} of {len(rows)} sites were left float, or partly so:")
+        console.print(f"{len(kept)} of {len(rows)} sites are float, or not all that they could be:")
         _groups(((r.reason, r.name) for r in kept), console)
     if skipped:
         total = sum(s.size for s in skipped)
