@@ -82,17 +82,6 @@ def uniform(
     )
 
 
-def _not_integer(work: Workspace, site: Site, bits: int, activations: Activations) -> str:
-    """Why a product or convolution does not get the 8-bit activations that were asked for."""
-    if not site.ops <= {"MatMul", "Gemm", "Conv"}:
-        return ""
-    if bits != 8:
-        return "8-bit activations go with 8-bit weights"
-    asked = SiteEntry(weight=WeightFormat(work.target.integer_bits), activation=activations)
-    form = work.target.form(site, asked, work.opset)
-    return form if work.target.refuses(form) else ""
-
-
 def _refused_sites(work: Workspace) -> dict[str, str]:
     return work.target.flow(work.model.graph, work.analysis.sites).refused
 
