@@ -10,28 +10,28 @@ from typing import Any, Literal
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc import io
-from lwqc.backends.session import Session
-from lwqc.compress import Progress, compress_workspace, make_plan, open_workspace
-from lwqc.compressed import Compressed
-from lwqc.errors import InputError
-from lwqc.execute import apply_plan, execute
-from lwqc.goals import CONVERSION_DROP, Goals, parse_goals
-from lwqc.inspection import Inspection, inspect_model
-from lwqc.lower import lower_plan
-from lwqc.measure import Latency, latencies
-from lwqc.plan import Plan
-from lwqc.recipe import Recipe, uniform_recipe
-from lwqc.search_control import Effort, SearchControl
-from lwqc.served import Sizes
-from lwqc.stats.divergence import Divergence
-from lwqc.structural import (
+from lwqc.compile.compressed import Compressed
+from lwqc.compile.execute import apply_plan, execute
+from lwqc.compile.workspace import Workspace
+from lwqc.decide.compress import Progress, compress_workspace, make_plan, open_workspace
+from lwqc.decide.explain.inspection import Inspection, inspect_model
+from lwqc.decide.lower import lower_plan
+from lwqc.decide.search.control import Effort, SearchControl
+from lwqc.decide.structural import (
     branch_job,
     channel_job,
     dropping_recipe,
     pruning_recipe,
 )
-from lwqc.workspace import Workspace
+from lwqc.errors import InputError
+from lwqc.model import io
+from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
+from lwqc.plans.plan import Plan
+from lwqc.plans.recipe import Recipe, uniform_recipe
+from lwqc.runtime.measure import Latency, latencies
+from lwqc.runtime.served import Sizes
+from lwqc.runtime.session import Session
+from lwqc.runtime.stats.divergence import Divergence
 
 Data = str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None
 Shapes = Sizes | Sequence[Sizes] | None

@@ -62,11 +62,11 @@ from lwqc.cli.running import (
     parse_control,
 )
 from lwqc.errors import InputError
-from lwqc.goals import CONVERSION_DROP, Goals, parse_goals
+from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
 
 if TYPE_CHECKING:
-    from lwqc.plan import Plan
-    from lwqc.recipe import Recipe
+    from lwqc.plans.plan import Plan
+    from lwqc.plans.recipe import Recipe
 
 
 @app.command()
@@ -103,9 +103,9 @@ def compress(
     debug: DebugOption = False,
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
-    from lwqc.compress import compress_workspace
-    from lwqc.joint import pareto as pareto_models
-    from lwqc.recipe import find
+    from lwqc.decide.compress import compress_workspace
+    from lwqc.decide.search.joint import pareto as pareto_models
+    from lwqc.plans.recipe import find
 
     if not quantize:
         budgets = (max_size, avg_bits, max_macs, max_memory)
@@ -169,7 +169,7 @@ def quantize(
     debug: DebugOption = False,
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
-    from lwqc.compress import compress_workspace
+    from lwqc.decide.compress import compress_workspace
     from lwqc.quant.methods import DATA_METHODS
 
     check_bound(max_drop, verify)
@@ -228,8 +228,8 @@ def prune(
     debug: DebugOption = False,
 ) -> None:
     """Remove whole channels, heads and hidden units, or with --recipe slicegpt narrow streams."""
-    from lwqc.structural import channel_job, pruning_recipe
-    from lwqc.user_code import load_callable
+    from lwqc.decide.structural import channel_job, pruning_recipe
+    from lwqc.model.user_code import load_callable
 
     wanted = {
         "ratio": ratio, "by": by, "score": score, "scope": scope, "normalise": normalise,
@@ -288,7 +288,7 @@ def drop(
     debug: DebugOption = False,
 ) -> None:
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
-    from lwqc.structural import branch_job, dropping_recipe
+    from lwqc.decide.structural import branch_job, dropping_recipe
 
     check_bound(max_drop, verify)
     goals = Goals(max_drop=max_drop)
@@ -335,7 +335,7 @@ def _shares(texts: list[str]) -> dict[str, float]:
 
 
 def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
-    from lwqc.recipe import uniform_recipe
+    from lwqc.plans.recipe import uniform_recipe
 
     if bits == "mixed":
         plain = uniform_recipe(4, *settings)
@@ -376,7 +376,7 @@ def plan(
     debug: DebugOption = False,
 ) -> None:
     """Decide as `compress` does, and write only the plan."""
-    from lwqc.compress import make_plan
+    from lwqc.decide.compress import make_plan
 
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(
@@ -440,10 +440,10 @@ def lower(
     debug: DebugOption = False,
 ) -> None:
     """Bring a float or quantized model into the form that a target runs best."""
-    from lwqc.device_bench import build_engines, check_engines
-    from lwqc.execute import execute
-    from lwqc.lower import lower_plan
-    from lwqc.profiles import parse_profile
+    from lwqc.backends.device_bench import build_engines, check_engines
+    from lwqc.compile.execute import execute
+    from lwqc.decide.lower import lower_plan
+    from lwqc.decide.profiles import parse_profile
 
     sizes = parse_profile(profile)
     goals = Goals(max_drop=max_drop if verify else None)
@@ -477,8 +477,8 @@ def apply_command(
     debug: DebugOption = False,
 ) -> None:
     """Execute a plan: the same plan on the same model gives the same bytes."""
-    from lwqc.execute import apply_plan
-    from lwqc.plan import Plan
+    from lwqc.compile.execute import apply_plan
+    from lwqc.plans.plan import Plan
 
     read = Plan.load(plan_file)
     with opened(
