@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lwqc.compile.decisions import DropDecision, ParallelDecision
+from lwqc.compile.decisions import DropDecision, ParallelDecision, SliceDecision
 from lwqc.compile.result import BranchRow, ParallelReport, RemovalReport, SlicingReport
 from lwqc.compile.steps.removed_branches import RemovedBranches
-from lwqc.compile.steps.slice_streams import SliceDecision
 from lwqc.graph.branch_kinds import branch_tree
 from lwqc.passes.remove_branches import Removal
 from lwqc.plans.plan import Plan

@@ -13,13 +13,12 @@ import onnx_ir as ir
 from lwqc.backends.provider_options import options_path, options_text
 from lwqc.backends.target import Lowered
 from lwqc.compile.branch_reports import parallel_report, removal_report, slicing_report
-from lwqc.compile.decisions import DropDecision, ParallelDecision
+from lwqc.compile.decisions import DropDecision, ParallelDecision, SliceDecision
 from lwqc.compile.idle_branches import idle_branches
 from lwqc.compile.result import Report, SearchReport, ShapeLatency, SiteRow
 from lwqc.compile.saved_check import Expected, check_saved
 from lwqc.compile.steps.pruned_model import PrunedModel, pruning_report
 from lwqc.compile.steps.removed_branches import RemovedBranches
-from lwqc.compile.steps.slice_streams import SliceDecision
 from lwqc.compile.workspace import Workspace, data_files
 from lwqc.graph.sites import Site
 from lwqc.model import io

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lwqc.graph.adjacent import Pair
 from lwqc.plans.plan import Plan
@@ -59,3 +60,26 @@ class ParallelDecision:
     latency_ms: tuple[float, float] | None = None
     note: str = ""
     measure: Measure = "js"
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a model takes. macs: of the first feeds. latency_ms: of a run; None where not timed."""
+
+    size_bytes: int
+    macs: int
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class SliceDecision:
+    """A plan that slices streams, and the prices of the model before and after.
+
+    note: why the plan is empty, "" where it is not. left: streams that stay, and why.
+    """
+
+    plan: Plan
+    before: Price
+    after: Price
+    note: str = ""
+    left: Mapping[str, str] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from lwqc.compile.cleaned import cleaned, cleaning
-from lwqc.compile.steps.transforms import choose_transforms, version
+from lwqc.compile.steps.transforms import version
 from lwqc.compile.workspace import Workspace
 from lwqc.decide import mixed, planning
 from lwqc.decide.fastest import Base, fastest, fused_base, never_slower
@@ -15,6 +15,7 @@ from lwqc.decide.float_plan import choose_floats, with_floats
 from lwqc.decide.importance import layer_importance
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.sparse_plan import with_sparsity
+from lwqc.decide.transforms import choose_transforms
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.plans.goals import DEFAULT_DROP, Goals

@@ -14,7 +14,6 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import execute
-from lwqc.compile.steps.slice_streams import choose_slices
 from lwqc.compile.workspace import Workspace, make_target
 from lwqc.decide.allocate import allocate
 from lwqc.decide.channels import decide
@@ -23,6 +22,7 @@ from lwqc.decide.drop_layers import choose_branches
 from lwqc.decide.parallel_layers import choose_parallel
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.joint import joint, searches
+from lwqc.decide.slice_streams import choose_slices
 from lwqc.decide.structural import (
     branch_job,
     channel_job,

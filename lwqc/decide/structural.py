@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 from lwqc.compile.compressed import Compressed, Decision
 from lwqc.compile.execute import execute
-from lwqc.compile.steps.slice_streams import SliceOptions, choose_slices
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.channels import decide
 from lwqc.decide.data_free import without_data
@@ -17,6 +16,7 @@ from lwqc.decide.float_plan import with_floats
 from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.prune_options import PruneOptions
+from lwqc.decide.slice_streams import SliceOptions, choose_slices
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan

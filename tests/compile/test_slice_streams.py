@@ -9,8 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc.compile.steps.slice_streams import SliceOptions, choose_slices, slice_planned
+from lwqc.compile.steps.slice_streams import slice_planned
 from lwqc.decide.compress import open_workspace
+from lwqc.decide.slice_streams import SliceOptions, choose_slices
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.passes.prepare_pruning import prepare_pruning

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import lwqc
-from lwqc.compile.steps.transforms import choose_transforms, transform, version
+from lwqc.compile.steps.transforms import transform, version
 from lwqc.decide.compress import open_workspace
+from lwqc.decide.transforms import choose_transforms
 from lwqc.plans.plan import Plan, Transforms
 from lwqc.plans.recipe import find
 from lwqc.runtime.session import Session
