@@ -30,9 +30,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lwqc.compile.execute import execute
-from lwqc.compile.prunable import Prunable, PruneOptions
+from lwqc.compile.prunable import Prunable
 from lwqc.decide.channels import decide
 from lwqc.decide.compress import open_workspace
+from lwqc.decide.prune_options import PruneOptions
 from lwqc.graph.cost import node_costs, total
 from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.linear_operand import Operand, linear_operand

@@ -21,9 +21,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lwqc.compile.execute import execute
-from lwqc.compile.prunable import PruneOptions
 from lwqc.decide.channels import decide
 from lwqc.decide.compress import open_workspace
+from lwqc.decide.prune_options import PruneOptions
 from lwqc.plans.goals import Goals
 from lwqc.runtime.session import Session, time_runs
 from tests.zoo.materialize import materialize, sample_inputs

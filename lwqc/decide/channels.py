@@ -13,7 +13,6 @@ from lwqc.compile.steps.sliced import slices
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.allocators.channel_budget import (
     Candidate,
-    Keep,
     global_budget,
     local_budget,
     local_ratio,
@@ -23,6 +22,7 @@ from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.scores.channels.ranking import Ranking
 from lwqc.errors import InputError
 from lwqc.graph.groups import Group, Groups
+from lwqc.graph.pruned_cost import Keep
 from lwqc.graph.widths import width_step
 from lwqc.plans.plan import Plan, PrunedUnit, Pruning, Source
 

@@ -22,8 +22,7 @@ from lwqc.runtime.mapped_session import mapped_session
 from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.gram import Gram
-
-from .zoo.materialize import materialize, sample_inputs
+from tests.zoo.materialize import materialize, sample_inputs
 
 ZOO = Path(__file__).parents[1] / "zoo"
 

@@ -9,8 +9,9 @@ import onnx
 import pytest
 
 import lwqc.decide.parallel_layers
+from lwqc.compile.steps.make_parallel import parallel_planned
 from lwqc.decide.compress import open_workspace
-from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel, parallel_planned
+from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
 from lwqc.errors import InputError
 from lwqc.graph.adjacent import adjacent_pairs
 from lwqc.graph.branch_kinds import branch_tree

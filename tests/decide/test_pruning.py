@@ -11,9 +11,10 @@ import pytest
 
 import lwqc
 import lwqc.demo
-from lwqc.compile.prunable import Prunable, PruneOptions
+from lwqc.compile.prunable import Prunable
 from lwqc.decide.channels import decide
 from lwqc.decide.compress import open_workspace
+from lwqc.decide.prune_options import PruneOptions
 from lwqc.model import io
 from lwqc.runtime.session import Session
 from tests.build import model, normal

@@ -13,7 +13,7 @@ from lwqc.passes.repair import _computed, _Entry
 from lwqc.plans.plan import Plan
 from lwqc.runtime.session import Session
 from tests.build import model, normal
-from tests.test_pruning import feeds, perceptron, shapes
+from tests.decide.test_pruning import feeds, perceptron, shapes
 
 
 def macs(done):

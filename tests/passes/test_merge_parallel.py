@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 from onnx_ir.passes.common import ShapeInferencePass
 
-from lwqc.decide.parallel_layers import parallel_planned
+from lwqc.compile.steps.make_parallel import parallel_planned
 from lwqc.graph.adjacent import adjacent_pairs
 from lwqc.graph.branch_kinds import branch_tree
 from lwqc.model import io

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from lwqc.decide.parallel_layers import parallel_planned
+from lwqc.compile.steps.make_parallel import parallel_planned
 from lwqc.errors import InputError
 from lwqc.graph.adjacent import Adjacency, adjacent_pairs
 from lwqc.graph.branch_kinds import branch_tree

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from lwqc.compile.prunable import Prunable
 from lwqc.compile.steps.removed_branches import remove_planned, without_branches
+from lwqc.compile.steps.sliced import slices
 from lwqc.decide.allocators.evolutionary import Candidate
-from lwqc.decide.channels import slices
 from lwqc.decide.planning import calibrate
 from lwqc.decide.search.items import SearchModel
 from lwqc.graph.branch_kinds import branch_tree

@@ -17,7 +17,7 @@ from lwqc.runtime.stats.branch_effect import BranchEffect
 from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.output_divergence import OutputDivergence
 from tests.build import model, normal
-from tests.stats.conftest import capture, runner
+from tests.runtime.stats.conftest import capture, runner
 
 ROWS = [
     ("MatMul", ["x", "w0"], "f0", {}),

@@ -28,7 +28,7 @@ from lwqc.plans.goals import Amount, Goals
 from lwqc.plans.recipe import find
 from lwqc.runtime.measure import Metric
 from lwqc.runtime.session import Session
-from tests.joint.searched import DATA, opened
+from tests.decide.search.searched import DATA, opened
 
 QUICK = Settings(generations=4, offspring=6, survivors=(3,))
 

@@ -21,7 +21,7 @@ from lwqc.plans.goals import Amount, Goals
 from lwqc.plans.recipe import find
 from lwqc.runtime.memory import can_measure_memory, peak_memory
 from tests.build import Row, model, normal
-from tests.joint.searched import DATA, DIGITS, found, opened
+from tests.decide.search.searched import DATA, DIGITS, found, opened
 
 linux = pytest.mark.skipif(not can_measure_memory(), reason="memory is measured on Linux only")
 

@@ -9,7 +9,7 @@ import pytest
 from lwqc.cli import main
 from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.decide.search.control import EFFORTS
-from tests.joint.searched import DATA, DIGITS
+from tests.decide.search.searched import DATA, DIGITS
 
 
 @pytest.fixture(autouse=True)

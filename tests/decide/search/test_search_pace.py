@@ -7,7 +7,7 @@ import pytest
 
 from lwqc.decide.search.pace import TIME as GUESS
 from lwqc.decide.search.pace import fitted
-from tests.joint.searched import changed, found
+from tests.decide.search.searched import changed, found
 
 
 def test_nothing_measured_leaves_the_guess() -> None:

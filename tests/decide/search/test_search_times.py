@@ -11,7 +11,7 @@ from lwqc.decide.search.items import search_model
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.space import Written
 from lwqc.decide.search.times import _shared_out, constant, measure_times
-from tests.joint.searched import opened
+from tests.decide.search.searched import opened
 
 
 def test_types_get_their_own_time_and_the_rest_goes_by_bytes() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from lwqc.decide.search.workers import workers
 from lwqc.errors import InputError
-from tests.joint.searched import changed, found, trial
+from tests.decide.search.searched import changed, found, trial
 
 CANDIDATES = [
     changed(format_0=0),

@@ -14,7 +14,7 @@ from lwqc.decide.search.trial_model import TrialModel, nested_order
 from lwqc.model import io
 from lwqc.plans.goals import Goals
 from lwqc.runtime.session import Session
-from tests.joint.searched import changed, found, trial
+from tests.decide.search.searched import changed, found, trial
 
 
 def made(candidate):

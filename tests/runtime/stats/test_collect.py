@@ -148,7 +148,7 @@ import numpy as np
 import onnx_ir as ir
 from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.min_max import MinMax
-from tests.stats.conftest import parse, runner
+from tests.runtime.stats.conftest import parse, runner
 depth = int(sys.argv[1])
 body = "".join(f"v{i + 1} = Sin(v{i}) " for i in range(depth))
 model = parse('<ir_version: 9, opset_import: ["": 18]> '

@@ -15,7 +15,7 @@ from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.column_mass import ColumnMass
 from lwqc.runtime.stats.gram import Gram
 from lwqc.runtime.stats.patches import Window
-from tests.stats.conftest import capture, parse, runner
+from tests.runtime.stats.conftest import capture, parse, runner
 from tests.zoo.materialize import materialize, sample_inputs
 
 ZOO = Path(__file__).parents[2] / "zoo"

@@ -18,8 +18,8 @@ from lwqc.runtime.stats.min_max import MinMax
 from lwqc.runtime.stats.moments import Moments
 from lwqc.runtime.stats.segmented_run import SegmentedRun, collect_in_segments
 from lwqc.runtime.stats.segments import split
+from tests.zoo.materialize import materialize, sample_inputs
 
-from ..zoo.materialize import materialize, sample_inputs
 from .conftest import parse, runner
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
