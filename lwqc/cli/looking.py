@@ -55,14 +55,27 @@ def inspect(
     ] = None,
     shape: ShapeOption = None,
     constant_inputs: ConstantInputs = False,
+    dot: Annotated[
+        Path | None,
+        typer.Option("--dot", help="draw groups or branches into this file, for Graphviz"),
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="the same as a picture; needs Graphviz's `dot`")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="another version of it: what differs")
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Show inputs, outputs, quantizable sites, prunable groups, branches and costs."""
     from rich.console import Console
 
-    from lwqc.cli.report.inspection import print_inspection
+    from lwqc.cli.drawing import draw
+    from lwqc.cli.report.inspection import print_comparison, print_inspection
+    from lwqc.decide.explain.comparison import compare
     from lwqc.decide.explain.inspection import inspect_model
+    from lwqc.decide.explain.structure import structure, to_dot
     from lwqc.model import io
     from lwqc.runtime.data import open_data
 
@@ -73,7 +86,17 @@ def inspect(
     dims = next(iter(parse_shapes(shape)), {})
     feeds = open_data(data, loaded, shapes=dims) if data is not None else None
     found = inspect_model(loaded, str(model), dims, resizable, feeds)
-    if as_json:
+    if dot is not None or svg is not None:
+        text = to_dot(structure(found, groups=groups or not branches, branches=branches))
+        draw(text, dot, svg, inputs=(model,))
+    if against is not None:
+        other = io.load(against, constant_inputs=constant_inputs)
+        compared = compare(found, inspect_model(other, str(against), dims, resizable))
+        if as_json:
+            print(json.dumps(compared.to_dict(), indent=1))
+        else:
+            print_comparison(compared, Console())
+    elif as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
         print_inspection(

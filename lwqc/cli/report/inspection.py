@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from lwqc.cli.report.terminal import print_left_alone, print_reasons, size_text
 from lwqc.decide.explain.branch_diagnostics import BranchDiagnostics
+from lwqc.decide.explain.comparison import Comparison
 from lwqc.decide.explain.inspection import Inspection
 from lwqc.graph.cost import total
 from lwqc.graph.groups import Groups
@@ -41,6 +42,24 @@ def print_inspection(
     if groups or branches:
         return
     print_left_alone([], found.sites.skipped, console)
+
+
+def print_comparison(found: Comparison, console: Console) -> None:
+    """One row for each thing that differs, or that nothing does."""
+    if not found.changes:
+        console.print("no differences in sizes, operators, groups, branches or sites", markup=False)
+        return
+    table = Table("what", "name", found.before.name, found.after.name)
+    for change in found.changes:
+        cells = (change.what, change.name, _cell(change.before), _cell(change.after))
+        table.add_row(*map(escape, cells))
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _print_branches(found: Inspection, console: Console) -> None:
