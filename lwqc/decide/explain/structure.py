@@ -63,10 +63,10 @@ def _add_groups(graph: nx.DiGraph[Key], found: Inspection) -> None:
             statistics=group.statistics,
             marks=sorted(group.marks),
         )
-    for *ends, axes in found.groups.to_networkx().edges(data="axes"):
-        group, tensor = sorted(ends)  # by kind, "group" before "tensor"
+    for first, second, facts in found.groups.to_networkx().edges(data=True):
+        shrinking, tensor = sorted((first, second))  # by kind, "group" before "tensor"
         graph.add_node(tensor, kind="tensor", frozen={})
-        graph.add_edge(group, tensor, axes=axes)
+        graph.add_edge(shrinking, tensor, axes=facts["axes"])
     for axis in found.groups.frozen:
         if ("tensor", axis.tensor) not in graph:
             graph.add_node(("tensor", axis.tensor), kind="tensor", frozen={})
