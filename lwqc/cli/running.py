@@ -176,6 +176,7 @@ def finish_row(models: Generator[Compressed, None, None], output: Path, as_json:
     from rich.console import Console
 
     from lwqc.cli.report.terminal import row_table
+    from lwqc.model.saving import publish_together
 
     with closing(models), ExitStack() as drafts:
         row = []
@@ -183,8 +184,7 @@ def finish_row(models: Generator[Compressed, None, None], output: Path, as_json:
             path = output.with_name(f"{output.stem}-{number}{output.suffix}")
             plan = path.with_suffix(".plan.json")
             row.append(drafts.enter_context(done.drafted(path, plan=plan)))
-        for draft in row:
-            draft.files.publish()
+        publish_together([draft.files for draft in row])
     reports = [draft.report for draft in row]
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))

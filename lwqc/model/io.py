@@ -21,15 +21,8 @@ from lwqc.errors import InputError
 from lwqc.model.kept_parts import keep_parts
 from lwqc.model.model_stream import skeleton, weightless, write_inline
 from lwqc.model.normal_form import normalise
-from lwqc.model.saving import (
-    EXTERNAL_ABOVE_BYTES,
-    Draft,
-    SavedModel,
-    check_output,
-    drafted,
-    save,
-    weight_bytes,
-)
+from lwqc.model.outputs import check_output
+from lwqc.model.saving import EXTERNAL_ABOVE_BYTES, Draft, SavedModel, drafted, save, weight_bytes
 from lwqc.model.tensor_bytes import chunks, read_array, read_rows
 from lwqc.model.untrusted import MAX_OPSET, MIN_OPSET, checked_proto
 from lwqc.model.weights import static_shape

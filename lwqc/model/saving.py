@@ -2,14 +2,14 @@
 
 Everything goes to a temporary folder beside the target, `.NAME.lwqc-PID-XXXX.tmp`, under the names
 that it will have, and is flushed to the disk. There it can be loaded and checked before it replaces
-anything; then it is renamed, the data file first. An exception removes the folder. A killed process
-leaves it, and the next save to the same target removes those whose process is gone.
+anything; then it is renamed together with what goes with it, see `placing`. An exception removes
+the folder. A killed process leaves it, and the next save to the same target removes it.
 
-A model with external data is two files, which no file system renames together. So a data file is
-never replaced by another one: the first is `NAME.data`; if that name is taken, the new one is
-`NAME.HASH.data`, named by its content. The rename of the model file then switches from one whole
-pair to the other, and the data file that the old model used is removed last. A process killed
-between the renames leaves one data file that no model refers to.
+A model with external data is two files. The data file is named by its content,
+`NAME.HASH.data`, and never replaced by another one: the rename of the model file switches from one
+whole pair to the other, and the same model gives the same bytes however often it is saved. The data
+file that the old model used is removed last. A process killed between the renames leaves one data
+file that no model refers to, which the next save removes as well.
 """
 
 from __future__ import annotations
@@ -17,12 +17,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
-import signal
 import stat
-import threading
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -32,8 +28,12 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from lwqc.errors import InputError
+from lwqc.model.interrupts import terminable
 from lwqc.model.model_stream import external_proto, write_data, write_inline
+from lwqc.model.outputs import check_output
 from lwqc.model.paths import link_free
+from lwqc.model.placing import OLD, Move, place_together
+from lwqc.model.scratch import Scratch, beside
 from lwqc.model.untrusted import tensor_protos
 
 EXTERNAL_ABOVE_BYTES = 1_500_000_000  # a protobuf file ends at 2 GB
@@ -56,41 +56,6 @@ def weight_bytes(model: ir.Model) -> int:
         for value in graph.initializers.values()
         if value.const_value is not None
     )
-
-
-def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse, before any work, an output that cannot be written or that is one of the inputs.
-
-    An input counts as the output through symbolic and hard links too, and so does one at the
-    name of the output's data file.
-    """
-    target = link_free(Path(path))
-    try:
-        _check_place(target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
-    for other in map(Path, inputs):
-        for written in (target, _data_name(target)):
-            if written.exists() and other.exists() and written.samefile(other):
-                raise InputError(f"{written}: is the input itself; choose another output")
-
-
-def _check_place(target: Path) -> None:
-    if target.is_dir():
-        raise InputError(f"{target}: is a folder; expected a file name for the output")
-    folder = target.parent
-    if not folder.is_dir():
-        raise InputError(f"{target}: the folder {folder} does not exist; create it first")
-    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        raise InputError(f"{target}: is not a regular file; choose another output")
-    probe = folder / f".lwqc-probe-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"{target}: the folder {folder} is not writable: {error.strerror}"
-        ) from error
 
 
 def save(
@@ -137,43 +102,44 @@ def drafted(
     check_output(target, [])
     if external_data is None:
         external_data = weight_bytes(model) > EXTERNAL_ABOVE_BYTES
-    folder = _temporary(target)
-    draft = Draft(target, folder / target.name, model)
-    try:
-        with _terminable():
-            _remove_stale(target)
-            with _disk():
-                folder.mkdir()
+    used = _read_by(model)
+    with terminable(), _written(target, "; nothing is left of it"):
+        with _disk():
+            scratch = beside(target, last=lambda left: _remove_orphans(left, target, used))
+        draft = Draft(target, scratch.path / target.name, model, _scratches=[scratch])
+        try:
             draft.write(external_data, workers, in_flight_bytes)
             yield draft
-    except _WriteError as error:
-        raise InputError(f"{target}: cannot be written: {error}; nothing is left of it") from error
-    finally:
-        draft.remove()
+        finally:
+            draft.remove()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file; it appears whole or not at all. Raises InputError."""
     target = link_free(Path(path))
     check_output(target, [])
-    temporary = _temporary(target)
-    try:
-        _write_whole(temporary, text)
+    with terminable(), _written(target):
         with _disk():
-            os.replace(temporary, target)
+            scratch = beside(target)
+        try:
+            _write_whole(scratch.path / target.name, text)
+            with _disk():
+                place_together([Move(scratch.path / target.name, target)])
+        finally:
+            scratch.close()
+
+
+@contextlib.contextmanager
+def _written(target: Path, what: str = "") -> Iterator[None]:
+    try:
+        yield
     except _WriteError as error:
-        raise InputError(f"{target}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise InputError(f"{target}: cannot be written: {error}{what}") from error
 
 
 def _write_whole(path: Path, text: str) -> None:
     with _synced(path) as file:
         file.write(text.encode())
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.lwqc-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
 class _WriteError(Exception):
@@ -192,8 +158,8 @@ class Draft:
     path: Path
     _model: ir.Model
     data_path: Path | None = None
-    _placed: Path | None = None
-    _texts: dict[Path, Path] = field(default_factory=dict)
+    _files: list[Move] = field(default_factory=list)
+    _scratches: list[Scratch] = field(default_factory=list)
 
     @property
     def size_bytes(self) -> int:
@@ -209,48 +175,63 @@ class Draft:
         temporary = self.path.with_name("data.tmp")
         with _synced(temporary) as file:
             offsets, digest = write_data(self._model, file, workers, in_flight_bytes)
-        final = _data_name(self.target)
-        if final.exists():
-            final = self.target.with_name(f"{self.target.name}.{digest[:16]}.data")
-        self.data_path = self.path.with_name(final.name)
+        self.data_path = self.path.with_name(f"{self.target.name}.{digest[:16]}.data")
         with _disk():
             temporary.rename(self.data_path)
         with _synced(self.path) as file:
-            file.write(external_proto(self._model, offsets, final.name))
+            file.write(external_proto(self._model, offsets, self.data_path.name))
 
     def add_text(self, path: Path, text: str) -> None:
-        """A text file that appears with the model, and only with it."""
+        """A text file that appears with the model, and only with it. Raises InputError."""
         final = link_free(path)
-        self._texts[final] = _temporary(final)
-        _write_whole(self._texts[final], text)
+        check_output(final, [])
+        with _disk():
+            scratch = beside(final)
+        self._scratches.append(scratch)
+        _write_whole(scratch.path / final.name, text)
+        self._files.append(Move(scratch.path / final.name, final))
 
     def publish(self) -> SavedModel:
-        """Rename the data file, then the model that names it, then what goes with it."""
-        size, old = self.size_bytes, _data_of(self.target)
-        data = None if self.data_path is None else self.target.with_name(self.data_path.name)
-        with _disk():
-            if self.target.exists():
-                self.path.chmod(stat.S_IMODE(self.target.stat().st_mode))
-            if self.data_path is not None and data is not None:
-                self._placed = None if data.exists() else data
-                _place(self.data_path, data)
-            os.replace(self.path, self.target)
-            for final, temporary in self._texts.items():
-                os.replace(temporary, final)
-            _sync_folder(self.target.parent)
-        _remove_unused(self.target, old, data, self._model)
-        return SavedModel(self.target, data, size)
+        """Put everything in its place, see `publish_together`."""
+        return publish_together([self])[0]
+
+    @property
+    def moves(self) -> list[Move]:
+        """The data file, what goes with the model, and the model, which refers to them."""
+        data = self.data_path
+        first = [] if data is None else [Move(data, self.target.with_name(data.name), new=True)]
+        return [*first, *self._files, Move(self.path, self.target)]
+
+    def keep_mode(self, names: Iterable[str]) -> None:
+        """Give the data file the permissions of the old model's, which had one of these names."""
+        old = [file for name in names if (file := self.target.with_name(name)).is_file()]
+        if self.data_path is not None and old:
+            self.data_path.chmod(stat.S_IMODE(old[0].stat().st_mode))
 
     def remove(self) -> None:
-        """Remove what is left. The temporary model is gone exactly if it was published."""
-        placed = self._placed
-        if placed is not None and self.path.exists() and placed.exists():
-            left = self.data_path is not None and self.data_path.exists()
-            if not left or placed.samefile(self.data_path or placed):
-                placed.unlink()
-        for temporary in self._texts.values():
-            temporary.unlink(missing_ok=True)
-        shutil.rmtree(self.path.parent, ignore_errors=True)
+        """Remove what was not published."""
+        for scratch in self._scratches:
+            scratch.close()
+
+
+def publish_together(drafts: Sequence[Draft]) -> list[SavedModel]:
+    """Put models and what goes with them in their places: all of it, or nothing.
+
+    Raises InputError when a file cannot be renamed; then everything is as before.
+    """
+    sizes = [draft.size_bytes for draft in drafts]
+    before = [_data_of(draft.target) for draft in drafts]
+    with _written(drafts[0].target), _disk():
+        for draft, old in zip(drafts, before, strict=True):
+            draft.keep_mode(old)
+        place_together([move for draft in drafts for move in draft.moves])
+    saved = []
+    for draft, size, old in zip(drafts, sizes, before, strict=True):
+        name = None if draft.data_path is None else draft.data_path.name
+        _remove_unused(draft.target, old - {name}, _read_by(draft._model))
+        data = None if name is None else draft.target.with_name(name)
+        saved.append(SavedModel(draft.target, data, size))
+    return saved
 
 
 class _Writer:
@@ -287,36 +268,6 @@ def _synced(path: Path) -> Iterator[_Writer]:
             file.close()
 
 
-def _place(temporary: Path, data: Path) -> None:
-    """Rename, but never over a data file that another save put there in the meantime."""
-    if data.exists():  # named by its content, so the same bytes
-        os.replace(temporary, data)
-        return
-    try:
-        os.link(temporary, data)
-    except FileExistsError as error:
-        raise _WriteError(f"{data.name} was just written by another process") from error
-    except OSError:  # a file system without hard links
-        os.replace(temporary, data)
-    else:
-        temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems refuse
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _data_name(target: Path) -> Path:
-    return target.with_name(f"{target.name}.data")
-
-
 def _data_of(target: Path) -> set[str]:
     """Data files that the model now at `target` refers to; none if there is no readable model."""
     if not target.exists():
@@ -330,56 +281,31 @@ def _data_of(target: Path) -> set[str]:
         return set()
 
 
-def _remove_unused(target: Path, old: set[str], current: Path | None, model: ir.Model) -> None:
-    """Remove the data files, named by an earlier save, of the model that was just replaced."""
-    ours = re.compile(re.escape(target.name) + r"(\.[0-9a-f]{16})?\.data")
-    used = {
+def _read_by(model: ir.Model) -> set[str]:
+    """Real names of the files that a model in memory still reads from."""
+    return {
         os.path.realpath(v.const_value.path)
         for g in model.graphs()
         for v in g.initializers.values()
         if isinstance(v.const_value, ir.ExternalTensor)
     }
-    for name in old:
+
+
+def _remove_unused(target: Path, names: Iterable[str], used: set[str]) -> None:
+    """Remove data files that an earlier save to this target wrote, but for those in use."""
+    ours = re.compile(re.escape(target.name) + r"\.[0-9a-f]{16}\.data")
+    for name in names:
         file = target.with_name(name)
-        if ours.fullmatch(name) and file != current and os.path.realpath(file) not in used:
+        if ours.fullmatch(name) and os.path.realpath(file) not in used:
             with contextlib.suppress(OSError):
                 file.unlink()
 
 
-def _remove_stale(target: Path) -> None:
-    """Remove temporaries of processes that were killed while saving this target."""
-    ours = re.compile(re.escape(f".{target.name}.lwqc-") + r"(\d+)-[0-9a-f]{8}(\.data)?\.tmp")
-    for file in target.parent.iterdir():
-        match = ours.fullmatch(file.name)
-        if match and not _alive(int(match[1])):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
+def _remove_orphans(left: Path, target: Path, used: set[str]) -> None:
+    """Remove data files that a killed process put in their place, or had yet to remove.
 
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix":  # os.kill would end the process there
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that temporaries are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    left: the folder that it left, with the models that refer to them.
+    """
+    models = [left / target.name, left / f"{target.name}{OLD}"]
+    names = set().union(*map(_data_of, models)) - _data_of(target)
+    _remove_unused(target, names, used)

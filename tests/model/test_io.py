@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lwqc.errors import InputError
 from lwqc.model import io
+from lwqc.model.scratch import beside
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((16, 32)).astype(np.float32)
@@ -618,7 +619,6 @@ def test_check_output(tmp_path: Path) -> None:
     path = write(tmp_path, linear_proto())
     (tmp_path / "soft.onnx").symlink_to("m.onnx")
     (tmp_path / "hard.onnx").hardlink_to(path)
-    (tmp_path / "out.onnx.data").touch()
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")
     for target, inputs, pattern in (
@@ -628,7 +628,6 @@ def test_check_output(tmp_path: Path) -> None:
         (path, [path], "is the input itself"),
         (tmp_path / "soft.onnx", [path], "is the input itself"),
         (tmp_path / "hard.onnx", [path], "is the input itself"),
-        (tmp_path / "out.onnx", [tmp_path / "out.onnx.data"], "is the input itself"),
         (tmp_path / "pipe", [], "not a regular file"),
         (Path("/dev/null"), [], "not a regular file"),
         (Path("/proc/m.onnx"), [], "not writable"),
@@ -798,15 +797,112 @@ def test_interrupted_save(tmp_path: Path, name: str, external: bool) -> None:
 
 def test_temporaries_of_living_processes_and_other_targets_stay(tmp_path: Path) -> None:
     model = io.load(write(tmp_path, linear_proto()))
-    kept = [
+    living = beside(tmp_path / "out.onnx")
+    kept = [".other.onnx.lwqc-999999999-0123abcd.tmp", ".out.onnx.lwqc-mine.tmp"]
+    # The next process in a container may have the number of the one that was killed.
+    left = [
         f".out.onnx.lwqc-{os.getpid()}-0123abcd.tmp",
-        ".other.onnx.lwqc-999999999-0123abcd.tmp",
-        ".out.onnx.lwqc-mine.tmp",
+        ".out.onnx.lwqc-999999999-0123abcd.data.tmp",
     ]
-    for name in [*kept, ".out.onnx.lwqc-999999999-0123abcd.data.tmp"]:
+    for name in [*kept, *left]:
         (tmp_path / name).touch()
+    (tmp_path / ".out.onnx.lwqc-1-00000000.tmp").mkdir()
+    (tmp_path / ".out.onnx.lwqc-2-00000000.tmp").symlink_to(tmp_path / "m.onnx")
     io.save(model, tmp_path / "out.onnx")
+    kept += [living.path.name, ".out.onnx.lwqc-2-00000000.tmp"]
     assert leftovers(tmp_path) == sorted([*kept, "m.onnx", "out.onnx"])
+    living.close()
+    assert not living.path.exists()
+
+
+def test_saving_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    first = io.load(write(tmp_path, linear_proto()))
+    second = io.load(write(tmp_path, linear_proto(WEIGHT + 1)))
+    target = tmp_path / "out.onnx"
+
+    def saved(model: ir.Model) -> dict[str, bytes]:
+        io.save(model, target, external_data=True)
+        return {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    once = saved(first)
+    assert saved(first) == once
+    assert saved(second) != once
+    assert saved(first) == once
+
+
+@pytest.mark.parametrize("left", ["out.onnx", "out.onnx.old"])
+def test_data_of_a_killed_save_is_removed_by_the_next(tmp_path: Path, left: str) -> None:
+    """Killed between the renames of data and model, and between those and the clean-up."""
+    first = io.load(write(tmp_path, linear_proto()))
+    second = io.load(write(tmp_path, linear_proto(WEIGHT + 1)))
+    target, folder = tmp_path / "out.onnx", tmp_path / ".out.onnx.lwqc-5-00000000.tmp"
+    orphan = io.save(second, target, external_data=True).data_path
+    assert orphan is not None
+    model, content = target.read_bytes(), orphan.read_bytes()
+    io.save(first, target, external_data=True)
+    before = leftovers(tmp_path)
+    folder.mkdir()
+    (folder / left).write_bytes(model)
+    orphan.write_bytes(content)
+    io.save(first, target, external_data=True)
+    assert leftovers(tmp_path) == before
+
+
+def test_plan_and_model_keep_their_permissions(tmp_path: Path) -> None:
+    model = io.load(write(tmp_path, linear_proto()))
+    other = io.load(write(tmp_path, linear_proto(WEIGHT + 1)))
+    target, text = tmp_path / "out.onnx", tmp_path / "plan.json"
+
+    def saved(model: ir.Model) -> list[Path]:
+        with io.drafted(model, target, external_data=True) as draft:
+            draft.add_text(text, "{}")
+            made = draft.publish()
+        assert made.data_path is not None
+        return [target, text, made.data_path]
+
+    for file, mode in zip(saved(model), (0o600, 0o640, 0o604), strict=True):
+        file.chmod(mode)
+    assert [oct(f.stat().st_mode & 0o777) for f in saved(other)] == ["0o600", "0o640", "0o604"]
+
+
+def test_what_belongs_together_appears_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = io.load(write(tmp_path, linear_proto()))
+    target, text = tmp_path / "out.onnx", tmp_path / "plan.json"
+    replace = os.replace
+
+    def attempt(broken: Path) -> None:
+        def fail(source: Path, destination: Path) -> None:
+            if destination == broken and Path(source).suffix != ".old":
+                raise OSError(errno.EIO, "Input/output error")
+            replace(source, destination)
+
+        with monkeypatch.context() as patch, io.drafted(model, target) as draft:
+            draft.add_text(text, "new")
+            patch.setattr(os, "replace", fail)
+            with pytest.raises(InputError, match="Input/output error"):
+                draft.publish()
+
+    for broken in (target, text):
+        attempt(broken)
+        assert leftovers(tmp_path) == ["m.onnx"]
+    target.write_text("old model")
+    text.write_text("old plan")
+    for broken in (target, text):
+        attempt(broken)
+        assert leftovers(tmp_path) == ["m.onnx", "out.onnx", "plan.json"]
+        assert (target.read_text(), text.read_text()) == ("old model", "old plan")
+
+
+def test_a_foreign_file_under_the_name_of_the_data_is_kept(tmp_path: Path) -> None:
+    model = io.load(write(tmp_path, linear_proto()))
+    data = io.save(model, tmp_path / "out.onnx", external_data=True).data_path
+    assert data is not None
+    data.write_bytes(b"somebody's")
+    with pytest.raises(InputError, match="holds something else"):
+        io.save(model, tmp_path / "out.onnx", external_data=True)
+    assert data.read_bytes() == b"somebody's"
 
 
 MEMORY = """
