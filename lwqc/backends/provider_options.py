@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lwqc.errors import InputError
+from lwqc.model.documents import parse_json, read_text
 from lwqc.plans.plan import Plan
 
 SUFFIX = ".options.json"
@@ -78,9 +79,9 @@ def read_options(path: Path, provider: str) -> dict[str, str]:
     if not source.exists():
         return {}
     try:
-        document: Any = json.loads(source.read_text())
+        document: Any = parse_json(read_text(source))
         if document["provider"] != provider:
             return {}
         return {str(k): str(v) for k, v in document["options"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (InputError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{source}: not a file of provider options: {error!r}") from error

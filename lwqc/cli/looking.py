@@ -295,17 +295,16 @@ def demo(
     debug: DebugOption = False,
 ) -> None:
     """Compress a small trained digit classifier that comes with lwqc."""
-    import tempfile
-
     from lwqc.decide.compress import compress_workspace, open_workspace
     from lwqc.demo import digits
+    from lwqc.model.scratch import temporary_folder
     from lwqc.plans.goals import Goals
 
     with (
-        tempfile.TemporaryDirectory() as folder,
+        temporary_folder() as folder,
         resources.as_file(resources.files("lwqc") / "demo" / "digits.onnx") as model,
     ):
-        target = output or Path(folder) / "digits.lwqc.onnx"
+        target = output or folder / "digits.lwqc.onnx"
         with progress_bars() as report:
             work = open_workspace(
                 model, data=digits.calibration(), metric=digits.accuracy, progress=report

@@ -7,7 +7,6 @@ types and ranks of the original's, and be finite where those are.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import SessionError, UnsoundResult
 from lwqc.model import io
+from lwqc.model.scratch import temporary_folder
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
 from lwqc.runtime.isolated import Isolated
 from lwqc.runtime.session import Feeds, SessionSettings, as_array, load_isolated
@@ -97,8 +97,8 @@ def _runnable(path: Path, settings: SessionSettings) -> Iterator[tuple[Path, boo
         yield path, False
         return
     WidenBfloat16()(model)
-    with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
-        stand_in = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        stand_in = folder / "model.onnx"
         io.save(model, stand_in)
         yield stand_in, True
 

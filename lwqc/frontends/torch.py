@@ -7,16 +7,15 @@ import inspect
 import io as text_io
 import logging
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
 from lwqc.errors import InputError
 from lwqc.model import io
+from lwqc.model.scratch import temporary_folder
 from lwqc.model.user_code import load_callable
 
 if TYPE_CHECKING:
@@ -139,8 +138,8 @@ def _legacy(
 ) -> ir.Model:
     """The legacy exporter only writes files; the result is read back into memory."""
     names = _input_names(torch, module, arguments, keywords)
-    with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         torch.onnx.export(
             module,
             arguments,

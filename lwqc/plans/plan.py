@@ -7,7 +7,6 @@ same model gives the same bytes.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -21,6 +20,7 @@ from pydantic import (
 )
 
 from lwqc.errors import InputError
+from lwqc.model.documents import parse_json, read_text
 from lwqc.model.saving import write_text
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.methods import Method
@@ -308,15 +308,14 @@ class Plan(_Model):
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Read a plan. Raises InputError when the file is missing or not a valid plan."""
         try:
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise InputError(f"{path}: cannot read the plan: {reason}") from error
+            text = read_text(path)
+        except InputError as error:
+            raise InputError(f"{path}: cannot read the plan: {error}") from error
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate(parse_json(text))
         except InputError as error:
             raise InputError(f"{path}: not a valid plan: {error}") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
-            raise InputError(f"{path}: not a valid plan: {where}: {first['msg']}") from error
+            raise InputError(f"{path}: not a valid plan: {where[:200]}: {first['msg']}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lwqc.errors import InputError
+from lwqc.model.documents import parse_toml, read_text
 from lwqc.plans.plan import Compensation, Format
 from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
@@ -225,9 +225,10 @@ def find(name_or_path: str) -> Recipe:
     path = Path(name_or_path)
     if path.suffix == ".toml":
         try:
-            return _parse(path.read_text(), name_or_path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot read the recipe: {error.strerror}") from error
+            text = read_text(path)
+        except InputError as error:
+            raise InputError(f"{path}: cannot read the recipe: {error}") from error
+        return _parse(text, name_or_path)
     known = ", ".join(named())
     raise InputError(f"recipe {name_or_path!r} is not known; expected a .toml file or {known}")
 
@@ -267,9 +268,9 @@ def uniform_recipe(
 
 def _parse(text: str, label: str) -> Recipe:
     try:
-        return Recipe.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{label}: not valid TOML: {error}") from error
+        return Recipe.model_validate(parse_toml(text))
+    except InputError as error:
+        raise InputError(f"{label}: not a valid recipe: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "recipe"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import onnx_ir as ir
 
 from lwqc.errors import InputError, LwqcError
 from lwqc.model import io
+from lwqc.model.scratch import temporary_folder
 from lwqc.runtime.session import Feeds, Loadable, Session
 
 _RUNS = 3
@@ -32,15 +32,15 @@ def peak_memory(model: Loadable, feeds: Feeds) -> int:
     """
     if not can_measure_memory():
         raise InputError("memory is measured on Linux only")
-    with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         if isinstance(model, ir.Model):
             io.save(model, path)
         elif isinstance(model, bytes):
             path.write_bytes(model)
         else:
             path = Path(model)
-        inputs = Path(folder) / "feeds.npz"
+        inputs = folder / "feeds.npz"
         # By position: an input may have any name, also one that np.savez takes for its own.
         np.savez(inputs, *(a.astype(str) if a.dtype == object else a for a in feeds.values()))
         call = [sys.executable, "-c", _CHILD, json.dumps(sys.path)]

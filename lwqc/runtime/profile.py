@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from lwqc.model.scratch import temporary_folder
 from lwqc.runtime.session import Feeds, Loadable, Session, SessionSettings
 from lwqc.runtime.settling import is_known
 
@@ -30,8 +30,8 @@ def operator_times(model: Loadable, feeds: Feeds) -> dict[str, OperatorTime]:
     Of ten runs, or as few as take equally long.
     Nodes in subgraphs are counted with their own operator and again within the one that runs them.
     """
-    with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
-        settings = SessionSettings(profile=str(Path(folder) / "profile"))
+    with temporary_folder() as folder:
+        settings = SessionSettings(profile=str(folder / "profile"))
         session = Session(model, settings, label="profiled model")
         for _ in range(_WARM_UP):
             session(feeds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError, LwqcError, SessionError
 from lwqc.model import io
 from lwqc.model.kept_parts import forget_parts
+from lwqc.model.scratch import Scratch, temporary, temporary_folder
 from lwqc.runtime.isolated import Isolated, Signature, shared
 from lwqc.runtime.settling import Settled
 
@@ -410,8 +410,8 @@ def read_back(
 
     Writing that graph changes nothing of how the session runs.
     """
-    with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
-        path = str(Path(folder) / "optimized.onnx")
+    with temporary_folder() as folder:
+        path = str(folder / "optimized.onnx")
         chosen = settings or SessionSettings()
         entries = dict(chosen.entries) | {
             "session.optimized_model_external_initializers_file_name": "weights.bin",
@@ -433,7 +433,7 @@ class as_loadable:
 
     def __init__(self, model: Loadable) -> None:
         self._model = model
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
 
     def __enter__(self) -> str | bytes:
         if isinstance(self._model, bytes):
@@ -442,14 +442,14 @@ class as_loadable:
             return os.fspath(self._model)
         if io.weight_bytes(self._model) < 1_500_000_000:
             return io.to_bytes(self._model)
-        self._folder = tempfile.TemporaryDirectory(prefix="lwqc-")
-        path = Path(self._folder.name) / "model.onnx"
+        self._folder = temporary()
+        path = self._folder.path / "model.onnx"
         io.save(self._model, path, external_data=True)
         return str(path)
 
     def __exit__(self, *exc: object) -> None:
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
 
 
 def time_runs(

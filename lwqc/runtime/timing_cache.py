@@ -10,6 +10,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lwqc.errors import InputError
+from lwqc.model.documents import parse_json, read_text
+from lwqc.model.saving import write_text
 from lwqc.runtime.session import VERSION, default_threads
 
 Pair = tuple[float, float]  # seconds of the float operator, and of a form
@@ -44,15 +47,10 @@ class TimingCache:
         """Write what is new; a folder that cannot be written only costs the next run time."""
         if self.path is None or not self.changed:
             return
-        scratch = self.path.with_suffix(f".{os.getpid()}")
-        try:
+        with suppress(OSError, InputError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             merged = {**_read(self.path), **self.known}
-            scratch.write_text(json.dumps(merged, indent=0))
-            os.replace(scratch, self.path)
-        except OSError:
-            with suppress(OSError):
-                scratch.unlink()
+            write_text(self.path, json.dumps(merged, indent=0))
 
 
 def _path() -> Path | None:
@@ -91,7 +89,7 @@ def _read(path: Path | None) -> dict[str, Pair]:
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(read_text(path))
         return {str(k): (float(a), float(b)) for k, (a, b) in found.items() if a > 0 and b > 0}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (InputError, ValueError, TypeError, AttributeError):
         return {}

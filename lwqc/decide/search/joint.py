@@ -121,6 +121,9 @@ def _opened(
     except (InputError, GeneratorExit):  # of which another try makes nothing else
         log.close(remove=not control.resume)
         raise
+    except BaseException:
+        log.close(remove=False)
+        raise
     log.close(remove=True)
 
 
@@ -139,7 +142,9 @@ def _searching(
     limits = _limits(work, goals, log)
     if "format" in section.kinds:  # the space depends on times that a resumed run would take anew
         slow = log.fact(
-            "slow products", lambda: {str(b): sorted(s) for b, s in slow_products(base).items()}
+            "slow products",
+            lambda: {str(b): sorted(s) for b, s in slow_products(base).items()},
+            dict[int, list[str]],
         )
         base.slow_products.update({int(bits): frozenset(sites) for bits, sites in slow.items()})
     found = _model(base, section, recipe, goals, limits)

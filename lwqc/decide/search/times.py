@@ -26,15 +26,17 @@ from lwqc.compile.timing import (
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.planning import unchanged
 from lwqc.decide.search.items import SearchModel
-from lwqc.decide.search.log import SearchLog
+from lwqc.decide.search.log import Amount, SearchLog
 from lwqc.decide.search.pace import TIME
 from lwqc.decide.search.space import Written
+from lwqc.errors import InputError
 from lwqc.graph.sites import Site
 from lwqc.plans.plan import SiteEntry
 from lwqc.runtime.measure import medians_ms
 from lwqc.runtime.profile import operator_times
 from lwqc.runtime.served import relative_times
 
+_SITES = dict[str, list[tuple[Amount, Amount]]]
 _SECONDS = 2.0  # of timing per model
 _CONSTANT = 0.1  # of a site's time, where a narrower one cannot be timed
 _MOST_SITES = 0.95  # of the whole model's time that its sites may account for
@@ -42,11 +44,13 @@ _MOST_SITES = 0.95  # of the whole model's time that its sites may account for
 
 def measure_times(found: SearchModel, log: SearchLog) -> None:
     """Set the times of the space. Measured once for a log: resumed searches use the same."""
-    times = log.fact("milliseconds, constant", lambda: _site_times(found.work, found))
+    times = log.fact("milliseconds, constant", lambda: _site_times(found.work, found), _SITES)
     share = log.fact("share of the float model", lambda: _float_share(found.work))
     whole = float(share) * reference_ms(found.work, log)
-    by_type = log.fact("operators", lambda: _operator_ms(found.work))
+    by_type = log.fact("operators", lambda: _operator_ms(found.work), dict[str, Amount])
     space = found.space
+    if any(len(times[s.name]) != len(s.entries) for s in space.stored if s.name in times):
+        raise InputError("the search file has times of other formats: run without --resume")
     floats = sum(times[s.name][-1][0] for s in space.stored if s.name in times)
     scale = min(1.0, _MOST_SITES * whole / max(floats, 1e-12))
     space.stored = tuple(

@@ -11,7 +11,6 @@ import math
 import os
 import pickle
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from lwqc.decide.allocators.evolutionary import Candidate
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.trial_model import LITTLE, TrialModel, TrialSpec
 from lwqc.errors import InputError, LwqcError
+from lwqc.model.scratch import temporary_folder
 
 Evaluate = Callable[[Sequence[Candidate], int], list[float]]
 _RESTARTS = 3
@@ -55,8 +55,8 @@ def workers(
             yield lambda candidates, stage: [trial.score(c, stage) for c in candidates]
             return
         del trial  # processes build their own
-    with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
-        path = Path(folder) / "trial"
+    with temporary_folder() as folder:
+        path = folder / "trial"
         data = pickle.dumps(spec)
         path.write_bytes(data)
         pool = _Pool(count, str(path), hashlib.sha256(data).hexdigest())

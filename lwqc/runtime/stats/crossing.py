@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from lwqc.model.scratch import Scratch, temporary
 from lwqc.runtime.stats.collector import Array
 
 
@@ -17,7 +17,7 @@ class Crossing:
         self._limit = limit_bytes
         self._held: dict[tuple[str, int], Array | Path] = {}
         self._bytes = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
         self._files = 0
 
     def put(self, name: str, feed: int, array: Array) -> None:
@@ -53,8 +53,8 @@ class Crossing:
 
     def _spilled(self, array: Array) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="lwqc-")
+            self._folder = temporary()
         self._files += 1
-        path = Path(self._folder.name) / f"{self._files}.npy"
+        path = self._folder.path / f"{self._files}.npy"
         np.save(path, array)
         return path
