@@ -86,7 +86,7 @@ class CpuTarget:
         blocks = site.ops <= _BLOCK_OPS and fmt.block is not None and site.has_kernels
         if blocks and not _unpacks(site, entry):
             return _block_form(site, entry)
-        if fmt.kind != "int":
+        if fmt.kind not in ("int", "fp16"):
             return f"{fmt.kind} has no kernel for {'+'.join(sorted(site.ops))}"
         if entry.activation != "none":
             return f"8-bit activations with {fmt} weights have no kernel for {site.op}"

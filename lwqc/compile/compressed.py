@@ -22,6 +22,7 @@ from lwqc.compile.steps.removed_branches import RemovedBranches
 from lwqc.compile.workspace import Workspace, data_files
 from lwqc.graph.sites import Site
 from lwqc.model import io
+from lwqc.passes.widen_bfloat16 import has_bfloat16
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan
 from lwqc.runtime.measure import NOISE, OperatorRow, latencies, operator_rows
@@ -123,7 +124,8 @@ class Compressed:
             gone,
             any_float=floats is not None and floats.boundary,
         )
-        check_saved(files.path, expected, work.target.settings(), str(files.target))
+        settings, brain = work.target.settings(), has_bfloat16(self.model)
+        check_saved(files.path, expected, settings, str(files.target), brain=brain)
 
 
 @dataclass(frozen=True)

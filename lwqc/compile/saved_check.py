@@ -44,16 +44,23 @@ class Expected:
 
 
 def check_saved(
-    path: Path, expected: Expected | None, settings: SessionSettings, label: str
+    path: Path,
+    expected: Expected | None,
+    settings: SessionSettings,
+    label: str,
+    *,
+    brain: bool = False,
 ) -> None:
     """Load a saved model in another process and run it once. Raises UnsoundResult.
 
     expected: None where there is nothing to compare with; then it is only loaded. settings: of the
-    session; without a device that has it, float32 stands in for bfloat16. label: for messages.
+    session. label: for messages. brain: whether it computes in bfloat16, for which float32 stands
+    in without a device that has it.
     """
     process = Isolated()
+    widened = brain and settings.provider == SessionSettings().provider
     try:
-        with _runnable(path, settings) as (file, widened):
+        with _runnable(path, widened) as file:
             signature = load_isolated(process, file, settings)
             if expected is not None:
                 values = process.run(_widened(expected.feeds) if widened else expected.feeds) or []
@@ -81,7 +88,8 @@ def save(
     """
     with io.drafted(model, path, external_data=external_data) as draft:
         if verify:
-            check_saved(draft.path, None, SessionSettings(), str(draft.target))
+            label, brain = str(draft.target), has_bfloat16(model)
+            check_saved(draft.path, None, SessionSettings(), label, brain=brain)
         return draft.publish()
 
 
@@ -90,17 +98,17 @@ class _Unlike(Exception):
 
 
 @contextmanager
-def _runnable(path: Path, settings: SessionSettings) -> Iterator[tuple[Path, bool]]:
-    """A file that runs here, and whether it is another one: the CPU has no bfloat16."""
-    model = io.load(path)
-    if settings.provider != SessionSettings().provider or not has_bfloat16(model):
-        yield path, False
+def _runnable(path: Path, widened: bool) -> Iterator[Path]:
+    """A file that runs here: the CPU has no bfloat16."""
+    if not widened:
+        yield path
         return
+    model = io.load(path)
     WidenBfloat16()(model)
     with temporary_folder() as folder:
         stand_in = folder / "model.onnx"
         io.save(model, stand_in)
-        yield stand_in, True
+        yield stand_in
 
 
 def _widened(feeds: Feeds) -> dict[str, Array]:

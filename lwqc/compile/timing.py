@@ -39,7 +39,7 @@ def site_times(work: Workspace, plan: Plan) -> dict[str, tuple[Pair, ...]]:
     shapes = [activation_shapes(work, one) for one in work.served]
     report = work.report("timing sites")
     found: dict[str, tuple[Pair, ...]] = {}
-    with TimingCache.opened() as cache:
+    with TimingCache.opened(work.timings) as cache:
         for done, site in enumerate(timed):
             entry = plan.quantize[site.name]
             at = [known[site.name] for known in shapes if site.name in known]

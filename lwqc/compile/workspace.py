@@ -29,6 +29,7 @@ from lwqc.passes.cleanup import Cleaned
 from lwqc.passes.encoded_weights import EncodedWeights, Known
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
 from lwqc.plans.plan import Floats, Plan, SiteEntry, Source
+from lwqc.quant.half import fits_half
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.measure import Metric, compare, worst_drop
 from lwqc.runtime.recorded import Recorded
@@ -83,10 +84,11 @@ class Workspace:
     cleaned: the same of `lwqc.cleaned`, with what was done.
     known: weights whose codes the model had already. allow_fallback: nodes that the target would
     run elsewhere are accepted. floats: what the target computes in, once that is decided.
-    probed: sites -> error at the outputs that was measured with them in the probe format.
+    probed: layout of an entry -> sites -> error at the outputs that was measured with them in it.
     ranges: of activations, by method and tensor.
     slow_products, activation_shapes: what the functions of these names in `timing` found.
     shapes: sizes of dynamic dimensions that the model will serve; none: those of the data.
+    timings: seconds of single sites by what was timed, of this and all derived work.
     unusable: why candidates were given up that the runtime does not load or run, a line each, of
     this work and all that is derived from it.
     """
@@ -106,13 +108,14 @@ class Workspace:
     incomparable: frozenset[str] = frozenset()
     progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
     versions: dict[str, Workspace] = field(default_factory=dict, repr=False)
-    probed: dict[tuple[str, ...], float] = field(default_factory=dict, repr=False)
+    probed: dict[str, dict[tuple[str, ...], float]] = field(default_factory=dict, repr=False)
     ranges: dict[tuple[str, str], Range] = field(default_factory=dict, repr=False)
     slow_products: dict[int, frozenset[str]] = field(default_factory=dict, repr=False)
     activation_shapes: dict[str, dict[str, tuple[int, ...]]] = field(
         default_factory=dict, repr=False
     )
     cleaned: dict[str, tuple[Workspace, Cleaned]] = field(default_factory=dict, repr=False)
+    timings: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     unusable: dict[str, None] = field(default_factory=dict, repr=False)
 
     def report(self, stage: str) -> Callable[[int, int], None]:
@@ -174,6 +177,8 @@ class Workspace:
         if peak == np.inf:
             return "holds NaN or infinity"
         fmt = entry.weight
+        if fmt.kind == "fp16":
+            return entry if fits_half(peak) else "float16 does not hold its numbers"
         # onnxruntime 1.31.1 computes 8-bit blocks with 8-bit activations wrongly where
         # optimizations are off and scales are cast from float16.
         cast = fmt.bits == 8 and fmt.block is not None and entry.activation == "dynamic"
@@ -334,8 +339,16 @@ class Workspace:
 
         Why is kept in `unusable`.
         """
+        return self._tried(plan, on_all=False)
+
+    def judged(self, plan: Plan) -> Candidate:
+        """The same, the drop being that on all data."""
+        return self._tried(plan, on_all=True)
+
+    def _tried(self, plan: Plan, *, on_all: bool) -> Candidate:
         try:
-            return self.evaluate(plan)[0]
+            candidate, session = self.evaluate(plan)
+            return replace(candidate, drop=self.full_drop(session)) if on_all else candidate
         except SessionError as error:
             self.unusable[str(error)] = None
             lowered = self.lower(plan)

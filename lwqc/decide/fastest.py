@@ -200,13 +200,19 @@ def _within(base: Base, plan: Plan, limit: float, recipe: Recipe) -> list[_Trial
 def _fitted_better(
     work: Workspace, candidate: Candidate, session: Session, recipe: Recipe
 ) -> tuple[Candidate, Session]:
-    """All codes chosen by the recipe's method, where that loses less and there is real data.
+    """Finer scales, and all codes chosen by the recipe's method, where that loses less.
 
     At 8 bits it takes most of the error of the weights away, which is all that a detector can bear.
+    The method needs real data.
     """
-    if recipe.method not in DATA_METHODS or work.data.kind != "real" or work.is_large:
+    if work.is_large:
         return candidate, session
-    fitted, loaded = work.evaluate(planning.with_method(work, candidate.plan, recipe.method))
+    plan = planning.finer(work, candidate.plan)
+    if recipe.method in DATA_METHODS and work.data.kind == "real":
+        plan = planning.with_method(work, plan, recipe.method)
+    if plan == candidate.plan:
+        return candidate, session
+    fitted, loaded = work.evaluate(plan)
     return (fitted, loaded) if fitted.drop < candidate.drop else (candidate, session)
 
 
@@ -363,13 +369,17 @@ def _relaxed(
         return candidate, session
     order = planning.by_activation_error(work, plan, integer)
     low, high = 0, len(order) - 1
-    trial, loaded = work.evaluate(planning.weight_only(work, plan, order))
+
+    def without(sites: Sequence[str]) -> Plan:
+        return planning.finer(work, planning.weight_only(work, plan, sites))
+
+    trial, loaded = work.evaluate(without(order))
     if trial.drop > limit:
         return candidate, session  # without any 8-bit activation it is too much already
     candidate, session = trial, loaded
     while low < high:
         middle = (low + high) // 2
-        trial, loaded = work.evaluate(planning.weight_only(work, plan, order[: middle + 1]))
+        trial, loaded = work.evaluate(without(order[: middle + 1]))
         if trial.drop <= limit:
             candidate, session, high = trial, loaded, middle
         else:

@@ -66,26 +66,41 @@ def choices(
     """
     sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
     curves = {s.name: _entries(work, s, _candidates(work, s, tiny, unpack), method) for s in sites}
+    return error_curves(work, curves, score)
+
+
+def error_curves(
+    work: Workspace,
+    curves: Mapping[str, Sequence[SiteEntry | None]],
+    score: Score = "measured",
+    probe: SiteEntry = PROBE,
+) -> list[Choice]:
+    """The same for given entries of each site.
+
+    probe: what the error at the model's outputs is measured with; where it is far from the entries,
+    what they cost is told less well.
+    """
     report = work.report("error curves")
     weight_errors: dict[str, tuple[list[float], float, list[float]]] = {}
     for name, entries in curves.items():
         weight_errors[name] = (
-            _errors(work, name, entries) if len(entries) > 1 else ([0.0], 0.0, [1.0])
+            _errors(work, name, entries, probe) if len(entries) > 1 else ([0.0], 0.0, [1.0])
         )
         report(len(weight_errors), len(curves))
     if score == "measured" and io.weight_bytes(work.model) <= _MEASURE_UP_TO_BYTES:
-        probed = _measured(work, [n for n, entries in curves.items() if len(entries) > 1])
+        probed = _measured(work, [n for n, entries in curves.items() if len(entries) > 1], probe)
     else:
         probed = {}
     factors = {
-        name: probed.get(name, probe) / probe
-        for name, (_, probe, _) in weight_errors.items()
-        if probe > _EXACT
+        name: probed.get(name, own) / own
+        for name, (_, own, _) in weight_errors.items()
+        if own > _EXACT
     }
     # A weight that is exact in the probe's format shows nothing: it counts like the others.
     usual = statistics.median(factors.values()) if factors else 1.0
     found = []
-    for site in sites:
+    sites = work.sites
+    for site in (sites[name] for name in curves):
         relative, _, gains = weight_errors[site.name]
         factor = factors.get(site.name, usual)
         options = [
@@ -139,7 +154,7 @@ def _entries(
 
 
 def _errors(
-    work: Workspace, name: str, entries: Sequence[SiteEntry | None]
+    work: Workspace, name: str, entries: Sequence[SiteEntry | None], probe: SiteEntry
 ) -> tuple[list[float], float, list[float]]:
     """Relative squared error at the site's output, per entry and for the probe; gains per entry.
 
@@ -163,30 +178,31 @@ def _errors(
     gained = [1.0 if e is None or e.method == "rtn" else gain(e) for e in entries]
     plain = [0.0 if e is None else error(e.model_copy(update={"method": "rtn"})) for e in entries]
     found = [g * p for g, p in zip(gained, plain, strict=True)]
-    return found, error(PROBE), gained
+    return found, error(probe), gained
 
 
-def _measured(work: Workspace, names: Sequence[str]) -> dict[str, float]:
-    found = measured_together(work, [(name,) for name in names])
+def _measured(work: Workspace, names: Sequence[str], probe: SiteEntry) -> dict[str, float]:
+    found = measured_together(work, [(name,) for name in names], probe)
     return {name: found[(name,)] for name in names}
 
 
 def measured_together(
-    work: Workspace, trials: Sequence[tuple[str, ...]]
+    work: Workspace, trials: Sequence[tuple[str, ...]], probe: SiteEntry = PROBE
 ) -> dict[tuple[str, ...], float]:
     """Relative squared error at the outputs with some sites in the probe format, by trial."""
-    new = [trial for trial in trials if trial not in work.probed]
+    known = work.probed.setdefault(probe.layout, {})
+    new = [trial for trial in trials if trial not in known]
     if new:
-        work.probed |= site_sensitivity(
+        known |= site_sensitivity(
             work.model,
             new,
-            lambda name: work.weights.get(name, PROBE).decode(),
+            lambda name: work.weights.get(name, probe).decode(),
             work.search_batches,
             lambda model: Session(model, label="sensitivity"),
             io.read_array,
             work.report("sensitivity"),
         )
-    return {trial: work.probed[trial] for trial in trials}
+    return {trial: known[trial] for trial in trials}
 
 
 def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recipe: str) -> Plan:

@@ -18,6 +18,9 @@ from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.ranges import ranges
 from lwqc.runtime.stats.rounding_noise import RoundingNoise
 
+_LEAST, _SHARE = 256, 1000  # weights, and part of all of them, that are worth fewer bits in a file
+_FINER = 1.07  # times the bytes of a scale per channel that scales per block may take
+_FEWEST_BLOCKS = 3
 Activations = Literal["none", "dynamic", "static"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 
@@ -134,7 +137,8 @@ def _wishes(
 def _first_legal(work: Workspace, site: Site, wishes: Iterator[SiteEntry]) -> SiteEntry | str:
     reason = "no format was asked for"
     for asked in wishes:
-        if site.size < MIN_WEIGHTS and asked.activation == "none":
+        small = site.size < MIN_WEIGHTS and asked.activation == "none"
+        if small and site.size < _least(work):
             return f"has only {site.size} weights"
         wish = work.storable(site.name, asked)
         if isinstance(wish, str):
@@ -142,6 +146,8 @@ def _first_legal(work: Workspace, site: Site, wishes: Iterator[SiteEntry]) -> Si
         form = work.target.form(site, wish, work.opset)
         if work.target.refuses(form):
             reason = form
+        elif small and form != "Folded":
+            reason = f"has only {site.size} weights"
         elif (
             wish.activation == "none" and wish.weight.size_bytes(site.n, site.k) >= site.float_bytes
         ):
@@ -149,6 +155,35 @@ def _first_legal(work: Workspace, site: Site, wishes: Iterator[SiteEntry]) -> Si
         else:
             return wish
     return reason
+
+
+def _least(work: Workspace) -> int:
+    """Weights below which fewer bits in the file save next to nothing of it."""
+    share = sum(s.size for s in work.analysis.sites) // _SHARE
+    return max(_LEAST, min(share, MIN_WEIGHTS))
+
+
+def finer(work: Workspace, plan: Plan) -> Plan:
+    """The plan with scales per block of inputs where 8-bit weights are only stored.
+
+    A block has a narrower range than a channel: for a few percent more bytes the error is several
+    times less. Where one scale per channel is about as fine, it stays.
+    """
+    entries, sites = {}, work.sites
+    for name, entry in plan.quantize.items():
+        site = sites[name]
+        if entry.weight != WeightFormat(8) or entry.activation != "none" or entry.has_side:
+            continue
+        plain = site.size + 4 * site.n
+        formats = (WeightFormat(8, block, True, "float16") for block in BLOCKS)
+        fmt = next((f for f in formats if f.size_bytes(site.n, site.k) <= _FINER * plain), None)
+        if fmt is None or fmt.blocks(site.k) < _FEWEST_BLOCKS:
+            continue
+        asked = entry.model_copy(update={"weight": fmt, "unpacked": True})
+        wish = work.storable(name, asked)
+        if isinstance(wish, SiteEntry) and work.target.form(site, wish, work.opset) == "Folded":
+            entries[name] = wish
+    return plan.model_copy(update={"quantize": {**plan.quantize, **entries}})
 
 
 def calibrate(work: Workspace, plan: Plan, method: RangeMethod) -> Plan:

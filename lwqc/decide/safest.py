@@ -2,46 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
-
-from lwqc.compile.workspace import Workspace
-from lwqc.decide import planning
+from lwqc.compile.workspace import Candidate, Workspace
+from lwqc.decide import mixed, planning
 from lwqc.errors import SessionError
-from lwqc.plans.plan import Plan
+from lwqc.plans.plan import Plan, SiteEntry
+from lwqc.quant.formats import WeightFormat
+from lwqc.quant.half import FORMAT as HALF
 from lwqc.quant.methods import Method
 
 _UNSEEN = 0.5  # of the allowed drop, where the same data chose the codes
-_SPARED = 0.3  # of the bytes of all weights, which small ones may keep
 _TRIALS = 40  # of sets of sites; what is undecided then stays float
+_ADDS_UP = 0.1  # of the allowed drop: where less is used, it is something else that limits
+_WIDE = "8 bits here would lose more than {:g} together with the others"
 
 
 def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") -> Plan | None:
-    """8-bit weights that become float again at load, where they are shown to hold; or None.
+    """Weights in few bits that become float again at load, where they are shown to hold; or None.
 
-    limit: the largest drop. method: of the codes where those rounded to nearest do not hold and
-    there is real data. Then small weights stay float, which costs the file least, as many of them
-    as needed; and where one weight costs more than is allowed alone or with those before it, that
-    one. None: not even the unquantized graph holds, as the target writes it.
+    First 8 bits with a scale per channel, then with scales per block; then with codes chosen by
+    `method`, where there is real data. Where that is not enough, some take 16 bits or stay float:
+    what the allowed drop leaves, in the fewest bytes; and where errors do not add up, those that
+    cost more than is allowed alone or with those before them.
+
+    limit: the largest drop. None: not even the unquantized graph holds, as the target writes it.
     """
     plan = planning.folded(work, recipe)
     trials = _Trials(work, limit, plan)
-    if plan.quantize and trials.holds(plan):
-        return plan
-    if plan.quantize and method != "rtn" and work.data.kind == "real" and not work.is_large:
-        plan = planning.with_method(work, plan, method)
-        # Codes fit the data that they are judged on: other data has to have room.
-        trials = _Trials(work, _UNSEEN * limit, plan)
-        if trials.holds(plan):
-            return plan
-    kept = trials.large() or trials.grown([], list(plan.quantize)) if plan.quantize else []
-    if kept:
-        return trials.only(kept)
+    if plan.quantize:
+        finer = planning.finer(work, plan)
+        for one in [plan] if finer == plan else [plan, finer]:
+            if trials.holds(one):
+                return one
+        if method != "rtn" and work.data.kind == "real" and not work.is_large:
+            plan, finer = (planning.with_method(work, p, method) for p in (plan, finer))
+            # Codes fit the data that they are judged on: other data has to have room.
+            limit *= _UNSEEN
+            trials = _Trials(work, limit, plan)
+            if trials.holds(finer):
+                return finer
+        least = _fewest_bytes(work, limit, plan, finer)
+        if least is not None and least.drop > _ADDS_UP * limit:
+            return least.plan
+        kept = trials.grown([], list(plan.quantize))
+        others = [work.tried(trials.only(kept))] if kept else []
+        if least is not None:
+            others.append(least)
+        if others:
+            return min(others, key=lambda c: c.size_bytes).plan
     unchanged = planning.unchanged(work, recipe)
     if not trials.holds(unchanged):
         return None
     return unchanged.model_copy(update={"kept_float": trials.only([]).kept_float})
+
+
+def _fewest_bytes(work: Workspace, limit: float, plan: Plan, finer: Plan) -> Candidate | None:
+    """What the drop allows of both plans and of 16 bits, in the fewest bytes; None for nothing."""
+    curves = {}
+    sites = work.sites
+    for name, entry in plan.quantize.items():
+        half = work.storable(name, SiteEntry(weight=HALF))
+        levels = [None, entry, finer.quantize[name]]
+        if isinstance(half, SiteEntry):
+            form = work.target.form(sites[name], half, work.opset)
+            smaller = half.size_bytes(sites[name].n, sites[name].k) < sites[name].float_bytes
+            if smaller and not work.target.refuses(form):
+                levels.append(half)
+        curves[name] = tuple(dict.fromkeys(levels))
+    try:
+        choices = mixed.error_curves(work, curves, probe=SiteEntry(weight=WeightFormat(8)))
+        found = mixed.within_drop(work, choices, work.judged, limit, plan.recipe)
+    except SessionError as error:
+        work.unusable[str(error)] = None
+        return None
+    chosen = found.plan.quantize
+    if not chosen or found.drop > limit:
+        return None
+    wide = [n for n in plan.quantize if n not in chosen or chosen[n].weight == HALF]
+    reasons = {**plan.kept_float, **dict.fromkeys(wide, _WIDE.format(limit))}
+    return replace(found, plan=found.plan.model_copy(update={"kept_float": reasons}))
 
 
 class _Trials:
@@ -55,28 +96,6 @@ class _Trials:
     def only(self, sites: Sequence[str]) -> Plan:
         """The plan for these sites; the others stay float, with the reason."""
         others = {n: self._why.get(n, _UNDECIDED) for n in self._plan.quantize if n not in sites}
-        return planning.without(self._plan, others)
-
-    def large(self) -> list[str]:
-        """The sites without the smallest ones, as few of these as it takes; [] where too many."""
-        sizes = {n: self._work.sites[n].float_bytes for n in self._plan.quantize}
-        order = sorted(sizes, key=lambda n: sizes[n])
-        spared = np.cumsum([sizes[n] for n in order])
-        low, high = 1, int(np.searchsorted(spared, _SPARED * spared[-1], side="right"))
-        if high < low or not self.holds(self._plan_of(order[high:])):
-            return []
-        reason = self._reason
-        while low < high:
-            middle = (low + high) // 2
-            if self.holds(self._plan_of(order[middle:])):
-                high = middle
-            else:
-                low = middle + 1
-        self._why |= dict.fromkeys(order[:high], reason)
-        return order[high:]
-
-    def _plan_of(self, sites: Collection[str]) -> Plan:
-        others = {n: _UNDECIDED for n in self._plan.quantize if n not in sites}
         return planning.without(self._plan, others)
 
     def grown(self, kept: list[str], more: list[str]) -> list[str]:

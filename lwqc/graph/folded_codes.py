@@ -35,6 +35,23 @@ def packed_codes(node: ir.Node) -> Packed | None:
     return codes, fields, scale.tensor, zero
 
 
+def plain_codes(node: ir.Node) -> tuple[ir.TensorProtocol, ir.TensorProtocol] | None:
+    """Stored int8 codes and their scales behind a product; None for others.
+
+    Codes lie as the weight does; scales have its rank, with size 1 along all axes but some.
+    """
+    cast = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node.op_type != "Mul" or cast is None or cast.op_type != "Cast":
+        return None
+    codes, scale = stored_tensor(cast.inputs[0]), stored_tensor(node.inputs[1])
+    if codes is None or codes.dtype != ir.DataType.INT8:
+        return None
+    if scale is None or scale.dtype != ir.DataType.FLOAT or len(scale.shape) != len(codes.shape):
+        return None
+    fits = all(b in (1, a) for a, b in zip(codes.shape, scale.shape, strict=True))
+    return (codes, scale) if fits else None
+
+
 def reshaped_end(node: ir.Node) -> tuple[ir.Value | None, tuple[int, ...] | None]:
     """The last reshaped value behind a product, and its shape."""
     end: ir.Value | None = None

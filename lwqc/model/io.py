@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx_ir import external_data as ir_external
 
 from lwqc.errors import InputError
-from lwqc.model.kept_parts import keep_parts
+from lwqc.model.kept_parts import keep_parts, leave_to_inference
 from lwqc.model.model_stream import skeleton, weightless, write_inline
 from lwqc.model.normal_form import normalise
 from lwqc.model.outputs import check_output
@@ -123,9 +123,10 @@ def serialized_bytes(model: ir.Model) -> int:
     Never too small: of each weight's protobuf fields, the lengths are counted at their largest.
     """
     with weightless(model):
-        graph = ir.serde.serialize_model(model).ByteSize()
+        proto = ir.serde.serialize_model(model)
+    leave_to_inference(model, proto)
     weights = (v.const_value for v in model.graph.initializers.values())
-    return int(graph) + sum(_field_bytes(t) for t in weights if t is not None)
+    return int(proto.ByteSize()) + sum(_field_bytes(t) for t in weights if t is not None)
 
 
 def _field_bytes(tensor: ir.TensorProtocol) -> int:

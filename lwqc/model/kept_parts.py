@@ -3,7 +3,9 @@
 onnx_ir cannot read map types, so the nodes at the end that make maps (ZipMap of scikit-learn's
 classifiers) are cut off. The names of sizes in the signature and the parameters of
 `quantization_annotation` get lost on the way. All of them travel with the model as one GraphProto
-in its metadata, which clones keep: nodes are the tail, inputs and outputs the signature.
+in its metadata, which clones keep: nodes are the tail, inputs and outputs the signature. Beside it
+stands whether the file states the type of any value inside: what it leaves to be inferred, files
+made of it leave to be inferred too.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import onnx
 import onnx_ir as ir
 
 from lwqc.errors import InputError
+from lwqc.model.untrusted import graph_protos
 
 KEY = "lwqc.kept_parts"  # of the metadata; never in a file
+_BARE = "lwqc.bare"  # the same
 
 
 def keep_parts(proto: onnx.ModelProto) -> None:
@@ -43,9 +47,11 @@ def keep_parts(proto: onnx.ModelProto) -> None:
     )
     _cut_maps(proto, kept)
     del graph.quantization_annotation[:]
-    others = [e for e in proto.metadata_props if e.key != KEY]
+    entries = [(e.key, e.value) for e in proto.metadata_props if e.key not in (KEY, _BARE)]
+    if not any(inner.value_info for inner in graph_protos(proto)):
+        entries.append((_BARE, ""))
     text = base64.b64encode(kept.SerializeToString(deterministic=True)).decode("ascii")
-    entries = [(e.key, e.value) for e in others] + [(KEY, text)]
+    entries.append((KEY, text))
     del proto.metadata_props[:]
     for key, value in entries:
         proto.metadata_props.add(key=key, value=value)
@@ -54,6 +60,17 @@ def keep_parts(proto: onnx.ModelProto) -> None:
 def forget_parts(model: ir.Model) -> None:
     """Let a model be written as it is: for copies that have other outputs."""
     model.metadata_props.pop(KEY, None)
+    model.metadata_props.pop(_BARE, None)
+
+
+def leave_to_inference(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """Take the types of inner values out of what is to be written, where the file has none.
+
+    Call it after `put_back`. model: that `proto` was made of.
+    """
+    if _BARE in model.metadata_props:
+        for graph in graph_protos(proto):
+            del graph.value_info[:]
 
 
 def put_back(proto: onnx.ModelProto, stored: Iterable[str]) -> None:
@@ -64,7 +81,7 @@ def put_back(proto: onnx.ModelProto, stored: Iterable[str]) -> None:
     text = next((e.value for e in proto.metadata_props if e.key == KEY), None)
     if text is None:
         return
-    entries = [(e.key, e.value) for e in proto.metadata_props if e.key != KEY]
+    entries = [(e.key, e.value) for e in proto.metadata_props if e.key not in (KEY, _BARE)]
     del proto.metadata_props[:]
     for key, value in entries:
         proto.metadata_props.add(key=key, value=value)

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from lwqc.errors import InputError
-from lwqc.model.kept_parts import put_back
+from lwqc.model.kept_parts import leave_to_inference, put_back
 from lwqc.model.tensor_bytes import evaluated, read_array
 from lwqc.model.untrusted import PROTOBUF_LIMIT_BYTES, tensor_protos
 from lwqc.model.weights import static_shape
@@ -43,6 +43,7 @@ class Sink(Protocol):
 def write_inline(model: ir.Model, file: Sink, workers: int, in_flight_bytes: int) -> None:
     """Write a model with its weights inside. Raises InputError above the 2 GB of protobuf."""
     proto = skeleton(model)
+    leave_to_inference(model, proto)
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     weights = _weights(model)
@@ -85,6 +86,7 @@ def write_data(
 def external_proto(model: ir.Model, offsets: dict[str, int], location: str) -> bytes:
     """A model file whose larger weights are in the data file at `location`."""
     proto = skeleton(model)
+    leave_to_inference(model, proto)
     for value, tensor in _weights(model):
         if _is_large(tensor):
             stored = _described(value, tensor)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lwqc.graph.sites import Site, find_sites
 from lwqc.model.edit import Rewrite, add_constant, add_initializer, float_type
 from lwqc.model.names import unique_name
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plans.plan import SiteEntry
-from lwqc.quant.grid import pack
+from lwqc.quant.grid import Encoded, pack
 
 
 class FoldWeights(Rewrite):
     """Shrink the file and keep the float kernel and its speed.
 
     Matches: sites of any operator with an entry.
-    Rewrites to: the codes and scales as initializers and ordinary arithmetic (shift, cast,
-    subtract, multiply, reshape) that ONNX Runtime folds into a float constant while it loads the
-    model. DequantizeLinear would not do: the runtime exempts it from folding and would unpack the
+    Rewrites to: the codes and scales as initializers and ordinary arithmetic that ONNX Runtime
+    folds into a float constant while it loads the model: one Cast for float16, Cast and Mul for 8
+    bits with a scale per channel; else shift, cast, subtract, multiply, reshape.
+    DequantizeLinear would not do: the runtime exempts it from folding and would unpack the
     weight in every run. Works at any opset from 11 on. Memory while running stays that of float.
     """
 
@@ -45,10 +48,67 @@ class FoldWeights(Rewrite):
 
     def _unpacked(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> Mapping[bool, ir.Value]:
         """The weight as its uses see it (by `Use.transposed`), computed from stored codes."""
-        fmt, first = entry.weight, _first_node(graph)
-        block, blocks = fmt.block or site.k, fmt.blocks(site.k)
+        build = _Builder(graph, _first_node(graph), site.name)
+        ways = {use.transposed for use in site.uses}
+        turned = ways == {True} and len(site.shape) == 2 and entry.weight.is_plain
+        if entry.weight.is_plain:
+            value = self._plain(graph, build, site, entry, turned)
+        else:
+            value = self._in_blocks(graph, build, site, entry)
         wanted = float_type(site.uses[0].node.inputs[site.uses[0].index])
-        build = _Builder(graph, first, site.name)
+        if wanted != ir.DataType.FLOAT:
+            value = build.op("Cast", [value], to=int(wanted))
+        operands = {turned: value}
+        if ways - {turned}:
+            operands[not turned] = build.op("Transpose", [value])
+        return operands
+
+    def _plain(
+        self, graph: ir.Graph, build: _Builder, site: Site, entry: SiteEntry, turned: bool
+    ) -> ir.Value:
+        """The float weight from codes that lie as it does, without zero points or blocks."""
+        half, matrix = entry.weight.kind == "fp16", (site.n, site.k)
+        channels = _leading(site)
+        scales = (1, site.n) if turned else (*channels, *(1,) * (len(site.shape) - len(channels)))
+
+        def codes(encoded: Encoded) -> NDArray[np.generic]:
+            flat = encoded.codes.reshape(site.n, -1)
+            if half:
+                values: NDArray[np.generic] = flat.view(np.float16)
+            else:
+                middle = np.int16(encoded.format.implicit_zero)
+                values = (flat.astype(np.int16) - middle).astype(np.int8)
+            return values.T if turned else values.reshape(shape)
+
+        shape = matrix[::-1] if turned else matrix if len(site.shape) == 2 else site.shape
+        stored = self._weights.lazy(
+            site.name,
+            entry,
+            codes,
+            name=f"{site.name}_{'half' if half else 'q8'}",
+            codes=True,
+            dtype=ir.DataType.FLOAT16 if half else ir.DataType.INT8,
+            shape=shape,
+        )
+        value = build.op("Cast", [add_initializer(graph, stored)], to=int(ir.DataType.FLOAT))
+        if half:
+            return value
+        scale = self._weights.lazy(
+            site.name,
+            entry,
+            lambda e: e.scale.reshape(scales),
+            name=f"{site.name}_scale",
+            dtype=ir.DataType.FLOAT,
+            shape=scales,
+        )
+        return build.op("Mul", [value, add_initializer(graph, scale)])
+
+    def _in_blocks(
+        self, graph: ir.Graph, build: _Builder, site: Site, entry: SiteEntry
+    ) -> ir.Value:
+        """The float weight [N, K], or in the shape of its operator, from packed codes."""
+        fmt = entry.weight
+        block, blocks = fmt.block or site.k, fmt.blocks(site.k)
         centred = build.centred(self._codes(graph, site, entry), (site.n, blocks, block), entry)
         value = build.op("Cast", [centred], to=int(ir.DataType.FLOAT))
         scale = add_initializer(
@@ -75,13 +135,7 @@ class FoldWeights(Rewrite):
             bounds = [build.constant([0]), build.constant([site.k]), build.constant([1])]
             value = build.op("Slice", [value, *bounds])
         matrix = len(site.shape) == 2
-        value = build.reshape(value, (site.n, site.k) if matrix else site.shape)
-        if wanted != ir.DataType.FLOAT:
-            value = build.op("Cast", [value], to=int(wanted))
-        operands = {False: value}
-        if any(use.transposed for use in site.uses):
-            operands[True] = build.op("Transpose", [value])
-        return operands
+        return build.reshape(value, (site.n, site.k) if matrix else site.shape)
 
     def _codes(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> ir.Value:
         fmt = entry.weight
@@ -169,6 +223,12 @@ class _Builder:
     def _shift(self, by: int) -> ir.Value:
         self._count += 1
         return add_constant(self._graph, f"{self._prefix}/{self._count}", np.array([by], np.uint8))
+
+
+def _leading(site: Site) -> tuple[int, ...]:
+    """The first sizes of the weight in its operator's shape: those of its N outputs."""
+    shape = (site.n, site.k) if len(site.shape) == 2 else site.shape
+    return next(shape[:i] for i in range(len(shape)) if math.prod(shape[:i]) == site.n)
 
 
 def _first_node(graph: ir.Graph) -> ir.Node:

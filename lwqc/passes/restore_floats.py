@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.folded_codes import packed_codes, reshaped_end
+from lwqc.graph.folded_codes import packed_codes, plain_codes
 from lwqc.model.edit import (
     Rewrite,
     add_constant,
@@ -39,6 +39,7 @@ from lwqc.passes.constant_codes import (
 )
 from lwqc.passes.expand_integers import MICROSOFT, ExpandIntegers, is_integer_operator
 from lwqc.passes.stored_codes import StoredCodes
+from lwqc.passes.unpacked_weight import unpacked_weight
 from lwqc.passes.widen_floats import WidenFloats
 from lwqc.plans.plan import ActivationRange, Clip
 from lwqc.quant.grid import unpack
@@ -468,38 +469,11 @@ class RestoreFloats(Rewrite):
 
     def _folded(self, graph: ir.Graph, node: ir.Node) -> str:
         """Arithmetic that lwqc writes where there is no low-bit kernel, see `FoldWeights`."""
-        found = packed_codes(node)
-        if found is None:
-            return ""
-        codes, fields, scale, zero = found
-        end, shape = reshaped_end(node)
-        n, blocks = static_shape(scale)[:2]
-        size = int(np.prod(shape or ()))
-        if end is None or shape is None or size % n or (len(shape) == 2 and shape[0] != n):
-            return "an unusual form"
-        bits, k = 8 // fields, size // n
-        block = static_shape(codes)[1] * fields // blocks
-
-        def unpacked() -> Array:
-            return unpack(read_array(codes), bits, blocks * block)[:, :k].reshape(shape)
-
-        def zeros() -> Array:
-            assert zero is not None
-            return np.asarray(read_array(zero).reshape(n, blocks) + 2 ** (bits - 1), np.uint8)
-
-        whole = blocks == 1
-        stored = StoredCodes(
-            bits,
-            unpacked,
-            lambda: read_array(scale).astype(np.float32).reshape(n, blocks),
-            zeros if zero is not None else None,
-            scale_type_of(scale),
-            0 if whole else 1,
-            None if whole else block,
-            matrix=None if len(shape) == 2 or (whole and shape[0] == n) else (n, k),
-        )
+        found = unpacked_weight(node)
+        if isinstance(found, str):
+            return found
         name = f"{node.outputs[0].name}/float"
-        _take_place(end, self._weight(graph, name, shape, stored, None))
+        _take_place(found.value, self._weight(graph, name, found.shape, found.stored, None))
         return ""
 
     def _drop_idle_imports(self, model: ir.Model) -> None:
@@ -536,7 +510,7 @@ def is_quantized(model: ir.Model) -> bool:
         is_integer_operator(node)
         or (
             (node.domain, node.op_type) in _STEPS
-            and (node.op_type != "Mul" or packed_codes(node) is not None)
+            and (node.op_type != "Mul" or packed_codes(node) or plain_codes(node))
         )
         for node in model.graph
     )

@@ -8,15 +8,16 @@ from typing import Literal, cast
 
 from lwqc.errors import InputError
 
-Kind = Literal["int", "nf4", "fp4", "fp8"]
+Kind = Literal["int", "nf4", "fp4", "fp8", "fp16"]
 ScaleType = Literal["float32", "float16"]
-BITS = (2, 3, 4, 7, 8)
+BITS = (2, 3, 4, 7, 8, 16)
 _STORED_IN = {3: 4, 7: 8}
 BLOCKS = (16, 32, 64, 128, 256)
 SCALE_BYTES: dict[ScaleType, int] = {"float32": 4, "float16": 2}
 _NAME = re.compile(r"(?:w(\d)|(nf4|fp4|fp8))(?:b(\d+)|c)(a?)(p?)(h?)")
+_HALF = "fp16"  # the whole name of a format
 # The code of 0 in the float formats; see `codebook`.
-_FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0, "fp8": 0}
+_FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0, "fp8": 0, "fp16": 0}
 
 
 @dataclass(frozen=True, order=True)
@@ -29,7 +30,7 @@ class WeightFormat:
     symmetric: no zero point is stored; code `implicit_zero` means 0.
     scale: type in which scales are stored; they act as float32.
     kind: codes are integers, or they number the values of a 4- or 8-bit float
-        (`codebook`).
+        (`codebook`), or are the bits of a float16, which has no scale.
     positive: of symmetric integers below 8 bits: scales are positive. Otherwise the extreme value
         of a block takes the extra negative code, and the scale the sign that this needs.
     """
@@ -48,13 +49,20 @@ class WeightFormat:
             raise InputError(f"format: block must be one of {BLOCKS} or None, got {self.block}")
         if self.bits == 7 and (self.block is not None or not self.symmetric):
             raise InputError("format: 7 bits have one scale per channel and no zero point")
-        if self.kind == "fp8":
+        if (self.bits == 16) != (self.kind == "fp16"):
+            raise InputError("format: 16 bits are those of fp16, and of nothing else")
+        if self.kind == "fp16":
+            if self.block is not None or not self.symmetric:
+                raise InputError("format: fp16 has no block and no zero point")
+        elif self.kind == "fp8":
             if self.bits != 8 or self.block is not None or not self.symmetric:
                 raise InputError("format: fp8 has 8 bits, a scale per channel and no zero point")
         elif self.kind != "int" and (self.bits != 4 or self.block is None or not self.symmetric):
             raise InputError(f"format: {self.kind} has 4 bits, a block and no zero point")
 
     def __str__(self) -> str:
+        if self.kind == "fp16":
+            return _HALF
         name = f"w{self.bits}" if self.kind == "int" else self.kind
         grain = "c" if self.block is None else f"b{self.block}"
         asymmetric = "" if self.symmetric else "a"
@@ -64,11 +72,13 @@ class WeightFormat:
     @classmethod
     def parse(cls, text: str) -> WeightFormat:
         """Read the short name that `str` writes: `w4b32`, `w8c`, `w4b64ah` (asymmetric, half)."""
+        if text == _HALF:
+            return cls(16, kind="fp16")
         found = _NAME.fullmatch(text)
         if not found:
             raise InputError(
                 f"format: {text!r} is not of the form w<bits>(b<block>|c)[a][p][h] "
-                "or (nf4|fp4)b<block>[h] or fp8c[h]"
+                "or (nf4|fp4)b<block>[h] or fp8c[h] or fp16"
             )
         bits, floating, block, asymmetric, positive, half = found.groups()
         kind = cast(Kind, floating or "int")
@@ -76,6 +86,12 @@ class WeightFormat:
         grain = int(block) if block else None
         width = int(bits or (8 if floating == "fp8" else 4))
         return cls(width, grain, not asymmetric, scale, kind, bool(positive))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the float weight is one code of whole bytes times the scale of its channel."""
+        whole = self.storage_bits == 8 and self.kind == "int" and self.scale == "float32"
+        return self.kind == "fp16" or (whole and self.block is None and self.symmetric)
 
     @property
     def storage_bits(self) -> int:
@@ -101,6 +117,8 @@ class WeightFormat:
 
     def size_bytes(self, n: int, k: int) -> int:
         """Bytes of codes, scales and zero points of a weight [N, K], with block padding."""
+        if self.kind == "fp16":
+            return 2 * n * k
         blocks = self.blocks(k)
         padded = k if self.block is None else blocks * self.block
         codes = n * -(-padded * self.storage_bits // 8)

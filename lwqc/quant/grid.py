@@ -18,7 +18,8 @@ Codes = NDArray[np.uint8]
 class Encoded:
     """A quantized weight [N, K]: value = (code - zero) * scale, or codebook[code] * scale.
 
-    codes: uint8 [N, blocks, block], padded along K with the code of zero.
+    codes: uint8 [N, blocks, block], padded along K with the code of zero; of fp16 two
+        bytes for each.
     scale: float32 [N, blocks], already rounded to the stored type; may be negative.
     zero: uint8 [N, blocks], the codes of zero.
     k: inputs before padding.

@@ -14,6 +14,7 @@ from lwqc.quant.formats import WeightFormat
 from lwqc.quant.gpfq import gpfq
 from lwqc.quant.gptq import gptq
 from lwqc.quant.grid import Encoded
+from lwqc.quant.half import encode_half
 from lwqc.quant.hqq import hqq
 from lwqc.quant.k_quant import k_quant
 from lwqc.quant.range_search import encode
@@ -62,8 +63,10 @@ def encode_by(
 
     gram: mean of x xᵀ [groups, K, K], groups being those of a convolution, whose rows of the
     weight are together; without it, `DATA_METHODS` fall back to round to nearest. search: of rtn,
-    see `range_search.encode`.
+    see `range_search.encode`. Float16 has a single way to be rounded to.
     """
+    if fmt.kind == "fp16":
+        return encode_half(weight)
     if method in DATA_METHODS and gram is not None:
         return _by_group(_ON_DATA[method], weight, fmt, gram)
     if method in DATA_METHODS or method == "rtn":

@@ -1,6 +1,7 @@
 """The values that codes stand for at scale 1, and rounding to them: one definition for all methods.
 
-Integer formats: code minus zero point. Float formats: an entry of the codebook.
+Integer formats: code minus zero point. Float formats: an entry of the codebook. Float16 is never
+rounded to here, see `half`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def code_range(fmt: WeightFormat) -> tuple[int, int]:
 
 def unit_values(codes: Codes, zero: Float | Codes, fmt: WeightFormat) -> Float:
     """What codes stand for at scale 1; the zero points broadcast against them."""
+    if fmt.kind == "fp16":
+        return codes.view(np.float16).astype(np.float32)
     if fmt.kind != "int":
         return LEVELS[fmt.kind][codes]
     centred: Float = codes.astype(np.float32) - zero

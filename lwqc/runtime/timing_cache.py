@@ -21,7 +21,7 @@ VARIABLE = "LWQC_CACHE"
 
 @dataclass
 class TimingCache:
-    """Seconds by what was timed. path: of the file; None keeps nothing beyond this run."""
+    """Seconds by what was timed. path: of the file; None keeps nothing beyond `known`."""
 
     path: Path | None
     known: dict[str, Pair] = field(default_factory=dict)
@@ -29,10 +29,14 @@ class TimingCache:
 
     @classmethod
     @contextmanager
-    def opened(cls) -> Iterator[TimingCache]:
-        """The cache of this machine and runtime; what was added is kept on leaving."""
-        cache = cls(_path())
-        cache.known.update(_read(cache.path))
+    def opened(cls, known: dict[str, Pair] | None = None) -> Iterator[TimingCache]:
+        """The cache of this machine and runtime; what was added is kept on leaving.
+
+        known: of the same run, which needs no file for it; the file adds to what is missing in it.
+        """
+        cache = cls(_path(), {} if known is None else known)
+        if not cache.known:
+            cache.known.update(_read(cache.path))
         try:
             yield cache
         finally:

@@ -140,7 +140,7 @@ def test_the_search_for_what_holds_ends(net, monkeypatch):
     job = open_workspace(net)
     plan = safest.holding(job, 0.01, "auto")
     assert "w0" not in plan.quantize
-    assert set(plan.kept_float) == set(SITES) - set(plan.quantize)
+    assert set(SITES) - set(plan.quantize) <= set(plan.kept_float)
 
 
 # The bound of the default
