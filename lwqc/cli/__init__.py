@@ -1,48 +1,98 @@
-"""The `lwqc` command."""
+"""The `lwqc` command.
+
+What computes, and the commands themselves, are imported once signals are handled: whenever one
+comes, the command ends with one line.
+"""
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from lwqc.cli import compressing, looking
-from lwqc.cli.running import app
+from lwqc.cli.shown import say
 from lwqc.errors import LwqcError
+from lwqc.model import interrupts
 
-__all__ = ["app", "compressing", "looking", "main"]
+if TYPE_CHECKING:
+    import typer
+
+__all__ = ["main"]
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> None:
     """Entry point: one line per error, and the exit codes of the design."""
-    debug = "--debug" in sys.argv
     try:
-        code = app(standalone_mode=False)
+        interrupts.handle()
+        code, message = _run()
+    except (KeyboardInterrupt, interrupts.Terminated):
+        code, message = _INTERRUPTED, interrupts.line_of(signal.SIGINT)
+    interrupts.over()
+    number = interrupts.raised()
+    if code in (1, 2, _INTERRUPTED) and number is not None:
+        code, message = 128 + number, interrupts.line_of(number)
+    if message:
+        say(message)
+    sys.exit(code)
+
+
+def _run() -> tuple[int, str]:
+    """Exit code, and what went wrong."""
+    debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every encoding has what names hold
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _command(), ""
     except LwqcError as error:
         if debug:
             raise
-        _fail(str(error), error.exit_code)
-    except (typer.Exit, typer.Abort) as error:
-        sys.exit(getattr(error, "exit_code", 1))
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
+        return error.exit_code, str(error)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1, ""
     except MemoryError:
-        _fail("out of memory", 1)
+        return 1, "out of memory"
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
-            _fail(_usage(error), 2)
+            return 2, _usage(error) if str(error) else ""  # which was the help
         if debug:
             raise
-        _fail(f"internal error: {error!r}; run again with --debug", 1)
-    sys.exit(code if isinstance(code, int) else 0)
+        return 1, f"internal error: {error!r}; run again with --debug"
+
+
+def _command() -> int:
+    """Run what the arguments say. Not by `app()`, which makes an empty line of Ctrl-C."""
+    import typer
+
+    try:
+        command = typer.main.get_command(_app())
+        with command.make_context("lwqc", sys.argv[1:]) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return int(done.exit_code)
+    except typer.Abort:
+        return 1
+    sys.stdout.flush()
+    return 0
+
+
+def _app() -> typer.Typer:
+    from lwqc.cli import compressing, looking, running  # noqa: F401 - commands register themselves
+
+    return running.app
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, with all commands, when it is asked for."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _app()
 
 
 def _usage(error: Any) -> str:
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     return f"{message} (see lwqc --help)"
-
-
-def _fail(message: str, code: int) -> None:
-    print(f"lwqc: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)

@@ -35,6 +35,7 @@ from lwqc.cli.options import (
     MetricOption,
     Model,
     NormaliseOption,
+    NoUserCode,
     Output,
     ParetoOption,
     PlanOut,
@@ -53,6 +54,7 @@ from lwqc.cli.options import (
     WorkersOption,
 )
 from lwqc.cli.running import (
+    Files,
     app,
     check_bound,
     errors_console,
@@ -60,6 +62,7 @@ from lwqc.cli.running import (
     finish_row,
     opened,
     parse_control,
+    row_names,
 )
 from lwqc.errors import InputError
 from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
@@ -100,6 +103,7 @@ def compress(
     details: Details = False,
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
@@ -113,8 +117,10 @@ def compress(
             raise InputError("--no-quantize only cleans up: leave out --recipe and budgets")
         recipe = "clean"
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
+    row = [] if pareto is None else [p for i in range(pareto) for p in row_names(output, i + 1)]
+    files = Files([output], [plan_out, *row], [control.log], [recipe])
     with opened(
-        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+        model, target, data, metric, shape, seed, files, constant_inputs=constant_inputs
     ) as work:
         goals = parse_goals(
             max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
@@ -166,6 +172,7 @@ def quantize(
     details: Details = False,
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
@@ -177,7 +184,14 @@ def quantize(
     if method in DATA_METHODS and data is None:
         raise InputError(f"--method {method} looks at the data: give --data")
     with opened(
-        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+        model,
+        target,
+        data,
+        metric,
+        shape,
+        seed,
+        Files([output], [plan_out]),
+        constant_inputs=constant_inputs,
     ) as work:
         work.skip_checks = not verify
         goals = parse_goals(max_size, avg_bits=avg_bits, max_drop=max_drop)
@@ -225,6 +239,7 @@ def prune(
     details: Details = False,
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Remove whole channels, heads and hidden units, or with --recipe slicegpt narrow streams."""
@@ -246,7 +261,14 @@ def prune(
         **{name: value for name, value in wanted.items() if value is not None},
     )
     with opened(
-        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+        model,
+        target,
+        data,
+        metric,
+        shape,
+        seed,
+        Files([output], [plan_out], read=[recipe]),
+        constant_inputs=constant_inputs,
     ) as work:
         work.skip_checks = not verify
         finish(job(work), output, plan_out, external, verify, details, as_json)
@@ -285,6 +307,7 @@ def drop(
     details: Details = False,
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
@@ -305,7 +328,14 @@ def drop(
         **{name: value for name, value in wanted.items() if value is not None},
     )
     with opened(
-        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+        model,
+        target,
+        data,
+        metric,
+        shape,
+        seed,
+        Files([output], [plan_out], read=[recipe]),
+        constant_inputs=constant_inputs,
     ) as work:
         work.skip_checks = not verify
         finish(job(work), output, plan_out, external, verify, details, as_json)
@@ -373,14 +403,16 @@ def plan(
     shape: ShapeOption = None,
     seed: Seed = 0,
     constant_inputs: ConstantInputs = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Decide as `compress` does, and write only the plan."""
     from lwqc.decide.compress import make_plan
 
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
+    files = Files([output], [], [control.log], [recipe])
     with opened(
-        model, target, data, metric, shape, seed, output, constant_inputs=constant_inputs
+        model, target, data, metric, shape, seed, files, constant_inputs=constant_inputs
     ) as work:
         goals = parse_goals(
             max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
@@ -437,6 +469,7 @@ def lower(
     details: Details = False,
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Bring a float or quantized model into the form that a target runs best."""
@@ -448,7 +481,14 @@ def lower(
     sizes = parse_profile(profile)
     goals = Goals(max_drop=max_drop if verify else None)
     with opened(
-        model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
+        model,
+        target,
+        data,
+        metric,
+        shape,
+        seed,
+        Files([output], [plan_out, engines]),
+        constant_inputs=constant_inputs,
     ) as work:
         work.skip_checks, work.allow_fallback = not verify, allow_fallback
         if engines is not None:
@@ -474,6 +514,7 @@ def apply_command(
     details: Details = False,
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Execute a plan: the same plan on the same model gives the same bytes."""
@@ -481,7 +522,8 @@ def apply_command(
     from lwqc.plans.plan import Plan
 
     read = Plan.load(plan_file)
+    files = Files([output], read=[plan_file])
     with opened(
-        model, read.target, data, metric, shape, seed, output, constant_inputs=constant_inputs
+        model, read.target, data, metric, shape, seed, files, constant_inputs=constant_inputs
     ) as work:
         finish(apply_plan(work, read), output, None, external, verify, details, as_json)

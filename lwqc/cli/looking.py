@@ -20,6 +20,7 @@ from lwqc.cli.options import (
     External,
     JsonOption,
     MetricOption,
+    NoUserCode,
     Output,
     ResizableOption,
     Seed,
@@ -66,24 +67,25 @@ def inspect(
         Path | None, typer.Option("--against", help="another version of it: what differs")
     ] = None,
     as_json: JsonOption = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Show inputs, outputs, quantizable sites, prunable groups, branches and costs."""
-    from rich.console import Console
-
     from lwqc.cli.drawing import draw
+    from lwqc.cli.report.console import Console
     from lwqc.cli.report.inspection import print_comparison, print_inspection
     from lwqc.decide.explain.comparison import compare
     from lwqc.decide.explain.inspection import inspect_model
     from lwqc.decide.explain.structure import structure, to_dot
     from lwqc.model import io
-    from lwqc.runtime.data import open_data
+    from lwqc.runtime.data import default_sizes, open_data, required_inputs
 
     resizable = tuple(resizable_output or ())
     if data is not None and not branches:
         raise InputError("--data tells what residual branches do: give --branches too")
     loaded = io.load(model, constant_inputs=constant_inputs)
     dims = next(iter(parse_shapes(shape)), {})
+    default_sizes(required_inputs(loaded), dims)  # refuses what no input has
     feeds = open_data(data, loaded, shapes=dims) if data is not None else None
     found = inspect_model(loaded, str(model), dims, resizable, feeds)
     if dot is not None or svg is not None:
@@ -125,20 +127,20 @@ def verify(
         int, typer.Option(help="measure the drop without each of the first N suspects")
     ] = 0,
     as_json: JsonOption = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Compare the outputs of two models on the same data."""
-    from rich.console import Console
-
     from lwqc.cli.report.blame import blame_dict, blame_models, print_blame
-    from lwqc.cli.report.terminal import decisions_text, divergence_table
+    from lwqc.cli.report.console import Console
+    from lwqc.cli.report.terminal import divergence_table, print_decisions
     from lwqc.model import io
     from lwqc.runtime.measure import worst_drop
     from lwqc.runtime.session import Session
 
     if blame_check < 0:
         raise InputError(f"--blame-check {blame_check}: must not be negative")
-    with opened(original, "cpu", data, metric, shape, seed, None) as work:
+    with opened(original, "cpu", data, metric, shape, seed) as work:
         compressed = io.load(candidate)
         session = Session(candidate, label=str(candidate))
         found = work.divergence(session)
@@ -154,8 +156,7 @@ def verify(
             print(json.dumps(result, default=str, indent=1))
         else:
             Console().print(divergence_table(found))
-            if kept := decisions_text(found):
-                Console().print(kept, markup=False, highlight=False)
+            print_decisions(found, Console())
             Console().print(f"drop {drop:.5g} on {work.data.description}")
             if blamed is not None:
                 print_blame(blamed, Console(), random=work.data.kind == "random")
@@ -180,12 +181,12 @@ def bench(
     allow_fallback: AllowFallback = False,
     seed: Seed = 0,
     as_json: JsonOption = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Time models on the same input, alternating their order; on a GPU without transfers."""
-    from rich.console import Console
-
     from lwqc.backends.device_bench import device_latencies
+    from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import latency_text, size_text
     from lwqc.compile.workspace import data_files
     from lwqc.model import io
@@ -196,7 +197,7 @@ def bench(
         raise InputError(f"--seconds {seconds}: expected a time above 0")
     elsewhere: dict[str, list[str]] = {}
     options = _device_options(target, cuda_graph, nhwc)
-    with opened(models[0], target, data, None, shape, seed, None) as work:
+    with opened(models[0], target, data, None, shape, seed) as work:
         for path in models:
             io.load(path)
         served = [s.label for s in work.served]
@@ -226,7 +227,7 @@ def bench(
         return
     for name, lines in elsewhere.items():
         for line in lines:
-            Console().print(f"{name}: {line}", style="yellow", highlight=False, markup=False)
+            Console().print(f"{name}: {line}", style="yellow", highlight=False)
     for i, path in enumerate(models):
         size = size_text(
             path.stat().st_size + sum(f.stat().st_size for f in data_files(io.load(path)))
@@ -253,6 +254,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="module:callable returning (module, inputs)")],
     output: Output,
     external: External = None,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Convert a torch model to ONNX."""
@@ -260,9 +262,12 @@ def convert(
     from lwqc.compile.saved_check import save
     from lwqc.frontends.torch import convert as convert_torch
     from lwqc.model import io
+    from lwqc.model.user_code import loaded_files
 
     io.check_output(output, [])
-    saved = save(convert_torch(source), output, external_data=external)
+    model = convert_torch(source)
+    io.check_output(output, loaded_files())
+    saved = save(model, output, external_data=external)
     errors_console().print(f"{saved.path}: {size_text(saved.size_bytes)}")
 
 
@@ -273,8 +278,7 @@ def recipes(
     debug: DebugOption = False,
 ) -> None:
     """List the named recipes."""
-    from rich.console import Console
-
+    from lwqc.cli.report.console import Console
     from lwqc.plans.recipe import named
 
     known = named()
@@ -285,7 +289,7 @@ def recipes(
         print(json.dumps([r.model_dump(mode="json") for r in chosen], indent=1))
     else:
         for recipe in chosen:
-            Console().print(f"[bold]{recipe.name}[/bold]: {recipe.description}")
+            Console().print(f"{recipe.name}: {recipe.description}")
 
 
 @app.command()

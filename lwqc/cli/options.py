@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lwqc.model.user_code import allow
+
 Model = Annotated[Path, typer.Argument(help="ONNX model", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="where to write the result")]
 Target = Annotated[
@@ -29,6 +31,14 @@ ConstantInputs = Annotated[
     typer.Option("--constant-inputs", help="inputs with a default value cannot be overridden"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable result on stdout")]
+NoUserCode = Annotated[
+    bool,
+    typer.Option(
+        "--no-user-code",
+        callback=lambda forbidden: allow(not forbidden),
+        help="refuse module:callable: no Python code of others is imported",
+    ),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 PlanOut = Annotated[Path | None, typer.Option("--plan-out", help="also write the plan as JSON")]
 Details = Annotated[bool, typer.Option("--details", help="print one row per site")]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from lwqc.cli.shown import say, shown
 from lwqc.errors import InputError
+from lwqc.model.outputs import check_outputs
+from lwqc.model.user_code import loaded_files
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import TaskID
 
+    from lwqc.cli.report.console import Console
     from lwqc.compile.compressed import Compressed
     from lwqc.compile.workspace import Workspace
     from lwqc.decide.search.control import SearchControl
@@ -32,7 +35,7 @@ app = typer.Typer(
 
 def errors_console() -> Console:
     """A console on stderr."""
-    from rich.console import Console
+    from lwqc.cli.report.console import Console
 
     return Console(stderr=True)
 
@@ -44,17 +47,37 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
     if not console.is_terminal:
         yield None
         return
-    from rich.progress import Progress
+    from lwqc.cli.report.console import progress
 
-    with Progress(console=console, transient=True) as bars:
+    with progress(console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
+                tasks[stage] = bars.add_task(shown(stage), total=total)
             bars.update(tasks[stage], completed=done)
 
         yield report
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a command writes, and what it reads beside its model, data and user code.
+
+    models: the results. written: what else is written; None where it is not asked for.
+    logs: what a search may write. read: recipe and plan; text that names no file is none.
+    """
+
+    models: Sequence[Path]
+    written: Sequence[Path | None] = ()
+    logs: Sequence[Path | None] = ()
+    read: Sequence[Path | str | None] = ()
+
+    def check(self, inputs: Sequence[Path | str], options: Sequence[Path] = ()) -> None:
+        """Refuse what cannot be written, or would overwrite an input. Raises InputError."""
+        outputs = [*self.models, *(w for w in self.written if w is not None), *options]
+        read = [*inputs, *(r for r in self.read if r)]
+        check_outputs(outputs, read, [log for log in self.logs if log is not None])
 
 
 @contextmanager
@@ -65,26 +88,22 @@ def opened(
     metric: str | None,
     shape: Sequence[str] | None,
     seed: int,
-    output: Path | None,
-    plan_out: Path | None = None,
+    files: Files | None = None,
     *,
     constant_inputs: bool = False,
 ) -> Iterator[Workspace]:
     """Load everything, refusing a bad output before any work is done."""
+    from lwqc.backends.provider_options import options_path
     from lwqc.compile.workspace import data_files
     from lwqc.decide.compress import open_workspace
     from lwqc.model import io
+    from lwqc.runtime.data import data_sources
 
     loaded = io.load(model, constant_inputs=constant_inputs)
-    read = [model, *data_files(loaded)]
-    if output is not None:
-        io.check_output(output, read)
-    if plan_out is not None:
-        io.check_output(plan_out, read)
-        if output is not None and plan_out.resolve() == output.resolve():
-            raise InputError(f"{plan_out}: is both the model and the plan; choose two names")
+    if files is not None:
+        files.check([model, options_path(model), *data_files(loaded), *data_sources(data)])
     with progress_bars() as report:
-        yield open_workspace(
+        work = open_workspace(
             loaded,
             name=model.name,
             target=target,
@@ -94,6 +113,11 @@ def opened(
             seed=seed,
             progress=report,
         )
+        if files is not None:
+            files.check(loaded_files())
+            if work.target.profiles:
+                files.check([], [options_path(output) for output in files.models])
+        yield work
 
 
 def parse_shapes(texts: Sequence[str] | None) -> list[dict[str, int]]:
@@ -126,12 +150,17 @@ def parse_control(
     return SearchControl(
         effort=effort,  # type: ignore[arg-type]
         time_limit_s=math.inf if time_limit is None else time_limit,
-        log=output.with_name(f"{output.name}.search"),
+        log=log_name(output),
         resume=resume,
         processes=workers,
         cluster=cluster,
         seed=seed,
     )
+
+
+def log_name(output: Path) -> Path:
+    """Where the scores of a search are."""
+    return output.with_name(f"{output.name}.search")
 
 
 def check_bound(max_drop: float | None, verify: bool) -> None:
@@ -150,8 +179,7 @@ def finish(
     as_json: bool,
 ) -> None:
     """Save, measure, print; exit code 3 when a constraint is not met."""
-    from rich.console import Console
-
+    from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import print_report
 
     report = done.save(output, external_data=external, verify=verify, plan=plan_out)
@@ -167,22 +195,26 @@ def finish(
             for o in report.outcomes
             if not o.met
         )
-        print(f"lwqc: constraint not met, best model saved: {missed}", file=sys.stderr)
+        say(f"constraint not met, best model saved: {missed}")
         raise typer.Exit(3)
+
+
+def row_names(output: Path, number: int) -> tuple[Path, Path]:
+    """Where a model of a row and its plan go."""
+    path = output.with_name(f"{output.stem}-{number}{output.suffix}")
+    return path, path.with_suffix(".plan.json")
 
 
 def finish_row(models: Generator[Compressed, None, None], output: Path, as_json: bool) -> None:
     """Save models together, print a table; exit code 3 when one misses its budget."""
-    from rich.console import Console
-
+    from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import row_table
     from lwqc.model.saving import publish_together
 
     with closing(models), ExitStack() as drafts:
         row = []
         for number, done in enumerate(models, 1):
-            path = output.with_name(f"{output.stem}-{number}{output.suffix}")
-            plan = path.with_suffix(".plan.json")
+            path, plan = row_names(output, number)
             row.append(drafts.enter_context(done.drafted(path, plan=plan)))
         publish_together([draft.files for draft in row])
     reports = [draft.report for draft in row]
@@ -192,5 +224,5 @@ def finish_row(models: Generator[Compressed, None, None], output: Path, as_json:
         Console().print(row_table(reports))
     missed = [report.output for report in reports if not report.met]
     if missed:
-        print(f"lwqc: budgets not met by {', '.join(missed)}", file=sys.stderr)
+        say(f"budgets not met by {', '.join(missed)}")
         raise typer.Exit(3)

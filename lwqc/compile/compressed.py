@@ -22,6 +22,7 @@ from lwqc.compile.steps.removed_branches import RemovedBranches
 from lwqc.compile.workspace import Workspace, data_files
 from lwqc.graph.sites import Site
 from lwqc.model import io
+from lwqc.model.outputs import check_outputs
 from lwqc.passes.widen_bfloat16 import has_bfloat16
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan
@@ -100,7 +101,8 @@ class Compressed:
     ) -> Iterator[Drafted]:
         """The same, but for the last step: `Drafted.files` are still to be published."""
         source = self.work.model.meta.get("lwqc_path")
-        io.check_output(path, [source, *data_files(self.work.model)] if source else [])
+        read = [source, *data_files(self.work.model)] if source else []
+        check_outputs([path] if plan is None else [path, plan], read)
         with io.drafted(self.model, path, external_data=external_data) as files:
             target = self.work.target
             options = target.options(self.model, self.decisions, files.target.stem)

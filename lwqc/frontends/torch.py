@@ -16,7 +16,7 @@ import onnx_ir as ir
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.model.scratch import temporary_folder
-from lwqc.model.user_code import load_callable
+from lwqc.model.user_code import load_callable, running
 
 if TYPE_CHECKING:
     import torch
@@ -66,10 +66,8 @@ def convert(spec: str) -> ir.Model:
     """
     _torch()
     made = load_callable(spec)
-    try:
+    with running(f"{spec}: the call failed"):
         result = made()
-    except Exception as error:
-        raise InputError(f"{spec}: the call failed: {_first_line(error)}") from error
     return export_result(result, spec)
 
 

@@ -23,20 +23,31 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 NUMBERS = tuple(int(getattr(signal, name)) for name in _NAMES if hasattr(signal, name))
 _noticed = threading.Event()
 _last_wishes: list[Callable[[], None]] = []
-_state = {"watched": False, "over": False}
+_state: dict[str, Any] = {"watched": False, "over": False, "raised": None}
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP. SIGINT is KeyboardInterrupt, as everywhere in Python."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """SIGTERM or SIGHUP; its argument is the number."""
 
 
-def number_of(stop: BaseException) -> int:
-    """The signal that an exception stands for."""
-    return stop.number if isinstance(stop, Terminated) else int(signal.SIGINT)
+class Interrupted(KeyboardInterrupt):
+    """SIGINT. Python (3.11 to 3.14) ends by the signal itself where a plain KeyboardInterrupt
+    left an `eval` or `exec`, also if it was caught afterwards.
+    """
+
+
+def raised() -> int | None:
+    """The signal that was raised last, whatever became of its exception; None where there is none.
+
+    Extension modules that are being imported make an ImportError of it.
+    """
+    number: int | None = _state["raised"]
+    return number
+
+
+def taken() -> None:
+    """The signal that was raised is dealt with, and the command goes on."""
+    _state["raised"] = None
 
 
 def line_of(number: int) -> str:
@@ -47,7 +58,7 @@ def line_of(number: int) -> str:
 
 def handle() -> None:
     """Handle the signals from now on, in this process for good; those that are ignored stay so."""
-    _state["over"] = False
+    _state.update(over=False, raised=None)
     if threading.current_thread() is not threading.main_thread():
         return
     for number in NUMBERS:
@@ -105,7 +116,7 @@ def terminable() -> Iterator[None]:
         yield
     except Terminated as stop:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(stop.number)
+        signal.raise_signal(stop.args[0])
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -115,9 +126,8 @@ def _raise(number: int, frame: object) -> None:
     _noticed.set()
     if _state["over"]:
         return
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise Terminated(number)
+    _state["raised"] = number
+    raise Interrupted if number == signal.SIGINT else Terminated(number)
 
 
 def _watch() -> None:
@@ -129,8 +139,8 @@ def _watch() -> None:
     usual = sys.unraisablehook
 
     def again(lost: Any) -> None:
-        if isinstance(lost.exc_value, (KeyboardInterrupt, Terminated)):
-            number = number_of(lost.exc_value)
+        if isinstance(lost.exc_value, (Interrupted, Terminated)):
+            number = raised() or int(signal.SIGINT)
             threading.Timer(_AGAIN_S, _thread.interrupt_main, (number,)).start()
         else:
             usual(lost)

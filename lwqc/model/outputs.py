@@ -25,18 +25,29 @@ def check_output(path: Name, inputs: Iterable[Name]) -> None:
         _check_place(target)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror}") from error
-    if any(_same(target, Path(other)) for other in inputs):
-        raise InputError(f"{target}: is the input itself; choose another output")
+    _check_foreign(target, inputs)
 
 
-def check_outputs(outputs: Sequence[Name], inputs: Iterable[Name]) -> None:
-    """The same for all outputs of a command, which also have to differ from each other."""
+def check_outputs(
+    outputs: Sequence[Name], inputs: Iterable[Name], maybe: Sequence[Name] = ()
+) -> None:
+    """The same for all outputs of a command, which also have to differ from each other.
+
+    maybe: what is perhaps written.
+    """
     read = list(inputs)
     for output in outputs:
         check_output(output, read)
-    for first, second in combinations(outputs, 2):
+    for output in maybe:
+        _check_foreign(Path(output), read)
+    for first, second in combinations([*outputs, *maybe], 2):
         if _one_place(Path(first), Path(second)):
             raise InputError(f"{second}: is already the place of another output; choose two names")
+
+
+def _check_foreign(target: Path, inputs: Iterable[Name]) -> None:
+    if any(_same(target, Path(other)) for other in inputs):
+        raise InputError(f"{target}: is read as an input; choose another output")
 
 
 def _check_place(target: Path) -> None:

@@ -5,10 +5,38 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lwqc.errors import InputError
+
+_allowed = [True]
+_files: set[str] = set()
+
+
+def allow(allowed: bool) -> None:
+    """Whether callables may be loaded from now on."""
+    _allowed[0] = allowed
+
+
+def loaded_files() -> list[str]:
+    """Files of the modules that callables came from, and of what those imported."""
+    return sorted(_files)
+
+
+@contextmanager
+def running(what: str) -> Iterator[None]:
+    """Run the user's code. What it raises, SystemExit too, is an InputError that starts so."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{what}: {line_of(error)}") from error
+
+
+def line_of(error: BaseException) -> str:
+    """An error of the user's code in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def load_callable(spec: str) -> Callable[..., Any]:
@@ -19,13 +47,16 @@ def load_callable(spec: str) -> Callable[..., Any]:
     module_name, colon, name = spec.partition(":")
     if not colon or not module_name or not name:
         raise InputError(f"{spec}: expected module:callable")
+    if not _allowed[0]:
+        raise InputError(f"{spec}: names Python code, which --no-user-code does not run")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    try:
+    before = set(sys.modules)
+    with running(f"{spec}: module {module_name} cannot be imported"):
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"{spec}: module {module_name} cannot be imported: {reason}") from error
+    for one in (module, *(sys.modules.get(name) for name in set(sys.modules) - before)):
+        if isinstance(file := getattr(one, "__file__", None), str):
+            _files.add(file)
     found = getattr(module, name, None)
     if found is None:
         raise InputError(f"{spec}: module {module_name} has no attribute {name}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
-from lwqc.model.user_code import load_callable
+from lwqc.model.user_code import line_of, load_callable, running
 from lwqc.runtime.random_inputs import DEFAULT_DIM, random_feeds
 
 Feeds = dict[str, NDArray[Any]]
@@ -144,6 +144,14 @@ def open_data(
     return data
 
 
+def data_sources(spec: str | os.PathLike[str] | None) -> list[Path]:
+    """Files that a data source is read from; none of code and random data."""
+    if spec is None:
+        return []
+    path = Path(spec)
+    return [path, *sorted(path.glob("*.npz"))] if path.is_dir() else [path]
+
+
 def required_inputs(model: ir.Model) -> dict[str, ir.Value]:
     """Graph inputs that have no default value, by name."""
     return {v.name or "": v for v in model.graph.inputs if not v.is_initializer()}
@@ -201,22 +209,15 @@ def _random_count(text: str) -> int:
 
 
 def _called(make: Callable[[], Any], text: str) -> Iterator[Mapping[str, NDArray[Any]]]:
-    try:
+    with running(f"{text}: the call failed"):
         source = iter(make())
-    except Exception as error:
-        raise InputError(f"{text}: the call failed: {_line(error)}") from error
+    end: Any = object()
     while True:
-        try:
-            feeds = next(source)
-        except StopIteration:
+        with running(f"{text}: failed while yielding data"):
+            feeds: Any = next(source, end)
+        if feeds is end:
             return
-        except Exception as error:
-            raise InputError(f"{text}: failed while yielding data: {_line(error)}") from error
         yield feeds
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _folder(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
@@ -243,7 +244,7 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
                 raise ValueError(f"{name} is not a numpy array")
         return arrays
     except Exception as error:  # a damaged archive raises from zipfile, zlib or numpy
-        raise InputError(f"{file}: cannot be read as numpy data: {_line(error)}") from error
+        raise InputError(f"{file}: cannot be read as numpy data: {line_of(error)}") from error
 
 
 def _batches(

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError
-from lwqc.model.user_code import load_callable
+from lwqc.model.user_code import load_callable, running
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.profile import OperatorTime, operator_times
 from lwqc.runtime.recorded import Recorded
@@ -58,11 +58,15 @@ class Metric:
     higher_is_better: bool = True
 
     def __call__(self, run: Run) -> float:
-        """The metric's value. Raises InputError when the user's function fails."""
-        try:
-            return float(self.function(run))
-        except Exception as error:
-            raise InputError(f"{self.name}: the metric failed: {error!r}") from error
+        """The metric's value. Raises InputError when the user's function gives no number."""
+        with running(f"{self.name}: the metric failed"):
+            value = self.function(run)
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+            raise InputError(
+                f"{self.name}: the metric gave a {type(value).__name__}; expected a number"
+            )
+        with running(f"{self.name}: the metric gave no number"):
+            return float(value)
 
     def drop(self, reference: float, value: float) -> float:
         """How much worse `value` is, as a fraction of the reference; negative when better.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
-from rich.console import Console
 from rich.table import Table
 
+from lwqc.cli.report.console import Console
 from lwqc.cli.report.terminal import print_reasons
 from lwqc.compile.blame import Blame, Comparison
 from lwqc.compile.workspace import Workspace

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from lwqc.cli.report.console import Console
 from lwqc.cli.report.terminal import print_left_alone, print_reasons, size_text
 from lwqc.decide.explain.branch_diagnostics import BranchDiagnostics
 from lwqc.decide.explain.comparison import Comparison
@@ -28,7 +27,7 @@ def print_inspection(
     summed = total(found.costs)
     console.print(f"{found.name}: {size_text(found.size_bytes)}, opset {found.opset}")
     for label, values in (("inputs", found.inputs), ("outputs", found.outputs)):
-        console.print(f"{label}: {'; '.join(values)}", markup=False)
+        console.print(f"{label}: {'; '.join(values)}")
     macs = f"{summed.macs:,} MACs" if summed.macs else "MACs unknown"
     console.print(f"{summed.parameters:,} parameters, {macs}; shapes {found.shapes}")
     if sites:
@@ -74,7 +73,7 @@ def _print_branches(found: Inspection, console: Console) -> None:
             share = f", {cost.macs / macs:.1%} of the MACs" if cost.macs and macs else ""
             text = f"{branch.name}: {kind}, {cost.parameters:,} parameters{share}"
             text += _effect(found.diagnostics, branch.name)
-            shown.add(escape(text))
+            shown.add(text)
     console.print(tree)
     print_reasons(
         f"{len(found.branches.refused)} residual additions cannot be removed:",

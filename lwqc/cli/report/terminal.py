@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
+from lwqc.cli.report.console import Console
 from lwqc.compile.result import (
     GroupRow,
     ParallelReport,
@@ -39,8 +39,7 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
     console.print(_summary(report))
     if report.divergence:
         console.print(divergence_table(report.divergence))
-        if kept := decisions_text(report.divergence):
-            console.print(kept, markup=False, highlight=False)
+        print_decisions(report.divergence, console)
         if report.data_kind == "random":
             console.print(
                 "measured on random data: give real data with --data for numbers "
@@ -75,7 +74,7 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
         console,
     )
     for line in (*report.notes, *report.fallbacks):
-        console.print(line, style="yellow", highlight=False, markup=False)
+        console.print(line, style="yellow", highlight=False)
     if report.unmeasured:
         console.print(
             f"speed not measured: {report.unmeasured}; numbers are from the CPU provider",
@@ -212,7 +211,7 @@ def print_removal(removal: RemovalReport, console: Console) -> None:
         ("layers of removed branches that stay, as others read them", removal.left),
     ):
         if names:
-            console.print(f"{title}: {', '.join(names)}", highlight=False, markup=False)
+            console.print(f"{title}: {', '.join(names)}", highlight=False)
     print_reasons(
         "outputs of removed branches that are still computed:",
         [(why, name) for name, why in removal.still_computed.items()],
@@ -348,15 +347,12 @@ def divergence_table(divergence: Mapping[str, Divergence]) -> Table:
     return table
 
 
-def decisions_text(divergence: Mapping[str, Divergence]) -> str:
+def print_decisions(divergence: Mapping[str, Divergence], console: Console) -> None:
     """Shares of decisions that are the same, a line for each output that makes any."""
-    rows = {name: d.decisions.shares() for name, d in divergence.items()}
-    return "\n".join(
-        f"  {name}: decisions kept: "
-        + ", ".join(f"{what} {share:.2%}" for what, share in shares.items())
-        for name, shares in rows.items()
-        if shares
-    )
+    for name, d in divergence.items():
+        shares = [f"{what} {share:.2%}" for what, share in d.decisions.shares().items()]
+        if shares:
+            console.print(f"  {name}: decisions kept: {', '.join(shares)}", highlight=False)
 
 
 def site_table(rows: Iterable[SiteRow]) -> Table:
@@ -396,4 +392,4 @@ def _groups(pairs: Iterable[tuple[str, str]], console: Console) -> None:
         groups.setdefault(reason, []).append(name)
     for reason, names in sorted(groups.items(), key=lambda item: -len(item[1])):
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        console.print(f"  {len(names)} x {reason}: {shown}", highlight=False, markup=False)
+        console.print(f"  {len(names)} x {reason}: {shown}", highlight=False)

@@ -38,6 +38,7 @@ from lwqc.decide.search.times import reference_ms, time_share
 from lwqc.decide.search.trial_model import ALL, PART
 from lwqc.decide.search.workers import Evaluate
 from lwqc.model import io
+from lwqc.model.interrupts import taken
 from lwqc.plans.goals import Amount, Goals
 from lwqc.plans.plan import CleanUp, Plan
 from lwqc.plans.recipe import Recipe, SearchRecipe
@@ -154,6 +155,7 @@ class WholeSearch:
         try:
             evolve(space.sizes, fits, start, self.score, self.settings, stop=stop, seen=seen)
         except KeyboardInterrupt:
+            taken()
             note = "interrupted: the best so far was taken"
         best = history[-1] if history else Generation(0, start, start_score)
         return self._result(

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.errors import InputError
 from lwqc.graph.linear_operand import Matrix, Operand
 from lwqc.model.names import own_values, scopes
+from lwqc.model.user_code import running
 from lwqc.model.weights import ReadArray, stored_tensor
 from lwqc.runtime.stats.collector import Array, Feeds, RunnerFactory
 from lwqc.runtime.stats.divergence import OutputMeter
@@ -63,11 +63,8 @@ class FinalError:
         found = []
         for feeds in self._batches:
             outputs = self._run({**feeds, **trial})
-            try:
+            with running("--loss: loss(outputs, feeds) failed"):
                 found.append(float(loss(outputs, feeds)))
-            except Exception as error:  # the user's code
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                raise InputError(f"--loss: loss(outputs, feeds) failed: {reason}") from error
         return float(np.mean(found))
 
     def _trial(self, replaced: Replaced) -> dict[str, Array]:
