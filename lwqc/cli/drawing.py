@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lwqc.errors import InputError
-from lwqc.model.saving import check_output, write_text
+from lwqc.model.outputs import check_outputs
+from lwqc.model.saving import write_text
 
 
 def draw(text: str, dot: Path | None, svg: Path | None, inputs: Sequence[Path]) -> None:
     """Write the drawing where asked. inputs: files that must stay. Raises InputError."""
-    for path in (dot, svg):
-        if path is not None:
-            check_output(path, inputs)
+    check_outputs([path for path in (dot, svg) if path is not None], inputs)
     picture = _picture(text) if svg is not None else ""
     if dot is not None:
         write_text(dot, text)

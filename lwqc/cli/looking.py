@@ -90,7 +90,7 @@ def inspect(
     found = inspect_model(loaded, str(model), dims, resizable, feeds)
     if dot is not None or svg is not None:
         text = to_dot(structure(found, groups=groups or not branches, branches=branches))
-        draw(text, dot, svg, inputs=(model,))
+        draw(text, dot, svg, inputs=[model, *([against] if against else [])])
     if against is not None:
         other = io.load(against, constant_inputs=constant_inputs)
         compared = compare(found, inspect_model(other, str(against), dims, resizable))

@@ -46,12 +46,12 @@ def print_inspection(
 def print_comparison(found: Comparison, console: Console) -> None:
     """One row for each thing that differs, or that nothing does."""
     if not found.changes:
-        console.print("no differences in sizes, operators, groups, branches or sites", markup=False)
+        console.print("no differences in sizes, operators, groups, branches or sites")
         return
     table = Table("what", "name", found.before.name, found.after.name)
     for change in found.changes:
         cells = (change.what, change.name, _cell(change.before), _cell(change.after))
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells)
     console.print(table)
 
 
