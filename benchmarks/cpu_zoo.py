@@ -46,7 +46,8 @@ def row(path: Path, folder: Path, rounds: int) -> str:
     report = lwqc.compress(files["float"], data=[feeds]).save(files["auto"])
     seconds = time.perf_counter() - start
     times = latencies(files, {"one": feeds}, rounds)["one"]
-    cosine = min((d.cosine_mean for d in report.divergence.values()), default=float("nan"))
+    cosines = [d.cosine_mean for d in report.divergence.values() if d.cosine_mean is not None]
+    cosine = min(cosines, default=float("nan"))
     sizes = [files[name].stat().st_size / 1e6 for name in ("float", "auto")]
     return (
         f"| {path.stem} | {times['float']:.2f} | {times['float'] / times['clean']:.2f} "

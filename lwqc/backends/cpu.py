@@ -50,6 +50,7 @@ class CpuTarget:
     """Forms, lowering and checks for the CPU."""
 
     floats: FloatType = "float32"
+    opset = max(MIN_OPSET.values())
     fuses = True
     rewrites: tuple[str, ...] = ("residual-sum",)
     speed: tuple[Literal["none", "dynamic", "static"], ...] = ("static", "dynamic", "none")
@@ -254,6 +255,8 @@ def _integer_form(site: Site, entry: SiteEntry, rules: CpuRules) -> Form | str:
     fmt = entry.weight
     if fmt.kind != "int":
         return f"{fmt.kind} has no kernel on the CPU"
+    if not (site.ops <= _LINEAR or site.ops == {"Conv"}):
+        return f"{'+'.join(sorted(site.ops))} has no integer kernel"
     if fmt.bits == 8 and rules.weight_bits < 8:
         return "sums of 8-bit products saturate on this processor (no VNNI): weights need 7 bits"
     if fmt.bits not in (7, 8) or (fmt.symmetric, fmt.scale) != (True, "float32"):
@@ -266,13 +269,9 @@ def _integer_form(site: Site, entry: SiteEntry, rules: CpuRules) -> Form | str:
         return "integer kernels need a float32 model"
     if site.ops <= _LINEAR:
         return "MatMulInteger"
-    if site.ops == {"Conv"}:
-        return (
-            "QLinearConv"
-            if entry.activation == "static"
-            else ("convolutions with dynamic activations are slower than float (ConvInteger)")
-        )
-    return f"{'+'.join(sorted(site.ops))} has no integer kernel"
+    if entry.activation == "dynamic":
+        return "convolutions with dynamic activations are slower than float (ConvInteger)"
+    return "QLinearConv"
 
 
 def _block_form(site: Site, entry: SiteEntry) -> Form | str:

@@ -58,6 +58,7 @@ class CudaTarget:
     read_as_run = True
     integer_bits: Literal[7, 8] = 8
     floats: FloatType = "float16"
+    opset = _FOLDED_OPSET
     fuses = True
     rewrites: tuple[str, ...] = ("sizes-on-device",)
     speed: tuple[Literal["none", "dynamic", "static"], ...] = ()

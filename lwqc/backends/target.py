@@ -44,14 +44,16 @@ class Lowered:
 class Target(Protocol):
     """Everything that differs between runtimes.
 
-    floats: the float type that its graphs compute in. fuses: whether it has kernels for fused
-    attention. rewrites: exact graph rewrites that its plans ask for. speed: forms of activations
-    worth trying where speed is wanted, the most promising first. width_multiple: of channels that
-    its kernels like. profiles: whether it builds engines for a range of sizes. sparse: whether 2:4
-    sparse weights can be of use.
+    floats: the float type that its graphs compute in. opset: version of the default operator set
+    from which on `form` refuses nothing for the version; older models are raised to it. fuses:
+    whether it has kernels for fused attention. rewrites: exact graph rewrites that its plans ask
+    for. speed: forms of activations worth trying where speed is wanted, the most promising first.
+    width_multiple: of channels that its kernels like. profiles: whether it builds engines for a
+    range of sizes. sparse: whether 2:4 sparse weights can be of use.
     """
 
     floats: FloatType
+    opset: int
     fuses: bool
     rewrites: tuple[str, ...]
     speed: tuple[Literal["none", "dynamic", "static"], ...]

@@ -60,6 +60,7 @@ class TensorrtTarget:
     read_as_run = True
     integer_bits: Literal[7, 8] = 8
     floats: FloatType = "float16"
+    opset = MIN_OPSET  # what formats need beyond that is raised with them
     fuses = False  # Attention came to ONNX after the last opset that TensorRT 10 reads
     rewrites: tuple[str, ...] = ()
     speed: tuple[Literal["none", "dynamic", "static"], ...] = ("static",)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.quantized_inputs import LEAST_CHANNELS
+from lwqc.graph.value_types import is_tensor
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import static_shape, stored_tensor
 
@@ -60,6 +61,10 @@ def _operator(node: ir.Node) -> Iterator[str]:
 
 
 def _typed(node: ir.Node) -> Iterator[str]:
+    opaque = next((v for v in (*node.inputs, *node.outputs) if not is_tensor(v)), None)
+    if opaque is not None:
+        yield f"{opaque.name} is a sequence or an optional; TensorRT has tensors only"
+        return
     for value in node.outputs:
         if value.name and (value.type is None or value.shape is None):
             yield f"{value.name} has no {'type' if value.type is None else 'shape'}"

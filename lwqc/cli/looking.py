@@ -188,7 +188,7 @@ def bench(
     from lwqc.backends.device_bench import device_latencies
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import latency_text, size_text
-    from lwqc.compile.workspace import data_files
+    from lwqc.compile.workspace import stored_bytes
     from lwqc.model import io
     from lwqc.runtime.measure import latencies
     from lwqc.runtime.session import Session, SessionSettings
@@ -213,9 +213,11 @@ def bench(
                     work.target, models, one.feeds, seconds, options, allow_fallback=allow_fallback
                 )
                 found.append(times)
+    sizes = [stored_bytes(io.load(path)) for path in models]
     if as_json:
         rows = {
             str(path): {
+                "size_bytes": sizes[i],
                 "elsewhere": elsewhere.get(str(path), []),
                 "latencies": {
                     label: vars(times[i]) for label, times in zip(served, found, strict=True)
@@ -229,12 +231,9 @@ def bench(
         for line in lines:
             Console().print(f"{name}: {line}", style="yellow", highlight=False)
     for i, path in enumerate(models):
-        size = size_text(
-            path.stat().st_size + sum(f.stat().st_size for f in data_files(io.load(path)))
-        )
         for label, times in zip(served, found, strict=True):
             ratio = times[0].median_ms / times[i].median_ms
-            text = f"{latency_text(times[i])}, {ratio:.2f}x, {size}"
+            text = f"{latency_text(times[i])}, {ratio:.2f}x, {size_text(sizes[i])}"
             Console().print(f"{path}: {text}" if len(served) == 1 else f"{path} {label}: {text}")
 
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from lwqc.backends.target import Lowered
 from lwqc.compile.cleaned import cleaned
 from lwqc.compile.compressed import Compressed
+from lwqc.compile.lifted import raised
 from lwqc.compile.prunable import calibration
 from lwqc.compile.steps.make_parallel import parallel_planned
 from lwqc.compile.steps.pruned_model import prune_model
@@ -57,6 +58,7 @@ def _looks_at_data(plan: Plan) -> bool:
 def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
     """Change the structure in the order of the plan's fields, then lower what is left."""
     base = restored(work, plan.restore) if plan.restore is not None else work
+    base = raised(base, plan.opset) if plan.opset is not None else base
     base = cleaned(base, plan.clean) if plan.clean is not None else base
     removed = without_branches(base, plan.remove) if plan.remove else None
     base = removed.work if removed is not None else base
@@ -107,18 +109,20 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
         sites,
         pruned,
         removed,
-        fallbacks=_fallbacks(work, lowered.model),
+        fallbacks=_fallbacks(work, lowered.model, plan),
         # Of the model before formats, which change what a product takes but not how many there are.
         macs=None if goals.max_macs is None else work.macs_of(model),
     )
 
 
-def _fallbacks(work: Workspace, model: ir.Model) -> tuple[str, ...]:
+def _fallbacks(work: Workspace, model: ir.Model, plan: Plan) -> tuple[str, ...]:
     """What the target would not run as it should. Raises InputError unless that is accepted."""
     found = work.target.violations(model)
     if found and not work.allow_fallback:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        left = sorted(plan.restore.left.items()) if plan.restore is not None else []
+        why = f"; {left[0][0]} could not become float: {left[0][1]}" if left else ""
         raise InputError(
-            f"target {work.target.name}: {found[0]}{more}; --allow-fallback accepts that"
+            f"target {work.target.name}: {found[0]}{more}{why}; --allow-fallback accepts that"
         )
     return tuple(found)

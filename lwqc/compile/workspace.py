@@ -80,7 +80,8 @@ class Workspace:
 
     token_weights: Gram matrices count tokens by how much attention reads them. versions: the same
     work on transformed models, see `lwqc.transforms.version`. origin: the work on the model that
-    results are compared with; None for that one itself. incomparable: outputs left out of it.
+    results are compared with; None for that one itself. raised: version of the default operator set
+    that the model was converted to, None for its own. incomparable: outputs left out of `origin`.
     cleaned: the same of `lwqc.cleaned`, with what was done.
     known: weights whose codes the model had already. allow_fallback: nodes that the target would
     run elsewhere are accepted. floats: what the target computes in, once that is decided.
@@ -102,6 +103,7 @@ class Workspace:
     token_weights: bool = False
     shapes: Sequence[Sizes] = ()
     origin: Workspace | None = field(default=None, repr=False)
+    raised: int | None = None
     known: KnownCodes | None = field(default=None, repr=False)
     allow_fallback: bool = False
     floats: Floats | None = None
@@ -312,9 +314,7 @@ class Workspace:
 
         Infinite where a decision is lost that is the output itself, such as a label.
         """
-        found = self.compared(session).values()
-        lost = any(d.decisions.labels not in (None, 1) for d in found)
-        return math.inf if lost else max((d.error for d in found), default=0.0)
+        return worst_error(self.compared(session))
 
     def compared(self, session: Session) -> dict[str, Divergence]:
         """Comparison with the original on the search batches."""
@@ -399,6 +399,12 @@ class Workspace:
     def divergence(self, session: Session) -> dict[str, Divergence]:
         """Full comparison with the original over all data."""
         return compare(self.recorded, session, self.data, without=self.incomparable)
+
+
+def worst_error(found: Mapping[str, Divergence]) -> float:
+    """Error by channel of the output that moved most; infinite where a label is another one."""
+    lost = any(d.decisions.labels not in (None, 1) for d in found.values())
+    return math.inf if lost else max((d.error for d in found.values()), default=0.0)
 
 
 def stored_bytes(model: ir.Model) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from lwqc.compile.cleaned import cleaned, cleaning
+from lwqc.compile.lifted import lifted
 from lwqc.compile.steps.transforms import version
 from lwqc.compile.workspace import Workspace
 from lwqc.decide import mixed, planning
@@ -28,11 +29,31 @@ _BACK_OFFS = 4
 
 
 def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
-    """The plan of a recipe that quantizes, or only cleans up. Raises InputError."""
+    """The plan of a recipe that quantizes, or only cleans up. Raises InputError.
+
+    Formats may need a newer operator set than the model has; it is raised for them alone.
+    """
     if not work.analysis.sites and recipe.allocator != "none":
         raise InputError(
             f"{work.name}: has no weight that could take a number format{_why_not(work)}"
         )
+    if recipe.allocator == "none":
+        return _decided(work, goals, recipe)
+    newer, notes = lifted(work)
+    plan = _decided(newer, goals, recipe)
+    if newer is not work and plan.clean is None and not _needs_newer(work, newer, plan):
+        return plan
+    return plan.model_copy(update={"opset": newer.raised}).noted(*notes)
+
+
+def _needs_newer(work: Workspace, newer: Workspace, plan: Plan) -> bool:
+    """Whether a plan for the newer operator set has formats that the model's own does not allow."""
+    target, sites = work.target, newer.sites
+    forms = (target.form(sites[name], e, work.opset) for name, e in plan.quantize.items())
+    return any(map(target.refuses, forms))
+
+
+def _decided(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     if recipe.allocator == "auto":
         return _auto(work, goals, recipe)
     if recipe.clean:

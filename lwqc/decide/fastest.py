@@ -348,6 +348,8 @@ def _quickest(
             continue
         entries[name] = plans[best].quantize[name]
         kept.pop(name, None)
+        if name in plans[best].kept_float:  # what that form is less than
+            kept[name] = plans[best].kept_float[name]
         if ratios[best] < 1:
             origins.add(best)
     if len(origins) < 2 and max(origins, default=0) < len(plans) - 1:

@@ -6,6 +6,7 @@ from typing import cast, get_args
 
 from lwqc.backends.target import FloatType
 from lwqc.compile.cleaned import cleaned, cleaning
+from lwqc.compile.lifted import lifted
 from lwqc.compile.steps.restored import choose_clips, demoted, is_quantized, restored, restored_plan
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.float_plan import with_floats
@@ -49,6 +50,9 @@ def lower_plan(
         restore = choose_clips(work)
         plan = plan.model_copy(update={"restore": restore})
         work = restored(work, restore)
+    if quantized:
+        work, notes = lifted(work)
+        plan = plan.model_copy(update={"opset": work.raised}).noted(*notes)
     # Merged layers would have no format of their own any more.
     clean, left = cleaning(work, CleanUp(fuse=work.target.fuses, merge=not quantized, copies=False))
     work = cleaned(work, clean)

@@ -47,34 +47,24 @@ def uniform(
     """
     chosen: dict[str, SiteEntry] = {}
     kept: dict[str, str] = {}
-    refused = _refused_sites(work) if activations == "static" else {}
+    barred = _refused_sites(work) if activations == "static" else {}
     for site in work.analysis.sites:
-        entry = _first_legal(
-            work,
-            site,
+        wishes = [
+            *_float_wishes(kind, block),
             # Integers beside float8 would have to share its pairs of activations.
-            _float_wishes(kind, block)
-            if kind == "fp8"
-            else chain(
-                _float_wishes(kind, block),
-                _wishes(
-                    site,
-                    bits,
-                    activations,
-                    block,
-                    symmetric,
-                    site.name in refused,
-                    work.target.integer_bits,
-                ),
-            ),
-        )
-        if isinstance(entry, str):
-            kept[site.name] = entry
+            *(_wishes(site, bits, activations, block, symmetric, work.target.integer_bits)
+              if kind != "fp8" else ()),
+        ]  # fmt: skip
+        barrier = f"its {site.op} {barred[site.name]}" if site.name in barred else ""
+        found = _first_legal(work, site, wishes, barrier)
+        if isinstance(found, str):
+            kept[site.name] = found
             continue
+        entry, refusal = found
         chosen[site.name] = entry.model_copy(update={"search": search})
-        if site.name in refused and entry.activation != activations:
-            how = "weight only" if entry.activation == "none" else "dynamic activations"
-            kept[site.name] = f"{how}: its {site.op} {refused[site.name]}"
+        less = _less(wishes[0], entry)
+        if less:
+            kept[site.name] = f"{less}: {refusal}"
     return Plan(
         source=Source(name=work.name),
         target=work.target.name,
@@ -107,16 +97,15 @@ def _wishes(
     activations: Activations,
     block: int | None,
     symmetric: bool,
-    no_static: bool,
     integer_bits: int,
 ) -> Iterator[SiteEntry]:
     """Entries for a site, the closest to the request first."""
     linear = site.ops <= {"MatMul", "Gemm"}
-    if bits == 8 and activations != "none":
-        if not no_static:
-            yield SiteEntry(weight=WeightFormat(integer_bits), activation=activations)
-        if activations == "static" and linear:
-            yield SiteEntry(weight=WeightFormat(integer_bits), activation="dynamic")
+    if activations != "none":
+        weight = WeightFormat(integer_bits if bits == 8 else bits)
+        yield SiteEntry(weight=weight, activation=activations)
+        if bits == 8 and activations == "static" and linear:
+            yield SiteEntry(weight=weight, activation="dynamic")
     if site.ops <= {"MatMul", "Gemm", "Gather"}:
         weight_only: Activations = "dynamic" if activations == "dynamic" and linear else "none"
         usual = WeightFormat(bits, 128 if bits == 8 else 32, symmetric, "float16")
@@ -134,8 +123,21 @@ def _wishes(
         yield SiteEntry(weight=WeightFormat(bits, block or 32, symmetric, "float16"))
 
 
-def _first_legal(work: Workspace, site: Site, wishes: Iterator[SiteEntry]) -> SiteEntry | str:
-    reason = "no format was asked for"
+def _less(asked: SiteEntry, entry: SiteEntry) -> str:
+    """What an entry is where it is less than what was asked for, or ""."""
+    if entry.activation != asked.activation:
+        return "weight only" if entry.activation == "none" else "dynamic activations"
+    return "integers" if entry.weight.kind != asked.weight.kind else ""
+
+
+def _first_legal(
+    work: Workspace, site: Site, wishes: Iterable[SiteEntry], barrier: str = ""
+) -> tuple[SiteEntry, str] | str:
+    """The first wish that the target has, with why it has not the first of all; or why it has none.
+
+    barrier: why the site cannot have static activations.
+    """
+    first = last = ""
     for asked in wishes:
         small = site.size < MIN_WEIGHTS and asked.activation == "none"
         if small and site.size < _least(work):
@@ -145,16 +147,19 @@ def _first_legal(work: Workspace, site: Site, wishes: Iterator[SiteEntry]) -> Si
             return wish
         form = work.target.form(site, wish, work.opset)
         if work.target.refuses(form):
-            reason = form
+            last = form
         elif small and form != "Folded":
-            reason = f"has only {site.size} weights"
+            last = f"has only {site.size} weights"
+        elif barrier and wish.activation == "static":
+            last = barrier
         elif (
             wish.activation == "none" and wish.weight.size_bytes(site.n, site.k) >= site.float_bytes
         ):
-            reason = f"{wish.weight} would not be smaller"
+            last = f"{wish.weight} would not be smaller"
         else:
-            return wish
-    return reason
+            return wish, first
+        first = first or last
+    return last or "no format was asked for"
 
 
 def _least(work: Workspace) -> int:
@@ -237,13 +242,13 @@ def weight_only(work: Workspace, plan: Plan, sites: Iterable[str]) -> Plan:
     unpacked = [] if work.is_large else [SiteEntry(weight=WeightFormat(8))]
     for name in sites:
         site = work.sites[name]
-        wishes = chain(unpacked, _wishes(site, 8, "none", None, True, False, 8))
-        entry = _first_legal(work, site, wishes)
-        if isinstance(entry, str):
+        wishes = chain(unpacked, _wishes(site, 8, "none", None, True, 8))
+        found = _first_legal(work, site, wishes)
+        if isinstance(found, str):
             del entries[name]
-            kept[name] = entry
+            kept[name] = found
         else:
-            entries[name] = entry.model_copy(update={"method": entries[name].method})
+            entries[name] = found[0].model_copy(update={"method": entries[name].method})
             kept[name] = "weight only: 8-bit activations cost too much accuracy here"
     changed = plan.model_copy(update={"quantize": entries, "kept_float": kept})
     needed = static_tensors(work, changed)
@@ -254,14 +259,14 @@ def weight_only(work: Workspace, plan: Plan, sites: Iterable[str]) -> Plan:
 def folded(work: Workspace, recipe: str) -> Plan:
     """8-bit weights in the file, float kernels at run time, for every site."""
     entry = SiteEntry(weight=WeightFormat(8))
-    chosen = {s.name: _first_legal(work, s, iter([entry])) for s in work.analysis.sites}
+    found = {s.name: _first_legal(work, s, [entry]) for s in work.analysis.sites}
     return Plan(
         source=Source(name=work.name),
         target=work.target.name,
         recipe=recipe,
-        quantize={n: e for n, e in chosen.items() if isinstance(e, SiteEntry)},
+        quantize={n: f[0] for n, f in found.items() if not isinstance(f, str)},
         rewrites=work.target.rewrites,
-        kept_float={n: e for n, e in chosen.items() if isinstance(e, str)},
+        kept_float={n: f for n, f in found.items() if isinstance(f, str)},
     )
 
 

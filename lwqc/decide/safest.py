@@ -39,8 +39,9 @@ def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") 
         if method != "rtn" and work.data.kind == "real" and not work.is_large:
             plan, finer = (planning.with_method(work, p, method) for p in (plan, finer))
             # Codes fit the data that they are judged on: other data has to have room.
+            room = f", {_UNSEEN:g} of the {limit:g} allowed: data they were not fitted to has to have room"
             limit *= _UNSEEN
-            trials = _Trials(work, limit, plan)
+            trials = _Trials(work, limit, plan, room)
             if trials.holds(finer):
                 return finer
         least = _fewest_bytes(work, limit, plan, finer)
@@ -88,8 +89,9 @@ def _fewest_bytes(work: Workspace, limit: float, plan: Plan, finer: Plan) -> Can
 class _Trials:
     """Sets of sites, tried on all data."""
 
-    def __init__(self, work: Workspace, limit: float, plan: Plan) -> None:
-        self._work, self._limit, self._plan = work, limit, plan
+    def __init__(self, work: Workspace, limit: float, plan: Plan, room: str = "") -> None:
+        """room: why the limit is not the one that was asked for, in words that follow it."""
+        self._work, self._limit, self._plan, self._room = work, limit, plan, room
         self._left = _TRIALS
         self._why: dict[str, str] = {}
 
@@ -120,7 +122,7 @@ class _Trials:
             self._reason = str(error)
             self._work.unusable[self._reason] = None
             return False
-        self._reason = f"8 bits lose more than {self._limit:g} here"
+        self._reason = f"8 bits lose more than {self._limit:g} here{self._room}"
         return held
 
 

@@ -33,6 +33,7 @@ class NodeCost:
         indices and sizes (int64, bool) are no parameters.
     macs: multiply-accumulates of one run; None where they cannot be told: a shape is unknown, the
         operator is neither in the table nor of the ONNX domain, or it is in the body of a subgraph.
+    unknown: why macs is None, or "".
     weights: those tensors one by one; one that several nodes share is with each of them.
     """
 
@@ -42,6 +43,7 @@ class NodeCost:
     weight_bytes: int
     macs: int | None
     weights: tuple[StoredCost, ...]
+    unknown: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,15 @@ def _values(graph: ir.Graph) -> Iterable[ir.Value]:
 
 def _cost(node: ir.Node, shapes: _Shapes, *, inside: bool) -> NodeCost:
     weights = _weights(node)
+    macs = _macs(node, shapes, inside=inside)
     return NodeCost(
         name=node.name or (node.outputs[0].name if node.outputs else None) or node.op_type,
         op=node.op_type,
         parameters=sum(w.parameters for w in weights),
         weight_bytes=sum(w.size_bytes for w in weights),
-        macs=_macs(node, shapes, inside=inside),
+        macs=None if isinstance(macs, str) else macs,
         weights=weights,
+        unknown=macs if isinstance(macs, str) else "",
     )
 
 
@@ -166,7 +170,7 @@ class _Shapes:
     def __call__(self, value: ir.Value | None) -> Sizes:
         """Sizes of a value. Raises _UnknownError when they are not known."""
         if value is None or not value.name:
-            raise _UnknownError
+            raise _UnknownError("an operand is missing")
         if value.name in self.given:
             return tuple(int(d) for d in self.given[value.name])
         weight = trace_weight(value)
@@ -176,26 +180,29 @@ class _Shapes:
         if shape is None and value.shape is not None and value.shape.is_static():
             shape = tuple(int(d) for d in value.shape if isinstance(d, int))
         if shape is None:
-            raise _UnknownError
+            raise _UnknownError("a shape is not known")
         return shape
 
 
 class _UnknownError(Exception):
-    """The shapes or attributes at hand do not tell the cost."""
+    """The shapes or attributes at hand do not tell the cost; the message says which."""
 
 
-def _macs(node: ir.Node, shapes: _Shapes, *, inside: bool) -> int | None:
+def _macs(node: ir.Node, shapes: _Shapes, *, inside: bool) -> int | str:
+    """Products of one run, or why they cannot be told."""
     row = OPERATORS.get((node.domain, node.op_type))
     if row is None:
-        return 0 if node.domain in _FREE_DOMAINS else None
+        return 0 if node.domain in _FREE_DOMAINS else f"{node.op_type} of {node.domain} is unknown"
     if row.macs is _none:
         return 0
     if inside:
-        return None
+        return "in the body of an If, Loop or Scan, which may run or not, or many times"
     try:
         return row.macs(node, shapes)
-    except (_UnknownError, IndexError, KeyError):
-        return None
+    except _UnknownError as error:
+        return str(error)
+    except (IndexError, KeyError):
+        return f"{node.op_type} lacks an operand, a size or an attribute"
 
 
 def _none(node: ir.Node, shapes: _Shapes) -> int:
@@ -203,13 +210,13 @@ def _none(node: ir.Node, shapes: _Shapes) -> int:
 
 
 def _undetermined(node: ir.Node, shapes: _Shapes) -> int:
-    raise _UnknownError
+    raise _UnknownError(f"{node.op_type} is not counted")
 
 
 def _matmul(node: ir.Node, shapes: _Shapes) -> int:
     """Output elements times the contracted size; FusedMatMul may transpose A."""
     if _int(node, "transBatchA", 0):
-        raise _UnknownError
+        raise _UnknownError("transBatchA is not counted")
     left = shapes(node.inputs[0])
     inner = left[-2] if _int(node, "transA", 0) and len(left) > 1 else left[-1]
     return math.prod(shapes(node.outputs[0])) * inner
@@ -243,7 +250,7 @@ def _einsum(node: ir.Node, shapes: _Shapes) -> int:
     """The product of all index sizes, for two operands; the order of more is the runtime's."""
     terms = node.attributes["equation"].as_string().replace(" ", "").split("->")[0].split(",")
     if len(terms) != len(node.inputs) or len(terms) > 2:
-        raise _UnknownError
+        raise _UnknownError("Einsum of more than two operands is not counted")
     if len(terms) == 1:
         return 0
     size: dict[str, int] = {}

@@ -257,8 +257,10 @@ class RestoreFloats(Rewrite):
     def _nbits(self, graph: ir.Graph, node: ir.Node) -> str:
         sizes = {n: node.attributes[n].as_int() for n in ("K", "N", "bits", "block_size")
                   if n in node.attributes}  # fmt: skip
-        if len(sizes) < 4 or (len(node.inputs) > 4 and node.inputs[4] is not None):
-            return "an unusual form"
+        if len(sizes) < 4:
+            return "its sizes or bits are not stated"
+        if operand(node, 4) is not None:
+            return "its inputs are in an order of their own (g_idx)"
         table = self._blocks(
             graph, node, 1, 2, 3, sizes["N"], sizes["K"], sizes["bits"], sizes["block_size"],
             number(node, "accuracy_level") == 4,

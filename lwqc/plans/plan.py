@@ -244,7 +244,8 @@ class Plan(_Model):
     """Everything lwqc will do to one model.
 
     What is done, in this order. restore: quantized operators become float ones again, see
-    `lwqc.restored`. clean: the graph is cleaned up. remove: residual branches. parallel: branches
+    `lwqc.restored`. opset: version of the default operator set that the model is converted to,
+    None for its own. clean: the graph is cleaned up. remove: residual branches. parallel: branches
     that are fed from the same stream and merged. slice: streams that get narrower. prune: channels
     to remove. transforms: what leaves the outputs as they are. sparse: site name -> entry.
     quantize: site name -> entry. activations: tensor name -> range, for static sites. floats: the
@@ -263,6 +264,7 @@ class Plan(_Model):
     target: str = "cpu"
     recipe: str = ""
     restore: Restore | None = None
+    opset: int | None = None
     clean: CleanUp | None = None
     remove: tuple[RemovedBranch, ...] = ()
     parallel: tuple[ParallelPair, ...] = ()

@@ -28,8 +28,13 @@ def print_inspection(
     console.print(f"{found.name}: {size_text(found.size_bytes)}, opset {found.opset}")
     for label, values in (("inputs", found.inputs), ("outputs", found.outputs)):
         console.print(f"{label}: {'; '.join(values)}")
-    macs = f"{summed.macs:,} MACs" if summed.macs else "MACs unknown"
+    macs = "MACs unknown" if summed.macs is None else f"{summed.macs:,} MACs"
     console.print(f"{summed.parameters:,} parameters, {macs}; shapes {found.shapes}")
+    print_reasons(
+        f"MACs are not known of {len(summed.unknown)} nodes:",
+        [(cost.unknown, cost.name) for cost in found.costs if cost.unknown],
+        console,
+    )
     if sites:
         console.print(_site_table(found))
     if cost:

@@ -341,8 +341,8 @@ def divergence_table(divergence: Mapping[str, Divergence]) -> Table:
             "" if d.channel_axis is None else f"{error:.3g} ({channel} of axis {d.channel_axis})"
         )
         table.add_row(
-            name, f"{d.drop:.5f}", f"{d.error:.3g}", worst, f"{d.cosine_mean:.5g}",
-            f"{d.max_abs:.4g}",
+            name, f"{d.drop:.5f}", f"{d.error:.3g}", worst,
+            "n/a" if d.cosine_mean is None else f"{d.cosine_mean:.5g}", f"{d.max_abs:.4g}",
         )  # fmt: skip
     return table
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lwqc.compile.prunable import Prunable
 from lwqc.compile.workspace import stored_bytes
@@ -20,7 +21,7 @@ from lwqc.graph.sites import SiteAnalysis, find_sites
 from lwqc.graph.value_types import is_tensor
 from lwqc.model import io
 from lwqc.passes.one_view import one_view
-from lwqc.runtime.data import Dataset, open_data
+from lwqc.runtime.data import Dataset, default_sizes, open_data, required_inputs
 from lwqc.runtime.legal_sizes import legal_sizes
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.collect import collect
@@ -150,6 +151,7 @@ def inspect_model(
     """
     size_bytes = stored_bytes(model)
     model = one_view(model)
+    default_sizes(required_inputs(model), dims or {})  # refuses sizes that the inputs do not have
     shapes, how = _shapes(model, dims or {})
     costs = tuple(node_costs(model.graph, shapes))
     branches = branch_tree(model.graph)
@@ -190,6 +192,11 @@ def _size(dim: int | ir.SymbolicDim) -> str:
     return str(dim) if isinstance(dim, int) else dim.value or "?"
 
 
+def _fed(value: NDArray[Any]) -> str:
+    """The size of an input, or the number that it is."""
+    return str(list(value.shape)) if value.ndim else f"= {value.item()}"
+
+
 def _shapes(model: ir.Model, dims: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], str]:
     from lwqc.errors import LwqcError
 
@@ -206,5 +213,5 @@ def _shapes(model: ir.Model, dims: Mapping[str, int]) -> tuple[dict[str, tuple[i
         found = collect(model, wanted, feeds, lambda m: Session(m, label="shapes"))
     except LwqcError as error:
         return {}, f"unknown: {error}"
-    inputs = ", ".join(f"{k} {list(v.shape)}" for k, v in feeds[0].items())
+    inputs = ", ".join(f"{name} {_fed(value)}" for name, value in feeds[0].items())
     return {w.tensor: found[w].last for w in wanted}, f"observed with {inputs}"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lwqc.compile.compressed import Compressed
+from lwqc.compile.lifted import lifted
 from lwqc.compile.timing import slow_products
 from lwqc.compile.workspace import Workspace
 from lwqc.decide import mixed
@@ -55,9 +56,11 @@ def joint(work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl)
 
     Ctrl-C ends the evolution with the best so far. Raises InputError.
     """
-    with _opened(work, goals, recipe, control) as (search, limits, clean):
+    newer, notes = _newer(work, recipe)
+    with _opened(work, newer, goals, recipe, control) as (search, limits, clean):
         result = search.run(aimed(limits))
-        return _finished(work, search, *search.verified(goals, limits, result, clean))
+        done, result = search.verified(goals, limits, result, clean)
+        return _finished(work, search, done, result).noted(*notes)
 
 
 def pareto(
@@ -70,7 +73,8 @@ def pareto(
     """
     if count < 2:
         raise InputError(f"--pareto {count}: expected at least 2 models")
-    with _opened(work, goals, recipe, control) as (search, limits, clean):
+    newer, notes = _newer(work, recipe)
+    with _opened(work, newer, goals, recipe, control) as (search, limits, clean):
         whole = search.found.space.cost(search.found.space.top)
         field, goal = next(
             (field, goal) for field, goal in _ROW.items() if math.isfinite(getattr(limits, field))
@@ -89,15 +93,22 @@ def pareto(
             also = None if before is None else search.repaired(before, aimed(own))
             done, result = search.verified(wanted, own, search.run(aimed(own), also), clean)
             before = result.best
-            yield _finished(work, search, done, result)
+            yield _finished(work, search, done, result).noted(*notes)
+
+
+def _newer(work: Workspace, recipe: Recipe) -> tuple[Workspace, tuple[str, ...]]:
+    """The work in the operator set that formats need, where the recipe chooses any; and notes."""
+    section = recipe.search_in
+    return lifted(work) if section is not None and "format" in section.kinds else (work, ())
 
 
 @contextmanager
 def _opened(
-    work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl
+    work: Workspace, newer: Workspace, goals: Goals, recipe: Recipe, control: SearchControl
 ) -> Iterator[tuple[WholeSearch, Limits, CleanUp | None]]:
     """A search that is ready to run; its file of scores goes in the end.
 
+    newer: the work on the model in the operator set that is searched.
     It stays where the search is interrupted, killed or out of memory, and what was there before
     stays.
     """
@@ -108,11 +119,11 @@ def _opened(
         raise InputError(f"recipe {recipe.name} compares by a metric; give --metric")
     if goals.avg_bits is not None:  # which count what is stored per weight that is left
         section = section.model_copy(update={"kinds": ("format",)})
-    base, clean = work, None
+    base, clean = newer, None
     measured = goals.max_latency is not None or goals.max_memory is not None
     if recipe.clean and measured and goals.max_macs is None:
         # Merged operators do the same products, which are then counted less well.
-        fused = fused_base(work)
+        fused = fused_base(newer)
         base, clean = fused.work, fused.clean
     log = SearchLog(control.log, resume=control.resume)
     try:

@@ -40,7 +40,7 @@ from lwqc.decide.search.workers import Evaluate
 from lwqc.model import io
 from lwqc.model.interrupts import taken
 from lwqc.plans.goals import Amount, Goals
-from lwqc.plans.plan import CleanUp, Plan
+from lwqc.plans.plan import CleanUp
 from lwqc.plans.recipe import Recipe, SearchRecipe
 from lwqc.runtime.memory import peak_memory
 
@@ -341,7 +341,8 @@ class WholeSearch:
         if wrong:
             plan = without(plan, wrong)
             done = execute(work, goals, plan)
-        return dataclasses.replace(done, decisions=_cleaned_first(done.decisions, clean))
+        led_here = {"opset": work.raised, "clean": clean}
+        return dataclasses.replace(done, decisions=done.decisions.model_copy(update=led_here))
 
 
 def aimed(limits: Limits) -> Limits:
@@ -358,7 +359,3 @@ def _shown(real: Mapping[str, float], limits: Limits) -> str:
         for kind, cost in real.items()
         for scale, unit in [units[kind]]
     )
-
-
-def _cleaned_first(plan: Plan, clean: CleanUp | None) -> Plan:
-    return plan if clean is None else plan.model_copy(update={"clean": clean})

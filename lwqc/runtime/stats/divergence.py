@@ -24,7 +24,7 @@ class Divergence:
     `ChannelErrors`. channel_axis: of the channels, found from the data; None for one channel.
     worst_channel: the one that moved most, and its error. decisions: see `Agreement`.
     cosine_mean, cosine_min: over samples (rows of axis 0, flattened); 1 is identical. They say
-    little where channels differ in scale.
+    little where channels differ in scale; None where samples are single numbers, or no floats.
     sqnr_db: signal to noise ratio in dB; inf when identical. max_abs: largest difference.
     kl: mean KL divergence in nats of softmax over the channels; meaningful for logits.
     """
@@ -34,8 +34,8 @@ class Divergence:
     channel_axis: int | None
     worst_channel: tuple[int, float]
     decisions: Agreement
-    cosine_mean: float
-    cosine_min: float
+    cosine_mean: float | None
+    cosine_min: float | None
     sqnr_db: float
     max_abs: float
     kl: float
@@ -61,7 +61,7 @@ class DivergenceMeter:
     def __init__(self) -> None:
         self._cosines: list[float] = []
         self._signal = self._noise = self._max = self._kl = 0.0
-        self._rows = 0
+        self._samples = self._rows = 0
         self._channels = ChannelMeter()
         self._decisions = DecisionMeter()
 
@@ -74,7 +74,7 @@ class DivergenceMeter:
         if reference.shape != value.shape:
             self._decisions.add_sizes(reference, value)
         elif reference.dtype.kind != "f":
-            self._cosines += [1.0] * (len(reference) if reference.ndim else 1)
+            self._samples += len(reference) if reference.ndim else 1
             self._decisions.add_labels(reference, value)
         elif reference.size:
             self._add_floats(reference, value)
@@ -82,7 +82,9 @@ class DivergenceMeter:
     def _add_floats(self, reference: Array, value: Array) -> None:
         a = reference.astype(np.float64).reshape(len(reference) if reference.ndim else 1, -1)
         b = value.astype(np.float64).reshape(a.shape)
-        self._cosines += _cosine(a, b).tolist()
+        self._samples += len(a)
+        if a.shape[1] > 1:
+            self._cosines += _cosine(a, b).tolist()
         same = (a == b) | (np.isnan(a) & np.isnan(b))  # as where a mask leaves nothing
         with np.errstate(invalid="ignore"):
             moved = np.where(same, 0.0, a - b)
@@ -116,13 +118,13 @@ class DivergenceMeter:
         channels: ChannelErrors = self._channels.result()
         worst = channels.worst
         return Divergence(
-            samples=len(self._cosines),
+            samples=self._samples,
             error=channels.relative,
             channel_axis=channels.axis,
             worst_channel=(worst, float(channels.errors[worst]) if channels.errors.size else 0.0),
             decisions=self._decisions.result(),
-            cosine_mean=float(np.mean(self._cosines)) if self._cosines else 1.0,
-            cosine_min=min(self._cosines, default=1.0),
+            cosine_mean=float(np.mean(self._cosines)) if self._cosines else None,
+            cosine_min=min(self._cosines, default=None),
             sqnr_db=sqnr,
             max_abs=self._max,
             kl=self._kl / self._rows if self._rows else 0.0,
