@@ -19,7 +19,7 @@ from lwqc.compile.result import Report, SearchReport, ShapeLatency, SiteRow
 from lwqc.compile.saved_check import Expected, check_saved
 from lwqc.compile.steps.pruned_model import PrunedModel, pruning_report
 from lwqc.compile.steps.removed_branches import RemovedBranches
-from lwqc.compile.workspace import Workspace, data_files
+from lwqc.compile.workspace import Workspace
 from lwqc.graph.sites import Site
 from lwqc.model import io
 from lwqc.model.outputs import check_outputs
@@ -83,8 +83,8 @@ class Compressed:
 
         verify: False skips everything that loads a model; the report says so. plan: where the plan
         goes, together with the model. Nothing is left, and what was there stays, when this raises:
-        InputError when the file cannot be written, see `lwqc.io.drafted`; UnsoundResult when it
-        does not hold, see `lwqc.saved_check`.
+        InputError when the file cannot be written, see `lwqc.model.io.drafted`; UnsoundResult when it
+        does not hold, see `lwqc.compile.saved_check`.
         """
         with self.drafted(path, external_data=external_data, verify=verify, plan=plan) as draft:
             draft.files.publish()
@@ -100,9 +100,7 @@ class Compressed:
         plan: str | os.PathLike[str] | None = None,
     ) -> Iterator[Drafted]:
         """The same, but for the last step: `Drafted.files` are still to be published."""
-        source = self.work.model.meta.get("lwqc_path")
-        read = [source, *data_files(self.work.model)] if source else []
-        check_outputs([path] if plan is None else [path, plan], read)
+        check_outputs([path] if plan is None else [path, plan], self.work.files)
         with io.drafted(self.model, path, external_data=external_data) as files:
             target = self.work.target
             options = target.options(self.model, self.decisions, files.target.stem)
@@ -118,13 +116,13 @@ class Compressed:
     def _check(self, files: io.Draft) -> None:
         work, floats = self.work, self.decisions.floats
         feeds = work.data.first()
-        gone = self.removed.removal.dropped_outputs if self.removed is not None else ()
+        removed = self.removed.removal.dropped_outputs if self.removed is not None else ()
         expected = Expected(
             feeds,
             work.reference(feeds),
             work.reference.types,
-            gone,
-            any_float=floats is not None and floats.boundary,
+            {*removed, *work.gone},
+            any_float=(floats is not None and floats.boundary) or work.other_floats,
         )
         settings, brain = work.target.settings(), has_bfloat16(self.model)
         check_saved(files.path, expected, settings, str(files.target), brain=brain)
@@ -142,7 +140,8 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
     """The report on a written file: everything in it is measured on the file."""
     work, floats = result.work, result.decisions.floats
     report = Report(
-        source=work.name,
+        source=work.original.name,
+        earlier=work.earlier,
         source_bytes=work.float_bytes,
         output=str(saved.target),
         output_bytes=saved.size_bytes,

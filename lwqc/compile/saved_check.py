@@ -84,7 +84,7 @@ def save(
     """Write a model for which there is no original, if another process can load it.
 
     verify: False writes it in any case. Raises InputError when the file cannot be written, see
-    `lwqc.io.drafted`, and UnsoundResult when the runtime does not load it.
+    `lwqc.model.io.drafted`, and UnsoundResult when the runtime does not load it.
     """
     with io.drafted(model, path, external_data=external_data) as draft:
         if verify:

@@ -79,10 +79,14 @@ class Workspace:
     """Everything that a search over plans shares.
 
     token_weights: Gram matrices count tokens by how much attention reads them. versions: the same
-    work on transformed models, see `lwqc.transforms.version`. origin: the work on the model that
-    results are compared with; None for that one itself. raised: version of the default operator set
-    that the model was converted to, None for its own. incomparable: outputs left out of `origin`.
-    cleaned: the same of `lwqc.cleaned`, with what was done.
+    work on transformed models, see `lwqc.compile.steps.transforms.version`. origin: the work on the model that
+    results are compared with; None for that one itself. raised: version of the
+    default operator set that the model was converted to, None for its own. incomparable: outputs
+    left out of `origin`.
+    start: the work on the model that plans are for, where an earlier step made it out of the
+    original, see `lwqc.decide.continued`; None where that is the original. earlier: recipes of those
+    steps, the first one first.
+    cleaned: the same of `lwqc.compile.cleaned`, with what was done.
     known: weights whose codes the model had already. allow_fallback: nodes that the target would
     run elsewhere are accepted. floats: what the target computes in, once that is decided.
     probed: layout of an entry -> sites -> error at the outputs that was measured with them in it.
@@ -104,6 +108,8 @@ class Workspace:
     shapes: Sequence[Sizes] = ()
     origin: Workspace | None = field(default=None, repr=False)
     raised: int | None = None
+    start: Workspace | None = field(default=None, repr=False)
+    earlier: tuple[str, ...] = ()
     known: KnownCodes | None = field(default=None, repr=False)
     allow_fallback: bool = False
     floats: Floats | None = None
@@ -202,11 +208,39 @@ class Workspace:
             own["known"] = self.known.on(model)
         return replace(self, model=model, origin=self.origin or self, **own, **changes)
 
+    @property
+    def original(self) -> Workspace:
+        """The work on the model that results are compared with."""
+        return self.origin or self
+
+    @property
+    def begun(self) -> Workspace:
+        """The work on the model that plans are for."""
+        return self.start or self.original
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """Outputs of the original that an earlier step took away."""
+        return frozenset(_output_types(self.original.model)) - set(_output_types(self.begun.model))
+
+    @property
+    def other_floats(self) -> bool:
+        """Whether an earlier step gave outputs another type."""
+        before = _output_types(self.original.model)
+        return any(dtype != before[n] for n, dtype in _output_types(self.begun.model).items())
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that the models of this work still read from."""
+        models = [self.original.model, self.begun.model, self.model]
+        paths = [Path(m.meta["lwqc_path"]) for m in models if m.meta.get("lwqc_path")]
+        return list(dict.fromkeys([*paths, *(f for m in models for f in data_files(m))]))
+
     @cached_property
     def source(self) -> Source:
-        """Identity of the original model."""
-        if self.origin is not None:
-            return self.origin.source
+        """Identity of the model that plans are for."""
+        if self.begun is not self:
+            return self.begun.source
         return Source(digest=io.model_digest(self.model), name=self.name)
 
     def stamped(self, plan: Plan) -> Plan:
@@ -316,6 +350,12 @@ class Workspace:
         """
         return worst_error(self.compared(session))
 
+    def moved(self, session: Session) -> float:
+        """The same against the outputs of the model that plans are for."""
+        if self.start is None:
+            return self.output_error(session)
+        return replace(self, origin=self.start).output_error(session)
+
     def compared(self, session: Session) -> dict[str, Divergence]:
         """Comparison with the original on the search batches."""
         meter = OutputMeter()
@@ -373,6 +413,11 @@ class Workspace:
             return self.reference
         return self.load(self.model, label=self.name)
 
+    @property
+    def timed_start(self) -> Session:
+        """The model that plans are for as the target runs it: what no step may be slower than."""
+        return self.begun.timed_reference
+
     def load(self, model: ir.Model | str | os.PathLike[str], label: str = "candidate") -> Session:
         """A session as the target runs its graphs here.
 
@@ -405,6 +450,10 @@ def worst_error(found: Mapping[str, Divergence]) -> float:
     """Error by channel of the output that moved most; infinite where a label is another one."""
     lost = any(d.decisions.labels not in (None, 1) for d in found.values())
     return math.inf if lost else max((d.error for d in found.values()), default=0.0)
+
+
+def _output_types(model: ir.Model) -> dict[str, ir.DataType | None]:
+    return {v.name or "": v.dtype for v in model.graph.outputs}
 
 
 def stored_bytes(model: ir.Model) -> int:

@@ -65,13 +65,13 @@ def open_workspace(
     """Load a model with everything a search needs. Raises InputError.
 
     shapes: sizes of dynamic dimensions that the model will serve, one set or several; the first is
-    that of the data too. constant_inputs: see `lwqc.io.load`; for models that come from a file.
+    that of the data too. constant_inputs: see `lwqc.model.io.load`; for models that come from a file.
     """
     chosen = make_target(target)
     loaded = (
         source if isinstance(source, ir.Model) else io.load(source, constant_inputs=constant_inputs)
     )
-    model = _explicit(one_view(loaded))
+    model = explicit(one_view(loaded))
     if name is None:
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
     asked = as_sequence(shapes)
@@ -114,7 +114,7 @@ def _with_sizes(description: str, found: Sizes, asked: Sizes | None) -> str:
     return f"{description} with {own}" if own else description
 
 
-def _explicit(model: ir.Model) -> ir.Model:
+def explicit(model: ir.Model) -> ir.Model:
     """The model, or a copy with inferred types, and weights of Constant nodes as initializers."""
     nodes = list(model.graph.all_nodes())
     typed = all(v.type is not None for node in model.graph for v in node.outputs if v.name)

@@ -58,7 +58,7 @@ class DropOptions:
         removed (FinerCut's 0.4).
     max_divergence: removals that would exceed it are not made. max_drop: for `accept`, of the
     metric as a fraction of it; 0 lets go what does no harm.
-    keep_signature: see `RemoveBranches`. compensate: see `lwqc.removed_branches`.
+    keep_signature: see `RemoveBranches`. compensate: see `lwqc.compile.steps.removed_branches`.
     """
 
     count: int | None = None

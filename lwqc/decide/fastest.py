@@ -79,7 +79,7 @@ def float_base(work: Workspace, wanted: CleanUp, allowance: float = 1.0) -> Base
     base, done = _checked(work, wanted)
     if base.clean is None or done is None or not work.timed:
         return base
-    relative = relative_times([work.timed_reference, done], work.served, _SECONDS, keep=1)[1]
+    relative = relative_times([work.timed_start, done], work.served, _SECONDS, keep=1)[1]
     if no_slower([r / allowance for r in relative]):
         return base
     share = ", ".join(
@@ -101,7 +101,7 @@ def _checked(work: Workspace, wanted: CleanUp) -> tuple[Base, Session | None]:
             return Base(work, None, left), None
         base = Base(cleaned(work, clean), clean, left)
         session = _lowered_float(base.work)
-        error = base.work.output_error(session)
+        error = base.work.moved(session)
     except (ir.passes.PassError, LwqcError) as failure:  # the graph as it is will do
         return Base(work, None, {work.name: f"not cleaned up: {failure}"}), None
     if error <= SAME:
@@ -218,7 +218,7 @@ def _fitted_better(
 
 def _ranked(work: Workspace, trials: Sequence[_Trial], seconds: float, keep: int) -> list[_Trial]:
     """Those that are no slower than the original, the fastest first; `keep` of them matter."""
-    sessions = [work.timed_reference, *(t.session for t in trials)]
+    sessions = [work.timed_start, *(t.session for t in trials)]
     relative = relative_times(sessions, work.served, seconds, keep)[1:]
     order = sorted(range(len(trials)), key=lambda i: overall(relative[i]))
     return [trials[i] for i in order if no_slower(relative[i])]

@@ -79,7 +79,7 @@ def _check_that_it_runs(work: Workspace) -> None:
     runtime's own fusions break is no fault of the file.
     """
     try:
-        Session(work.loadable, SessionSettings(optimize=False), label=work.name)(
+        Session(work.begun.loadable, SessionSettings(optimize=False), label=work.name)(
             work.search_batches[0]
         )
     except SessionError as error:

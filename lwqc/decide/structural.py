@@ -211,6 +211,6 @@ def _pruned(work: Workspace, options: PruneOptions, goals: Goals) -> Compressed:
 
 def _slower(done: Compressed) -> bool:
     work = done.work
-    sessions = [work.timed_reference, work.load(done.model)]
+    sessions = [work.timed_start, work.load(done.model)]
     before, after = medians_ms(sessions, work.served[0].feeds)
     return after > before * NOISE

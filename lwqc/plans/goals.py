@@ -77,7 +77,7 @@ class Goals:
     max_drop: fraction of the metric, or of what the outputs lose. fastest: within that and no
     budget, the fastest model is wanted rather than the smallest. max_macs: multiply-accumulates of
     one run, at the sizes of the first feeds. max_memory: peak of a process that loads and runs the
-    model, see `lwqc.backends.memory`.
+    model, see `lwqc.runtime.memory`.
     """
 
     max_size: Amount | None = None

@@ -131,7 +131,7 @@ Clip = Literal["relu", "clip"]
 
 
 class Restore(_Model):
-    """Quantized operators become float ones again, see `lwqc.restored`.
+    """Quantized operators become float ones again, see `lwqc.compile.steps.restored`.
 
     clips: tensors that their codes limited, as a Relu or Clip that the quantizer left out did.
     left: operators that stay as they are, by the name of their first output, and why.
@@ -142,7 +142,7 @@ class Restore(_Model):
 
 
 class CleanUp(_Model):
-    """The float graph in fewer and faster operators, see `lwqc.cleanup`.
+    """The float graph in fewer and faster operators, see `lwqc.passes.cleanup`.
 
     fuse: attention as one operator. merge: layers that read the same value as one.
     copies: weights that are read in two ways may be stored in both. accept: what is
@@ -166,7 +166,7 @@ class RemovedBranch(_Model):
 
     name: as `lwqc inspect --branches` gives it. kind: what it computes, for readers.
     keep_signature: its cache inputs and outputs stay; any entry that says so decides for all.
-    compensate: what takes its place, see `lwqc.removed_branches`; other than `none` needs data.
+    compensate: what takes its place, see `lwqc.compile.steps.removed_branches`; other than `none` needs data.
     """
 
     name: str
@@ -244,7 +244,7 @@ class Plan(_Model):
     """Everything lwqc will do to one model.
 
     What is done, in this order. restore: quantized operators become float ones again, see
-    `lwqc.restored`. opset: version of the default operator set that the model is converted to,
+    `lwqc.compile.steps.restored`. opset: version of the default operator set that the model is converted to,
     None for its own. clean: the graph is cleaned up. remove: residual branches. parallel: branches
     that are fed from the same stream and merged. slice: streams that get narrower. prune: channels
     to remove. transforms: what leaves the outputs as they are. sparse: site name -> entry.

@@ -162,11 +162,24 @@ def _from_iterable(
 ) -> Dataset:
     """Feeds given from Python; a generator is read once and kept."""
     if isinstance(source, Dataset):
-        return Dataset(source.kind, source.description, lambda: source, inputs, limit)
+        count = None if source._count is None else len(source)
+        return replace(
+            source,
+            _make=partial(_shared, source, inputs),
+            _inputs=inputs,
+            limit=limit,
+            _count=count,
+        )
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise InputError(f"data: is a {type(source).__name__}; expected a list of dicts of arrays")
     kept = source if isinstance(source, (list, tuple)) else list(islice(source, limit))
     return Dataset("real", "data", lambda: kept, inputs, limit, len(kept))
+
+
+def _shared(source: Dataset, inputs: Mapping[str, ir.Value]) -> Iterator[Feeds]:
+    """The feeds of another model that has these inputs and perhaps more."""
+    for feeds in source:
+        yield {name: value for name, value in feeds.items() if name in inputs}
 
 
 def _positive(limit: int) -> int:

@@ -1,4 +1,4 @@
-"""What the process behind `lwqc.backends.isolated` does: load models and run them, on request.
+"""What the process behind `lwqc.runtime.isolated` does: load models and run them, on request.
 
 Imports nothing of lwqc, which would take longer than the work. Requests come as pickled tuples on
 standard input, answers go to standard output: (True, result) or (False, reason).

@@ -151,7 +151,8 @@ def row_table(reports: Sequence[Report]) -> Table:
 
 
 def _summary(report: Report) -> Table:
-    table = Table(title=f"{report.source} -> {report.output}", title_justify="left")
+    way = " -> ".join((report.source, *report.earlier, report.output))
+    table = Table(title=way, title_justify="left")
     for column in ("", "original", "compressed", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     ratio = report.output_bytes / max(report.source_bytes, 1)
