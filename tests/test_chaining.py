@@ -1,5 +1,7 @@
 """Steps after one another in Python: everything is measured against the first original."""
 
+import json
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -169,3 +171,18 @@ def test_a_model_that_is_no_version_of_the_original_is_refused(original):
     half.graph.inputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
     with pytest.raises(lwqc.InputError, match="half: input x has the type FLOAT16"):
         continued(work, half, "half")
+
+
+def test_a_command_compares_with_what_its_model_was_made_of(original, first, run, tmp_path):
+    first.save(tmp_path / "pruned.onnx", verify=False)
+    np.savez(tmp_path / "d.npz", x=normal(8, 96))
+    arguments = ("quantize", tmp_path / "pruned.onnx", "-o", tmp_path / "o.onnx")
+    arguments += ("--data", tmp_path / "d.npz", "--max-size", "0.9", "--json")
+    _, text, _ = run(*arguments, "--original", original)
+    report = json.loads(text)
+    assert (report["source"], report["earlier"]) == ("net.onnx", ["pruned.onnx"])
+    assert report["outcomes"][0]["asked"] == 0.9 * original.stat().st_size
+    assert report["drop"] > 0.01  # of pruning; 8 bits cost far less
+    code, _, error = run("quantize", original, "-o", original, "--original", original)
+    assert code == 2
+    assert "is the input itself" in error

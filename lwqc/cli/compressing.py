@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lwqc.cli.hosting import answer
 from lwqc.cli.options import (
     AllowFallback,
     BitsOption,
@@ -36,6 +37,7 @@ from lwqc.cli.options import (
     Model,
     NormaliseOption,
     NoUserCode,
+    OriginalOption,
     Output,
     ParetoOption,
     PlanOut,
@@ -104,6 +106,7 @@ def compress(
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
     no_user_code: NoUserCode = False,
+    original: OriginalOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
@@ -116,20 +119,27 @@ def compress(
         if recipe != "auto" or any(b is not None for b in budgets):
             raise InputError("--no-quantize only cleans up: leave out --recipe and budgets")
         recipe = "clean"
+    chosen = find(recipe)
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
+    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory)
     row = [] if pareto is None else [p for i in range(pareto) for p in row_names(output, i + 1)]
     files = Files([output], [plan_out, *row], [control.log], [recipe])
     with opened(
-        model, target, data, metric, shape, seed, files, constant_inputs=constant_inputs
+        model,
+        target,
+        data,
+        metric,
+        shape,
+        seed,
+        files,
+        constant_inputs=constant_inputs,
+        original=original,
     ) as work:
-        goals = parse_goals(
-            max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
-        )
         if pareto is not None:
-            finish_row(pareto_models(work, goals, find(recipe), control, pareto), output, as_json)
+            finish_row(pareto_models(work, goals, chosen, control, pareto), output, as_json)
             return
         finish(
-            compress_workspace(work, goals, recipe, control),
+            compress_workspace(work, goals, chosen, control),
             output,
             plan_out,
             external,
@@ -173,6 +183,7 @@ def quantize(
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
     no_user_code: NoUserCode = False,
+    original: OriginalOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
@@ -180,6 +191,7 @@ def quantize(
     from lwqc.quant.methods import DATA_METHODS
 
     check_bound(max_drop, verify)
+    goals = parse_goals(max_size, avg_bits=avg_bits, max_drop=max_drop)
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
     if method in DATA_METHODS and data is None:
         raise InputError(f"--method {method} looks at the data: give --data")
@@ -192,9 +204,9 @@ def quantize(
         seed,
         Files([output], [plan_out]),
         constant_inputs=constant_inputs,
+        original=original,
     ) as work:
         work.skip_checks = not verify
-        goals = parse_goals(max_size, avg_bits=avg_bits, max_drop=max_drop)
         finish(
             compress_workspace(work, goals, recipe, exact=True),
             output,
@@ -240,6 +252,7 @@ def prune(
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
     no_user_code: NoUserCode = False,
+    original: OriginalOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Remove whole channels, heads and hidden units, or with --recipe slicegpt narrow streams."""
@@ -269,6 +282,7 @@ def prune(
         seed,
         Files([output], [plan_out], read=[recipe]),
         constant_inputs=constant_inputs,
+        original=original,
     ) as work:
         work.skip_checks = not verify
         finish(job(work), output, plan_out, external, verify, details, as_json)
@@ -308,6 +322,7 @@ def drop(
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
     no_user_code: NoUserCode = False,
+    original: OriginalOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
@@ -336,6 +351,7 @@ def drop(
         seed,
         Files([output], [plan_out], read=[recipe]),
         constant_inputs=constant_inputs,
+        original=original,
     ) as work:
         work.skip_checks = not verify
         finish(job(work), output, plan_out, external, verify, details, as_json)
@@ -404,22 +420,33 @@ def plan(
     seed: Seed = 0,
     constant_inputs: ConstantInputs = False,
     no_user_code: NoUserCode = False,
+    original: OriginalOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Decide as `compress` does, and write only the plan."""
     from lwqc.decide.compress import make_plan
+    from lwqc.plans.recipe import find
 
+    chosen = find(recipe)
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
+    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory)
     files = Files([output], [], [control.log], [recipe])
     with opened(
-        model, target, data, metric, shape, seed, files, constant_inputs=constant_inputs
+        model,
+        target,
+        data,
+        metric,
+        shape,
+        seed,
+        files,
+        constant_inputs=constant_inputs,
+        original=original,
     ) as work:
-        goals = parse_goals(
-            max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
-        )
-        made = make_plan(work, goals, recipe, control)
+        made = make_plan(work, goals, chosen, control)
         made.save(output)
-        errors_console().print(f"{output}: {_planned(made, len(work.sites))}")
+        line = _planned(made, len(work.sites))
+        answer({"output": str(output), "planned": line})
+        errors_console().print(f"{output}: {line}")
 
 
 def _planned(made: Plan, sites: int) -> str:
@@ -470,6 +497,7 @@ def lower(
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
     no_user_code: NoUserCode = False,
+    original: OriginalOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Bring a float or quantized model into the form that a target runs best."""
@@ -489,6 +517,7 @@ def lower(
         seed,
         Files([output], [plan_out, engines]),
         constant_inputs=constant_inputs,
+        original=original,
     ) as work:
         work.skip_checks, work.allow_fallback = not verify, allow_fallback
         if engines is not None:
@@ -515,6 +544,7 @@ def apply_command(
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
     no_user_code: NoUserCode = False,
+    original: OriginalOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Execute a plan: the same plan on the same model gives the same bytes."""
@@ -524,6 +554,14 @@ def apply_command(
     read = Plan.load(plan_file)
     files = Files([output], read=[plan_file])
     with opened(
-        model, read.target, data, metric, shape, seed, files, constant_inputs=constant_inputs
+        model,
+        read.target,
+        data,
+        metric,
+        shape,
+        seed,
+        files,
+        constant_inputs=constant_inputs,
+        original=original,
     ) as work:
         finish(apply_plan(work, read), output, None, external, verify, details, as_json)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from lwqc.cli.hosting import answer, work_begins
 from lwqc.cli.options import (
     AllowFallback,
     ConstantInputs,
@@ -148,11 +149,12 @@ def verify(
         blamed = None
         if blame or blame_check:
             blamed = blame_models(work, compressed, str(candidate), drop, blame_check)
+        rows = {n: vars(d) for n, d in found.items()}
+        result = {"drop": drop, "outputs": rows}
+        if blamed is not None:
+            result["blame"] = blame_dict(blamed)
+        answer(result)
         if as_json:
-            rows = {n: vars(d) for n, d in found.items()}
-            result = {"drop": drop, "outputs": rows}
-            if blamed is not None:
-                result["blame"] = blame_dict(blamed)
             print(json.dumps(result, default=str, indent=1))
         else:
             Console().print(divergence_table(found))
@@ -214,17 +216,18 @@ def bench(
                 )
                 found.append(times)
     sizes = [stored_bytes(io.load(path)) for path in models]
-    if as_json:
-        rows = {
-            str(path): {
-                "size_bytes": sizes[i],
-                "elsewhere": elsewhere.get(str(path), []),
-                "latencies": {
-                    label: vars(times[i]) for label, times in zip(served, found, strict=True)
-                },
-            }
-            for i, path in enumerate(models)
+    rows = {
+        str(path): {
+            "size_bytes": sizes[i],
+            "elsewhere": elsewhere.get(str(path), []),
+            "latencies": {
+                label: vars(times[i]) for label, times in zip(served, found, strict=True)
+            },
         }
+        for i, path in enumerate(models)
+    }
+    answer(rows)
+    if as_json:
         print(json.dumps(rows, indent=1))
         return
     for name, lines in elsewhere.items():
@@ -263,10 +266,12 @@ def convert(
     from lwqc.model import io
     from lwqc.model.user_code import loaded_files
 
+    work_begins()
     io.check_output(output, [])
     model = convert_torch(source)
     io.check_output(output, loaded_files())
     saved = save(model, output, external_data=external)
+    answer({"output": str(saved.path), "output_bytes": saved.size_bytes})
     errors_console().print(f"{saved.path}: {size_text(saved.size_bytes)}")
 
 

@@ -30,6 +30,12 @@ ConstantInputs = Annotated[
     bool,
     typer.Option("--constant-inputs", help="inputs with a default value cannot be overridden"),
 ]
+OriginalOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--original", help="what MODEL was made of: budgets and losses are against this model"
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable result on stdout")]
 NoUserCode = Annotated[
     bool,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lwqc.cli.hosting import answer, work_begins
 from lwqc.cli.shown import say, shown
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
@@ -91,21 +92,30 @@ def opened(
     files: Files | None = None,
     *,
     constant_inputs: bool = False,
+    original: Path | None = None,
 ) -> Iterator[Workspace]:
-    """Load everything, refusing a bad output before any work is done."""
+    """Load everything, refusing a bad output before any work is done.
+
+    original: what the model was made of by earlier steps, see `lwqc.decide.continued`.
+    """
     from lwqc.backends.provider_options import options_path
-    from lwqc.compile.workspace import data_files
+    from lwqc.compile.workspace import check_target, data_files
     from lwqc.decide.compress import open_workspace
+    from lwqc.decide.continued import continued
     from lwqc.model import io
     from lwqc.runtime.data import data_sources
 
+    check_target(target)
+    work_begins()
     loaded = io.load(model, constant_inputs=constant_inputs)
+    first = io.load(original, constant_inputs=constant_inputs) if original else loaded
+    read = [model, *data_files(loaded), *([original] if original else []), *data_files(first)]
     if files is not None:
-        files.check([model, options_path(model), *data_files(loaded), *data_sources(data)])
+        files.check([options_path(model), *read, *data_sources(data)])
     with progress_bars() as report:
         work = open_workspace(
-            loaded,
-            name=model.name,
+            first,
+            name=(original or model).name,
             target=target,
             data=data,
             metric=metric,
@@ -117,7 +127,7 @@ def opened(
             files.check(loaded_files())
             if work.target.profiles:
                 files.check([], [options_path(output) for output in files.models])
-        yield work
+        yield continued(work, loaded, model.name, earlier=[model.name]) if original else work
 
 
 def parse_shapes(texts: Sequence[str] | None) -> list[dict[str, int]]:
@@ -183,6 +193,7 @@ def finish(
     from lwqc.cli.report.terminal import print_report
 
     report = done.save(output, external_data=external, verify=verify, plan=plan_out)
+    answer(report.to_dict())
     if as_json:
         print(report.to_json())
     else:

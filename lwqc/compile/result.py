@@ -174,13 +174,14 @@ class SearchReport:
 class Report:
     """Measured facts about a saved model; None or empty where `verify` was off.
 
-    source: the original that size, loss, time and memory are measured against. earlier: recipes of
-    the steps that came before this one, the first one first; channels, branches and sites are those
-    of what they left. latencies: at each shape served. operators: where the time goes at the first
-    one. kept_float32: operators that do not compute in the 16-bit type, and why. fallbacks: what
-    the target would run elsewhere. unmeasured: why there are no latencies. memory: bytes that a
-    process takes with the original and with the result, where they were asked for. notes: what was
-    done to the file so that it could be read, what was left undone, or done otherwise than asked.
+    source: the original that size, loss, time and memory are measured against. earlier: the steps
+    that came before this one, by recipe or by the file that they left; channels, branches and sites
+    are those of what they left. latencies: at each shape served. operators: where the time goes at
+    the first one. kept_float32: operators that do not compute in the 16-bit type, and why.
+    fallbacks: what the target would run elsewhere. unmeasured: why there are no latencies. memory:
+    bytes that a process takes with the original and with the result, where they were asked for.
+    notes: what was done to the file so that it could be read, what was left undone, or done
+    otherwise than asked.
     """
 
     source: str

@@ -52,9 +52,14 @@ _SEARCH_BATCHES = 4  # batches that candidates are compared on while searching
 
 def make_target(name: str) -> Target:
     """The target of that name. Raises InputError for an unknown one."""
+    check_target(name)
+    return TARGETS[name]()
+
+
+def check_target(name: str) -> None:
+    """Raises InputError for an unknown one."""
     if name not in TARGETS:
         raise InputError(f"target {name!r} is not known; expected one of {', '.join(TARGETS)}")
-    return TARGETS[name]()
 
 
 class KnownCodes(Known, Protocol):
