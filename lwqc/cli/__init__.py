@@ -81,7 +81,7 @@ def _command() -> int:
 
 
 def _app() -> typer.Typer:
-    from lwqc.cli import compressing, looking, running  # noqa: F401 - commands register themselves
+    from lwqc.cli import building, compressing, looking, running  # noqa: F401 - they register
 
     return running.app
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from lwqc.backends.provider_options import options_path, options_text
 from lwqc.backends.target import Lowered
+from lwqc.cli.report.outcomes import drop_outcome, latency_outcomes, size_outcome
 from lwqc.compile.branch_reports import parallel_report, removal_report, slicing_report
 from lwqc.compile.decisions import DropDecision, ParallelDecision, SliceDecision
 from lwqc.compile.idle_branches import idle_branches
@@ -26,7 +27,7 @@ from lwqc.model.outputs import check_outputs
 from lwqc.passes.widen_bfloat16 import has_bfloat16
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan
-from lwqc.runtime.measure import NOISE, OperatorRow, latencies, operator_rows
+from lwqc.runtime.measure import OperatorRow, latencies, operator_rows
 from lwqc.runtime.memory import peak_memory
 from lwqc.runtime.session import has_bodies, statistics_session
 
@@ -285,8 +286,7 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
     if result.pruned is not None and result.pruned.outcome is not None:
         found.append(result.pruned.outcome)
     if goals.max_size is not None:
-        asked = goals.max_size.resolve(work.float_bytes)
-        found.append(Outcome("size", asked, report.output_bytes, "bytes"))
+        found.append(size_outcome(goals.max_size, work.float_bytes, report.output_bytes))
     if goals.avg_bits is not None:
         found.append(Outcome("average bits", goals.avg_bits, report.average_bits, "bits"))
     if goals.max_memory is not None and report.memory is not None:
@@ -298,11 +298,8 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
         found.append(Outcome("MACs", asked, result.macs, "MACs"))
     drop = report.drop
     if drop is not None and goals.max_drop is not None:
-        found.append(Outcome("drop", goals.max_drop, drop, ""))
-    for row in report.latencies:
-        if goals.max_latency is None:
-            break
-        asked = goals.max_latency.resolve(row.before.median_ms)
-        name = "latency" if len(report.latencies) == 1 else f"latency {row.shape}"
-        found.append(Outcome(name, asked, row.after.median_ms, "ms", NOISE - 1))
+        found.append(drop_outcome(goals.max_drop, drop))
+    if goals.max_latency is not None:
+        rows = [(r.shape, r.before.median_ms, r.after.median_ms) for r in report.latencies]
+        found += latency_outcomes(goals.max_latency, rows)
     return found

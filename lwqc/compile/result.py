@@ -261,16 +261,17 @@ class Report:
             "onnxruntime": VERSION,
             "machine": platform.processor() or platform.machine(),
         }
-        return _finite(document)  # type: ignore[no-any-return]
+        return finite(document)  # type: ignore[no-any-return]
 
     def to_json(self) -> str:
         """The report as JSON."""
         return json.dumps(self.to_dict(), indent=1)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data that JSON can hold: infinities and NaN become None."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -220,7 +220,7 @@ def publish_together(drafts: Sequence[Draft]) -> list[SavedModel]:
     Raises InputError when a file cannot be renamed; then everything is as before.
     """
     sizes = [draft.size_bytes for draft in drafts]
-    before = [_data_of(draft.target) for draft in drafts]
+    before = [data_files_of(draft.target) for draft in drafts]
     with _written(drafts[0].target), _disk():
         for draft, old in zip(drafts, before, strict=True):
             draft.keep_mode(old)
@@ -268,7 +268,7 @@ def _synced(path: Path) -> Iterator[_Writer]:
             file.close()
 
 
-def _data_of(target: Path) -> set[str]:
+def data_files_of(target: Path) -> set[str]:
     """Data files that the model now at `target` refers to; none if there is no readable model."""
     if not target.exists():
         return set()
@@ -307,5 +307,5 @@ def _remove_orphans(left: Path, target: Path, used: set[str]) -> None:
     left: the folder that it left, with the models that refer to them.
     """
     models = [left / target.name, left / f"{target.name}{OLD}"]
-    names = set().union(*map(_data_of, models)) - _data_of(target)
+    names = set().union(*map(_data_of, models)) - data_files_of(target)
     _remove_unused(target, names, used)

@@ -66,12 +66,12 @@ def _path() -> Path | None:
         usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lwqc"
     except RuntimeError:  # no home folder
         return None
-    name = f"times-{_machine()}-{VERSION}.json"
+    name = f"times-{machine()}-{VERSION}.json"
     return (Path(chosen) if chosen else usual) / name
 
 
-def _machine() -> str:
-    """Processor and how many of its cores sessions use, as part of a file name."""
+def machine() -> str:
+    """The processor and how many of its cores sessions use, in letters, digits and dashes."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,0 +1,85 @@
+"""The command that runs a whole build from a file."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lwqc.cli.options import DebugOption, JsonOption
+from lwqc.cli.running import app
+
+if TYPE_CHECKING:
+    from lwqc.cli.pipeline.execution import StepResult
+    from lwqc.cli.pipeline.steps import Step
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="TOML file that describes the build")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what would run and why, and do nothing")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="run every step again")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run the steps of a build that are not up to date, and check its gates."""
+    from lwqc.cli.pipeline.commands import commands
+    from lwqc.cli.pipeline.document import read_document
+    from lwqc.cli.pipeline.execution import check, execute, planned
+    from lwqc.cli.pipeline.folders import locked, make_folder
+    from lwqc.cli.pipeline.report import build_report, report_text
+    from lwqc.cli.pipeline.steps import resolve
+    from lwqc.model.saving import write_text
+
+    build = resolve(file, read_document(file), commands(app))
+    with contextlib.chdir(file.parent):
+        check(build)
+        if dry_run:
+            print("\n".join(_plan_lines(planned(build, force=force))))
+            return
+        with (
+            locked(build.folder),
+            contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext(),
+        ):
+            results = execute(build, _say, force=force)
+        report = report_text(build_report(build, results))
+        if build.report:
+            make_folder(Path(build.report).parent, str(file))
+            write_text(build.report, report)
+    if as_json:
+        print(report, end="")
+    else:
+        print("\n".join(_result_lines(results)))
+    missed = [f"{r.step.name}: {line}" for r in results for line in r.missed]
+    if missed:
+        print(f"lwqc: {file}: not met: {'; '.join(missed)}", file=sys.stderr)
+        raise typer.Exit(3)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _plan_lines(plan: Sequence[tuple[Step, Sequence[str]]]) -> Iterator[str]:
+    """What would run and why, with the commands as a user could call them."""
+    for step, why in plan:
+        state = f"would run: {'; '.join(why)}" if why else "kept: nothing changed"
+        yield f"{step.name}: {state}"
+        if why:
+            yield f"  {shlex.join(['lwqc', step.command.name, *step.arguments])}"
+
+
+def _result_lines(results: Sequence[StepResult]) -> Iterator[str]:
+    """Outputs with their gates."""
+    for result in results:
+        if result.step.is_output:
+            yield f"{result.step.output}: {'written' if result.why else 'kept'}"
+        for gate in result.gates:
+            yield f"  {gate.text}: {'met' if gate.met else 'NOT MET'}"

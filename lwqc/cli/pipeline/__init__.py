@@ -1,0 +1,1 @@
+"""`lwqc run`: builds that are described in a file."""

@@ -1,0 +1,32 @@
+"""Bounds and what was reached, from measured numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lwqc.plans.goals import Amount, Outcome
+from lwqc.runtime.measure import NOISE
+
+
+def size_outcome(bound: Amount, before: float, after: float) -> Outcome:
+    """Of bytes of the original and of the result."""
+    return Outcome("size", bound.resolve(before), after, "bytes")
+
+
+def drop_outcome(bound: float, drop: float) -> Outcome:
+    """Of a loss, as a fraction."""
+    return Outcome("drop", bound, drop, "")
+
+
+def latency_outcomes(bound: Amount, rows: Sequence[tuple[str, float, float]]) -> list[Outcome]:
+    """Of median milliseconds (shape, original, result) at each shape served."""
+    return [
+        Outcome(
+            "latency" if len(rows) == 1 else f"latency {shape}",
+            bound.resolve(before),
+            after,
+            "ms",
+            NOISE - 1,
+        )
+        for shape, before, after in rows
+    ]
