@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import typer
 
 from lwqc.cli.hosting import Host, OptionsAreSound, hosted
 from lwqc.cli.pipeline.spelling import check_known
-from lwqc.errors import InputError
+from lwqc.errors import InputError, LwqcError
 
 LEFT_OUT = frozenset({"run", "recipes", "inspect", "demo", "passes"})  # they make nothing
 # What the build says itself, what has no use in it, and what writes several models.
@@ -77,18 +77,28 @@ class Command:
     def check(self, arguments: Sequence[str], where: str) -> None:
         """Look at all options as the command itself does, and do nothing. Raises InputError."""
         context = self.parsed(arguments, where)
-        with suppress(OptionsAreSound), hosted(Host(check_only=True)), context:
+        with named(where), suppress(OptionsAreSound), hosted(Host(check_only=True)), context:
             self.click.invoke(context)
 
     def call(self, arguments: Sequence[str], where: str) -> tuple[int, Any]:
-        """Run it: the exit code, and what it found."""
+        """Run it: the exit code, and what it found. Raises LwqcError with `where` in front."""
         context = self.parsed(arguments, where)
-        with hosted(Host()) as host, context:
+        with named(where), hosted(Host()) as host, context:
             try:
                 self.click.invoke(context)
             except typer.Exit as end:
                 return int(end.exit_code), host.answer
         return 0, host.answer
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Errors that arise inside say where; what kind they are, and so the exit code, stays."""
+    try:
+        yield
+    except LwqcError as error:
+        kind = InputError if isinstance(error, InputError) else type(error)
+        raise kind(f"{where}: {error}") from error
 
 
 def commands(app: typer.Typer) -> dict[str, Command]:

@@ -69,7 +69,7 @@ class Document(BaseModel):
     report: str = ""
     depends: list[str] | None = None
     gates: Gates = Gates()
-    step: list[StepTable] = Field(min_length=1)
+    step: list[StepTable]
     shared: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -92,8 +92,8 @@ def read_document(file: Path) -> Document:
     _check_keys(table, _KEYS, str(file))
     _check_keys(table.get("gates"), Gates.model_fields, f"{file}: gates")
     steps = table.get("step", [])
-    if not isinstance(steps, list) or not all(isinstance(one, dict) for one in steps):
-        raise InputError(f"{file}: step: expected tables, each under [[step]]")
+    if not (isinstance(steps, list) and steps and all(isinstance(one, dict) for one in steps)):
+        raise InputError(f"{file}: has no steps; write each of them under [[step]]")
     for number, one in enumerate(steps, 1):
         _check_keys(one.get("gates"), Gates.model_fields, f"{file}: step {number}: gates")
     shared = {key: table.pop(key) for key in SHARED if key in table}

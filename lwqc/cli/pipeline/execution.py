@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from lwqc.cli.pipeline.commands import named
 from lwqc.cli.pipeline.content import code_of, facts, file_digest, model_files
 from lwqc.cli.pipeline.folders import make_folder
 from lwqc.cli.pipeline.gates import Gate, checked
@@ -35,14 +34,15 @@ class StepResult:
     @property
     def missed(self) -> tuple[str, ...]:
         """Bounds that do not hold, of gates and of the command's own options, a line each."""
-        own = () if self.record.exit_code == _DONE else _own_missed(self.record)
+        own = () if self.record.exit_code == _DONE else _own_missed(self.step, self.record)
         return (*own, *(gate.text for gate in self.gates if not gate.met))
 
 
 def check(build: Build) -> None:
     """Look at everything that shows without work. Raises InputError."""
     for step in build.steps:
-        _ = step.gates.goals
+        with named(step.where):
+            _ = step.gates.goals
         made = {s.output for s in build.steps if s.command.name == "plan"}
         if step.options.get("plan_file") not in made:
             step.command.check(step.arguments, step.where)
@@ -113,8 +113,7 @@ def _models(step: Step) -> list[str]:
 
 def _run(step: Step) -> Record:
     before = facts(step, _models(step))
-    with _named(step):
-        code, answer = step.command.call(step.arguments, step.where)
+    code, answer = step.command.call(step.arguments, step.where)
     if code not in (_DONE, _MISSED):
         raise LwqcError(f"{step.where}: ended with exit code {code}")
     now = facts(step, _models(step))
@@ -137,26 +136,17 @@ def _written(step: Step) -> Iterator[Path]:
         yield from model_files(path) if path.suffix == ".onnx" else [path]
 
 
-@contextmanager
-def _named(step: Step) -> Iterator[None]:
-    """Errors say in which step of which file they arose."""
-    try:
-        yield
-    except LwqcError as error:
-        kind = InputError if isinstance(error, InputError) else type(error)
-        raise kind(f"{step.where}: {error}") from error
-
-
 def _write(place: Path, state: State) -> None:
     write_text(place, state.text)
 
 
-def _own_missed(record: Record) -> list[str]:
+def _own_missed(step: Step, record: Record) -> list[str]:
     """Bounds of a command's own options that it said are not met."""
-    outcomes: Any = record.answer.get("outcomes", []) if isinstance(record.answer, dict) else []
-    lines = [
+    found = record.answer
+    if step.command.name == "verify":
+        return [f"drop: asked {step.options['max_drop']:.6g}, reached {found['drop']:.6g}"]
+    return [
         f"{o['name']}: asked {o['asked']:.6g}, reached {o['reached']:.6g} {o['unit']}".rstrip()
-        for o in outcomes
+        for o in found["outcomes"]
         if not o["met"]
     ]
-    return lines or ["a bound among its own options"]
