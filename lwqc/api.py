@@ -76,10 +76,10 @@ def compress(
 
     source: path, `onnx_ir.Model`, `onnx.ModelProto`, a torch module with `example_inputs`, or what
         another function returned; the latter brings its target, data, metric and shapes along.
-    target: `cpu` where neither it nor `source` says otherwise, see `lwqc.compile.workspace.TARGETS`.
-    data: as `--data`, or an iterable of feeds (input name -> array). metric: `module:function` or
-        a callable that gets `run(feeds) -> outputs` and returns a number; a callable with the
-        attribute `higher_is_better = False` is a loss.
+    target: `cpu` where neither it nor `source` says otherwise, see
+    `lwqc.compile.workspace.TARGETS`. data: as `--data`, or an iterable of feeds (input name ->
+    array). metric: `module:function` or a callable that gets `run(feeds) -> outputs` and returns a
+    number; a callable with the attribute `higher_is_better = False` is a loss.
     max_size: 0.25 (of the first original) or "20MB". max_latency: 0.5 or "8ms". max_macs: 0.5 or
         "300M". max_memory: 0.5 or "200MB", of a process that loads and runs the model, beside what
         it takes without one. avg_bits: stored bits per weight. max_drop: of the metric, else of
@@ -228,8 +228,8 @@ def drop_layers(
 
     branches: how many (an int), or a share of them (a float up to 1). recipe: one that removes
     branches; `ablation-refit` by default, `finercut` without data. options: other fields of
-    `lwqc.decide.drop_layers.DropOptions` (`kind`, `score`, `measure`, `compensate`, `keep_signature`,
-    ...). The rest as in `compress`.
+    `lwqc.decide.drop_layers.DropOptions` (`kind`, `score`, `measure`, `compensate`,
+    `keep_signature`, ...). The rest as in `compress`.
     """
     if branches is not None:
         if "count" in options or "share" in options:

@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from lwqc.backends.provider_options import options_path, options_text
 from lwqc.backends.target import Lowered
-from lwqc.cli.report.outcomes import drop_outcome, latency_outcomes, size_outcome
 from lwqc.compile.branch_reports import parallel_report, removal_report, slicing_report
 from lwqc.compile.decisions import DropDecision, ParallelDecision, SliceDecision
 from lwqc.compile.idle_branches import idle_branches
+from lwqc.compile.outcomes import drop_outcome, latency_outcomes, size_outcome
 from lwqc.compile.result import Report, SearchReport, ShapeLatency, SiteRow
 from lwqc.compile.saved_check import Expected, check_saved
 from lwqc.compile.steps.pruned_model import PrunedModel, pruning_report
@@ -84,8 +84,8 @@ class Compressed:
 
         verify: False skips everything that loads a model; the report says so. plan: where the plan
         goes, together with the model. Nothing is left, and what was there stays, when this raises:
-        InputError when the file cannot be written, see `lwqc.model.io.drafted`; UnsoundResult when it
-        does not hold, see `lwqc.compile.saved_check`.
+        InputError when the file cannot be written, see `lwqc.model.io.drafted`; UnsoundResult when
+        it does not hold, see `lwqc.compile.saved_check`.
         """
         with self.drafted(path, external_data=external_data, verify=verify, plan=plan) as draft:
             draft.files.publish()

@@ -84,13 +84,13 @@ class Workspace:
     """Everything that a search over plans shares.
 
     token_weights: Gram matrices count tokens by how much attention reads them. versions: the same
-    work on transformed models, see `lwqc.compile.steps.transforms.version`. origin: the work on the model that
-    results are compared with; None for that one itself. raised: version of the
+    work on transformed models, see `lwqc.compile.steps.transforms.version`. origin: the work on the
+    model that results are compared with; None for that one itself. raised: version of the
     default operator set that the model was converted to, None for its own. incomparable: outputs
     left out of `origin`.
     start: the work on the model that plans are for, where an earlier step made it out of the
-    original, see `lwqc.decide.continued`; None where that is the original. earlier: recipes of those
-    steps, the first one first.
+    original, see `lwqc.decide.continued`; None where that is the original. earlier: recipes of
+    those steps, the first one first.
     cleaned: the same of `lwqc.compile.cleaned`, with what was done.
     known: weights whose codes the model had already. allow_fallback: nodes that the target would
     run elsewhere are accepted. floats: what the target computes in, once that is decided.

@@ -65,7 +65,8 @@ def open_workspace(
     """Load a model with everything a search needs. Raises InputError.
 
     shapes: sizes of dynamic dimensions that the model will serve, one set or several; the first is
-    that of the data too. constant_inputs: see `lwqc.model.io.load`; for models that come from a file.
+    that of the data too. constant_inputs: see `lwqc.model.io.load`; for models that come from a
+    file.
     """
     chosen = make_target(target)
     loaded = (

@@ -39,7 +39,8 @@ def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") 
         if method != "rtn" and work.data.kind == "real" and not work.is_large:
             plan, finer = (planning.with_method(work, p, method) for p in (plan, finer))
             # Codes fit the data that they are judged on: other data has to have room.
-            room = f", {_UNSEEN:g} of the {limit:g} allowed: data they were not fitted to has to have room"
+            unseen = "data they were not fitted to has to have room"
+            room = f", {_UNSEEN:g} of the {limit:g} allowed: {unseen}"
             limit *= _UNSEEN
             trials = _Trials(work, limit, plan, room)
             if trials.holds(finer):

@@ -307,5 +307,5 @@ def _remove_orphans(left: Path, target: Path, used: set[str]) -> None:
     left: the folder that it left, with the models that refer to them.
     """
     models = [left / target.name, left / f"{target.name}{OLD}"]
-    names = set().union(*map(_data_of, models)) - data_files_of(target)
+    names = set().union(*map(data_files_of, models)) - data_files_of(target)
     _remove_unused(target, names, used)

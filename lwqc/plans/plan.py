@@ -166,7 +166,8 @@ class RemovedBranch(_Model):
 
     name: as `lwqc inspect --branches` gives it. kind: what it computes, for readers.
     keep_signature: its cache inputs and outputs stay; any entry that says so decides for all.
-    compensate: what takes its place, see `lwqc.compile.steps.removed_branches`; other than `none` needs data.
+    compensate: what takes its place, see `lwqc.compile.steps.removed_branches`; other than `none`
+    needs data.
     """
 
     name: str
@@ -244,13 +245,13 @@ class Plan(_Model):
     """Everything lwqc will do to one model.
 
     What is done, in this order. restore: quantized operators become float ones again, see
-    `lwqc.compile.steps.restored`. opset: version of the default operator set that the model is converted to,
-    None for its own. clean: the graph is cleaned up. remove: residual branches. parallel: branches
-    that are fed from the same stream and merged. slice: streams that get narrower. prune: channels
-    to remove. transforms: what leaves the outputs as they are. sparse: site name -> entry.
-    quantize: site name -> entry. activations: tensor name -> range, for static sites. floats: the
-    type to compute in, None for the model's own. profile: dynamic dimension -> least, usual and
-    largest size that engines are built for.
+    `lwqc.compile.steps.restored`. opset: version of the default operator set that the model is
+    converted to, None for its own. clean: the graph is cleaned up. remove: residual branches.
+    parallel: branches that are fed from the same stream and merged. slice: streams that get
+    narrower. prune: channels to remove. transforms: what leaves the outputs as they are. sparse:
+    site name -> entry. quantize: site name -> entry. activations: tensor name -> range, for static
+    sites. floats: the type to compute in, None for the model's own. profile: dynamic dimension ->
+    least, usual and largest size that engines are built for.
     rewrites: names of exact graph rewrites the target asked for, in order.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     sequential: each layer is quantized for what the quantized layers before it give.

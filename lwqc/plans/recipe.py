@@ -19,7 +19,8 @@ _BITS = (2, 3, 4, 8)  # of weights, where the user chooses
 
 
 class PruneRecipe(BaseModel):
-    """How channels are chosen; see `lwqc.compile.prunable.PruneOptions` for the meaning of each field.
+    """How channels are chosen; see `lwqc.compile.prunable.PruneOptions` for the meaning of each
+    field.
 
     calibration: `data` uses what was given, `random` always N(0, 1) inputs.
     """
@@ -40,7 +41,8 @@ class PruneRecipe(BaseModel):
 
 
 class DropRecipe(BaseModel):
-    """Which residual branches go; see `lwqc.decide.drop_layers.DropOptions` for the meaning of each field.
+    """Which residual branches go; see `lwqc.decide.drop_layers.DropOptions` for the meaning of each
+    field.
 
     share: of the units, where the user says no count.
     """
@@ -61,7 +63,10 @@ class DropRecipe(BaseModel):
 
 
 class ParallelRecipe(BaseModel):
-    """Which adjacent branches become parallel; see `lwqc.decide.parallel_layers.ParallelOptions`."""
+    """Which adjacent branches become parallel.
+
+    See `lwqc.decide.parallel_layers.ParallelOptions`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,7 +89,8 @@ class SliceRecipe(BaseModel):
 
 
 class SearchRecipe(BaseModel):
-    """What a search over whole plans may choose, and by what it compares; see `lwqc.decide.search.joint`.
+    """What a search over whole plans may choose, and by what it compares; see
+    `lwqc.decide.search.joint`.
 
     kinds: formats of sites, widths of groups, residual branches. measure: divergence of the
     outputs, see `OutputDivergence`; `auto` is `kl` for logits and `channels` otherwise; with

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lwqc.cli.pipeline.document import Gates
-from lwqc.cli.report.outcomes import drop_outcome, latency_outcomes, size_outcome
+from lwqc.compile.outcomes import drop_outcome, latency_outcomes, size_outcome
 from lwqc.plans.goals import Outcome
 
 
