@@ -126,7 +126,7 @@ def test_a_plan_of_a_later_step_is_for_what_that_step_was_given(original, first,
 def test_a_later_step_does_not_overwrite_the_first_original(original, first):
     before = original.read_bytes()
     second = first.quantize()
-    with pytest.raises(lwqc.InputError, match="is the input itself"):
+    with pytest.raises(lwqc.InputError, match="is read as an input"):
         second.save(original)
     assert original.read_bytes() == before
 
@@ -185,4 +185,4 @@ def test_a_command_compares_with_what_its_model_was_made_of(original, first, run
     assert report["drop"] > 0.01  # of pruning; 8 bits cost far less
     code, _, error = run("quantize", original, "-o", original, "--original", original)
     assert code == 2
-    assert "is the input itself" in error
+    assert "is read as an input" in error
