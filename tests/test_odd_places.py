@@ -359,6 +359,31 @@ def test_float16_and_back(place):
     onnx.checker.check_model(ir.serde.serialize_model(done.model), full_check=True)
 
 
+@pytest.mark.parametrize(
+    ("place", "bits"),
+    [
+        (embedding_tied_to_a_product_in_a_loop, 8),
+        (branches_with_weights_of_one_name_at_three_depths, 4),
+        (tied_convolutions_around_a_branch, 8),
+        (recurrent_in_a_branch, 8),
+        (recurrent_in_a_branch, 4),
+    ],
+)
+def test_codes_in_bodies_are_kept_where_the_target_has_the_format(place, bits):
+    proto = place()
+    data = [{**given, "x": FEEDS["x"]} for given in feeds(proto)]
+    done = quantize(ir.serde.deserialize_model(proto), bits=bits, data=data)
+    before = ir.serde.serialize_model(done.model)
+    for target in ("cpu-vnni", "cuda"):
+        after = lower(ir.serde.deserialize_model(before), target=target, data=data)
+        assert len(after.decisions.quantize) == len(done.decisions.quantize), target
+        check(before, after.model, 0.9999, larger=6000)  # names
+    bare = lower(ir.serde.deserialize_model(before), target="tensorrt", data=data)
+    missing = {s.name for s in bare.sites.values()} - set(bare.decisions.quantize)
+    assert missing <= set(bare.decisions.kept_float)
+    check(before, bare.model, 0.999, larger=proto.ByteSize())
+
+
 def test_sites_of_one_name_are_told_apart_the_same_way_in_clones():
     model = ir.serde.deserialize_model(branches_with_weights_of_one_name_at_three_depths())
     names = [s.name for s in find_sites(model).sites]

@@ -37,6 +37,7 @@ def _version(work: Workspace, wanted: CleanUp) -> tuple[Workspace, Cleaned]:
                 merge=False,
                 copies=wanted.copies,
                 accept=wanted.accept,
+                whole=work.known.names if work.known is not None else (),
             )
             made = work.derived(done.model)
         work.cleaned[key] = (made, done)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -64,6 +64,10 @@ def check_target(name: str) -> None:
 
 class KnownCodes(Known, Protocol):
     """Encoded weights that know the model whose sites they are of."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Stored floats that stand for codes."""
 
     def on(self, model: ir.Model) -> Self:
         """The same for a changed model."""

@@ -52,15 +52,17 @@ def clean_up(
     merge: bool = True,
     copies: bool = True,
     accept: Collection[Relaxation] = (),
+    whole: Collection[str] = (),
 ) -> Cleaned:
     """A copy of the model with fewer and faster operators; outputs agree to rounding.
 
     fuse: attention becomes one operator. merge: so do linear layers that read the same value.
     copies: weights that are read in two ways may be stored in both.
+    whole: names of stored weights that stay as they are, see `FoldConstants`.
     accept: what is not exact for every input; check it on data. `nan-guards` drops repairs of NaN
         which fully masked rows need, `finite-masks` lowers hidden scores by 50, not infinity.
     """
-    steps = _Steps(model.clone(), copies=copies)
+    steps = _Steps(model.clone(), copies=copies, whole=whole)
     steps.simplify()
     if fuse:
         steps.fuse(finite_masks="finite-masks" in accept)
@@ -99,11 +101,16 @@ class _Steps:
     """The passes that ran so far. changes: names of those that changed something, each once."""
 
     def __init__(
-        self, model: ir.Model, before: Cleaned | None = None, *, copies: bool = True
+        self,
+        model: ir.Model,
+        before: Cleaned | None = None,
+        *,
+        copies: bool = True,
+        whole: Collection[str] = (),
     ) -> None:
         """before: what led to the model."""
         self.model = model
-        self._copies = copies
+        self._copies, self._whole = copies, whole
         self.changes: dict[str, None] = dict.fromkeys(before.changes if before else ())
         self.left: dict[str, str] = dict(before.left if before else {})
         self.relaxed: list[str] = list(before.relaxed if before else ())
@@ -122,7 +129,7 @@ class _Steps:
     def fold(self) -> None:
         """Fold constants, unless nothing changed since that was done: it takes longest of all."""
         if not self._folded:
-            self.run("fold-constants", FoldConstants(copies=self._copies))
+            self.run("fold-constants", FoldConstants(copies=self._copies, whole=self._whole))
             self._folded = True
 
     def simplify(self) -> None:

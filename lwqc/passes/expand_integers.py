@@ -60,17 +60,17 @@ class ExpandIntegers(ir.passes.InPlacePass):
         self.left: dict[str, str] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every match in the main graph."""
+        """Rewrite every match, those in bodies too."""
         modified = False
-        for node in list(model.graph):
-            form = _form(node)
-            if form is None:
+        for node in list(model.graph.all_nodes()):
+            form, graph = _form(node), node.graph
+            if form is None or not isinstance(graph, ir.Graph):
                 continue
             reason = _refusal(node, form)
             if reason:
                 self.left[node.outputs[0].name or ""] = f"{node.op_type}: {reason}"
                 continue
-            _expand(model.graph, node, form)
+            _expand(graph, node, form)
             modified = True
         return ir.passes.PassResult(model, modified)
 

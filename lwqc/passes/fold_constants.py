@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Collection
 
 import onnx_ir as ir
 
@@ -28,13 +29,19 @@ class FoldConstants(ir.passes.InPlacePass):
     Rewrites to: stored tensors, fewer nodes. Exact but for the rounding of folded weights.
     Refuses: operands or results of more than `limit` numbers; without `copies` those of
         stored weights that would lie beside them in the file, or take more bytes than they do;
-        operators in training mode.
+        what would be another weight than one of `whole`; operators in training mode.
     """
 
-    def __init__(self, limit: int = _LIMIT, *, copies: bool = True) -> None:
-        """copies: of stored weights, which may then have kernels of their own."""
+    def __init__(
+        self, limit: int = _LIMIT, *, copies: bool = True, whole: Collection[str] = ()
+    ) -> None:
+        """copies: of stored weights, which may then have kernels of their own.
+
+        whole: names of stored weights that something else is known of than their numbers.
+        """
         super().__init__()
         self._copies = copies
+        self._whole = frozenset(whole)
         self._limit = limit
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -54,7 +61,7 @@ class FoldConstants(ir.passes.InPlacePass):
                     model,
                     input_size_limit=self._limit,
                     output_size_limit=self._limit,
-                    should_fold=(lambda node: None) if self._copies else _may_fold,
+                    should_fold=self._may_fold,
                 )
         except Exception as error:
             raise ir.passes.PassError(f"onnxscript's optimizer failed: {error}") from error
@@ -64,8 +71,14 @@ class FoldConstants(ir.passes.InPlacePass):
         forget_uncertain(model)
         return ir.passes.PassResult(model, _operators(model) != before)
 
+    def _may_fold(self, node: ir.Node) -> bool | None:
+        """False where that is refused; None: as usual."""
+        if any(v is not None and v.name in self._whole for v in node.inputs):
+            return False
+        return None if self._copies else _stored_once(node)
 
-def _may_fold(node: ir.Node) -> bool | None:
+
+def _stored_once(node: ir.Node) -> bool | None:
     """False where folding would store a weight twice or in a larger type; None: as usual."""
     if node.domain != "" or node.op_type not in _COPIES:
         return None

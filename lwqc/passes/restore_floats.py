@@ -97,16 +97,16 @@ class RestoreFloats(Rewrite):
         self._made: dict[tuple[str, ir.Value | None, tuple[int, ...]], ir.Value] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Restore all operators of the main graph."""
-        graph = model.graph
+        """Restore all operators, those of bodies too; weights lie in the main graph."""
+        self._main = graph = model.graph
         widened = WidenFloats()(model).modified
         expand = ExpandIntegers()
         expanded = expand(model).modified
         self.left |= expand.left
-        for node in list(graph):
+        for node in list(graph.all_nodes()):
             step = _STEPS.get((node.domain, node.op_type))
-            if step is not None:
-                reason = step(self, graph, node)
+            if step is not None and isinstance(node.graph, ir.Graph):
+                reason = step(self, node.graph, node)
                 if reason:
                     self.left[node.outputs[0].name or ""] = f"{node.op_type}: {reason}"
         for value in list(self._made.values()):
@@ -134,7 +134,7 @@ class RestoreFloats(Rewrite):
         stored = self._eight(codes, scale, operand(node, 2))
         axis = number(node, "axis", 1) % max(rank, 1) if many or block else None
         stored = dataclasses.replace(stored, axis=axis, block=block or None)
-        value = self._weight(graph, f"{codes.name}/float", codes.shape, stored, node.inputs[1])
+        value = self._weight(f"{codes.name}/float", codes.shape, stored, node.inputs[1])
         _take_place(node.outputs[0], value)
         return ""
 
@@ -196,13 +196,12 @@ class RestoreFloats(Rewrite):
     def _moved_weight(self, node: ir.Node, moved: list[ir.Node], value: ir.Value | None) -> str:
         """Rows, or a transposed copy, of stored codes that are dequantized afterwards."""
         codes, scale = codes_behind(value), constant(node.inputs[1])
-        graph = node.graph
-        if codes is None or codes.dtype not in OFFSETS or not isinstance(graph, ir.Graph):
+        if codes is None or codes.dtype not in OFFSETS:
             return "its codes do not come from QuantizeLinear"
         if scale is None or scale.size != 1:
             return "its codes are moved, and their scale is not a single stored number"
         stored = self._eight(codes, scale, operand(node, 2))
-        weight = self._weight(graph, f"{codes.name}/float", codes.shape, stored, node.inputs[1])
+        weight = self._weight(f"{codes.name}/float", codes.shape, stored, node.inputs[1])
         _take_place(node.outputs[0], self._moved(moved, weight))
         return ""
 
@@ -214,7 +213,7 @@ class RestoreFloats(Rewrite):
             return source
         key = (source, found.low, found.high)
         if key not in self._limited:
-            graph, producer = node.graph, source.producer()
+            producer, graph = source.producer(), source.graph  # where all its readers see it
             assert isinstance(graph, ir.Graph)
             inputs = [source]
             if kind == "clip":
@@ -262,7 +261,7 @@ class RestoreFloats(Rewrite):
         if operand(node, 4) is not None:
             return "its inputs are in an order of their own (g_idx)"
         table = self._blocks(
-            graph, node, 1, 2, 3, sizes["N"], sizes["K"], sizes["bits"], sizes["block_size"],
+            node, 1, 2, 3, sizes["N"], sizes["K"], sizes["bits"], sizes["block_size"],
             number(node, "accuracy_level") == 4,
         )  # fmt: skip
         if isinstance(table, str):
@@ -293,7 +292,7 @@ class RestoreFloats(Rewrite):
         if codes is None or codes.dtype != ir.DataType.UINT8:
             return "its codes are not stored as uint8"
         n, width = (int(d) for d in codes.shape if isinstance(d, int))
-        table = self._blocks(graph, node, 0, 2, 3, n, width * 8 // bits, bits, block, False)
+        table = self._blocks(node, 0, 2, 3, n, width * 8 // bits, bits, block, False)
         if isinstance(table, str):
             return table
         name = node.outputs[0].name
@@ -305,7 +304,6 @@ class RestoreFloats(Rewrite):
 
     def _blocks(
         self,
-        graph: ir.Graph,
         node: ir.Node,
         codes_at: int,
         scale_at: int,
@@ -343,7 +341,7 @@ class RestoreFloats(Rewrite):
             scale_type_of(scale), 1, block, "dynamic" if dynamic else "none",
         )  # fmt: skip
 
-        return self._weight(graph, f"{source.name}/float", (n, k), stored, node.inputs[scale_at])
+        return self._weight(f"{source.name}/float", (n, k), stored, node.inputs[scale_at])
 
     def _integer(self, graph: ir.Graph, node: ir.Node) -> str:
         """MatMulIntegerToFloat."""
@@ -353,7 +351,6 @@ class RestoreFloats(Rewrite):
         if static is not None:
             self.ranges.setdefault(source.name or "", static)
         return self._from_integers(
-            graph,
             node,
             source,
             1,
@@ -366,7 +363,6 @@ class RestoreFloats(Rewrite):
     def _dynamic(self, graph: ir.Graph, node: ir.Node) -> str:
         """DynamicQuantizeMatMul."""
         return self._from_integers(
-            graph,
             node,
             node.inputs[0],
             1,
@@ -378,7 +374,6 @@ class RestoreFloats(Rewrite):
 
     def _from_integers(
         self,
-        graph: ir.Graph,
         node: ir.Node,
         source: ir.Value | None,
         codes_at: int,
@@ -387,7 +382,7 @@ class RestoreFloats(Rewrite):
         bias: ir.Value | None,
         dynamic: bool,
     ) -> str:
-        stored = self._operand(graph, node.inputs[codes_at], scale_value, zero, dynamic)
+        stored = self._operand(node.inputs[codes_at], scale_value, zero, dynamic)
         if isinstance(stored, str):
             return stored
         self._product(node, source, stored, bias)
@@ -395,7 +390,6 @@ class RestoreFloats(Rewrite):
 
     def _operand(
         self,
-        graph: ir.Graph,
         value: ir.Value | None,
         scale_value: ir.Value | None,
         zero: ir.Value | None,
@@ -413,7 +407,7 @@ class RestoreFloats(Rewrite):
             axis=axis if scale.size > 1 else None,
             activation="dynamic" if dynamic else "none",
         )
-        return self._weight(graph, f"{codes.name}/float", codes.shape, stored, scale_value)
+        return self._weight(f"{codes.name}/float", codes.shape, stored, scale_value)
 
     def _sums(self, graph: ir.Graph, node: ir.Node) -> str:
         """MatMulInteger and ConvInteger, as onnxruntime's `quantize_dynamic` writes them."""
@@ -424,7 +418,7 @@ class RestoreFloats(Rewrite):
         source, _ = _quantized_from(node.inputs[0])
         convolves = node.op_type == "ConvInteger"
         weight = self._operand(
-            graph, node.inputs[1], scale, operand(node, 3), True, axis=0 if convolves else 1
+            node.inputs[1], scale, operand(node, 3), True, axis=0 if convolves else 1
         )
         if isinstance(weight, str):
             return weight
@@ -438,7 +432,6 @@ class RestoreFloats(Rewrite):
 
     def _weight(
         self,
-        graph: ir.Graph,
         name: str,
         shape: tuple[int, ...],
         stored: StoredCodes,
@@ -449,7 +442,7 @@ class RestoreFloats(Rewrite):
         key = (name, source.source if source is not None else None, shape)
         if key not in self._made:
             tensor = lazy_tensor(ir.DataType.FLOAT, shape, name, stored.decode)
-            self._made[key] = add_initializer(graph, tensor)
+            self._made[key] = add_initializer(self._main, tensor)
             self.weights[self._made[key].name or ""] = stored
         return self._made[key]
 
@@ -475,7 +468,7 @@ class RestoreFloats(Rewrite):
         if isinstance(found, str):
             return found
         name = f"{node.outputs[0].name}/float"
-        _take_place(found.value, self._weight(graph, name, found.shape, found.stored, None))
+        _take_place(found.value, self._weight(name, found.shape, found.stored, None))
         return ""
 
     def _drop_idle_imports(self, model: ir.Model) -> None:
@@ -507,14 +500,14 @@ _STEPS: Mapping[tuple[str, str], Callable[[RestoreFloats, ir.Graph, ir.Node], st
 
 
 def is_quantized(model: ir.Model) -> bool:
-    """Whether the main graph has operators on codes that `RestoreFloats` looks at."""
+    """Whether the model has operators on codes that `RestoreFloats` looks at."""
     return any(
         is_integer_operator(node)
         or (
             (node.domain, node.op_type) in _STEPS
             and (node.op_type != "Mul" or packed_codes(node) or plain_codes(node))
         )
-        for node in model.graph
+        for node in model.graph.all_nodes()
     )
 
 
@@ -539,7 +532,9 @@ def _scaled_sums(node: ir.Node) -> tuple[ir.Node, ir.Value] | str:
 
 def _only_reader(node: ir.Node) -> ir.Node | None:
     uses = list(node.outputs[0].uses())
-    return uses[0].node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None
+    if len(uses) != 1 or node.outputs[0].is_graph_output() or uses[0].node.graph is not node.graph:
+        return None
+    return uses[0].node
 
 
 def _take_place(old: ir.Value, new: ir.Value) -> None:
@@ -548,7 +543,7 @@ def _take_place(old: ir.Value, new: ir.Value) -> None:
         old.replace_all_uses_with(new)
         return
     name, node = old.name, old.producer()
-    if new.producer() is None or new.is_graph_output():
+    if new.producer() is None or new.is_graph_output() or new.graph is not old.graph:
         assert node is not None
         (copy,) = insert_before(node, "Identity", [new], [f"{name}/copy"])
         copy.shape, copy.type = old.shape, old.type

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -47,6 +47,11 @@ class Restored(Mapping[str, Encoded]):
     def on(self, model: ir.Model) -> Restored:
         """The same for a changed model: a weight that was changed has no codes any more."""
         return replace(self, model=model)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Stored floats that stand for codes."""
+        return self.stored.keys()
 
     @cached_property
     def sites(self) -> dict[str, Site]:
@@ -127,9 +132,16 @@ def choose_clips(work: Workspace) -> Restore:
     """Which tensors quantization limited, told by what reaches them on the data without it."""
     model, step = _floats(work, None)
     sources = {name: node.inputs[0] for name, node in step.limits.items() if node.graph is not None}
-    wanted = {n: MinMax(v.name) for n, v in sources.items() if v is not None and v.name}
+    wanted = {
+        n: MinMax(v.name)
+        for n, v in sources.items()
+        if v is not None and v.name and v.graph is model.graph
+    }
     found = collect(model, wanted.values(), work.data, statistics_session)
-    clips: dict[str, Clip] = {}
+    # What is in bodies cannot be observed, so that their limits stay.
+    clips: dict[str, Clip] = {
+        n: "clip" for n, v in sources.items() if v is not None and n not in wanted
+    }
     for name, collector in wanted.items():
         seen, kept = found[collector], step.clipped[name]
         room = _BEYOND * (kept.high - kept.low)
@@ -184,7 +196,9 @@ def restored_plan(work: Workspace, plan: Plan) -> Plan:
         if chosen is not None:
             entries[site.name] = chosen
     plan = plan.model_copy(update={"quantize": entries, "kept_float": {**plan.kept_float, **kept}})
-    return _with_ranges(work, plan, known)
+    lost = [s for s in work.analysis.skipped if s.name in known.stored]
+    notes = (f"{s.name} is stored in float: {s.reason}" for s in lost)
+    return _with_ranges(work, plan.noted(*notes), known)
 
 
 def _nearest(
