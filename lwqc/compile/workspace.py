@@ -397,7 +397,8 @@ class Workspace:
     def _tried(self, plan: Plan, *, on_all: bool) -> Candidate:
         try:
             candidate, session = self.evaluate(plan)
-            return replace(candidate, drop=self.full_drop(session)) if on_all else candidate
+            drop = self._whole_drop(candidate, session) if on_all else candidate.drop
+            return replace(candidate, drop=drop)
         except SessionError as error:
             self.unusable[str(error)] = None
             lowered = self.lower(plan)
@@ -447,8 +448,18 @@ class Workspace:
 
     def holds(self, candidate: Candidate, session: Session, limit: float) -> bool:
         """Whether a drop is allowed on all data; a metric was already taken on all of its own."""
-        drop = candidate.drop if self.metric is not None else self.full_drop(session)
-        return drop <= limit
+        return self._whole_drop(candidate, session) <= limit
+
+    def _whole_drop(self, candidate: Candidate, session: Session) -> float:
+        known = self.metric is not None or self._search_sees_all
+        return candidate.drop if known else self.full_drop(session)
+
+    @cached_property
+    def _search_sees_all(self) -> bool:
+        """Whether there is no more data than the search batches."""
+        if self.origin is not None:
+            return self.origin._search_sees_all
+        return len(list(self.data.limited(_SEARCH_BATCHES + 1))) <= _SEARCH_BATCHES
 
     def divergence(self, session: Session) -> dict[str, Divergence]:
         """Full comparison with the original over all data."""

@@ -74,11 +74,13 @@ def error_curves(
     curves: Mapping[str, Sequence[SiteEntry | None]],
     score: Score = "measured",
     probe: SiteEntry = PROBE,
+    runs: int | None = None,
 ) -> list[Choice]:
     """The same for given entries of each site.
 
     probe: what the error at the model's outputs is measured with; where it is far from the entries,
-    what they cost is told less well.
+    what they cost is told less well. runs: about how many that may take, None for all of the search
+    batches for each site.
     """
     report = work.report("error curves")
     weight_errors: dict[str, tuple[list[float], float, list[float]]] = {}
@@ -88,7 +90,9 @@ def error_curves(
         )
         report(len(weight_errors), len(curves))
     if score == "measured" and io.weight_bytes(work.model) <= _MEASURE_UP_TO_BYTES:
-        probed = _measured(work, [n for n, entries in curves.items() if len(entries) > 1], probe)
+        probed = _measured(
+            work, [n for n, entries in curves.items() if len(entries) > 1], probe, runs
+        )
     else:
         probed = {}
     factors = {
@@ -181,13 +185,18 @@ def _errors(
     return found, error(probe), gained
 
 
-def _measured(work: Workspace, names: Sequence[str], probe: SiteEntry) -> dict[str, float]:
-    found = measured_together(work, [(name,) for name in names], probe)
+def _measured(
+    work: Workspace, names: Sequence[str], probe: SiteEntry, runs: int | None
+) -> dict[str, float]:
+    found = measured_together(work, [(name,) for name in names], probe, runs)
     return {name: found[(name,)] for name in names}
 
 
 def measured_together(
-    work: Workspace, trials: Sequence[tuple[str, ...]], probe: SiteEntry = PROBE
+    work: Workspace,
+    trials: Sequence[tuple[str, ...]],
+    probe: SiteEntry = PROBE,
+    runs: int | None = None,
 ) -> dict[tuple[str, ...], float]:
     """Relative squared error at the outputs with some sites in the probe format, by trial."""
     known = work.probed.setdefault(probe.layout, {})
@@ -197,7 +206,7 @@ def measured_together(
             work.model,
             new,
             lambda name: work.weights.get(name, probe).decode(),
-            work.search_batches,
+            work.search_batches[: None if runs is None else max(1, runs // len(new))],
             lambda model: Session(model, label="sensitivity"),
             io.read_array,
             work.report("sensitivity"),

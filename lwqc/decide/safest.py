@@ -15,6 +15,7 @@ from lwqc.quant.methods import Method
 
 _UNSEEN = 0.5  # of the allowed drop, where the same data chose the codes
 _TRIALS = 40  # of sets of sites; what is undecided then stays float
+_RUNS = 128  # of the model, to tell what each weight costs
 _ADDS_UP = 0.1  # of the allowed drop: where less is used, it is something else that limits
 _WIDE = "8 bits here would lose more than {:g} together with the others"
 
@@ -74,7 +75,8 @@ def _fewest_bytes(work: Workspace, limit: float, plan: Plan, finer: Plan) -> Can
                 levels.append(half)
         curves[name] = tuple(dict.fromkeys(levels))
     try:
-        choices = mixed.error_curves(work, curves, probe=SiteEntry(weight=WeightFormat(8)))
+        probe = SiteEntry(weight=WeightFormat(8))
+        choices = mixed.error_curves(work, curves, probe=probe, runs=_RUNS)
         found = mixed.within_drop(work, choices, work.judged, limit, plan.recipe)
     except SessionError as error:
         work.unusable[str(error)] = None
