@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lwqc.version import VERSION
+
 if TYPE_CHECKING:
     from lwqc.api import (
         apply,
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from lwqc.plans.plan import Plan
     from lwqc.plans.recipe import Recipe
 
-__version__ = "0.1.0"
+
+__version__ = VERSION
 
 __all__ = [
     "Compressed",

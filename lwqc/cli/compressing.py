@@ -9,6 +9,7 @@ import typer
 
 from lwqc.cli.hosting import answer
 from lwqc.cli.options import (
+    AllowDrift,
     AllowFallback,
     BitsOption,
     BranchCompensateOption,
@@ -41,6 +42,7 @@ from lwqc.cli.options import (
     Output,
     ParetoOption,
     PlanOut,
+    QuantizeOption,
     RatioOption,
     RecipeOption,
     ResizableOption,
@@ -82,9 +84,7 @@ def compress(
     data: DataOption = None,
     metric: MetricOption = None,
     recipe: RecipeOption = "auto",
-    quantize: Annotated[
-        bool, typer.Option("--quantize/--no-quantize", help="or only clean the graph up")
-    ] = True,
+    quantize: QuantizeOption = True,
     max_size: SizeOption = None,
     max_latency: LatencyOption = None,
     max_macs: MacsOption = None,
@@ -111,14 +111,11 @@ def compress(
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
     from lwqc.decide.compress import compress_workspace
-    from lwqc.decide.search.joint import pareto as pareto_models
     from lwqc.plans.recipe import find
+    from lwqc.strategy import row as row_of_models
 
     if not quantize:
-        budgets = (max_size, avg_bits, max_macs, max_memory)
-        if recipe != "auto" or any(b is not None for b in budgets):
-            raise InputError("--no-quantize only cleans up: leave out --recipe and budgets")
-        recipe = "clean"
+        recipe = _only_clean(recipe, max_size, avg_bits, max_macs, max_memory)
     chosen = find(recipe)
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory)
@@ -136,7 +133,7 @@ def compress(
         original=original,
     ) as work:
         if pareto is not None:
-            finish_row(pareto_models(work, goals, chosen, control, pareto), output, as_json)
+            finish_row(row_of_models(work, goals, chosen, control, pareto), output, as_json)
             return
         finish(
             compress_workspace(work, goals, chosen, control),
@@ -147,6 +144,13 @@ def compress(
             details,
             as_json,
         )
+
+
+def _only_clean(recipe: str, *budgets: object) -> str:
+    """The recipe of `--no-quantize`. Raises InputError where something else is asked for too."""
+    if recipe != "auto" or any(budget is not None for budget in budgets):
+        raise InputError("--no-quantize only cleans up: leave out --recipe and budgets")
+    return "clean"
 
 
 @app.command()
@@ -285,7 +289,7 @@ def prune(
         original=original,
     ) as work:
         work.skip_checks = not verify
-        finish(job(work), output, plan_out, external, verify, details, as_json)
+        finish(job(work).make(), output, plan_out, external, verify, details, as_json)
 
 
 @app.command()
@@ -354,7 +358,7 @@ def drop(
         original=original,
     ) as work:
         work.skip_checks = not verify
-        finish(job(work), output, plan_out, external, verify, details, as_json)
+        finish(job(work).make(), output, plan_out, external, verify, details, as_json)
 
 
 def _amount(text: str | None) -> dict[str, Any]:
@@ -398,12 +402,28 @@ def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
 
 @app.command()
 def plan(
-    model: Model,
-    output: Output,
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="ONNX model, or with --text a plan", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="where to write the plan")
+    ] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="print the plan, made now or read, for a reader")
+    ] = False,
+    diff: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--diff", metavar="PLAN PLAN", help="print how two plans differ"),
+    ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="print the JSON Schema of plans")
+    ] = False,
     target: Target = "cpu",
     data: DataOption = None,
     metric: MetricOption = None,
     recipe: RecipeOption = "auto",
+    quantize: QuantizeOption = True,
     max_size: SizeOption = None,
     max_latency: LatencyOption = None,
     max_macs: MacsOption = None,
@@ -423,30 +443,45 @@ def plan(
     original: OriginalOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Decide as `compress` does, and write only the plan."""
+    """Decide as `compress` does, and write only the plan; or show plans."""
+    from lwqc.cli.plans import print_diff, print_plan, print_schema, read_plan
     from lwqc.decide.compress import make_plan
     from lwqc.plans.recipe import find
 
-    chosen = find(recipe)
-    control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
-    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory)
-    files = Files([output], [], [control.log], [recipe])
-    with opened(
-        model,
-        target,
-        data,
-        metric,
-        shape,
-        seed,
-        files,
-        constant_inputs=constant_inputs,
-        original=original,
-    ) as work:
-        made = make_plan(work, goals, chosen, control)
-        made.save(output)
-        line = _planned(made, len(work.sites))
-        answer({"output": str(output), "planned": line})
-        errors_console().print(f"{output}: {line}")
+    if schema:
+        print_schema("plan")
+    elif diff is not None:
+        print_diff(*diff)
+    elif model is None:
+        raise InputError("give a model to plan for, a plan with --text, or two plans with --diff")
+    elif text and (read := read_plan(model)) is not None:
+        print_plan(read)
+    elif output is None and not text:
+        raise InputError("-o says where the plan goes; --text prints it")
+    elif output is None and resume:
+        raise InputError("--resume goes on from OUTPUT.search: give -o")
+    else:
+        if not quantize:
+            recipe = _only_clean(recipe, max_size, avg_bits, max_macs, max_memory)
+        control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
+        chosen = find(recipe)
+        goals = parse_goals(
+            max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
+        )
+        outputs = [] if output is None else [output]
+        files = Files(outputs, [], [control.log], [recipe])
+        with opened(
+            model, target, data, metric, shape, seed, files,
+            constant_inputs=constant_inputs, original=original,
+        ) as work:  # fmt: skip
+            made = make_plan(work, goals, chosen, control)
+            if output is not None:
+                made.save(output)
+                line = _planned(made, len(work.sites))
+                answer({"output": str(output), "planned": line})
+                errors_console().print(f"{output}: {line}")
+            if text:
+                print_plan(made)
 
 
 def _planned(made: Plan, sites: int) -> str:
@@ -540,6 +575,8 @@ def apply_command(
     external: External = None,
     verify: Verify = True,
     seed: Seed = 0,
+    allow_drift: AllowDrift = False,
+    allow_fallback: AllowFallback = False,
     details: Details = False,
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
@@ -564,4 +601,6 @@ def apply_command(
         constant_inputs=constant_inputs,
         original=original,
     ) as work:
-        finish(apply_plan(work, read), output, None, external, verify, details, as_json)
+        work.allow_fallback = allow_fallback
+        done = apply_plan(work, read, allow_drift=allow_drift)
+        finish(done, output, None, external, verify, details, as_json)

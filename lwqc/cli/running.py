@@ -146,7 +146,7 @@ def _parse_dims(text: str) -> dict[str, int]:
 
 
 def parse_control(
-    output: Path,
+    output: Path | None,
     effort: str,
     time_limit: float | None,
     workers: int | None,
@@ -160,7 +160,7 @@ def parse_control(
     return SearchControl(
         effort=effort,  # type: ignore[arg-type]
         time_limit_s=math.inf if time_limit is None else time_limit,
-        log=log_name(output),
+        log=None if output is None else log_name(output),
         resume=resume,
         processes=workers,
         cluster=cluster,

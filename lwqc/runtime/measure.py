@@ -18,7 +18,7 @@ from lwqc.runtime.profile import OperatorTime, operator_times
 from lwqc.runtime.recorded import Recorded
 from lwqc.runtime.session import Loadable, Session, time_runs
 from lwqc.runtime.settling import medians_known
-from lwqc.runtime.stats.divergence import Divergence, OutputMeter
+from lwqc.runtime.stats.divergence import Divergence, divergences
 
 NOISE = 1.05  # repeated timings of one model differ by this much
 # A median whose interval is narrower than what repeated timings differ by is as good as one of
@@ -102,11 +102,8 @@ def compare(
     shared = [name for name in reference.outputs if name in known]
     if not shared:
         raise InputError(f"the models share no output: {reference.outputs} and {candidate.outputs}")
-    meter = OutputMeter()
-    for feeds in data:
-        a, b = reference(feeds), candidate(feeds)
-        meter.add({n: a[n] for n in shared}, {n: b[n] for n in shared})
-    return meter.result()
+    runs = ((reference(feeds), candidate(feeds)) for feeds in data)
+    return divergences(({n: a[n] for n in shared}, b) for a, b in runs)
 
 
 def worst_drop(divergence: Mapping[str, Divergence]) -> float:
