@@ -28,7 +28,7 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, qu
 from benchmarks.door import processor
 from benchmarks.real_data import MODELS, Feeds, RealModel, unpack
 from lwqc.runtime.session import as_array
-from lwqc.runtime.stats.divergence import OutputMeter
+from lwqc.runtime.stats.divergence import divergences
 
 ort.set_default_logger_severity(4)
 _TOP = 10
@@ -140,10 +140,7 @@ def judge(row: Row, original: Path, made: Path, feeds: Sequence[Feeds]) -> None:
     )
     row.size = size / original.stat().st_size
     before, after = outputs(original, feeds), outputs(made, feeds)
-    meter = OutputMeter()
-    for a, b in zip(before, after, strict=True):
-        meter.add(a, b)
-    found = meter.result()
+    found = divergences(zip(before, after, strict=True))
     row.loss = max((d.drop for d in found.values()), default=None)
     for name, d in found.items():
         row.decisions |= {f"{name} {what}": share for what, share in d.decisions.shares().items()}

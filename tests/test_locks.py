@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 import lwqc
-from lwqc import locks
+from lwqc.compile import locks
 from lwqc.model import io
 from lwqc.plans.plan import Plan
 from lwqc.runtime.data import open_data

@@ -11,13 +11,13 @@ import pytest
 
 import lwqc
 import lwqc.demo
-from lwqc import schemas
 from lwqc.cli.report.plan_diff import plan_diff
 from lwqc.cli.report.plan_text import plan_text
+from lwqc.plans import schemas
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe, named, source_text
+from lwqc.plans.schemas import schema_text
 from lwqc.quant.formats import WeightFormat
-from lwqc.schemas import schema_text
 
 DIGITS = Path(lwqc.demo.__file__).parent / "digits.onnx"
 DATA = "lwqc.demo.digits:calibration"

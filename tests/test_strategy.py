@@ -6,9 +6,9 @@ import onnx_ir as ir
 import pytest
 
 import lwqc
-from lwqc import strategy
 from lwqc.compile.execute import apply_plan
 from lwqc.compile.workspace import stored_bytes
+from lwqc.decide import strategy
 from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
 from lwqc.decide.search import control as search_control

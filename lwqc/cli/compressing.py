@@ -111,8 +111,8 @@ def compress(
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
     from lwqc.decide.compress import compress_workspace
+    from lwqc.decide.strategy import row as row_of_models
     from lwqc.plans.recipe import find
-    from lwqc.strategy import row as row_of_models
 
     if not quantize:
         recipe = _only_clean(recipe, max_size, avg_bits, max_macs, max_memory)

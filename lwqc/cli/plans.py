@@ -34,6 +34,6 @@ def print_diff(before: Path, after: Path) -> None:
 
 def print_schema(of: Literal["plan", "recipe"]) -> None:
     """Print a JSON Schema."""
-    from lwqc.schemas import schema_text
+    from lwqc.plans.schemas import schema_text
 
     print(schema_text(of), end="")

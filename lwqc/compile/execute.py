@@ -8,6 +8,7 @@ from lwqc.backends.target import Lowered
 from lwqc.compile.cleaned import cleaned
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.lifted import raised
+from lwqc.compile.locks import differences, looks_at_data
 from lwqc.compile.prunable import calibration
 from lwqc.compile.steps.make_parallel import parallel_planned
 from lwqc.compile.steps.pruned_model import prune_model
@@ -19,7 +20,6 @@ from lwqc.compile.steps.transforms import transform, version
 from lwqc.compile.workspace import Workspace
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
-from lwqc.locks import differences, looks_at_data
 from lwqc.model import io
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.sparsify import Sparsify
@@ -32,8 +32,8 @@ def apply_plan(work: Workspace, plan: Plan, *, allow_drift: bool = False) -> Com
     """Execute a plan made earlier.
 
     allow_drift: also where the model, the data or versions are others than those of the plan; how
-    they differ is in the notes then. Raises InputError where they differ, see `lwqc.locks`, and
-    for a plan that needs data when there is none.
+    they differ is in the notes then. Raises InputError where they differ, see `lwqc.compile.locks`,
+    and for a plan that needs data when there is none.
     """
     found = differences(plan, work.source, lambda: work.data_source)
     if found and not allow_drift:

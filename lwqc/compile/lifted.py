@@ -5,7 +5,7 @@ from __future__ import annotations
 from lwqc.compile.workspace import Workspace, worst_error
 from lwqc.errors import InputError, SessionError
 from lwqc.passes.raise_opset import RaiseOpset
-from lwqc.runtime.stats.divergence import OutputMeter
+from lwqc.runtime.stats.divergence import divergences
 
 _SAME = 1e-10  # squared error over the variance of a channel; rounding makes less
 
@@ -49,15 +49,13 @@ def raised(work: Workspace, version: int) -> Workspace:
 
 def _check(work: Workspace, made: Workspace) -> None:
     """Raises InputError unless both models compute the same on a few feeds."""
-    meter = OutputMeter()
     try:
         before = work.load(work.model, label=work.name)
         after = made.load(made.model, label=f"in opset {made.raised}")
-        for feeds in work.search_batches:
-            meter.add(before(feeds), after(feeds))
+        found = divergences((before(feeds), after(feeds)) for feeds in work.search_batches)
     except SessionError as failure:
         raise InputError(str(failure)) from failure
-    error = worst_error(meter.result())
+    error = worst_error(found)
     if not error <= _SAME:
         raise InputError(
             f"in opset {made.raised} its outputs would move by {error**0.5:.2g} of their size"

@@ -19,12 +19,12 @@ from lwqc.backends.cpu_rules import RULES
 from lwqc.backends.cuda import CudaTarget
 from lwqc.backends.target import Lowered, Target
 from lwqc.backends.tensorrt import TensorrtTarget
+from lwqc.compile.locks import data_source, tool_versions
 from lwqc.compile.site_grams import SiteGrams
 from lwqc.errors import InputError, SessionError
 from lwqc.graph.cost import node_costs, total
 from lwqc.graph.shapes import shapes_at
 from lwqc.graph.sites import Site, SiteAnalysis, find_sites
-from lwqc.locks import data_source, tool_versions
 from lwqc.model import io
 from lwqc.passes.cleanup import Cleaned
 from lwqc.passes.encoded_weights import EncodedWeights, Known

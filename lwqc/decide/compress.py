@@ -15,6 +15,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.workspace import Workspace, make_target
 from lwqc.decide.search.control import SearchControl
+from lwqc.decide.strategy import decide
 from lwqc.errors import LwqcError
 from lwqc.graph.float_slots import result_types
 from lwqc.graph.value_types import infer_types, with_own_sizes
@@ -28,7 +29,6 @@ from lwqc.runtime.legal_sizes import legal_sizes
 from lwqc.runtime.measure import Metric, load_metric
 from lwqc.runtime.served import Sizes, as_sequence
 from lwqc.runtime.session import Session, tensor_types
-from lwqc.strategy import decide
 
 _WEIGHT = 16  # numbers in a Constant node that count as a weight, as Paddle2ONNX writes them
 Progress = Callable[[str, int, int], None]
@@ -152,5 +152,5 @@ def compress_workspace(
     *,
     exact: bool = False,
 ) -> Compressed:
-    """Find a plan and execute it, see `lwqc.strategy.decide`. Raises InputError."""
+    """Find a plan and execute it, see `lwqc.decide.strategy.decide`. Raises InputError."""
     return decide(work, goals, recipe, control, exact=exact).make()

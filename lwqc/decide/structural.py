@@ -11,13 +11,13 @@ from lwqc.compile.execute import execute
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.channels import decide
 from lwqc.decide.data_free import without_data
+from lwqc.decide.decided import Decided
 from lwqc.decide.drop_layers import DropOptions, choose_branches
 from lwqc.decide.float_plan import with_floats
 from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.slice_streams import SliceOptions, choose_slices
-from lwqc.decided import Decided
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan

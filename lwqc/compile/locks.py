@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from lwqc.model.version import VERSION
 from lwqc.plans.plan import DataSource, Plan, Source
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.session import VERSION as RUNTIME
-from lwqc.version import VERSION
 
 _SHOWN = 12  # digits of a digest that a message gives
 

@@ -11,10 +11,10 @@ from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import execute
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.allocate import allocate
+from lwqc.decide.decided import Decided
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.joint import joint, pareto, searches
 from lwqc.decide.structural import branch_job, channel_job, suited
-from lwqc.decided import Decided
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import Recipe, find
