@@ -56,6 +56,8 @@ from lwqc.cli.options import (
     TimeLimitOption,
     Verify,
     WorkersOption,
+    as_real,
+    as_whole,
 )
 from lwqc.cli.running import (
     Files,
@@ -69,11 +71,14 @@ from lwqc.cli.running import (
     row_names,
 )
 from lwqc.errors import InputError
+from lwqc.numerals import real, whole
 from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
 
 if TYPE_CHECKING:
     from lwqc.plans.plan import Plan
     from lwqc.plans.recipe import Recipe
+
+_MOST_MODELS = 100  # of a row
 
 
 @app.command()
@@ -119,6 +124,8 @@ def compress(
     chosen = find(recipe)
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory)
+    if pareto is not None and not 2 <= pareto <= _MOST_MODELS:
+        raise InputError(f"--pareto {pareto}: expected 2 to {_MOST_MODELS} models")
     row = [] if pareto is None else [p for i in range(pareto) for p in row_names(output, i + 1)]
     files = Files([output], [plan_out, *row], [control.log], [recipe])
     with opened(
@@ -234,9 +241,11 @@ def prune(
     normalise: NormaliseOption = None,
     compensate: CompensateOption = None,
     group: GroupOption = None,
-    round_to: Annotated[int | None, typer.Option(help="keep widths multiples of this")] = None,
+    round_to: Annotated[
+        int | None, typer.Option(parser=as_whole, help="keep widths multiples of this")
+    ] = None,
     min_channels: Annotated[
-        int | None, typer.Option(help="each group keeps at least this many")
+        int | None, typer.Option(parser=as_whole, help="each group keeps at least this many")
     ] = None,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="also groups that a normalisation mixes")
@@ -302,13 +311,17 @@ def drop(
     score: BranchScoreOption = None,
     measure: MeasureOption = None,
     compensate: BranchCompensateOption = None,
-    keep_first: Annotated[int, typer.Option(help="that many at the start stay")] = 0,
-    keep_last: Annotated[int, typer.Option(help="that many at the end stay")] = 0,
+    keep_first: Annotated[
+        int, typer.Option(parser=as_whole, help="that many at the start stay")
+    ] = 0,
+    keep_last: Annotated[int, typer.Option(parser=as_whole, help="that many at the end stay")] = 0,
     protect: Annotated[
-        float | None, typer.Option(help="share at the start that trials spare at first")
+        float | None,
+        typer.Option(parser=as_real, help="share at the start that trials spare at first"),
     ] = None,
     max_divergence: Annotated[
-        float | None, typer.Option(help="removals that would exceed it are not made")
+        float | None,
+        typer.Option(parser=as_real, help="removals that would exceed it are not made"),
     ] = None,
     keep_signature: Annotated[
         bool, typer.Option("--keep-signature", help="cache inputs and outputs stay")
@@ -367,8 +380,8 @@ def _amount(text: str | None) -> dict[str, Any]:
         return {}
     try:
         if text.endswith("%"):
-            return {"share": float(text[:-1]) / 100}
-        return {"count": int(text)}
+            return {"share": real(text[:-1]) / 100}
+        return {"count": whole(text)}
     except ValueError as error:
         raise InputError(f"--branches {text}: expected a count or a share such as 25%") from error
 
@@ -378,7 +391,7 @@ def _shares(texts: list[str]) -> dict[str, float]:
     for text in texts:
         name, _, share = text.rpartition("=")
         try:
-            shares[name] = float(share)
+            shares[name] = real(share)
         except ValueError as error:
             raise InputError(f"--group {text!r}: expected GROUP=share") from error
     return shares
@@ -395,9 +408,11 @@ def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
                 "--activations, --no-search and --sequential"
             )
         return plain.model_copy(update={"name": "mixed", "allocator": "knapsack"})
-    if not bits.isdigit():
-        raise InputError(f"--bits {bits}: expected 8, 4, 3, 2 or mixed")
-    return uniform_recipe(int(bits), *settings)
+    try:
+        width = whole(bits)
+    except ValueError as error:
+        raise InputError(f"--bits {bits}: expected 8, 4, 3, 2 or mixed") from error
+    return uniform_recipe(width, *settings)
 
 
 @app.command()
@@ -521,7 +536,7 @@ def lower(
     data: DataOption = None,
     metric: MetricOption = None,
     max_drop: Annotated[
-        float, typer.Option(help="allowed loss of the conversion")
+        float, typer.Option(parser=as_real, help="allowed loss of the conversion")
     ] = CONVERSION_DROP,
     shape: ShapeOption = None,
     plan_out: PlanOut = None,

@@ -27,6 +27,8 @@ from lwqc.cli.options import (
     Seed,
     ShapeOption,
     Target,
+    as_real,
+    as_whole,
 )
 from lwqc.cli.options import Model as ModelArgument
 from lwqc.cli.running import (
@@ -125,7 +127,8 @@ def verify(
         bool, typer.Option("--blame", help="rank the tensors that cost the output error")
     ] = False,
     blame_check: Annotated[
-        int, typer.Option(help="measure the drop without each of the first N suspects")
+        int,
+        typer.Option(parser=as_whole, help="measure the drop without each of the first N suspects"),
     ] = 0,
     as_json: JsonOption = False,
     no_user_code: NoUserCode = False,
@@ -172,7 +175,7 @@ def bench(
     models: Annotated[list[Path], typer.Argument(help="models, timed side by side")],
     data: DataOption = None,
     shape: ShapeOption = None,
-    seconds: Annotated[float, typer.Option(help="time per model")] = 2.0,
+    seconds: Annotated[float, typer.Option(parser=as_real, help="time per model")] = 2.0,
     target: Target = "cpu",
     cuda_graph: Annotated[
         bool, typer.Option("--cuda-graph", help="replay a recorded CUDA graph")

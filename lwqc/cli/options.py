@@ -8,6 +8,24 @@ from typing import Annotated
 import typer
 
 from lwqc.model.user_code import allow
+from lwqc.numerals import real, whole
+
+
+def as_real(text: str | float) -> float:
+    """Read a number strictly, see `numerals`; defaults are numbers already."""
+    try:
+        return real(text) if isinstance(text, str) else text
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def as_whole(text: str | int) -> int:
+    """The same for whole numbers."""
+    try:
+        return whole(text) if isinstance(text, str) else text
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
 
 Model = Annotated[Path, typer.Argument(help="ONNX model", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="where to write the result")]
@@ -59,13 +77,17 @@ MemoryOption = Annotated[
     str | None,
     typer.Option("--max-memory", help="0.5 of what a process with the original takes, or 200MB"),
 ]
-BitsOption = Annotated[float | None, typer.Option("--avg-bits", help="stored bits per weight")]
+BitsOption = Annotated[
+    float | None, typer.Option("--avg-bits", parser=as_real, help="stored bits per weight")
+]
 FastestOption = Annotated[
     bool, typer.Option("--fastest", help="with --max-drop: the fastest, not the smallest")
 ]
 DropOption = Annotated[
     float | None,
-    typer.Option("--max-drop", help="allowed loss: of the metric, else of the outputs"),
+    typer.Option(
+        "--max-drop", parser=as_real, help="allowed loss: of the metric, else of the outputs"
+    ),
 ]
 QuantizeOption = Annotated[
     bool, typer.Option("--quantize/--no-quantize", help="or only clean the graph up")
@@ -76,9 +98,10 @@ External = Annotated[
     typer.Option("--external-data/--inline", help="weights in a file of their own (default: auto)"),
 ]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="measure the saved file")]
-Seed = Annotated[int, typer.Option(help="seed of random data")]
+Seed = Annotated[int, typer.Option(parser=as_whole, help="seed of random data")]
 RatioOption = Annotated[
-    float | None, typer.Option(help="share of the MACs that goes (or of what --by says)")
+    float | None,
+    typer.Option(parser=as_real, help="share of the MACs that goes (or of what --by says)"),
 ]
 ByOption = Annotated[
     str | None, typer.Option(help="macs, parameters, or channels (the same share of every group)")
@@ -137,10 +160,14 @@ AllowDrift = Annotated[
 ]
 EffortOption = Annotated[str, typer.Option(help="of a search: low, medium or high")]
 TimeLimitOption = Annotated[
-    float | None, typer.Option("--time-limit", help="seconds of a search; then the best so far")
+    float | None,
+    typer.Option("--time-limit", parser=as_real, help="seconds of a search; then the best so far"),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(help="processes that evaluate candidates (default: where they pay)")
+    int | None,
+    typer.Option(
+        parser=as_whole, help="processes that evaluate candidates (default: where they pay)"
+    ),
 ]
 ClusterOption = Annotated[
     str, typer.Option("--cluster", help="address of a Dask scheduler that evaluates candidates")
@@ -150,5 +177,9 @@ ResumeOption = Annotated[
 ]
 ParetoOption = Annotated[
     int | None,
-    typer.Option("--pareto", help="that many models, down to the budget: OUTPUT-1, OUTPUT-2, ..."),
+    typer.Option(
+        "--pareto",
+        parser=as_whole,
+        help="that many models, down to the budget: OUTPUT-1, OUTPUT-2, ...",
+    ),
 ]

@@ -17,6 +17,7 @@ from lwqc.cli.shown import say, shown
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
 from lwqc.model.user_code import loaded_files
+from lwqc.numerals import whole
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -139,9 +140,10 @@ def _parse_dims(text: str) -> dict[str, int]:
     dims: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         name, _, size = part.partition("=")
-        if not size.isdigit():
-            raise InputError(f"--shape {part!r}: expected name=size")
-        dims[name.strip()] = int(size)
+        try:
+            dims[name.strip()] = whole(size)
+        except ValueError as error:
+            raise InputError(f"--shape {part[:80]!r}: expected name=size") from error
     return dims
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from lwqc.compile.workspace import Workspace
 from lwqc.errors import InputError
 from lwqc.graph.shapes import dynamic_dimensions, named_sizes
+from lwqc.numerals import whole
 from lwqc.plans.plan import Plan, Profile
 
 
@@ -42,10 +43,13 @@ def parse_profile(text: str) -> dict[str, Profile]:
     for part in filter(None, text.split(",")):
         name, _, sizes = part.rpartition("=")
         numbers = sizes.split(":")
-        if not name or len(numbers) != 3 or not all(n.isdecimal() for n in numbers):
-            raise InputError(f"--profile {part!r}: expected name=least:usual:largest")
-        least, usual, largest = map(int, numbers)
-        if not least <= usual <= largest:
-            raise InputError(f"--profile {part!r}: sizes must not fall")
+        try:
+            least, usual, largest = map(whole, numbers)
+        except ValueError as error:  # also where they are not three
+            raise InputError(
+                f"--profile {part[:80]!r}: expected name=least:usual:largest"
+            ) from error
+        if not name or not 0 <= least <= usual <= largest:
+            raise InputError(f"--profile {part[:80]!r}: sizes must not be negative, nor fall")
         found[name] = (least, usual, largest)
     return found

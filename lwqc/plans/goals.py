@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, fields, replace
 
 from lwqc.errors import InputError
+from lwqc.numerals import real
 
 _UNITS = {"b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 1_000_000_000,
           "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}  # fmt: skip
@@ -58,11 +59,14 @@ def parse_memory(text: str | float | None) -> Amount | None:
 
 
 def _parse(text: str, units: dict[str, float] | dict[str, int], what: str, expected: str) -> Amount:
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?\d+)?)\s*([a-zA-Z]*)\s*", text)
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
     unit = found.group(2).lower() if found else ""
     if not found or (unit and unit not in units):
         raise InputError(f"{what} {text!r}: expected {expected}")
-    number = float(found.group(1))
+    try:
+        number = real(found.group(1))
+    except ValueError as error:
+        raise InputError(f"{what} {text[:40]!r}: expected {expected}") from error
     if not unit and not 0 < number <= 1:
         raise InputError(f"{what} {text!r}: a value without a unit is a fraction between 0 and 1")
     if number <= 0:

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
 from lwqc.model.user_code import line_of, load_callable, running
+from lwqc.numerals import whole
 from lwqc.runtime.random_inputs import DEFAULT_DIM, random_feeds
 
 Feeds = dict[str, NDArray[Any]]
 DEFAULT_BATCH = 8
+_MOST_RANDOM = 10**9
 
 
 class SizesDifferError(InputError):
@@ -216,9 +218,13 @@ def default_sizes(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> 
 
 def _random_count(text: str) -> int:
     number = text.partition(":")[2] or "8"
-    if not number.isdecimal() or not 0 < int(number[:9]) == int(number):
-        raise InputError(f"{text}: expected random or random:N with N of at least 1")
-    return int(number)
+    try:
+        count = whole(number)
+    except ValueError:
+        count = 0
+    if not 0 < count < _MOST_RANDOM:
+        raise InputError(f"{text[:80]}: expected random or random:N with N of at least 1")
+    return count
 
 
 def _called(make: Callable[[], Any], text: str) -> Iterator[Mapping[str, NDArray[Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -116,8 +117,8 @@ def default_threads() -> int:
     Raises InputError.
     """
     text = os.environ.get(THREADS, "") or "0"
-    if not text.isdecimal():
-        raise InputError(f"{THREADS}={text}: expected a number of threads")
+    if not re.fullmatch("[0-9]{1,4}", text):
+        raise InputError(f"{THREADS}={text[:40]}: expected a number of threads")
     return int(text)
 
 

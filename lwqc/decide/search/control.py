@@ -13,6 +13,7 @@ from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.decide.search.space import Cost
 from lwqc.errors import InputError
 
+_MOST_PROCESSES = 1024
 Effort = Literal["low", "medium", "high"]
 EFFORTS: Mapping[str, Settings] = {
     "low": Settings(generations=10, offspring=12, survivors=(3,)),
@@ -42,8 +43,9 @@ class SearchControl:
             raise InputError(f"--effort {self.effort}: expected one of {', '.join(EFFORTS)}")
         if not self.time_limit_s > 0:
             raise InputError(f"--time-limit {self.time_limit_s:g}: expected seconds above 0")
-        if self.processes is not None and self.processes < 1:
-            raise InputError(f"--workers {self.processes}: expected at least 1")
+        if self.processes is not None and not 1 <= self.processes <= _MOST_PROCESSES:
+            few = "at least 1" if self.processes < 1 else f"at most {_MOST_PROCESSES}"
+            raise InputError(f"--workers {self.processes}: expected {few}")
 
 
 @dataclass(frozen=True)

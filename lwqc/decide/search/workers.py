@@ -11,13 +11,16 @@ import math
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing.connection import wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lwqc.decide.allocators.evolutionary import Candidate
@@ -104,12 +107,13 @@ class _Pool:
             if not left:
                 break
             try:
-                futures = {
-                    i: self._pool().submit(
-                        score_one, self._path, self._digest, candidates[i], stage
-                    )
-                    for i in left
-                }
+                with _unnoticed_start():
+                    futures = {
+                        i: self._pool().submit(
+                            score_one, self._path, self._digest, candidates[i], stage
+                        )
+                        for i in left
+                    }
                 for i, future in futures.items():
                     known[i] = future.result()
             except (BrokenExecutor, OSError):  # a dying pool may have closed its pipes already
@@ -123,8 +127,7 @@ class _Pool:
             self._executor = ProcessPoolExecutor(
                 self._count,
                 mp_context=get_context("spawn"),
-                initializer=signal.signal,  # Ctrl-C is for the search, not for its workers
-                initargs=(signal.SIGINT, signal.SIG_IGN),
+                initializer=_end_with_parent,
             )
         return self._executor
 
@@ -132,6 +135,39 @@ class _Pool:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
             self._executor = None
+
+
+@contextmanager
+def _unnoticed_start() -> Iterator[None]:
+    """Processes that start within know neither the user's script nor Ctrl-C.
+
+    The script would run again in each of them, where it has no guard around its main part: so
+    there is none. A signal that is blocked stays so in them, from their first moment.
+    """
+    script = sys.modules["__main__"]
+    blocked = {signal.SIGINT} if hasattr(signal, "pthread_sigmask") else set()
+    if blocked:
+        resource_tracker.ensure_running()  # which unblocks the signal when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+        if blocked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
 
 
 @contextmanager
@@ -143,7 +179,7 @@ def _dask(spec: TrialSpec, address: str) -> Iterator[Evaluate]:
     connect: Any = Client  # which has no annotations
     try:
         client = connect(address, timeout=10, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # also of TLS settings
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"--cluster {address}: no scheduler answers: {reason}") from error
     try:

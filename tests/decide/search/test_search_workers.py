@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +81,37 @@ def test_without_dask_the_extra_is_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"lwqc\[cluster\]"), workers(found().spec, cluster="x"):
         pass
+
+
+SCRIPT = """
+import os, signal, sys
+print("the script runs", flush=True)
+from lwqc.decide.search.workers import _Pool, _unnoticed_start
+pool = _Pool(1, "", "")
+with _unnoticed_start():
+    worker = pool._pool().submit(os.getpid)
+print("worker", worker.result(), flush=True)
+if sys.argv[1] == "ends":
+    pool.close()
+else:
+    os.kill(worker.result(), signal.SIGINT)
+    assert pool._pool().submit(abs, -1).result() == 1
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "is killed"])
+def test_workers_run_no_script_and_outlive_nobody(tmp_path, how) -> None:
+    """Of a script without a guard around its main part; and they take no notice of Ctrl-C."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, script, how], capture_output=True, text=True)
+    assert done.stdout.count("the script runs") == 1
+    assert "Traceback" not in done.stderr
+    worker = int(done.stdout.split()[-1])
+    for _ in range(200):
+        if not Path(f"/proc/{worker}").exists():
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the worker is still there")

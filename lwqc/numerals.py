@@ -1,0 +1,28 @@
+"""Numbers as people write them: ASCII digits, finite, and no larger than 64 bits hold.
+
+Python reads more: `nan`, `inf`, `1_0`, digits of every script and thousands of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from lwqc.model.documents import LARGEST
+
+_REAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,5})?")
+_WHOLE = re.compile(r"[-+]?[0-9]{1,19}")
+
+
+def real(text: str) -> float:
+    """A finite number. Raises ValueError."""
+    if not _REAL.fullmatch(text) or not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]!r} is not a finite number")
+    return number
+
+
+def whole(text: str) -> int:
+    """A whole number. Raises ValueError."""
+    if not _WHOLE.fullmatch(text) or abs(number := int(text)) > LARGEST:
+        raise ValueError(f"{text[:40]!r} is not a whole number of at most 64 bits")
+    return number
