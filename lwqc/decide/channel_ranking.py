@@ -12,12 +12,9 @@ from lwqc.compile.prunable import Prunable, calibration
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.scores.channels.final_error import FinalError, without
-from lwqc.decide.scores.channels.fpgm import fpgm
-from lwqc.decide.scores.channels.magnitude import l1, l2
-from lwqc.decide.scores.channels.obs import Layer, layers, obs_ranking
-from lwqc.decide.scores.channels.perturbation import ablation, taylor
+from lwqc.decide.scores.channels.magnitude import l2
 from lwqc.decide.scores.channels.ranking import Normaliser, Ranking, aggregated, normalised
-from lwqc.decide.scores.channels.wanda import wanda
+from lwqc.decide.scores.channels.score import CHANNEL_SCORES, ChannelScore, GroupFacts, Observed
 from lwqc.errors import InputError
 from lwqc.graph.groups import Group
 from lwqc.graph.readers import Reader
@@ -29,7 +26,6 @@ from lwqc.runtime.stats.collector import Feeds
 from lwqc.runtime.stats.gram import Gram
 from lwqc.runtime.stats.patches import conv_window
 
-_WEIGHTS_ONLY = {"l1": l1, "l2": l2, "fpgm": fpgm}
 _MAX_FEATURES = 6144  # a Gram matrix of more takes over 300 MB
 _TRIAL_BATCHES = 2  # enough to compare groups
 _TRIAL_SHARE = 0.25
@@ -38,26 +34,25 @@ _TRIAL_SHARE = 0.25
 def rank(
     work: Workspace, prunable: Prunable, chosen: list[Group], options: PruneOptions
 ) -> dict[str, Ranking]:
-    """Order the channels of each group, by name."""
-    if options.score in _WEIGHTS_ONLY:
-        saliency = _WEIGHTS_ONLY[options.score]
-        found = {g.name: aggregated(g, io.read_array, saliency) for g in chosen}
-        return {n: Ranking.of(normalised(v, _between(options))) for n, v in found.items()}
+    """Order the channels of each group, by name. Raises InputError for what a score gave wrong."""
+    score = CHANNEL_SCORES.find(options.score)
+    if score.looks_at == "weights":
+        alone = {g.name: _ranking(score, GroupFacts(g, io.read_array), options) for g in chosen}
+        return _with_the_rest(chosen, _known(alone))
     needed = _readers_of(prunable, chosen)
-    if options.score in ("ablation", "taylor"):
+    if score.looks_at == "outputs":
         return _perturbed(work, prunable, chosen, needed, options)
     data = calibration(work, options.calibration)
     grams = _grams(data, prunable, [r for readers in needed.values() for r in readers])
-    pairs = {n: [(r, *grams[r]) for r in rs if r in grams] for n, rs in needed.items()}
-    ranked: dict[str, Ranking] = {}
+    seen = {n: [Observed(r, *grams[r]) for r in rs if r in grams] for n, rs in needed.items()}
+    found: dict[str, Ranking | None] = {}
     report = work.report("scores")
     for done, group in enumerate(chosen):
-        order = _ranked(group, pairs[group.name], options)
-        if order is not None:
-            ranked[group.name] = order
+        found[group.name] = _from_inputs(score, group, needed, seen[group.name], options)
         report(done + 1, len(chosen))
+    ranked = _known(found)
     if options.normalise == "output":
-        ranked = _scaled_to_outputs(work, prunable, chosen, pairs, ranked, data)
+        ranked = _scaled_to_outputs(work, prunable, chosen, seen, ranked, data)
     return _with_the_rest(chosen, ranked)
 
 
@@ -71,21 +66,36 @@ def _perturbed(
     operands = dict.fromkeys(r.operand for found in needed.values() for r in found)
     data = calibration(work, options.calibration).limited(_TRIAL_BATCHES)
     trial = FinalError(prunable.model, operands, data, statistics_session, io.read_array)
-    loss = options.loss
-    result = {}
+    score = CHANNEL_SCORES.find(options.score)
+    loss = None if options.loss is None else partial(trial.loss, loss=options.loss)
+    result: dict[str, Ranking | None] = {}
     report = work.report("scores")
     for done, group in enumerate(chosen):
         readers = needed[group.name]
         if not readers:
             continue
-        if options.score == "taylor":
-            assert loss is not None
-            found = taylor(group, readers, partial(trial.loss, loss=loss), io.read_array)
-        else:
-            found = ablation(group, readers, trial, io.read_array)
-        result[group.name] = Ranking.of(normalised(found, _between(options)))
+        facts = GroupFacts(group, io.read_array, readers, error=trial, loss=loss)
+        result[group.name] = _ranking(score, facts, options)
         report(done + 1, len(chosen))
-    return _with_the_rest(chosen, result)
+    return _with_the_rest(chosen, _known(result))
+
+
+def _known(found: Mapping[str, Ranking | None]) -> dict[str, Ranking]:
+    return {name: ranking for name, ranking in found.items() if ranking is not None}
+
+
+def _ranking(score: ChannelScore, facts: GroupFacts, options: PruneOptions) -> Ranking | None:
+    """What a score says of a group, comparable between groups; None where it says nothing."""
+    found = score.importance(facts)
+    if found is None or isinstance(found, Ranking):
+        return found
+    size = facts.group.size
+    if np.shape(found) != (size,):
+        raise InputError(
+            f"--score {options.score}: gave the shape {np.shape(found)} for {facts.group.name}; "
+            f"expected ({size},), one number for each channel"
+        )
+    return Ranking.of(normalised(np.asarray(found, np.float64), _between(options)))
 
 
 def _with_the_rest(chosen: list[Group], found: Mapping[str, Ranking]) -> dict[str, Ranking]:
@@ -106,7 +116,7 @@ def _scaled_to_outputs(
     work: Workspace,
     prunable: Prunable,
     chosen: list[Group],
-    pairs: Mapping[str, list[tuple[Reader, NDArray[np.float64], int]]],
+    seen: Mapping[str, list[Observed]],
     rankings: Mapping[str, Ranking],
     data: Dataset,
 ) -> dict[str, Ranking]:
@@ -115,7 +125,7 @@ def _scaled_to_outputs(
     A share of each group's channels is removed on trial, the layers that read it making up for
     them; what the outputs lose is what that share costs.
     """
-    operands = dict.fromkeys(r.operand for found in pairs.values() for r, _, _ in found)
+    operands = dict.fromkeys(o.reader.operand for found in seen.values() for o in found)
     measure = FinalError(
         prunable.model, operands, data.limited(_TRIAL_BATCHES), statistics_session, io.read_array
     )
@@ -126,10 +136,13 @@ def _scaled_to_outputs(
         count = max(1, round(group.size * _TRIAL_SHARE))
         removed = ranking.order[:count]
         replaced = {
-            r.operand: without(
-                r.operand.matrix(io.read_array), gram, r.owners(group), removed.tolist()
+            o.reader.operand: without(
+                o.reader.operand.matrix(io.read_array),
+                o.gram,
+                o.reader.owners(group),
+                removed.tolist(),
             )
-            for r, gram, _ in pairs[group.name]
+            for o in seen[group.name]
         }
         scale = measure(replaced) / max(float(ranking.cost[:count].sum()), 1e-12)
         result[group.name] = Ranking(ranking.order, ranking.cost * scale)
@@ -141,28 +154,23 @@ def _between(options: PruneOptions) -> Normaliser:
     return "none" if options.normalise == "output" else options.normalise
 
 
-def _ranked(
-    group: Group, pairs: list[tuple[Reader, NDArray[np.float64], int]], options: PruneOptions
+def _from_inputs(
+    score: ChannelScore,
+    group: Group,
+    needed: Mapping[str, list[Reader]],
+    seen: list[Observed],
+    options: PruneOptions,
 ) -> Ranking | None:
     """None when no layer whose input was observed reads the group."""
-    if not pairs:
+    if not seen:
         return None
-    for reader, gram, _ in pairs:
-        for array, what in ((reader.operand.matrix(io.read_array), "weight"), (gram, "input")):
+    for one in seen:
+        operand = one.reader.operand
+        for array, what in ((operand.matrix(io.read_array), "weight"), (one.gram, "input")):
             if not np.isfinite(array).all():
-                name = reader.operand.weight.name
+                name = operand.weight.name
                 raise InputError(f"the {what} of the layer with {name} is not finite; check it")
-    if options.score == "obs":
-        parts: list[Layer] = []
-        for reader, gram, rows in pairs:
-            weight = reader.operand.matrix(io.read_array)
-            parts += layers(weight, gram, reader.owners(group), rows)
-        return obs_ranking(parts, group.size)
-    norms = [(r, np.sqrt(np.diagonal(g, axis1=1, axis2=2) / max(rows, 1))) for r, g, rows in pairs]
-    found = wanda(group, norms, io.read_array)
-    if found is None:
-        return None
-    return Ranking.of(normalised(found, _between(options)))
+    return _ranking(score, GroupFacts(group, io.read_array, needed[group.name], seen), options)
 
 
 def _readers_of(prunable: Prunable, chosen: list[Group]) -> dict[str, list[Reader]]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from lwqc.decide.scores.channels.score import CHANNEL_SCORES
 from lwqc.plans.recipe import PruneRecipe, Recipe
 from lwqc.quant.methods import DATA_METHODS
 
 _LOOKING = frozenset({"smoothquant", "awq", "percentile"})  # migrations that need activations
-_SCORES = frozenset({"wanda", "obs", "ablation", "taylor"})
 
 
 def without_data(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
@@ -54,5 +54,6 @@ def without_data(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
 
 
 def _looks(prune: PruneRecipe) -> bool:
-    taken = prune.compensate != "none" or prune.batch_norm or prune.score in _SCORES
+    score = CHANNEL_SCORES.find(prune.score)
+    taken = prune.compensate != "none" or prune.batch_norm or score.looks_at != "weights"
     return taken and prune.calibration == "data"

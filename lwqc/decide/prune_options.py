@@ -8,9 +8,9 @@ from typing import Literal
 
 from lwqc.decide.scores.channels.final_error import Loss
 from lwqc.decide.scores.channels.ranking import Normaliser
+from lwqc.decide.scores.channels.score import CHANNEL_SCORES
 from lwqc.errors import InputError
 
-Score = Literal["l1", "l2", "fpgm", "wanda", "obs", "ablation", "taylor"]
 Compensate = Literal["none", "bias", "refit"]
 
 
@@ -19,7 +19,8 @@ class PruneOptions:
     """What to remove.
 
     ratio: share of the multiply-accumulates (`by` macs), of the weights (parameters) or of the
-    channels of every group (channels) that goes. score: criterion within a group. normalise: how
+    channels of every group (channels) that goes. score: criterion within a group, see
+    `lwqc.decide.scores.channels.score`. normalise: how
     groups are compared. scope: `global` takes the cheapest channels of the whole model, `local`
     the same share of every group. per_cost: compare by price per MAC (or parameter) saved.
     round_to: widths stay multiples of it where a group allows. min_channels: each group keeps at
@@ -31,7 +32,7 @@ class PruneOptions:
 
     ratio: float
     by: Literal["macs", "parameters", "channels"] = "macs"
-    score: Score = "l2"
+    score: str = "l2"
     normalise: Normaliser | Literal["output"] = "mean"
     scope: Literal["global", "local"] = "global"
     per_cost: bool = False
@@ -49,6 +50,10 @@ class PruneOptions:
 
     def __post_init__(self) -> None:
         """Raises InputError for values out of range and for options that exclude each other."""
+        if self.score not in CHANNEL_SCORES.names():
+            known = ", ".join(CHANNEL_SCORES.names())
+            raise InputError(f"--score {self.score}: expected one of {known}")
+        score = CHANNEL_SCORES.find(self.score)
         for name, value in (("ratio", self.ratio), *self.overrides.items()):
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise InputError(f"{name} {value}: expected a share from 0 to below 1")
@@ -57,11 +62,11 @@ class PruneOptions:
                 raise InputError(f"--{name} {count}: expected a whole number of at least 1")
         if isinstance(self.resizable_outputs, str):
             raise InputError("resizable_outputs: expected a tuple of names")
-        if (self.score == "taylor") != (self.loss is not None):
+        if score.needs_loss != (self.loss is not None):
             raise InputError(
-                "--score taylor needs --loss module:function(outputs, feeds)"
+                f"--score {self.score} needs --loss module:function(outputs, feeds)"
                 if self.loss is None
                 else f"--loss is for --score taylor, not for {self.score}"
             )
-        if self.normalise == "output" and self.score != "obs":
+        if self.normalise == "output" and not score.own_scale:
             raise InputError(f"--normalise output needs --score obs, not {self.score}")

@@ -17,6 +17,7 @@ from lwqc.decide.float_plan import with_floats
 from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.prune_options import PruneOptions
+from lwqc.decide.scores.channels.score import CHANNEL_SCORES
 from lwqc.decide.slice_streams import SliceOptions, choose_slices
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals, Outcome
@@ -47,13 +48,15 @@ def prune_options(recipe: Recipe, **changes: Any) -> PruneOptions:
         raise InputError(f"recipe {recipe.name} does not prune; see lwqc recipes")
     _check_names(PruneOptions, "pruning", changes)
     wanted = {**recipe.prune.model_dump(), **changes}
-    if wanted["score"] != "obs" and wanted["normalise"] == "output" and "normalise" not in changes:
-        wanted["normalise"] = "mean"  # the recipe's is for its own score
     for name, field in PruneRecipe.model_fields.items():
         known = get_args(field.annotation)
         if known and wanted[name] not in known:
             expected = ", ".join(map(str, known))
             raise InputError(f"--{name} {wanted[name]}: expected one of {expected}")
+    score = wanted["score"]
+    scaled = score in CHANNEL_SCORES.names() and CHANNEL_SCORES.find(score).own_scale
+    if not scaled and wanted["normalise"] == "output" and "normalise" not in changes:
+        wanted["normalise"] = "mean"  # the recipe's is for its own score
     return PruneOptions(**{"recipe": recipe.name, **wanted})
 
 

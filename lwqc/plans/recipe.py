@@ -6,9 +6,9 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
@@ -17,6 +17,14 @@ from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
 
 _BITS = (2, 3, 4, 8)  # of weights, where the user chooses
+
+
+def _channel_score(name: str) -> str:
+    from lwqc.decide.scores.channels.score import CHANNEL_SCORES
+
+    if name not in CHANNEL_SCORES.names():
+        raise ValueError(f"expected one of {', '.join(CHANNEL_SCORES.names())}")
+    return name
 
 
 class PruneRecipe(BaseModel):
@@ -30,7 +38,7 @@ class PruneRecipe(BaseModel):
 
     ratio: float = 0.3
     by: Literal["macs", "parameters", "channels"] = "macs"
-    score: Literal["l1", "l2", "fpgm", "wanda", "obs", "ablation", "taylor"] = "l2"
+    score: Annotated[str, AfterValidator(_channel_score)] = "l2"
     normalise: Literal["none", "mean", "sum", "max", "lamp", "output"] = "mean"
     scope: Literal["global", "local"] = "global"
     per_cost: bool = False

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.decide.scores.channels.ranking import Member
+from lwqc.decide.scores.channels.score import by_weights
 
 
 def fpgm(member: Member) -> NDArray[np.float32]:
@@ -18,3 +19,6 @@ def fpgm(member: Member) -> NDArray[np.float32]:
     distances = squares[:, None] + squares[None, :] - 2 * rows @ rows.T
     total: NDArray[np.float32] = np.sqrt(np.maximum(distances, 0)).sum(1).astype(np.float32)
     return total
+
+
+SCORES = {"fpgm": by_weights(fpgm)}

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.decide.scores.channels.ranking import Member
+from lwqc.decide.scores.channels.score import by_weights
 
 
 def l1(member: Member) -> NDArray[np.float32]:
@@ -18,3 +19,6 @@ def l2(member: Member) -> NDArray[np.float32]:
     """Sum of squared weights per position."""
     total: NDArray[np.float32] = np.square(member.rows).sum(1)
     return total
+
+
+SCORES = {"l1": by_weights(l1), "l2": by_weights(l2)}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.decide.scores.channels.ranking import Ranking
+from lwqc.decide.scores.channels.score import ChannelScore, GroupFacts
 
 Matrix = NDArray[np.float64]
 _STEPS = 24  # channels go in this many rounds at least; scores are renewed in between
@@ -121,3 +122,14 @@ def _eliminate(layer: Layer, channels: Sequence[int]) -> None:
     layer.weight = (layer.weight - layer.weight[:, gone] @ solved)[:, keep]
     layer.inverse = (layer.inverse - rows.T @ solved)[np.ix_(keep, keep)]
     layer.owner = layer.owner[keep]
+
+
+def _of(facts: GroupFacts) -> Ranking:
+    parts: list[Layer] = []
+    for seen in facts.observed:
+        weight = seen.reader.operand.matrix(facts.read)
+        parts += layers(weight, seen.gram, seen.reader.owners(facts.group), seen.rows)
+    return obs_ranking(parts, facts.group.size)
+
+
+SCORES = {"obs": ChannelScore(_of, "inputs", own_scale=True)}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lwqc.decide.scores.channels.ranking import Importance
+from lwqc.decide.scores.channels.score import ChannelScore, GroupFacts
 from lwqc.graph.groups import Group
 from lwqc.graph.linear_operand import Matrix, Operand
 from lwqc.graph.readers import Reader
@@ -61,3 +62,19 @@ def _with(matrix: Matrix, mine: np.ndarray, factor: float) -> Matrix:
     for part, columns in zip(parts, mine, strict=True):
         part[:, columns] *= factor
     return parts.reshape(matrix.shape)
+
+
+def _ablation(facts: GroupFacts) -> Importance:
+    assert facts.error is not None
+    return ablation(facts.group, facts.readers, facts.error, facts.read)
+
+
+def _taylor(facts: GroupFacts) -> Importance:
+    assert facts.loss is not None
+    return taylor(facts.group, facts.readers, facts.loss, facts.read)
+
+
+SCORES = {
+    "ablation": ChannelScore(_ablation, "outputs"),
+    "taylor": ChannelScore(_taylor, "outputs", needs_loss=True),
+}

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.decide.scores.channels.ranking import Importance, gathered
+from lwqc.decide.scores.channels.score import ChannelScore, GroupFacts
 from lwqc.graph.groups import Group
 from lwqc.graph.readers import Reader
 from lwqc.model.weights import ReadArray
@@ -29,3 +30,14 @@ def wanda(
         weight = np.abs(reader.operand.matrix(read)).reshape(len(owners), -1, owners.shape[1])
         parts.append(gathered(owners.ravel(), (weight.sum(1) * norms).ravel(), group.size))
     return np.asarray(np.mean(parts, axis=0)) if parts else None
+
+
+def _of(facts: GroupFacts) -> Importance | None:
+    norms = [
+        (o.reader, np.sqrt(np.diagonal(o.gram, axis1=1, axis2=2) / max(o.rows, 1)))
+        for o in facts.observed
+    ]
+    return wanda(facts.group, norms, facts.read)
+
+
+SCORES = {"wanda": ChannelScore(_of, "inputs")}

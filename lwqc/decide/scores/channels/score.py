@@ -1,0 +1,81 @@
+"""What a score for channels is, and all of them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lwqc.decide.scores.channels.ranking import Importance, Member, Ranking, aggregated
+from lwqc.extensions import Registry
+from lwqc.graph.groups import Group
+from lwqc.graph.linear_operand import Matrix, Operand
+from lwqc.graph.readers import Reader
+from lwqc.model.weights import ReadArray
+
+Trial = Callable[[dict[Operand, Matrix]], float]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A layer that reads a group, and what came in on the data.
+
+    gram [convolution groups, features, features]: sum over rows of the outer products of its input
+    features. rows: how many there were.
+    """
+
+    reader: Reader
+    gram: NDArray[np.float64]
+    rows: int
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """What a score may look at, of one group of channels that go together.
+
+    read: the numbers of a stored tensor. readers: layers in whose input features the group takes
+    part; none for scores that look at weights. observed: those whose inputs were seen, for scores
+    that look at inputs. error, loss: of the outputs with other matrices [out, features] in some of
+    these layers, for scores that look at outputs; loss is the caller's, None where there is none.
+    """
+
+    group: Group
+    read: ReadArray
+    readers: Sequence[Reader] = ()
+    observed: Sequence[Observed] = ()
+    error: Trial | None = None
+    loss: Trial | None = None
+
+
+@dataclass(frozen=True)
+class ChannelScore:
+    """A criterion by which channels go.
+
+    importance: of each channel of a group [size], the least important goes first; or a `Ranking`,
+    where the order is not that of single numbers; or None where nothing can be told, and magnitude
+    decides. looks_at: what `GroupFacts` holds for it. needs_loss: the caller must give one.
+    own_scale: its costs are errors of the layers that read a group, which `normalise = "output"`
+    brings to the scale of the outputs.
+    """
+
+    importance: Callable[[GroupFacts], Importance | Ranking | None]
+    looks_at: Literal["weights", "inputs", "outputs"] = "weights"
+    needs_loss: bool = False
+    own_scale: bool = False
+
+
+def by_weights(saliency: Callable[[Member], NDArray[np.floating]]) -> ChannelScore:
+    """A score of single weights, see `lwqc.decide.scores.channels.ranking.aggregated`."""
+    return ChannelScore(lambda facts: aggregated(facts.group, facts.read, saliency))
+
+
+CHANNEL_SCORES = Registry(
+    "channel score",
+    group="lwqc.decide.scores.channels",
+    of=ChannelScore,
+    package="lwqc.decide.scores.channels",
+    attribute="SCORES",
+)
