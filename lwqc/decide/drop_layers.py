@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-import numpy as np
 import onnx_ir as ir
 
 from lwqc.compile.decisions import DropDecision, DropStep
@@ -14,26 +14,13 @@ from lwqc.compile.gated_model import GatedModel
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.allocators.greedy import Step, greedy
 from lwqc.decide.scores.branches.ablation import Ablation
-from lwqc.decide.scores.branches.similarity import branch_effects, void_rates
+from lwqc.decide.scores.branches.score import BRANCH_SCORES, BranchFacts, score_names
 from lwqc.errors import InputError
 from lwqc.graph.branch_kinds import KINDS, BranchTree, Kind, TypedBranch, branch_tree
 from lwqc.plans.plan import Compensation, Plan, RemovedBranch, Source
 from lwqc.runtime.session import Session, statistics_session
 from lwqc.runtime.stats.output_divergence import MEASURES, Measure
 
-Score = Literal[
-    "similarity",
-    "lim",
-    "angular",
-    "norm-ratio",
-    "void",
-    "ablation",
-    "ablation-once",
-    "metric",
-    "accept",
-    "random",
-]
-SCORES: tuple[Score, ...] = get_args(Score)
 Units = Literal[Kind, "any", "block"]
 UNITS: tuple[Units, ...] = (*KINDS, "any", "block")
 _GREEDY = frozenset({"ablation", "metric"})
@@ -51,7 +38,7 @@ class DropOptions:
         only at the start; `metric` is `ablation` by the user's metric; `accept` tries every unit
         once in the order of `similarity` and lets it go if what is lost stays within `max_drop` of
         the metric, or without one within `max_divergence`; with kind `any` first whole blocks, then
-        single branches (AxFormer); `random`.
+        single branches (AxFormer); `random`; or any other of `lwqc.decide.scores.branches.score`.
     measure: of the divergence, see `OutputDivergence`.
     keep_first, keep_last: units at the ends that stay.
     protect: share of the units, from the front, that the greedy scores spare until as many are
@@ -64,7 +51,7 @@ class DropOptions:
     count: int | None = None
     share: float | None = None
     kind: Units = "any"
-    score: Score = "similarity"
+    score: str = "similarity"
     measure: Measure = "js"
     keep_first: int = 0
     keep_last: int = 0
@@ -146,7 +133,7 @@ def _check_options(work: Workspace, options: DropOptions) -> None:
         raise InputError(f"a share of {options.share:g} to remove: must be above 0 and at most 1")
     choices = (
         ("kind", UNITS),
-        ("score", SCORES),
+        ("score", score_names()),
         ("measure", MEASURES),
         ("compensate", get_args(Compensation)),
     )
@@ -218,22 +205,21 @@ def _scores(
     work: Workspace, options: DropOptions, units: Sequence[Unit], ablation: Ablation
 ) -> dict[Unit, float]:
     """Importance of each unit: the lowest goes first."""
-    if options.score == "random":
-        order = np.random.default_rng(options.seed).permutation(len(units))
-        return {unit: float(i) for unit, i in zip(units, order, strict=True)}
-    if options.score == "ablation-once":
-        return {unit: ablation(_names([unit])) for unit in units}
     by_name = {unit[0].name: unit for unit in units}
-    branches = {name: [b.branch for b in unit] for name, unit in by_name.items()}
-    if options.score == "void":
-        rates = void_rates(work.model, branches, work.data, statistics_session)
-        return {by_name[name]: -rate for name, rate in rates.items()}
-    effects = branch_effects(work.model, branches, work.data, statistics_session)
-    read: Callable[[str], float] = {
-        "angular": lambda name: effects[name].angular,
-        "norm-ratio": lambda name: effects[name].norm_ratio,
-    }.get(options.score, lambda name: effects[name].lim)
-    return {by_name[name]: read(name) for name in effects}
+    facts = BranchFacts(
+        work.model,
+        {name: [b.branch for b in unit] for name, unit in by_name.items()},
+        work.data,
+        statistics_session,
+        lambda name: ablation(_names([by_name[name]])),
+        options.seed,
+    )
+    found = BRANCH_SCORES.find(options.score).importance(facts)
+    if missing := sorted(set(by_name) - set(found)):
+        raise InputError(f"score {options.score}: gave no importance for {missing[0]}")
+    if strange := [name for name in by_name if math.isnan(found[name])]:
+        raise InputError(f"score {options.score}: gave no number for {strange[0]}")
+    return {unit: float(found[name]) for name, unit in by_name.items()}
 
 
 def _by_rank(scores: dict[Unit, float], candidates: Sequence[Unit], count: int) -> list[Step[Unit]]:

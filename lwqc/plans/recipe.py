@@ -27,6 +27,14 @@ def _channel_score(name: str) -> str:
     return name
 
 
+def _branch_score(name: str) -> str:
+    from lwqc.decide.scores.branches.score import score_names
+
+    if name not in score_names():
+        raise ValueError(f"expected one of {', '.join(score_names())}")
+    return name
+
+
 class PruneRecipe(BaseModel):
     """How channels are chosen; see `lwqc.compile.prunable.PruneOptions` for the meaning of each
     field.
@@ -60,10 +68,7 @@ class DropRecipe(BaseModel):
 
     share: float | None = None
     kind: Literal["attention", "mlp", "convolution", "other", "any", "block"] = "any"
-    score: Literal[
-        "similarity", "lim", "angular", "norm-ratio", "void", "ablation", "ablation-once",
-        "metric", "accept", "random",
-    ] = "similarity"  # fmt: skip
+    score: Annotated[str, AfterValidator(_branch_score)] = "similarity"
     measure: Literal["js", "kl", "angular", "norm", "channels"] = "js"
     protect: float = 0.0
     max_divergence: float | None = None
