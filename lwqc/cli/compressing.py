@@ -71,7 +71,7 @@ from lwqc.cli.running import (
     row_names,
 )
 from lwqc.errors import InputError
-from lwqc.numerals import real, whole
+from lwqc.model.numerals import real, whole
 from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lwqc.model.numerals import real, whole
 from lwqc.model.user_code import allow
-from lwqc.numerals import real, whole
 
 
 def as_real(text: str | float) -> float:

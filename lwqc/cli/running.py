@@ -15,9 +15,9 @@ import typer
 from lwqc.cli.hosting import answer, work_begins
 from lwqc.cli.shown import say, shown
 from lwqc.errors import InputError
+from lwqc.model.numerals import whole
 from lwqc.model.outputs import check_outputs
 from lwqc.model.user_code import loaded_files
-from lwqc.numerals import whole
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

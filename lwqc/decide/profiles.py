@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lwqc.compile.workspace import Workspace
 from lwqc.errors import InputError
 from lwqc.graph.shapes import dynamic_dimensions, named_sizes
-from lwqc.numerals import whole
+from lwqc.model.numerals import whole
 from lwqc.plans.plan import Plan, Profile
 
 

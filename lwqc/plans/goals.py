@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, fields, replace
 
 from lwqc.errors import InputError
-from lwqc.numerals import real
+from lwqc.model.numerals import real
 
 _UNITS = {"b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 1_000_000_000,
           "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}  # fmt: skip

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
+from lwqc.model.numerals import whole
 from lwqc.model.user_code import line_of, load_callable, running
-from lwqc.numerals import whole
 from lwqc.runtime.random_inputs import DEFAULT_DIM, random_feeds
 
 Feeds = dict[str, NDArray[Any]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lwqc.decide.scores.branches.similarity import Units
-from lwqc.extensions import Registry
+from lwqc.model.extensions import Registry
 from lwqc.runtime.stats.collector import Feeds, RunnerFactory
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.decide.scores.channels.ranking import Importance, Member, Ranking, aggregated
-from lwqc.extensions import Registry
 from lwqc.graph.groups import Group
 from lwqc.graph.linear_operand import Matrix, Operand
 from lwqc.graph.readers import Reader
+from lwqc.model.extensions import Registry
 from lwqc.model.weights import ReadArray
 
 Trial = Callable[[dict[Operand, Matrix]], float]
