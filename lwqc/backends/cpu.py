@@ -13,20 +13,17 @@ import onnx
 import onnx_ir as ir
 
 from lwqc.backends.cpu_rules import CpuRules, probed
-from lwqc.backends.target import FloatType, Form, Lowered, illegal
+from lwqc.backends.target import FloatType, Form, Lowered, illegal, lower_pipeline
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow, integer_flow
 from lwqc.graph.sites import BOTH_WAYS, Site, sites_by_name
-from lwqc.model.unused import RemoveUnused
 from lwqc.passes.block_quantize import BlockQuantize
 from lwqc.passes.bnb4 import Bnb4
 from lwqc.passes.encoded_weights import EncodedWeights, stored_parts
 from lwqc.passes.fold_weights import FoldWeights
 from lwqc.passes.insert_qdq import InsertQdq
-from lwqc.passes.integer_bias import IntegerBias
 from lwqc.passes.integer_matmul import IntegerMatMul
-from lwqc.passes.residual_sum import ResidualSum
-from lwqc.passes.side_branch import SideBranch, keep_together, side_refusal
+from lwqc.passes.side_branch import SideBranch, side_refusal
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
 from lwqc.runtime.session import SessionSettings, optimized_graph
@@ -43,7 +40,6 @@ _KERNELS: Mapping[Form, frozenset[str]] = {
     "QLinearConv": frozenset({"QLinearConv"}),
     "Folded": frozenset(),
 }
-REWRITES: Mapping[str, type[ir.passes.InPlacePass]] = {"residual-sum": ResidualSum}
 
 
 class CpuTarget:
@@ -181,21 +177,18 @@ class CpuTarget:
                 ("folded", {"Folded"}),
             )
         }
-        passes: list[ir.passes.InPlacePass] = [REWRITES[name]() for name in plan.rewrites]
-        passes += [
-            InsertQdq(by_form["conv"], plan.activations, weights, signed=self.rules.signed),
-            SideBranch(plan.quantize, weights),  # convolutions have none
-            IntegerMatMul(by_form["integer"], plan.activations, weights, signed=self.rules.signed),
-            *([IntegerBias()] if by_form["integer"] else []),
-            BlockQuantize(by_form["block"], weights),
-            Bnb4(by_form["float4"], weights),
-            FoldWeights(by_form["folded"], weights),
-        ]
-        for step in passes:
-            step(lowered)
-        keep_together(lowered, [n for n, e in plan.quantize.items() if e.has_side])
-        RemoveUnused()(lowered)
-        lowered.graph.sort()
+        ranges, signed = plan.activations, self.rules.signed
+        lower_pipeline("cpu", plan).bound(
+            {
+                "insert-qdq": InsertQdq(by_form["conv"], ranges, weights, signed),
+                "side-branch": SideBranch(plan.quantize, weights),  # convolutions have none
+                "integer-matmul": IntegerMatMul(by_form["integer"], ranges, weights, signed),
+                **({} if by_form["integer"] else {"integer-bias": None}),
+                "block-quantize": BlockQuantize(by_form["block"], weights),
+                "bnb4": Bnb4(by_form["float4"], weights),
+                "fold-weights": FoldWeights(by_form["folded"], weights),
+            }
+        ).run(lowered)
         return Lowered(lowered, forms)
 
     def _legal(self, sites: Mapping[str, Site], name: str, entry: SiteEntry, opset: int) -> Form:

@@ -21,17 +21,15 @@ from lwqc.backends.target import (
     entries_of,
     is_reason,
     legal_forms,
+    lower_pipeline,
 )
 from lwqc.graph.integer_flow import IntegerFlow
 from lwqc.graph.sites import Site
-from lwqc.model.unused import RemoveUnused
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.block_quantize import BlockQuantize
-from lwqc.passes.convert_floats import convert_floats
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.fold_weights import FoldWeights
-from lwqc.passes.side_branch import SideBranch, keep_together, side_refusal
-from lwqc.passes.sizes_on_device import SizesOnDevice
+from lwqc.passes.side_branch import SideBranch, side_refusal
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
 from lwqc.runtime.session import SessionSettings
@@ -137,20 +135,13 @@ class CudaTarget:
         lowered = model.clone()
         forms = legal_forms(self, lowered, plan)
         block = entries_of(plan, forms, "MatMulNBits", "GatherBlockQuantized")
-        passes: list[ir.passes.InPlacePass] = [
-            SideBranch(plan.quantize, weights),
-            BlockQuantize(block, weights),
-            FoldWeights(entries_of(plan, forms, "Folded"), weights),
-        ]
-        if plan.floats is not None:
-            passes.append(convert_floats(plan.floats))
-        if "sizes-on-device" in plan.rewrites:
-            passes.append(SizesOnDevice())
-        for step in passes:
-            step(lowered)
-        keep_together(lowered, [n for n, e in plan.quantize.items() if e.has_side])
-        RemoveUnused()(lowered)
-        lowered.graph.sort()
+        lower_pipeline("cuda", plan).bound(
+            {
+                "side-branch": SideBranch(plan.quantize, weights),
+                "block-quantize": BlockQuantize(block, weights),
+                "fold-weights": FoldWeights(entries_of(plan, forms, "Folded"), weights),
+            }
+        ).run(lowered)
         return Lowered(lowered, forms)
 
     def misplaced(

@@ -12,7 +12,10 @@ import onnx_ir as ir
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow
 from lwqc.graph.sites import Site, find_sites
+from lwqc.passes.convert_floats import convert_floats
 from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.pipeline import Pipeline
+from lwqc.passes.side_branch import KeepTogether
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.runtime.session import SessionSettings
 
@@ -28,6 +31,7 @@ Form = Literal[
     "Folded",  # low-bit in the file, float kernel at run time
 ]
 _FORMS = frozenset(get_args(Form))
+_CHOICES = ("residual-sum", "sizes-on-device")  # passes that `Plan.rewrites` may name
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,19 @@ def legal_forms(target: Target, model: ir.Model, plan: Plan) -> dict[str, Form]:
 def entries_of(plan: Plan, forms: Mapping[str, Form], *kinds: Form) -> dict[str, SiteEntry]:
     """The plan's entries with one of these forms."""
     return {name: entry for name, entry in plan.quantize.items() if forms[name] in kinds}
+
+
+def lower_pipeline(target: str, plan: Plan) -> Pipeline:
+    """The passes that bring a plan's formats to a target, those that need no weights ready to run.
+
+    Of passes that are a choice of the plan, `rewrites` and `floats`, only the chosen ones are left.
+    """
+    given: dict[str, ir.passes.PassBase | None] = {
+        name: None for name in _CHOICES if name not in plan.rewrites
+    }
+    given["convert-floats"] = convert_floats(plan.floats) if plan.floats is not None else None
+    given["keep-together"] = KeepTogether(tuple(n for n, e in plan.quantize.items() if e.has_side))
+    return Pipeline.parse(f"lower-{target}").bound(given)
 
 
 def illegal(site: Site, reason: str) -> InputError:

@@ -23,6 +23,7 @@ from lwqc.backends.target import (
     entries_of,
     is_reason,
     legal_forms,
+    lower_pipeline,
 )
 from lwqc.backends.tensorrt_lint import MAX_OPSET, MIN_OPSET, lint
 from lwqc.errors import InputError
@@ -32,13 +33,11 @@ from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.sites import BOTH_WAYS, Site
 from lwqc.graph.value_types import infer_types
 from lwqc.model.tensor_bytes import read_array
-from lwqc.model.unused import RemoveUnused
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.block_dequantize import BlockDequantize
-from lwqc.passes.convert_floats import convert_floats
 from lwqc.passes.encoded_weights import EncodedWeights, PartOfSite
 from lwqc.passes.input_qdq import InputQdq
-from lwqc.passes.raise_opset import RaiseOpset
+from lwqc.passes.raise_opset import raise_opset
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
 from lwqc.runtime.session import SessionSettings
@@ -139,16 +138,13 @@ class TensorrtTarget:
         fp8 = any(e.weight.kind == "fp8" for e in plan.quantize.values())
         self._lift(lowered, forms.values(), half=plan.floats is not None, fp8=fp8)
         static = entries_of(plan, forms, "QuantizeLinear")
-        passes: list[ir.passes.InPlacePass] = [
-            InputQdq(static, plan.activations, weights, _static_sizes(lowered)),
-            BlockDequantize(entries_of(plan, forms, "DequantizeLinear"), weights),
-        ]
-        if plan.floats is not None:
-            passes.append(convert_floats(plan.floats))
-        for step in passes:
-            step(lowered)
-        RemoveUnused()(lowered)
-        lowered.graph.sort()
+        packed = entries_of(plan, forms, "DequantizeLinear")
+        lower_pipeline("tensorrt", plan).bound(
+            {
+                "input-qdq": InputQdq(static, plan.activations, weights, _static_sizes(lowered)),
+                "block-dequantize": BlockDequantize(packed, weights),
+            }
+        ).run(lowered)
         infer_types(lowered)  # the provider wants types and shapes on every tensor
         return Lowered(lowered, forms)
 
@@ -165,10 +161,9 @@ class TensorrtTarget:
                 f"TensorRT 10 reads opsets {MIN_OPSET} to {MAX_OPSET}, the model has {opset}; "
                 "export it for an older one"
             )
-        lift = RaiseOpset(max(needed, MIN_OPSET))
-        lift(model)
-        if lift.refused:
-            raise InputError(f"TensorRT's quantized form needs opset {needed}: {lift.refused}")
+        refused = raise_opset(model, max(needed, MIN_OPSET))
+        if refused:
+            raise InputError(f"TensorRT's quantized form needs opset {needed}: {refused}")
 
     def misplaced(
         self, lowered: Lowered, optimized: onnx.GraphProto | None = None

@@ -36,7 +36,7 @@ def infer_types(model: ir.Model) -> None:
     Types that the file states stay, and so do sizes that are numbers. ONNX Runtime's own operators
     are not known to ONNX: their results stay without a type.
     """
-    proto = _light(model)
+    proto = light(model)
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
@@ -58,7 +58,7 @@ def with_own_sizes(model: ir.Model, symbol: str) -> ir.Model:
     return copy
 
 
-def _light(model: ir.Model) -> onnx.ModelProto:
+def light(model: ir.Model) -> onnx.ModelProto:
     """The model with its larger initializers as inputs, so that no weight is copied."""
     large = {
         name: value.const_value

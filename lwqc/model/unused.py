@@ -10,11 +10,16 @@ _OUTPUTS = 3  # of Attention that keeps keys and values
 
 
 class RemoveUnused(ir.passes.InPlacePass):
-    """Remove what no output depends on, in place.
+    """Remove what no output depends on.
 
-    onnxruntime 1.31.1 refuses an Attention that gets a past and whose new keys and values have no
-    name, so that those outputs stay where nothing reads them.
+    Matches: nodes, optional outputs and initializers that nothing reads, in all graphs.
+    Rewrites to: the model without them.
+    Refuses: keys and values of an Attention that gets a past: onnxruntime 1.31.1 refuses one whose
+        new keys and values have no name.
     """
+
+    name = "remove-unused"
+    exact = True
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove nodes, initializers and optional outputs, subgraphs included."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.sites import Site, find_sites
-from lwqc.model.edit import Rewrite, add_initializer, insert_before
+from lwqc.graph.sites import Site
+from lwqc.model.edit import add_initializer, insert_before
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import Encoded
 
 
-class BlockDequantize(Rewrite):
+@dataclass(frozen=True, eq=False)
+class BlockDequantize(Pass):
     """Store weights of products as int4 with a scale per block of inputs.
 
     Matches: sites of MatMul and Gemm with a symmetric 4-bit entry in blocks.
@@ -23,16 +28,16 @@ class BlockDequantize(Rewrite):
         that reads it untransposed.
     """
 
-    def __init__(self, entries: Mapping[str, SiteEntry], weights: EncodedWeights) -> None:
-        super().__init__()
-        self._entries = entries
-        self._weights = weights
+    exact: ClassVar[bool] = False
+    planned: ClassVar[bool] = True
+    entries: Mapping[str, SiteEntry]
+    weights: EncodedWeights
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every site that has an entry."""
-        modified = False
-        for site in find_sites(model).sites:
-            entry = self._entries.get(site.name)
+        changes = 0
+        for site in ctx.sites.sites:
+            entry = self.entries.get(site.name)
             if entry is None:
                 continue
             stored = self._store(model.graph, site, entry)
@@ -48,11 +53,11 @@ class BlockDequantize(Rewrite):
                 use.node.replace_input_with(use.index, weight)
                 if use.node.op_type == "Gemm":
                     use.node.attributes["transB"] = ir.AttrInt64("transB", 0)
-            modified = True
-        return ir.passes.PassResult(model, modified)
+            changes += 1
+        return changes
 
     def _store(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> list[ir.Value]:
-        codes = self._weights.lazy(
+        codes = self.weights.lazy(
             site.name,
             entry,
             _int4,
@@ -61,7 +66,7 @@ class BlockDequantize(Rewrite):
             dtype=ir.DataType.INT4,
             shape=(site.k, site.n),
         )
-        scale = self._weights.lazy(
+        scale = self.weights.lazy(
             site.name,
             entry,
             lambda e: e.scale.T.astype(np.float32),

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.sites import Site, Use, find_sites
+from lwqc.graph.sites import Site, Use
 from lwqc.model.edit import (
-    Rewrite,
     add_constant,
     add_initializer,
     float_type,
     insert_before,
     replace_node,
 )
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import Encoded, pack
@@ -40,7 +42,8 @@ class _Stored:
     zero: ir.Value | None
 
 
-class BlockQuantize(Rewrite):
+@dataclass(frozen=True, eq=False)
+class BlockQuantize(Pass):
     """Store weights in 2, 4 or 8 bits (3 in 4) with a scale per block.
 
     Matches: sites used by MatMul, Gemm and Gather(axis 0), also tied ones.
@@ -48,26 +51,26 @@ class BlockQuantize(Rewrite):
     Leaves alone: sites without an entry. The target has already refused what has no such form.
     """
 
-    def __init__(self, entries: Mapping[str, SiteEntry], weights: EncodedWeights) -> None:
-        super().__init__()
-        self._entries = entries
-        self._weights = weights
+    exact: ClassVar[bool] = False
+    planned: ClassVar[bool] = True
+    entries: Mapping[str, SiteEntry]
+    weights: EncodedWeights
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every site that has an entry."""
-        modified = False
-        for site in find_sites(model).sites:
-            entry = self._entries.get(site.name)
+        changes = 0
+        for site in ctx.sites.sites:
+            entry = self.entries.get(site.name)
             if entry is None:
                 continue
             stored = self._store(model.graph, site, entry)
             for use in site.uses:
                 rewrite = _gather if use.node.op_type == "Gather" else _matmul
                 rewrite(model.graph, site, use, entry, stored)
-            modified = True
-        if modified:
+            changes += 1
+        if changes:
             model.opset_imports.setdefault(MICROSOFT, 1)
-        return ir.passes.PassResult(model, modified)
+        return changes
 
     def _store(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> _Stored:
         fmt, blocks = entry.weight, entry.weight.blocks(site.k)
@@ -75,7 +78,7 @@ class BlockQuantize(Rewrite):
         flat = "Gather" in site.ops
         shape = (site.n, blocks * block_bytes) if flat else (site.n, blocks, block_bytes)
         half = fmt.scale == "float16"
-        make = self._weights.lazy
+        make = self.weights.lazy
         codes = make(
             site.name,
             entry,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.graph.sites import Site, Use, find_sites
-from lwqc.model.edit import Rewrite, add_initializer, float_type, insert_before, replace_node
+from lwqc.graph.sites import Site, Use
+from lwqc.model.edit import add_initializer, float_type, insert_before, replace_node
+from lwqc.passes.base import Pass
 from lwqc.passes.block_quantize import MICROSOFT
+from lwqc.passes.context import Context
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import Codes, Encoded, pack
@@ -17,7 +21,8 @@ from lwqc.quant.grid import Codes, Encoded, pack
 QUANT_TYPE = {"fp4": 0, "nf4": 1}
 
 
-class Bnb4(Rewrite):
+@dataclass(frozen=True, eq=False)
+class Bnb4(Pass):
     """Store weights as NF4 or FP4 codes with a scale per block.
 
     Matches: sites used by MatMul and Gemm with an entry; K is a multiple of the block, since the
@@ -26,29 +31,29 @@ class Bnb4(Rewrite):
     with 0, onnxruntime 1.31.1 on the CPU returns wrong numbers, at times NaN.
     """
 
-    def __init__(self, entries: Mapping[str, SiteEntry], weights: EncodedWeights) -> None:
-        super().__init__()
-        self._entries = entries
-        self._weights = weights
+    exact: ClassVar[bool] = False
+    planned: ClassVar[bool] = True
+    entries: Mapping[str, SiteEntry]
+    weights: EncodedWeights
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every site that has an entry."""
-        modified = False
-        for site in find_sites(model).sites:
-            entry = self._entries.get(site.name)
+        changes = 0
+        for site in ctx.sites.sites:
+            entry = self.entries.get(site.name)
             if entry is None:
                 continue
             codes, scale = self._store(model.graph, site, entry)
             for use in site.uses:
                 _rewrite(site, use, entry, codes, scale)
-            modified = True
-        if modified:
+            changes += 1
+        if changes:
             model.opset_imports.setdefault(MICROSOFT, 1)
-        return ir.passes.PassResult(model, modified)
+        return changes
 
     def _store(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> tuple[ir.Value, ir.Value]:
         half = entry.weight.scale == "float16"
-        codes = self._weights.lazy(
+        codes = self.weights.lazy(
             site.name,
             entry,
             _packed,
@@ -57,7 +62,7 @@ class Bnb4(Rewrite):
             dtype=ir.DataType.UINT8,
             shape=(site.n * site.k // 2,),
         )
-        scale = self._weights.lazy(
+        scale = self.weights.lazy(
             site.name,
             entry,
             lambda e: e.scale.reshape(-1).astype(np.float16 if half else np.float32),

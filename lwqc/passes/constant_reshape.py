@@ -8,16 +8,16 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.shapes import declared_shapes
-from lwqc.model.edit import Rewrite, add_constant
-from lwqc.model.unused import RemoveUnused
+from lwqc.model.edit import add_constant
 from lwqc.model.weights import stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 _COPY, _REST = 0, -1  # what a Reshape's target says of an axis whose size is not fixed
 _TARGET_INPUT = 5  # opset from which the target is an input
 
 
-class ConstantReshape(Rewrite):
+class ConstantReshape(Pass):
     """Let Reshape do without shape arithmetic.
 
     Matches: Reshape whose target is computed; Reshape and Expand that change nothing.
@@ -28,14 +28,13 @@ class ConstantReshape(Rewrite):
         their axis.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    needs_sizes = True
+
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match of the main graph."""
         if model.opset_imports.get("", 1) < _TARGET_INPUT:
-            return ir.passes.PassResult(model, False)
-        shapes, _ = declared_shapes(model)
-        done = [_rewrite(model.graph, node, shapes) for node in list(model.graph)]
-        RemoveUnused()(model)
-        return ir.passes.PassResult(model, any(done))
+            return 0
+        return sum(_rewrite(model.graph, node, ctx.shapes) for node in list(model.graph))
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, shapes: Mapping[str, Sampled]) -> bool:

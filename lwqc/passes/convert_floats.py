@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.float_slots import float_slots, is_float32, result_types
-from lwqc.model.edit import Rewrite, add_constant, lazy_tensor, replace_stored
+from lwqc.model.edit import add_constant, lazy_tensor, replace_stored
 from lwqc.model.names import unique_name
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 from lwqc.plans.plan import Floats
 
 _SMALL = 1 << 20  # numbers in a mask
 _ATTRIBUTE_TYPED = frozenset({"Cast", "ConstantOfShape"})  # the result's type is an attribute
 
 
-class ConvertFloats(Rewrite):
+@dataclass(frozen=True)
+class ConvertFloats(Pass):
     """Let float32 operators compute in float16 or bfloat16.
 
     Matches: float32 operands and results that an operator's schema allows in the other type.
@@ -31,36 +36,29 @@ class ConvertFloats(Rewrite):
         `clamped`; masks have such numbers.
     """
 
-    def __init__(
-        self,
-        dtype: ir.DataType,
-        keep: Collection[str] = (),
-        *,
-        boundary: bool = False,
-        clamp: float | None = None,
-        clamped: Collection[str] = (),
-    ) -> None:
-        super().__init__()
-        self._dtype = dtype
-        self._keep = frozenset(keep)
-        self._boundary = boundary
-        self._clamp = clamp
-        self._clamped = frozenset(clamped)
+    exact: ClassVar[bool] = False
+    to: Literal["float16", "bfloat16"] = "float16"
+    keep: tuple[str, ...] = ()
+    boundary: bool = False
+    clamp: float | None = None
+    clamped: tuple[str, ...] = ()
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Convert all graphs of the model."""
-        if self._clamp is not None:
-            clamp_stored(model, self._clamp)
-            clamp_inputs(model, self._clamped, self._clamp)
-        main = _Conversion(model, self._dtype, self._keep)
-        if self._boundary:
+        dtype = ir.DataType[self.to.upper()]
+        clamped = 0
+        if self.clamp is not None:
+            clamped = int(clamp_stored(model, self.clamp))
+            clamped += clamp_inputs(model, self.clamped, self.clamp)
+        main = _Conversion(model, dtype, frozenset(self.keep))
+        if self.boundary:
             for value in model.graph.inputs:
                 if is_float32(value) and not value.is_initializer():
-                    value.type = ir.TensorType(self._dtype)
+                    value.type = ir.TensorType(dtype)
                     main.low.add(value)
-        main.graph(model.graph, outputs_too=self._boundary)
+        main.graph(model.graph, outputs_too=self.boundary)
         main.store(model)
-        return ir.passes.PassResult(model, bool(main.low))
+        return len(main.low) + clamped
 
 
 def clamp_stored(model: ir.Model, limit: float) -> bool:
@@ -91,9 +89,9 @@ def clamp_stored(model: ir.Model, limit: float) -> bool:
     return changed
 
 
-def clamp_inputs(model: ir.Model, names: Collection[str], limit: float) -> None:
-    """Clip graph inputs to within the limit; masks come in so large numbers that overflow."""
-    graph = model.graph
+def clamp_inputs(model: ir.Model, names: Collection[str], limit: float) -> int:
+    """Clip graph inputs to within the limit, as masks are so large that they overflow; how many."""
+    graph, clamped = model.graph, 0
     for value in graph.inputs:
         if value.name in names:
             uses = list(value.uses())
@@ -108,6 +106,8 @@ def clamp_inputs(model: ir.Model, names: Collection[str], limit: float) -> None:
             graph.insert_before(graph[0], clip)
             for use in uses:
                 use.node.replace_input_with(use.idx, result)
+            clamped += 1
+    return clamped
 
 
 class _Conversion:
@@ -275,7 +275,5 @@ def _cast_node(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Node:
 
 def convert_floats(floats: Floats) -> ConvertFloats:
     """The pass that executes this part of a plan."""
-    dtype = ir.DataType[floats.dtype.upper()]
-    return ConvertFloats(
-        dtype, floats.keep, boundary=floats.boundary, clamp=floats.clamp, clamped=floats.clamped
-    )
+    kept, clamped = tuple(floats.keep), tuple(floats.clamped)
+    return ConvertFloats(floats.dtype, kept, floats.boundary, floats.clamp, clamped)

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.attention_core import guarded
-from lwqc.model.unused import RemoveUnused
 from lwqc.model.weights import stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 _MOVES = frozenset({"Reshape", "Expand", "Unsqueeze", "Identity", "Transpose"})
 _LARGEST = float(np.finfo(np.float32).max)
 _REASON = "a row of its mask may be -inf only"
 
 
-class DropNanGuards(ir.passes.InPlacePass):
+@dataclass(frozen=True)
+class DropNanGuards(Pass):
     """Let a softmax do without a repair of NaN.
 
     Matches: Where(IsNaN(p), 0, p) of a Softmax p, as torch's exporter writes attention.
     Rewrites to: p. Exact, as long as activations are finite, where the scores are products of
         activations plus stored numbers, or choices of such numbers, whose sum is finite.
-    Refuses: masks that may hide a whole row with -inf; `left` has the names after a call.
+    Refuses: masks that may hide a whole row with -inf.
 
     accept: drop those as well. Rows that are masked completely then give NaN.
     """
 
-    def __init__(self, *, accept: bool = False) -> None:
-        super().__init__()
-        self._accept = accept
-        self.left: dict[str, str] = {}
-        self.accepted: list[str] = []
+    name: ClassVar[str] = "nan-guards"
+    accept: bool = False
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Drop all guards that can be dropped."""
-        self.left, self.accepted = {}, []
-        modified = False
+        changes = 0
         for node in list(model.graph):
             repaired = guarded(node.outputs[0]) if _is_softmax(node) else None
             if repaired is None or repaired.is_graph_output():
@@ -42,14 +43,13 @@ class DropNanGuards(ir.passes.InPlacePass):
             name = repaired.name or ""
             scores = node.inputs[0]
             if scores is None or _lowest(scores) < -_LARGEST:
-                if not self._accept:
-                    self.left[name] = _REASON
+                if not self.accept:
+                    ctx.refuse(name, _REASON)
                     continue
-                self.accepted.append(name)
+                ctx.relax(name, "nan-guards")
             repaired.replace_all_uses_with(node.outputs[0])
-            modified = True
-        RemoveUnused()(model)
-        return ir.passes.PassResult(model, modified)
+            changes += 1
+        return changes
 
 
 def _is_softmax(node: ir.Node) -> bool:

@@ -8,13 +8,13 @@ import onnx_ir as ir
 
 from lwqc.graph.attention_core import permutation
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.shapes import declared_shapes
-from lwqc.model.edit import Rewrite, replace_node
+from lwqc.model.edit import replace_node
 from lwqc.model.names import unique_name
-from lwqc.model.unused import RemoveUnused
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 
-class FlatTranspose(Rewrite):
+class FlatTranspose(Pass):
     """Drop reshapes around a Transpose of the last two axes.
 
     Matches: Reshape [..., a, b] to [rest, a, b], Transpose to [rest, b, a], Reshape to
@@ -23,9 +23,11 @@ class FlatTranspose(Rewrite):
     Refuses: shapes that are not known, other axes.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    needs_sizes = True
+
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match of the main graph."""
-        shapes, _ = declared_shapes(model)
+        shapes = ctx.shapes
         found = [(n, s) for n in model.graph if (s := _matched(n, shapes)) is not None]
         for node, source in found:
             value = ir.Value(name=unique_name(model.graph, f"{node.outputs[0].name}/transposed"))
@@ -34,8 +36,7 @@ class FlatTranspose(Rewrite):
             new = ir.node("Transpose", [source], {"perm": perm}, outputs=[value], name=value.name)
             model.graph.insert_before(node, new)
             replace_node(node, value)
-        RemoveUnused()(model)
-        return ir.passes.PassResult(model, bool(found))
+        return len(found)
 
 
 def _matched(last: ir.Node, shapes: Mapping[str, Sampled]) -> ir.Value | None:

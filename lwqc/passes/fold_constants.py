@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.graph.value_types import forget_uncertain
 from lwqc.model.weights import stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
+from lwqc.passes.one_view import distinguish
 from lwqc.passes.shielded import shielded
 
 _LIMIT = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more
@@ -20,7 +23,8 @@ _COPIES = frozenset({"Transpose", "Identity", "Cast", "Reshape", "DequantizeLine
 _QUIET = logging.getLogger("onnxscript")
 
 
-class FoldConstants(ir.passes.InPlacePass):
+@dataclass(frozen=True)
+class FoldConstants(Pass):
     """Compute what does not depend on the inputs, and write what is left in fewer nodes.
 
     Matches: nodes whose operands are all stored and small; identities; casts, transposes, reshapes
@@ -30,21 +34,16 @@ class FoldConstants(ir.passes.InPlacePass):
     Refuses: operands or results of more than `limit` numbers; without `copies` those of
         stored weights that would lie beside them in the file, or take more bytes than they do;
         what would be another weight than one of `whole`; operators in training mode.
+
+    limit: numbers. copies: of stored weights, which may then have kernels of their own. whole:
+    names of stored weights of which something else is known than their numbers.
     """
 
-    def __init__(
-        self, limit: int = _LIMIT, *, copies: bool = True, whole: Collection[str] = ()
-    ) -> None:
-        """copies: of stored weights, which may then have kernels of their own.
+    limit: int = _LIMIT
+    copies: bool = True
+    whole: tuple[str, ...] = ()
 
-        whole: names of stored weights that something else is known of than their numbers.
-        """
-        super().__init__()
-        self._copies = copies
-        self._whole = frozenset(whole)
-        self._limit = limit
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Optimize all graphs of the model; functions are inlined.
 
         Raises PassError where onnxscript's rules fail, whatever they raise.
@@ -59,8 +58,8 @@ class FoldConstants(ir.passes.InPlacePass):
             with shielded(model):
                 optimize_ir(
                     model,
-                    input_size_limit=self._limit,
-                    output_size_limit=self._limit,
+                    input_size_limit=self.limit,
+                    output_size_limit=self.limit,
                     should_fold=self._may_fold,
                 )
         except Exception as error:
@@ -69,13 +68,14 @@ class FoldConstants(ir.passes.InPlacePass):
             _QUIET.setLevel(level)
         _drop_new_attributes(model)
         forget_uncertain(model)
-        return ir.passes.PassResult(model, _operators(model) != before)
+        distinguish(model)  # the rules name what they make without a look at other bodies
+        return int(_operators(model) != before)
 
     def _may_fold(self, node: ir.Node) -> bool | None:
         """False where that is refused; None: as usual."""
-        if any(v is not None and v.name in self._whole for v in node.inputs):
+        if any(v is not None and v.name in self.whole for v in node.inputs):
             return False
-        return None if self._copies else _stored_once(node)
+        return None if self.copies else _stored_once(node)
 
 
 def _stored_once(node: ir.Node) -> bool | None:

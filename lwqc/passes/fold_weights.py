@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.sites import Site, find_sites
-from lwqc.model.edit import Rewrite, add_constant, add_initializer, float_type
+from lwqc.graph.sites import Site
+from lwqc.model.edit import add_constant, add_initializer, float_type
 from lwqc.model.names import unique_name
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import Encoded, pack
 
 
-class FoldWeights(Rewrite):
+@dataclass(frozen=True, eq=False)
+class FoldWeights(Pass):
     """Shrink the file and keep the float kernel and its speed.
 
     Matches: sites of any operator with an entry.
@@ -28,23 +33,23 @@ class FoldWeights(Rewrite):
     weight in every run. Works at any opset from 11 on. Memory while running stays that of float.
     """
 
-    def __init__(self, entries: Mapping[str, SiteEntry], weights: EncodedWeights) -> None:
-        super().__init__()
-        self._entries = entries
-        self._weights = weights
+    exact: ClassVar[bool] = False
+    planned: ClassVar[bool] = True
+    entries: Mapping[str, SiteEntry]
+    weights: EncodedWeights
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every site that has an entry."""
-        modified = False
-        for site in find_sites(model).sites:
-            entry = self._entries.get(site.name)
+        changes = 0
+        for site in ctx.sites.sites:
+            entry = self.entries.get(site.name)
             if entry is None:
                 continue
             operands = self._unpacked(model.graph, site, entry)
             for use in site.uses:
                 use.node.replace_input_with(use.index, operands[use.transposed])
-            modified = True
-        return ir.passes.PassResult(model, modified)
+            changes += 1
+        return changes
 
     def _unpacked(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> Mapping[bool, ir.Value]:
         """The weight as its uses see it (by `Use.transposed`), computed from stored codes."""
@@ -113,7 +118,7 @@ class FoldWeights(Rewrite):
         value = build.op("Cast", [centred], to=int(ir.DataType.FLOAT))
         scale = add_initializer(
             graph,
-            self._weights.lazy(
+            self.weights.lazy(
                 site.name,
                 entry,
                 lambda e: e.scale[..., None].astype(
@@ -142,7 +147,7 @@ class FoldWeights(Rewrite):
         width = fmt.blocks(site.k) * (fmt.block or site.k)
         return add_initializer(
             graph,
-            self._weights.lazy(
+            self.weights.lazy(
                 site.name,
                 entry,
                 lambda e: pack(e.codes.reshape(len(e.codes), -1), e.format.storage_bits),
@@ -157,7 +162,7 @@ class FoldWeights(Rewrite):
         half = entry.weight.implicit_zero
         return add_initializer(
             graph,
-            self._weights.lazy(
+            self.weights.lazy(
                 site.name,
                 entry,
                 lambda e: (e.zero[..., None].astype(np.int16) - half).astype(np.int8),

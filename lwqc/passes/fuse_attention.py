@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import TopologicalSortPass
 
 from lwqc.graph.attention_core import AttentionCore, find_attention, permutation
 from lwqc.graph.key_values import Stem, stem
 from lwqc.graph.operands import only_reader
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.shapes import declared_shapes
-from lwqc.model.edit import Rewrite, add_constant, insert_before, replace_node
+from lwqc.model.edit import add_constant, insert_before, replace_node
 from lwqc.model.names import unique_name
-from lwqc.model.unused import RemoveUnused
 from lwqc.passes.attention_mask import AttentionMasks
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 OPSET = 23  # the first with Attention
 _PAST = 4  # index of the past keys among the operator's inputs
 _HEADS_FIRST = (0, 2, 1, 3)  # [batch, tokens, heads, size] to [batch, heads, tokens, size]
 
 
-class FuseAttention(Rewrite):
+@dataclass(frozen=True)
+class FuseAttention(Pass):
     """Write attention as ONNX Attention.
 
     onnxruntime 1.31.1 needs 1.1 ms for 8x128 tokens and 12 heads of 32 there, 2.5 in
@@ -39,38 +40,36 @@ class FuseAttention(Rewrite):
         queries, and puts a past in front of them. Rows that are masked completely with -inf give
         0, with and without a repair of their NaN.
     finite_masks: hidden scores are lowered by 50 instead of by infinity, which is faster. Not
-        exact for rows in which everything is hidden, nor where scores differ by more than 30;
-        `softened` has the masks after a call.
+        exact for rows in which everything is hidden, nor where scores differ by more than 30.
     Refuses: opsets without Attention; scores or probabilities that have other readers, are not
-        float32 or have no four known dimensions; masks inside the scale. `left` has the reasons by
-        the softmax's output after a call, `fused` the names of what was fused.
+        float32 or have no four known dimensions; masks inside the scale. Reasons are told by the
+        softmax's output.
     """
 
-    def __init__(self, *, finite_masks: bool = False) -> None:
-        super().__init__()
-        self._finite = finite_masks
-        self.left: dict[str, str] = {}
-        self.fused: list[str] = []
-        self.softened: tuple[str, ...] = ()
+    needs_sizes: ClassVar[bool] = True
+    finite_masks: bool = False
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Fuse all attentions of the main graph."""
-        shapes, _ = declared_shapes(model)
-        cores, self.left = find_attention(model.graph, shapes)
-        self.fused = []
+        shapes = ctx.shapes
+        cores, refused = find_attention(model.graph, shapes)
         if model.opset_imports.get("", 1) < OPSET:
             reason = f"Attention needs opset {OPSET}"
-            self.left |= {core.softmax.outputs[0].name or "": reason for core in cores}
-            return ir.passes.PassResult(model, False)
-        masks = AttentionMasks(model.graph, shapes, finite=self._finite)
+            refused |= {core.softmax.outputs[0].name or "": reason for core in cores}
+            cores = []
+        refuse_attention(ctx, refused)
+        masks = AttentionMasks(model.graph, shapes, finite=self.finite_masks)
         for core in cores:
-            self.fused.append(core.name)
             _fuse(model.graph, core, shapes, masks)
-        self.softened = tuple(masks.softened)
-        RemoveUnused()(model)
-        if cores:
-            TopologicalSortPass()(model)  # all keys and values are made later than before
-        return ir.passes.PassResult(model, bool(cores))
+        for name in masks.softened:
+            ctx.relax(name, "finite-masks")
+        return len(cores)
+
+
+def refuse_attention(ctx: Context, reasons: Mapping[str, str]) -> None:
+    """Tell why attention stays in single operators, by the softmax's output."""
+    for name, reason in reasons.items():
+        ctx.refuse(name, f"attention: {reason}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,10 @@ import onnx_ir as ir
 
 from lwqc.graph.attention_core import scalar
 from lwqc.graph.operands import either_way, made_by, only_reader, reduced_axes
-from lwqc.model.edit import Rewrite, insert_before, replace_node
-from lwqc.model.unused import RemoveUnused
+from lwqc.model.edit import insert_before, replace_node
 from lwqc.model.weights import static_shape, stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 OPSET = 23  # the first with RMSNormalization
 
@@ -25,7 +26,7 @@ class _Norm:
     epsilon: float
 
 
-class FuseRmsNorm(Rewrite):
+class FuseRmsNorm(Pass):
     """Write x / sqrt(mean(x²) + epsilon) * scale as RMSNormalization.
 
     Matches: float32 squares by Pow or Mul, their mean over the last axis, a stored epsilon, the
@@ -35,19 +36,18 @@ class FuseRmsNorm(Rewrite):
         shapes.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Fuse every norm of the main graph."""
         norms = find_rms_norms(model.graph)
         if model.opset_imports.get("", 1) < OPSET or not norms:
-            return ir.passes.PassResult(model, False)
+            return 0
         for norm in norms:
             name = f"{norm.out.outputs[0].name}/norm"
             attributes: dict[str, int | float] = {"axis": -1, "epsilon": norm.epsilon}
             inputs = [norm.x, norm.scale]
             (value,) = insert_before(norm.out, "RMSNormalization", inputs, [name], attributes)
             replace_node(norm.out, value)
-        RemoveUnused()(model)
-        return ir.passes.PassResult(model, True)
+        return len(norms)
 
 
 def find_rms_norms(graph: ir.Graph) -> list[_Norm]:

@@ -6,22 +6,21 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import TopologicalSortPass
 
 from lwqc.graph.attention_core import permutation
 from lwqc.graph.rotary import Rotary, find_rotary
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.shapes import declared_shapes
-from lwqc.model.edit import Rewrite, add_constant, insert_before, replace_node
+from lwqc.model.edit import add_constant, insert_before, replace_node
 from lwqc.model.names import unique_name
-from lwqc.model.unused import RemoveUnused
 from lwqc.model.weights import stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 OPSET = 23  # the first with RotaryEmbedding
 _HEADS_FIRST = (0, 2, 1, 3)
 
 
-class FuseRotary(Rewrite):
+class FuseRotary(Pass):
     """Write x * cos + rotated(x) * sin as RotaryEmbedding.
 
     Matches: rotations of the two halves of the last axis, see `lwqc.graph.rotary`, whose tables
@@ -32,21 +31,20 @@ class FuseRotary(Rewrite):
         a part of the size, of neighbouring elements, or of what was just rotated.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    needs_sizes = True
+
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Fuse every rotation of the main graph."""
         if model.opset_imports.get("", 1) < OPSET:
-            return ir.passes.PassResult(model, False)
-        shapes, _ = declared_shapes(model)
+            return 0
+        shapes = ctx.shapes
         found = find_rotary(model.graph, shapes)
         turned = {rotary.out.outputs[0] for rotary in found}
         found = [rotary for rotary in found if rotary.x not in turned]
         tables = _Tables(model.graph, shapes)
         for rotary in found:
             _fuse(model.graph, rotary, shapes, tables)
-        RemoveUnused()(model)
-        if found:
-            TopologicalSortPass()(model)
-        return ir.passes.PassResult(model, bool(found))
+        return len(found)
 
 
 class _Tables:

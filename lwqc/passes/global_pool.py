@@ -6,12 +6,14 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.operands import reduced_axes
-from lwqc.model.edit import Rewrite, add_constant, insert_before, replace_node
+from lwqc.model.edit import add_constant, insert_before, replace_node
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 MIN_OPSET = 13
 
 
-class GlobalPool(Rewrite):
+class GlobalPool(Pass):
     """Replace means over all spatial axes by GlobalAveragePool.
 
     Matches: ReduceMean of a float32 tensor [N, C, H, W] or more over constant axes, all but
@@ -23,11 +25,11 @@ class GlobalPool(Rewrite):
         axes that are computed, and tensors of unknown rank.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match of the main graph."""
-        done = False
+        done = 0
         if model.opset_imports.get("", 1) < MIN_OPSET:
-            return ir.passes.PassResult(model, done)
+            return done
         for node in list(model.graph):
             value = node.inputs[0] if node.inputs else None
             if node.op_type != "ReduceMean" or node.domain != "" or value is None:
@@ -39,8 +41,8 @@ class GlobalPool(Rewrite):
             if sorted(axis % rank for axis in axes) != list(range(2, rank)):
                 continue
             _rewrite(model, node, value, rank)
-            done = True
-        return ir.passes.PassResult(model, done)
+            done += 1
+        return done
 
 
 def _rewrite(model: ir.Model, node: ir.Node, value: ir.Value, rank: int) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.dataflow import SHAPE_ONLY
-from lwqc.graph.integers import Integers, Ints
+from lwqc.graph.integers import Ints
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.shapes import declared_shapes
-from lwqc.model.edit import Rewrite, add_constant, insert_before, replace_node
-from lwqc.model.unused import RemoveUnused
+from lwqc.model.edit import add_constant, insert_before, replace_node
 from lwqc.model.weights import stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 _KEEP_ORDER = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 # Indices made of these count at all sizes as they do at two; others may stop at some number.
@@ -24,7 +24,7 @@ _COUNTING = (
 )
 
 
-class IdentityGather(Rewrite):
+class IdentityGather(Pass):
     """Replace gathers that only add axes of size one.
 
     Matches: Gather or GatherND whose indices, computed from the shapes, count through all of its
@@ -34,18 +34,17 @@ class IdentityGather(Rewrite):
         data, or are made by operators that could cap them; sizes that are not known.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    needs_sizes = True
+
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match of the main graph."""
-        shapes, _ = declared_shapes(model)
-        integers = Integers(model.graph, shapes)
         done = 0
         for node in list(model.graph):
-            found = _matched(node, integers, shapes)
+            found = _matched(node, ctx)
             if found is not None:
                 _rewrite(model.graph, node, *found)
                 done += 1
-        RemoveUnused()(model)
-        return ir.passes.PassResult(model, bool(done))
+        return done
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, source: ir.Value, axes: list[int]) -> None:
@@ -59,14 +58,13 @@ def _rewrite(graph: ir.Graph, node: ir.Node, source: ir.Value, axes: list[int]) 
         node.outputs[0].replace_all_uses_with(value)
 
 
-def _matched(
-    node: ir.Node, integers: Integers, shapes: Mapping[str, Sampled]
-) -> tuple[ir.Value, list[int]] | None:
+def _matched(node: ir.Node, ctx: Context) -> tuple[ir.Value, list[int]] | None:
     """What a gather reads in its own order, and the axes of size one that it adds."""
     if node.domain != "" or node.op_type not in ("Gather", "GatherND"):
         return None
+    shapes = ctx.shapes
     data, out = node.inputs[0], shapes.get(node.outputs[0].name or "")
-    indices = integers.both(node.inputs[1])
+    indices = ctx.integers.both(node.inputs[1])
     sizes = shapes.get(data.name or "") if data is not None else None
     if indices is None or out is None or sizes is None or data is None:
         return None

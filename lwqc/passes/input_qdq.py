@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -10,8 +12,10 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.quantized_inputs import quantized_inputs
-from lwqc.graph.sites import Site, Use, find_sites
-from lwqc.model.edit import Rewrite, add_constant, add_initializer, insert_before
+from lwqc.graph.sites import Site, Use
+from lwqc.model.edit import add_constant, add_initializer, insert_before
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.insert_qdq import add_pair
 from lwqc.passes.integer_matmul import signed_codes
@@ -22,7 +26,8 @@ from lwqc.quant.grid import Encoded
 from lwqc.quant.stored_codes import with_positive_scales
 
 
-class InputQdq(Rewrite):
+@dataclass(frozen=True, eq=False)
+class InputQdq(Pass):
     """Quantize the inputs and weights of convolutions and products, not their outputs.
 
     Matches: sites with a symmetric per-channel 8-bit entry, int8 or float8, and static activations.
@@ -32,50 +37,48 @@ class InputQdq(Rewrite):
     Leaves alone: sites that `quantized_inputs` refuses; optional tensors without a range.
     """
 
-    def __init__(
-        self,
-        entries: Mapping[str, SiteEntry],
-        ranges: Mapping[str, ActivationRange],
-        weights: EncodedWeights,
-        sizes: Mapping[str, tuple[int, ...]],
-    ) -> None:
-        super().__init__()
-        self._entries = entries
-        self._ranges = ranges
-        self._weights = weights
-        self._sizes = sizes
-        self._fp8 = False
+    exact: ClassVar[bool] = False
+    planned: ClassVar[bool] = True
+    entries: Mapping[str, SiteEntry]
+    ranges: Mapping[str, ActivationRange]
+    weights: EncodedWeights
+    sizes: Mapping[str, tuple[int, ...]]
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every site that has an entry."""
+        _ = self.fp8  # entries of both kinds are refused before anything changes
         graph = model.graph
-        kinds = {e.weight.kind for e in self._entries.values()}
-        if len(kinds) > 1:
-            raise InputError("a plan for TensorRT cannot mix int8 and float8 activations")
-        self._fp8 = kinds == {"fp8"}
-        sites = [s for s in find_sites(model).sites if s.name in self._entries]
-        found = quantized_inputs(graph, sites, self._sizes)
+        sites = [s for s in ctx.sites.sites if s.name in self.entries]
+        found = quantized_inputs(graph, sites, self.sizes)
         for site in sites:
             if site.name not in found.refused:
                 self._quantize_weight(graph, site)
         values = {v.name: v for node in graph for v in node.outputs}
         values |= {v.name: v for v in graph.inputs}
         for name, reads in found.reads.items():
-            if name in self._ranges and name in values:
+            if name in self.ranges and name in values:
                 pair = self._pair(graph, values[name])
                 for node, index in reads:
                     node.replace_input_with(index, pair)
-        return ir.passes.PassResult(model, bool(found.reads))
+        return len(found.reads)
+
+    @property
+    def fp8(self) -> bool:
+        """Whether activations are float8. Raises InputError where some are."""
+        kinds = {e.weight.kind for e in self.entries.values()}
+        if len(kinds) > 1:
+            raise InputError("a plan for TensorRT cannot mix int8 and float8 activations")
+        return kinds == {"fp8"}
 
     def _quantize_weight(self, graph: ir.Graph, site: Site) -> None:
         made: dict[bool, list[ir.Value]] = {}
-        entry = self._entries[site.name]
+        entry = self.entries[site.name]
         scale = add_initializer(
             graph,
-            self._weights.lazy(
+            self.weights.lazy(
                 site.name,
                 entry,
-                lambda e: _step(e, fp8=self._fp8),
+                lambda e: _step(e, fp8=self.fp8),
                 name=f"{site.name}_scale",
                 dtype=ir.DataType.FLOAT,
                 shape=(site.n,),
@@ -96,7 +99,7 @@ class InputQdq(Rewrite):
 
     @property
     def _dtype(self) -> ir.DataType:
-        return ir.DataType.FLOAT8E4M3FN if self._fp8 else ir.DataType.INT8
+        return ir.DataType.FLOAT8E4M3FN if self.fp8 else ir.DataType.INT8
 
     def _zero(self, graph: ir.Graph, name: str, shape: tuple[int, ...]) -> ir.Value:
         zeros = np.zeros(shape, np.int8).astype(self._dtype.numpy())
@@ -108,14 +111,14 @@ class InputQdq(Rewrite):
             shape = (site.n, site.k)
 
         def part(encoded: Encoded) -> NDArray[np.generic]:
-            codes = _float8(encoded) if self._fp8 else signed_codes(with_positive_scales(encoded))
+            codes = _float8(encoded) if self.fp8 else signed_codes(with_positive_scales(encoded))
             return codes.T if use.transposed else codes.reshape(shape)
 
         return add_initializer(
             graph,
-            self._weights.lazy(
+            self.weights.lazy(
                 site.name,
-                self._entries[site.name],
+                self.entries[site.name],
                 part,
                 name=f"{site.name}_i8{'_t' if use.transposed else ''}",
                 codes=True,
@@ -125,10 +128,10 @@ class InputQdq(Rewrite):
         )
 
     def _pair(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
-        observed = self._ranges[value.name or ""]
+        observed = self.ranges[value.name or ""]
         name = f"{value.name}/i8"
         scale = symmetric_scale(observed.low, observed.high)
-        if self._fp8:
+        if self.fp8:
             scale = max(-observed.low, observed.high) / FP8_MAX or 1.0
         stored = add_constant(graph, f"{name}_scale", np.float32(scale))
         zero = self._zero(graph, f"{name}_zero", ())

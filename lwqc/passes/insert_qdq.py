@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.integer_flow import integer_flow
-from lwqc.graph.sites import Site, find_sites
-from lwqc.model.edit import Rewrite, add_constant, add_initializer, insert_before
+from lwqc.graph.sites import Site
+from lwqc.model.edit import add_constant, add_initializer, insert_before
 from lwqc.model.names import unique_name
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.integer_matmul import signed_codes
 from lwqc.plans.plan import ActivationRange, SiteEntry
 from lwqc.quant.activation import activation_grid
 
 
-class InsertQdq(Rewrite):
+@dataclass(frozen=True, eq=False)
+class InsertQdq(Pass):
     """Quantize convolutions and the operators between them.
 
     Matches: Conv sites with a per-channel entry of 7 or 8 bits and static activations.
@@ -26,27 +31,19 @@ class InsertQdq(Rewrite):
     Refuses (leaves float) convolutions that `integer_flow` refuses.
     """
 
-    def __init__(
-        self,
-        entries: Mapping[str, SiteEntry],
-        ranges: Mapping[str, ActivationRange],
-        weights: EncodedWeights,
-        *,
-        signed: bool = False,
-    ) -> None:
-        """signed: activations are int8."""
-        super().__init__()
-        self._signed = signed
-        self._entries = entries
-        self._ranges = ranges
-        self._weights = weights
+    exact: ClassVar[bool] = False
+    planned: ClassVar[bool] = True
+    entries: Mapping[str, SiteEntry]
+    ranges: Mapping[str, ActivationRange]
+    weights: EncodedWeights
+    signed: bool = False
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every convolution that has an entry."""
         graph = model.graph
-        sites = [s for s in find_sites(model).sites if s.name in self._entries]
+        sites = [s for s in ctx.sites.sites if s.name in self.entries]
         if not sites:
-            return ir.passes.PassResult(model, False)
+            return 0
         flow = integer_flow(graph, sites)
         sites = [s for s in sites if s.name not in flow.refused]
         for site in sites:
@@ -58,12 +55,12 @@ class InsertQdq(Rewrite):
             if owner not in grids:
                 grids[owner] = self._grid(graph, owner)
             _insert_pair(graph, values[name], *grids[owner])
-        return ir.passes.PassResult(model, bool(sites))
+        return len(sites)
 
     def _quantize_weight(self, graph: ir.Graph, site: Site) -> None:
-        entry = self._entries[site.name]
+        entry = self.entries[site.name]
         shape = site.shape
-        codes = self._weights.lazy(
+        codes = self.weights.lazy(
             site.name,
             entry,
             lambda e: signed_codes(e).reshape(shape),
@@ -72,7 +69,7 @@ class InsertQdq(Rewrite):
             dtype=ir.DataType.INT8,
             shape=shape,
         )
-        scale = self._weights.lazy(
+        scale = self.weights.lazy(
             site.name,
             entry,
             lambda e: e.scale[:, 0],
@@ -88,10 +85,10 @@ class InsertQdq(Rewrite):
             use.node.replace_input_with(use.index, weight)
 
     def _grid(self, graph: ir.Graph, name: str) -> tuple[ir.Value, ir.Value]:
-        observed = self._ranges[name]
+        observed = self.ranges[name]
         grid = activation_grid(observed.low, observed.high)
         scale = add_constant(graph, f"{name}/u8_scale", np.float32(grid.scale))
-        return scale, add_constant(graph, f"{name}/u8_zero", grid.stored_zero(signed=self._signed))
+        return scale, add_constant(graph, f"{name}/u8_zero", grid.stored_zero(signed=self.signed))
 
 
 def _insert_pair(graph: ir.Graph, value: ir.Value, scale: ir.Value, zero: ir.Value) -> None:

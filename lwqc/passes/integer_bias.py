@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lwqc.model.edit import Rewrite, replace_node
+from lwqc.model.edit import replace_node
 from lwqc.model.weights import static_shape, stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 _BIAS = 6  # the operand of MatMulIntegerToFloat
 
 
-class IntegerBias(Rewrite):
+class IntegerBias(Pass):
     """Add biases where integer sums become floats.
 
     Matches: Add of a stored vector to a MatMulIntegerToFloat that nothing else reads.
@@ -20,9 +22,9 @@ class IntegerBias(Rewrite):
     Refuses: products that have a bias, vectors that do not have one number per column.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match, subgraphs included."""
-        modified = False
+        changes = 0
         for node in list(model.graph.all_nodes()):
             product = _product(node)
             if product is not None:
@@ -30,8 +32,8 @@ class IntegerBias(Rewrite):
                 product.resize_inputs(_BIAS + 1)
                 product.replace_input_with(_BIAS, vector)
                 replace_node(node, product.outputs[0])
-                modified = True
-        return ir.passes.PassResult(model, modified)
+                changes += 1
+        return changes
 
 
 def _product(node: ir.Node) -> ir.Node | None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.graph.sites import Site, Use, find_sites
-from lwqc.model.edit import Rewrite, add_constant, add_initializer, insert_before, replace_node
+from lwqc.graph.sites import Site, Use
+from lwqc.model.edit import add_constant, add_initializer, insert_before, replace_node
+from lwqc.passes.base import Pass
 from lwqc.passes.block_quantize import MICROSOFT
+from lwqc.passes.context import Context
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plans.plan import ActivationRange, SiteEntry
 from lwqc.quant.activation import activation_grid
 from lwqc.quant.grid import Encoded
 
 
-class IntegerMatMul(Rewrite):
+@dataclass(frozen=True, eq=False)
+class IntegerMatMul(Pass):
     """Multiply 8-bit activations with 8-bit weights.
 
     Matches: sites used by MatMul and Gemm with a per-channel entry of 7 or 8 bits and dynamic or
@@ -26,40 +31,34 @@ class IntegerMatMul(Rewrite):
     DynamicQuantizeMatMul.
     """
 
-    def __init__(
-        self,
-        entries: Mapping[str, SiteEntry],
-        ranges: Mapping[str, ActivationRange],
-        weights: EncodedWeights,
-        *,
-        signed: bool = False,
-    ) -> None:
-        """signed: static activations are int8."""
-        super().__init__()
-        self._signed = signed
-        self._entries = entries
-        self._ranges = ranges
-        self._weights = weights
-        self._quantized: dict[tuple[ir.Value, str], tuple[ir.Value, ...]] = {}
+    exact: ClassVar[bool] = False
+    planned: ClassVar[bool] = True
+    entries: Mapping[str, SiteEntry]
+    ranges: Mapping[str, ActivationRange]
+    weights: EncodedWeights
+    signed: bool = False
+    _quantized: dict[tuple[ir.Value, str], tuple[ir.Value, ...]] = field(
+        default_factory=dict, init=False
+    )
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every site that has an entry."""
         self._quantized.clear()
-        modified = False
-        for site in find_sites(model).sites:
-            entry = self._entries.get(site.name)
+        changes = 0
+        for site in ctx.sites.sites:
+            entry = self.entries.get(site.name)
             if entry is None:
                 continue
             codes, scale = self._store(model.graph, site, entry)
             for use in site.uses:
                 self._rewrite(model.graph, use, entry, codes, scale)
-            modified = True
-        if modified:
+            changes += 1
+        if changes:
             model.opset_imports.setdefault(MICROSOFT, 1)
-        return ir.passes.PassResult(model, modified)
+        return changes
 
     def _store(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> tuple[ir.Value, ir.Value]:
-        codes = self._weights.lazy(
+        codes = self.weights.lazy(
             site.name,
             entry,
             lambda e: signed_codes(e).T,
@@ -68,7 +67,7 @@ class IntegerMatMul(Rewrite):
             dtype=ir.DataType.INT8,
             shape=(site.k, site.n),
         )
-        scale = self._weights.lazy(
+        scale = self.weights.lazy(
             site.name,
             entry,
             lambda e: e.scale[:, 0],
@@ -114,10 +113,10 @@ class IntegerMatMul(Rewrite):
     def _static(
         self, graph: ir.Graph, node: ir.Node, value: ir.Value, name: str
     ) -> tuple[ir.Value, ...]:
-        observed = self._ranges[value.name or ""]
+        observed = self.ranges[value.name or ""]
         grid = activation_grid(observed.low, observed.high)
         scale = add_constant(graph, f"{name}_scale", np.float32(grid.scale))
-        zero = add_constant(graph, f"{name}_zero", grid.stored_zero(signed=self._signed))
+        zero = add_constant(graph, f"{name}_zero", grid.stored_zero(signed=self.signed))
         (quantized,) = insert_before(node, "QuantizeLinear", [value, scale, zero], [name])
         return quantized, scale, zero
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Hashable
+from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 
 from lwqc.graph.mergeable import attribute_key
 from lwqc.model.weights import static_shape, stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 _COMPARED = 65536  # numbers of a stored tensor that is compared by its content
 
 
-class JoinEqual(ir.passes.InPlacePass):
+@dataclass(frozen=True)
+class JoinEqual(Pass):
     """Let equal nodes share their results.
 
-    nodes: where given, only those.
+    only: where given, only nodes whose first output has one of these names.
     Matches: nodes of one operator with equal attributes and inputs; stored tensors of up to 65,536
         numbers are equal when their numbers are, so that norms whose gains were folded are.
     Rewrites to: the first of them.
@@ -24,16 +28,14 @@ class JoinEqual(ir.passes.InPlacePass):
         subgraphs.
     """
 
-    def __init__(self, nodes: Collection[ir.Node] | None = None) -> None:
-        super().__init__()
-        self._nodes = nodes
+    only: tuple[str, ...] = ()
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Join all equal nodes of the main graph."""
         seen: dict[Hashable, ir.Node] = {}
         joined: list[ir.Node] = []
         for node in model.graph:
-            if self._nodes is not None and node not in self._nodes:
+            if self.only and node.outputs[0].name not in self.only:
                 continue
             if not _is_function(node, model.opset_imports.get(node.domain)):
                 continue
@@ -43,7 +45,7 @@ class JoinEqual(ir.passes.InPlacePass):
                     old.replace_all_uses_with(new)
                 joined.append(node)
         model.graph.remove(joined, safe=True)
-        return ir.passes.PassResult(model, bool(joined))
+        return len(joined)
 
 
 def _key(node: ir.Node) -> Hashable:

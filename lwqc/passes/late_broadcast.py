@@ -11,13 +11,13 @@ from lwqc.graph.attention_core import sizes_of
 from lwqc.graph.certainties import always
 from lwqc.graph.rules.elementwise import RULES, broadcast, one_tensor
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.shapes import declared_shapes
-from lwqc.model.unused import RemoveUnused
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 _Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-class LateBroadcast(ir.passes.InPlacePass):
+class LateBroadcast(Pass):
     """Leave broadcasting to the operator that has an operand of the full size.
 
     Matches: Expand; And with what is always true, Or with what is always false. All that is
@@ -28,17 +28,18 @@ class LateBroadcast(ir.passes.InPlacePass):
     Refuses: results that are read in another way, graph outputs, sizes that are not known.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    needs_sizes = True
+
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite until nothing matches."""
-        modified = False
-        while _rewrite_first(model):
-            modified = True
-        RemoveUnused()(model)
-        return ir.passes.PassResult(model, modified)
+        changes = 0
+        while _rewrite_first(model, ctx.shapes):
+            changes += 1
+            ctx.changed()
+        return changes
 
 
-def _rewrite_first(model: ir.Model) -> bool:
-    shapes, _ = declared_shapes(model)
+def _rewrite_first(model: ir.Model, shapes: Mapping[str, Sampled]) -> bool:
     for node in model.graph:
         narrow = _narrow(node)
         shrinking = _shrinking(node.outputs[0], shapes) if narrow is not None else None

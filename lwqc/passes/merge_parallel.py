@@ -11,16 +11,20 @@ from lwqc.graph.mergeable import Layer, mergeable
 from lwqc.graph.shapes import known_equal
 from lwqc.graph.sums import sums, terms
 from lwqc.graph.twins import Joined, Stacked, Twins, extended, join_layers
-from lwqc.model.edit import Rewrite, replace_node
+from lwqc.model.edit import replace_node
 from lwqc.model.unused import RemoveUnused
 from lwqc.model.weights import trace_weight, weight_shape
+from lwqc.passes.base import Pass
 from lwqc.passes.build_joined import Builder
+from lwqc.passes.context import Context
 
 
-class MergeParallel(Rewrite):
+@dataclass(frozen=True)
+class MergeParallel(Pass):
     """Merge parallel linear layers: MatMul, Gemm, Conv with stored weights.
 
-    nodes: where given, only layers among them.
+    operators: where given, only layers of these types. only: where given, only those whose output
+        has one of these names.
     Matches: (1) layers whose results are added up, of the same operator, attributes and outputs;
         (2) layers that read one value, of the same operator and attributes.
     Rewrites to: (1) one layer over the channels of all, with the sum of their biases. What computes
@@ -30,43 +34,43 @@ class MergeParallel(Rewrite):
         nodes, such as biases, that follows. Two attentions get one QKV projection. The result is
         the same but for the order in which numbers are added.
     Refuses: weights that are shared, quantized, cast or not stored, biases that are not stored per
-        channel, grouped convolutions in sums; `skipped` has the reasons by layer after a call. Sums
-        of shapes that the model does not say are equal.
+        channel, grouped convolutions in sums. Sums of shapes that the model does not say are equal.
     """
 
-    def __init__(self, nodes: Collection[ir.Node] | None = None) -> None:
-        super().__init__()
-        self._nodes = None if nodes is None else set(nodes)
-        self.skipped: dict[str, str] = {}
+    operators: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Merge all that can be merged."""
         graph, version = model.graph, model.opset_imports.get("", 1)
-        self.skipped = {}
-        layers = self._layers(graph)
+        layers = self._layers(ctx)
         made = [_merge_sum(graph, root, layers) for root in list(sums(graph))]
         new = {node for nodes in made for node in nodes}
         RemoveUnused()(model)
         groups: dict[object, list[Layer]] = {}
-        for found in self._layers(graph, new).values():
+        for found in self._layers(ctx, new).values():
             if found.operand.groups == 1:
                 groups.setdefault((found.operand.activation, found.key), []).append(found)
         several = [group for group in groups.values() if len(group) > 1]
         for group in several:
             _merge_readers(graph, group, version)
-        RemoveUnused()(model)
-        return ir.passes.PassResult(model, bool(new or several))
+        return len(new) + len(several)
 
-    def _layers(self, graph: ir.Graph, new: Collection[ir.Node] = ()) -> dict[ir.Node, Layer]:
+    def _layers(self, ctx: Context, new: Collection[ir.Node] = ()) -> dict[ir.Node, Layer]:
         layers: dict[ir.Node, Layer] = {}
-        for node in graph:
-            if self._nodes is None or node in self._nodes or node in new:
+        for node in ctx.model.graph:
+            if node in new or self._may(node):
                 found = mergeable(node)
                 if isinstance(found, Layer):
                     layers[node] = found
                 elif found is not None:
-                    self.skipped[node.outputs[0].name or ""] = found
+                    ctx.refuse(node.outputs[0].name or "", found)
         return layers
+
+    def _may(self, node: ir.Node) -> bool:
+        if self.operators and node.op_type not in self.operators:
+            return False
+        return not self.only or node.outputs[0].name in self.only
 
 
 @dataclass

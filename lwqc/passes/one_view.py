@@ -10,6 +10,7 @@ from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.model.edit import add_initializer, lazy_like
 from lwqc.model.names import distinct_names, gather_names, own_values, scopes
 from lwqc.model.weights import stored_tensor
+from lwqc.passes.context import Context
 from lwqc.passes.plain_gemm import PlainGemm
 
 
@@ -27,7 +28,9 @@ def one_view(model: ir.Model) -> ir.Model:
     if view.functions:
         _inline(view)
     distinguish(view)
-    PlainGemm()(view)
+    ctx = Context(view)
+    ctx.claim_names()
+    PlainGemm().rewrite(view, ctx)  # and no tidying: what nothing reads is the file's own
     return view
 
 

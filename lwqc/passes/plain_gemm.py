@@ -8,12 +8,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.model.edit import Rewrite, add_initializer, lazy_like, replace_stored
+from lwqc.model.edit import add_initializer, lazy_like, replace_stored
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import is_float, stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 
-class PlainGemm(Rewrite):
+class PlainGemm(Pass):
     """Give Gemm a form that low-bit kernels have.
 
     Matches: Gemm with alpha or beta, in the main graph and in bodies.
@@ -23,14 +25,14 @@ class PlainGemm(Rewrite):
     Leaves alone: factors of operands that are not stored in floats.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match."""
-        modified = False
+        changes = 0
         for node in model.graph.all_nodes():
             if (node.domain, node.op_type) == ("", "Gemm"):
-                modified |= _without_beta(model.graph, node)
-                modified |= _scaled(model.graph, node, "alpha", 1)
-        return ir.passes.PassResult(model, modified)
+                changes += _without_beta(model.graph, node)
+                changes += _scaled(model.graph, node, "alpha", 1)
+        return changes
 
 
 def _without_beta(graph: ir.Graph, node: ir.Node) -> bool:

@@ -3,59 +3,88 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 
+from lwqc.graph.attention_core import find_attention
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
+from lwqc.passes.fuse_attention import refuse_attention
+from lwqc.passes.fuse_rms_norm import find_rms_norms
+
 _QUIET = logging.getLogger("onnxscript.version_converter")
 
 
-class RaiseOpset(ir.passes.InPlacePass):
+@dataclass(frozen=True)
+class RaiseOpset(Pass):
     """Convert a model to a version of the default operator set.
 
-    Matches: models of older versions.
+    Matches: models of older versions; with `for_fusions` those with an attention or an RMS norm,
+        see `fuse-attention` and `fuse-rms-norm`.
     Rewrites to: every operator as that version has it, by onnxscript's converter, before opset 18
         by that of onnx; functions are inlined.
     Refuses: models that a converter cannot lift, or that have an operator the version does not
-        know in that form; `refused` says why, and the model stays as it was.
+        know in that form; the model stays as it was. With `for_fusions` that is told of every
+        attention.
     """
 
-    def __init__(self, version: int) -> None:
-        super().__init__()
-        self._version = version
-        self.refused = ""
+    version: int
+    for_fusions: bool = False
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Convert all graphs of the model."""
-        self.refused = ""
-        if model.opset_imports.get("", 1) >= self._version:
-            return ir.passes.PassResult(model, False)
-        trial = model.clone()
-        self.refused = self._converted(trial)
-        if self.refused:
-            return ir.passes.PassResult(model, False)
-        model.graph = trial.graph
-        model.functions.clear()
-        identifier = onnx.helper.make_opsetid("", self._version)
-        needed = onnx.helper.find_min_ir_version_for([identifier])
-        model.ir_version = max(model.ir_version or 0, needed)
-        return ir.passes.PassResult(model, True)
+        before = model.opset_imports.get("", 1)
+        if self.for_fusions:
+            _raise_for_fusions(model, self.version, ctx)
+        elif reason := raise_opset(model, self.version):
+            ctx.refuse(model.graph.name or "", reason)
+        return int(model.opset_imports.get("", 1) != before)
 
-    def _converted(self, model: ir.Model) -> str:
-        """Convert in place; returns why that is not possible, or ""."""
-        from onnxscript.version_converter import ConvertVersionPass
 
-        level = _QUIET.level
-        _QUIET.setLevel(logging.ERROR)  # it tells of every fallback
-        try:
-            ConvertVersionPass(self._version, fallback=True)(model)
-        except Exception as error:  # the converters raise whatever onnx's bindings do
-            return f"not converted to opset {self._version}: {_line(error)}"
-        finally:
-            _QUIET.setLevel(level)
-        if model.opset_imports.get("") != self._version:
-            return f"onnx cannot convert it to opset {self._version}"
-        return next((why for n in model.graph.all_nodes() if (why := _invalid(n, model))), "")
+def _raise_for_fusions(model: ir.Model, version: int, ctx: Context) -> None:
+    if ctx.untold_sizes():
+        return
+    cores, refused = find_attention(model.graph, ctx.shapes)
+    attentions = [*refused, *(core.softmax.outputs[0].name or "" for core in cores)]
+    if cores or find_rms_norms(model.graph):
+        reason = raise_opset(model, version)
+        refused = dict.fromkeys(attentions, reason) if reason else refused
+    refuse_attention(ctx, refused)
+
+
+def raise_opset(model: ir.Model, version: int) -> str:
+    """Convert a model of an older version in place; returns why that is not possible, or ""."""
+    if model.opset_imports.get("", 1) >= version:
+        return ""
+    trial = model.clone()
+    reason = _converted(trial, version)
+    if reason:
+        return reason
+    model.graph = trial.graph
+    model.functions.clear()
+    identifier = onnx.helper.make_opsetid("", version)
+    needed = onnx.helper.find_min_ir_version_for([identifier])
+    model.ir_version = max(model.ir_version or 0, needed)
+    return ""
+
+
+def _converted(model: ir.Model, version: int) -> str:
+    """Convert in place, perhaps in part; returns why that is not possible, or ""."""
+    from onnxscript.version_converter import ConvertVersionPass
+
+    level = _QUIET.level
+    _QUIET.setLevel(logging.ERROR)  # it tells of every fallback
+    try:
+        ConvertVersionPass(version, fallback=True)(model)
+    except Exception as error:  # the converters raise whatever onnx's bindings do
+        return f"not converted to opset {version}: {_line(error)}"
+    finally:
+        _QUIET.setLevel(level)
+    if model.opset_imports.get("") != version:
+        return f"onnx cannot convert it to opset {version}"
+    return next((why for n in model.graph.all_nodes() if (why := _invalid(n, model))), "")
 
 
 def _invalid(node: ir.Node, model: ir.Model) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lwqc.model.edit import Rewrite
 from lwqc.model.weights import trace_weight
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 # The runtime does not fuse additions into RMSNormalization, and Sum is slower than Add.
 _NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
 
 
-class ResidualSum(Rewrite):
+class ResidualSum(Pass):
     """Keep a slow fusion of ONNX Runtime's CPU provider from matching.
 
     Matches: Add of two computed tensors whose result a layer norm reads.
@@ -21,14 +22,14 @@ class ResidualSum(Rewrite):
     Refuses: additions of a constant (a bias), which the runtime fuses well.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match, subgraphs included."""
-        modified = False
+        changes = 0
         for node in model.graph.all_nodes():
             if node.domain == "" and node.op_type == "Add" and _feeds_norm(node):
                 node.op_type = "Sum"
-                modified = True
-        return ir.passes.PassResult(model, modified)
+                changes += 1
+        return changes
 
 
 def _feeds_norm(node: ir.Node) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_ir as ir
 
-from lwqc.graph.sites import BOTH_WAYS, Site, Use, find_sites
-from lwqc.model.edit import Rewrite, add_initializer, float_type, insert_before
+from lwqc.graph.sites import BOTH_WAYS, Site, Use
+from lwqc.model.edit import add_initializer, float_type, insert_before
 from lwqc.model.names import unique_name
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 from lwqc.passes.encoded_weights import EncodedWeights, stored_parts
 from lwqc.plans.plan import SiteEntry
 
@@ -45,7 +48,8 @@ class _Stored:
     up: ir.Value
 
 
-class SideBranch(Rewrite):
+@dataclass(frozen=True, eq=False)
+class SideBranch(Pass):
     """Give quantized layers a branch in float.
 
     Matches: every use of sites whose entry has a rank or columns; `side_refusal` says which sites
@@ -56,27 +60,28 @@ class SideBranch(Rewrite):
     not Add, for the reason that `ResidualSum` gives.
     """
 
-    def __init__(self, entries: Mapping[str, SiteEntry], weights: EncodedWeights) -> None:
-        super().__init__()
-        self._entries = {name: entry for name, entry in entries.items() if entry.has_side}
-        self._weights = weights
+    exact: ClassVar[bool] = False
+    planned: ClassVar[bool] = True
+    entries: Mapping[str, SiteEntry]
+    weights: EncodedWeights
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every use of every site that has a branch."""
-        if not self._entries:
-            return ir.passes.PassResult(model, False)
-        sites = [s for s in find_sites(model).sites if s.name in self._entries]
+        entries = {name: entry for name, entry in self.entries.items() if entry.has_side}
+        if not entries:
+            return 0
+        sites = [s for s in ctx.sites.sites if s.name in entries]
         for site in sites:
-            stored = self._store(model.graph, site, self._entries[site.name])
+            stored = self._store(model.graph, site, entries[site.name])
             for use in site.uses:
                 _add(use, stored)
-        return ir.passes.PassResult(model, bool(sites))
+        return len(sites)
 
     def _store(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> _Stored:
         count, rank = entry.columns, entry.rank
         stored = self._stored_type(site)
         number = stored.numpy()
-        make = self._weights.lazy_side
+        make = self.weights.lazy_side
         name = f"{site.name}_side"
         columns = down = None
         if count:
@@ -116,7 +121,7 @@ class SideBranch(Rewrite):
         )
 
     def _stored_type(self, site: Site) -> ir.DataType:
-        weight = self._weights.weight(site.name)
+        weight = self.weights.weight(site.name)
         peak = max(float(weight.max()), -float(weight.min()))
         fits = peak == 0 or _HALF_RANGE[0] <= peak <= _HALF_RANGE[1]
         return ir.DataType.FLOAT16 if fits else ir.DataType.FLOAT
@@ -162,16 +167,26 @@ def _side(use: Use, stored: _Stored) -> ir.Value:
     return insert_before(node, "MatMul", [parts[0], stored.up], [name])[0]
 
 
-def keep_together(model: ir.Model, sites: Iterable[str]) -> None:
-    """Order initializers so that a site's codes and side factors are written near one another.
+@dataclass(frozen=True)
+class KeepTogether(Pass):
+    """Write what is encoded together near one another: a cache of bounded size holds it not long.
 
-    They are encoded together, and a cache of bounded size may not hold them for long.
+    Matches: stored codes and side factors of `sites`.
+    Rewrites to: the same initializers, those of one site in a row, behind the others.
     """
-    parts: dict[str, list[ir.Value]] = {}
-    for value, part in stored_parts(model):
-        parts.setdefault(part.site, []).append(value)
-    for value in (v for site in sites for v in parts.get(site, ())):
-        model.graph.register_initializer(model.graph.initializers.pop(value.name or ""))
+
+    planned: ClassVar[bool] = True
+    sites: tuple[str, ...]
+
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
+        """Move the initializers of the main graph."""
+        parts: dict[str, list[ir.Value]] = {}
+        for value, part in stored_parts(model):
+            parts.setdefault(part.site, []).append(value)
+        moved = [value for site in self.sites for value in parts.get(site, ())]
+        for value in moved:
+            model.graph.register_initializer(model.graph.initializers.pop(value.name or ""))
+        return len(moved)
 
 
-__all__ = ["SideBranch", "keep_together", "side_refusal"]
+__all__ = ["KeepTogether", "SideBranch", "side_refusal"]

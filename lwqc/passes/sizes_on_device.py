@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.model.edit import Rewrite, add_constant, insert_before
+from lwqc.model.edit import add_constant, insert_before
 from lwqc.model.weights import stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 _ELEMENTWISE = frozenset(
     {
@@ -16,7 +18,7 @@ _ELEMENTWISE = frozenset(
 )  # fmt: skip
 
 
-class SizesOnDevice(Rewrite):
+class SizesOnDevice(Pass):
     """Let sizes reach arithmetic on data through Range.
 
     ONNX Runtime computes what comes from Shape on the CPU. Where a kernel on the device reads such
@@ -28,7 +30,7 @@ class SizesOnDevice(Rewrite):
     Rewrites to: Range(number, number + 1, 1), in the shape of the number.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite all such reads of the main graph."""
         graph = model.graph
         sizes: set[ir.Value] = set()
@@ -42,7 +44,7 @@ class SizesOnDevice(Rewrite):
                         if value not in made:
                             made[value] = _on_device(graph, node, value)
                         node.replace_input_with(index, made[value])
-        return ir.passes.PassResult(model, bool(made))
+        return len(made)
 
 
 def _from_sizes(node: ir.Node, sizes: set[ir.Value]) -> bool:

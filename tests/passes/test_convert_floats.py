@@ -18,7 +18,7 @@ HALF = ir.DataType.FLOAT16
 def converted(built, **options):
     """The converted copy, checked with strict types."""
     copy = built.clone()
-    ConvertFloats(HALF, **options)(copy)
+    ConvertFloats("float16", **options)(copy)
     RemoveUnusedNodesPass()(copy)
     onnx.checker.check_model(ir.serde.serialize_model(copy), full_check=True)
     return copy

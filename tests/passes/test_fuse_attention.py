@@ -15,6 +15,7 @@ from lwqc.passes.flat_transpose import FlatTranspose
 from lwqc.passes.fuse_attention import FuseAttention
 from lwqc.passes.raise_opset import RaiseOpset
 from lwqc.runtime.session import Session, SessionSettings, optimized_graph
+from lwqc.testing import applied, assert_untouched
 from tests.build import Row, model, normal
 
 TOLERANCE = 1e-5  # of the largest output
@@ -137,11 +138,12 @@ def run(built: ir.Model, given):
 
 
 def fused(built: ir.Model, given) -> ir.Model:
-    copy, rewrite = built.clone(), FuseAttention()
+    copy = built.clone()
     IdentityEliminationPass()(copy)
     FlatTranspose()(copy)
-    rewrite(copy)
-    assert not rewrite.left
+    done = applied(FuseAttention(), copy)
+    assert not done.refused
+    copy = done.model
     assert ops(copy)["Attention"] == 1
     assert not ops(copy)["Softmax"]
     onnx.checker.check_model(io.to_bytes(copy), full_check=True)
@@ -257,10 +259,8 @@ def test_a_mask_of_another_size_than_the_queries():
 
 
 def refused(built: ir.Model, reason: str) -> None:
-    rewrite = FuseAttention()
     IdentityEliminationPass()(built)
-    assert not rewrite(built).modified
-    assert list(rewrite.left.values()) == [reason]
+    assert_untouched(FuseAttention(), built, f"attention: {reason}")
 
 
 def test_a_mask_inside_the_scale(monkeypatch):
@@ -285,9 +285,9 @@ def test_operators_of_an_older_opset():
 
 def test_a_softmax_that_is_no_attention():
     built = model([("Softmax", ["x"], "y", {})], {}, {"x": [2, 5]}, ["y"], opset=23)
-    rewrite = FuseAttention()
-    assert not rewrite(built).modified
-    assert not rewrite.left
+    done = applied(FuseAttention(), built)
+    assert not done.changes
+    assert not done.refused
 
 
 @pytest.mark.parametrize("opset", [17, 20])
@@ -297,9 +297,10 @@ def test_opset_is_raised(opset):
     rows: list[Row] = [("ReduceMean", ["x", *more], "y", axes)]
     built = model(rows, more, {"x": [2, 3, 4]}, ["y"], opset=opset)
     given = {"x": normal(2, 3, 4)}
-    expected, lift = run(built, given), RaiseOpset(23)
-    assert lift(built).modified
-    assert not lift.refused
+    expected, lifted = run(built, given), applied(RaiseOpset(23), built)
+    assert lifted.changes
+    assert not lifted.refused
+    built = lifted.model
     assert built.opset_imports[""] == 23
     onnx.checker.check_model(io.to_bytes(built), full_check=True)
     np.testing.assert_array_equal(run(built, given), expected)
@@ -309,27 +310,27 @@ def test_opset_is_raised(opset):
 def test_opset_is_not_raised_for_operators_that_are_gone():
     built = model([("Upsample", ["x", "scales"], "y", {})], {"scales": np.float32([1, 1, 2, 2])},
                   {"x": [1, 2, 3, 3]}, ["y"], opset=9)  # fmt: skip
-    lift = RaiseOpset(23)
-    before = [n.op_type for n in built.graph]
-    if not lift(built).modified:
-        assert lift.refused
-        assert [n.op_type for n in built.graph] == before
+    lifted = applied(RaiseOpset(23), built)
+    if not lifted.changes:
+        assert lifted.refused
+        assert [n.op_type for n in lifted.model.graph] == [n.op_type for n in built.graph]
 
 
 @pytest.mark.parametrize("mask", ["inf", "lowest", "chosen", "dropped"])
 def test_hidden_scores_may_be_finite(mask):
     built, given = net(mask=mask), feeds()
-    expected, rewrite = run(built, given), FuseAttention(finite_masks=True)
-    rewrite(built)
-    assert len(rewrite.softened) == 1
+    expected, done = run(built, given), applied(FuseAttention(finite_masks=True), built)
+    assert len(done.relaxed) == 1
+    built = done.model
     stored = [v.const_value for v in built.graph.initializers.values() if v.const_value is not None]
     assert min(float(t.numpy().min()) for t in stored if t.dtype == ir.DataType.FLOAT) == -50
     np.testing.assert_allclose(Session(built)(given)["y"], expected, rtol=0, atol=1e-6)
 
 
 def test_a_bias_is_no_mask_to_be_softened():
-    built, rewrite = net(mask="computed"), FuseAttention(finite_masks=True)
+    built = net(mask="computed")
     expected, given = run(built, feeds()), feeds()
-    rewrite(built)
-    assert rewrite.softened == ()
+    done = applied(FuseAttention(finite_masks=True), built)
+    assert done.relaxed == ()
+    built = done.model
     np.testing.assert_allclose(Session(built)(given)["y"], expected, rtol=0, atol=1e-6)

@@ -2,7 +2,6 @@
 
 import ml_dtypes
 import numpy as np
-import onnx_ir as ir
 
 from lwqc.passes.convert_floats import ConvertFloats
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
@@ -18,7 +17,7 @@ def test_every_result_is_rounded():
     w = normal(16, 8)
     rows = [("MatMul", ["x", "w"], "h", {}), ("Mul", ["h", "h"], "y", {})]
     low = model(rows, {"w": w}, {"x": ["n", 16]}, ["y"])
-    ConvertFloats(ir.DataType.BFLOAT16)(low)
+    ConvertFloats("bfloat16")(low)
     assert has_bfloat16(low)
     WidenBfloat16()(low)
     x = normal(4, 16, seed=1)

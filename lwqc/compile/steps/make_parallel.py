@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
@@ -20,6 +20,11 @@ def parallel_planned(model: ir.Model, pairs: Sequence[ParallelPair]) -> ir.Model
     rewrite(copy)
     nodes = {node for branch in rewrite.branches for node in branch.nodes}
     FoldNorms(nodes)(copy)
-    JoinEqual(nodes)(copy)
-    MergeParallel(nodes)(copy)
+    JoinEqual(only=_names(nodes))(copy)
+    MergeParallel(only=_names(nodes))(copy)
     return copy
+
+
+def _names(nodes: Iterable[ir.Node]) -> tuple[str, ...]:
+    """Names of the first outputs as they are now, of nodes that are still there."""
+    return tuple(node.outputs[0].name or "" for node in nodes if node.graph is not None)

@@ -1,0 +1,214 @@
+"""Commands that run passes by name, and tell of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lwqc.cli.options import (
+    ConstantInputs,
+    DataOption,
+    DebugOption,
+    External,
+    JsonOption,
+    Model,
+    Seed,
+    ShapeOption,
+    Verify,
+)
+from lwqc.cli.running import app, errors_console, opened
+from lwqc.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lwqc.passes.context import Context
+    from lwqc.passes.instruments import Outputs, Trace
+    from lwqc.passes.pipeline import Instrument, Pipeline
+
+_FEEDS = 2  # that outputs are compared on
+
+
+@app.command()
+def opt(
+    model: Model,
+    text: Annotated[
+        str, typer.Option("-p", "--passes", help="fold-constants,join-equal; see `lwqc passes`")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="where to write the result")
+    ] = None,
+    verify_each: Annotated[
+        bool, typer.Option("--verify-each", help="after each pass: valid, and the same outputs")
+    ] = False,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="only find the first pass that moves the outputs")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(help="of an output's largest number, with either of these")
+    ] = 1e-4,
+    data: DataOption = None,
+    shape: ShapeOption = None,
+    seed: Seed = 0,
+    time_passes: Annotated[
+        bool, typer.Option("--time-passes", help="print what each pass took and changed")
+    ] = False,
+    print_after: Annotated[
+        str | None, typer.Option("--print-after", help="print the model as text after this pass")
+    ] = None,
+    dump: Annotated[
+        Path | None, typer.Option("--dump", help="folder for the model after each change")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="run only the first N passes")] = None,
+    external: External = None,
+    verify: Verify = True,
+    as_json: JsonOption = False,
+    constant_inputs: ConstantInputs = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run passes on a model, in the order of a text."""
+    from lwqc.compile.saved_check import save
+    from lwqc.compile.workspace import data_files
+    from lwqc.model import io
+    from lwqc.passes.context import Context
+    from lwqc.passes.instruments import Trace
+    from lwqc.passes.instruments import Verify as VerifyEach
+    from lwqc.passes.pipeline import Pipeline
+
+    pipeline = Pipeline.parse(text)
+    if output is None and not bisect:
+        raise InputError("give -o for the result, or --bisect to find the pass that moves outputs")
+    if not tolerance >= 0:
+        raise InputError(f"--tolerance {tolerance:g}: must not be negative")
+    trace = Trace()
+    instruments = _instruments(pipeline, limit, print_after, dump)
+    loaded = io.load(model, constant_inputs=constant_inputs)
+    if output is not None:
+        io.check_output(output, [model, *data_files(loaded)])
+    run = None
+    if bisect or verify_each:
+        run = _runner(model, data, shape, seed, constant_inputs)
+    if bisect and run is not None:
+        _bisect(pipeline, loaded, run, tolerance, as_json)
+        return
+    if verify_each:
+        instruments.append(VerifyEach(run, tolerance))
+    ctx = Context(loaded)
+    pipeline.run(loaded, ctx, [*instruments, trace])
+    if output is not None:
+        save(loaded, output, external_data=external, verify=verify)
+    _report(ctx, trace, time_passes, as_json)
+
+
+def _instruments(
+    pipeline: Pipeline, limit: int | None, print_after: str | None, dump: Path | None
+) -> list[Instrument]:
+    from lwqc.passes.base import name_of
+    from lwqc.passes.instruments import Dump, Limit, PrintAfter
+    from lwqc.passes.registry import unknown
+
+    found: list[Instrument] = []
+    if limit is not None:
+        found.append(Limit(limit))
+    if print_after is not None:
+        held = list(dict.fromkeys(map(name_of, pipeline.steps)))
+        if print_after not in held:
+            raise unknown("pass of this pipeline", print_after, held)
+        found.append(PrintAfter(print_after, print))
+    if dump is not None:
+        found.append(Dump(dump))
+    return found
+
+
+def _runner(
+    model: Path, data: str | None, shape: list[str] | None, seed: int, constant_inputs: bool
+) -> Callable[[ir.Model], Outputs]:
+    """What gives the outputs of a model on a few feeds, without graph optimisation."""
+    from lwqc.runtime.session import Session, SessionSettings
+
+    with opened(
+        model, "cpu", data, None, shape, seed, None, constant_inputs=constant_inputs
+    ) as work:
+        feeds = work.search_batches[:_FEEDS]
+
+    def run(now: ir.Model) -> Outputs:
+        session = Session(now, SessionSettings(optimize=False), label=model.name)
+        rows = [session(one) for one in feeds]
+        return {
+            name if len(rows) == 1 else f"{name} (feed {i})": value
+            for i, row in enumerate(rows)
+            for name, value in row.items()
+        }
+
+    return run
+
+
+def _bisect(
+    pipeline: Pipeline,
+    model: ir.Model,
+    run: Callable[[ir.Model], Outputs],
+    tolerance: float,
+    as_json: bool,
+) -> None:
+    """Print what was found; exit code 3 where outputs move."""
+    from dataclasses import asdict
+
+    from lwqc.passes.bisect import first_moved
+
+    found = first_moved(pipeline, model, run, tolerance)
+    if as_json:
+        print(json.dumps(asdict(found) if found is not None else None, indent=1))
+    elif found is None:
+        print("no pass moves the outputs")
+    else:
+        print(f"pass {found.number} of {len(pipeline.steps)}, {found.step}: {found.why}")
+    if found is not None:
+        raise typer.Exit(3)
+
+
+def _report(ctx: Context, trace: Trace, time_passes: bool, as_json: bool) -> None:
+    """Changes by pass, and what passes say they left alone."""
+    if as_json:
+        refused = [vars(refusal) for refusal in ctx.refused.values()]
+        result = {"passes": trace.rows, "relaxed": ctx.relaxed, "refused": refused}
+        print(json.dumps(result, indent=1))
+        return
+    console = errors_console()
+    for row in trace.rows:
+        operators = ", ".join(f"{op} {n:+}" for op, n in row["operators"].items())
+        took = f"{row['ms']:8.1f} ms  " if time_passes else ""
+        what = f"{row['changes']} changes" if row["changes"] else "nothing"
+        line = f"{took}{row['pass']}: {what}{f' ({operators})' if operators else ''}"
+        if time_passes or row["changes"]:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for refusal in ctx.refused.values():
+        line = f"{refusal.step} left {refusal.what}: {refusal.reason}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def passes(
+    name: Annotated[str | None, typer.Argument(help="show this one in full")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the passes and pipelines that `lwqc opt` runs, or describe one."""
+    from lwqc.passes.catalogue import catalogue, described
+
+    if name is not None:
+        found = described(name)
+        print(json.dumps(vars(found), indent=1) if as_json else found.text())
+        return
+    entries = catalogue()
+    if as_json:
+        print(json.dumps([vars(entry) for entry in entries], indent=1))
+        return
+    for kind in dict.fromkeys(entry.kind for entry in entries):
+        print(f"{kind}:")
+        for entry in entries:
+            if entry.kind == kind:
+                print(f"  {entry.name}: {entry.summary}")

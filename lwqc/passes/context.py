@@ -1,0 +1,104 @@
+"""What passes know of the model that they work on, and what they report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx_ir as ir
+
+from lwqc.graph.integers import Integers
+from lwqc.graph.sampled import Sampled
+from lwqc.graph.shapes import MOST_NAMES, declared_shapes, dynamic_dimensions
+from lwqc.graph.sites import SiteAnalysis, find_sites
+from lwqc.model.names import gather_names
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a pass left a place as it was. what: name of a value or input. step: name of the pass."""
+
+    what: str
+    step: str
+    reason: str
+
+
+class _Facts:
+    """What is inferred of a model when it is first asked for; true until the model changes."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Sampled]:
+        return declared_shapes(self._model)[0]
+
+    @cached_property
+    def integers(self) -> Integers:
+        return Integers(self._model.graph, self.shapes)
+
+    @cached_property
+    def sites(self) -> SiteAnalysis:
+        return find_sites(self._model)
+
+    @cached_property
+    def dimensions(self) -> int:
+        return len(dynamic_dimensions(self._model.graph))
+
+    @cached_property
+    def names(self) -> set[str]:
+        return gather_names(self._model)
+
+
+class Context:
+    """Facts about one model, kept until a pass reports a change, and the remarks of its passes.
+
+    step: name of the pass that runs. refused: the first reason for each place. relaxed: what is not
+    exact for every input and was written because options allow it, as `kind: place`.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.step = ""
+        self.refused: dict[str, Refusal] = {}
+        self.relaxed: list[str] = []
+        self._facts = _Facts(model)
+
+    @property
+    def shapes(self) -> Mapping[str, Sampled]:
+        """Sizes by name of the value at two settings of the dynamic dimensions."""
+        return self._facts.shapes
+
+    @property
+    def integers(self) -> Integers:
+        """Whole numbers that are known before the model runs."""
+        return self._facts.integers
+
+    @property
+    def sites(self) -> SiteAnalysis:
+        """Weights that can be quantized, with their readers."""
+        return self._facts.sites
+
+    def claim_names(self) -> None:
+        """Let `unique_name` know the names that are taken in every scope."""
+        _ = self._facts.names
+
+    def untold_sizes(self) -> str:
+        """Why sizes cannot be told from each other, or ""."""
+        count = self._facts.dimensions
+        if count <= MOST_NAMES:
+            return ""
+        return f"shapes: {count} dynamic dimensions, more than {MOST_NAMES}"
+
+    def refuse(self, where: str, why: str) -> None:
+        """Note why the running pass leaves a place as it is."""
+        self.refused.setdefault(where, Refusal(where, self.step, why))
+
+    def relax(self, where: str, kind: str) -> None:
+        """Note that the running pass wrote something there that is not exact for every input."""
+        self.relaxed.append(f"{kind}: {where}")
+
+    def changed(self) -> None:
+        """Forget the facts: the model is another now."""
+        self._facts = _Facts(self.model)

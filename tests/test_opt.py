@@ -1,0 +1,107 @@
+"""`lwqc opt` and `lwqc passes`."""
+
+import json
+
+import onnx
+import pytest
+
+from lwqc.model import io
+from lwqc.passes.registry import BUILT_IN
+from lwqc.testing import model_of
+
+NET = """g (float[n,4] x) => (float[n,4] y) {
+    a = Relu(x)
+    b = Relu(x)
+    s = Add(a, b)
+    p = Softmax(s)
+    y = Identity(p)
+}"""
+
+
+@pytest.fixture
+def net(tmp_path):
+    io.save(model_of(NET), tmp_path / "net.onnx")
+    return tmp_path / "net.onnx"
+
+
+def test_passes_run_in_order_and_the_result_is_saved(run, net, tmp_path):
+    out = tmp_path / "out.onnx"
+    code, _, err = run("opt", net, "-p", "join-equal,fold-constants", "-o", out, "--verify-each")
+    assert code == 0, err
+    assert "join-equal: 1 changes (Relu -1)" in err
+    assert [n.op_type for n in onnx.load(out).graph.node] == ["Relu", "Add", "Softmax"]
+
+
+def test_the_report_as_json(run, net, tmp_path):
+    code, out, _ = run("opt", net, "-p", "simplify", "-o", tmp_path / "o.onnx", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [row["pass"] for row in found["passes"]][:2] == ["fold-constants", "global-pool"]
+    assert found["refused"] == []
+
+
+def test_looking_on(run, net, tmp_path):
+    code, out, err = run(
+        "opt", net, "-p", "global-pool,join-equal,fold-constants", "-o", tmp_path / "o.onnx",
+        "--dump", tmp_path / "d", "--print-after", "join-equal", "--time-passes", "--limit", 2,
+    )  # fmt: skip
+    assert code == 0
+    assert out.count("Relu") == 1
+    assert "ms  global-pool: nothing" in err
+    assert "fold-constants" not in err
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["02-join-equal.onnx"]
+
+
+def test_bisect_finds_nothing_in_sound_passes(run, net):
+    code, out, _ = run("opt", net, "-p", "clean", "--bisect")
+    assert (code, out) == (0, "no pass moves the outputs\n")
+
+
+def test_bisect_names_the_pass_and_ends_with_3(run, net, monkeypatch):
+    monkeypatch.setattr("lwqc.passes.instruments.distance", lambda a, b: 0.5)
+    code, out, _ = run("opt", net, "-p", "join-equal,clean", "--bisect", "--json")
+    assert code == 3
+    assert json.loads(out)["step"] == "join-equal"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "join-equl"], "no pass is called 'join-equl'; did you mean join-equal?"),
+        (["-p", "clean"], "give -o for the result, or --bisect"),
+        (["-p", "clean", "--bisect", "--tolerance", "-1"], "--tolerance -1: must not be negative"),
+        (["-p", "join-equal", "--bisect", "--print-after", "clean"], "no pass of this pipeline"),
+        (["-p", "bnb4", "--bisect"], "bnb4 is run by a step of a plan: it needs the formats"),
+    ],
+)
+def test_bad_usage_ends_with_2_and_one_line(run, net, arguments, message):
+    code, out, err = run("opt", net, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_result_is_not_written_over_the_model(run, net):
+    before = net.read_bytes()
+    code, _, err = run("opt", net, "-p", "clean", "-o", net)
+    assert code == 2, err
+    assert net.read_bytes() == before
+
+
+def test_every_pass_is_listed_with_a_line(run):
+    code, out, _ = run("passes")
+    assert code == 0
+    for name in BUILT_IN:
+        assert f"\n  {name}: " in out
+    assert "side-branch: needs the formats of sites" in out
+    assert json.loads(run("passes", "--json")[1])[0]["kind"] == "passes"
+
+
+def test_a_pass_is_described_in_full(run):
+    code, out, _ = run("passes", "fuse-attention")
+    assert code == 0
+    assert "Refuses: opsets without Attention" in out
+    assert "finite-masks: bool = false" in out
+    code, _, err = run("passes", "fuse-atention")
+    assert code == 2
+    assert "did you mean fuse-attention?" in err
