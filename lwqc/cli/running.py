@@ -205,6 +205,7 @@ def finish(
     if not report.met:
         missed = "; ".join(
             f"{o.name}: asked {o.asked:.6g}, reached {o.reached:.6g} {o.unit}".rstrip()
+            + (f" ({o.why})" if o.why else "")
             for o in report.outcomes
             if not o.met
         )

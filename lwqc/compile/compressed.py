@@ -280,13 +280,28 @@ def _float_bytes(site: Site, plan: Plan) -> int:
     return min(site.float_bytes, 2 * site.size) if plan.floats is not None else site.float_bytes
 
 
+def _made_of(result: Compressed, report: Report) -> str:
+    """What a file consists of, in bytes."""
+    low = [row for row in report.sites if row.format != "float"]
+    formats = ", ".join(sorted({row.format for row in low})) or "no format"
+    in_low = sum(row.bytes_after for row in low)
+    in_float = sum(row.bytes_after for row in report.sites) - in_low
+    stored = io.weight_bytes(result.model)
+    return (
+        f"{in_low} in weights in {formats}; {in_float} in weights in float; "
+        f"{max(stored - in_low - in_float, 0)} in other tensors; "
+        f"{max(report.output_bytes - stored, 0)} in nodes and names"
+    )
+
+
 def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
     goals, work = result.goals, result.work
     found = []
     if result.pruned is not None and result.pruned.outcome is not None:
         found.append(result.pruned.outcome)
     if goals.max_size is not None:
-        found.append(size_outcome(goals.max_size, work.float_bytes, report.output_bytes))
+        outcome = size_outcome(goals.max_size, work.float_bytes, report.output_bytes)
+        found.append(outcome if outcome.met else replace(outcome, why=_made_of(result, report)))
     if goals.avg_bits is not None:
         found.append(Outcome("average bits", goals.avg_bits, report.average_bits, "bits"))
     if goals.max_memory is not None and report.memory is not None:

@@ -35,13 +35,14 @@ _EXACT = 1e-9  # a probe with less error says nothing about the site
 class Choice:
     """A site with its legal entries (None: stay float), bytes and predicted error of each.
 
-    factor: error at the model's outputs over that at the site's own. gains: error of an entry's
-    method over that of rounding to nearest.
+    own: relative squared error of each entry at the site's own output. factor: error at the model's
+    outputs over that. gains: error of an entry's method over that of rounding to nearest.
     """
 
     site: Site
     entries: tuple[SiteEntry | None, ...]
     options: tuple[Option, ...]
+    own: tuple[float, ...]
     factor: float = 1.0
     gains: tuple[float, ...] = ()
 
@@ -111,7 +112,8 @@ def error_curves(
             Option(cost=_cost(work, site, entry), error=error * factor)
             for entry, error in zip(curves[site.name], relative, strict=True)
         ]
-        found.append(Choice(site, tuple(curves[site.name]), tuple(options), factor, tuple(gains)))
+        entries, own = tuple(curves[site.name]), tuple(relative)
+        found.append(Choice(site, entries, tuple(options), own, factor, tuple(gains)))
     return found
 
 

@@ -15,7 +15,7 @@ from lwqc.quant.methods import Method
 
 _UNSEEN = 0.5  # of the allowed drop, where the same data chose the codes
 _TRIALS = 40  # of sets of sites; what is undecided then stays float
-_RUNS = 128  # of the model, to tell what each weight costs
+_RUNS = 64  # of the model, to tell what each weight costs
 _ADDS_UP = 0.1  # of the allowed drop: where less is used, it is something else that limits
 _WIDE = "8 bits here would lose more than {:g} together with the others"
 
@@ -38,15 +38,15 @@ def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") 
             if trials.holds(one):
                 return one
         if method != "rtn" and work.data.kind == "real" and not work.is_large:
-            plan, finer = (planning.with_method(work, p, method) for p in (plan, finer))
+            plan = finer = planning.with_method(work, finer, method)
             # Codes fit the data that they are judged on: other data has to have room.
             unseen = "data they were not fitted to has to have room"
             room = f", {_UNSEEN:g} of the {limit:g} allowed: {unseen}"
             limit *= _UNSEEN
             trials = _Trials(work, limit, plan, room)
-            if trials.holds(finer):
-                return finer
-        least = _fewest_bytes(work, limit, plan, finer)
+            if trials.holds(plan):
+                return plan
+        least = trials.fewest_bytes(finer)
         if least is not None and least.drop > _ADDS_UP * limit:
             return least.plan
         kept = trials.grown([], list(plan.quantize))

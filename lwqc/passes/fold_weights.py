@@ -41,19 +41,22 @@ class FoldWeights(Pass):
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every site that has an entry."""
         changes = 0
+        shared: dict[bytes, ir.Value] = {}
         for site in ctx.sites.sites:
             entry = self.entries.get(site.name)
             if entry is None:
                 continue
-            operands = self._unpacked(model.graph, site, entry)
+            build = _Builder(model.graph, _first_node(model.graph), site.name, shared)
+            operands = self._unpacked(model.graph, build, site, entry)
             for use in site.uses:
                 use.node.replace_input_with(use.index, operands[use.transposed])
             changes += 1
         return changes
 
-    def _unpacked(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> Mapping[bool, ir.Value]:
+    def _unpacked(
+        self, graph: ir.Graph, build: _Builder, site: Site, entry: SiteEntry
+    ) -> Mapping[bool, ir.Value]:
         """The weight as its uses see it (by `Use.transposed`), computed from stored codes."""
-        build = _Builder(graph, _first_node(graph), site.name)
         ways = {use.transposed for use in site.uses}
         turned = ways == {True} and len(site.shape) == 2 and entry.weight.is_plain
         if entry.weight.is_plain:
@@ -86,7 +89,7 @@ class FoldWeights(Pass):
             return values.T if turned else values.reshape(shape)
 
         shape = matrix[::-1] if turned else matrix if len(site.shape) == 2 else site.shape
-        stored = self._weights.lazy(
+        stored = self.weights.lazy(
             site.name,
             entry,
             codes,
@@ -98,7 +101,7 @@ class FoldWeights(Pass):
         value = build.op("Cast", [add_initializer(graph, stored)], to=int(ir.DataType.FLOAT))
         if half:
             return value
-        scale = self._weights.lazy(
+        scale = self.weights.lazy(
             site.name,
             entry,
             lambda e: e.scale.reshape(scales),
@@ -176,8 +179,12 @@ class FoldWeights(Pass):
 class _Builder:
     """Appends constant arithmetic in front of the graph's first node."""
 
-    def __init__(self, graph: ir.Graph, anchor: ir.Node, prefix: str) -> None:
+    def __init__(
+        self, graph: ir.Graph, anchor: ir.Node, prefix: str, shared: dict[bytes, ir.Value]
+    ) -> None:
+        """shared: small constants by type and numbers, for all weights of the model."""
         self._graph, self._anchor, self._prefix = graph, anchor, prefix
+        self._shared = shared
         self._count = 0
 
     def op(self, op_type: str, inputs: Sequence[ir.Value], **attributes: int | str) -> ir.Value:
@@ -188,10 +195,14 @@ class _Builder:
         return node.outputs[0]
 
     def constant(self, values: Sequence[int]) -> ir.Value:
-        self._count += 1
-        return add_constant(
-            self._graph, f"{self._prefix}/{self._count}", np.array(values, np.int64)
-        )
+        return self._stored(np.array(values, np.int64))
+
+    def _stored(self, values: NDArray[np.generic]) -> ir.Value:
+        key = f"{values.dtype}{values.shape}".encode() + values.tobytes()
+        if key not in self._shared:
+            numbers = "_".join(map(str, values.ravel().tolist()))
+            self._shared[key] = add_constant(self._graph, f"unpack/{numbers}", values)
+        return self._shared[key]
 
     def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
         return self.op("Reshape", [value, self.constant(shape)])
@@ -212,9 +223,7 @@ class _Builder:
         else:
             codes = fields[0]
         value = self.op("Cast", [self.reshape(codes, shape)], to=int(ir.DataType.FLOAT))
-        half = add_constant(
-            self._graph, f"{self._prefix}/half", np.array(entry.weight.implicit_zero, np.float32)
-        )
+        half = self._stored(np.array(entry.weight.implicit_zero, np.float32))
         return self.op("Sub", [value, half])
 
     def _field(self, packed: ir.Value, bits: int, i: int) -> ir.Value:
@@ -226,8 +235,7 @@ class _Builder:
         return self.op("BitShift", [value, self._shift(right)], direction="RIGHT")
 
     def _shift(self, by: int) -> ir.Value:
-        self._count += 1
-        return add_constant(self._graph, f"{self._prefix}/{self._count}", np.array([by], np.uint8))
+        return self._stored(np.array([by], np.uint8))
 
 
 def _leading(site: Site) -> tuple[int, ...]:

@@ -161,13 +161,17 @@ def parse_goals(
 
 @dataclass(frozen=True)
 class Outcome:
-    """One constraint and what was reached, in `unit`. tolerance: share by which repeats differ."""
+    """One constraint and what was reached, in `unit`.
+
+    tolerance: share by which repeats differ. why: what a bound that was missed is made of, or "".
+    """
 
     name: str
     asked: float
     reached: float
     unit: str
     tolerance: float = 1e-9
+    why: str = ""
 
     @property
     def met(self) -> bool:

@@ -16,7 +16,7 @@ from lwqc.compile.gated_model import GatedModel, comparable_outputs
 from lwqc.compile.prunable import Prunable
 from lwqc.compile.workspace import Workspace
 from lwqc.decide import mixed, planning
-from lwqc.decide.allocators.knapsack import Option
+from lwqc.decide.allocators.knapsack import Option, choose
 from lwqc.decide.channel_ranking import rank
 from lwqc.decide.drop_layers import gated_session
 from lwqc.decide.prune_options import PruneOptions
@@ -93,17 +93,20 @@ def search_model(
     fast: bool = False,
     held: bool = False,
     measure: Measure | Literal["auto"] = "auto",
+    size_bytes: float = math.inf,
 ) -> SearchModel:
     """Everything of the given kinds that can be chosen in a model.
 
     tiny, unpack: see `mixed.choices`. small: formats that only store fewer bits. held: of these,
     those that a kernel reads as they are stored. fast: 8-bit activations too. measure: of the
-    outputs; `auto` is `kl` for logits and `channels` otherwise.
+    outputs; `auto` is `kl` for logits and `channels` otherwise. size_bytes: of the model that is
+    asked for, for formats that trials cannot tell apart.
     """
     prunable = Prunable(work.model)
     builder = _Builder(work, prunable)
     if "format" in kinds:
         builder.formats(method, tiny=tiny, unpack=unpack, small=small, fast=fast, held=held)
+        builder.fix(size_bytes)
     if "width" in kinds:
         builder.widths()
     if "branch" in kinds:
@@ -114,6 +117,25 @@ def search_model(
         work, prunable, builder.space(), builder.groups, builder.constant, builder.grams, measure,
         builder.sites, builder.gains,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """A site that is not searched, and what it can have instead of float."""
+
+    choice: mixed.Choice
+    entries: list[SiteEntry]
+
+    @property
+    def widest(self) -> SiteEntry:
+        """The format of most bits."""
+        site = self.choice.site
+        return max(self.entries, key=lambda e: (e.weight.bits, e.size_bytes(site.n, site.k)))
+
+    def option(self, entry: SiteEntry) -> Option:
+        """Its bytes, and its error at the site's own output; those with 8-bit activations last."""
+        site, known = self.choice.site, dict(zip(self.choice.entries, self.choice.own, strict=True))
+        return Option(entry.size_bytes(site.n, site.k), known.get(entry, math.inf))
 
 
 class _Builder:
@@ -133,6 +155,7 @@ class _Builder:
         self._entries: dict[str, tuple[int, tuple[SiteEntry | None, ...]]] = {}
         self._branches: dict[int, set[ir.Node]] = {}
         self._chained: list[str] = []
+        self._fixed: list[_Fixed] = []
         self._integer: dict[str, list[SiteEntry]] = {}
         self.sites = {s.name: s for s in find_sites(prunable.model).sites}
 
@@ -158,7 +181,9 @@ class _Builder:
                     offered.append((entry, option))
             low = [e for e, _ in (*offered, *whole) if e is not None]
             if reason := self._unsearched(self.sites.get(name), [o for _, o in (*offered, *whole)]):
-                self._fix(choice.site, reason, low)
+                if low:
+                    self.left_out[name] = reason
+                    self._fixed.append(_Fixed(choice, low))
                 continue
             if not fast:
                 offered = [offered[i] for i in _undominated([o for _, o in offered])]
@@ -184,13 +209,23 @@ class _Builder:
         errors = tuple(option.error for _, option in offered)
         self.items.append(Item(name, "format", labels, errors))
 
-    def _fix(self, site: Site, reason: str, entries: Sequence[SiteEntry]) -> None:
-        """Give a site the format of most bits, whatever else is chosen."""
-        if entries:
-            self.left_out[site.name] = reason
-            self.constant[site.name] = max(
-                entries, key=lambda e: (e.weight.bits, e.size_bytes(site.n, site.k))
-            )
+    def fix(self, size_bytes: float) -> None:
+        """Give the sites that trials say nothing of a format, whatever else is chosen.
+
+        That of most bits; where a size is asked for, what fits their part of it by bytes, with the
+        least error of their own outputs.
+        """
+        fixed = self._fixed
+        picked = [f.widest for f in fixed]
+        if math.isfinite(size_bytes) and fixed:
+            sites = sum(s.float_bytes for s in self.work.analysis.sites)
+            own = sum(f.choice.site.float_bytes for f in fixed)
+            room = size_bytes - (io.serialized_bytes(self.work.model) - sites)
+            options = [[f.option(e) for e in f.entries] for f in fixed]
+            chosen = choose(options, own / sites * room)
+            least = [min(range(len(o)), key=lambda i, o=o: o[i].cost) for o in options]  # type: ignore[misc]
+            picked = [f.entries[i] for f, i in zip(fixed, chosen or least, strict=True)]
+        self.constant |= {f.choice.site.name: e for f, e in zip(fixed, picked, strict=True)}
 
     def _unsearched(self, site: Site | None, options: Sequence[Option]) -> str:
         """Why trials cannot tell a site's formats apart, or ""."""

@@ -210,6 +210,7 @@ def _model(
         "small": math.isfinite(limits.size_bytes),
         "fast": math.isfinite(min(limits.latency_ms, limits.memory_bytes)),
         "held": math.isfinite(limits.memory_bytes),
+        "size_bytes": limits.size_bytes,
     }
     if goals.avg_bits is not None:  # which leave out the nodes that unpack; a size does not
         options |= {"tiny": mixed.least_average_bits(work) > goals.avg_bits, "unpack": False}
