@@ -1,4 +1,4 @@
-"""Low-rank correction of a quantized weight, LoRC (2307.09782, card 21 of algorithms.md)."""
+"""Low-rank correction of a quantized weight; LoRC (2307.09782)."""
 
 from __future__ import annotations
 

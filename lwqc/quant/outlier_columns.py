@@ -1,4 +1,4 @@
-"""Input columns worth keeping in float: the column form of SpQR (2306.03078, card 20).
+"""Input columns worth keeping in float: the column form of SpQR (2306.03078).
 
 The layer becomes x · restᵀ in few bits plus x[columns] · W[:, columns]ᵀ in float: two operators
 that every runtime has, where single outlier weights have none.

@@ -1,7 +1,7 @@
 """Least-squares refit of a layer whose input changed: weights of the kept channels take over.
 
 The closed form of optimal brain surgeon for a set of columns, with the input after pruning in
-place of the kept part of the input before it (OBSPA, 2403.18955; card 1 of algorithms.md).
+place of the kept part of the input before it (OBSPA, 2403.18955).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a low-bit weight loses, kept in float beside it: outlier columns and a low-rank correction.
 
-y = x · Qᵀ + side(x). Columns follow SpQR (2306.03078) in its column form, ranks LoRC (2307.09782);
-cards 20 and 21 of algorithms.md.
+y = x · Qᵀ + side(x). Columns follow SpQR (2306.03078) in its column form, ranks LoRC (2307.09782).
 """
 
 from __future__ import annotations
