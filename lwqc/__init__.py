@@ -10,6 +10,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from lwqc.version import VERSION
+
 if TYPE_CHECKING:
     from lwqc.api import (
         apply,
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from lwqc.recipe import Recipe
     from lwqc.saved_check import save
 
-__version__ = "0.1.0"
+
+__version__ = VERSION
 
 __all__ = [
     "Compressed",

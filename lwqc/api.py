@@ -87,8 +87,7 @@ def compress(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
         shapes=shapes, constant_inputs=constant_inputs, seed=seed, progress=progress,
     )  # fmt: skip
-    limit = math.inf if time_limit is None else time_limit
-    control = SearchControl(effort, limit, processes=workers, cluster=cluster, seed=seed)
+    control = _control(effort, time_limit, workers, cluster, seed)
     return compress_workspace(work, goals, recipe, control)
 
 
@@ -191,7 +190,7 @@ def prune(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
         shapes=shapes, constant_inputs=constant_inputs, progress=progress,
     )  # fmt: skip
-    return job(work)
+    return job(work).make()
 
 
 def drop_layers(
@@ -229,7 +228,7 @@ def drop_layers(
         source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
         shapes=shapes, constant_inputs=constant_inputs, progress=progress,
     )  # fmt: skip
-    return job(work)
+    return job(work).make()
 
 
 def plan(
@@ -245,35 +244,57 @@ def plan(
     max_drop: float | None = None,
     max_macs: str | float | None = None,
     max_memory: str | float | None = None,
+    fastest: bool = False,
     effort: Effort = "medium",
+    time_limit: float | None = None,
+    workers: int | None = None,
+    cluster: str = "",
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
     shapes: Shapes = None,
     constant_inputs: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Plan:
-    """Decide as `compress` does, without executing anything."""
-    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, False, max_macs, max_memory)
+    """Decide as `compress` does, by the same arguments; `apply` then gives what it would give."""
+    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory)
     work = _workspace(
-        source,
-        None,
-        None,
-        target=target,
-        data=data,
-        metric=metric,
-        shapes=shapes,
-        constant_inputs=constant_inputs,
-    )
-    return make_plan(work, goals, recipe, SearchControl(effort))
+        source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
+        shapes=shapes, constant_inputs=constant_inputs, seed=seed, progress=progress,
+    )  # fmt: skip
+    return make_plan(work, goals, recipe, _control(effort, time_limit, workers, cluster, seed))
 
 
 def apply(
-    source: Source, plan: Plan, *, data: Data = None, constant_inputs: bool = False
+    source: Source,
+    plan: Plan,
+    *,
+    data: Data = None,
+    metric: str | Callable[..., float] | None = None,
+    shapes: Shapes = None,
+    constant_inputs: bool = False,
+    seed: int = 0,
+    allow_drift: bool = False,
+    allow_fallback: bool = False,
 ) -> Compressed:
-    """Execute a plan. Raises InputError when the plan is for another model."""
-    return apply_plan(
-        _workspace(
-            source, None, None, target=plan.target, data=data, constant_inputs=constant_inputs
-        ),
-        plan,
-    )
+    """Execute a plan on the model and data that it was made for, with the same versions.
+
+    allow_drift: also on others; the notes tell the difference. allow_fallback: as in `lower`.
+    Raises InputError with the difference, and where the plan does not fit the model.
+    """
+    work = _workspace(
+        source, None, None, target=plan.target, data=data, metric=metric, shapes=shapes,
+        constant_inputs=constant_inputs, seed=seed,
+    )  # fmt: skip
+    work.allow_fallback = allow_fallback
+    return apply_plan(work, plan, allow_drift=allow_drift)
+
+
+def _control(
+    effort: Effort, time_limit: float | None, workers: int | None, cluster: str, seed: int
+) -> SearchControl:
+    limit = math.inf if time_limit is None else time_limit
+    return SearchControl(effort, limit, processes=workers, cluster=cluster, seed=seed)
 
 
 def inspect(

@@ -13,37 +13,21 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from lwqc import io
-from lwqc.allocate import allocate
-from lwqc.backends.memory import can_measure_memory
 from lwqc.backends.session import Session, tensor_types
-from lwqc.channels import decide
 from lwqc.compressed import Compressed
 from lwqc.data import Dataset, SizesDifferError, open_data
-from lwqc.data_free import without_data
-from lwqc.drop_layers import choose_branches
-from lwqc.errors import InputError, LwqcError
-from lwqc.execute import execute
+from lwqc.errors import LwqcError
 from lwqc.goals import Goals
 from lwqc.graph.float_slots import result_types
 from lwqc.graph.value_types import infer_types, with_own_sizes
-from lwqc.joint import joint, searches
 from lwqc.legal_sizes import legal_sizes
 from lwqc.measure import Metric, load_metric
-from lwqc.parallel_layers import choose_parallel
 from lwqc.passes.one_view import one_view
 from lwqc.plan import Plan
-from lwqc.recipe import Recipe, find
+from lwqc.recipe import Recipe
 from lwqc.search_control import SearchControl
 from lwqc.served import Sizes, as_sequence
-from lwqc.slice_streams import choose_slices
-from lwqc.structural import (
-    branch_job,
-    channel_job,
-    drop_options,
-    parallel_options,
-    prune_options,
-    slice_options,
-)
+from lwqc.strategy import decide
 from lwqc.workspace import Workspace, make_target
 
 _WEIGHT = 16  # numbers in a Constant node that count as a weight, as Paddle2ONNX writes them
@@ -155,52 +139,8 @@ def make_plan(
     recipe: Recipe | str = "auto",
     control: SearchControl | None = None,
 ) -> Plan:
-    """Decide what to do, without writing anything. Raises InputError."""
-    chosen, notes = _suited(work, goals, recipe)
-    goals = _promised(goals, chosen)
-    _check_searched(work, goals, chosen)
-    if searches(work, goals, chosen):
-        return joint(work, goals, chosen, control or SearchControl()).plan.noted(*notes)
-    if chosen.prune is not None:
-        plan = decide(work, prune_options(chosen)).plan
-    elif chosen.drop is not None:
-        plan = choose_branches(work, drop_options(chosen, goals)).plan
-    elif chosen.parallel is not None:
-        plan = choose_parallel(work, parallel_options(chosen)).plan
-    elif chosen.slice is not None:
-        plan = choose_slices(work, slice_options(chosen)).plan
-    else:
-        plan = allocate(work, goals, chosen)
-    return work.stamped(plan.noted(*notes))
-
-
-def _suited(work: Workspace, goals: Goals, recipe: Recipe | str) -> tuple[Recipe, tuple[str, ...]]:
-    """A recipe as it is, or without data what comes closest to it; and what was done instead."""
-    chosen = find(recipe) if isinstance(recipe, str) else recipe
-    if work.data.given:
-        return chosen, ()
-    suited, notes = without_data(chosen)
-    if searches(work, goals, suited):
-        notes = (*notes, "no data was given: candidates are compared on random inputs")
-    return suited, notes
-
-
-def _promised(goals: Goals, recipe: Recipe) -> Goals:
-    """The goals with the loss that such recipes allow where the user says nothing."""
-    return goals.promising() if recipe.allocator in ("auto", "knapsack", "bisect") else goals
-
-
-def _check_searched(work: Workspace, goals: Goals, recipe: Recipe) -> None:
-    """Budgets that only searches know. Raises InputError."""
-    budgets = {"--max-macs": goals.max_macs, "--max-memory": goals.max_memory}
-    asked = [name for name, amount in budgets.items() if amount is not None]
-    if asked and not searches(work, goals, recipe):
-        raise InputError(
-            f"{asked[0]} needs a search that removes channels or layers, of a model below 1 GB: "
-            "leave out --recipe or take evopress-joint, evopress-width or evopress-depth"
-        )
-    if goals.max_memory is not None and not (work.runs_here and can_measure_memory()):
-        raise InputError("--max-memory is measured on Linux for target cpu only")
+    """What `compress_workspace` would do, without writing anything. Raises InputError."""
+    return decide(work, goals, recipe, control).stamped
 
 
 def compress_workspace(
@@ -211,28 +151,5 @@ def compress_workspace(
     *,
     exact: bool = False,
 ) -> Compressed:
-    """Find a plan and execute it. Raises InputError.
-
-    exact: the recipe is done as it is or refused, also where it looks at data and none was given.
-    """
-    if exact and isinstance(recipe, Recipe):
-        return _compressed(work, goals, recipe, control)
-    chosen, notes = _suited(work, goals, recipe)
-    return _compressed(work, goals, chosen, control).noted(*notes)
-
-
-def _compressed(
-    work: Workspace, goals: Goals, chosen: Recipe, control: SearchControl | None
-) -> Compressed:
-    goals = _promised(goals, chosen)
-    if goals.max_latency is not None and not work.timed:
-        reason = work.target.unmeasured()
-        raise InputError(f"--max-latency: target {work.target.name} is not timed here: {reason}")
-    _check_searched(work, goals, chosen)
-    if searches(work, goals, chosen):
-        return joint(work, goals, chosen, control or SearchControl())
-    if chosen.prune is not None or chosen.slice is not None:
-        return channel_job(chosen, goals)(work)
-    if chosen.drop is not None or chosen.parallel is not None:
-        return branch_job(chosen, goals)(work)
-    return execute(work, goals, allocate(work, goals, chosen))
+    """Find a plan and execute it, see `lwqc.strategy.decide`. Raises InputError."""
+    return decide(work, goals, recipe, control, exact=exact).make()

@@ -59,8 +59,8 @@ class Compressed:
 
     @property
     def plan(self) -> Plan:
-        """What was done, with the digest of the model it was done to."""
-        return self.work.stamped(self.decisions)
+        """What was done, with what that depended on."""
+        return self.work.stamped(self.decisions, self.goals)
 
     @property
     def model(self) -> ir.Model:

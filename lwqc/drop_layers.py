@@ -134,7 +134,7 @@ def choose_branches(work: Workspace, options: DropOptions) -> DropDecision:
         for step in curve
         for name in step.branches
     )
-    plan = Plan(source=Source(), recipe=options.recipe, remove=removed)
+    plan = Plan(source=Source(), target=work.target.name, recipe=options.recipe, remove=removed)
     notes = _notes(options, count, len(chosen), len(curve), len(removed))
     return DropDecision(plan, tuple(curve), len(units), options.measure, notes)
 

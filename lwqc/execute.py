@@ -12,13 +12,13 @@ from lwqc.compressed import Compressed
 from lwqc.errors import InputError
 from lwqc.goals import Goals
 from lwqc.graph.sites import find_sites
+from lwqc.locks import differences, looks_at_data
 from lwqc.parallel_layers import parallel_planned
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.sparsify import Sparsify
 from lwqc.plan import Plan, Transforms
 from lwqc.prunable import calibration
 from lwqc.pruned_model import prune_model
-from lwqc.quant.methods import DATA_METHODS
 from lwqc.removed_branches import without_branches
 from lwqc.restored import restored
 from lwqc.sequential import quantize_in_sequence
@@ -27,31 +27,19 @@ from lwqc.transforms import transform, version
 from lwqc.workspace import Workspace
 
 
-def apply_plan(work: Workspace, plan: Plan, goals: Goals | None = None) -> Compressed:
-    """Execute a plan made earlier. Raises InputError when it is for another model."""
-    if plan.source.digest != work.source.digest:
-        raise InputError(
-            f"the plan is for {plan.source.name or 'another model'} "
-            f"({plan.source.digest[:12]}), not for {work.name} ({work.source.digest[:12]})"
-        )
-    if not work.data.given and _looks_at_data(plan):
+def apply_plan(work: Workspace, plan: Plan, *, allow_drift: bool = False) -> Compressed:
+    """Execute a plan made earlier.
+
+    allow_drift: also where the model, the data or versions are others than those of the plan; how
+    they differ is in the notes then. Raises InputError where they differ, see `lwqc.locks`, and
+    for a plan that needs data when there is none.
+    """
+    found = differences(plan, work.source, lambda: work.data_source)
+    if found and not allow_drift:
+        raise InputError(f"{'; '.join(found)}; --allow-drift replays the plan all the same")
+    if not work.data.given and looks_at_data(plan):
         raise InputError("the plan was made on data and looks at it again; give the same --data")
-    return execute(work, goals or Goals(), plan)
-
-
-def _looks_at_data(plan: Plan) -> bool:
-    if plan.prune is not None and plan.prune.calibration == "data":
-        compensated = plan.prune.compensate != "none" or plan.prune.batch_norm
-    else:
-        compensated = False
-    return (
-        compensated
-        or any(entry.calibration == "data" for entry in plan.slice)
-        or any(entry.compensate != "none" for entry in plan.remove)
-        or plan.sequential
-        or any(e.method == "sparsegpt" or e.refine for e in plan.sparse.values())
-        or any(e.method in DATA_METHODS for e in plan.quantize.values())
-    )
+    return execute(work, Goals(), plan).noted(*(f"replayed although {line}" for line in found))
 
 
 def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:

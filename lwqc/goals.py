@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from lwqc.errors import InputError
 
@@ -18,6 +18,9 @@ class Amount:
 
     value: float
     relative: bool
+
+    def __str__(self) -> str:
+        return f"{self.value:g} of the original" if self.relative else f"{self.value:.12g}"
 
     def resolve(self, original: float) -> float:
         """The bound in the original's unit."""
@@ -99,6 +102,12 @@ class Goals:
             )
 
     @property
+    def asked(self) -> dict[str, str]:
+        """What is bounded, for readers: sizes in bytes, times in milliseconds."""
+        shown = {f.name: _shown(getattr(self, f.name)) for f in fields(self)}
+        return {name: text for name, text in shown.items() if text}
+
+    @property
     def budgets(self) -> bool:
         """Whether something is bounded that costs, rather than the loss."""
         bounds = (
@@ -116,6 +125,13 @@ class Goals:
     def wants_size(self) -> bool:
         """Whether bytes were asked for, in any form."""
         return self.max_size is not None or self.avg_bits is not None
+
+
+def _shown(bound: Amount | float | None) -> str:
+    """A bound, or a wish, as text; "" where there is none."""
+    if isinstance(bound, bool):
+        return "yes" if bound else ""
+    return "" if bound is None else str(bound) if isinstance(bound, Amount) else f"{bound:g}"
 
 
 def parse_goals(

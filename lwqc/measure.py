@@ -17,7 +17,7 @@ from lwqc.backends.session import Loadable, Session, time_runs
 from lwqc.backends.settling import medians_known
 from lwqc.data import Dataset
 from lwqc.errors import InputError
-from lwqc.stats.divergence import Divergence, OutputMeter
+from lwqc.stats.divergence import Divergence, divergences
 from lwqc.user_code import load_callable
 
 NOISE = 1.05  # repeated timings of one model differ by this much
@@ -98,11 +98,8 @@ def compare(
     shared = [name for name in reference.outputs if name in known]
     if not shared:
         raise InputError(f"the models share no output: {reference.outputs} and {candidate.outputs}")
-    meter = OutputMeter()
-    for feeds in data:
-        a, b = reference(feeds), candidate(feeds)
-        meter.add({n: a[n] for n in shared}, {n: b[n] for n in shared})
-    return meter.result()
+    runs = ((reference(feeds), candidate(feeds)) for feeds in data)
+    return divergences(({n: a[n] for n in shared}, b) for a, b in runs)
 
 
 def worst_drop(divergence: Mapping[str, Divergence]) -> float:

@@ -95,7 +95,7 @@ def choose_parallel(work: Workspace, options: ParallelOptions) -> ParallelDecisi
     ablation = Ablation(gated.without, work.search_batches, options.measure)
     curve = tuple(_curve(_steps(work, options, pairs, count, ablation), ablation, options))
     chosen = tuple(ParallelPair(first=a, second=b) for a, b in (step.pair for step in curve))
-    plan = Plan(source=Source(), recipe=options.recipe, parallel=chosen)
+    plan = Plan(source=Source(), target=work.target.name, recipe=options.recipe, parallel=chosen)
     empty = plan.model_copy(update={"parallel": ()})
     short = ""
     if options.count is not None and len(chosen) < count:

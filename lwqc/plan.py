@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -17,11 +17,12 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
 from lwqc.errors import InputError
-from lwqc.quant.formats import WeightFormat
+from lwqc.quant.formats import PATTERN, WeightFormat
 from lwqc.quant.methods import Method
 from lwqc.quant.side import side_bytes
 from lwqc.saving import write_text
@@ -30,6 +31,7 @@ Format = Annotated[
     WeightFormat,
     BeforeValidator(lambda v: WeightFormat.parse(v) if isinstance(v, str) else v),
     PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": f"^(?:{PATTERN})$"}),
 ]
 
 
@@ -42,6 +44,20 @@ class Source(_Model):
 
     digest: str = ""
     name: str = ""
+
+
+class DataSource(_Model):
+    """The data that a plan was made on.
+
+    digest: sha256 of all feeds in their order. name: for readers. given: by the caller, rather than
+    random inputs because none was. feeds: how many. shapes: of the first feeds, by input.
+    """
+
+    digest: str
+    name: str = ""
+    given: bool = True
+    feeds: int = 0
+    shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
 
 
 class ActivationRange(_Model):
@@ -256,12 +272,18 @@ class Plan(_Model):
     kept_float: site name -> reason why it stays as it is. untransformed: the same for norms,
     layers and streams that no transform could reach. notes: what else was left undone or done
     otherwise than asked, a line each.
+    What it depends on: source, the model; data, None where that was not recorded; tools: package ->
+    version. budgets: goal -> what was asked for, for readers.
+    Version 1 had no data, tools and budgets; it is read as version 2 without them.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source: Source
+    data: DataSource | None = None
+    tools: dict[str, str] = Field(default_factory=dict)
     target: str = "cpu"
     recipe: str = ""
+    budgets: dict[str, str] = Field(default_factory=dict)
     restore: Restore | None = None
     clean: CleanUp | None = None
     remove: tuple[RemovedBranch, ...] = ()
@@ -284,6 +306,14 @@ class Plan(_Model):
     def noted(self, *notes: str) -> Plan:
         """The plan with more notes, each of them once."""
         return self.model_copy(update={"notes": tuple(dict.fromkeys((*self.notes, *notes)))})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_1(cls, given: Any) -> Any:
+        newer = {"data", "tools", "budgets"}
+        if isinstance(given, dict) and given.get("version") == 1 and not newer & given.keys():
+            return {**given, "version": 2}
+        return given
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -320,3 +350,12 @@ class Plan(_Model):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
             raise InputError(f"{path}: not a valid plan: {where}: {first['msg']}") from error
+
+
+def is_plan(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is written as a plan is: as JSON, which a model never begins like."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(64).lstrip()[:1] == b"{"
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal, Self
 
@@ -209,27 +210,46 @@ class Recipe(BaseModel):
         return self
 
 
+def _files() -> list[Traversable]:
+    """The files of the recipes that come with lwqc."""
+    folder = resources.files("lwqc") / "recipes"
+    return sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+
+
 @cache
 def named() -> dict[str, Recipe]:
     """All recipes that come with lwqc, by name."""
-    folder = resources.files("lwqc") / "recipes"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    recipes = [_parse(f.read_text(), f.name) for f in files]
+    recipes = [_parse(f.read_text(), f.name) for f in _files()]
     return {recipe.name: recipe for recipe in recipes}
+
+
+def source_text(name_or_path: str) -> str:
+    """The TOML of a recipe as it was written, comments included. Raises InputError."""
+    if name_or_path in named():
+        texts = (file.read_text() for file in _files())
+        return next(t for t in texts if _parse(t, "").name == name_or_path)
+    return _read(name_or_path)
 
 
 def find(name_or_path: str) -> Recipe:
     """A named recipe, or one from a TOML file. Raises InputError."""
     if name_or_path in named():
         return named()[name_or_path]
-    path = Path(name_or_path)
-    if path.suffix == ".toml":
-        try:
-            return _parse(path.read_text(), name_or_path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot read the recipe: {error.strerror}") from error
-    known = ", ".join(named())
-    raise InputError(f"recipe {name_or_path!r} is not known; expected a .toml file or {known}")
+    return _parse(_read(name_or_path), name_or_path)
+
+
+def _read(file: str) -> str:
+    """The text of a recipe in a file. Raises InputError."""
+    path = Path(file)
+    if path.suffix != ".toml":
+        known = ", ".join(named())
+        raise InputError(f"recipe {file!r} is not known; expected a .toml file or {known}")
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot read the recipe: not a text file") from error
 
 
 def uniform_recipe(

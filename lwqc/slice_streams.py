@@ -106,7 +106,12 @@ def choose_slices(work: Workspace, options: SliceOptions) -> SliceDecision:
         sliced = slice_planned(work.model, calibration(work, kind), slices, statistics_session)
         before, after = _timed(work, sliced, before, after)
     note = _refusal(before, after)
-    plan = Plan(source=Source(), recipe=options.recipe, slice=() if note else tuple(slices))
+    plan = Plan(
+        source=Source(),
+        target=work.target.name,
+        recipe=options.recipe,
+        slice=() if note else tuple(slices),
+    )
     return SliceDecision(plan, before, after, note, left)
 
 

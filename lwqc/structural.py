@@ -9,6 +9,7 @@ from typing import Any, get_args
 from lwqc.channels import decide
 from lwqc.compressed import Compressed, Decision
 from lwqc.data_free import without_data
+from lwqc.decided import Decided
 from lwqc.drop_layers import DropOptions, choose_branches
 from lwqc.errors import InputError
 from lwqc.execute import execute
@@ -111,9 +112,14 @@ def _check_names(options: type, job: str, changes: Mapping[str, Any]) -> None:
             raise InputError(f"{name}: {job} has no such option; it has {', '.join(fields)}")
 
 
-def _carried_out(work: Workspace, goals: Goals, decision: Decision) -> Compressed:
-    done = execute(work, goals, _for_target(work, decision.plan))
-    return dataclasses.replace(done, decision=decision)
+def _decided(work: Workspace, goals: Goals, decision: Decision) -> Decided:
+    plan = _for_target(work, decision.plan)
+    return Decided(
+        work,
+        goals,
+        plan,
+        lambda: dataclasses.replace(execute(work, goals, plan), decision=decision),
+    )
 
 
 def _for_target(work: Workspace, plan: Plan) -> Plan:
@@ -121,7 +127,7 @@ def _for_target(work: Workspace, plan: Plan) -> Plan:
     return with_profile(work, with_floats(work, plan), {})
 
 
-def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Compressed]:
+def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Decided]:
     """The job of a recipe for channels, its options checked before any work is done.
 
     Raises InputError for a recipe of another kind and for options that it does not have.
@@ -131,23 +137,25 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Works
             groups = changes.pop("overrides")
             raise InputError(f"{', '.join(groups)}: streams are narrowed alike; leave out --group")
         slicing = slice_options(recipe, **changes)
-        return lambda work: _carried_out(work, goals, choose_slices(work, slicing)).noted(
-            *_suited(recipe, work)[1]
+        return lambda work: _decided(work, goals, choose_slices(work, slicing)).noted(
+            *suited(recipe, work)[1]
         )
     prune_options(recipe, **changes)
 
-    def job(work: Workspace) -> Compressed:
-        suited, notes = _suited(recipe, work)
-        return prune_workspace(work, prune_options(suited, **changes), goals).noted(*notes)
+    def job(work: Workspace) -> Decided:
+        chosen, notes = suited(recipe, work)
+        done = prune_workspace(work, prune_options(chosen, **changes), goals)
+        return Decided.of(done).noted(*notes)
 
     return job
 
 
-def _suited(recipe: Recipe, work: Workspace) -> tuple[Recipe, tuple[str, ...]]:
+def suited(recipe: Recipe, work: Workspace) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe, or without data what comes closest to it; and what was done instead."""
     return (recipe, ()) if work.data.given else without_data(recipe)
 
 
-def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Compressed]:
+def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Decided]:
     """The job of a recipe for branches, its options checked before any work is done.
 
     Raises InputError for a recipe of another kind and for options that it does not have.
@@ -155,14 +163,14 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Worksp
     if recipe.parallel is not None:
         changes.pop("seed", None)  # which only chooses random branches
         merging = parallel_options(recipe, **changes)
-        return lambda work: _carried_out(work, goals, choose_parallel(work, merging))
+        return lambda work: _decided(work, goals, choose_parallel(work, merging))
     drop_options(recipe, goals, **changes)
 
-    def job(work: Workspace) -> Compressed:
-        suited, notes = _suited(recipe, work)
-        removing = drop_options(suited, goals, **changes)
-        done = _carried_out(work, goals, choose_branches(work, removing))
-        return done if "compensate" in changes else done.noted(*notes)
+    def job(work: Workspace) -> Decided:
+        chosen, notes = suited(recipe, work)
+        removing = drop_options(chosen, goals, **changes)
+        decided = _decided(work, goals, choose_branches(work, removing))
+        return decided if "compensate" in changes else decided.noted(*notes)
 
     return job
 

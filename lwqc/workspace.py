@@ -25,16 +25,18 @@ from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.cleanup import Cleaned
 from lwqc.data import Dataset
 from lwqc.errors import InputError, SessionError
+from lwqc.goals import Goals
 from lwqc.graph.cost import node_costs, total
 from lwqc.graph.shapes import shapes_at
 from lwqc.graph.sites import Site, SiteAnalysis, find_sites
+from lwqc.locks import data_source, tool_versions
 from lwqc.measure import Metric, compare, worst_drop
 from lwqc.passes.encoded_weights import EncodedWeights, Known
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
-from lwqc.plan import Floats, Plan, SiteEntry, Source
+from lwqc.plan import DataSource, Floats, Plan, SiteEntry, Source
 from lwqc.served import Served, Sizes, served_inputs
 from lwqc.site_grams import SiteGrams
-from lwqc.stats.divergence import Divergence, OutputMeter
+from lwqc.stats.divergence import Divergence, divergences
 from lwqc.stats.ranges import Range
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -202,9 +204,19 @@ class Workspace:
             return self.origin.source
         return Source(digest=io.model_digest(self.model), name=self.name)
 
-    def stamped(self, plan: Plan) -> Plan:
-        """The plan with the model's identity; while it is only executed it needs none."""
-        return plan.model_copy(update={"source": self.source})
+    @cached_property
+    def data_source(self) -> DataSource:
+        """Identity of the data."""
+        return self.origin.data_source if self.origin is not None else data_source(self.data)
+
+    def stamped(self, plan: Plan, goals: Goals | None = None) -> Plan:
+        """The plan with what it depends on; while it is only executed it needs nothing of that.
+
+        goals: what it was made for; where they bound nothing, what the plan says stays.
+        """
+        depends = {"source": self.source, "data": self.data_source, "tools": tool_versions()}
+        asked = goals.asked if goals is not None else {}
+        return plan.model_copy(update={**depends, "budgets": asked or plan.budgets})
 
     @cached_property
     def reference(self) -> Session:
@@ -313,10 +325,8 @@ class Workspace:
 
     def compared(self, session: Session) -> dict[str, Divergence]:
         """Comparison with the original on the search batches."""
-        meter = OutputMeter()
-        for feeds, reference in zip(self.search_batches, self._search_references, strict=True):
-            meter.add(reference, session(feeds))
-        return meter.result()
+        known = zip(self.search_batches, self._search_references, strict=True)
+        return divergences((reference, session(feeds)) for feeds, reference in known)
 
     def evaluate(self, plan: Plan) -> tuple[Candidate, Session]:
         """Lower a plan, load it and measure its loss."""

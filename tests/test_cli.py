@@ -126,7 +126,7 @@ def test_a_plan_is_refused_by_another_model(run, tmp_path, linear):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "not a valid plan"), ('{"version": 2}', "version"), ("\xff", "plan")],
+    [("{", "not a valid plan"), ('{"version": 3}', "version"), ("\xff", "plan")],
 )
 def test_broken_plans_are_refused(run, tmp_path, content, words):
     plan = tmp_path / "plan.json"

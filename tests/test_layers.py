@@ -11,11 +11,13 @@ ROOT = Path(lwqc.__file__).parent
 # From the top down; modules on one line may import each other.
 LAYERS = [
     {"__init__", "cli", "demo"},
-    {"api", "report.blame", "report.inspection", "report.terminal"},
+    {"api", "report.blame", "report.inspection", "report.terminal"}
+    | {"report.plan_text", "report.plan_diff", "schemas"},
     {"compress", "inspection", "lower"},
+    {"strategy"},
     {"structural", "joint", "whole_search"},
     {"search_overhead", "search_times", "search_memory", "search_scores"},
-    {"execute"},
+    {"execute", "decided"},
     {"compressed"},
     {"branch_reports", "allocate", "branch_diagnostics"},
     {"fastest"},
@@ -52,7 +54,7 @@ LAYERS = [
     {"trial_model", "search_log", "search_pace"},
     {"saved_check"},
     {"cleaned", "workspace", "site_grams", "data_free", "recipe", "goals", "cleanup"},
-    {"served", "timing_cache", "legal_sizes"},
+    {"served", "timing_cache", "legal_sizes", "locks"},
     {"measure"},
     {"backends"},
     {"passes", "search"},
@@ -63,7 +65,7 @@ LAYERS = [
     | {"kept_parts", "normal_form"},
     {"quant", "graph"},
     {"user_code"},
-    {"errors", "recipes"},
+    {"errors", "recipes", "version"},
 ]
 
 

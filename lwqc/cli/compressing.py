@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lwqc.cli.options import (
+    AllowDrift,
     AllowFallback,
     BitsOption,
     BranchCompensateOption,
@@ -38,6 +39,7 @@ from lwqc.cli.options import (
     Output,
     ParetoOption,
     PlanOut,
+    QuantizeOption,
     RatioOption,
     RecipeOption,
     ResizableOption,
@@ -77,9 +79,7 @@ def compress(
     data: DataOption = None,
     metric: MetricOption = None,
     recipe: RecipeOption = "auto",
-    quantize: Annotated[
-        bool, typer.Option("--quantize/--no-quantize", help="or only clean the graph up")
-    ] = True,
+    quantize: QuantizeOption = True,
     max_size: SizeOption = None,
     max_latency: LatencyOption = None,
     max_macs: MacsOption = None,
@@ -104,14 +104,10 @@ def compress(
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
     from lwqc.compress import compress_workspace
-    from lwqc.joint import pareto as pareto_models
-    from lwqc.recipe import find
+    from lwqc.strategy import row
 
     if not quantize:
-        budgets = (max_size, avg_bits, max_macs, max_memory)
-        if recipe != "auto" or any(b is not None for b in budgets):
-            raise InputError("--no-quantize only cleans up: leave out --recipe and budgets")
-        recipe = "clean"
+        recipe = _only_clean(recipe, max_size, avg_bits, max_macs, max_memory)
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     with opened(
         model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
@@ -120,7 +116,7 @@ def compress(
             max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
         )
         if pareto is not None:
-            finish_row(pareto_models(work, goals, find(recipe), control, pareto), output, as_json)
+            finish_row(row(work, goals, recipe, control, pareto), output, as_json)
             return
         finish(
             compress_workspace(work, goals, recipe, control),
@@ -131,6 +127,13 @@ def compress(
             details,
             as_json,
         )
+
+
+def _only_clean(recipe: str, *budgets: object) -> str:
+    """The recipe of `--no-quantize`. Raises InputError where something else is asked for too."""
+    if recipe != "auto" or any(budget is not None for budget in budgets):
+        raise InputError("--no-quantize only cleans up: leave out --recipe and budgets")
+    return "clean"
 
 
 @app.command()
@@ -249,7 +252,7 @@ def prune(
         model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
     ) as work:
         work.skip_checks = not verify
-        finish(job(work), output, plan_out, external, verify, details, as_json)
+        finish(job(work).make(), output, plan_out, external, verify, details, as_json)
 
 
 @app.command()
@@ -308,7 +311,7 @@ def drop(
         model, target, data, metric, shape, seed, output, plan_out, constant_inputs=constant_inputs
     ) as work:
         work.skip_checks = not verify
-        finish(job(work), output, plan_out, external, verify, details, as_json)
+        finish(job(work).make(), output, plan_out, external, verify, details, as_json)
 
 
 def _amount(text: str | None) -> dict[str, Any]:
@@ -352,12 +355,28 @@ def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
 
 @app.command()
 def plan(
-    model: Model,
-    output: Output,
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="ONNX model, or with --text a plan", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="where to write the plan")
+    ] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="print the plan, made now or read, for a reader")
+    ] = False,
+    diff: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--diff", metavar="PLAN PLAN", help="print how two plans differ"),
+    ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="print the JSON Schema of plans")
+    ] = False,
     target: Target = "cpu",
     data: DataOption = None,
     metric: MetricOption = None,
     recipe: RecipeOption = "auto",
+    quantize: QuantizeOption = True,
     max_size: SizeOption = None,
     max_latency: LatencyOption = None,
     max_macs: MacsOption = None,
@@ -375,19 +394,38 @@ def plan(
     constant_inputs: ConstantInputs = False,
     debug: DebugOption = False,
 ) -> None:
-    """Decide as `compress` does, and write only the plan."""
+    """Decide as `compress` does, and write only the plan; or show plans."""
+    from lwqc.cli.plans import print_diff, print_plan, print_schema, read_plan
     from lwqc.compress import make_plan
 
-    control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
-    with opened(
-        model, target, data, metric, shape, seed, output, constant_inputs=constant_inputs
-    ) as work:
-        goals = parse_goals(
-            max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
-        )
-        made = make_plan(work, goals, recipe, control)
-        made.save(output)
-        errors_console().print(f"{output}: {_planned(made, len(work.sites))}")
+    if schema:
+        print_schema("plan")
+    elif diff is not None:
+        print_diff(*diff)
+    elif model is None:
+        raise InputError("give a model to plan for, a plan with --text, or two plans with --diff")
+    elif text and (read := read_plan(model)) is not None:
+        print_plan(read)
+    elif output is None and not text:
+        raise InputError("-o says where the plan goes; --text prints it")
+    elif output is None and resume:
+        raise InputError("--resume goes on from OUTPUT.search: give -o")
+    else:
+        if not quantize:
+            recipe = _only_clean(recipe, max_size, avg_bits, max_macs, max_memory)
+        control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
+        with opened(
+            model, target, data, metric, shape, seed, output, constant_inputs=constant_inputs
+        ) as work:
+            goals = parse_goals(
+                max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
+            )
+            made = make_plan(work, goals, recipe, control)
+            if output is not None:
+                made.save(output)
+                errors_console().print(f"{output}: {_planned(made, len(work.sites))}")
+            if text:
+                print_plan(made)
 
 
 def _planned(made: Plan, sites: int) -> str:
@@ -471,6 +509,8 @@ def apply_command(
     external: External = None,
     verify: Verify = True,
     seed: Seed = 0,
+    allow_drift: AllowDrift = False,
+    allow_fallback: AllowFallback = False,
     details: Details = False,
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
@@ -484,4 +524,6 @@ def apply_command(
     with opened(
         model, read.target, data, metric, shape, seed, output, constant_inputs=constant_inputs
     ) as work:
-        finish(apply_plan(work, read), output, None, external, verify, details, as_json)
+        work.allow_fallback = allow_fallback
+        done = apply_plan(work, read, allow_drift=allow_drift)
+        finish(done, output, None, external, verify, details, as_json)

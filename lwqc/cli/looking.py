@@ -245,20 +245,34 @@ def convert(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="show this one in full")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="show this one in full; a name or a .toml file")
+    ] = None,
+    toml: Annotated[
+        bool,
+        typer.Option("--toml", help="as a file that --recipe takes, comments included"),
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="print the JSON Schema of recipes")
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """List the named recipes."""
+    """List the named recipes, or show one."""
     from rich.console import Console
 
-    from lwqc.recipe import named
+    from lwqc.cli.plans import print_schema
+    from lwqc.recipe import find, named, source_text
 
-    known = named()
-    if name is not None and name not in known:
-        raise InputError(f"recipe {name!r} is not known; expected one of {', '.join(known)}")
-    chosen = [known[name]] if name else list(known.values())
-    if as_json or name:
+    if schema:
+        print_schema("recipe")
+        return
+    if toml and name is None:
+        raise InputError("--toml prints one recipe: give its name")
+    chosen = [find(name)] if name else list(named().values())
+    if toml and name:
+        print(source_text(name), end="")
+    elif as_json or name:
         print(json.dumps([r.model_dump(mode="json") for r in chosen], indent=1))
     else:
         for recipe in chosen:

@@ -51,6 +51,9 @@ DropOption = Annotated[
     float | None,
     typer.Option("--max-drop", help="allowed loss: of the metric, else of the outputs"),
 ]
+QuantizeOption = Annotated[
+    bool, typer.Option("--quantize/--no-quantize", help="or only clean the graph up")
+]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="name or .toml; see `lwqc recipes`")]
 External = Annotated[
     bool | None,
@@ -111,6 +114,10 @@ LossOption = Annotated[
 ]
 AllowFallback = Annotated[
     bool, typer.Option("--allow-fallback", help="accept nodes that run elsewhere; they are listed")
+]
+AllowDrift = Annotated[
+    bool,
+    typer.Option("--allow-drift", help="also with another model, other data or other versions"),
 ]
 EffortOption = Annotated[str, typer.Option(help="of a search: low, medium or high")]
 TimeLimitOption = Annotated[

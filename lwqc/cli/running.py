@@ -112,7 +112,7 @@ def _parse_dims(text: str) -> dict[str, int]:
 
 
 def parse_control(
-    output: Path,
+    output: Path | None,
     effort: str,
     time_limit: float | None,
     workers: int | None,
@@ -126,7 +126,7 @@ def parse_control(
     return SearchControl(
         effort=effort,  # type: ignore[arg-type]
         time_limit_s=math.inf if time_limit is None else time_limit,
-        log=output.with_name(f"{output.name}.search"),
+        log=None if output is None else output.with_name(f"{output.name}.search"),
         resume=resume,
         processes=workers,
         cluster=cluster,

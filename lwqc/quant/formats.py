@@ -14,7 +14,8 @@ BITS = (2, 3, 4, 7, 8)
 _STORED_IN = {3: 4, 7: 8}
 BLOCKS = (16, 32, 64, 128, 256)
 SCALE_BYTES: dict[ScaleType, int] = {"float32": 4, "float16": 2}
-_NAME = re.compile(r"(?:w(\d)|(nf4|fp4|fp8))(?:b(\d+)|c)(a?)(p?)(h?)")
+PATTERN = r"(?:w(\d)|(nf4|fp4|fp8))(?:b(\d+)|c)(a?)(p?)(h?)"  # of a format's name
+_NAME = re.compile(PATTERN)
 # The code of 0 in the float formats; see `codebook`.
 _FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0, "fp8": 0}
 

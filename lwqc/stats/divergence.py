@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,21 +129,20 @@ class DivergenceMeter:
         )
 
 
-class OutputMeter:
-    """A `DivergenceMeter` per output of a model."""
+def divergences(
+    runs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]],
+) -> dict[str, Divergence]:
+    """Divergence by output name, over runs of two models on the same inputs.
 
-    def __init__(self) -> None:
-        self._meters: dict[str, DivergenceMeter] = {}
-
-    def add(self, reference: Mapping[str, Array], value: Mapping[str, Array]) -> None:
-        """Add the outputs of one run of both models; outputs are matched by name."""
+    runs: outputs of the reference and of the other model. Outputs are matched by name; those that
+    only one of them has are left out.
+    """
+    meters: dict[str, DivergenceMeter] = {}
+    for reference, value in runs:
         for name, found in reference.items():
             if name in value:
-                self._meters.setdefault(name, DivergenceMeter()).add(found, value[name])
-
-    def result(self) -> dict[str, Divergence]:
-        """Divergence by output name."""
-        return {name: meter.result() for name, meter in self._meters.items()}
+                meters.setdefault(name, DivergenceMeter()).add(found, value[name])
+    return {name: meter.result() for name, meter in meters.items()}
 
 
 def _cosine(a: Array, b: Array) -> Array:

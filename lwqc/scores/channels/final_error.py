@@ -17,7 +17,7 @@ from lwqc.graph.linear_operand import Matrix, Operand
 from lwqc.graph.names import own_values, scopes
 from lwqc.graph.weights import ReadArray, stored_tensor
 from lwqc.stats.collector import Array, Feeds, RunnerFactory
-from lwqc.stats.divergence import OutputMeter
+from lwqc.stats.divergence import divergences
 
 Replaced = Mapping[Operand, Matrix]
 DAMP = 0.01  # of the mean of the Gram's diagonal
@@ -51,11 +51,12 @@ class FinalError:
 
     def __call__(self, replaced: Replaced) -> float:
         """Error with other matrices [out, features] in some layers."""
-        meter = OutputMeter()
         trial = self._trial(replaced)
-        for feeds, reference in zip(self._batches, self._references, strict=True):
-            meter.add(reference, self._run({**feeds, **trial}))
-        return max((d.error for d in meter.result().values()), default=0.0)
+        found = divergences(
+            (reference, self._run({**feeds, **trial}))
+            for feeds, reference in zip(self._batches, self._references, strict=True)
+        )
+        return max((d.error for d in found.values()), default=0.0)
 
     def loss(self, replaced: Replaced, loss: Loss) -> float:
         """Mean over the batches of a loss(outputs, feeds)."""

@@ -1,0 +1,3 @@
+"""The version of lwqc."""
+
+VERSION = "0.1.0"
