@@ -59,10 +59,10 @@ def observed(model: Path, bins: int, folder: str) -> Any:
 
 
 def ours(model: Path, count: int, method: str, names: list[str]) -> dict[str, tuple[float, float]]:
-    from lwqc import io
-    from lwqc.backends.session import statistics_session
-    from lwqc.stats.entropy import entropy_limits
-    from lwqc.stats.ranges import ranges
+    from lwqc.model import io
+    from lwqc.runtime.session import statistics_session
+    from lwqc.runtime.stats.entropy import entropy_limits
+    from lwqc.runtime.stats.ranges import ranges
 
     chosen = partial(entropy_limits, bins=128) if method == "entropy-128" else method
     found = ranges(io.load(model), names, Images(count), statistics_session, chosen)
@@ -87,8 +87,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """One measurement, in this process."""
     import onnxruntime  # noqa: F401 - imports are not calibration
 
-    import lwqc.backends.session
-    import lwqc.stats.ranges  # noqa: F401
+    import lwqc.runtime.session
+    import lwqc.runtime.stats.ranges  # noqa: F401
 
     model = Path(job["model"])
     with tempfile.TemporaryDirectory() as folder:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from decoder import HIDDEN, LWQC, VOCABULARY, build, run
 
-from lwqc import io
+from lwqc.compile.site_grams import SiteGrams
 from lwqc.graph.sites import find_sites
-from lwqc.site_grams import SiteGrams
+from lwqc.model import io
 
 SAMPLES, TOKENS, ROUNDS = 64, 128, 1
 METHODS = {

@@ -26,16 +26,16 @@ import onnx
 
 from benchmarks import gpu_models
 from benchmarks.gpu_models import FULL, SMALL, Sizes
-from lwqc import io
-from lwqc.backends.session import VERSION, Session, SessionSettings
-from lwqc.compress import open_workspace
-from lwqc.device_bench import device_settings, off_device, without_graph
-from lwqc.execute import execute
-from lwqc.float_plan import with_floats
-from lwqc.goals import Goals
-from lwqc.lower import lower_plan
-from lwqc.planning import uniform
-from lwqc.workspace import make_target
+from lwqc.backends.device_bench import device_settings, off_device, without_graph
+from lwqc.compile.execute import execute
+from lwqc.compile.workspace import make_target
+from lwqc.decide.compress import open_workspace
+from lwqc.decide.float_plan import with_floats
+from lwqc.decide.lower import lower_plan
+from lwqc.decide.planning import uniform
+from lwqc.model import io
+from lwqc.plans.goals import Goals
+from lwqc.runtime.session import VERSION, Session, SessionSettings
 
 Feeds = Mapping[str, Any]
 RUNS = 30

@@ -29,17 +29,17 @@ from typing import Any
 
 import numpy as np
 
-from lwqc.backends.session import Session, time_runs
-from lwqc.compress import open_workspace
-from lwqc.drop_layers import DropOptions, choose_branches, gated_session
-from lwqc.gated_model import GatedModel
+from lwqc.compile.gated_model import GatedModel
+from lwqc.compile.steps.removed_branches import remove_planned, without_branches
+from lwqc.compile.workspace import Workspace
+from lwqc.decide.allocators.greedy import greedy
+from lwqc.decide.compress import open_workspace
+from lwqc.decide.drop_layers import DropOptions, choose_branches, gated_session
+from lwqc.decide.explain.inspection import inspect_model
+from lwqc.decide.scores.branches.ablation import Ablation
 from lwqc.graph.branch_kinds import branch_tree
-from lwqc.inspection import inspect_model
-from lwqc.plan import RemovedBranch
-from lwqc.removed_branches import remove_planned, without_branches
-from lwqc.scores.branches.ablation import Ablation
-from lwqc.search.greedy import greedy
-from lwqc.workspace import Workspace
+from lwqc.plans.plan import RemovedBranch
+from lwqc.runtime.session import Session, time_runs
 
 ROOT = Path(__file__).parents[1]
 GLYPHS = ("models.glyphs:calibration", "models.glyphs:accuracy", "js")

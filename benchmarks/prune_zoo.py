@@ -29,16 +29,17 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from lwqc.backends.session import Session
-from lwqc.channels import decide
-from lwqc.compress import open_workspace
-from lwqc.execute import execute
-from lwqc.goals import Goals
+from lwqc.compile.execute import execute
+from lwqc.compile.prunable import Prunable
+from lwqc.decide.channels import decide
+from lwqc.decide.compress import open_workspace
+from lwqc.decide.prune_options import PruneOptions
 from lwqc.graph.cost import node_costs, total
 from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.linear_operand import Operand, linear_operand
 from lwqc.graph.shapes import declared_shapes, shapes_at
-from lwqc.prunable import Prunable, PruneOptions
+from lwqc.plans.goals import Goals
+from lwqc.runtime.session import Session
 from tests.oracles import Oracle, half
 from tests.zoo.materialize import materialize, sample_inputs
 

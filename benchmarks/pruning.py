@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lwqc.backends.session import Session
-from lwqc.channels import decide
-from lwqc.compress import open_workspace
-from lwqc.execute import execute
-from lwqc.goals import Goals
-from lwqc.structural import prune_options, pruning_recipe
+from lwqc.compile.execute import execute
+from lwqc.decide.channels import decide
+from lwqc.decide.compress import open_workspace
+from lwqc.decide.structural import prune_options, pruning_recipe
+from lwqc.plans.goals import Goals
+from lwqc.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 Feeds = dict[str, np.ndarray]

@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lwqc.backends.session import Session, time_runs
-from lwqc.channels import decide
-from lwqc.compress import open_workspace
-from lwqc.execute import execute
-from lwqc.goals import Goals
-from lwqc.prunable import PruneOptions
+from lwqc.compile.execute import execute
+from lwqc.decide.channels import decide
+from lwqc.decide.compress import open_workspace
+from lwqc.decide.prune_options import PruneOptions
+from lwqc.plans.goals import Goals
+from lwqc.runtime.session import Session, time_runs
 from tests.zoo.materialize import materialize, sample_inputs
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,8 +27,8 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, qu
 
 from benchmarks.door import processor
 from benchmarks.real_data import MODELS, Feeds, RealModel, unpack
-from lwqc.backends.session import as_array
-from lwqc.stats.divergence import OutputMeter
+from lwqc.runtime.session import as_array
+from lwqc.runtime.stats.divergence import OutputMeter
 
 ort.set_default_logger_severity(4)
 _TOP = 10

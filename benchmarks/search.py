@@ -25,18 +25,18 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lwqc.backends.session import Session
-from lwqc.compress import compress_workspace, open_workspace
+from lwqc.compile.execute import execute
+from lwqc.compile.workspace import Workspace
+from lwqc.decide.allocators.evolutionary import mutated
+from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.search.control import SearchControl
+from lwqc.decide.search.items import search_model
+from lwqc.decide.search.joint_plan import planned
+from lwqc.decide.search.start import starts
+from lwqc.decide.search.trial_model import TrialModel
 from lwqc.errors import InputError
-from lwqc.execute import execute
-from lwqc.goals import Amount, Goals
-from lwqc.joint_plan import planned
-from lwqc.search.evolutionary import mutated
-from lwqc.search_control import SearchControl
-from lwqc.search_items import search_model
-from lwqc.search_start import starts
-from lwqc.trial_model import TrialModel
-from lwqc.workspace import Workspace
+from lwqc.plans.goals import Amount, Goals
+from lwqc.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]

@@ -32,15 +32,15 @@ import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader
 from onnxruntime.quantization import matmul_nbits_quantizer as peer
 
-from lwqc import io
-from lwqc.backends.session import Session
-from lwqc.compress import compress_workspace, open_workspace
-from lwqc.goals import Amount, Goals
-from lwqc.measure import compare
-from lwqc.plan import Plan
+from lwqc.compile.workspace import Workspace
+from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.model import io
+from lwqc.plans.goals import Amount, Goals
+from lwqc.plans.plan import Plan
+from lwqc.plans.recipe import Recipe, find, uniform_recipe
 from lwqc.quant.output_error import output_error
-from lwqc.recipe import Recipe, find, uniform_recipe
-from lwqc.workspace import Workspace
+from lwqc.runtime.measure import compare
+from lwqc.runtime.session import Session
 
 ROOT = Path(__file__).parents[1]
 GLYPHS = ("models.glyphs:calibration", "models.glyphs:accuracy")

@@ -5,12 +5,10 @@ Public names are loaded when they are first asked for: importing the package cos
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lwqc.version import VERSION
+from lwqc.plans.version import VERSION
 
 if TYPE_CHECKING:
     from lwqc.api import (
@@ -25,12 +23,12 @@ if TYPE_CHECKING:
         quantize,
         verify,
     )
-    from lwqc.compressed import Compressed
+    from lwqc.compile.compressed import Compressed
+    from lwqc.compile.saved_check import save
     from lwqc.errors import ConstraintError, InputError, LwqcError
-    from lwqc.io import load
-    from lwqc.plan import Plan
-    from lwqc.recipe import Recipe
-    from lwqc.saved_check import save
+    from lwqc.model.io import load
+    from lwqc.plans.plan import Plan
+    from lwqc.plans.recipe import Recipe
 
 
 __version__ = VERSION
@@ -58,29 +56,15 @@ __all__ = [
 
 # Where the names come from that `lwqc.api` does not hold.
 _HOMES = {
-    "Compressed": "lwqc.compressed",
+    "Compressed": "lwqc.compile.compressed",
     "ConstraintError": "lwqc.errors",
     "InputError": "lwqc.errors",
     "LwqcError": "lwqc.errors",
-    "Plan": "lwqc.plan",
-    "Recipe": "lwqc.recipe",
-    "load": "lwqc.io",
-    "save": "lwqc.saved_check",
+    "Plan": "lwqc.plans.plan",
+    "Recipe": "lwqc.plans.recipe",
+    "load": "lwqc.model.io",
+    "save": "lwqc.compile.saved_check",
 }
-
-
-class _Package(ModuleType):
-    """The package, whose public names win over its modules of the same name.
-
-    Whoever imports `lwqc.plan` has the import system bind that module here, over the function.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 if not TYPE_CHECKING:  # or it would stand for every name there is not

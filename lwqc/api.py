@@ -10,28 +10,28 @@ from typing import Any, Literal
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc import io
-from lwqc.backends.session import Session
-from lwqc.compress import Progress, compress_workspace, make_plan, open_workspace
-from lwqc.compressed import Compressed
-from lwqc.errors import InputError
-from lwqc.execute import apply_plan, execute
-from lwqc.goals import CONVERSION_DROP, Goals, parse_goals
-from lwqc.inspection import Inspection, inspect_model
-from lwqc.lower import lower_plan
-from lwqc.measure import Latency, latencies
-from lwqc.plan import Plan
-from lwqc.recipe import Recipe, uniform_recipe
-from lwqc.search_control import Effort, SearchControl
-from lwqc.served import Sizes
-from lwqc.stats.divergence import Divergence
-from lwqc.structural import (
+from lwqc.compile.compressed import Compressed
+from lwqc.compile.execute import apply_plan, execute
+from lwqc.compile.workspace import Workspace
+from lwqc.decide.compress import Progress, compress_workspace, make_plan, open_workspace
+from lwqc.decide.explain.inspection import Inspection, inspect_model
+from lwqc.decide.lower import lower_plan
+from lwqc.decide.search.control import Effort, SearchControl
+from lwqc.decide.structural import (
     branch_job,
     channel_job,
     dropping_recipe,
     pruning_recipe,
 )
-from lwqc.workspace import Workspace
+from lwqc.errors import InputError
+from lwqc.model import io
+from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
+from lwqc.plans.plan import Plan
+from lwqc.plans.recipe import Recipe, uniform_recipe
+from lwqc.runtime.measure import Latency, latencies
+from lwqc.runtime.served import Sizes
+from lwqc.runtime.session import Session
+from lwqc.runtime.stats.divergence import Divergence
 
 Data = str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None
 Shapes = Sizes | Sequence[Sizes] | None
@@ -75,7 +75,7 @@ def compress(
         what the outputs lose, see `Divergence.drop`; without a budget the smallest model within
         it is made, or with `fastest` the fastest.
     effort, time_limit (seconds), workers, cluster: of the search under a budget, see
-        `lwqc.search_control.SearchControl`.
+        `lwqc.decide.search.control.SearchControl`.
     shapes: sizes of dynamic dimensions that the model will serve, one set or several.
     constant_inputs: inputs with a default value, which callers may override, are constants.
 
@@ -176,8 +176,9 @@ def prune(
 
     ratio: share of the multiply-accumulates that goes, or of what `by` says. recipe: one that
     prunes; `obspa` by default, `obspa-datafree` without data. groups: share by group name or
-    pattern, as `inspect` lists them. options: other fields of `lwqc.prunable.PruneOptions`
-    (`score`, `scope`, `by`, `round_to`, `compensate`, ...). The rest as in `compress`.
+    pattern, as `inspect` lists them. options: other fields of
+    `lwqc.decide.prune_options.PruneOptions` (`score`, `scope`, `by`, `round_to`, `compensate`,
+    ...). The rest as in `compress`.
     """
     chosen = pruning_recipe(recipe, has_data=data is not None)
     if ratio is not None:
@@ -215,8 +216,8 @@ def drop_layers(
 
     branches: how many (an int), or a share of them (a float up to 1). recipe: one that removes
     branches; `ablation-refit` by default, `finercut` without data. options: other fields of
-    `lwqc.drop_layers.DropOptions` (`kind`, `score`, `measure`, `compensate`, `keep_signature`,
-    ...). The rest as in `compress`.
+    `lwqc.decide.drop_layers.DropOptions` (`kind`, `score`, `measure`, `compensate`,
+    `keep_signature`, ...). The rest as in `compress`.
     """
     if branches is not None:
         if "count" in options or "share" in options:

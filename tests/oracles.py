@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.backends.session import Session, SessionSettings
 from lwqc.graph.axes import Factor
 from lwqc.graph.axis_analysis import AxisAnalysis
 from lwqc.graph.groups import Group, Groups, find_groups
@@ -24,11 +23,12 @@ from lwqc.graph.rules import RULES
 from lwqc.graph.rules.context import Rules
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.weights import is_float, stored_tensor
-from lwqc.passes.edit import add_initializer
+from lwqc.model.edit import add_initializer
+from lwqc.model.weights import is_float, stored_tensor
 from lwqc.passes.permute_channels import Reordering, order_of
 from lwqc.passes.prune_channels import empties, prune_channels, remove_unused
 from lwqc.passes.strided_reshape import strided_to_reshape
+from lwqc.runtime.session import Session, SessionSettings
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]

@@ -12,11 +12,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from lwqc.backends.session import Session, SessionSettings
 from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.rules import RULES
 from lwqc.graph.rules.context import Rules
 from lwqc.graph.sampled import Sampled
+from lwqc.runtime.session import Session, SessionSettings
 
 Array = NDArray[Any]
 

@@ -3,7 +3,7 @@ import onnx_ir as ir
 import pytest
 
 import lwqc
-from lwqc.measure import Metric
+from lwqc.runtime.measure import Metric
 from tests.build import model, normal
 
 

@@ -20,22 +20,22 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 import lwqc
-from lwqc import io
-from lwqc.backends.session import Session, SessionSettings
-from lwqc.compress import open_workspace
+from lwqc.compile.execute import execute
+from lwqc.compile.steps.restored import restored
+from lwqc.decide.compress import open_workspace
+from lwqc.decide.float_plan import with_floats
+from lwqc.decide.lower import lower_plan
+from lwqc.decide.planning import calibrate, uniform
 from lwqc.errors import InputError
-from lwqc.execute import execute
-from lwqc.float_plan import with_floats
-from lwqc.goals import Goals
 from lwqc.graph.sites import MIN_WEIGHTS
-from lwqc.lower import lower_plan
+from lwqc.model import io
 from lwqc.passes.restore_floats import RestoreFloats
-from lwqc.plan import Restore
-from lwqc.planning import calibrate, uniform
+from lwqc.plans.goals import Goals
+from lwqc.plans.plan import Restore
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.range_search import encode
 from lwqc.quant.stored_codes import rescaled, with_positive_scales
-from lwqc.restored import restored
+from lwqc.runtime.session import Session, SessionSettings
 from tests.build import model, normal
 from tests.processor import NATIVE
 

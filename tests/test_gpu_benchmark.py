@@ -7,7 +7,7 @@ import pytest
 from benchmarks import gpu, gpu_models
 from benchmarks.gpu_models import SMALL
 from lwqc.backends import devices
-from lwqc.backends.session import Session
+from lwqc.runtime.session import Session
 
 
 @pytest.mark.skipif(

@@ -1,108 +1,73 @@
-"""Imports point downward only: see the layer list in docs/index.md."""
+"""Imports point downward only, between packages and between the files of one."""
 
 import ast
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 import lwqc
 
 ROOT = Path(lwqc.__file__).parent
-# From the top down; modules on one line may import each other.
-LAYERS = [
-    {"__init__", "cli", "demo"},
-    {"api", "report.blame", "report.inspection", "report.terminal"}
-    | {"report.plan_text", "report.plan_diff", "schemas"},
-    {"compress", "inspection", "lower"},
-    {"strategy"},
-    {"structural", "joint", "whole_search"},
-    {"search_overhead", "search_times", "search_memory", "search_scores"},
-    {"execute", "decided"},
-    {"compressed"},
-    {"branch_reports", "allocate", "branch_diagnostics"},
-    {"fastest"},
-    {"safest"},
-    {"importance", "mixed", "planning", "report.result"}
-    | {
-        "blame",
-        "float_plan",
-        "idle_branches",
-        "sparse_plan",
-        "device_bench",
-        "profiles",
-        "restored",
-        "drop_layers",
-        "gated_model",
-        "parallel_layers",
-        "reconstruct",
-        "sequential",
-        "slice_streams",
-        "transforms",
-        "batch_norm",
-        "channels",
-        "channel_ranking",
-        "prunable",
-        "pruned_model",
-        "removed_branches",
-        "joint_plan",
-        "search_items",
-        "trial_spec",
-    },
-    {"timing"},
-    {"search_start", "search_workers", "search_control"},
-    {"search_space"},
-    {"trial_model", "search_log", "search_pace"},
-    {"saved_check"},
-    {"cleaned", "workspace", "site_grams", "data_free", "recipe", "goals", "cleanup"},
-    {"served", "timing_cache", "legal_sizes", "locks"},
-    {"measure"},
-    {"backends"},
-    {"passes", "search"},
-    {"scores"},
-    {"stats"},
-    {"plan", "data", "random_inputs", "frontends", "interop"},
-    {"unused", "io", "saving", "model_stream", "tensor_bytes", "untrusted", "paths"}
-    | {"kept_parts", "normal_form"},
-    {"quant", "graph"},
-    {"user_code"},
-    {"errors", "recipes", "version"},
+# From the top down; packages of one floor do not import each other.
+FLOORS = [
+    ["lwqc", "cli", "testing"],
+    ["api"],
+    ["decide"],
+    ["compile"],
+    ["backends"],
+    ["passes", "runtime"],
+    ["graph", "plans", "frontends"],
+    ["quant", "model"],
+    ["errors", "demo"],
 ]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+FILES = {
+    ".".join(p for p in ("lwqc", *f.relative_to(ROOT).with_suffix("").parts) if p != "__init__"): f
+    for f in sorted(ROOT.rglob("*.py"))
+}
 
 
-def layer(module: str) -> int:
-    name = module.removeprefix("lwqc").removeprefix(".") or "__init__"
-    for i, members in enumerate(LAYERS):
-        if name in members or name.split(".")[0] in members:
-            return i
-    raise AssertionError(f"{module} is in no layer: add it to the list")
+def package(module: str) -> str:
+    return (*module.split("."), "lwqc")[1] if module != "lwqc" else "lwqc"
 
 
-FILES = sorted(ROOT.rglob("*.py"))
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
-def test_imports_point_downward(file):
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    own = ".".join(p for p in parts if p != "__init__" or len(parts) == 1)
-    for node in ast.walk(ast.parse(file.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lwqc"):
-            names = (
-                [node.module] if node.module != "lwqc" else [f"lwqc.{a.name}" for a in node.names]
-            )
+def imported(module: str) -> set[str]:
+    """The modules of lwqc that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lwqc":
+            names = [f"{node.module}.{a.name}" for a in node.names]
+            found |= {name if name in FILES else str(node.module) for name in names}
         elif isinstance(node, ast.Import):
-            names = [a.name for a in node.names if a.name.startswith("lwqc")]
-        for name in names:
-            assert layer(name) >= layer(f"lwqc.{own}"), f"{own} imports {name}, which is above it"
+            found |= {a.name for a in node.names if a.name.split(".")[0] == "lwqc"}
+    return found
 
 
-def test_only_one_module_imports_onnxruntime():
-    users = [f.name for f in FILES if "import onnxruntime" in f.read_text()]
-    assert users == ["isolated_child.py", "session.py"]
+IMPORTS = {module: imported(module) for module in FILES}
 
 
-def test_passes_know_no_search_scores_or_backends():
-    for file in (ROOT / "passes").glob("*.py"):
-        text = file.read_text()
-        for above in ("lwqc.search", "lwqc.scores", "lwqc.backends"):
-            assert above not in text
+def test_everything_directly_in_the_package_has_a_floor():
+    entries = {p.stem if p.suffix == ".py" else p.name for p in ROOT.iterdir()}
+    entries -= {"__init__", "__pycache__", "py.typed"}
+    assert entries <= FLOOR.keys()
+    assert len(entries) + 2 <= 17  # with __init__ and py.typed
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_downward(module):
+    own = package(module)
+    for name in IMPORTS[module]:
+        assert name in FILES, f"{module} imports {name}, which is not there"
+        other = package(name)
+        assert other == own or FLOOR[other] > FLOOR[own], f"{module} imports {name}, not below it"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = nx.DiGraph((module, name) for module in FILES for name in IMPORTS[module])
+    assert [c for c in nx.strongly_connected_components(graph) if len(c) > 1] == []
+
+
+def test_only_the_runtime_imports_onnxruntime():
+    users = [module for module, file in FILES.items() if "import onnxruntime" in file.read_text()]
+    assert users == ["lwqc.runtime.isolated_child", "lwqc.runtime.session"]

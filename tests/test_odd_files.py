@@ -15,11 +15,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import lwqc
-from lwqc import io
-from lwqc.cleanup import clean_up
-from lwqc.data import open_data
 from lwqc.errors import InputError
-from lwqc.kept_parts import KEY
+from lwqc.model import io
+from lwqc.model.kept_parts import KEY
+from lwqc.passes.cleanup import clean_up
+from lwqc.runtime.data import open_data
 from tests.odd_files import CASES, EXACT, MLP, mlp, proto, value
 
 NUMBERS = {
@@ -150,8 +150,8 @@ def test_lower(run, odd, tmp_path):
 
 def quick(monkeypatch) -> None:
     """Time everything only as often as it takes."""
-    from lwqc import served
-    from lwqc.backends import session as sessions
+    from lwqc.runtime import served
+    from lwqc.runtime import session as sessions
 
     timed = sessions.time_turns
     for module in (sessions, served):

@@ -8,11 +8,11 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from lwqc import lower, quantize
-from lwqc.backends.session import Session, SessionSettings
-from lwqc.cleanup import clean_up
-from lwqc.compress import open_workspace
+from lwqc.decide.compress import open_workspace
+from lwqc.decide.explain.inspection import inspect_model
 from lwqc.graph.sites import find_sites
-from lwqc.inspection import inspect_model
+from lwqc.passes.cleanup import clean_up
+from lwqc.runtime.session import Session, SessionSettings
 from tests.build import normal
 
 F, I64, BOOL = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.BOOL

@@ -5,10 +5,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc.backends.session import Session
-from lwqc.compress import compress_workspace, open_workspace
-from lwqc.goals import Goals
-from lwqc.recipe import uniform_recipe
+from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.plans.goals import Goals
+from lwqc.plans.recipe import uniform_recipe
+from lwqc.runtime.session import Session
 from tests.zoo.materialize import materialize, sample_inputs
 
 LARGE = {"vgg19_bn.dynamo"}  # 144 million parameters: one form is enough

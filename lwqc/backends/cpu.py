@@ -13,11 +13,11 @@ import onnx
 import onnx_ir as ir
 
 from lwqc.backends.cpu_rules import CpuRules, probed
-from lwqc.backends.session import SessionSettings, optimized_graph
 from lwqc.backends.target import FloatType, Form, Lowered, illegal
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow, integer_flow
 from lwqc.graph.sites import BOTH_WAYS, Site, sites_by_name
+from lwqc.model.unused import RemoveUnused
 from lwqc.passes.block_quantize import BlockQuantize
 from lwqc.passes.bnb4 import Bnb4
 from lwqc.passes.encoded_weights import EncodedWeights, stored_parts
@@ -27,9 +27,9 @@ from lwqc.passes.integer_bias import IntegerBias
 from lwqc.passes.integer_matmul import IntegerMatMul
 from lwqc.passes.residual_sum import ResidualSum
 from lwqc.passes.side_branch import SideBranch, keep_together, side_refusal
-from lwqc.plan import Plan, SiteEntry
+from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
-from lwqc.unused import RemoveUnused
+from lwqc.runtime.session import SessionSettings, optimized_graph
 
 _LINEAR = frozenset({"MatMul", "Gemm"})
 _BLOCK_OPS = _LINEAR | {"Gather"}

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.backends.session import Session
+from lwqc.runtime.session import Session
 
 _ROWS = (1, 4)  # kernels for one row and for several differ
 _PRODUCTS = 64

@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from lwqc.backends.cuda_kernels import missing_kernel
 from lwqc.backends.devices import provider_problem
-from lwqc.backends.session import SessionSettings
 from lwqc.backends.target import (
     FloatType,
     Form,
@@ -25,16 +24,17 @@ from lwqc.backends.target import (
 )
 from lwqc.graph.integer_flow import IntegerFlow
 from lwqc.graph.sites import Site
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.unused import RemoveUnused
+from lwqc.model.weights import stored_tensor
 from lwqc.passes.block_quantize import BlockQuantize
 from lwqc.passes.convert_floats import convert_floats
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.fold_weights import FoldWeights
 from lwqc.passes.side_branch import SideBranch, keep_together, side_refusal
 from lwqc.passes.sizes_on_device import SizesOnDevice
-from lwqc.plan import Plan, SiteEntry
+from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
-from lwqc.unused import RemoveUnused
+from lwqc.runtime.session import SessionSettings
 
 PROVIDER = "CUDAExecutionProvider"
 _LINEAR = frozenset({"MatMul", "Gemm"})

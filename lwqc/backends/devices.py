@@ -6,7 +6,7 @@ import ctypes
 import os
 from functools import cache
 
-from lwqc.backends.session import available_providers, installed_folder, provider_error
+from lwqc.runtime.session import available_providers, installed_folder, provider_error
 
 _LIBRARIES = {
     "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lwqc.errors import InputError
-from lwqc.plan import Plan
+from lwqc.plans.plan import Plan
 
 SUFFIX = ".options.json"
 

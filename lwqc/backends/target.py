@@ -9,12 +9,12 @@ from typing import Literal, Protocol, get_args
 import onnx
 import onnx_ir as ir
 
-from lwqc.backends.session import SessionSettings
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow
 from lwqc.graph.sites import Site, find_sites
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import Plan, SiteEntry
+from lwqc.plans.plan import Plan, SiteEntry
+from lwqc.runtime.session import SessionSettings
 
 FloatType = Literal["float32", "float16", "bfloat16"]
 Form = Literal[

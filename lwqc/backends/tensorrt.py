@@ -16,7 +16,6 @@ import onnx_ir as ir
 
 from lwqc.backends.devices import provider_problem
 from lwqc.backends.provider_options import tensorrt_options
-from lwqc.backends.session import SessionSettings
 from lwqc.backends.target import (
     FloatType,
     Form,
@@ -32,16 +31,17 @@ from lwqc.graph.quantized_inputs import LEAST_CHANNELS, quantized_inputs
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.sites import BOTH_WAYS, Site
 from lwqc.graph.value_types import infer_types
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.tensor_bytes import read_array
+from lwqc.model.unused import RemoveUnused
+from lwqc.model.weights import stored_tensor
 from lwqc.passes.block_dequantize import BlockDequantize
 from lwqc.passes.convert_floats import convert_floats
 from lwqc.passes.encoded_weights import EncodedWeights, PartOfSite
 from lwqc.passes.input_qdq import InputQdq
 from lwqc.passes.raise_opset import RaiseOpset
-from lwqc.plan import Plan, SiteEntry
+from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
-from lwqc.tensor_bytes import read_array
-from lwqc.unused import RemoveUnused
+from lwqc.runtime.session import SessionSettings
 
 PROVIDER = "TensorrtExecutionProvider"
 _LINEAR = frozenset({"MatMul", "Gemm"})

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.quantized_inputs import LEAST_CHANNELS
-from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.tensor_bytes import read_array
+from lwqc.model.tensor_bytes import read_array
+from lwqc.model.weights import static_shape, stored_tensor
 
 MIN_OPSET, MAX_OPSET = 9, 22
 FORBIDDEN = frozenset(

@@ -64,11 +64,11 @@ from lwqc.cli.running import (
     parse_control,
 )
 from lwqc.errors import InputError
-from lwqc.goals import CONVERSION_DROP, Goals, parse_goals
+from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
 
 if TYPE_CHECKING:
-    from lwqc.plan import Plan
-    from lwqc.recipe import Recipe
+    from lwqc.plans.plan import Plan
+    from lwqc.plans.recipe import Recipe
 
 
 @app.command()
@@ -103,8 +103,8 @@ def compress(
     debug: DebugOption = False,
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
-    from lwqc.compress import compress_workspace
-    from lwqc.strategy import row
+    from lwqc.decide.compress import compress_workspace
+    from lwqc.decide.strategy import row
 
     if not quantize:
         recipe = _only_clean(recipe, max_size, avg_bits, max_macs, max_memory)
@@ -172,7 +172,7 @@ def quantize(
     debug: DebugOption = False,
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
-    from lwqc.compress import compress_workspace
+    from lwqc.decide.compress import compress_workspace
     from lwqc.quant.methods import DATA_METHODS
 
     check_bound(max_drop, verify)
@@ -231,8 +231,8 @@ def prune(
     debug: DebugOption = False,
 ) -> None:
     """Remove whole channels, heads and hidden units, or with --recipe slicegpt narrow streams."""
-    from lwqc.structural import channel_job, pruning_recipe
-    from lwqc.user_code import load_callable
+    from lwqc.decide.structural import channel_job, pruning_recipe
+    from lwqc.model.user_code import load_callable
 
     wanted = {
         "ratio": ratio, "by": by, "score": score, "scope": scope, "normalise": normalise,
@@ -291,7 +291,7 @@ def drop(
     debug: DebugOption = False,
 ) -> None:
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
-    from lwqc.structural import branch_job, dropping_recipe
+    from lwqc.decide.structural import branch_job, dropping_recipe
 
     check_bound(max_drop, verify)
     goals = Goals(max_drop=max_drop)
@@ -338,7 +338,7 @@ def _shares(texts: list[str]) -> dict[str, float]:
 
 
 def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
-    from lwqc.recipe import uniform_recipe
+    from lwqc.plans.recipe import uniform_recipe
 
     if bits == "mixed":
         plain = uniform_recipe(4, *settings)
@@ -396,7 +396,7 @@ def plan(
 ) -> None:
     """Decide as `compress` does, and write only the plan; or show plans."""
     from lwqc.cli.plans import print_diff, print_plan, print_schema, read_plan
-    from lwqc.compress import make_plan
+    from lwqc.decide.compress import make_plan
 
     if schema:
         print_schema("plan")
@@ -478,10 +478,10 @@ def lower(
     debug: DebugOption = False,
 ) -> None:
     """Bring a float or quantized model into the form that a target runs best."""
-    from lwqc.device_bench import build_engines, check_engines
-    from lwqc.execute import execute
-    from lwqc.lower import lower_plan
-    from lwqc.profiles import parse_profile
+    from lwqc.backends.device_bench import build_engines, check_engines
+    from lwqc.compile.execute import execute
+    from lwqc.decide.lower import lower_plan
+    from lwqc.decide.profiles import parse_profile
 
     sizes = parse_profile(profile)
     goals = Goals(max_drop=max_drop if verify else None)
@@ -517,8 +517,8 @@ def apply_command(
     debug: DebugOption = False,
 ) -> None:
     """Execute a plan: the same plan on the same model gives the same bytes."""
-    from lwqc.execute import apply_plan
-    from lwqc.plan import Plan
+    from lwqc.compile.execute import apply_plan
+    from lwqc.plans.plan import Plan
 
     read = Plan.load(plan_file)
     with opened(

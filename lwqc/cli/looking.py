@@ -55,16 +55,29 @@ def inspect(
     ] = None,
     shape: ShapeOption = None,
     constant_inputs: ConstantInputs = False,
+    dot: Annotated[
+        Path | None,
+        typer.Option("--dot", help="draw groups or branches into this file, for Graphviz"),
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="the same as a picture; needs Graphviz's `dot`")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="another version of it: what differs")
+    ] = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Show inputs, outputs, quantizable sites, prunable groups, branches and costs."""
     from rich.console import Console
 
-    from lwqc import io
-    from lwqc.data import open_data
-    from lwqc.inspection import inspect_model
-    from lwqc.report.inspection import print_inspection
+    from lwqc.cli.drawing import draw
+    from lwqc.cli.report.inspection import print_comparison, print_inspection
+    from lwqc.decide.explain.comparison import compare
+    from lwqc.decide.explain.inspection import inspect_model
+    from lwqc.decide.explain.structure import structure, to_dot
+    from lwqc.model import io
+    from lwqc.runtime.data import open_data
 
     resizable = tuple(resizable_output or ())
     if data is not None and not branches:
@@ -73,7 +86,17 @@ def inspect(
     dims = next(iter(parse_shapes(shape)), {})
     feeds = open_data(data, loaded, shapes=dims) if data is not None else None
     found = inspect_model(loaded, str(model), dims, resizable, feeds)
-    if as_json:
+    if dot is not None or svg is not None:
+        text = to_dot(structure(found, groups=groups or not branches, branches=branches))
+        draw(text, dot, svg, inputs=(model,))
+    if against is not None:
+        other = io.load(against, constant_inputs=constant_inputs)
+        compared = compare(found, inspect_model(other, str(against), dims, resizable))
+        if as_json:
+            print(json.dumps(compared.to_dict(), indent=1))
+        else:
+            print_comparison(compared, Console())
+    elif as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
         print_inspection(
@@ -107,11 +130,11 @@ def verify(
     """Compare the outputs of two models on the same data."""
     from rich.console import Console
 
-    from lwqc import io
-    from lwqc.backends.session import Session
-    from lwqc.measure import worst_drop
-    from lwqc.report.blame import blame_dict, blame_models, print_blame
-    from lwqc.report.terminal import decisions_text, divergence_table
+    from lwqc.cli.report.blame import blame_dict, blame_models, print_blame
+    from lwqc.cli.report.terminal import decisions_text, divergence_table
+    from lwqc.model import io
+    from lwqc.runtime.measure import worst_drop
+    from lwqc.runtime.session import Session
 
     if blame_check < 0:
         raise InputError(f"--blame-check {blame_check}: must not be negative")
@@ -162,12 +185,12 @@ def bench(
     """Time models on the same input, alternating their order; on a GPU without transfers."""
     from rich.console import Console
 
-    from lwqc import io
-    from lwqc.backends.session import Session, SessionSettings
-    from lwqc.device_bench import device_latencies
-    from lwqc.measure import latencies
-    from lwqc.report.terminal import latency_text, size_text
-    from lwqc.workspace import data_files
+    from lwqc.backends.device_bench import device_latencies
+    from lwqc.cli.report.terminal import latency_text, size_text
+    from lwqc.compile.workspace import data_files
+    from lwqc.model import io
+    from lwqc.runtime.measure import latencies
+    from lwqc.runtime.session import Session, SessionSettings
 
     if not (seconds > 0 and math.isfinite(seconds)):
         raise InputError(f"--seconds {seconds}: expected a time above 0")
@@ -233,10 +256,10 @@ def convert(
     debug: DebugOption = False,
 ) -> None:
     """Convert a torch model to ONNX."""
-    from lwqc import io
+    from lwqc.cli.report.terminal import size_text
+    from lwqc.compile.saved_check import save
     from lwqc.frontends.torch import convert as convert_torch
-    from lwqc.report.terminal import size_text
-    from lwqc.saved_check import save
+    from lwqc.model import io
 
     io.check_output(output, [])
     saved = save(convert_torch(source), output, external_data=external)
@@ -262,7 +285,7 @@ def recipes(
     from rich.console import Console
 
     from lwqc.cli.plans import print_schema
-    from lwqc.recipe import find, named, source_text
+    from lwqc.plans.recipe import find, named, source_text
 
     if schema:
         print_schema("recipe")
@@ -288,9 +311,9 @@ def demo(
     """Compress a small trained digit classifier that comes with lwqc."""
     import tempfile
 
-    from lwqc.compress import compress_workspace, open_workspace
+    from lwqc.decide.compress import compress_workspace, open_workspace
     from lwqc.demo import digits
-    from lwqc.goals import Goals
+    from lwqc.plans.goals import Goals
 
     with (
         tempfile.TemporaryDirectory() as folder,

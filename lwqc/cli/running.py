@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from lwqc.compressed import Compressed
-    from lwqc.search_control import SearchControl
-    from lwqc.workspace import Workspace
+    from lwqc.compile.compressed import Compressed
+    from lwqc.compile.workspace import Workspace
+    from lwqc.decide.search.control import SearchControl
 
 app = typer.Typer(
     add_completion=False,
@@ -71,9 +71,9 @@ def opened(
     constant_inputs: bool = False,
 ) -> Iterator[Workspace]:
     """Load everything, refusing a bad output before any work is done."""
-    from lwqc import io
-    from lwqc.compress import open_workspace
-    from lwqc.workspace import data_files
+    from lwqc.compile.workspace import data_files
+    from lwqc.decide.compress import open_workspace
+    from lwqc.model import io
 
     loaded = io.load(model, constant_inputs=constant_inputs)
     read = [model, *data_files(loaded)]
@@ -121,7 +121,7 @@ def parse_control(
     seed: int,
 ) -> SearchControl:
     """How to search, from the options; the scores go to a file beside the output."""
-    from lwqc.search_control import SearchControl
+    from lwqc.decide.search.control import SearchControl
 
     return SearchControl(
         effort=effort,  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def finish(
     """Save, measure, print; exit code 3 when a constraint is not met."""
     from rich.console import Console
 
-    from lwqc.report.terminal import print_report
+    from lwqc.cli.report.terminal import print_report
 
     report = done.save(output, external_data=external, verify=verify, plan=plan_out)
     if as_json:
@@ -175,7 +175,7 @@ def finish_row(models: Generator[Compressed, None, None], output: Path, as_json:
     """Save models together, print a table; exit code 3 when one misses its budget."""
     from rich.console import Console
 
-    from lwqc.report.terminal import row_table
+    from lwqc.cli.report.terminal import row_table
 
     with closing(models), ExitStack() as drafts:
         row = []

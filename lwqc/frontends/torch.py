@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from lwqc import io
 from lwqc.errors import InputError
-from lwqc.user_code import load_callable
+from lwqc.model import io
+from lwqc.model.user_code import load_callable
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.weights import static_shape, stored_tensor
+from lwqc.model.weights import static_shape, stored_tensor
 
 _HUGE = 1e30  # added to a score, a number of this size leaves nothing of the score
 _SCORE_OPS = frozenset({"Add", "Mul", "Div", "Where"})

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from lwqc.graph.captures import captures
 from lwqc.graph.sites import Site
-from lwqc.graph.weights import trace_weight
+from lwqc.model.weights import trace_weight
 
 # From the Softmax to its product with the values: masked rows are repaired, types change.
 _KEEPS = frozenset({"Where", "Cast", "Identity", "Dropout", "Reshape"})

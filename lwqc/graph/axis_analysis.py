@@ -15,7 +15,7 @@ from lwqc.graph.repairs import Repair
 from lwqc.graph.rules import RULES
 from lwqc.graph.rules.context import BarrierError, Context, Dims, Rules
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.weights import is_float, static_shape, stored_tensor
+from lwqc.model.weights import is_float, static_shape, stored_tensor
 
 
 @dataclass(frozen=True)

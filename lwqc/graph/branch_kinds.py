@@ -13,7 +13,7 @@ import onnx_ir as ir
 from lwqc.graph.branches import LINEAR, Branch, BranchAnalysis, Refused, find_branches
 from lwqc.graph.cost import NodeCost
 from lwqc.graph.dataflow import Dataflow
-from lwqc.graph.weights import static_shape, trace_weight
+from lwqc.model.weights import static_shape, trace_weight
 
 Kind = Literal["attention", "mlp", "convolution", "other"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from lwqc.graph.dataflow import SHAPE_ONLY, Dataflow
 from lwqc.graph.shapes import known_equal
-from lwqc.graph.weights import trace_weight
+from lwqc.model.weights import trace_weight
 
 _JOINS = frozenset({"Add", "Sum"})
 _FUSED_JOINS = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})

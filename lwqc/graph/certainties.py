@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 _MOVES = frozenset({"Unsqueeze", "Squeeze", "Reshape", "Expand", "Identity", "Cast", "Transpose"})
 _Bounds = tuple[float, float]

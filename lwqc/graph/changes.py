@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
-from lwqc.graph.weights import trace_weight
+from lwqc.model.weights import trace_weight
 
 
 class Changes:

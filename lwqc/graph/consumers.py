@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lwqc.graph.changes import Changes, bodies
 from lwqc.graph.linear_operand import Operand, linear_operand
-from lwqc.graph.weights import static_shape, stored_tensor, trace_weight
+from lwqc.model.weights import static_shape, stored_tensor, trace_weight
 
 Slices = Mapping[str, Mapping[int, NDArray[np.intp]]]
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.value_types import infer_types
-from lwqc.graph.weights import static_shape, stored_tensor, trace_weight, weight_shape
+from lwqc.model.weights import static_shape, stored_tensor, trace_weight, weight_shape
 
 Sizes = tuple[int, ...]
 _NOT_PARAMETERS = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING})

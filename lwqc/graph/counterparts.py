@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.captures import captures
-from lwqc.graph.weights import ReadArray, static_shape, stored_tensor
+from lwqc.model.weights import ReadArray, static_shape, stored_tensor
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE, None}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lwqc.graph.weights import stored_tensor, trace_weight
+from lwqc.model.weights import stored_tensor, trace_weight
 
 _UNPACKS = frozenset({"BitShift", "Reshape", "Concat", "Slice", "Cast", "Sub"})
 Packed = tuple[ir.TensorProtocol, int, ir.TensorProtocol, ir.TensorProtocol | None]

@@ -16,7 +16,7 @@ from lwqc.graph.axis_analysis import AxisAnalysis, Use, analyse_axes
 from lwqc.graph.rules import RULES
 from lwqc.graph.rules.context import Rules
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.weights import is_float, stored_tensor
+from lwqc.model.weights import is_float, stored_tensor
 
 if TYPE_CHECKING:
     import networkx as nx

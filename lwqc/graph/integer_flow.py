@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from lwqc.graph.captures import feeding_bodies
 from lwqc.graph.sites import Site
-from lwqc.graph.weights import trace_weight
+from lwqc.model.weights import trace_weight
 
 ABSORBED = frozenset({"Relu", "Clip"})
 # Integer kernels with ranges of their own for inputs and output.

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 Ints = NDArray[Any]
 _MAX_ELEMENTS = 1 << 22  # index tables are small; anything larger is data

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.weights import ReadArray, Weight, evaluate, is_float, trace_weight, weight_shape
+from lwqc.model.weights import ReadArray, Weight, evaluate, is_float, trace_weight, weight_shape
 
 Matrix = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from lwqc.graph.consumers import bias_operand
 from lwqc.graph.linear_operand import Operand, linear_operand
-from lwqc.graph.weights import Weight, static_shape, trace_weight
+from lwqc.model.weights import Weight, static_shape, trace_weight
 
 _SINGLE = {ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING}
 _LISTS = {ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS}

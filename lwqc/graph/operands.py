@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 
 def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:

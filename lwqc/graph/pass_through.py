@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lwqc.graph.float_slots import is_float32
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 _MOVES = frozenset(
     {

@@ -12,6 +12,8 @@ from lwqc.graph.axis_analysis import Use
 from lwqc.graph.cost import TotalCost, node_costs, total
 from lwqc.graph.groups import Groups, is_weight
 
+Keep = dict[str, NDArray[np.bool_]]  # group -> which of its channels stay
+
 
 class PrunedCost:
     """Costs of one model as a function of what is removed."""

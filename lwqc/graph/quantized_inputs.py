@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from lwqc.graph.sites import Site
-from lwqc.graph.weights import trace_weight
+from lwqc.model.weights import trace_weight
 
 LEAST_CHANNELS = 16  # narrower layers gain nothing from integers
 LONGEST_ATTENTION = 512  # tokens, above which attention products stay in floats

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from lwqc.graph.integers import Integers
 from lwqc.graph.operands import axis_of, either_way, made_by, stored_ints
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 _ELEMENTWISE = frozenset({"Cos", "Sin", "Cast", "Identity"})
 

@@ -20,7 +20,7 @@ from lwqc.graph.sampled import Sampled
 from lwqc.graph.scale_labels import Kind, Labelling, Labels
 from lwqc.graph.scale_rules import visit
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.weights import Weight
+from lwqc.model.weights import Weight
 
 Channels = NDArray[np.intp]
 

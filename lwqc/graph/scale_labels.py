@@ -19,7 +19,7 @@ from lwqc.graph.captures import captures
 from lwqc.graph.integers import Integers
 from lwqc.graph.linear_operand import Operand
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.weights import Weight, is_float, static_shape, trace_weight
+from lwqc.model.weights import Weight, is_float, static_shape, trace_weight
 
 Kind = Literal["gain", "bias", "weight"]
 # Ids along the axes of a tensor: its rank, size 1 where all indices have the same.

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.names import distinct_names
-from lwqc.graph.weights import (
+from lwqc.model.names import distinct_names
+from lwqc.model.weights import (
     ReadArray,
     Weight,
     evaluate,

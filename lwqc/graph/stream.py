@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lwqc.graph.axis_analysis import Use
 from lwqc.graph.groups import Group
 from lwqc.graph.linear_operand import Operand
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 Vector = NDArray[np.float64]
 

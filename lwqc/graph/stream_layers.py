@@ -8,7 +8,7 @@ from lwqc.graph.axes import Factor
 from lwqc.graph.linear_operand import Operand, linear_operand
 from lwqc.graph.stream import Reading, Turn
 from lwqc.graph.stream_walk import Frame, Frames, Walk, refuse
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 
 def linear(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:

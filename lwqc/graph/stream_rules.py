@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from lwqc.graph.stream_layers import linear
 from lwqc.graph.stream_walk import LINEAR, Frame, Frames, Rules, Walk, refuse
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 
 def move(walk: Walk, node: ir.Node, frames: Frames) -> Frame | None:

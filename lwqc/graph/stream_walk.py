@@ -13,7 +13,7 @@ from lwqc.graph.axis_analysis import AxisAnalysis, Use
 from lwqc.graph.groups import Group
 from lwqc.graph.repairs import Indices
 from lwqc.graph.stream import Affine, Reading, Stream, Turn
-from lwqc.graph.weights import is_float, stored_tensor
+from lwqc.model.weights import is_float, stored_tensor
 
 LINEAR = {("", "MatMul"), ("", "Gemm"), ("", "Conv")}  # their second operand is a weight
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from lwqc.graph.mergeable import PLAIN, Layer, attribute_key, mergeable
 from lwqc.graph.operands import only_reader
 from lwqc.graph.rules import RULES, elementwise
-from lwqc.graph.weights import Weight, trace_weight, weight_shape
+from lwqc.model.weights import Weight, trace_weight, weight_shape
 
 Values = tuple[ir.Value, ...]
 _DEEPEST = 64  # nodes from a sum back to the layers that make its channels

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from lwqc.graph.groups import Group
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 
 def width_step(group: Group, round_to: int) -> int:

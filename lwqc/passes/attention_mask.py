@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from lwqc.graph.attention_core import AttentionCore, Mask, sizes_of
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_constant, insert_before
+from lwqc.model.edit import add_constant, insert_before
+from lwqc.model.weights import stored_tensor
 
 # onnxruntime 1.31.1 gives rows of float32's minimum 0, not the mean of the values; to a score
 # this number does the same as the minimum.

@@ -9,9 +9,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.sites import Site, find_sites
-from lwqc.passes.edit import Rewrite, add_initializer, insert_before
+from lwqc.model.edit import Rewrite, add_initializer, insert_before
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import SiteEntry
+from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import Encoded
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.sites import Site, Use, find_sites
-from lwqc.passes.edit import (
+from lwqc.model.edit import (
     Rewrite,
     add_constant,
     add_initializer,
@@ -19,7 +19,7 @@ from lwqc.passes.edit import (
     replace_node,
 )
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import SiteEntry
+from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import Encoded, pack
 
 MICROSOFT = "com.microsoft"

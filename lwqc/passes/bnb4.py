@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.sites import Site, Use, find_sites
+from lwqc.model.edit import Rewrite, add_initializer, float_type, insert_before, replace_node
 from lwqc.passes.block_quantize import MICROSOFT
-from lwqc.passes.edit import Rewrite, add_initializer, float_type, insert_before, replace_node
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import SiteEntry
+from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import Codes, Encoded, pack
 
 QUANT_TYPE = {"fp4": 0, "nf4": 1}

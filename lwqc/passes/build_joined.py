@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.names import unique_name
 from lwqc.graph.twins import Joined, Stacked, Whole
-from lwqc.graph.weights import through, weight_shape
-from lwqc.passes.edit import add_constant, add_initializer, lazy_tensor
+from lwqc.model.edit import add_constant, add_initializer, lazy_tensor
+from lwqc.model.names import unique_name
+from lwqc.model.weights import through, weight_shape
 
 _SPLIT_INPUT = 13  # opset from which a Split reads its sizes
 

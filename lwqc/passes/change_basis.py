@@ -14,8 +14,7 @@ from lwqc.errors import InputError
 from lwqc.graph.axis_analysis import AxisAnalysis
 from lwqc.graph.rotatable import Streams
 from lwqc.graph.stream import Affine, Reading, Stream, Turn
-from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import (
+from lwqc.model.edit import (
     add_constant,
     float_type,
     insert_before,
@@ -23,6 +22,7 @@ from lwqc.passes.edit import (
     replace_node,
     replace_stored,
 )
+from lwqc.model.weights import static_shape, stored_tensor
 from lwqc.passes.node_chain import NodeChain, like
 from lwqc.passes.stream_bias import composed, fold_bias, own_copy
 from lwqc.quant.basis import Basis

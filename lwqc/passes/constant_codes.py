@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.weights import (
+from lwqc.model.tensor_bytes import read_array
+from lwqc.model.weights import (
     evaluate,
     spread,
     static_shape,
@@ -20,7 +21,6 @@ from lwqc.graph.weights import (
 )
 from lwqc.passes.block_quantize import MICROSOFT
 from lwqc.quant.formats import ScaleType
-from lwqc.tensor_bytes import read_array
 
 Array = NDArray[np.generic]
 _LIMITS = {

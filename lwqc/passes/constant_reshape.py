@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import Rewrite, add_constant
-from lwqc.unused import RemoveUnused
+from lwqc.model.edit import Rewrite, add_constant
+from lwqc.model.unused import RemoveUnused
+from lwqc.model.weights import stored_tensor
 
 _COPY, _REST = 0, -1  # what a Reshape's target says of an axis whose size is not fixed
 _TARGET_INPUT = 5  # opset from which the target is an input

@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.float_slots import float_slots, is_float32, result_types
-from lwqc.graph.names import unique_name
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import Rewrite, add_constant, lazy_tensor, replace_stored
-from lwqc.plan import Floats
-from lwqc.tensor_bytes import read_array
+from lwqc.model.edit import Rewrite, add_constant, lazy_tensor, replace_stored
+from lwqc.model.names import unique_name
+from lwqc.model.tensor_bytes import read_array
+from lwqc.model.weights import stored_tensor
+from lwqc.plans.plan import Floats
 
 _SMALL = 1 << 20  # numbers in a mask
 _ATTRIBUTE_TYPED = frozenset({"Cast", "ConstantOfShape"})  # the result's type is an attribute

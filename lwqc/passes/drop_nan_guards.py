@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.attention_core import guarded
-from lwqc.graph.weights import stored_tensor
-from lwqc.unused import RemoveUnused
+from lwqc.model.unused import RemoveUnused
+from lwqc.model.weights import stored_tensor
 
 _MOVES = frozenset({"Reshape", "Expand", "Unsqueeze", "Identity", "Transpose"})
 _LARGEST = float(np.finfo(np.float32).max)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.sites import sites_by_name
-from lwqc.graph.weights import ReadArray
-from lwqc.plan import SiteEntry
+from lwqc.model.weights import ReadArray
+from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import Encoded
 from lwqc.quant.methods import DATA_METHODS, encode_by
 from lwqc.quant.side import Side, encode_with_side

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.graph.names import unique_name
-from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import add_constant, insert_before, replace_node
-from lwqc.tensor_bytes import read_array
+from lwqc.model.edit import add_constant, insert_before, replace_node
+from lwqc.model.names import unique_name
+from lwqc.model.tensor_bytes import read_array
+from lwqc.model.weights import static_shape, stored_tensor
 
 MICROSOFT = "com.microsoft"
 _OWN_ATTRIBUTES = frozenset({"channels_last", "opset"})  # of the integer forms alone

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from lwqc.graph.attention_core import permutation
-from lwqc.graph.names import unique_name
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
-from lwqc.passes.edit import Rewrite, replace_node
-from lwqc.unused import RemoveUnused
+from lwqc.model.edit import Rewrite, replace_node
+from lwqc.model.names import unique_name
+from lwqc.model.unused import RemoveUnused
 
 
 class FlatTranspose(Rewrite):

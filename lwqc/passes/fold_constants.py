@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.graph.value_types import forget_uncertain
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 from lwqc.passes.shielded import shielded
 
 _LIMIT = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more

@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 from lwqc.graph.consumers import bias_operand, node_name
 from lwqc.graph.linear_operand import Operand, linear_operand
-from lwqc.graph.names import unique_name
 from lwqc.graph.scalable import Consumer, Port, Span, Unscalable, find_spans
 from lwqc.graph.scale_rules import MOVES
-from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import (
+from lwqc.model.edit import (
     Rewrite,
     add_constant,
     float_type,
     lazy_like,
     replace_stored,
 )
+from lwqc.model.names import unique_name
+from lwqc.model.weights import static_shape, stored_tensor
 from lwqc.passes.migrate_scales import Factor, multiply, own_operand, own_source
 
 Vector = NDArray[np.float64]

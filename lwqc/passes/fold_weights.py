@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.graph.names import unique_name
 from lwqc.graph.sites import Site, find_sites
-from lwqc.passes.edit import Rewrite, add_constant, add_initializer, float_type
+from lwqc.model.edit import Rewrite, add_constant, add_initializer, float_type
+from lwqc.model.names import unique_name
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import SiteEntry
+from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import pack
 
 

@@ -11,13 +11,13 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from lwqc.graph.attention_core import AttentionCore, find_attention, permutation
 from lwqc.graph.key_values import Stem, stem
-from lwqc.graph.names import unique_name
 from lwqc.graph.operands import only_reader
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
+from lwqc.model.edit import Rewrite, add_constant, insert_before, replace_node
+from lwqc.model.names import unique_name
+from lwqc.model.unused import RemoveUnused
 from lwqc.passes.attention_mask import AttentionMasks
-from lwqc.passes.edit import Rewrite, add_constant, insert_before, replace_node
-from lwqc.unused import RemoveUnused
 
 OPSET = 23  # the first with Attention
 _PAST = 4  # index of the past keys among the operator's inputs

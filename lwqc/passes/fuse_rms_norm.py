@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from lwqc.graph.attention_core import scalar
 from lwqc.graph.operands import either_way, made_by, only_reader, reduced_axes
-from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import Rewrite, insert_before, replace_node
-from lwqc.unused import RemoveUnused
+from lwqc.model.edit import Rewrite, insert_before, replace_node
+from lwqc.model.unused import RemoveUnused
+from lwqc.model.weights import static_shape, stored_tensor
 
 OPSET = 23  # the first with RMSNormalization
 

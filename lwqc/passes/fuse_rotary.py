@@ -9,13 +9,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from lwqc.graph.attention_core import permutation
-from lwqc.graph.names import unique_name
 from lwqc.graph.rotary import Rotary, find_rotary
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import Rewrite, add_constant, insert_before, replace_node
-from lwqc.unused import RemoveUnused
+from lwqc.model.edit import Rewrite, add_constant, insert_before, replace_node
+from lwqc.model.names import unique_name
+from lwqc.model.unused import RemoveUnused
+from lwqc.model.weights import stored_tensor
 
 OPSET = 23  # the first with RotaryEmbedding
 _HEADS_FIRST = (0, 2, 1, 3)

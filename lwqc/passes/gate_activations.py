@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.names import unique_name
 from lwqc.graph.sites import find_sites
-from lwqc.passes.edit import Rewrite, insert_before
+from lwqc.model.edit import Rewrite, insert_before
+from lwqc.model.names import unique_name
 
 
 class GateActivations(Rewrite):

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.names import unique_name
-from lwqc.passes.edit import Rewrite, float_type, insert_before
+from lwqc.model.edit import Rewrite, float_type, insert_before
+from lwqc.model.names import unique_name
 from lwqc.passes.remove_branches import chosen_branches
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.graph.adjacent import Pair
 from lwqc.graph.branch_kinds import branch_tree
-from lwqc.graph.names import unique_name
-from lwqc.passes.edit import Rewrite, insert_before
+from lwqc.model.edit import Rewrite, insert_before
+from lwqc.model.names import unique_name
 from lwqc.passes.parallel_branches import chosen_pairs, feed
 
 

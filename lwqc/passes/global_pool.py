@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.operands import reduced_axes
-from lwqc.passes.edit import Rewrite, add_constant, insert_before, replace_node
+from lwqc.model.edit import Rewrite, add_constant, insert_before, replace_node
 
 MIN_OPSET = 13
 

@@ -11,9 +11,9 @@ from lwqc.graph.dataflow import SHAPE_ONLY
 from lwqc.graph.integers import Integers, Ints
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import Rewrite, add_constant, insert_before, replace_node
-from lwqc.unused import RemoveUnused
+from lwqc.model.edit import Rewrite, add_constant, insert_before, replace_node
+from lwqc.model.unused import RemoveUnused
+from lwqc.model.weights import stored_tensor
 
 _KEEP_ORDER = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 # Indices made of these count at all sizes as they do at two; others may stop at some number.

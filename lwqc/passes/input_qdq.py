@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.graph.quantized_inputs import quantized_inputs
 from lwqc.graph.sites import Site, Use, find_sites
-from lwqc.passes.edit import Rewrite, add_constant, add_initializer, insert_before
+from lwqc.model.edit import Rewrite, add_constant, add_initializer, insert_before
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.insert_qdq import add_pair
 from lwqc.passes.integer_matmul import signed_codes
-from lwqc.plan import ActivationRange, SiteEntry
+from lwqc.plans.plan import ActivationRange, SiteEntry
 from lwqc.quant.activation import symmetric_scale
 from lwqc.quant.codebook import FP8_MAX
 from lwqc.quant.grid import Encoded

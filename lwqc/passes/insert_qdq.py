@@ -8,12 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.integer_flow import integer_flow
-from lwqc.graph.names import unique_name
 from lwqc.graph.sites import Site, find_sites
-from lwqc.passes.edit import Rewrite, add_constant, add_initializer, insert_before
+from lwqc.model.edit import Rewrite, add_constant, add_initializer, insert_before
+from lwqc.model.names import unique_name
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.integer_matmul import signed_codes
-from lwqc.plan import ActivationRange, SiteEntry
+from lwqc.plans.plan import ActivationRange, SiteEntry
 from lwqc.quant.activation import activation_grid
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import Rewrite, replace_node
+from lwqc.model.edit import Rewrite, replace_node
+from lwqc.model.weights import static_shape, stored_tensor
 
 _BIAS = 6  # the operand of MatMulIntegerToFloat
 

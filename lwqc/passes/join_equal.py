@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from lwqc.graph.mergeable import attribute_key
-from lwqc.graph.weights import static_shape, stored_tensor
+from lwqc.model.weights import static_shape, stored_tensor
 
 _COMPARED = 65536  # numbers of a stored tensor that is compared by its content
 

@@ -12,7 +12,7 @@ from lwqc.graph.certainties import always
 from lwqc.graph.rules.elementwise import RULES, broadcast, one_tensor
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
-from lwqc.unused import RemoveUnused
+from lwqc.model.unused import RemoveUnused
 
 _Pair = tuple[tuple[int, ...], tuple[int, ...]]
 

@@ -11,10 +11,10 @@ from lwqc.graph.mergeable import Layer, mergeable
 from lwqc.graph.shapes import known_equal
 from lwqc.graph.sums import sums, terms
 from lwqc.graph.twins import Joined, Stacked, Twins, extended, join_layers
-from lwqc.graph.weights import trace_weight, weight_shape
+from lwqc.model.edit import Rewrite, replace_node
+from lwqc.model.unused import RemoveUnused
+from lwqc.model.weights import trace_weight, weight_shape
 from lwqc.passes.build_joined import Builder
-from lwqc.passes.edit import Rewrite, replace_node
-from lwqc.unused import RemoveUnused
 
 
 class MergeParallel(Rewrite):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.scalable import Port, Span, find_spans
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import Rewrite, add_initializer, lazy_like, replace_stored
+from lwqc.model.edit import Rewrite, add_initializer, lazy_like, replace_stored
+from lwqc.model.weights import stored_tensor
 
 Vector = NDArray[np.float64]
 

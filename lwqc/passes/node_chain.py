@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.graph.names import unique_name
-from lwqc.passes.edit import add_constant
+from lwqc.model.edit import add_constant
+from lwqc.model.names import unique_name
 
 _AXES_OPERAND_FROM = {"ReduceMean": 18, "ReduceSum": 13}  # opset; an attribute before
 

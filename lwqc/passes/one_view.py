@@ -6,10 +6,10 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from lwqc.graph.names import distinct_names, gather_names, own_values, scopes
 from lwqc.graph.sites import MIN_WEIGHTS
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_initializer, lazy_like
+from lwqc.model.edit import add_initializer, lazy_like
+from lwqc.model.names import distinct_names, gather_names, own_values, scopes
+from lwqc.model.weights import stored_tensor
 from lwqc.passes.plain_gemm import PlainGemm
 
 

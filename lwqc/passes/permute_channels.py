@@ -14,8 +14,8 @@ from lwqc.graph.axis_analysis import Use
 from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.repairs import Indices, Repair
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import Rewrite, add_initializer, lazy_like, replace_stored
+from lwqc.model.edit import Rewrite, add_initializer, lazy_like, replace_stored
+from lwqc.model.weights import stored_tensor
 
 Order = NDArray[np.intp]
 Array = NDArray[np.generic]

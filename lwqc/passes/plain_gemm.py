@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.weights import is_float, stored_tensor
-from lwqc.passes.edit import Rewrite, add_initializer, lazy_like, replace_stored
-from lwqc.tensor_bytes import read_array
+from lwqc.model.edit import Rewrite, add_initializer, lazy_like, replace_stored
+from lwqc.model.tensor_bytes import read_array
+from lwqc.model.weights import is_float, stored_tensor
 
 
 class PlainGemm(Rewrite):

@@ -14,10 +14,10 @@ from lwqc.graph.axes import Factor, Masks
 from lwqc.graph.axis_analysis import AxisAnalysis, Use
 from lwqc.graph.consumers import node_name
 from lwqc.graph.groups import Groups
-from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import add_constant, replace_stored
+from lwqc.model.edit import add_constant, replace_stored
+from lwqc.model.unused import RemoveUnused
+from lwqc.model.weights import static_shape, stored_tensor
 from lwqc.passes.repair import repair
-from lwqc.unused import RemoveUnused
 
 Indices = NDArray[np.intp]
 

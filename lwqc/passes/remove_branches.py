@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.graph.branches import LINEAR, Branch, find_branches
 from lwqc.graph.dataflow import SHAPE_ONLY, Dataflow
-from lwqc.graph.names import unique_name
 from lwqc.graph.shapes import known_equal
-from lwqc.passes.edit import (
+from lwqc.model.edit import (
     Rewrite,
     add_constant,
     float_type,
     insert_before,
     replace_node,
 )
-from lwqc.unused import RemoveUnused
+from lwqc.model.names import unique_name
+from lwqc.model.unused import RemoveUnused
 
 _FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from lwqc.graph.axes import Factor, Masks
 from lwqc.graph.axis_analysis import AxisAnalysis
-from lwqc.graph.names import unique_name
 from lwqc.graph.repairs import (
     Bounds,
     Count,
@@ -24,8 +23,9 @@ from lwqc.graph.repairs import (
     Sizes,
     SqueezedAxes,
 )
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_constant
+from lwqc.model.edit import add_constant
+from lwqc.model.names import unique_name
+from lwqc.model.weights import stored_tensor
 
 Ints = NDArray[np.int64]
 _AXES_OPERAND_FROM = 13  # opset in which the axes of Squeeze became an operand

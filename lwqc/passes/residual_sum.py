@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lwqc.graph.weights import trace_weight
-from lwqc.passes.edit import Rewrite
+from lwqc.model.edit import Rewrite
+from lwqc.model.weights import trace_weight
 
 # The runtime does not fuse additions into RMSNormalization, and Sum is slower than Add.
 _NORMS = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})

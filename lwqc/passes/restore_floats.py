@@ -10,8 +10,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.folded_codes import packed_codes, reshaped_end
-from lwqc.graph.names import unique_name
-from lwqc.graph.weights import (
+from lwqc.model.edit import (
+    Rewrite,
+    add_constant,
+    add_initializer,
+    insert_before,
+    lazy_tensor,
+    replace_node,
+)
+from lwqc.model.names import unique_name
+from lwqc.model.tensor_bytes import read_array
+from lwqc.model.unused import RemoveUnused
+from lwqc.model.weights import (
     static_shape,
     stored_tensor,
     trace_weight,
@@ -27,21 +37,11 @@ from lwqc.passes.constant_codes import (
     scale_type_of,
     unsigned,
 )
-from lwqc.passes.edit import (
-    Rewrite,
-    add_constant,
-    add_initializer,
-    insert_before,
-    lazy_tensor,
-    replace_node,
-)
 from lwqc.passes.expand_integers import MICROSOFT, ExpandIntegers, is_integer_operator
 from lwqc.passes.stored_codes import StoredCodes
 from lwqc.passes.widen_floats import WidenFloats
-from lwqc.plan import ActivationRange, Clip
+from lwqc.plans.plan import ActivationRange, Clip
 from lwqc.quant.grid import unpack
-from lwqc.tensor_bytes import read_array
-from lwqc.unused import RemoveUnused
 
 Array = NDArray[np.generic]
 _MOVES = frozenset(

@@ -9,10 +9,10 @@ import onnx_ir as ir
 from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.rotatable import find_streams
 from lwqc.graph.shapes import declared_shapes
+from lwqc.model.edit import Rewrite
+from lwqc.model.unused import RemoveUnused
 from lwqc.passes.change_basis import change_basis, named_streams
-from lwqc.passes.edit import Rewrite
 from lwqc.quant.rotation import Rotation
-from lwqc.unused import RemoveUnused
 
 
 class RotateStream(Rewrite):

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from lwqc.graph.names import unique_name
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import add_initializer
+from lwqc.model.edit import add_initializer
+from lwqc.model.names import unique_name
+from lwqc.model.weights import stored_tensor
 
 _DOMAIN = "lwqc.shielded"
 _MARK = "lwqc_shielded"

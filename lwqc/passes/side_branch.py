@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from lwqc.graph.names import unique_name
 from lwqc.graph.sites import BOTH_WAYS, Site, Use, find_sites
-from lwqc.passes.edit import Rewrite, add_initializer, float_type, insert_before
+from lwqc.model.edit import Rewrite, add_initializer, float_type, insert_before
+from lwqc.model.names import unique_name
 from lwqc.passes.encoded_weights import EncodedWeights, stored_parts
-from lwqc.plan import SiteEntry
+from lwqc.plans.plan import SiteEntry
 
 _OPERATORS = frozenset({"MatMul", "Gemm"})
 _COLUMNS_OPSET = 11  # Gather and Concat along axis -1

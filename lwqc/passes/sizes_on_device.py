@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.graph.weights import stored_tensor
-from lwqc.passes.edit import Rewrite, add_constant, insert_before
+from lwqc.model.edit import Rewrite, add_constant, insert_before
+from lwqc.model.weights import stored_tensor
 
 _ELEMENTWISE = frozenset(
     {

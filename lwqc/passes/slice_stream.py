@@ -17,13 +17,13 @@ from lwqc.graph.rotatable import find_streams
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.stream import Stream
 from lwqc.graph.stream_walk import where
+from lwqc.model.edit import Rewrite, add_initializer, float_type, insert_before, lazy_tensor
+from lwqc.model.unused import RemoveUnused
 from lwqc.passes.change_basis import change_basis, named_streams
-from lwqc.passes.edit import Rewrite, add_initializer, float_type, insert_before, lazy_tensor
 from lwqc.passes.node_chain import like
 from lwqc.passes.prune_channels import prune_channels
 from lwqc.passes.stream_bias import own_copy
 from lwqc.quant.basis import Orthogonal, Unchanged
-from lwqc.unused import RemoveUnused
 
 Matrix = NDArray[np.float64]
 States = Mapping[ir.Value, int]

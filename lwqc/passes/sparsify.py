@@ -9,10 +9,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.sites import BOTH_WAYS, Site, find_sites
-from lwqc.passes.edit import Rewrite, lazy_like, replace_stored
-from lwqc.plan import SparseEntry
+from lwqc.model.edit import Rewrite, lazy_like, replace_stored
+from lwqc.model.tensor_bytes import read_array
+from lwqc.plans.plan import SparseEntry
 from lwqc.quant.sparse import by_magnitude, by_sparsegpt, exchanged
-from lwqc.tensor_bytes import read_array
 
 Grams = Callable[[str], NDArray[np.float64] | None]
 

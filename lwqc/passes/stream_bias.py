@@ -9,16 +9,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.linear_operand import Operand
-from lwqc.graph.names import unique_name
 from lwqc.graph.stream import Affine, Reading
-from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import (
+from lwqc.model.edit import (
     add_constant,
     add_initializer,
     float_type,
     lazy_like,
     replace_stored,
 )
+from lwqc.model.names import unique_name
+from lwqc.model.weights import static_shape, stored_tensor
 from lwqc.passes.node_chain import like
 
 Vector = NDArray[np.float64]

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from lwqc.graph.integers import Integers
 from lwqc.graph.sampled import Sampled
-from lwqc.passes.edit import add_constant, insert_before, replace_node
-from lwqc.unused import RemoveUnused
+from lwqc.model.edit import add_constant, insert_before, replace_node
+from lwqc.model.unused import RemoveUnused
 
 
 def strided_to_reshape(model: ir.Model, shapes: Mapping[str, Sampled]) -> int:

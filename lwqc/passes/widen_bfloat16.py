@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.names import unique_name
-from lwqc.graph.weights import static_shape, stored_tensor
-from lwqc.passes.edit import Rewrite, lazy_tensor, replace_stored
-from lwqc.tensor_bytes import read_array
+from lwqc.model.edit import Rewrite, lazy_tensor, replace_stored
+from lwqc.model.names import unique_name
+from lwqc.model.tensor_bytes import read_array
+from lwqc.model.weights import static_shape, stored_tensor
 
 _LOW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 _MOVES = frozenset(

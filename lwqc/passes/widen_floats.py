@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from lwqc.graph.names import unique_name
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.names import unique_name
+from lwqc.model.weights import stored_tensor
 
 _LOW = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _WIDE = ir.DataType.FLOAT

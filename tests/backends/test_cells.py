@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lwqc import io
 from lwqc.backends.cpu import CpuTarget
-from lwqc.backends.session import Session, SessionSettings
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
+from lwqc.model import io
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import Plan, SiteEntry, Source
+from lwqc.plans.plan import Plan, SiteEntry, Source
 from lwqc.quant.formats import BITS, BLOCKS, WeightFormat
+from lwqc.runtime.session import Session, SessionSettings
 from tests.build import model, normal
 from tests.processor import EXACT
 

@@ -4,20 +4,20 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lwqc import io
 from lwqc.backends.cpu import CpuTarget
-from lwqc.backends.session import (
+from lwqc.decide.compress import open_workspace
+from lwqc.errors import InputError
+from lwqc.graph.sites import find_sites
+from lwqc.model import io
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.runtime.session import (
     Session,
     SessionSettings,
     optimized_graph,
     statistics_session,
 )
-from lwqc.compress import open_workspace
-from lwqc.errors import InputError
-from lwqc.graph.sites import find_sites
-from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
-from lwqc.stats.ranges import ranges
+from lwqc.runtime.stats.ranges import ranges
 from tests.build import model, normal
 from tests.processor import INTEGER
 

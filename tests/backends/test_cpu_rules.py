@@ -9,11 +9,11 @@ import pytest
 import lwqc
 from lwqc.backends.cpu import CpuTarget
 from lwqc.backends.cpu_rules import ARM, AVX2, RULES, VNNI, probed, sums_saturate
-from lwqc.backends.session import Session
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
-from lwqc.plan import SiteEntry
+from lwqc.plans.plan import SiteEntry
 from lwqc.quant.formats import WeightFormat
+from lwqc.runtime.session import Session
 from models import digits, stdlib_lm
 from models.training import FOLDER
 

@@ -8,20 +8,20 @@ import onnx_ir as ir
 import pytest
 
 import lwqc
-from lwqc import io
 from lwqc.backends import devices
 from lwqc.backends.cuda import CudaTarget
 from lwqc.backends.cuda_kernels import missing_kernel
-from lwqc.backends.session import VERSION, Session, SessionSettings
-from lwqc.compress import open_workspace
-from lwqc.device_bench import device_latencies
+from lwqc.backends.device_bench import device_latencies
+from lwqc.compile.execute import execute
+from lwqc.decide.compress import open_workspace
+from lwqc.decide.lower import lower_plan
 from lwqc.errors import InputError
-from lwqc.execute import execute
-from lwqc.goals import Goals
 from lwqc.graph.sites import find_sites
-from lwqc.lower import lower_plan
+from lwqc.model import io
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import Floats, Plan, SiteEntry, Source
+from lwqc.plans.goals import Goals
+from lwqc.plans.plan import Floats, Plan, SiteEntry, Source
+from lwqc.runtime.session import VERSION, Session, SessionSettings
 from tests.backends import cuda_kernel_table, cuda_stubs
 from tests.build import model, normal
 

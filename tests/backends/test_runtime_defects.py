@@ -13,15 +13,15 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lwqc import io
 from lwqc.backends.cpu import CpuTarget
-from lwqc.backends.session import VERSION, Session, SessionSettings, optimized_graph
 from lwqc.errors import LwqcError
 from lwqc.graph.sites import find_sites
+from lwqc.model import io
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.quant.codebook import LEVELS
 from lwqc.quant.formats import WeightFormat
+from lwqc.runtime.session import VERSION, Session, SessionSettings, optimized_graph
 from tests.build import model, normal
 from tests.processor import INTEGER, LARGEST
 

@@ -21,17 +21,17 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc import io
 from lwqc.backends.cuda import SIZE_OPERATORS
 from lwqc.backends.tensorrt_lint import lint
-from lwqc.compress import open_workspace
-from lwqc.execute import execute
-from lwqc.float_plan import with_floats
-from lwqc.goals import CONVERSION_DROP, Goals
-from lwqc.lower import lower_plan
-from lwqc.measure import compare, worst_drop
-from lwqc.plan import ActivationRange, Plan, Source
-from lwqc.planning import static_tensors, uniform
+from lwqc.compile.execute import execute
+from lwqc.decide.compress import open_workspace
+from lwqc.decide.float_plan import with_floats
+from lwqc.decide.lower import lower_plan
+from lwqc.decide.planning import static_tensors, uniform
+from lwqc.model import io
+from lwqc.plans.goals import CONVERSION_DROP, Goals
+from lwqc.plans.plan import ActivationRange, Plan, Source
+from lwqc.runtime.measure import compare, worst_drop
 from tests.backends import cuda_stubs
 from tests.conftest import ZOO
 from tests.zoo.materialize import materialize, sample_inputs

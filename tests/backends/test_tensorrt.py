@@ -7,19 +7,19 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc import io
-from lwqc.backends.session import Session, SessionSettings
 from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.backends.tensorrt_lint import lint
-from lwqc.compress import compress_workspace, make_plan, open_workspace
+from lwqc.compile.execute import execute
+from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
+from lwqc.decide.lower import lower_plan
 from lwqc.errors import InputError
-from lwqc.execute import execute
-from lwqc.goals import Goals
 from lwqc.graph.sites import find_sites
-from lwqc.lower import lower_plan
+from lwqc.model import io
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import ActivationRange, Floats, Plan, SiteEntry, Source
-from lwqc.recipe import uniform_recipe
+from lwqc.plans.goals import Goals
+from lwqc.plans.plan import ActivationRange, Floats, Plan, SiteEntry, Source
+from lwqc.plans.recipe import uniform_recipe
+from lwqc.runtime.session import Session, SessionSettings
 from tests.build import model, normal
 
 TARGET = TensorrtTarget()

@@ -12,7 +12,7 @@ from lwqc.errors import InputError
 from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.rules import RULES
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 from lwqc.passes.prune_channels import prune_channels
 from tests.oracles import Array, Oracle, half
 from tests.small_models import Small, groups_of

@@ -2,8 +2,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lwqc import io
 from lwqc.graph.sites import find_sites
+from lwqc.model import io
 from tests.build import model, normal
 
 

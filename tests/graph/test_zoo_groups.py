@@ -18,7 +18,7 @@ import pytest
 
 from lwqc.graph.axes import Factor, is_free
 from lwqc.graph.groups import Groups
-from lwqc.graph.weights import is_float, stored_tensor
+from lwqc.model.weights import is_float, stored_tensor
 from lwqc.passes.prune_channels import prune_channels, remove_unused
 from tests.conftest import ZOO
 from tests.oracles import Array, Feeds, Oracle, half, prepared

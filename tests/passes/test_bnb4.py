@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from lwqc import io
 from lwqc.backends.cpu import CpuTarget
-from lwqc.backends.session import Session
 from lwqc.errors import InputError
+from lwqc.model import io
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import Plan, SiteEntry, Source
+from lwqc.plans.plan import Plan, SiteEntry, Source
+from lwqc.runtime.session import Session
 from tests.build import model, normal
 
 TARGET = CpuTarget()

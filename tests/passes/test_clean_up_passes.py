@@ -9,8 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc import io
-from lwqc.backends.session import Session, SessionSettings, optimized_graph
+from lwqc.model import io
 from lwqc.passes.constant_reshape import ConstantReshape
 from lwqc.passes.drop_nan_guards import DropNanGuards
 from lwqc.passes.flat_transpose import FlatTranspose
@@ -18,6 +17,7 @@ from lwqc.passes.fold_constants import FoldConstants
 from lwqc.passes.identity_gather import IdentityGather
 from lwqc.passes.integer_bias import IntegerBias
 from lwqc.passes.late_broadcast import LateBroadcast
+from lwqc.runtime.session import Session, SessionSettings, optimized_graph
 from tests.build import Row, model, normal
 
 TOLERANCE = 1e-5  # of the largest output

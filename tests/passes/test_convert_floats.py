@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
-from lwqc.backends.session import Session, SessionSettings
 from lwqc.passes.convert_floats import ConvertFloats, clamp_stored
+from lwqc.runtime.session import Session, SessionSettings
 from tests.build import model, normal
 
 HALF = ir.DataType.FLOAT16

@@ -5,9 +5,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc.backends.session import Session
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 from lwqc.passes.fold_norms import FoldNorms, find_foldable_norms
+from lwqc.runtime.session import Session
 from tests.conftest import ZOO
 from tests.oracles import difference
 from tests.small_models import Small

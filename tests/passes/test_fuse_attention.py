@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import IdentityEliminationPass
 
-from lwqc import io
-from lwqc.backends.session import Session, SessionSettings, optimized_graph
+from lwqc.model import io
 from lwqc.passes.flat_transpose import FlatTranspose
 from lwqc.passes.fuse_attention import FuseAttention
 from lwqc.passes.raise_opset import RaiseOpset
+from lwqc.runtime.session import Session, SessionSettings, optimized_graph
 from tests.build import Row, model, normal
 
 TOLERANCE = 1e-5  # of the largest output

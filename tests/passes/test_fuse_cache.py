@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
-from lwqc import io
-from lwqc.backends.session import Session
+from lwqc.model import io
 from lwqc.passes.fuse_attention import FuseAttention
-from lwqc.stats.collect import collect
-from lwqc.stats.shapes import Shapes
+from lwqc.runtime.session import Session
+from lwqc.runtime.stats.collect import collect
+from lwqc.runtime.stats.shapes import Shapes
 from tests.build import Row, model, normal
 
 HEADS, GROUPS, SIZE = 6, 2, 4

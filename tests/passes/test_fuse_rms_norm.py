@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lwqc.backends.session import Session, optimized_graph
 from lwqc.passes.fuse_rms_norm import FuseRmsNorm
+from lwqc.runtime.session import Session, optimized_graph
 from tests.build import Row, model, normal
 
 WEIGHTS = {

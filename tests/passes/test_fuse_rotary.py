@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from lwqc.backends.session import Session, optimized_graph
 from lwqc.passes.fuse_rotary import FuseRotary
+from lwqc.runtime.session import Session, optimized_graph
 from tests.build import Row, model, normal
 
 HEADS, SIZE = 3, 8

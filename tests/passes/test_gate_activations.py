@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lwqc.backends.session import Session
 from lwqc.passes.gate_activations import GateActivations
+from lwqc.runtime.session import Session
 from tests.build import model, normal
 
 

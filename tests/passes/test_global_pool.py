@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lwqc.backends.session import Session
 from lwqc.passes.global_pool import GlobalPool
+from lwqc.runtime.session import Session
 from tests.build import model, normal
 
 

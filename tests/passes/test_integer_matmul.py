@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lwqc import planning
-from lwqc.compress import open_workspace
+from lwqc.decide import planning
+from lwqc.decide.compress import open_workspace
 from tests.build import Row, model, normal
 
 

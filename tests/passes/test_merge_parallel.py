@@ -11,16 +11,16 @@ import pytest
 from onnx import numpy_helper
 from onnx_ir.passes.common import ShapeInferencePass
 
-from lwqc import io
-from lwqc.backends.session import Session, SessionSettings
+from lwqc.compile.steps.make_parallel import parallel_planned
 from lwqc.graph.adjacent import adjacent_pairs
 from lwqc.graph.branch_kinds import branch_tree
-from lwqc.parallel_layers import parallel_planned
+from lwqc.model import io
 from lwqc.passes.fold_norms import FoldNorms
 from lwqc.passes.join_equal import JoinEqual
 from lwqc.passes.merge_parallel import MergeParallel
 from lwqc.passes.parallel_branches import ParallelBranches
-from lwqc.plan import ParallelPair
+from lwqc.plans.plan import ParallelPair
+from lwqc.runtime.session import Session, SessionSettings
 from models import glyphs, stdlib_lm
 from tests.build import Row, model, normal
 from tests.graph.test_branch_kinds import path_of

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lwqc.backends.session import Session
 from lwqc.errors import InputError
 from lwqc.graph.scalable import find_spans
 from lwqc.graph.scale_rules import RULES, several, single
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 from lwqc.passes.migrate_scales import MigrateScales, multiply, span_factors
+from lwqc.runtime.session import Session
 from tests.conftest import ZOO
 from tests.oracles import difference, session
 from tests.random_graphs import KINDS, feeds, models

@@ -5,11 +5,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc.backends.session import Session
-from lwqc.graph.names import gather_names, unique_name
 from lwqc.graph.sites import find_sites
+from lwqc.model.names import gather_names, unique_name
 from lwqc.passes.one_view import one_view
 from lwqc.passes.plain_gemm import PlainGemm
+from lwqc.runtime.session import Session
 from tests.build import model, normal
 
 

@@ -8,15 +8,15 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from lwqc import io
-from lwqc.backends.session import Session, SessionSettings
+from lwqc.compile.steps.make_parallel import parallel_planned
 from lwqc.errors import InputError
 from lwqc.graph.adjacent import Adjacency, adjacent_pairs
 from lwqc.graph.branch_kinds import branch_tree
-from lwqc.parallel_layers import parallel_planned
+from lwqc.model import io
 from lwqc.passes.gate_parallel import GateParallel
 from lwqc.passes.parallel_branches import ParallelBranches
-from lwqc.plan import ParallelPair
+from lwqc.plans.plan import ParallelPair
+from lwqc.runtime.session import Session, SessionSettings
 from tests.build import model, normal
 from tests.graph.test_branch_kinds import path_of
 from tests.zoo.materialize import materialize, sample_inputs

@@ -8,7 +8,7 @@ import pytest
 from lwqc.errors import InputError
 from lwqc.graph.groups import find_groups
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 from lwqc.passes.permute_channels import PermuteChannels
 from tests.build import model, normal
 from tests.conftest import ZOO

@@ -9,13 +9,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc import io
-from lwqc.backends.session import Session, SessionSettings
 from lwqc.errors import InputError
 from lwqc.graph.branch_kinds import KINDS, branch_tree
 from lwqc.graph.branches import residual_branches
+from lwqc.model import io
 from lwqc.passes.gate_branches import GateBranches
 from lwqc.passes.remove_branches import RemoveBranches
+from lwqc.runtime.session import Session, SessionSettings
 from models import glyphs, stdlib_lm
 from tests.build import model, normal
 from tests.graph.test_branch_kinds import TABLE, path_of

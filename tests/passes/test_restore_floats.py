@@ -6,17 +6,17 @@ import onnx_ir as ir
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-from lwqc import io
 from lwqc.backends.cpu import CpuTarget
-from lwqc.backends.session import Session, SessionSettings
-from lwqc.compress import open_workspace
-from lwqc.execute import execute
-from lwqc.goals import Goals
+from lwqc.compile.execute import execute
+from lwqc.decide.compress import open_workspace
+from lwqc.decide.lower import lower_plan
 from lwqc.graph.sites import find_sites
-from lwqc.lower import lower_plan
+from lwqc.model import io
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.restore_floats import RestoreFloats, is_quantized
-from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.plans.goals import Goals
+from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.runtime.session import Session, SessionSettings
 from tests.build import model, normal
 
 X = {"x": normal(6, 64, seed=3)}

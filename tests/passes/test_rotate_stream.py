@@ -5,13 +5,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc.backends.session import Session, SessionSettings
 from lwqc.errors import InputError
 from lwqc.graph.groups import find_groups
 from lwqc.graph.rotatable import find_streams
 from lwqc.graph.shapes import declared_shapes
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 from lwqc.passes.rotate_stream import RotateStream
+from lwqc.runtime.session import Session, SessionSettings
 from tests.build import model, normal
 from tests.conftest import ZOO
 from tests.graph.test_zoo_groups import MODELS, drawn

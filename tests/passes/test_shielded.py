@@ -4,8 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lwqc.backends.session import Session
 from lwqc.passes.fold_constants import FoldConstants
+from lwqc.runtime.session import Session
 
 CHAINS = {
     "apart": "c = Clip(x, low, middle) y = Clip(c, high, most)",

@@ -12,16 +12,18 @@ from onnx import helper, numpy_helper
 from pydantic import ValidationError
 
 import lwqc.demo
-from lwqc import cli, io, planning
+from lwqc import cli
 from lwqc.backends.cpu import CpuTarget
-from lwqc.backends.session import Session, optimized_graph
-from lwqc.compress import open_workspace
+from lwqc.decide import planning
+from lwqc.decide.compress import open_workspace
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
-from lwqc.passes.edit import add_initializer
+from lwqc.model import io
+from lwqc.model.edit import add_initializer
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import Plan, SiteEntry, Source
-from lwqc.recipe import find
+from lwqc.plans.plan import Plan, SiteEntry, Source
+from lwqc.plans.recipe import find
+from lwqc.runtime.session import Session, optimized_graph
 from tests.build import model, normal
 from tests.quant.correlated import inputs
 

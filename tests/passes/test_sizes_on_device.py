@@ -5,8 +5,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc.backends.session import Session
 from lwqc.passes.sizes_on_device import SizesOnDevice
+from lwqc.runtime.session import Session
 from tests.build import model
 
 INT64 = onnx.TensorProto.INT64

@@ -7,14 +7,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc.backends.session import statistics_session
+from lwqc.compile.steps.slice_streams import slice_planned
 from lwqc.errors import InputError
 from lwqc.graph.groups import find_groups
 from lwqc.graph.rotatable import find_streams
 from lwqc.passes.prepare_pruning import prepare_pruning
 from lwqc.passes.slice_stream import Slice, SliceStream, prepare_slicing
-from lwqc.plan import SlicedStream
-from lwqc.slice_streams import slice_planned
+from lwqc.plans.plan import SlicedStream
+from lwqc.runtime.session import statistics_session
 from tests.conftest import ZOO
 from tests.graph.test_zoo_groups import MODELS, drawn
 from tests.oracles import difference, session

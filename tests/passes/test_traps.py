@@ -6,12 +6,12 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from lwqc import io
 from lwqc.backends.cpu import CpuTarget
-from lwqc.backends.session import Session
 from lwqc.graph.sites import find_sites
+from lwqc.model import io
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.runtime.session import Session
 from tests.build import model, normal
 
 ENTRIES = [

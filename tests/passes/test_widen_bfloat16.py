@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.backends.session import Session, SessionSettings
 from lwqc.passes.convert_floats import ConvertFloats
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
+from lwqc.runtime.session import Session, SessionSettings
 from tests.build import model, normal
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lwqc.graph.axes import Factor, freeze, is_free, mark
 from lwqc.graph.repairs import Count
 from lwqc.graph.rules.context import BarrierError, Context, Dims, Rule
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 HEADS = "heads"
 HEAD_DIM = "head dims"

@@ -9,7 +9,7 @@ import numpy as np
 from lwqc.graph.axes import Factor, fixed, one, product, split_sum, total, unify
 from lwqc.graph.repairs import Bounds, Indices, Pieces, Sizes, SqueezedAxes, sizes
 from lwqc.graph.rules.context import BarrierError, Context, Dims, Rule
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 _DATA = "its indices are chosen by data"
 

@@ -10,7 +10,7 @@ from lwqc.graph.linear_operand import linear_operand
 from lwqc.graph.scale_labels import Labelling, where
 from lwqc.graph.scale_rules.several import one_sided
 from lwqc.graph.scale_rules.single import barrier
-from lwqc.graph.weights import static_shape, stored_tensor
+from lwqc.model.weights import static_shape, stored_tensor
 
 Rule = Callable[[Labelling, ir.Node], None]
 

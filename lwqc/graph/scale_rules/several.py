@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from lwqc.graph.scale_labels import Labelling, Labels, where
 from lwqc.graph.scale_rules.single import number
-from lwqc.graph.weights import static_shape, stored_tensor, trace_weight
+from lwqc.model.weights import static_shape, stored_tensor, trace_weight
 
 
 def total(walk: Labelling, node: ir.Node) -> None:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.scale_labels import Labelling, Labels, where
-from lwqc.graph.weights import stored_tensor
+from lwqc.model.weights import stored_tensor
 
 
 def barrier(walk: Labelling, node: ir.Node) -> None:

@@ -1,0 +1,305 @@
+"""A compressed model in memory, and the report on it: everything in it is measured on the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lwqc.backends.provider_options import options_path, options_text
+from lwqc.backends.target import Lowered
+from lwqc.compile.branch_reports import parallel_report, removal_report, slicing_report
+from lwqc.compile.decisions import DropDecision, ParallelDecision, SliceDecision
+from lwqc.compile.idle_branches import idle_branches
+from lwqc.compile.result import Report, SearchReport, ShapeLatency, SiteRow
+from lwqc.compile.saved_check import Expected, check_saved
+from lwqc.compile.steps.pruned_model import PrunedModel, pruning_report
+from lwqc.compile.steps.removed_branches import RemovedBranches
+from lwqc.compile.workspace import Workspace, data_files
+from lwqc.graph.sites import Site
+from lwqc.model import io
+from lwqc.plans.goals import Goals, Outcome
+from lwqc.plans.plan import Plan
+from lwqc.runtime.measure import NOISE, OperatorRow, latencies, operator_rows
+from lwqc.runtime.memory import peak_memory
+from lwqc.runtime.session import has_bodies, statistics_session
+
+_FEEDS = 64  # that tell which branches of an If run
+_MEMORY_NOISE = 0.02  # processes with one model differ by as much, now and then by more
+Decision = DropDecision | ParallelDecision | SliceDecision
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model in memory, ready to be saved and measured.
+
+    sites: of the model just before formats were applied, by name. decision: what was
+    chosen and at what price, unless the plan was given. fallbacks: what the target would not run
+    as it should, one line each. search: how, where a search chose. macs: where they were asked
+    for, of one run at the sizes of the first feeds.
+    """
+
+    work: Workspace
+    goals: Goals
+    decisions: Plan
+    lowered: Lowered
+    sites: Mapping[str, Site]
+    pruned: PrunedModel | None = None
+    removed: RemovedBranches | None = None
+    decision: Decision | None = None
+    fallbacks: tuple[str, ...] = ()
+    search: SearchReport | None = None
+    macs: int | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """What was done, with what that depended on."""
+        return self.work.stamped(self.decisions, self.goals)
+
+    @property
+    def model(self) -> ir.Model:
+        """The compressed model."""
+        return self.lowered.model
+
+    def noted(self, *notes: str) -> Compressed:
+        """The same with more notes in its plan and its report."""
+        return replace(self, decisions=self.decisions.noted(*notes))
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        external_data: bool | None = None,
+        verify: bool = True,
+        plan: str | os.PathLike[str] | None = None,
+    ) -> Report:
+        """Write the model, check and measure what was written, then put it in its place.
+
+        verify: False skips everything that loads a model; the report says so. plan: where the plan
+        goes, together with the model. Nothing is left, and what was there stays, when this raises:
+        InputError when the file cannot be written, see `lwqc.model.io.drafted`; UnsoundResult when
+        it does not hold, see `lwqc.compile.saved_check`.
+        """
+        with self.drafted(path, external_data=external_data, verify=verify, plan=plan) as draft:
+            draft.files.publish()
+            return draft.report
+
+    @contextmanager
+    def drafted(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        external_data: bool | None = None,
+        verify: bool = True,
+        plan: str | os.PathLike[str] | None = None,
+    ) -> Iterator[Drafted]:
+        """The same, but for the last step: `Drafted.files` are still to be published."""
+        source = self.work.model.meta.get("lwqc_path")
+        io.check_output(path, [source, *data_files(self.work.model)] if source else [])
+        with io.drafted(self.model, path, external_data=external_data) as files:
+            target = self.work.target
+            options = target.options(self.model, self.decisions, files.target.stem)
+            if options:
+                place = options_path(files.target)
+                files.add_text(place, options_text(target.name, options))
+            if plan is not None:
+                files.add_text(Path(plan), self.plan.text)
+            if verify:
+                self._check(files)
+            yield Drafted(files, measure(self, files, verify=verify))
+
+    def _check(self, files: io.Draft) -> None:
+        work, floats = self.work, self.decisions.floats
+        feeds = work.data.first()
+        gone = self.removed.removal.dropped_outputs if self.removed is not None else ()
+        expected = Expected(
+            feeds,
+            work.reference(feeds),
+            work.reference.types,
+            gone,
+            any_float=floats is not None and floats.boundary,
+        )
+        check_saved(files.path, expected, work.target.settings(), str(files.target))
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A model that was written, checked and measured, but is not yet where it goes."""
+
+    files: io.Draft
+    report: Report
+
+
+def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Report:
+    """The report on a written file: everything in it is measured on the file."""
+    work, floats = result.work, result.decisions.floats
+    report = Report(
+        source=work.name,
+        source_bytes=work.float_bytes,
+        output=str(saved.target),
+        output_bytes=saved.size_bytes,
+        recipe=result.decisions.recipe,
+        target=result.decisions.target,
+        data=work.data.description,
+        data_kind=work.data.kind,
+        sites=_rows(result),
+        # What the original has of them are codes and scales, where it was quantized.
+        skipped=() if result.decisions.restore is not None else work.analysis.skipped,
+        rewrites=(*_cleaning(result.decisions), *result.decisions.rewrites),
+        untransformed=result.decisions.untransformed,
+        kept_float32={} if floats is None else floats.keep,
+        fallbacks=result.fallbacks,
+        notes=(
+            *work.notes,
+            *result.decisions.notes,
+            *_notes(result.decisions),
+            *(_idle(result) if verify else ()),
+            *(f"not chosen: {why}" for why in work.unusable),
+        ),
+        search=result.search,
+    )
+    if result.pruned is not None:
+        report = report.with_measurements(pruning=pruning_report(work, result.pruned))
+    decision = result.decision
+    if result.removed is not None or isinstance(decision, DropDecision):
+        chosen = decision if isinstance(decision, DropDecision) else None
+        removal = removal_report(work.model.graph, result.removed, chosen)
+        report = report.with_measurements(removal=removal)
+    if result.decisions.parallel or isinstance(decision, ParallelDecision):
+        made = decision if isinstance(decision, ParallelDecision) else None
+        report = report.with_measurements(parallel=parallel_report(result.decisions, made))
+    if result.decisions.slice or isinstance(decision, SliceDecision):
+        cut = decision if isinstance(decision, SliceDecision) else None
+        report = report.with_measurements(slicing=slicing_report(result.decisions, cut))
+    if verify:
+        report = _verified(result, saved, report)
+    return report.with_outcomes(_outcomes(result, report))
+
+
+def _idle(result: Compressed) -> list[str]:
+    """Branches that were compressed unseen; nothing where nothing was quantized."""
+    work = result.work
+    if not result.decisions.quantize or not has_bodies(work.model):
+        return []
+    return idle_branches(work.model, work.data.limited(_FEEDS), statistics_session)
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    """What is left of the formats of a model that was quantized, and which operators stay."""
+    if plan.restore is None or not (plan.kept_float or plan.quantize):
+        return ()
+    notes = [
+        f"{name} stays as it was: {reason}" for name, reason in sorted(plan.restore.left.items())
+    ]
+    if not plan.quantize:
+        notes.insert(
+            0, f"nothing of the quantization is left: {plan.target} has none of its formats"
+        )
+    return tuple(notes)
+
+
+def _cleaning(plan: Plan) -> tuple[str, ...]:
+    if plan.clean is None:
+        return ()
+    return (*plan.clean.changes, *(f"relaxed {what}" for what in plan.clean.relaxed))
+
+
+def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
+    work = result.work
+    session = work.load(saved.path, label=str(saved.target))
+    timed = [
+        ShapeLatency(s.label, *latencies([work.timed_reference, session], s.feeds))
+        for s in (work.served if work.timed else ())
+    ]
+    metric_before = metric_after = metric_drop = None
+    if work.metric is not None:
+        metric_before, metric_after = work.metric_reference, work.metric(session)
+        metric_drop = work.metric.drop(metric_before, metric_after)
+    memory = None
+    if result.goals.max_memory is not None:
+        feeds = work.served[0].feeds
+        memory = (peak_memory(work.loadable, feeds), peak_memory(saved.path, feeds))
+    return report.with_measurements(
+        memory=memory,
+        divergence=(result.removed.work if result.removed else work).divergence(session),
+        latencies=tuple(timed),
+        operators=_operators(work, saved),
+        unmeasured=work.target.unmeasured(),
+        metric=work.metric.name if work.metric else None,
+        metric_before=metric_before,
+        metric_after=metric_after,
+        metric_drop=metric_drop,
+    )
+
+
+def _operators(work: Workspace, saved: io.Draft) -> tuple[OperatorRow, ...]:
+    """Of models that may be loaded twice more."""
+    if work.is_large or not work.runs_here:
+        return ()
+    return tuple(operator_rows(work.loadable, saved.path, work.served[0].feeds))
+
+
+def _rows(result: Compressed) -> tuple[SiteRow, ...]:
+    plan, forms = result.decisions, result.lowered.forms
+    rows = []
+    known = result.work.sites
+    for name, now in result.sites.items():
+        entry, site = plan.quantize.get(name), known.get(name, now)  # merged ones are new
+        after = entry.size_bytes(now.n, now.k) if entry else _float_bytes(now, plan)
+        rows.append(
+            SiteRow(
+                name=site.name,
+                op="+".join(sorted(site.ops)),
+                shape=site.shape,
+                format=str(entry.weight) if entry else _float_format(name, plan),
+                activation=entry.activation if entry else "none",
+                kernel=forms.get(site.name, "float"),
+                bytes_before=site.float_bytes,
+                bytes_after=after,
+                reason=plan.kept_float.get(site.name, ""),
+            )
+        )
+    return tuple(rows)
+
+
+def _float_format(name: str, plan: Plan) -> str:
+    """Sparse weights are only eligible: whether sparse kernels are faster is for the GPU to say."""
+    return "float, 2:4 eligible" if name in plan.sparse else "float"
+
+
+def _float_bytes(site: Site, plan: Plan) -> int:
+    """What a weight without a number format takes."""
+    return min(site.float_bytes, 2 * site.size) if plan.floats is not None else site.float_bytes
+
+
+def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
+    goals, work = result.goals, result.work
+    found = []
+    if result.pruned is not None and result.pruned.outcome is not None:
+        found.append(result.pruned.outcome)
+    if goals.max_size is not None:
+        asked = goals.max_size.resolve(work.float_bytes)
+        found.append(Outcome("size", asked, report.output_bytes, "bytes"))
+    if goals.avg_bits is not None:
+        found.append(Outcome("average bits", goals.avg_bits, report.average_bits, "bits"))
+    if goals.max_memory is not None and report.memory is not None:
+        before, after = report.memory
+        asked = goals.max_memory.resolve(before)
+        found.append(Outcome("memory", asked, after, "bytes", _MEMORY_NOISE))
+    if goals.max_macs is not None and result.macs is not None:
+        asked = goals.max_macs.resolve(work.macs)
+        found.append(Outcome("MACs", asked, result.macs, "MACs"))
+    drop = report.drop
+    if drop is not None and goals.max_drop is not None:
+        found.append(Outcome("drop", goals.max_drop, drop, ""))
+    for row in report.latencies:
+        if goals.max_latency is None:
+            break
+        asked = goals.max_latency.resolve(row.before.median_ms)
+        name = "latency" if len(report.latencies) == 1 else f"latency {row.shape}"
+        found.append(Outcome(name, asked, row.after.median_ms, "ms", NOISE - 1))
+    return found

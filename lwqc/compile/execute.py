@@ -1,0 +1,112 @@
+"""Executes plans."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from lwqc.backends.target import Lowered
+from lwqc.compile.cleaned import cleaned
+from lwqc.compile.compressed import Compressed
+from lwqc.compile.locks import differences, looks_at_data
+from lwqc.compile.prunable import calibration
+from lwqc.compile.steps.make_parallel import parallel_planned
+from lwqc.compile.steps.pruned_model import prune_model
+from lwqc.compile.steps.removed_branches import without_branches
+from lwqc.compile.steps.restored import restored
+from lwqc.compile.steps.sequential import quantize_in_sequence
+from lwqc.compile.steps.slice_streams import slice_planned
+from lwqc.compile.steps.transforms import transform, version
+from lwqc.compile.workspace import Workspace
+from lwqc.errors import InputError
+from lwqc.graph.sites import find_sites
+from lwqc.model import io
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.sparsify import Sparsify
+from lwqc.plans.goals import Goals
+from lwqc.plans.plan import Plan, Transforms
+from lwqc.runtime.session import statistics_session
+
+
+def apply_plan(work: Workspace, plan: Plan, *, allow_drift: bool = False) -> Compressed:
+    """Execute a plan made earlier.
+
+    allow_drift: also where the model, the data or versions are others than those of the plan; how
+    they differ is in the notes then. Raises InputError where they differ, see `lwqc.compile.locks`,
+    and for a plan that needs data when there is none.
+    """
+    found = differences(plan, work.source, lambda: work.data_source)
+    if found and not allow_drift:
+        raise InputError(f"{'; '.join(found)}; --allow-drift replays the plan all the same")
+    if not work.data.given and looks_at_data(plan):
+        raise InputError("the plan was made on data and looks at it again; give the same --data")
+    return execute(work, Goals(), plan).noted(*(f"replayed although {line}" for line in found))
+
+
+def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
+    """Change the structure in the order of the plan's fields, then lower what is left."""
+    base = restored(work, plan.restore) if plan.restore is not None else work
+    base = cleaned(base, plan.clean) if plan.clean is not None else base
+    removed = without_branches(base, plan.remove) if plan.remove else None
+    base = removed.work if removed is not None else base
+    if plan.parallel:
+        base = base.derived(parallel_planned(base.model, plan.parallel))
+    if plan.slice:
+        data = calibration(work, plan.slice[0].calibration)
+        model = slice_planned(base.model, data, plan.slice, statistics_session)
+        base = base.derived(model)
+    pruned = prune_model(base, plan.prune) if plan.prune is not None else None
+    first = Transforms() if pruned is not None else plan.transforms
+    changed = version(base, first, token_weights=plan.token_weights)
+    model, weights = changed.model, changed.weights
+    sites = changed.sites if pruned is None else pruned.sites
+    unknown = sorted(set(plan.quantize) - set(sites))
+    if unknown:
+        raise InputError(f"the plan names sites that the model does not have: {unknown[0]}")
+    if pruned is not None:
+        model = transform(pruned.model, plan.transforms) if plan.transforms else pruned.model
+        grams = changed.grams_of(model, find_sites(model).sites)
+        weights = EncodedWeights(
+            model, io.read_array, grams=grams, progress=work.report("encoding")
+        )
+    if plan.sequential:
+        done = quantize_in_sequence(
+            model,
+            plan.quantize,
+            weights.get,
+            work.data,
+            statistics_session,
+            work.report("sequential"),
+        )
+        model = done.model
+        weights = EncodedWeights(model, io.read_array, known=done.encoded)
+        apart = {name: f"not in sequence: {reason}" for name, reason in done.apart.items()}
+        plan = plan.model_copy(update={"kept_float": {**apart, **plan.kept_float}})
+    if plan.sparse:
+        model = model.clone()
+        Sparsify(plan.sparse, changed.grams)(model)
+    lowered = Lowered(model, {})
+    if plan.quantize or plan.rewrites or plan.floats or plan.sparse:
+        lowered = work.target.lower(model, plan, weights)
+    return Compressed(
+        work,
+        goals,
+        plan,
+        lowered,
+        sites,
+        pruned,
+        removed,
+        fallbacks=_fallbacks(work, lowered.model),
+        # Of the model before formats, which change what a product takes but not how many there are.
+        macs=None if goals.max_macs is None else work.macs_of(model),
+    )
+
+
+def _fallbacks(work: Workspace, model: ir.Model) -> tuple[str, ...]:
+    """What the target would not run as it should. Raises InputError unless that is accepted."""
+    found = work.target.violations(model)
+    if found and not work.allow_fallback:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise InputError(
+            f"target {work.target.name}: {found[0]}{more}; --allow-fallback accepts that"
+        )
+    return tuple(found)

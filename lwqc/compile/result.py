@@ -1,0 +1,272 @@
+"""The report on a compressed model, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lwqc.graph.sites import Skipped
+from lwqc.plans.goals import Outcome
+from lwqc.runtime.measure import Latency, OperatorRow, worst_drop
+from lwqc.runtime.session import VERSION
+from lwqc.runtime.stats.divergence import Divergence
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """What became of one site. reason: why it stayed float, or partly so."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    format: str
+    activation: str
+    kernel: str
+    bytes_before: int
+    bytes_after: int
+    reason: str
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ShapeLatency:
+    """Time of one run of the original and of the result. shape: the sizes of the inputs."""
+
+    shape: str
+    before: Latency
+    after: Latency
+
+    @property
+    def speedup(self) -> float:
+        """Median latency of the original over that of the result."""
+        return self.before.median_ms / self.after.median_ms
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """What became of one group of channels. reason: why it stayed whole."""
+
+    name: str
+    marks: tuple[str, ...]
+    before: int
+    after: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """What pruning removed and what it could not.
+
+    macs, parameters: before and after, at the sizes of the data. frozen: axes that belong to no
+    group, as (tensor, axis, size, reason). barriers: nodes that nothing could be told through, and
+    why. not_refitted: layers that the compensation left as sliced, and why.
+    """
+
+    macs: tuple[int, int]
+    parameters: tuple[int, int]
+    groups: tuple[GroupRow, ...]
+    frozen: tuple[tuple[str, int, int, str], ...]
+    barriers: tuple[tuple[str, str], ...]
+    not_refitted: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BranchRow:
+    """A removed branch. step: of the removal it went with, from 1; branches of a block share one.
+
+    score: by which it was chosen, divergence: of the outputs from then on; None when the plan was
+    made before. compensation: what took its place, or why nothing could.
+    """
+
+    name: str
+    kind: str
+    step: int
+    score: float | None
+    divergence: float | None
+    compensation: str
+
+
+@dataclass(frozen=True)
+class RemovalReport:
+    """What the removal of branches changed.
+
+    there_were: branches of the model, all kinds. measure: of `divergence`. refused: residual
+    additions that are no removable branch, and why. The rest as in `passes.remove_branches`.
+    """
+
+    branches: tuple[BranchRow, ...]
+    there_were: int
+    measure: str
+    refused: tuple[tuple[str, str], ...]
+    dropped_inputs: tuple[str, ...]
+    dropped_outputs: tuple[str, ...]
+    passed_through: Mapping[str, str]
+    still_computed: Mapping[str, str]
+    left: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParallelReport:
+    """Branches that became parallel: (first, second, divergence with all so far or None).
+
+    tried: the same of what was tried and, when it is not faster, not done.
+    there_were: pairs to choose from, None when the plan was made before. latency_ms: before and
+    after, where they decided. note: why nothing, or less than asked, was done, or "".
+    """
+
+    pairs: tuple[tuple[str, str, float | None], ...]
+    tried: tuple[tuple[str, str, float | None], ...]
+    there_were: int | None
+    measure: str
+    latency_ms: tuple[float, float] | None
+    note: str
+
+
+@dataclass(frozen=True)
+class SlicingReport:
+    """Residual streams that got narrower: (group, width).
+
+    macs: before and after, None when the plan was made before. note: why nothing was done, or "".
+    left: streams that stay, and why.
+    """
+
+    streams: tuple[tuple[str, int], ...]
+    macs: tuple[int, int] | None
+    note: str
+    left: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """How a plan was searched for.
+
+    measure: of the divergence from the original on the calibration data. items: kind -> how many
+    were changed, of how many. start, best: divergence of the best start and of the winner before
+    compensation. evaluations: of candidates, those known from a resumed run included. seconds: of
+    the search. left_out: what could not be chosen, and why. notes: for the user.
+    """
+
+    measure: str
+    effort: str
+    seed: int
+    items: Mapping[str, tuple[int, int]]
+    start: float
+    best: float
+    generations: int
+    evaluations: int
+    seconds: float
+    left_out: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measured facts about a saved model; None or empty where `verify` was off.
+
+    latencies: at each shape served. operators: where the time goes at the first one.
+    kept_float32: operators that do not compute in the 16-bit type, and why. fallbacks: what the
+    target would run elsewhere. unmeasured: why there are no latencies. memory: bytes that a process
+    takes with the original and with the result, where they were asked for. notes: what was done to
+    the file so that it could be read, what was left undone, or done otherwise than asked.
+    """
+
+    source: str
+    source_bytes: int
+    output: str
+    output_bytes: int
+    recipe: str
+    target: str
+    data: str
+    data_kind: str
+    sites: tuple[SiteRow, ...]
+    skipped: tuple[Skipped, ...]
+    rewrites: tuple[str, ...] = ()
+    untransformed: Mapping[str, str] = field(default_factory=dict)
+    divergence: Mapping[str, Divergence] = field(default_factory=dict)
+    latencies: tuple[ShapeLatency, ...] = ()
+    operators: tuple[OperatorRow, ...] = ()
+    metric: str | None = None
+    metric_before: float | None = None
+    metric_after: float | None = None
+    metric_drop: float | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    pruning: PruningReport | None = None
+    removal: RemovalReport | None = None
+    parallel: ParallelReport | None = None
+    slicing: SlicingReport | None = None
+    kept_float32: Mapping[str, str] = field(default_factory=dict)
+    fallbacks: tuple[str, ...] = ()
+    unmeasured: str = ""
+    search: SearchReport | None = None
+    memory: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def drop(self) -> float | None:
+        """Loss on the metric as a fraction of it, else of the outputs; None if not measured.
+
+        Negative when the metric got better.
+        """
+        if self.metric_drop is not None:
+            return self.metric_drop
+        return worst_drop(self.divergence) if self.divergence else None
+
+    @property
+    def speedup(self) -> float | None:
+        """Median latency of the original over that of the result, at the first shape."""
+        return self.latencies[0].speedup if self.latencies else None
+
+    @property
+    def average_bits(self) -> float:
+        """Stored bits per weight over all sites, scales and zero points included."""
+        weights = sum(row.weights for row in self.sites)
+        return 8 * sum(row.bytes_after for row in self.sites) / max(weights, 1)
+
+    @property
+    def met(self) -> bool:
+        """Whether every constraint is met."""
+        return all(outcome.met for outcome in self.outcomes)
+
+    def with_measurements(self, **measured: Any) -> Report:
+        """The report with the results of a verification."""
+        return dataclasses.replace(self, **measured)
+
+    def with_outcomes(self, outcomes: Sequence[Outcome]) -> Report:
+        """The report with its constraints checked."""
+        return dataclasses.replace(self, outcomes=tuple(outcomes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; infinities become None."""
+        document = dataclasses.asdict(self)
+        document["outcomes"] = [{**dataclasses.asdict(o), "met": o.met} for o in self.outcomes]
+        document |= {
+            "drop": self.drop,
+            "speedup": self.speedup,
+            "average_bits": self.average_bits,
+            "onnxruntime": VERSION,
+            "machine": platform.processor() or platform.machine(),
+        }
+        return _finite(document)  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(self.to_dict(), indent=1)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

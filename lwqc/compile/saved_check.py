@@ -1,0 +1,150 @@
+"""Whether a model that lies on the disk is what it should be, before it goes to its place.
+
+Another process loads it, as it may die of it, and runs it once: its outputs must have the names,
+types and ranks of the original's, and be finite where those are.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.errors import SessionError, UnsoundResult
+from lwqc.model import io
+from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
+from lwqc.runtime.isolated import Isolated
+from lwqc.runtime.session import Feeds, SessionSettings, as_array, load_isolated
+
+Array = NDArray[Any]
+_FLOATS = frozenset({"float16", "bfloat16", "float", "double"})
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the outputs of a model have to be like.
+
+    outputs: of the original for `feeds`, by name and in order. types: as its session calls them.
+    gone: outputs that were to go. any_float: the type of floats was to change.
+    """
+
+    feeds: Feeds
+    outputs: Mapping[str, Array]
+    types: Mapping[str, str]
+    gone: Collection[str] = ()
+    any_float: bool = False
+
+
+def check_saved(
+    path: Path, expected: Expected | None, settings: SessionSettings, label: str
+) -> None:
+    """Load a saved model in another process and run it once. Raises UnsoundResult.
+
+    expected: None where there is nothing to compare with; then it is only loaded. settings: of the
+    session; without a device that has it, float32 stands in for bfloat16. label: for messages.
+    """
+    process = Isolated()
+    try:
+        with _runnable(path, settings) as (file, widened):
+            signature = load_isolated(process, file, settings)
+            if expected is not None:
+                values = process.run(_widened(expected.feeds) if widened else expected.feeds) or []
+                names = [name for name, _ in signature]
+                found = dict(zip(names, map(as_array, values), strict=True))
+                _compare(found, dict(signature), expected, widened)
+    except (SessionError, _Unlike) as error:
+        reason = str(error).replace(str(path), label)
+        raise UnsoundResult(f"{label}: was not saved: {reason}") from error
+    finally:
+        process.close()
+
+
+def save(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    *,
+    external_data: bool | None = None,
+    verify: bool = True,
+) -> io.SavedModel:
+    """Write a model for which there is no original, if another process can load it.
+
+    verify: False writes it in any case. Raises InputError when the file cannot be written, see
+    `lwqc.model.io.drafted`, and UnsoundResult when the runtime does not load it.
+    """
+    with io.drafted(model, path, external_data=external_data) as draft:
+        if verify:
+            check_saved(draft.path, None, SessionSettings(), str(draft.target))
+        return draft.publish()
+
+
+class _Unlike(Exception):
+    """What of the outputs is not as expected, in a line."""
+
+
+@contextmanager
+def _runnable(path: Path, settings: SessionSettings) -> Iterator[tuple[Path, bool]]:
+    """A file that runs here, and whether it is another one: the CPU has no bfloat16."""
+    model = io.load(path)
+    if settings.provider != SessionSettings().provider or not has_bfloat16(model):
+        yield path, False
+        return
+    WidenBfloat16()(model)
+    with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
+        stand_in = Path(folder) / "model.onnx"
+        io.save(model, stand_in)
+        yield stand_in, True
+
+
+def _widened(feeds: Feeds) -> dict[str, Array]:
+    return {
+        name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+        for name, array in feeds.items()
+    }
+
+
+def _compare(
+    found: Mapping[str, Array], types: Mapping[str, str], expected: Expected, widened: bool
+) -> None:
+    names = [name for name in expected.outputs if name not in expected.gone]
+    if list(found) != names:
+        raise _Unlike(f"its outputs are {', '.join(found)}; expected {', '.join(names)}")
+    loose = expected.any_float or widened
+    for name in names:
+        if _type(types[name], loose) != _type(expected.types[name], loose):
+            raise _Unlike(
+                f"output {name} has the type {types[name]}; expected {expected.types[name]}"
+            )
+        _compare_value(name, found[name], expected.outputs[name])
+
+
+def _type(text: str, loose: bool) -> str:
+    """A type as sessions write it; loose: all floats alike."""
+    if loose:
+        for kind in _FLOATS:
+            text = text.replace(f"({kind})", "(float)")
+    return text
+
+
+def _compare_value(name: str, found: Array, expected: Array) -> None:
+    """By rank and finiteness."""
+    if found.ndim != expected.ndim:
+        raise _Unlike(
+            f"output {name} has the shape {found.shape}; expected one like {expected.shape}"
+        )
+    if found.dtype.kind == "f" and expected.dtype.kind == "f" and _less_finite(found, expected):
+        raise _Unlike(f"output {name} holds NaN or infinity where the original does not")
+
+
+def _less_finite(found: Array, expected: Array) -> bool:
+    bad, known = ~np.isfinite(found), ~np.isfinite(expected)
+    if found.shape == expected.shape:
+        return bool((bad & ~known).any())
+    return bool(bad.any() and not known.any())

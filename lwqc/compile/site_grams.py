@@ -1,0 +1,226 @@
+"""Gram matrices of the inputs that quantizable sites meet, collected when they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.errors import InputError
+from lwqc.graph.attention_maps import AttentionMaps, TokenWeights
+from lwqc.graph.sites import Site, Use
+from lwqc.model import io
+from lwqc.runtime.mapped_session import mapped_session
+from lwqc.runtime.session import statistics_session
+from lwqc.runtime.stats.collect import NO_SAMPLE
+from lwqc.runtime.stats.collector import Feeds
+from lwqc.runtime.stats.column_mass import ColumnMass
+from lwqc.runtime.stats.gram import Gram
+from lwqc.runtime.stats.patches import conv_window
+from lwqc.runtime.stats.segmented_run import SegmentedRun
+from lwqc.runtime.stats.segments import Segment, split
+
+_LARGE_BYTES = 1_000_000_000  # of weights: from here on memory counts more than sessions
+# Of weights and matrices in one segment: a model of usual size is a single one.
+_SEGMENT_BYTES = 768 << 20
+_LARGE_SEGMENT_BYTES = 192 << 20
+_SITE_BYTES = 2 << 30  # a site whose matrix is larger gets none
+_KEPT_SEGMENTS = 2  # threads ask for neighbours at the same time
+
+Matrix = NDArray[np.float64]
+
+
+class SiteGrams:
+    """Mean of x xᵀ per site, segment by segment of the model.
+
+    When sites are asked for in graph order, each segment runs once over the data, starting from
+    the activations that the one before it left. Asked for an earlier site than those at hand, it
+    starts again at the model's beginning. Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        sites: Sequence[Site],
+        data: Iterable[Feeds],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        token_weights: bool = False,
+    ) -> None:
+        """model, sites: of the float model, as `find_sites` gives them. data: re-iterable.
+
+        token_weights: tokens count by how much attention reads them (RSQ), where that is known.
+        """
+        self._model = model
+        self._data = data
+        self._progress = progress
+        self._large = io.weight_bytes(model) > _LARGE_BYTES
+        self._collectors = {s.name: _gram(s) for s in sites}
+        if token_weights:
+            self._collectors |= _weighted(model, sites, self._collectors)
+        self._shared = {
+            s.name for s in sites if s.both_ways or len({u.activation for u in _products(s)}) > 1
+        }
+        self._bytes = {s.name: 8 * s.groups * s.k**2 for s in sites}
+        positions = _positions(model.graph)
+        self._readers = {
+            s.name: positions[_made(_use(s).node)] for s in sites if _gram(s) is not None
+        }
+        self._main = {v.name for n in model.graph for v in n.outputs}
+        self._main |= {v.name for v in (*model.graph.inputs, *model.graph.initializers.values())}
+        self._run: SegmentedRun | None = None
+        self._held: dict[int, dict[Gram, Matrix]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, site: str) -> Matrix | None:
+        """[convolution groups, K, K]; None where no matrix can be had (see `reason`)."""
+        collector = self._collectors.get(site)
+        if collector is None or self.reason(site):
+            return None
+        with self._lock:
+            index = self._place(site)
+            if index not in self._held:
+                self._collect(index)
+            return self._held[index][collector]
+
+    def reason(self, site: str) -> str:
+        """Why a site has no Gram matrix, or ""."""
+        collector = self._collectors.get(site)
+        if site in self._shared:
+            return "operators with different inputs read its weight"
+        if collector is None:
+            return "it reads no rows that a matrix product or convolution multiplies"
+        if collector.tensor not in self._main:
+            return "its input is inside the body of an If, Loop or Scan"
+        if self._bytes[site] > _SITE_BYTES:
+            return f"its Gram matrix would take {self._bytes[site] >> 20} MB"
+        return ""
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """The parts that the model runs in, up to the last one that a site reads."""
+        first = next(iter(self._data), None)
+        if first is None:
+            raise InputError(NO_SAMPLE)
+        observed: dict[int, dict[str, int]] = {}
+        for site, collector in self._observed.items():
+            at = observed.setdefault(self._readers[site], {})
+            for tensor in collector.tensors:
+                at[tensor] = at.get(tensor, 0) + self._bytes[site]
+        limit = _LARGE_SEGMENT_BYTES if self._large else _SEGMENT_BYTES
+        sizes = {name: array.shape for name, array in first.items()}
+        found = split(self._model, limit, sizes, observed)
+        last = max(observed, default=0)
+        return [s for s in found if s.start <= last]
+
+    @property
+    def _observed(self) -> dict[str, Gram]:
+        return {n: c for n, c in self._collectors.items() if c is not None and not self.reason(n)}
+
+    @cached_property
+    def _wanted(self) -> dict[int, set[Gram]]:
+        found: dict[int, set[Gram]] = {}
+        for site, collector in self._observed.items():
+            found.setdefault(self._place(site), set()).add(collector)
+        return found
+
+    def _place(self, site: str) -> int:
+        """The segment with the node that reads the site's weight.
+
+        Its input may come from an earlier one; it is observed where the weight is, so that an
+        encoder's output, which all layers of a decoder read, does not lead back to the encoder.
+        """
+        return bisect_right(self.segments, self._readers[site], key=lambda s: s.stop)
+
+    def _collect(self, index: int) -> None:
+        """Run up to and including a segment, keeping the matrices of the last ones."""
+        if self._run is None or self._run.position > index:
+            make = mapped_session if self._large else statistics_session
+            self._run = SegmentedRun(
+                self._model, self.segments, self._data, make, progress=self._progress
+            )
+        # With the ones before: of two threads, the one that wants the earlier may come second.
+        kept = sorted(i for i in self._wanted if i <= index)[-_KEPT_SEGMENTS:]
+        while (position := self._run.position) <= index:
+            if position not in kept or position in self._held:
+                self._run.advance()
+                continue
+            self._held = {i: held for i, held in self._held.items() if i in kept}
+            self._held[position] = self._advance(self._run)
+
+    def _advance(self, run: SegmentedRun) -> dict[Gram, Matrix]:
+        """Run the next segment with its matrices."""
+        wanted = self._wanted[run.position]
+        found = run.advance(wanted)
+        matrices = {}
+        for collector in wanted:
+            total = found[collector]
+            np.divide(total.matrix, max(total.rows, 1), out=total.matrix)
+            matrices[collector] = total.matrix if total.matrix.ndim == 3 else total.matrix[None]
+        return matrices
+
+
+def _positions(graph: ir.Graph) -> dict[str, int]:
+    """By what a node makes, the position of the main graph's node that it is or that holds it."""
+    found = {}
+    for i, node in enumerate(graph):
+        found[_made(node)] = i
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                found |= {_made(n): i for n in attribute.as_graph().all_nodes()}
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for body in attribute.as_graphs():
+                    found |= {_made(n): i for n in body.all_nodes()}
+    return found
+
+
+def _made(node: ir.Node) -> str:
+    """Name of a node's first output: unlike the node it is the same in a copy of the graph."""
+    return node.outputs[0].name or ""
+
+
+def _products(site: Site) -> list[Use]:
+    """Uses that multiply; tied weights are also read by a Gather."""
+    return [use for use in site.uses if use.node.op_type in ("MatMul", "Gemm", "Conv")]
+
+
+def _use(site: Site) -> Use:
+    """The use whose input the matrix is of."""
+    return next(iter(_products(site)), site.uses[0])
+
+
+def _gram(site: Site) -> Gram | None:
+    use = _use(site)
+    if use.node.op_type not in ("MatMul", "Gemm", "Conv") or not _plain(use):
+        return None
+    name = use.activation.name if use.activation is not None else None
+    if not name:
+        return None
+    if use.node.op_type == "Conv":
+        return Gram(name, conv_window(use.node, site.shape))
+    return Gram(name)
+
+
+def _weighted(
+    model: ir.Model, sites: Sequence[Site], plain: Mapping[str, Gram | None]
+) -> dict[str, Gram]:
+    """Collectors of the sites whose tokens an attention map weighs."""
+    maps = AttentionMaps(model)
+    found = {}
+    for site in sites:
+        collector, weights = plain[site.name], maps.token_weights(site)
+        if collector is not None and collector.window is None and isinstance(weights, TokenWeights):
+            mass = ColumnMass(weights.map, weights.tokens)
+            found[site.name] = dataclasses.replace(collector, weights=mass)
+    return found
+
+
+def _plain(use: Use) -> bool:
+    """The weight is the right operand, and the activation is read as it is."""
+    transposed = use.node.attributes.get("transA")
+    return use.index == 1 and (transposed is None or not transposed.as_int())

@@ -1,0 +1,36 @@
+"""Equivalence transforms: rewrites that leave the outputs and make a model easier to quantize."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from lwqc.compile.workspace import Workspace
+from lwqc.passes.migrate_scales import MigrateScales
+from lwqc.passes.prepare_pruning import prepare_pruning
+from lwqc.passes.rotate_stream import RotateStream
+from lwqc.plans.plan import Transforms
+
+
+def version(work: Workspace, transforms: Transforms, *, token_weights: bool = False) -> Workspace:
+    """The same work on the transformed model; what the original computes stays the reference.
+
+    Made once: its statistics and encoded weights serve the search and the result alike.
+    """
+    if not transforms and token_weights == work.token_weights:
+        return work
+    key = f"{transforms.model_dump_json()} {token_weights}"
+    if key not in work.versions:
+        model = work.model
+        if transforms:
+            model = transform(work.model, transforms)
+        work.versions[key] = work.derived(model, token_weights=token_weights)
+    return work.versions[key]
+
+
+def transform(model: ir.Model, transforms: Transforms) -> ir.Model:
+    """A transformed copy. Raises InputError for names that the model lacks."""
+    copy, _ = prepare_pruning(model) if transforms.rotations else (model.clone(), None)
+    RotateStream(transforms.rotations)(copy)
+    MigrateScales({name: np.asarray(s) for name, s in transforms.scales.items()})(copy)
+    return copy

@@ -1,0 +1,261 @@
+"""How long the forms of sites take on this machine, timed in small sessions of one site each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.compile.workspace import Workspace
+from lwqc.graph.sites import Site
+from lwqc.model import io
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.runtime.served import Served, overall
+from lwqc.runtime.session import Session, time_runs
+from lwqc.runtime.settling import ratios_known
+from lwqc.runtime.stats.collect import collect
+from lwqc.runtime.stats.shapes import Shapes
+from lwqc.runtime.timing_cache import Pair, TimingCache
+
+_SECONDS = 0.06  # per form and class of sites
+_PACKED_BITS = (2, 4, 8)
+_CLEARLY = 1.1  # times as long: timings of the same differ by less
+_KNOWN = 1.04  # a ratio known this closely is closer than two timings of the same are
+_RANGE = ActivationRange(low=-4, high=4)
+
+
+def site_times(work: Workspace, plan: Plan) -> dict[str, tuple[Pair, ...]]:
+    """Seconds of the float operator and of the plan's form, at each shape served.
+
+    Sites of equal operator, shapes, attributes and entry are timed once, and on the same machine
+    with the same runtime never again. Gather is not timed: its cost is the memory it reads. Folded
+    weights run the float kernel and are not timed either.
+    """
+    timed = timed_sites(work, plan)
+    shapes = [activation_shapes(work, one) for one in work.served]
+    report = work.report("timing sites")
+    found: dict[str, tuple[Pair, ...]] = {}
+    with TimingCache.opened() as cache:
+        for done, site in enumerate(timed):
+            entry = plan.quantize[site.name]
+            at = [known[site.name] for known in shapes if site.name in known]
+            if len(at) == len(shapes):
+                found[site.name] = tuple(_cached(work, cache, site, entry, shape) for shape in at)
+            report(done + 1, len(timed))
+    return found
+
+
+def timed_sites(work: Workspace, plan: Plan) -> list[Site]:
+    """Sites that the plan gives another kernel than the float one."""
+    return [
+        s
+        for s in work.analysis.sites
+        if s.name in plan.quantize and s.op != "Gather" and _runs_low(work, s, plan)
+    ]
+
+
+def _cached(
+    work: Workspace, cache: TimingCache, site: Site, entry: SiteEntry, shape: tuple[int, ...]
+) -> Pair:
+    what = (work.target.name, *operator_class(site), entry.model_dump_json(), shape)
+    key = " ".join(map(str, what))
+    if key not in cache.known:
+        cache.add(key, form_seconds(work, site, entry, shape))
+    return cache.known[key]
+
+
+def relative_time(pairs: Sequence[Pair]) -> float:
+    """Time of the form over that of the float operator, over all shapes."""
+    return overall([after / before for before, after in pairs])
+
+
+def slow_sites(
+    work: Workspace, plan: Plan, times: Mapping[str, Sequence[Pair]] | None = None
+) -> dict[str, str]:
+    """Sites of the plan whose form takes longer than float, with the times as the reason."""
+    if times is None:
+        times = site_times(work, plan)
+    slow = {}
+    for name, pairs in times.items():
+        if relative_time(pairs) <= 1:
+            continue
+        entry = plan.quantize[name]
+        each = ", ".join(
+            f"{after * 1e3:.3f} ms at {one.label}, float {before * 1e3:.3f} ms"
+            for one, (before, after) in zip(work.served, pairs, strict=True)
+        )
+        slow[name] = f"{entry.weight} with {entry.activation} activations takes {each}"
+    return slow
+
+
+def slow_products(work: Workspace) -> Mapping[int, frozenset[str]]:
+    """By bits of the weights, sites whose low-bit product takes clearly longer than the float one.
+
+    Many rows at once are multiplied faster in float; few rows wait for the weights. Empty where
+    single sites cannot be timed, and for large models, whose memory counts more.
+    """
+    if not (work.timed and work.runs_here) or work.is_large:
+        return {}
+    if not work.slow_products:
+        entries: dict[int, dict[str, SiteEntry]] = {bits: {} for bits in _PACKED_BITS}
+        for site in work.analysis.sites:
+            for entry in work.target.candidates(site, work.opset, tiny=True):
+                if entry.activation == "dynamic" and entry.weight.bits in entries:
+                    entries[entry.weight.bits].setdefault(site.name, entry)
+        for bits, quantize in entries.items():
+            times = site_times(work, Plan(source=Source(digest=""), quantize=quantize))
+            slow = (n for n, pairs in times.items() if relative_time(pairs) > _CLEARLY)
+            work.slow_products[bits] = frozenset(slow)
+    return work.slow_products
+
+
+def _runs_low(work: Workspace, site: Site, plan: Plan) -> bool:
+    return work.target.form(site, plan.quantize[site.name], work.opset) != "Folded"
+
+
+def activation_shapes(work: Workspace, served: Served) -> Mapping[str, tuple[int, ...]]:
+    """Shape of each site's activation on these inputs; sites in subgraphs are left out."""
+    if served.label not in work.activation_shapes:
+        main = {v.name for node in work.model.graph for v in node.outputs}
+        main |= {v.name for v in work.model.graph.inputs}
+        activations = {s.name: s.uses[0].activation for s in work.analysis.sites}
+        wanted = {
+            site: Shapes(value.name)
+            for site, value in activations.items()
+            if value is not None and value.name and value.name in main
+        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        if wanted:
+            found = collect(
+                work.model, wanted.values(), [served.feeds], lambda m: Session(m, label="shapes")
+            )
+            shapes = {site: found[shape].last for site, shape in wanted.items()}
+        work.activation_shapes[served.label] = shapes
+    return work.activation_shapes[served.label]
+
+
+def operator_class(site: Site) -> tuple[str, str, tuple[int, ...]]:
+    """Sites of one class take the same time for the same activation."""
+    node = site.uses[0].node
+    attributes = repr(sorted((k, str(v)) for k, v in node.attributes.items()))
+    return node.op_type, attributes, site.shape
+
+
+def halved(site: Site, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Shapes of a site's weight and activation with half of the inputs and half of the outputs.
+
+    shape: of the activation. None where a half of them is not what a narrower layer would have:
+    of grouped convolutions, of stacks of matrices, of odd or single channels.
+    """
+    weight, conv = site.shape, site.op == "Conv"
+    axis = 1 if conv else len(shape) - 1
+    plain = conv or (site.op in ("MatMul", "Gemm") and len(weight) == 2)
+    read = weight[1:2] if conv else weight
+    if not plain or shape[axis] not in read or any(n % 2 for n in (shape[axis], *weight[:2])):
+        return None
+    narrow = tuple(n // 2 if i == axis else n for i, n in enumerate(shape))
+    return (weight[0] // 2, weight[1] // 2, *weight[2:]), narrow
+
+
+def form_seconds(
+    work: Workspace,
+    site: Site,
+    entry: SiteEntry,
+    shape: tuple[int, ...],
+    weight: tuple[int, ...] | None = None,
+) -> tuple[float, float]:
+    """Seconds of the float operator and of the entry's form.
+
+    shape: of the activation. weight: shape of the stored tensor, if not the site's own.
+    """
+    model = _alone(site, shape, weight)
+    name = "weight"
+    plan = Plan(
+        source=Source(digest=""),
+        quantize={name: entry},
+        activations={"x": _RANGE, "y": _RANGE},
+    )
+    lowered = work.target.lower(model, plan, EncodedWeights(model, io.read_array)).model
+    rng = np.random.default_rng(0)
+    floats = rng.standard_normal(shape).astype(np.float32)
+    feeds: dict[str, NDArray[Any]] = {"x": floats}
+    if site.op == "Conv" and entry.activation == "static":
+        codes = _expose_codes(lowered).numpy()
+        range_ = np.iinfo(codes)
+        middle = (range_.min + range_.max + 1) // 2
+        feeds["x/codes"] = np.clip(floats * 32 + middle, range_.min, range_.max).astype(codes)
+    sessions = [Session(model, label=site.name), Session(lowered, label=site.name)]
+    settled = ratios_known(_KNOWN)
+    before, after = time_runs(sessions, feeds, seconds=_SECONDS, settled=settled)
+    return _quartile(before), _quartile(after)
+
+
+def float_seconds(
+    site: Site, shape: tuple[int, ...], weight: tuple[int, ...] | None = None
+) -> float:
+    """Seconds of the float operator alone, see `form_seconds`."""
+    feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    session = Session(_alone(site, shape, weight), label=site.name)
+    (times,) = time_runs([session], feeds, seconds=_SECONDS)
+    return _quartile(times)
+
+
+def _quartile(times: Sequence[float]) -> float:
+    """The lower quartile: other work on the machine only ever adds time."""
+    return sorted(times)[len(times) // 4]
+
+
+def _alone(site: Site, shape: tuple[int, ...], stored: tuple[int, ...] | None = None) -> ir.Model:
+    """A model of one operator like the site's first use, with random weights."""
+    node = site.uses[0].node
+    rng = np.random.default_rng(1)
+    stored = site.shape if stored is None else stored
+    values = rng.standard_normal(stored).astype(np.float32) * np.float32(0.05)
+    x = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+    weight = ir.Value(
+        name="weight",
+        shape=ir.Shape(stored),
+        type=ir.TensorType(ir.DataType.FLOAT),
+        const_value=ir.tensor(values, name="weight"),
+    )
+    copy = ir.Node("", node.op_type, [x, weight], list(node.attributes.values()))
+    copy.outputs[0].name = "y"
+    # Keeps the output of the operator from being a graph output, which would block its kernel.
+    last = ir.node("Identity", [copy.outputs[0]])
+    last.outputs[0].name = "z"
+    last.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [x],
+        [last.outputs[0]],
+        nodes=[copy, last],
+        initializers=[weight],
+        opset_imports={"": 17},
+        name="site",
+    )
+    return ir.Model(graph, ir_version=9)
+
+
+def _expose_codes(model: ir.Model) -> ir.DataType:
+    """Feed and fetch 8-bit codes, as between the convolutions of a quantized network; their type.
+
+    It is that of the zero point: int8 on ARM, uint8 elsewhere.
+    """
+    graph = model.graph
+    quantize = next(
+        n for n in graph if n.op_type == "QuantizeLinear" and n.inputs[0] is graph.inputs[0]
+    )
+    zero = quantize.inputs[2]
+    dtype = ir.DataType.UINT8 if zero is None or zero.dtype is None else zero.dtype
+    codes = ir.Value(name="x/codes", shape=graph.inputs[0].shape, type=ir.TensorType(dtype))
+    quantize.outputs[0].name = "x/unused"
+    quantize.outputs[0].replace_all_uses_with(codes)
+    last = next(n for n in graph if n.op_type == "QuantizeLinear" and n is not quantize)
+    graph.outputs[0] = last.outputs[0]
+    last.outputs[0].type = ir.TensorType(dtype)
+    graph.inputs[0] = codes
+    graph.remove(quantize, safe=True)
+    return dtype

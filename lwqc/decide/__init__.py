@@ -1,0 +1,1 @@
+"""From a job and its budgets to a plan."""

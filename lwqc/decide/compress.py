@@ -1,0 +1,156 @@
+"""The main job: find a plan that meets the goals and execute it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+from lwqc.compile.compressed import Compressed
+from lwqc.compile.workspace import Workspace, make_target
+from lwqc.decide.search.control import SearchControl
+from lwqc.decide.strategy import decide
+from lwqc.errors import LwqcError
+from lwqc.graph.float_slots import result_types
+from lwqc.graph.value_types import infer_types, with_own_sizes
+from lwqc.model import io
+from lwqc.passes.one_view import one_view
+from lwqc.plans.goals import Goals
+from lwqc.plans.plan import Plan
+from lwqc.plans.recipe import Recipe
+from lwqc.runtime.data import Dataset, SizesDifferError, open_data
+from lwqc.runtime.legal_sizes import legal_sizes
+from lwqc.runtime.measure import Metric, load_metric
+from lwqc.runtime.served import Sizes, as_sequence
+from lwqc.runtime.session import Session, tensor_types
+
+_WEIGHT = 16  # numbers in a Constant node that count as a weight, as Paddle2ONNX writes them
+Progress = Callable[[str, int, int], None]
+
+
+def open_workspace(
+    source: ir.Model | str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    target: str = "cpu",
+    data: str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None = None,
+    metric: str | Callable[..., float] | None = None,
+    shapes: Sizes | Sequence[Sizes] | None = None,
+    constant_inputs: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Workspace:
+    """Load a model with everything a search needs. Raises InputError.
+
+    shapes: sizes of dynamic dimensions that the model will serve, one set or several; the first is
+    that of the data too. constant_inputs: see `lwqc.model.io.load`; for models that come from a
+    file.
+    """
+    chosen = make_target(target)
+    loaded = (
+        source if isinstance(source, ir.Model) else io.load(source, constant_inputs=constant_inputs)
+    )
+    model = _explicit(one_view(loaded))
+    if name is None:
+        name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
+    asked = as_sequence(shapes)
+    model, dataset = _with_data(model, data, seed, asked[0] if asked else None)
+    work = Workspace(model, chosen, dataset, _metric(metric), name, shapes=asked, progress=progress)
+    if asked:
+        work.served  # noqa: B018  # unknown dimensions show before any work starts
+    return work
+
+
+def _with_data(
+    model: ir.Model, spec: Any, seed: int, shapes: Sizes | None
+) -> tuple[ir.Model, Dataset]:
+    """The data, and the model without names of sizes that the data contradicts.
+
+    The runtime does not compare sizes of one name: a file may call different ones the same. Raises
+    InputError where the model does not run with them.
+    """
+    if isinstance(spec, Iterator):
+        spec = list(spec)  # it may be read again
+    if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "random"):
+        found = legal_sizes(model, shapes or {})
+        dataset = open_data(spec, model, seed=seed, shapes=found)
+        return model, replace(dataset, description=_with_sizes(dataset.description, found, shapes))
+    while True:
+        try:
+            return model, open_data(spec, model, seed=seed, shapes=shapes)
+        except SizesDifferError as error:
+            path = model.meta.get("lwqc_path")
+            try:
+                Session(path or model)(error.feeds)
+            except LwqcError:
+                raise error from None
+            model = with_own_sizes(model, error.symbol)
+
+
+def _with_sizes(description: str, found: Sizes, asked: Sizes | None) -> str:
+    """What random data is, with the sizes that were found by trying."""
+    own = ", ".join(f"{name}={size}" for name, size in found.items() if name not in (asked or {}))
+    return f"{description} with {own}" if own else description
+
+
+def _explicit(model: ir.Model) -> ir.Model:
+    """The model, or a copy with inferred types, and weights of Constant nodes as initializers."""
+    nodes = list(model.graph.all_nodes())
+    typed = all(v.type is not None for node in model.graph for v in node.outputs if v.name)
+    if typed and not any(n.op_type == "Constant" and n.domain == "" for n in nodes):
+        return model
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=_WEIGHT)(copy)
+    if not typed:
+        infer_types(copy)
+        _state_runtime_types(copy)
+    return copy
+
+
+def _state_runtime_types(model: ir.Model) -> None:
+    """Types of results of the runtime's own operators, in place."""
+    for node in model.graph.all_nodes():
+        found = result_types(node, int(model.opset_imports.get(node.domain, 1)))
+        for index, dtype in found.items():
+            node.outputs[index].type = ir.TensorType(dtype)
+    left = {v.name: v for node in model.graph for v in node.outputs if v.name and v.type is None}
+    for name, dtype in (tensor_types(model, list(left)) if left else {}).items():
+        left[name].type = ir.TensorType(dtype)
+
+
+def _metric(metric: str | Callable[..., float] | None) -> Metric | None:
+    if metric is None or isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, str):
+        return load_metric(metric)
+    better = getattr(metric, "higher_is_better", True)
+    return Metric(getattr(metric, "__name__", "metric"), metric, better)
+
+
+def make_plan(
+    work: Workspace,
+    goals: Goals,
+    recipe: Recipe | str = "auto",
+    control: SearchControl | None = None,
+) -> Plan:
+    """What `compress_workspace` would do, without writing anything. Raises InputError."""
+    return decide(work, goals, recipe, control).stamped
+
+
+def compress_workspace(
+    work: Workspace,
+    goals: Goals,
+    recipe: Recipe | str = "auto",
+    control: SearchControl | None = None,
+    *,
+    exact: bool = False,
+) -> Compressed:
+    """Find a plan and execute it, see `lwqc.decide.strategy.decide`. Raises InputError."""
+    return decide(work, goals, recipe, control, exact=exact).make()

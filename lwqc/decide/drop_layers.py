@@ -1,0 +1,326 @@
+"""Decides which residual branches of a model go, with the price of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import onnx_ir as ir
+
+from lwqc.compile.decisions import DropDecision, DropStep
+from lwqc.compile.gated_model import GatedModel
+from lwqc.compile.workspace import Workspace
+from lwqc.decide.allocators.greedy import Step, greedy
+from lwqc.decide.scores.branches.ablation import Ablation
+from lwqc.decide.scores.branches.similarity import branch_effects, void_rates
+from lwqc.errors import InputError
+from lwqc.graph.branch_kinds import KINDS, BranchTree, Kind, TypedBranch, branch_tree
+from lwqc.plans.plan import Compensation, Plan, RemovedBranch, Source
+from lwqc.runtime.session import Session, statistics_session
+from lwqc.runtime.stats.output_divergence import MEASURES, Measure
+
+Score = Literal[
+    "similarity",
+    "lim",
+    "angular",
+    "norm-ratio",
+    "void",
+    "ablation",
+    "ablation-once",
+    "metric",
+    "accept",
+    "random",
+]
+SCORES: tuple[Score, ...] = get_args(Score)
+Units = Literal[Kind, "any", "block"]
+UNITS: tuple[Units, ...] = (*KINDS, "any", "block")
+_GREEDY = frozenset({"ablation", "metric"})
+
+
+@dataclass(frozen=True)
+class DropOptions:
+    """What to remove.
+
+    count, share: how many units; one of the two, but for `accept`. A share is of all of the kind.
+    kind: a kind of branch, `any`, or whole `block`s.
+    score: `similarity` (the highest cosine of input and output goes first; `lim` is the same
+        order), `angular`, `norm-ratio`, `void`, from one forward pass; `ablation` measures the
+        divergence of the outputs for every unit that is left after each removal, `ablation-once`
+        only at the start; `metric` is `ablation` by the user's metric; `accept` tries every unit
+        once in the order of `similarity` and lets it go if what is lost stays within `max_drop` of
+        the metric, or without one within `max_divergence`; with kind `any` first whole blocks, then
+        single branches (AxFormer); `random`.
+    measure: of the divergence, see `OutputDivergence`.
+    keep_first, keep_last: units at the ends that stay.
+    protect: share of the units, from the front, that the greedy scores spare until as many are
+        removed (FinerCut's 0.4).
+    max_divergence: removals that would exceed it are not made. max_drop: for `accept`, of the
+    metric as a fraction of it; 0 lets go what does no harm.
+    keep_signature: see `RemoveBranches`. compensate: see `lwqc.compile.steps.removed_branches`.
+    """
+
+    count: int | None = None
+    share: float | None = None
+    kind: Units = "any"
+    score: Score = "similarity"
+    measure: Measure = "js"
+    keep_first: int = 0
+    keep_last: int = 0
+    protect: float = 0.0
+    max_divergence: float | None = None
+    max_drop: float = 0.0
+    keep_signature: bool = False
+    compensate: Compensation = "none"
+    seed: int = 0
+    recipe: str = ""
+
+
+Unit = tuple[TypedBranch, ...]
+
+
+def choose_branches(work: Workspace, options: DropOptions) -> DropDecision:
+    """Decide which branches go. Nothing is removed yet.
+
+    Raises InputError when the model has no such branches or too few, or options conflict.
+    """
+    _check_options(work, options)
+    tree = branch_tree(work.model.graph)
+    units = _units(work, tree, options.kind)
+    count = _count(work, tree, units, options)
+    candidates = units[options.keep_first : len(units) - options.keep_last]
+    gated = GatedModel(work.model, _names(units), gated_session)
+    ablation = Ablation(gated.without, work.search_batches, options.measure)
+    if options.score == "accept":
+        chosen = _by_acceptance(work, options, tree, candidates, count, ablation)
+    elif options.score in _GREEDY:
+        chosen = _by_trial(work, options, candidates, count, ablation)
+    else:
+        chosen = _by_rank(_scores(work, options, units, ablation), candidates, count)
+    curve = _curve(chosen, ablation, options)
+    removed = tuple(
+        RemovedBranch(
+            name=name,
+            kind=tree.by_name[name].kind,
+            keep_signature=options.keep_signature,
+            compensate=options.compensate,
+        )
+        for step in curve
+        for name in step.branches
+    )
+    plan = Plan(source=Source(), target=work.target.name, recipe=options.recipe, remove=removed)
+    notes = _notes(options, count, len(chosen), len(curve), len(removed))
+    return DropDecision(plan, tuple(curve), len(units), options.measure, notes)
+
+
+def gated_session(model: ir.Model) -> Session:
+    """A session for many runs of a gated model."""
+    return Session(model, label="gated model")
+
+
+def _notes(
+    options: DropOptions, wanted: int, chosen: int, done: int, branches: int
+) -> tuple[str, ...]:
+    """Why fewer units went than were asked for."""
+    if done < chosen:
+        limit = options.max_divergence
+        return (f"{done} of {wanted} went: the next would exceed a divergence of {limit:g}",)
+    if options.score == "accept":
+        if not done:
+            return ("nothing could go within what may be lost",)
+        asked = options.count is not None or options.share is not None
+        gone = done if options.kind != "any" else branches
+        short = asked and gone < wanted
+        return (f"{gone} of {wanted} went: the others cost too much",) if short else ()
+    if done < wanted:
+        return (f"{done} of {wanted} went: the others are protected",)
+    return ()
+
+
+def _check_options(work: Workspace, options: DropOptions) -> None:
+    _check_amount(work, options)
+    if options.count is not None and options.count < 1:
+        raise InputError(f"{options.count} branches to remove: at least one must go")
+    if options.share is not None and not 0 < options.share <= 1:
+        raise InputError(f"a share of {options.share:g} to remove: must be above 0 and at most 1")
+    choices = (
+        ("kind", UNITS),
+        ("score", SCORES),
+        ("measure", MEASURES),
+        ("compensate", get_args(Compensation)),
+    )
+    for name, known in choices:
+        if getattr(options, name) not in known:
+            raise InputError(f"{name} {getattr(options, name)}: expected one of {', '.join(known)}")
+    if options.protect and options.score not in _GREEDY:
+        raise InputError(
+            f"protect is for scores that measure again after each removal "
+            f"({', '.join(sorted(_GREEDY))}), not for {options.score}"
+        )
+    if not 0 <= options.protect < 1:
+        raise InputError(f"protect {options.protect:g}: must be a share from 0 to below 1")
+    limit = options.max_divergence
+    if limit is not None and not limit >= 0:
+        raise InputError(f"max_divergence {limit:g}: must not be negative")
+    if min(options.keep_first, options.keep_last) < 0:
+        raise InputError("keep_first and keep_last must not be negative")
+    if options.score == "metric" and work.metric is None:
+        raise InputError("the score metric needs a metric")
+    if options.compensate != "none" and not work.data.given:
+        raise InputError(f"compensate {options.compensate} looks at the data: give --data")
+
+
+def _check_amount(work: Workspace, options: DropOptions) -> None:
+    if options.count is not None and options.share is not None:
+        raise InputError("removing branches needs either a count or a share of them, not both")
+    if options.score == "accept":
+        if work.metric is None and options.max_divergence is None:
+            raise InputError("the score accept needs a metric or a largest divergence")
+    elif options.count is None and options.share is None:
+        raise InputError("removing branches needs either a count or a share of them")
+
+
+def _units(work: Workspace, tree: BranchTree, kind: Units) -> list[Unit]:
+    if not tree.branches:
+        reason = f"; {tree.refused[0].name}: {tree.refused[0].reason}" if tree.refused else ""
+        raise InputError(f"{work.name}: has no residual branch that could be removed{reason}")
+    if kind == "block":
+        return list(tree.blocks)
+    units: list[Unit] = [(b,) for b in tree.branches if kind in ("any", b.kind)]
+    if not units:
+        raise InputError(f"{work.name}: has no {kind} branch; it has {_summary(tree)}")
+    return units
+
+
+def _summary(tree: BranchTree) -> str:
+    counts = ", ".join(f"{tree.count(k)} {k}" for k in KINDS if tree.count(k))
+    return f"{counts} branches in {len(tree.blocks)} blocks"
+
+
+def _count(work: Workspace, tree: BranchTree, units: Sequence[Unit], options: DropOptions) -> int:
+    available = max(0, len(units) - options.keep_first - options.keep_last)
+    if options.count is None and options.share is None:
+        return available
+    wanted = options.count or max(1, round((options.share or 0) * len(units)))
+    if wanted > available:
+        what = "blocks" if options.kind == "block" else "branches"
+        kept = f", of which {len(units) - available} are to stay" if available < len(units) else ""
+        kind = f"{options.kind} " if options.kind in KINDS else ""
+        raise InputError(
+            f"{work.name}: {wanted} {kind}{what} to remove; there are {len(units)}{kept} "
+            f"({_summary(tree)})"
+        )
+    return wanted
+
+
+def _scores(
+    work: Workspace, options: DropOptions, units: Sequence[Unit], ablation: Ablation
+) -> dict[Unit, float]:
+    """Importance of each unit: the lowest goes first."""
+    if options.score == "random":
+        order = np.random.default_rng(options.seed).permutation(len(units))
+        return {unit: float(i) for unit, i in zip(units, order, strict=True)}
+    if options.score == "ablation-once":
+        return {unit: ablation(_names([unit])) for unit in units}
+    by_name = {unit[0].name: unit for unit in units}
+    branches = {name: [b.branch for b in unit] for name, unit in by_name.items()}
+    if options.score == "void":
+        rates = void_rates(work.model, branches, work.data, statistics_session)
+        return {by_name[name]: -rate for name, rate in rates.items()}
+    effects = branch_effects(work.model, branches, work.data, statistics_session)
+    read: Callable[[str], float] = {
+        "angular": lambda name: effects[name].angular,
+        "norm-ratio": lambda name: effects[name].norm_ratio,
+    }.get(options.score, lambda name: effects[name].lim)
+    return {by_name[name]: read(name) for name in effects}
+
+
+def _by_rank(scores: dict[Unit, float], candidates: Sequence[Unit], count: int) -> list[Step[Unit]]:
+    order = sorted(candidates, key=scores.__getitem__)
+    return [Step(unit, scores[unit]) for unit in order[:count]]
+
+
+def _by_trial(
+    work: Workspace,
+    options: DropOptions,
+    candidates: Sequence[Unit],
+    count: int,
+    ablation: Ablation,
+) -> list[Step[Unit]]:
+    by_metric = options.score == "metric"
+    loss = _metric_loss(work, candidates) if by_metric else _divergence_loss(ablation)
+    spared = int(options.protect * len(candidates))
+    steps = greedy(
+        candidates,
+        loss,
+        count,
+        protected=candidates[:spared],
+        readmit_after=spared + 1 if spared else None,
+        progress=work.report("removing"),
+    )
+    return list(steps)
+
+
+def _by_acceptance(
+    work: Workspace,
+    options: DropOptions,
+    tree: BranchTree,
+    candidates: Sequence[Unit],
+    count: int,
+    ablation: Ablation,
+) -> list[Step[Unit]]:
+    """Coarse to fine: a unit goes if what is lost with all that went before stays allowed."""
+    allowed = {b for unit in candidates for b in unit}
+    by_metric = work.metric is not None
+    limit = options.max_drop if by_metric else (options.max_divergence or 0.0)
+    loss = _metric_loss(work, candidates) if by_metric else _divergence_loss(ablation)
+    order = _scores(work, replace(options, score="similarity"), candidates, ablation)
+    trials = sorted(candidates, key=order.__getitem__)
+    if options.kind == "any":
+        blocks = [unit for unit in tree.blocks if len(unit) > 1 and allowed.issuperset(unit)]
+        ranks = _scores(work, replace(options, score="similarity"), blocks, ablation)
+        trials = [*sorted(blocks, key=ranks.__getitem__), *trials]
+    report = work.report("removing")
+    steps: list[Step[Unit]] = []
+    gone: frozenset[TypedBranch] = frozenset()
+    taken = 0
+    for tried, unit in enumerate(trials, 1):
+        report(tried, len(trials))
+        size = len(unit) if options.kind == "any" else 1
+        if gone.issuperset(unit) or taken + size > count:
+            continue
+        cost = loss(frozenset((b,) for b in gone.union(unit)))
+        if cost <= limit:
+            taken += size
+            gone |= set(unit)
+            steps.append(Step(unit, cost))
+    return steps
+
+
+def _divergence_loss(ablation: Ablation) -> Callable[[frozenset[Unit]], float]:
+    return lambda removed: ablation(_names(removed))
+
+
+def _metric_loss(work: Workspace, candidates: Sequence[Unit]) -> Callable[[frozenset[Unit]], float]:
+    metric, reference = work.metric, work.metric_reference
+    assert metric is not None
+    gated = GatedModel(work.model, _names(candidates), gated_session, every_output=True)
+    return lambda removed: metric.drop(reference, metric(gated.without(_names(removed))))
+
+
+def _curve(steps: Iterable[Step[Unit]], ablation: Ablation, options: DropOptions) -> list[DropStep]:
+    """Measure the steps one after the other, up to the first that costs too much."""
+    removed: list[str] = []
+    curve: list[DropStep] = []
+    for step in steps:
+        removed += _names([step.removed])
+        divergence = ablation(removed)
+        if options.max_divergence is not None and divergence > options.max_divergence:
+            break
+        curve.append(DropStep(tuple(b.name for b in step.removed), step.cost, divergence))
+    return curve
+
+
+def _names(units: Iterable[Unit]) -> list[str]:
+    return [b.name for unit in units for b in unit]

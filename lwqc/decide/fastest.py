@@ -1,0 +1,387 @@
+"""The fastest plan that this machine can be shown to run, within an allowed loss.
+
+Everything is measured: the float graph as it is and cleaned up, the forms of each class of sites,
+then whole graphs, at every shape that the model will serve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from lwqc.compile.cleaned import cleaned, cleaning
+from lwqc.compile.timing import relative_time, site_times, slow_sites, timed_sites
+from lwqc.compile.workspace import Candidate, Workspace
+from lwqc.decide import planning
+from lwqc.decide.float_plan import choose_floats, with_floats
+from lwqc.decide.profiles import with_profile
+from lwqc.decide.safest import holding
+from lwqc.errors import LwqcError, SessionError
+from lwqc.plans.plan import CleanUp, Plan, Relaxation
+from lwqc.plans.recipe import Recipe
+from lwqc.quant.methods import DATA_METHODS
+from lwqc.runtime.measure import NOISE
+from lwqc.runtime.served import no_slower, overall, relative_times
+from lwqc.runtime.session import Session
+from lwqc.runtime.timing_cache import Pair
+
+SAME = 1e-8  # squared error over energy of outputs that count as those of the original
+# What is tried, and kept where the data shows no difference.
+RELAXED: tuple[Relaxation, ...] = ("finite-masks",)
+_GLANCE, _SECONDS = 0.3, 1.0  # of timing per model and shape: of all, and of the best
+_FINALISTS = 2
+_IN_FRONT = 3  # convolutions that may stay float though those behind them do not
+# Times as long as the quickest form: fewer bits may win on the whole, where weights are read from
+# further away than in a session of one site.
+_NEAR = 1.5
+_FAR = 2.5  # the same of plans whose sites run differently on the whole, beside each other
+
+
+@dataclass(frozen=True)
+class Base:
+    """A float graph to lower.
+
+    left: what of the original could not be rewritten, and why.
+    """
+
+    work: Workspace
+    clean: CleanUp | None = None
+    left: Mapping[str, str] = field(default_factory=dict)
+
+    def ready(self) -> Base:
+        """With the float type of the target decided, which formats are compared with."""
+        if self.work.floats is None and self.work.target.floats != "float32":
+            self.work.floats = choose_floats(self.work, self.work.target.floats)
+        return self
+
+    def stamped(self, plan: Plan) -> Plan:
+        """The plan with what leads from the original to this graph."""
+        plan = with_profile(self.work, with_floats(self.work, plan), {})
+        left = {**self.left, **plan.untransformed}
+        return plan.model_copy(update={"clean": self.clean, "untransformed": left})
+
+
+@dataclass(frozen=True)
+class _Trial:
+    base: Base
+    candidate: Candidate
+    session: Session
+
+
+def float_base(work: Workspace, wanted: CleanUp, allowance: float = 1.0) -> Base:
+    """The graph cleaned up, or as it is where that fails, changes outputs or does not pay.
+
+    allowance: how much longer it may take, as a factor.
+    """
+    base, done = _checked(work, wanted)
+    if base.clean is None or done is None or not work.timed:
+        return base
+    relative = relative_times([work.timed_reference, done], work.served, _SECONDS, keep=1)[1]
+    if no_slower([r / allowance for r in relative]):
+        return base
+    share = ", ".join(
+        f"{r:.2f} of its time at {s.label}" for r, s in zip(relative, work.served, strict=True)
+    )
+    return Base(work, None, {work.name: f"not cleaned up: it would take {share}"})
+
+
+def cleaned_base(work: Workspace, wanted: CleanUp) -> Base:
+    """The graph cleaned up, or as it is where that fails or changes the outputs."""
+    return _checked(work, wanted)[0]
+
+
+def _checked(work: Workspace, wanted: CleanUp) -> tuple[Base, Session | None]:
+    """The same, with a session of a graph that is cleaned up."""
+    try:
+        clean, left = cleaning(work, wanted)
+        if not clean.changes:
+            return Base(work, None, left), None
+        base = Base(cleaned(work, clean), clean, left)
+        session = _lowered_float(base.work)
+        error = base.work.output_error(session)
+    except (ir.passes.PassError, LwqcError) as failure:  # the graph as it is will do
+        return Base(work, None, {work.name: f"not cleaned up: {failure}"}), None
+    if error <= SAME:
+        return base, session
+    if clean.relaxed:
+        return _checked(work, wanted.model_copy(update={"accept": ()}))
+    reason = f"not cleaned up: outputs would move by {error**0.5:.2g} of their size"
+    return Base(work, None, {work.name: reason}), None
+
+
+def _wanted(work: Workspace, *, merge: bool) -> CleanUp:
+    """What is not exact for every input only where there is data to check it on."""
+    accept = RELAXED if work.data.kind == "real" else ()
+    return CleanUp(fuse=work.target.fuses, merge=merge, accept=accept)
+
+
+def fused_base(work: Workspace) -> Base:
+    """The graph cleaned up where attention becomes one operator; found without timing."""
+    base = cleaned_base(work, _wanted(work, merge=False))
+    fused = base.clean is None or "fuse-attention" in base.clean.changes
+    return (base if fused else Base(work)).ready()
+
+
+def _lowered_float(work: Workspace) -> Session:
+    return work.load(work.lower(planning.unchanged(work)).model, label="cleaned up")
+
+
+def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
+    """The fastest of a few plans whose drop is allowed; the float graph if none is faster.
+
+    limit: the largest drop. A result is at no shape slower than the original. Where the target
+    cannot be timed, the first that holds: targets list the most promising first.
+    """
+    base = float_base(work, _wanted(work, merge=False), NOISE) if recipe.clean else Base(work)
+    base.ready()
+    plans = list(_plans(base.work, recipe))
+    report = work.report("candidates")
+    trials = []
+    for done, plan in enumerate(plans):
+        trials += _within(base, plan, limit, recipe)
+        report(done + 1, len(plans) + 1)
+    if not work.timed:
+        held = (t for t in trials if work.holds(t.candidate, t.session, limit))
+        first = next((t.candidate.plan for t in held), None)
+        return base.stamped(first) if first is not None else safest(work, base, limit, recipe)
+    best = _ranked(work, trials, _GLANCE, _FINALISTS)[:_FINALISTS]
+    if best:
+        first = best[0].candidate.plan
+        best += _later_start(base, first, limit, recipe)
+        if base.clean is not None:
+            best += _merged(work, first, limit, recipe)
+    report(len(plans) + 1, len(plans) + 1)
+    for trial in _ranked(work, best, _SECONDS, 1):
+        if work.holds(trial.candidate, trial.session, limit):
+            return trial.base.stamped(trial.candidate.plan)
+    return safest(work, base, limit, recipe)
+
+
+def safest(work: Workspace, base: Base, limit: float, recipe: Recipe) -> Plan:
+    """What holds where nothing faster does: weights that are only stored in 8 bits, or none.
+
+    Of the graph cleaned up, else of the graph as it is. Raises nothing where not even that holds,
+    as for a model whose outputs are random: what is saved is measured again.
+    """
+    as_it_is = Base(work).ready()
+    for one in (base, as_it_is):
+        plan = holding(one.work, limit, recipe.name, recipe.method)
+        if plan is not None:
+            return one.stamped(plan)
+    return as_it_is.stamped(planning.unchanged(as_it_is.work, recipe.name)).model_copy(
+        update={"rewrites": ()}
+    )
+
+
+def _within(base: Base, plan: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
+    """The plan, or what of it the allowed drop leaves; nothing where that is not enough.
+
+    Nor where the runtime does not load or run it, or dies of it: that is a note.
+    """
+    work = base.work
+    try:
+        found = planning.proven(work, plan) if plan.quantize else None
+        if found is None:
+            return []
+        candidate, session = found
+        if candidate.drop > limit and not math.isinf(candidate.drop):
+            candidate, session = _fitted_better(work, candidate, session, recipe)
+        if candidate.drop > limit:
+            candidate, session = _relaxed(work, candidate, session, limit)
+    except SessionError as error:
+        work.unusable[str(error)] = None
+        return []
+    return [_Trial(base, candidate, session)] if candidate.drop <= limit else []
+
+
+def _fitted_better(
+    work: Workspace, candidate: Candidate, session: Session, recipe: Recipe
+) -> tuple[Candidate, Session]:
+    """All codes chosen by the recipe's method, where that loses less and there is real data.
+
+    At 8 bits it takes most of the error of the weights away, which is all that a detector can bear.
+    """
+    if recipe.method not in DATA_METHODS or work.data.kind != "real" or work.is_large:
+        return candidate, session
+    fitted, loaded = work.evaluate(planning.with_method(work, candidate.plan, recipe.method))
+    return (fitted, loaded) if fitted.drop < candidate.drop else (candidate, session)
+
+
+def _ranked(work: Workspace, trials: Sequence[_Trial], seconds: float, keep: int) -> list[_Trial]:
+    """Those that are no slower than the original, the fastest first; `keep` of them matter."""
+    sessions = [work.timed_reference, *(t.session for t in trials)]
+    relative = relative_times(sessions, work.served, seconds, keep)[1:]
+    order = sorted(range(len(trials)), key=lambda i: overall(relative[i]))
+    return [trials[i] for i in order if no_slower(relative[i])]
+
+
+def _merged(work: Workspace, best: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
+    """The same kind of plan on the graph in which layers are merged that read one value."""
+    merged = cleaned_base(work, _wanted(work, merge=True)).ready()
+    if merged.clean is None or "merge-parallel" not in merged.clean.changes:
+        return []
+    entries = best.quantize.values()
+    whole = work.target.integer_bits  # 7 where that is what an 8-bit kernel takes
+    kinds = [
+        (8 if e.weight.bits == whole else e.weight.bits, e.activation)
+        for e in entries
+        if e.activation != "none"
+    ]
+    plan = (
+        _uniform(merged.work, *max(sorted(set(kinds)), key=kinds.count), recipe)
+        if kinds
+        else _uniform(merged.work, 8, "none", recipe)
+    )
+    plans = _whole_and_quick(merged.work, plan, site_times(merged.work, plan), recipe)
+    return [trial for plan in plans for trial in _within(merged, plan, limit, recipe)]
+
+
+def _later_start(base: Base, best: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
+    """The plan with its first one, two and three 8-bit convolutions on the float kernel instead.
+
+    8 bits gain least on large pictures of few channels, and in front of all others leaving them out
+    takes no further conversions.
+    """
+    entries = best.quantize
+    static = [
+        s.name
+        for s in base.work.analysis.sites
+        if s.op == "Conv" and s.name in entries and entries[s.name].activation == "static"
+    ]
+    trials: list[_Trial] = []
+    for count in range(1, min(_IN_FRONT + 1, len(static))):
+        plan = planning.weight_only(base.work, best, static[:count])
+        trials += _within(base, plan, limit, recipe)
+    return trials
+
+
+def _uniform(work: Workspace, bits: int, kind: planning.Activations, recipe: Recipe) -> Plan:
+    """These bits where they have a kernel of their own; unpacked weights keep 8, at equal speed."""
+    plan = planning.uniform(work, bits, kind, recipe=recipe.name)
+    if bits == 8:
+        return plan
+    wide = planning.uniform(work, 8, "none", recipe=recipe.name)
+    own = {s.name: plan.quantize[s.name] for s in timed_sites(work, plan)}
+    quantize = {**wide.quantize, **own}
+    kept = {n: r for n, r in {**plan.kept_float, **wide.kept_float}.items() if n not in quantize}
+    return plan.model_copy(update={"quantize": quantize, "kept_float": kept})
+
+
+def _whole_and_quick(
+    work: Workspace, plan: Plan, times: Mapping[str, Sequence[Pair]], recipe: Recipe
+) -> Iterator[Plan]:
+    """The plan, and what of it is faster than float where that is less."""
+    slow = slow_sites(work, plan, times)
+    if slow:
+        # Alone they are slow by a little, yet conversions beside float ones cost as well.
+        yield _fitted(work, planning.calibrate(work, plan, recipe.ranges), recipe)
+    left = planning.without(plan, slow)
+    if left.quantize and (slow or left.quantize == plan.quantize):
+        yield _fitted(work, planning.calibrate(work, left, recipe.ranges), recipe)
+
+
+def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
+    """Plans worth timing on the whole. Static ranges and 4 bits need real data."""
+    real = work.data.kind == "real"
+    kinds = [kind for kind in work.target.speed if real or kind != "static"]
+    plans = [_uniform(work, 8, kind, recipe) for kind in kinds]
+    if not (work.timed and work.runs_here):
+        yield from (planning.calibrate(work, plan, recipe.ranges) for plan in plans)
+        return
+    times = [site_times(work, plan) for plan in plans]
+    least = min(map(_together, filter(None, times)), default=math.inf)
+    for plan, known in zip(plans, times, strict=True):
+        # Far behind alone, it is not in front on the whole; what it would be needed for where the
+        # others lose too much, `_relaxed` makes of them.
+        if not known or _together(known) < _FAR * least:
+            yield from _whole_and_quick(work, plan, known, recipe)
+    mixed = _quickest(work, plans, times)
+    if mixed is not None:
+        yield planning.calibrate(work, mixed, recipe.ranges)
+    if not real:
+        return
+    few = _uniform(work, 4, "dynamic", recipe)
+    times_few = site_times(work, few)
+    if times_few and _together(times_few) < _NEAR * min(
+        map(_together, filter(None, times)), default=math.inf
+    ):
+        yield from _whole_and_quick(work, few, times_few, recipe)
+    quick = _quickest(work, [*plans, few], [*times, times_few])
+    if quick is not None and any(e.weight.bits == 4 for e in quick.quantize.values()):
+        quick = planning.calibrate(work, quick, recipe.ranges)
+        yield _fitted(work, quick, recipe)
+
+
+def _together(times: Mapping[str, Sequence[Pair]]) -> float:
+    """Time of all sites in their form over that in float, over all shapes."""
+    shapes = zip(*times.values(), strict=True)
+    return relative_time([(sum(p[0] for p in pairs), sum(p[1] for p in pairs)) for pairs in shapes])
+
+
+def _fitted(work: Workspace, plan: Plan, recipe: Recipe) -> Plan:
+    """The plan with the recipe's method where weights take few bits."""
+    if recipe.method not in DATA_METHODS or not work.data.given:
+        return plan
+    few = [n for n, e in plan.quantize.items() if e.weight.bits < work.target.integer_bits]
+    return planning.with_method(work, plan, recipe.method, few)
+
+
+def _quickest(
+    work: Workspace, plans: Sequence[Plan], times: Sequence[Mapping[str, Sequence[Pair]]]
+) -> Plan | None:
+    """Each site's quickest form of several plans; None where one plan has them all."""
+    entries, kept = dict(plans[0].quantize), dict(plans[0].kept_float)
+    origins = set()
+    for name in {n: None for known in times for n in known}:
+        ratios = [relative_time(known[name]) if name in known else 1.0 for known in times]
+        best = min(range(len(plans)), key=ratios.__getitem__)
+        if name not in plans[best].quantize:
+            continue
+        entries[name] = plans[best].quantize[name]
+        kept.pop(name, None)
+        if ratios[best] < 1:
+            origins.add(best)
+    if len(origins) < 2 and max(origins, default=0) < len(plans) - 1:
+        return None
+    plan = plans[0].model_copy(update={"quantize": entries, "kept_float": kept})
+    return planning.without(plan, slow_sites(work, plan))
+
+
+def _relaxed(
+    work: Workspace, candidate: Candidate, session: Session, limit: float
+) -> tuple[Candidate, Session]:
+    """Leave the activations of the most sensitive sites float until the drop is allowed.
+
+    Sites are ordered by what their own 8-bit activation costs; bisection over that order.
+    """
+    plan = candidate.plan
+    integer = [n for n, e in plan.quantize.items() if e.activation != "none"]
+    if not integer:
+        return candidate, session
+    order = planning.by_activation_error(work, plan, integer)
+    low, high = 0, len(order) - 1
+    trial, loaded = work.evaluate(planning.weight_only(work, plan, order))
+    if trial.drop > limit:
+        return candidate, session  # without any 8-bit activation it is too much already
+    candidate, session = trial, loaded
+    while low < high:
+        middle = (low + high) // 2
+        trial, loaded = work.evaluate(planning.weight_only(work, plan, order[: middle + 1]))
+        if trial.drop <= limit:
+            candidate, session, high = trial, loaded, middle
+        else:
+            low = middle + 1
+    return candidate, session
+
+
+def never_slower(work: Workspace, plan: Plan) -> Plan:
+    """A plan that only cleans up, or nothing where the result would be slower than the original."""
+    if plan.clean is None:
+        return plan
+    base = float_base(work, plan.clean)
+    if base.clean is not None:
+        return plan
+    return plan.model_copy(update={"clean": None, "rewrites": (), "untransformed": dict(base.left)})

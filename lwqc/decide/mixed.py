@@ -1,0 +1,462 @@
+"""Mixed formats under a budget: error curves per site and an exact knapsack."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from lwqc.compile.timing import slow_products
+from lwqc.compile.workspace import Candidate, Workspace
+from lwqc.decide.allocators.knapsack import Option, cheapest, choose
+from lwqc.decide.scores.sensitivity import site_sensitivity
+from lwqc.errors import InputError
+from lwqc.graph.sites import MIN_WEIGHTS, Site
+from lwqc.model import io
+from lwqc.plans.plan import Plan, SiteEntry, Source
+from lwqc.quant.formats import WeightFormat
+from lwqc.quant.methods import DATA_METHODS, Method
+from lwqc.quant.output_error import output_error
+from lwqc.runtime.session import Session
+
+Score = Literal["measured", "weights"]
+PROBE = SiteEntry(weight=WeightFormat(4, 32))
+_MEASURE_UP_TO_BYTES = 1_500_000_000  # weights are inputs of the trial session
+_ROUNDS = 8
+_EXACT = 1e-9  # a probe with less error says nothing about the site
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A site with its legal entries (None: stay float), bytes and predicted error of each.
+
+    factor: error at the model's outputs over that at the site's own. gains: error of an entry's
+    method over that of rounding to nearest.
+    """
+
+    site: Site
+    entries: tuple[SiteEntry | None, ...]
+    options: tuple[Option, ...]
+    factor: float = 1.0
+    gains: tuple[float, ...] = ()
+
+
+def choices(
+    work: Workspace,
+    score: Score = "measured",
+    method: Method = "rtn",
+    *,
+    tiny: bool = False,
+    unpack: bool = True,
+) -> list[Choice]:
+    """Error curves of all sites.
+
+    The error of an entry is tr(E H Eᵀ), the squared error at the site's own output (without data
+    |E|²), scaled so that the probe format has the error at the model's outputs that was measured
+    for the site alone (or its share of the energy when measuring is off): relative squared errors,
+    which add up while they are small.
+
+    method: of entries below 8 bits where the site's input can be observed. tiny: 2 bits too.
+    unpack: weights whose low-bit kernel is slow become float at load, by nodes that take bytes.
+    """
+    sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
+    curves = {s.name: _entries(work, s, _candidates(work, s, tiny, unpack), method) for s in sites}
+    report = work.report("error curves")
+    weight_errors: dict[str, tuple[list[float], float, list[float]]] = {}
+    for name, entries in curves.items():
+        weight_errors[name] = (
+            _errors(work, name, entries) if len(entries) > 1 else ([0.0], 0.0, [1.0])
+        )
+        report(len(weight_errors), len(curves))
+    if score == "measured" and io.weight_bytes(work.model) <= _MEASURE_UP_TO_BYTES:
+        probed = _measured(work, [n for n, entries in curves.items() if len(entries) > 1])
+    else:
+        probed = {}
+    factors = {
+        name: probed.get(name, probe) / probe
+        for name, (_, probe, _) in weight_errors.items()
+        if probe > _EXACT
+    }
+    # A weight that is exact in the probe's format shows nothing: it counts like the others.
+    usual = statistics.median(factors.values()) if factors else 1.0
+    found = []
+    for site in sites:
+        relative, _, gains = weight_errors[site.name]
+        factor = factors.get(site.name, usual)
+        options = [
+            Option(cost=_cost(work, site, entry), error=error * factor)
+            for entry, error in zip(curves[site.name], relative, strict=True)
+        ]
+        found.append(Choice(site, tuple(curves[site.name]), tuple(options), factor, tuple(gains)))
+    return found
+
+
+def _candidates(
+    work: Workspace, site: Site, tiny: bool = False, unpack: bool = True
+) -> list[SiteEntry]:
+    """Legal entries that the weight's values allow, unpacked at load where that is faster."""
+    slow = slow_products(work) if unpack else {}
+    found = []
+    for entry in work.target.candidates(site, work.opset, tiny=tiny):
+        if site.name in slow.get(entry.weight.bits, ()):
+            entry = entry.model_copy(update={"activation": "none", "unpacked": True})
+        stored = work.storable(site.name, entry)
+        if isinstance(stored, SiteEntry):
+            found.append(stored)
+    return found
+
+
+def _why_float(work: Workspace, site: Site) -> str:
+    if _candidates(work, site):
+        return "the budget allows float"
+    refusal = work.storable(site.name, PROBE)
+    return refusal if isinstance(refusal, str) else "no legal format is smaller"
+
+
+def _cost(work: Workspace, site: Site, entry: SiteEntry | None) -> int:
+    if entry is None:
+        return work.unquantized_bytes(site)
+    return entry.weight.size_bytes(site.n, site.k)
+
+
+def _entries(
+    work: Workspace, site: Site, legal: Sequence[SiteEntry], method: Method
+) -> list[SiteEntry | None]:
+    """Float, then the legal entries, with the method where it can help."""
+    helped = method not in DATA_METHODS or not work.grams.reason(site.name)
+    return [
+        None,
+        *(
+            e.model_copy(update={"method": method}) if helped and e.weight.bits < 8 else e
+            for e in legal
+        ),
+    ]
+
+
+def _errors(
+    work: Workspace, name: str, entries: Sequence[SiteEntry | None]
+) -> tuple[list[float], float, list[float]]:
+    """Relative squared error at the site's output, per entry and for the probe; gains per entry.
+
+    What a method gains over rounding to nearest is looked at once per number of bits.
+    """
+    weight = np.asarray(work.weights.weight(name), np.float32)
+    observed = work.data.kind == "real" and not work.grams.reason(name)
+    gram = work.grams(name) if observed else None
+    gains: dict[int, float] = {}
+
+    def error(entry: SiteEntry) -> float:
+        return output_error(weight, work.weights.get(name, entry).decode(), gram)
+
+    def gain(entry: SiteEntry) -> float:
+        bits = entry.weight.bits
+        if bits not in gains:
+            plain = error(entry.model_copy(update={"method": "rtn"}))
+            gains[bits] = error(entry) / plain if plain > 0 else 1.0
+        return gains[bits]
+
+    gained = [1.0 if e is None or e.method == "rtn" else gain(e) for e in entries]
+    plain = [0.0 if e is None else error(e.model_copy(update={"method": "rtn"})) for e in entries]
+    found = [g * p for g, p in zip(gained, plain, strict=True)]
+    return found, error(PROBE), gained
+
+
+def _measured(work: Workspace, names: Sequence[str]) -> dict[str, float]:
+    found = measured_together(work, [(name,) for name in names])
+    return {name: found[(name,)] for name in names}
+
+
+def measured_together(
+    work: Workspace, trials: Sequence[tuple[str, ...]]
+) -> dict[tuple[str, ...], float]:
+    """Relative squared error at the outputs with some sites in the probe format, by trial."""
+    new = [trial for trial in trials if trial not in work.probed]
+    if new:
+        work.probed |= site_sensitivity(
+            work.model,
+            new,
+            lambda name: work.weights.get(name, PROBE).decode(),
+            work.search_batches,
+            lambda model: Session(model, label="sensitivity"),
+            io.read_array,
+            work.report("sensitivity"),
+        )
+    return {trial: work.probed[trial] for trial in trials}
+
+
+def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recipe: str) -> Plan:
+    """The plan of least predicted error whose saved size is at most `budget` bytes.
+
+    When no plan is that small, the smallest one. The graph grows a little with every rewritten
+    site; that is part of an option's cost, and what is left of it is corrected by the real size.
+    """
+    plan = smallest(work, curves, recipe)
+    rest = _overhead(work)
+    grown = io.serialized_bytes(work.lower(plan).model) - rest - _cost_of(work, plan)
+    per_site = max(grown, 0) / max(len(plan.quantize), 1)
+    options = [
+        [
+            replace(o, cost=o.cost + (per_site if e else 0))
+            for e, o in zip(c.entries, c.options, strict=True)
+        ]
+        for c in curves
+    ]
+    limit, fits, fails = budget - rest, -math.inf, math.inf
+    for _ in range(_ROUNDS):
+        picked = choose(options, limit)
+        if picked is None:
+            break
+        attempt = _plan(work, curves, picked, recipe)
+        room = budget - io.serialized_bytes(work.lower(attempt).model)
+        cost = sum(o[i].cost for o, i in zip(options, picked, strict=True))
+        if room >= 0:
+            plan, fits = attempt, max(fits, limit)
+        else:
+            fails = min(fails, cost)
+        # What this one left, or took too much, belongs to the next; else in the middle.
+        limit = cost + room
+        if not fits < limit < fails:
+            limit = (fits + fails) / 2
+        if not fits < limit < fails:
+            break
+    return plan
+
+
+def _cost_of(work: Workspace, plan: Plan) -> int:
+    """Bytes of all sites' weights under a plan, small sites aside."""
+    return sum(
+        _cost(work, s, plan.quantize.get(s.name))
+        for s in work.analysis.sites
+        if s.size >= MIN_WEIGHTS
+    )
+
+
+def within_average_bits(
+    work: Workspace, curves: Sequence[Choice], bits: float, recipe: str
+) -> Plan:
+    """The plan of least predicted error with at most `bits` stored bits per weight of all sites.
+
+    Bits count scales and zero points. The smallest plan when none is that small.
+    """
+    small = sum(s.float_bytes for s in work.analysis.sites if s.size < MIN_WEIGHTS)
+    budget = bits / 8 * sum(s.size for s in work.analysis.sites) - small
+    picked = choose([c.options for c in curves], budget)
+    if picked is None:
+        return smallest(work, curves, recipe)
+    return _plan(work, curves, picked, recipe)
+
+
+def within_drop(
+    work: Workspace,
+    curves: Sequence[Choice],
+    evaluate: Callable[[Plan], Candidate],
+    max_drop: float,
+    recipe: str,
+) -> Candidate:
+    """The smallest plan whose measured drop is at most `max_drop`, by bisection.
+
+    The predicted error orders the plans; the measured drop decides. Falls back to all float.
+    """
+    best = evaluate(_plan(work, curves, [0] * len(curves), recipe))
+    highest = sum(max(o.error for o in c.options) for c in curves)
+    low, high = -8.0, float(np.log10(max(highest, 1e-7)))
+    for _ in range(8):
+        middle = (low + high) / 2
+        picked = cheapest([c.options for c in curves], 10**middle)
+        candidate = evaluate(_plan(work, curves, picked or [0] * len(curves), recipe))
+        if candidate.drop <= max_drop:
+            best = min(best, candidate, key=lambda c: c.size_bytes)
+            low = middle
+        else:
+            high = middle
+    return best
+
+
+def bytes_at(work: Workspace, bits: float) -> float:
+    """Bytes of the model at an average number of stored bits per weight of all sites."""
+    small = sum(s.float_bytes for s in work.analysis.sites if s.size < MIN_WEIGHTS)
+    weights = sum(s.size for s in work.analysis.sites)
+    return _overhead(work) - small + bits / 8 * weights
+
+
+def fitting_forms(work: Workspace, budget: float) -> dict[str, bool]:
+    """Options of `choices` that are needed to fit: fast forms before small ones, 2 bits last."""
+    for unpack in (True, False):
+        if least_bytes(work, tiny=False, unpack=unpack) <= budget:
+            return {"tiny": False, "unpack": unpack}
+    return {"tiny": True, "unpack": False}
+
+
+def least_bytes(work: Workspace, *, tiny: bool, unpack: bool) -> int:
+    """Bytes of the model with every site in its smallest format, rounded to nearest."""
+    picked = _smallest_entries(work, tiny, unpack)
+    return io.serialized_bytes(work.lower(_with_reasons(work, picked, "")).model)
+
+
+def _smallest_entries(work: Workspace, tiny: bool, unpack: bool) -> dict[str, SiteEntry | None]:
+    return {
+        site.name: min(
+            _candidates(work, site, tiny, unpack),
+            key=lambda e, s=site: e.size_bytes(s.n, s.k),  # type: ignore[misc]
+            default=None,
+        )
+        for site in work.analysis.sites
+        if site.size >= MIN_WEIGHTS
+    }
+
+
+def least_average_bits(work: Workspace) -> float:
+    """Stored bits per weight of all sites when each takes its smallest format but 2 bits."""
+    picked = _smallest_entries(work, tiny=False, unpack=False)
+    least = sum(
+        _cost(work, s, picked[s.name]) if s.name in picked else s.float_bytes
+        for s in work.analysis.sites
+    )
+    return 8 * least / max(sum(s.size for s in work.analysis.sites), 1)
+
+
+def smallest(work: Workspace, curves: Sequence[Choice], recipe: str) -> Plan:
+    """Every site in its smallest format."""
+    picked = [min(range(len(c.options)), key=lambda i: c.options[i].cost) for c in curves]
+    return _plan(work, curves, picked, recipe)
+
+
+def ranked(
+    work: Workspace,
+    importance: Mapping[str, float],
+    budget: float | None,
+    *,
+    low: WeightFormat,
+    high: WeightFormat,
+    recipe: str,
+) -> Plan:
+    """Two formats by rank (Layer-Wise Quantization): the least important sites get `low`.
+
+    importance: site name -> importance; sites without one count as most important.
+    budget: bytes of all sites; as many sites as possible keep `high`. None: those of importance
+    above 0 do.
+    """
+    sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
+    curves = {s.name: _two_levels(work, s, low, high) for s in sites}
+    total = sum(_cost(work, s, curves[s.name][1]) for s in sites)
+    order = sorted(sites, key=lambda s: importance.get(s.name, float("inf")))
+    picked = {s.name: curves[s.name][1] for s in sites}
+    for site in order:
+        enough = importance.get(site.name, 1.0) > 0 if budget is None else total <= budget
+        if enough:
+            break
+        total += _cost(work, site, curves[site.name][0]) - _cost(work, site, curves[site.name][1])
+        picked[site.name] = curves[site.name][0]
+    return _with_reasons(work, picked, recipe)
+
+
+def bisected(
+    work: Workspace,
+    importance: Mapping[str, float],
+    limit: float,
+    *,
+    low: WeightFormat,
+    high: WeightFormat,
+    method: Method,
+    recipe: str,
+) -> Plan:
+    """As many sites as possible in `high`, then of those in `low`, within a measured drop.
+
+    The least important sites go first; each count is found by bisection. Source: 2306.04879.
+    """
+    sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
+    order = sorted(sites, key=lambda s: importance.get(s.name, float("inf")))
+    levels = {
+        s.name: [e and _entries(work, s, [e], method)[1] for e in _two_levels(work, s, low, high)]
+        for s in sites
+    }
+    picked: dict[str, SiteEntry | None] = dict.fromkeys(levels)
+    for level in (1, 0):
+        fits, fails = 0, len(order) + 1
+        while fits + 1 < fails:
+            middle = (fits + fails) // 2
+            changed = {s.name: levels[s.name][level] for s in order[:middle]}
+            plan = _with_reasons(work, {**picked, **changed}, recipe)
+            if work.tried(plan).drop <= limit:
+                fits = middle
+            else:
+                fails = middle
+        picked |= {s.name: levels[s.name][level] for s in order[:fits]}
+        order = order[:fits]
+    return _with_reasons(work, picked, recipe)
+
+
+def augmented_sensitivity(work: Workspace) -> dict[str, float]:
+    """Measured error of each site in the probe format, plus what it adds beside its neighbours.
+
+    Ω_i = L(i) + Σ_j (L(i, j) - L(i) - L(j)) / 2 over the sites next to i in graph order: a pairwise
+    term by finite differences, as in CLADO (2307.05657), for the augmented Hessian of 2306.04879.
+    """
+    names = [s.name for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
+    pairs = list(pairwise(names))
+    found = measured_together(work, [*((name,) for name in names), *pairs])
+    result = {name: found[(name,)] for name in names}
+    for a, b in pairs:
+        together = (found[(a, b)] - found[(a,)] - found[(b,)]) / 2
+        result[a] += together
+        result[b] += together
+    return result
+
+
+def _two_levels(
+    work: Workspace, site: Site, low: WeightFormat, high: WeightFormat
+) -> tuple[SiteEntry | None, SiteEntry | None]:
+    """The legal entries nearest to the two formats."""
+    legal = _candidates(work, site)
+
+    def nearest(wanted: WeightFormat) -> SiteEntry | None:
+        same = [e for e in legal if e.weight.bits == wanted.bits]
+        return min(
+            same,
+            key=lambda e: (
+                abs((e.weight.block or 1 << 20) - (wanted.block or 1 << 20)),
+                e.weight.symmetric != wanted.symmetric,
+            ),
+            default=None,
+        )
+
+    return nearest(low) or nearest(high), nearest(high)
+
+
+def _plan(work: Workspace, curves: Sequence[Choice], picked: Sequence[int], recipe: str) -> Plan:
+    return _with_reasons(
+        work,
+        {c.site.name: c.entries[i] for c, i in zip(curves, picked, strict=True)},
+        recipe,
+    )
+
+
+def _with_reasons(work: Workspace, picked: Mapping[str, SiteEntry | None], recipe: str) -> Plan:
+    kept = {}
+    for site in work.analysis.sites:
+        if site.size < MIN_WEIGHTS:
+            kept[site.name] = f"has only {site.size} weights"
+        elif picked.get(site.name) is None:
+            kept[site.name] = _why_float(work, site)
+    return Plan(
+        source=Source(name=work.name),
+        target=work.target.name,
+        recipe=recipe,
+        quantize={n: e for n, e in picked.items() if e is not None},
+        rewrites=work.target.rewrites,
+        kept_float=kept,
+    )
+
+
+def _overhead(work: Workspace) -> int:
+    """Bytes of the model that no choice changes."""
+    chosen = (s for s in work.analysis.sites if s.size >= MIN_WEIGHTS)
+    total = io.serialized_bytes(work.model) - sum(s.float_bytes for s in chosen)
+    if total < 0:
+        raise InputError("weights are shared in a way that the size model does not cover")
+    return total

@@ -1,0 +1,335 @@
+"""Plans that treat all sites alike: the legal form of each site closest to what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Literal
+
+from lwqc.compile.workspace import Candidate, Workspace
+from lwqc.errors import InputError
+from lwqc.graph.sites import MIN_WEIGHTS, Site
+from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.quant.formats import BLOCKS, Kind, WeightFormat
+from lwqc.quant.methods import DATA_METHODS, Method
+from lwqc.runtime.session import Session, read_back, statistics_session
+from lwqc.runtime.stats.collect import collect
+from lwqc.runtime.stats.ranges import ranges
+from lwqc.runtime.stats.rounding_noise import RoundingNoise
+
+Activations = Literal["none", "dynamic", "static"]
+RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
+
+
+def uniform(
+    work: Workspace,
+    bits: int,
+    activations: Activations,
+    *,
+    block: int | None = None,
+    symmetric: bool = True,
+    search: bool = True,
+    kind: Kind = "int",
+    recipe: str = "",
+) -> Plan:
+    """Every site in `bits`, with the given activations where the target has a kernel for it.
+
+    block: scales per block of a weight-only matrix (None: 32 for up to 4 bits, 128 for 8, or
+    fewer where that pads less).
+    search: choose scales by error search. kind: of 4-bit floats, where they have a kernel; the
+    other sites get integers.
+    Sites that cannot take the format are in `kept_float` with the reason. Static plans have no
+    ranges yet; see `calibrate`.
+    """
+    chosen: dict[str, SiteEntry] = {}
+    kept: dict[str, str] = {}
+    refused = _refused_sites(work) if activations == "static" else {}
+    for site in work.analysis.sites:
+        entry = _first_legal(
+            work,
+            site,
+            # Integers beside float8 would have to share its pairs of activations.
+            _float_wishes(kind, block)
+            if kind == "fp8"
+            else chain(
+                _float_wishes(kind, block),
+                _wishes(
+                    site,
+                    bits,
+                    activations,
+                    block,
+                    symmetric,
+                    site.name in refused,
+                    work.target.integer_bits,
+                ),
+            ),
+        )
+        if isinstance(entry, str):
+            kept[site.name] = entry
+            continue
+        chosen[site.name] = entry.model_copy(update={"search": search})
+        if site.name in refused and entry.activation != activations:
+            how = "weight only" if entry.activation == "none" else "dynamic activations"
+            kept[site.name] = f"{how}: its {site.op} {refused[site.name]}"
+    return Plan(
+        source=Source(name=work.name),
+        target=work.target.name,
+        recipe=recipe,
+        quantize=chosen,
+        rewrites=work.target.rewrites,
+        kept_float=kept,
+    )
+
+
+def _refused_sites(work: Workspace) -> dict[str, str]:
+    return work.target.flow(work.model.graph, work.analysis.sites).refused
+
+
+def _float_wishes(kind: Kind, block: int | None) -> Iterator[SiteEntry]:
+    if kind == "fp8":
+        yield SiteEntry(weight=WeightFormat(8, None, True, "float32", "fp8"), activation="static")
+        return
+    for size in _nearest_blocks(block or 64) if kind != "int" else ():
+        yield SiteEntry(weight=WeightFormat(4, size, True, "float16", kind))
+
+
+def _nearest_blocks(first: int) -> list[int]:
+    return sorted(BLOCKS, key=lambda b: (b != first, abs(b - first)))
+
+
+def _wishes(
+    site: Site,
+    bits: int,
+    activations: Activations,
+    block: int | None,
+    symmetric: bool,
+    no_static: bool,
+    integer_bits: int,
+) -> Iterator[SiteEntry]:
+    """Entries for a site, the closest to the request first."""
+    linear = site.ops <= {"MatMul", "Gemm"}
+    if bits == 8 and activations != "none":
+        if not no_static:
+            yield SiteEntry(weight=WeightFormat(integer_bits), activation=activations)
+        if activations == "static" and linear:
+            yield SiteEntry(weight=WeightFormat(integer_bits), activation="dynamic")
+    if site.ops <= {"MatMul", "Gemm", "Gather"}:
+        weight_only: Activations = "dynamic" if activations == "dynamic" and linear else "none"
+        usual = WeightFormat(bits, 128 if bits == 8 else 32, symmetric, "float16")
+        first = block or usual.fitted(site.n, site.k).block or 32
+        for size in _nearest_blocks(first):
+            fmt = WeightFormat(bits, size, symmetric, "float16")
+            yield SiteEntry(weight=fmt, activation=weight_only)
+            if weight_only != "none":
+                yield SiteEntry(weight=fmt)
+            if symmetric and bits < 8:
+                yield SiteEntry(weight=replace(fmt, positive=True))
+    if bits == 8:
+        yield SiteEntry(weight=WeightFormat(8))
+    else:
+        yield SiteEntry(weight=WeightFormat(bits, block or 32, symmetric, "float16"))
+
+
+def _first_legal(work: Workspace, site: Site, wishes: Iterator[SiteEntry]) -> SiteEntry | str:
+    reason = "no format was asked for"
+    for asked in wishes:
+        if site.size < MIN_WEIGHTS and asked.activation == "none":
+            return f"has only {site.size} weights"
+        wish = work.storable(site.name, asked)
+        if isinstance(wish, str):
+            return wish
+        form = work.target.form(site, wish, work.opset)
+        if work.target.refuses(form):
+            reason = form
+        elif (
+            wish.activation == "none" and wish.weight.size_bytes(site.n, site.k) >= site.float_bytes
+        ):
+            reason = f"{wish.weight} would not be smaller"
+        else:
+            return wish
+    return reason
+
+
+def calibrate(work: Workspace, plan: Plan, method: RangeMethod) -> Plan:
+    """Add the activation ranges that the plan's static sites need, measured on the data."""
+    owners = static_tensors(work, plan)
+    if not owners:
+        return plan
+    missing = sorted(o for o in set(owners.values()) if (method, o) not in work.ranges)
+    measured = ranges(work.model, missing, work.data, statistics_session, method)
+    work.ranges |= {(method, owner): found for owner, found in measured.items()}
+    found = {
+        name: ActivationRange(low=known.low, high=known.high)
+        for name, owner in owners.items()
+        for known in [work.ranges[method, owner]]
+    }
+    return plan.model_copy(update={"activations": found})
+
+
+def static_tensors(work: Workspace, plan: Plan) -> dict[str, str]:
+    """Tensors that static sites quantize, and the tensor whose range each takes."""
+    static = [
+        s
+        for n, s in work.sites.items()
+        if n in plan.quantize and plan.quantize[n].activation == "static"
+    ]
+    return dict(work.target.flow(work.model.graph, static).tensors)
+
+
+def by_activation_error(work: Workspace, plan: Plan, sites: Collection[str]) -> list[str]:
+    """The sites in order of what 8 bits cost their activation, the worst first.
+
+    Before them those whose activations cannot be observed, in bodies.
+    """
+    hidden = sorted(name for name in sites if work.sites[name].in_body)
+    seen = [name for name in sites if not work.sites[name].in_body]
+    activation = {name: work.sites[name].uses[0].activation for name in seen}
+    names = {n: v.name or "" for n, v in activation.items() if v is not None}
+    wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
+    noise = collect(work.model, wanted, work.search_batches, statistics_session)
+    costs = {n: noise[RoundingNoise(names[n])].relative for n in names}
+    return [*hidden, *sorted(names, key=lambda n: (-costs[n], n))]
+
+
+def weight_only(work: Workspace, plan: Plan, sites: Iterable[str]) -> Plan:
+    """The plan with float activations at the given sites, their weights unpacked at load.
+
+    Kernels that read 8-bit weights beside float activations are far slower than float ones; only
+    models of more than a gigabyte get them, for their memory.
+    """
+    entries, kept = dict(plan.quantize), dict(plan.kept_float)
+    unpacked = [] if work.is_large else [SiteEntry(weight=WeightFormat(8))]
+    for name in sites:
+        site = work.sites[name]
+        wishes = chain(unpacked, _wishes(site, 8, "none", None, True, False, 8))
+        entry = _first_legal(work, site, wishes)
+        if isinstance(entry, str):
+            del entries[name]
+            kept[name] = entry
+        else:
+            entries[name] = entry.model_copy(update={"method": entries[name].method})
+            kept[name] = "weight only: 8-bit activations cost too much accuracy here"
+    changed = plan.model_copy(update={"quantize": entries, "kept_float": kept})
+    needed = static_tensors(work, changed)
+    ranges = {n: r for n, r in plan.activations.items() if n in needed}
+    return changed.model_copy(update={"activations": ranges})
+
+
+def folded(work: Workspace, recipe: str) -> Plan:
+    """8-bit weights in the file, float kernels at run time, for every site."""
+    entry = SiteEntry(weight=WeightFormat(8))
+    chosen = {s.name: _first_legal(work, s, iter([entry])) for s in work.analysis.sites}
+    return Plan(
+        source=Source(name=work.name),
+        target=work.target.name,
+        recipe=recipe,
+        quantize={n: e for n, e in chosen.items() if isinstance(e, SiteEntry)},
+        rewrites=work.target.rewrites,
+        kept_float={n: e for n, e in chosen.items() if isinstance(e, str)},
+    )
+
+
+def unchanged(work: Workspace, recipe: str = "") -> Plan:
+    """Nothing but the exact rewrites of the target."""
+    return Plan(
+        source=Source(name=work.name),
+        target=work.target.name,
+        recipe=recipe,
+        rewrites=work.target.rewrites,
+    )
+
+
+def repaired(work: Workspace, plan: Plan) -> Plan:
+    """The plan without sites for which the runtime does not choose the expected kernel."""
+    if work.skip_checks:
+        return plan
+    trial = nearest(plan) if plan.sequential else plan  # those codes are set later
+    wrong = work.target.misplaced(work.lower(trial))
+    return without(plan, wrong) if wrong else plan
+
+
+def proven(work: Workspace, plan: Plan) -> tuple[Candidate, Session] | None:
+    """What `repaired` leaves of a plan, evaluated; None where that is nothing.
+
+    The session that is evaluated shows its kernels too, unless that is not asked for here, or what
+    it shows is that another plan is needed.
+    """
+    shown = work.runs_here and work.target.read_as_run
+    if work.skip_checks or plan.sequential or not shown:
+        plan = repaired(work, plan)
+        return work.evaluate(plan) if plan.quantize else None
+    lowered = work.lower(plan)
+    session, optimized = read_back(lowered.model, work.target.settings(), "candidate")
+    wrong = work.target.misplaced(lowered, optimized)
+    if wrong:
+        plan = without(plan, wrong)
+        return work.evaluate(plan) if plan.quantize else None
+    return work.measured(plan, lowered, session), session
+
+
+def with_method(
+    work: Workspace, plan: Plan, method: Method, sites: Collection[str] | None = None
+) -> Plan:
+    """The plan with codes chosen by `method` wherever the site's input can be observed.
+
+    sites: only these; None for all.
+    """
+    if method == "rtn":
+        return plan
+    if method not in DATA_METHODS:
+        alike = {
+            n: e.model_copy(update={"method": method}) if sites is None or n in sites else e
+            for n, e in plan.quantize.items()
+        }
+        return plan.model_copy(update={"quantize": alike})
+    if not work.data.given:
+        raise InputError(f"method {method} looks at the data: give --data")
+    entries, kept = dict(plan.quantize), dict(plan.kept_float)
+    for name, entry in plan.quantize.items():
+        if sites is not None and name not in sites:
+            continue
+        reason = work.grams.reason(name)
+        if reason:
+            kept.setdefault(name, f"round to nearest: {reason}")
+        else:
+            entries[name] = entry.model_copy(update={"method": method})
+    return plan.model_copy(update={"quantize": entries, "kept_float": kept})
+
+
+def with_side(work: Workspace, plan: Plan, rank: int, columns: float) -> Plan:
+    """The plan with a branch in float beside every quantized weight that can have one.
+
+    columns: a count, or below 1 a share of the inputs (at least one). The others stay as they are,
+    with the reason in `kept_float`.
+    """
+    if not rank and not columns:
+        return plan
+    entries, kept = dict(plan.quantize), dict(plan.kept_float)
+    sites = work.sites
+    for name, entry in plan.quantize.items():
+        site = sites[name]
+        count = int(columns) if columns >= 1 or not columns else max(1, round(columns * site.k))
+        wish = entry.model_copy(update={"rank": rank, "columns": count})
+        form = work.target.form(site, wish, work.opset)
+        if work.target.refuses(form):
+            reason = f"no side branch: {form}"
+        elif wish.size_bytes(site.n, site.k) >= site.float_bytes:
+            reason = "no side branch: would not be smaller than float"
+        else:
+            entries[name] = wish
+            continue
+        kept[name] = f"{kept[name]}; {reason}" if name in kept else reason
+    return plan.model_copy(update={"quantize": entries, "kept_float": kept})
+
+
+def nearest(plan: Plan) -> Plan:
+    """The plan with every weight rounded to nearest."""
+    plain = {n: e.model_copy(update={"method": "rtn"}) for n, e in plan.quantize.items()}
+    return plan.model_copy(update={"quantize": plain})
+
+
+def without(plan: Plan, reasons: Mapping[str, str]) -> Plan:
+    """The plan with some sites left float."""
+    kept = {n: e for n, e in plan.quantize.items() if n not in reasons}
+    return plan.model_copy(update={"quantize": kept, "kept_float": {**plan.kept_float, **reasons}})

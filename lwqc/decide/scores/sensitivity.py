@@ -1,0 +1,95 @@
+"""Measured sensitivity: how much the outputs move when one weight is quantized.
+
+Weights under trial are inputs of the session, so one session serves every site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.graph.sites import Site, find_sites
+from lwqc.model.weights import ReadArray, evaluate
+from lwqc.runtime.stats.channel_error import ChannelMeter
+from lwqc.runtime.stats.collector import Array, Feeds, RunnerFactory
+
+
+def site_sensitivity(
+    model: ir.Model,
+    trials: Sequence[tuple[str, ...]],
+    replacement: Callable[[str], NDArray[np.float32]],
+    data: Iterable[Feeds],
+    make_runner: RunnerFactory,
+    read: ReadArray,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[tuple[str, ...], float]:
+    """Output error when the sites of each trial are replaced.
+
+    trials: names of sites, one or several at a time. replacement: site name -> quantized
+    weight [N, K] as float32.
+    data: few batches; kept in memory together with the outputs of the float model.
+
+    Returns the error by channel (see `ChannelErrors`), the worst over the outputs, per trial.
+    """
+    exposed = model.clone()
+    names = {name for trial in trials for name in trial}
+    sites = {s.name: s for s in find_sites(exposed).sites if s.name in names}
+    originals = {name: evaluate(site.weight, read) for name, site in sites.items()}
+    inputs = {name: _promote(exposed.graph, site) for name, site in sites.items()}
+    run = make_runner(exposed)
+    base = {inputs[name]: value for name, value in originals.items()}
+    batches = list(data)
+    references = [run({**feeds, **base}) for feeds in batches]
+    errors: dict[tuple[str, ...], float] = {}
+    for trial in trials:
+        changed = {
+            inputs[name]: _operand(sites[name], replacement(name), originals[name])
+            for name in trial
+        }
+        runs = (run({**feeds, **base, **changed}) for feeds in batches)
+        errors[trial] = _relative_error(references, runs)
+        progress(len(errors), len(trials))
+    return errors
+
+
+def _relative_error(
+    references: Sequence[Mapping[str, Array]], runs: Iterable[Mapping[str, Array]]
+) -> float:
+    """Error by channel over all batches; the worst floating-point output."""
+    meters: dict[str, ChannelMeter] = {}
+    for reference, found in zip(references, runs, strict=True):
+        for name, value in reference.items():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size:
+                meters.setdefault(name, ChannelMeter()).add(value, found[name])
+    return max((meter.result().relative for meter in meters.values()), default=0.0)
+
+
+def _promote(graph: ir.Graph, site: Site) -> str:
+    """Make the operand of the site's uses a graph input; returns its name."""
+    operand = site.uses[0].node.inputs[site.uses[0].index]
+    name = f"{site.name}/trial"
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(site.shape),
+        type=ir.TensorType((operand.dtype if operand is not None else None) or ir.DataType.FLOAT),
+    )
+    graph.inputs.append(value)
+    for use in site.uses:
+        seen = value
+        if use.transposed != site.uses[0].transposed:
+            node = ir.node("Transpose", [value], name=f"{name}/transpose")
+            node.outputs[0].name = f"{name}/transposed"
+            graph.insert_before(graph[0], node)
+            seen = node.outputs[0]
+        use.node.replace_input_with(use.index, seen)
+    return name
+
+
+def _operand(site: Site, matrix: NDArray[np.float32], like: Array) -> Array:
+    """The weight [N, K] as the first use sees it."""
+    if matrix.size == like.size and len(site.shape) == 2 and site.uses[0].transposed:
+        matrix = matrix.T
+    return np.ascontiguousarray(matrix.reshape(like.shape).astype(like.dtype))

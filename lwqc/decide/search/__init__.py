@@ -1,0 +1,1 @@
+"""The search over whole plans: widths, branches and formats at once."""

@@ -1,0 +1,68 @@
+"""How long a search over whole plans runs, where, and within which limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lwqc.decide.allocators.evolutionary import Settings
+from lwqc.decide.search.space import Cost
+from lwqc.errors import InputError
+
+Effort = Literal["low", "medium", "high"]
+EFFORTS: Mapping[str, Settings] = {
+    "low": Settings(generations=10, offspring=12, survivors=(3,)),
+    "medium": Settings(generations=40, offspring=16, survivors=(4, 2)),
+    "high": Settings(generations=150, offspring=32, survivors=(8, 3)),
+}
+
+
+@dataclass(frozen=True)
+class SearchControl:
+    """How to run a search.
+
+    time_limit_s: of the evolution; then it ends with the best so far. log: file of scores, see
+    `SearchLog`. resume: go on from it. processes: None where they pay. cluster: a Dask scheduler.
+    """
+
+    effort: Effort = "medium"
+    time_limit_s: float = math.inf
+    log: Path | None = None
+    resume: bool = False
+    processes: int | None = None
+    cluster: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORTS:
+            raise InputError(f"--effort {self.effort}: expected one of {', '.join(EFFORTS)}")
+        if not self.time_limit_s > 0:
+            raise InputError(f"--time-limit {self.time_limit_s:g}: expected seconds above 0")
+        if self.processes is not None and self.processes < 1:
+            raise InputError(f"--workers {self.processes}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper bounds of a candidate's cost."""
+
+    size_bytes: float = math.inf
+    macs: float = math.inf
+    latency_ms: float = math.inf
+    memory_bytes: float = math.inf
+
+    def excess(self, cost: Cost) -> float:
+        """Cost over limit of the budget that binds most; 1 is just within."""
+        return max((getattr(cost, name) / limit for name, limit in self._bounded()), default=0.0)
+
+    def binding(self, cost: Cost) -> str:
+        """The budget that binds most."""
+        return max(self._bounded(), key=lambda b: getattr(cost, b[0]) / b[1])[0]
+
+    def _bounded(self) -> list[tuple[str, float]]:
+        pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return [(name, limit) for name, limit in pairs if math.isfinite(limit)]

@@ -1,0 +1,181 @@
+"""Milliseconds that candidates take, from forms timed in small sessions and the whole model.
+
+A site's time shrinks with the share of its weights that is left, by as much as a layer of half its
+width saves: kernels do not get faster in proportion. What the float model takes beside its sites is
+spread over the other operators: each type gets what the profiler tells of it, within a type by the
+bytes that are written. A branch takes its share along. Predictions are corrected by what whole
+candidates measure, see `search_pace`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from lwqc.compile.timing import (
+    activation_shapes,
+    float_seconds,
+    form_seconds,
+    halved,
+    operator_class,
+)
+from lwqc.compile.workspace import Workspace
+from lwqc.decide.planning import unchanged
+from lwqc.decide.search.items import SearchModel
+from lwqc.decide.search.log import SearchLog
+from lwqc.decide.search.pace import TIME
+from lwqc.decide.search.space import Written
+from lwqc.graph.sites import Site
+from lwqc.plans.plan import SiteEntry
+from lwqc.runtime.measure import medians_ms
+from lwqc.runtime.profile import operator_times
+from lwqc.runtime.served import relative_times
+
+_SECONDS = 2.0  # of timing per model
+_CONSTANT = 0.1  # of a site's time, where a narrower one cannot be timed
+_MOST_SITES = 0.95  # of the whole model's time that its sites may account for
+
+
+def measure_times(found: SearchModel, log: SearchLog) -> None:
+    """Set the times of the space. Measured once for a log: resumed searches use the same."""
+    times = log.fact("milliseconds, constant", lambda: _site_times(found.work, found))
+    share = log.fact("share of the float model", lambda: _float_share(found.work))
+    whole = float(share) * reference_ms(found.work, log)
+    by_type = log.fact("operators", lambda: _operator_ms(found.work))
+    space = found.space
+    floats = sum(times[s.name][-1][0] for s in space.stored if s.name in times)
+    scale = min(1.0, _MOST_SITES * whole / max(floats, 1e-12))
+    space.stored = tuple(
+        dataclasses.replace(
+            s,
+            milliseconds=tuple(t * scale for t, _ in times[s.name]),
+            constant=tuple(stays * scale for _, stays in times[s.name]),
+        )
+        if s.name in times
+        else s
+        for s in space.stored
+    )
+    in_sites = {s.op for s in found.sites.values()}
+    named = {op: t for op, t in by_type.items() if op not in in_sites}
+    space.written = _shared_out(space.written, max(whole - floats * scale, 0.0), named)
+    space.pace["latency_ms"] = TIME
+    space.forget()
+
+
+def reference_ms(work: Workspace, log: SearchLog) -> float:
+    """Of a run of the original. Measured once for a log."""
+    return float(
+        log.fact(
+            "milliseconds of the original",
+            lambda: medians_ms([work.timed_reference], work.served[0].feeds)[0],
+        )
+    )
+
+
+def time_share(work: Workspace, model: ir.Model) -> float:
+    """Of the original's time that a model takes, at the first shape served.
+
+    The mean of two sessions, as two of one model may differ by a few percent.
+    """
+    sessions = [work.timed_reference, work.load(model), work.load(model)]
+    _, (one,), (other,) = relative_times(sessions, work.served[:1], _SECONDS)
+    return (one + other) / 2
+
+
+def _float_share(work: Workspace) -> float:
+    """Of the original's time that the model takes as it is searched: cleaned up, perhaps."""
+    if work.origin is None:
+        return 1.0
+    return time_share(work, work.lower(unchanged(work)).model)
+
+
+def _operator_ms(work: Workspace) -> dict[str, float]:
+    times = operator_times(work.lower(unchanged(work)).model, work.served[0].feeds)
+    return {op: time.milliseconds for op, time in times.items()}
+
+
+def _shared_out(
+    made: Sequence[Written], total: float, by_type: Mapping[str, float]
+) -> tuple[Written, ...]:
+    """Milliseconds of all operators beside sites, shared out among them."""
+    names = [one.op if one.op in by_type else "" for one in made]
+    elements: dict[str, float] = {}
+    for name, one in zip(names, made, strict=True):
+        if one.op:
+            elements[name] = elements.get(name, 0.0) + one.elements
+    times = {name: by_type[name] for name in elements if name}
+    scale = min(1.0, total / max(math.fsum(times.values()), 1e-12))
+    times = {name: time * scale for name, time in times.items()}
+    times[""] = total - math.fsum(times.values())
+    rates = {name: times[name] / max(count, 1e-12) for name, count in elements.items()}
+    return tuple(
+        dataclasses.replace(one, milliseconds=one.elements * rates[name]) if one.op else one
+        for name, one in zip(names, made, strict=True)
+    )
+
+
+def _site_times(work: Workspace, found: SearchModel) -> dict[str, list[tuple[float, float]]]:
+    """Milliseconds by site and level, and those that stay however narrow the site gets."""
+    sites = work.sites
+    timed = [s for s in found.space.stored if s.name in sites and sites[s.name].op != "Gather"]
+    shapes = activation_shapes(work, work.served[0])
+    forms = _Forms(work)
+    result: dict[str, list[tuple[float, float]]] = {}
+    report = work.report("timing forms")
+    for done, stored in enumerate(timed):
+        site, shape = sites[stored.name], shapes.get(stored.name)
+        if shape is None:
+            continue
+        whole = forms.milliseconds(site, stored.entries, shape, site.shape)
+        half = halved(site, shape) if stored.cuts else None
+        if half is None:
+            result[stored.name] = [(t, _CONSTANT * t) for t in whole]
+        else:
+            narrow = forms.milliseconds(site, stored.entries, half[1], half[0])
+            result[stored.name] = [(t, constant(t, n)) for t, n in zip(whole, narrow, strict=True)]
+        report(done + 1, len(timed))
+    return result
+
+
+def constant(whole: float, quarter: float) -> float:
+    """What stays of a time however few weights there are, given that of a quarter of them."""
+    return min(max((4 * quarter - whole) / 3, 0.0), whole)
+
+
+class _Forms:
+    """Times of sites alone. Those of a class of sites are measured once."""
+
+    def __init__(self, work: Workspace) -> None:
+        self.work = work
+        self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
+        self._floats: dict[tuple[Any, ...], float] = {}
+
+    def milliseconds(
+        self,
+        site: Site,
+        entries: Sequence[SiteEntry | None],
+        shape: tuple[int, ...],
+        weight: tuple[int, ...],
+    ) -> list[float]:
+        """By level. shape: of the activation. weight: of what is stored."""
+        work, before = self.work, list[float]()
+        by_level: list[float | None] = []
+        plain = (operator_class(site), shape, weight)
+        for entry in entries:
+            if entry is None or work.target.form(site, entry, work.opset) == "Folded":
+                by_level.append(None)  # the float kernel
+                continue
+            key = (*plain, entry.layout, entry.activation)
+            if key not in self._known:
+                self._known[key] = form_seconds(work, site, entry, shape, weight)
+            before.append(self._known[key][0])
+            by_level.append(self._known[key][1])
+        if before:
+            self._floats[plain] = sorted(before)[len(before) // 2]
+        elif plain not in self._floats:
+            self._floats[plain] = float_seconds(site, shape, weight)
+        return [1e3 * (self._floats[plain] if t is None else t) for t in by_level]

@@ -1,0 +1,95 @@
+"""The one dispatch: who decides the plan of a recipe and its budgets.
+
+`lwqc plan` and `lwqc compress` both ask here, so that a plan that was made is what is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from lwqc.compile.compressed import Compressed
+from lwqc.compile.execute import execute
+from lwqc.compile.workspace import Workspace
+from lwqc.decide.allocate import allocate
+from lwqc.decide.decided import Decided
+from lwqc.decide.search.control import SearchControl
+from lwqc.decide.search.joint import joint, pareto, searches
+from lwqc.decide.structural import branch_job, channel_job, suited
+from lwqc.errors import InputError
+from lwqc.plans.goals import Goals
+from lwqc.plans.recipe import Recipe, find
+from lwqc.runtime.memory import can_measure_memory
+
+
+def decide(
+    work: Workspace,
+    goals: Goals,
+    recipe: Recipe | str = "auto",
+    control: SearchControl | None = None,
+    *,
+    exact: bool = False,
+) -> Decided:
+    """The plan of a recipe within the goals. Raises InputError.
+
+    exact: the recipe is done as it is or refused, also where it looks at data and none was given.
+    """
+    if exact and isinstance(recipe, Recipe):
+        return _decided(work, goals, recipe, control)
+    chosen, notes = _suited(work, goals, recipe)
+    return _decided(work, goals, chosen, control).noted(*notes)
+
+
+def row(
+    work: Workspace, goals: Goals, recipe: Recipe | str, control: SearchControl, count: int
+) -> Generator[Compressed, None, None]:
+    """Models from little compressed to as much as asked, see `lwqc.decide.search.joint.pareto`."""
+    chosen, notes = suited(find(recipe) if isinstance(recipe, str) else recipe, work)
+    _check_budgets(work, goals, chosen)
+    for done in pareto(work, goals, chosen, control, count):
+        yield done.noted(*notes, *_random_trials(work))
+
+
+def _suited(work: Workspace, goals: Goals, recipe: Recipe | str) -> tuple[Recipe, tuple[str, ...]]:
+    """A recipe as it is, or without data what comes closest to it; and what was done instead."""
+    chosen, notes = suited(find(recipe) if isinstance(recipe, str) else recipe, work)
+    if searches(work, goals, chosen):
+        notes += _random_trials(work)
+    return chosen, notes
+
+
+def _random_trials(work: Workspace) -> tuple[str, ...]:
+    """The note on a search that compares on made-up data."""
+    compared = "no data was given: candidates are compared on random inputs"
+    return () if work.data.given else (compared,)
+
+
+def _decided(
+    work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl | None
+) -> Decided:
+    if recipe.allocator in ("auto", "knapsack", "bisect"):
+        goals = goals.promising()  # the loss that such recipes allow where the user says nothing
+    _check_budgets(work, goals, recipe)
+    if searches(work, goals, recipe):
+        return Decided.of(joint(work, goals, recipe, control or SearchControl()))
+    if recipe.prune is not None or recipe.slice is not None:
+        return channel_job(recipe, goals)(work)
+    if recipe.drop is not None or recipe.parallel is not None:
+        return branch_job(recipe, goals)(work)
+    plan = allocate(work, goals, recipe)
+    return Decided(work, goals, plan, lambda: execute(work, goals, plan))
+
+
+def _check_budgets(work: Workspace, goals: Goals, recipe: Recipe) -> None:
+    """Budgets that cannot be measured here, or that only searches know. Raises InputError."""
+    if goals.max_latency is not None and not work.timed:
+        reason = work.target.unmeasured()
+        raise InputError(f"--max-latency: target {work.target.name} is not timed here: {reason}")
+    budgets = {"--max-macs": goals.max_macs, "--max-memory": goals.max_memory}
+    asked = [name for name, amount in budgets.items() if amount is not None]
+    if asked and not searches(work, goals, recipe):
+        raise InputError(
+            f"{asked[0]} needs a search that removes channels or layers, of a model below 1 GB: "
+            "leave out --recipe or take evopress-joint, evopress-width or evopress-depth"
+        )
+    if goals.max_memory is not None and not (work.runs_here and can_measure_memory()):
+        raise InputError("--max-memory is measured on Linux for target cpu only")

@@ -1,0 +1,224 @@
+"""Jobs that change the structure of a model: channels, branches, streams."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from lwqc.compile.compressed import Compressed, Decision
+from lwqc.compile.execute import execute
+from lwqc.compile.workspace import Workspace
+from lwqc.decide.channels import decide
+from lwqc.decide.data_free import without_data
+from lwqc.decide.decided import Decided
+from lwqc.decide.drop_layers import DropOptions, choose_branches
+from lwqc.decide.float_plan import with_floats
+from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
+from lwqc.decide.profiles import with_profile
+from lwqc.decide.prune_options import PruneOptions
+from lwqc.decide.slice_streams import SliceOptions, choose_slices
+from lwqc.errors import InputError
+from lwqc.plans.goals import Goals, Outcome
+from lwqc.plans.plan import Plan
+from lwqc.plans.recipe import PruneRecipe, Recipe, find
+from lwqc.runtime.measure import NOISE, medians_ms
+
+_ROUNDEST = 16  # widths beyond this multiple gain nothing on the CPU
+_UNITS = {"macs": "MACs", "parameters": "parameters", "channels": "MACs"}
+_NUMBERS = {
+    "count", "share", "keep_first", "keep_last", "protect", "max_divergence", "max_drop", "seed",
+}  # fmt: skip
+
+
+def pruning_recipe(name: str = "", *, has_data: bool) -> Recipe:
+    """A recipe that prunes. The default is `obspa`, without data `obspa-datafree`."""
+    return find(name or ("obspa" if has_data else "obspa-datafree"))
+
+
+def dropping_recipe(name: str = "", *, has_data: bool) -> Recipe:
+    """A recipe that removes branches. The default is `ablation-refit`, without data `finercut`."""
+    return find(name or ("ablation-refit" if has_data else "finercut"))
+
+
+def prune_options(recipe: Recipe, **changes: Any) -> PruneOptions:
+    """Options of a pruning recipe, some of them replaced. Raises InputError."""
+    if recipe.prune is None:
+        raise InputError(f"recipe {recipe.name} does not prune; see lwqc recipes")
+    _check_names(PruneOptions, "pruning", changes)
+    wanted = {**recipe.prune.model_dump(), **changes}
+    if wanted["score"] != "obs" and wanted["normalise"] == "output" and "normalise" not in changes:
+        wanted["normalise"] = "mean"  # the recipe's is for its own score
+    for name, field in PruneRecipe.model_fields.items():
+        known = get_args(field.annotation)
+        if known and wanted[name] not in known:
+            expected = ", ".join(map(str, known))
+            raise InputError(f"--{name} {wanted[name]}: expected one of {expected}")
+    return PruneOptions(**{"recipe": recipe.name, **wanted})
+
+
+def drop_options(recipe: Recipe, goals: Goals | None = None, **changes: Any) -> DropOptions:
+    """Options of a recipe that removes branches, some of them replaced. Raises InputError.
+
+    A count takes the place of the recipe's share; `goals.max_drop` is what `accept` may lose.
+    """
+    if recipe.drop is None:
+        raise InputError(f"recipe {recipe.name} does not remove branches; see lwqc recipes")
+    _check_names(DropOptions, "removing branches", changes)
+    _check_numbers(changes)
+    wanted = recipe.drop.model_dump()
+    if "count" in changes:
+        wanted["share"] = None
+    if "share" not in changes and changes.get("score") == "accept":
+        wanted["share"] = None
+    if goals is not None and goals.max_drop is not None:
+        wanted["max_drop"] = goals.max_drop
+    if "score" in changes and changes["score"] not in ("ablation", "metric"):
+        wanted["protect"] = 0.0  # the recipe's is for its own score
+    return DropOptions(**{"recipe": recipe.name, **wanted, **changes})
+
+
+def parallel_options(recipe: Recipe, **changes: Any) -> ParallelOptions:
+    """Options of a recipe that makes branches parallel, some replaced. Raises InputError."""
+    if recipe.parallel is None:
+        raise InputError(f"recipe {recipe.name} makes no branches parallel; see lwqc recipes")
+    _check_names(ParallelOptions, "making branches parallel", changes)
+    _check_numbers(changes)
+    wanted = recipe.parallel.model_dump()
+    if "count" in changes:
+        wanted["share"] = None
+    return ParallelOptions(**{"recipe": recipe.name, **wanted, **changes})
+
+
+def slice_options(recipe: Recipe, **changes: Any) -> SliceOptions:
+    """Options of a recipe that narrows residual streams, some replaced. Raises InputError."""
+    if recipe.slice is None:
+        raise InputError(f"recipe {recipe.name} narrows no residual streams; see lwqc recipes")
+    _check_names(SliceOptions, "narrowing streams", changes)
+    return SliceOptions(**{"recipe": recipe.name, **recipe.slice.model_dump(), **changes})
+
+
+def _check_numbers(changes: Mapping[str, Any]) -> None:
+    for name in _NUMBERS & changes.keys():
+        value = changes[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise InputError(f"{name} {value!r}: expected a number")
+
+
+def _check_names(options: type, job: str, changes: Mapping[str, Any]) -> None:
+    fields = [f.name for f in dataclasses.fields(options)]
+    for name in changes:
+        if name not in fields:
+            raise InputError(f"{name}: {job} has no such option; it has {', '.join(fields)}")
+
+
+def _decided(work: Workspace, goals: Goals, decision: Decision) -> Decided:
+    plan = _for_target(work, decision.plan)
+    return Decided(
+        work,
+        goals,
+        plan,
+        lambda: dataclasses.replace(execute(work, goals, plan), decision=decision),
+    )
+
+
+def _for_target(work: Workspace, plan: Plan) -> Plan:
+    """The plan with the target's float type, and sizes to build for."""
+    return with_profile(work, with_floats(work, plan), {})
+
+
+def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Decided]:
+    """The job of a recipe for channels, its options checked before any work is done.
+
+    Raises InputError for a recipe of another kind and for options that it does not have.
+    """
+    if recipe.slice is not None:
+        if "overrides" in changes:
+            groups = changes.pop("overrides")
+            raise InputError(f"{', '.join(groups)}: streams are narrowed alike; leave out --group")
+        slicing = slice_options(recipe, **changes)
+        return lambda work: _decided(work, goals, choose_slices(work, slicing)).noted(
+            *suited(recipe, work)[1]
+        )
+    prune_options(recipe, **changes)
+
+    def job(work: Workspace) -> Decided:
+        chosen, notes = suited(recipe, work)
+        done = prune_workspace(work, prune_options(chosen, **changes), goals)
+        return Decided.of(done).noted(*notes)
+
+    return job
+
+
+def suited(recipe: Recipe, work: Workspace) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe, or without data what comes closest to it; and what was done instead."""
+    return (recipe, ()) if work.data.given else without_data(recipe)
+
+
+def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Decided]:
+    """The job of a recipe for branches, its options checked before any work is done.
+
+    Raises InputError for a recipe of another kind and for options that it does not have.
+    """
+    if recipe.parallel is not None:
+        changes.pop("seed", None)  # which only chooses random branches
+        merging = parallel_options(recipe, **changes)
+        return lambda work: _decided(work, goals, choose_parallel(work, merging))
+    drop_options(recipe, goals, **changes)
+
+    def job(work: Workspace) -> Decided:
+        chosen, notes = suited(recipe, work)
+        removing = drop_options(chosen, goals, **changes)
+        decided = _decided(work, goals, choose_branches(work, removing))
+        return decided if "compensate" in changes else decided.noted(*notes)
+
+    return job
+
+
+def prune_workspace(
+    work: Workspace, options: PruneOptions, goals: Goals | None = None
+) -> Compressed:
+    """Remove channels; where the result is slower than the original, keep rounder widths.
+
+    Removing channels can leave widths that kernels handle badly. A result that measures slower is
+    replaced by the fastest of those with widths rounded to 8 and 16.
+    """
+    goals = goals or Goals()
+    if options.round_to == 1:  # not asked for
+        options = dataclasses.replace(options, round_to=work.target.width_multiple)
+    tried = [_pruned(work, options, goals)]
+    while (
+        work.timed and not work.skip_checks and options.round_to < _ROUNDEST and _slower(tried[-1])
+    ):
+        step = 8 if options.round_to < 8 else _ROUNDEST
+        options = dataclasses.replace(options, round_to=step)
+        tried.append(_pruned(work, options, goals))
+    if len(tried) == 1:
+        return tried[0]
+    medians = medians_ms([work.load(t.model) for t in tried], work.served[0].feeds)
+    fastest = medians.index(min(medians))
+    if medians[fastest] * NOISE > medians[0]:
+        return tried[0]
+    best = tried[fastest]
+    notes = (
+        f"widths as asked ran in {medians[0]:.3g} ms, slower than the original; "
+        f"rounder ones in {medians[fastest]:.3g} ms were taken",
+    )
+    assert best.pruned is not None
+    return dataclasses.replace(best, pruned=dataclasses.replace(best.pruned, notes=notes))
+
+
+def _pruned(work: Workspace, options: PruneOptions, goals: Goals) -> Compressed:
+    decision = decide(work, options)
+    done = execute(work, goals, _for_target(work, decision.plan))
+    assert done.pruned is not None
+    reached = Outcome(_UNITS[options.by], decision.limit, decision.after, "")
+    pruned = dataclasses.replace(done.pruned, whole=decision.whole, outcome=reached)
+    return dataclasses.replace(done, pruned=pruned)
+
+
+def _slower(done: Compressed) -> bool:
+    work = done.work
+    sessions = [work.timed_reference, work.load(done.model)]
+    before, after = medians_ms(sessions, work.served[0].feeds)
+    return after > before * NOISE

@@ -1,1 +1,0 @@
-"""Bridges to other tools that edit ONNX models."""

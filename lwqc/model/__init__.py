@@ -1,0 +1,1 @@
+"""Models as files and in memory: loading, checking, saving, and edits of single nodes."""

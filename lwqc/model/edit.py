@@ -1,0 +1,110 @@
+"""Small edits of the graph that several passes need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import ArrayLike, NDArray
+
+from lwqc.model.names import gather_names, unique_name
+from lwqc.model.weights import static_shape
+
+
+class Rewrite(ir.passes.InPlacePass):
+    """A pass whose new names are unique in every scope of the model."""
+
+    def requires(self, model: ir.Model) -> None:
+        """Learn the names that are taken."""
+        gather_names(model)
+
+
+def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """Store a tensor under its own name (made unique) and return its value."""
+    tensor.name = unique_name(graph, tensor.name or "constant")
+    value = ir.Value(
+        name=tensor.name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(static_shape(tensor)),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def add_constant(graph: ir.Graph, name: str, values: ArrayLike) -> ir.Value:
+    """Store a small numpy array as an initializer."""
+    return add_initializer(graph, ir.tensor(np.asarray(values), name=name))
+
+
+def insert_before(
+    anchor: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    outputs: Sequence[str],
+    attributes: dict[str, int | float] | None = None,
+    domain: str = "",
+) -> tuple[ir.Value, ...]:
+    """Create a node in front of `anchor`; returns its output values.
+
+    outputs: their names, made unique.
+    """
+    graph = anchor.graph
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"{anchor.name} is in no graph")
+    values = [ir.Value(name=unique_name(graph, name)) for name in outputs]
+    name = f"{values[0].name}/{op_type}"
+    node = ir.node(op_type, inputs, attributes, domain=domain, outputs=values, name=name)
+    graph.insert_before(anchor, node)
+    return tuple(values)
+
+
+def replace_node(node: ir.Node, value: ir.Value) -> None:
+    """Let `value` take the place, name and graph-output role of the node's only output."""
+    old = node.outputs[0]
+    graph = node.graph
+    if graph is None:
+        raise ValueError(f"{node.name} is in no graph")
+    value.shape, value.type = old.shape, old.type
+    name, metadata = old.name, dict(old.metadata_props)
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    value.name = name
+    value.metadata_props.update(metadata)
+
+
+def replace_stored(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Let an initializer, or the output of a Constant node, hold another tensor."""
+    producer = value.producer()
+    if producer is None:
+        value.const_value = tensor
+    else:
+        producer.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy()))
+
+
+def lazy_like(
+    like: ir.TensorProtocol, name: str | None, values: Callable[[], NDArray[np.generic]]
+) -> ir.LazyTensor:
+    """A tensor of the same type and shape, evaluated when it is first read."""
+    return lazy_tensor(like.dtype, static_shape(like), name, values)
+
+
+def lazy_tensor(
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    name: str | None,
+    values: Callable[[], NDArray[np.generic]],
+) -> ir.LazyTensor:
+    """A tensor of that type and shape, evaluated when it is first read."""
+
+    def evaluate() -> ir.TensorProtocol:
+        array = np.ascontiguousarray(values().astype(dtype.numpy()))
+        return ir.tensor(array, dtype=dtype, name=name)
+
+    return ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(shape), name=name, cache=True)
+
+
+def float_type(value: ir.Value | None) -> ir.DataType:
+    """Element type of a value, float32 where the model does not say."""
+    return value.dtype if value is not None and value.dtype is not None else ir.DataType.FLOAT

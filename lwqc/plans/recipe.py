@@ -1,0 +1,296 @@
+"""Recipes: named compositions of an allocator, a score and formats, as TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lwqc.errors import InputError
+from lwqc.plans.plan import Compensation, Format
+from lwqc.quant.formats import Kind, WeightFormat
+from lwqc.quant.methods import METHODS, Method
+
+_BITS = (2, 3, 4, 8)  # of weights, where the user chooses
+
+
+class PruneRecipe(BaseModel):
+    """How channels are chosen; fields as in `lwqc.decide.prune_options.PruneOptions`.
+
+    calibration: `data` uses what was given, `random` always N(0, 1) inputs.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ratio: float = 0.3
+    by: Literal["macs", "parameters", "channels"] = "macs"
+    score: Literal["l1", "l2", "fpgm", "wanda", "obs", "ablation", "taylor"] = "l2"
+    normalise: Literal["none", "mean", "sum", "max", "lamp", "output"] = "mean"
+    scope: Literal["global", "local"] = "global"
+    per_cost: bool = False
+    max_ratio: float = 0.9
+    statistics: bool = False
+    compensate: Literal["none", "bias", "refit"] = "none"
+    batch_norm: bool = False
+    calibration: Literal["data", "random"] = "data"
+
+
+class DropRecipe(BaseModel):
+    """Which residual branches go; fields as in `lwqc.decide.drop_layers.DropOptions`.
+
+    share: of the units, where the user says no count.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float | None = None
+    kind: Literal["attention", "mlp", "convolution", "other", "any", "block"] = "any"
+    score: Literal[
+        "similarity", "lim", "angular", "norm-ratio", "void", "ablation", "ablation-once",
+        "metric", "accept", "random",
+    ] = "similarity"  # fmt: skip
+    measure: Literal["js", "kl", "angular", "norm", "channels"] = "js"
+    protect: float = 0.0
+    max_divergence: float | None = None
+    max_drop: float = 0.0
+    compensate: Compensation = "none"
+
+
+class ParallelRecipe(BaseModel):
+    """Which branches become parallel; as in `lwqc.decide.parallel_layers.ParallelOptions`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float | None = None
+    kind: Literal["attention", "mlp", "convolution", "other", "any"] = "any"
+    search: Literal["greedy", "once"] = "greedy"
+    measure: Literal["js", "kl", "angular", "norm", "channels"] = "js"
+    max_divergence: float | None = None
+    faster: bool = True
+
+
+class SliceRecipe(BaseModel):
+    """How narrow residual streams get; see `lwqc.decide.slice_streams.SliceOptions`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ratio: float = 0.25
+    shared: bool = False
+    round_to: int = 8
+
+
+class SearchRecipe(BaseModel):
+    """What a search (`lwqc.decide.search.joint`) may choose, and by what it compares.
+
+    kinds: formats of sites, widths of groups, residual branches. measure: divergence of the
+    outputs, see `OutputDivergence`; `auto` is `kl` for logits and `channels` otherwise; with
+    `metric` that of the user decides on all of the data. errors: `predicted` from statistics, or
+    `measured` for each level alone. start: an exact `knapsack`, dynamic programming over error
+    `curves`, `pairs` of items whose interaction is measured, or widths in proportion to
+    `zeroth-order` sensitivities or to block `angles`.
+    refine: evolution after it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kinds: tuple[Literal["format", "width", "branch"], ...] = ("format", "width", "branch")
+    measure: Literal["auto", "metric", "js", "kl", "angular", "norm", "channels"] = "auto"
+    errors: Literal["predicted", "measured"] = "predicted"
+    start: Literal["knapsack", "curves", "pairs", "zeroth-order", "angles"] = "knapsack"
+    refine: bool = True
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.start in ("zeroth-order", "angles") and self.kinds != ("width",):
+            raise ValueError(f"the start {self.start} chooses widths, and only those")
+        return self
+
+
+class Recipe(BaseModel):
+    """How to make a plan.
+
+    allocator: `auto` (fastest, or by budget), `uniform` (one format), `knapsack` (mixed bits under
+    a budget), `rank` (two formats by importance under a budget), `bisect` (two formats, the lower
+    ones for as many sites as a drop allows), `channels` (prunes as `prune` says), `branches`
+    (removes those that `drop` says), `parallel` (feeds adjacent branches from one stream and merges
+    them, as `parallel` says), `streams` (narrows residual streams as `slice` says), `search` (all
+    kinds under one budget, as `search_in` says; `auto` does so when a budget and data are given).
+    clean: the graph is cleaned up first: attention as one operator, and with `merge` layers that
+    read the same value as one. The allocator `none` does only that.
+    sparse: 2:4 sparsity with the allocator `none`, see `quant.sparse`: by magnitude, with zeros
+    exchanged afterwards, or with later weights taking up the error.
+    search: scales by error search; False takes the plain range of each block.
+    method: how codes are chosen, see `quant.methods`; those of `DATA_METHODS` look at the data.
+    sequential: each layer is quantized for what the quantized layers before it give.
+    migrate: how scales move between activations and weights beforehand, see `quant.migration`.
+    rotate: residual streams are rotated beforehand.
+    token_weights: methods that look at the data count tokens by how much attention reads them.
+    kind: of the uniform format: integers, or 4-bit floats where there is a kernel for them.
+    rank, columns: of a branch in float beside the uniform format, see `quant.side`. columns is a
+    count, or below 1 a share of the inputs.
+    score: `measured` or `weights` for the knapsack; `lim`, `zd` or `position` for the rank.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    name: str
+    description: str
+    source: str = ""
+    allocator: Literal[
+        "auto",
+        "uniform",
+        "knapsack",
+        "rank",
+        "bisect",
+        "channels",
+        "branches",
+        "parallel",
+        "streams",
+        "search",
+        "none",
+    ]
+    score: Literal["measured", "weights", "lim", "zd", "position"] = "measured"
+    sparse: Literal["none", "magnitude", "exchange", "sparsegpt"] = "none"
+    clean: bool = False
+    merge: bool = True
+    bits: Literal[2, 3, 4, 8] = 8
+    activations: Literal["none", "dynamic", "static"] = "none"
+    ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
+    search: bool = True
+    method: Method = "rtn"
+    sequential: bool = False
+    migrate: Literal["none", "smoothquant", "awq", "percentile", "equalise"] = "none"
+    rotate: bool = False
+    token_weights: bool = False
+    kind: Kind = "int"
+    rank: int = Field(default=0, ge=0)
+    columns: float = Field(default=0, ge=0)
+    low: Format = WeightFormat(4, 32, True, "float16")
+    high: Format = WeightFormat(8, 128, True, "float16")
+    prune: PruneRecipe | None = None
+    drop: DropRecipe | None = None
+    parallel: ParallelRecipe | None = None
+    slice: SliceRecipe | None = None
+    search_in: SearchRecipe | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.columns > 1 and self.columns % 1:
+            raise ValueError(f"columns: expected a count or a share below 1, got {self.columns}")
+        if self.kind == "fp8":
+            if self.bits != 8 or self.activations != "static":
+                raise ValueError("kind fp8 has bits = 8 and static activations")
+        elif self.kind != "int" and (self.bits != 4 or self.activations != "none"):
+            raise ValueError(f"kind {self.kind} has bits = 4 and float activations")
+        sections = {
+            "channels": self.prune,
+            "branches": self.drop,
+            "parallel": self.parallel,
+            "streams": self.slice,
+        }
+        for allocator, section in sections.items():
+            if (self.allocator == allocator) != (section is not None):
+                raise ValueError(f"the allocator {allocator} goes with its section, and it alone")
+        if self.sparse != "none" and self.allocator != "none":
+            raise ValueError("sparse goes with the allocator none: sparse weights stay float")
+        if self.allocator == "search" and self.search_in is None:
+            raise ValueError("the allocator search goes with its section search_in")
+        if self.search_in is not None and self.allocator not in ("search", "auto"):
+            raise ValueError(f"the allocator {self.allocator} searches nothing")
+        beside = self.rank or self.columns
+        if self.allocator != "uniform" and (beside or self.kind != "int"):
+            raise ValueError("kind, rank and columns are for the allocator uniform")
+        if self.sequential and beside:
+            raise ValueError("rank and columns cannot be had with sequential calibration")
+        return self
+
+
+def _files() -> list[Traversable]:
+    """The files of the recipes that come with lwqc."""
+    folder = resources.files("lwqc.plans") / "recipes"
+    return sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+
+
+@cache
+def named() -> dict[str, Recipe]:
+    """All recipes that come with lwqc, by name."""
+    recipes = [_parse(f.read_text(), f.name) for f in _files()]
+    return {recipe.name: recipe for recipe in recipes}
+
+
+def source_text(name_or_path: str) -> str:
+    """The TOML of a recipe as it was written, comments included. Raises InputError."""
+    if name_or_path in named():
+        texts = (file.read_text() for file in _files())
+        return next(t for t in texts if _parse(t, "").name == name_or_path)
+    return _read(name_or_path)
+
+
+def find(name_or_path: str) -> Recipe:
+    """A named recipe, or one from a TOML file. Raises InputError."""
+    if name_or_path in named():
+        return named()[name_or_path]
+    return _parse(_read(name_or_path), name_or_path)
+
+
+def _read(file: str) -> str:
+    """The text of a recipe in a file. Raises InputError."""
+    path = Path(file)
+    if path.suffix != ".toml":
+        known = ", ".join(named())
+        raise InputError(f"recipe {file!r} is not known; expected a .toml file or {known}")
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot read the recipe: not a text file") from error
+
+
+def uniform_recipe(
+    bits: int,
+    activations: str,
+    ranges: str,
+    search: bool = True,
+    method: str = "rtn",
+    sequential: bool = False,
+) -> Recipe:
+    """One format for all sites. Raises InputError for values outside the schema."""
+    for option, value, known in (
+        ("bits", bits, _BITS),
+        ("activations", activations, ("none", "dynamic", "static")),
+        ("ranges", ranges, ("minmax", "percentile", "mse", "entropy")),
+        ("method", method, METHODS),
+    ):
+        if value not in known:
+            expected = ", ".join(map(str, known))
+            raise InputError(f"--{option} {value}: expected one of {expected}")
+    return Recipe.model_validate(
+        {
+            "name": f"w{bits}-{activations}",
+            "description": "one format for all sites",
+            "allocator": "uniform",
+            "bits": bits,
+            "activations": activations,
+            "ranges": ranges,
+            "search": search,
+            "method": method,
+            "sequential": sequential,
+        }
+    )
+
+
+def _parse(text: str, label: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{label}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "recipe"
+        raise InputError(f"{label}: {where}: {first['msg']}") from error

@@ -1,0 +1,1 @@
+"""Running models: sessions, data, times, memory, and statistics of what flows through them."""

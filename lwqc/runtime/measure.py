@@ -1,0 +1,150 @@
+"""Measured facts about models: size, latency side by side, divergence, a user's metric."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.errors import InputError
+from lwqc.model.user_code import load_callable
+from lwqc.runtime.data import Dataset
+from lwqc.runtime.profile import OperatorTime, operator_times
+from lwqc.runtime.recorded import Recorded
+from lwqc.runtime.session import Loadable, Session, time_runs
+from lwqc.runtime.settling import medians_known
+from lwqc.runtime.stats.divergence import Divergence, divergences
+
+NOISE = 1.05  # repeated timings of one model differ by this much
+# A median whose interval is narrower than what repeated timings differ by is as good as one of
+# a longer timing; on a machine that is not quiet enough the whole time is taken.
+_KNOWN = 1.03
+_SECONDS = 1.5  # of timing per model, where something is decided by it
+Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one run in milliseconds: median, and the 10th and 90th percentile."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """Time that the nodes of one operator take in a run, before and after. op: as executed."""
+
+    op: str
+    before_ms: float
+    after_ms: float
+    nodes_before: int
+    nodes_after: int
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A user's quality measure: a callable that gets a `run` function and returns a number."""
+
+    name: str
+    function: Callable[[Run], float]
+    higher_is_better: bool = True
+
+    def __call__(self, run: Run) -> float:
+        """The metric's value. Raises InputError when the user's function fails."""
+        try:
+            return float(self.function(run))
+        except Exception as error:
+            raise InputError(f"{self.name}: the metric failed: {error!r}") from error
+
+    def drop(self, reference: float, value: float) -> float:
+        """How much worse `value` is, as a fraction of the reference; negative when better.
+
+        Where the reference is 0, such as an error rate at its best, the difference itself. NaN is
+        as bad as can be.
+        """
+        worse = reference - value if self.higher_is_better else value - reference
+        return math.inf if math.isnan(worse) else worse / (abs(reference) or 1.0)
+
+
+def load_metric(spec: str) -> Metric:
+    """`module:function` taking `run(feeds) -> outputs`; see `Metric`.
+
+    A function with the attribute `higher_is_better = False` is a loss. Raises InputError.
+    """
+    function = load_callable(spec)
+    return Metric(spec, function, getattr(function, "higher_is_better", True))
+
+
+def compare(
+    reference: Session | Recorded,
+    candidate: Session,
+    data: Dataset,
+    *,
+    without: Collection[str] = (),
+) -> dict[str, Divergence]:
+    """Divergence per output over all data, in constant memory; some outputs may be left out.
+
+    Raises InputError when the two models share no output.
+    """
+    known = set(candidate.outputs) - set(without)
+    shared = [name for name in reference.outputs if name in known]
+    if not shared:
+        raise InputError(f"the models share no output: {reference.outputs} and {candidate.outputs}")
+    runs = ((reference(feeds), candidate(feeds)) for feeds in data)
+    return divergences(({n: a[n] for n in shared}, b) for a, b in runs)
+
+
+def worst_drop(divergence: Mapping[str, Divergence]) -> float:
+    """Loss of the output that moved most; see `Divergence.drop`."""
+    return max((d.drop for d in divergence.values()), default=0.0)
+
+
+def latencies(
+    sessions: Sequence[Session], feeds: Mapping[str, NDArray[Any]], seconds: float = 2.0
+) -> list[Latency]:
+    """Time sessions side by side with alternating order, until their medians are known."""
+    settled = medians_known(_KNOWN)
+    times = time_runs(sessions, feeds, seconds=seconds, settled=settled)
+    return [_summary(own) for own in times]
+
+
+def medians_ms(
+    models: Sequence[Session | ir.Model], feeds: Mapping[str, NDArray[Any]]
+) -> list[float]:
+    """Median times of one run in milliseconds, side by side with alternating order."""
+    sessions = [m if isinstance(m, Session) else Session(m, label="candidate") for m in models]
+    times = time_runs(sessions, feeds, seconds=_SECONDS)
+    return [statistics.median(t) * 1e3 for t in times]
+
+
+def operator_rows(
+    before: Loadable, after: Loadable, feeds: Mapping[str, NDArray[Any]]
+) -> list[OperatorRow]:
+    """Where the time of two models goes, by operator, most of it first."""
+    old, new = operator_times(before, feeds), operator_times(after, feeds)
+    none = OperatorTime(0.0, 0)
+    rows = [
+        OperatorRow(op, a.milliseconds, b.milliseconds, a.nodes, b.nodes)
+        for op in {**old, **new}
+        for a, b in [(old.get(op, none), new.get(op, none))]
+    ]
+    return sorted(rows, key=lambda r: -max(r.before_ms, r.after_ms))
+
+
+def _summary(times: Sequence[float]) -> Latency:
+    ordered = sorted(t * 1e3 for t in times)
+    last = len(ordered) - 1
+    return Latency(
+        statistics.median(ordered),
+        ordered[round(last * 0.1)],
+        ordered[round(last * 0.9)],
+        len(ordered),
+    )

@@ -1,0 +1,516 @@
+"""Sessions of ONNX Runtime; the only module that imports it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from lwqc.errors import InputError, LwqcError, SessionError
+from lwqc.model import io
+from lwqc.model.kept_parts import forget_parts
+from lwqc.runtime.isolated import Isolated, Signature, shared
+from lwqc.runtime.settling import Settled
+
+Feeds = Mapping[str, NDArray[Any]]
+Outputs = dict[str, NDArray[Any]]
+Loadable = ir.Model | bytes | str | os.PathLike[str]
+VERSION: str = ort.__version__
+
+THREADS = "LWQC_THREADS"
+_CPU = "CPUExecutionProvider"
+_UNLOADABLE = "ONNX Runtime cannot load it"
+_TURN = 4  # runs of one session in a row that count
+_SLOW_S = 0.02  # such a run spans what several short ones would
+_SOONEST = 0.2  # share of the time before which nothing counts as settled
+_LONG = 20  # times the wait for other threads: a first run that counts
+_SPIN_US = 1000  # how long a thread waits in a loop for work; the runtime's default is far longer
+
+_TYPES = {
+    "tensor(float)": ir.DataType.FLOAT,
+    "tensor(float16)": ir.DataType.FLOAT16,
+    "tensor(bfloat16)": ir.DataType.BFLOAT16,
+    "tensor(double)": ir.DataType.DOUBLE,
+    "tensor(bool)": ir.DataType.BOOL,
+    "tensor(string)": ir.DataType.STRING,
+    **{
+        f"tensor({sign}int{bits})": ir.DataType[f"{sign}int{bits}".upper()]
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
+
+ort.set_default_logger_severity(4)  # the runtime's warnings are not addressed to our users
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How to build a session.
+
+    Threads of an idle session soon stop waiting for its next run in a loop. By default the runtime
+    has them do so for tens of milliseconds, which slows down whatever runs next, the session whose
+    turn it is above all.
+
+    optimize: let the runtime fuse and fold. keep_arena: keep freed memory for the next run; off
+    for statistics, whose memory must not grow. threads: 0 for `default_threads`. profile: the
+    start of the name of a file that the runtime writes its times to, see `Session.profile`.
+    provider: the execution provider and its options; nodes that it has no kernel for run on the
+    CPU.
+    """
+
+    optimize: bool = True
+    keep_arena: bool = True
+    threads: int = 0
+    profile: str = ""
+    entries: Mapping[str, str] = field(default_factory=dict)
+    provider: str = _CPU
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def flags(self) -> dict[str, bool | int]:
+        """Fields of the runtime's options object that do not stay as they are."""
+        return {
+            "enable_cpu_mem_arena": self.keep_arena,
+            "enable_mem_pattern": self.keep_arena,
+            "intra_op_num_threads": self.threads or default_threads(),
+        }
+
+    @property
+    def all_entries(self) -> dict[str, str]:
+        """Configuration entries, with ours."""
+        return {"session.intra_op.spin_duration_us": str(_SPIN_US), **self.entries}
+
+    def build(self) -> ort.SessionOptions:
+        """The runtime's own options object."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        if not self.optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        for flag, chosen in self.flags.items():
+            setattr(options, flag, chosen)
+        if self.profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = self.profile
+        for key, value in self.all_entries.items():
+            options.add_session_config_entry(key, value)
+        return options
+
+
+def default_threads() -> int:
+    """Threads of a session that asks for no number: `$LWQC_THREADS`; 0 lets the runtime choose.
+
+    Raises InputError.
+    """
+    text = os.environ.get(THREADS, "") or "0"
+    if not text.isdecimal():
+        raise InputError(f"{THREADS}={text}: expected a number of threads")
+    return int(text)
+
+
+class Session:
+    """A loaded model: call it with feeds by input name, get outputs by output name.
+
+    A model with bodies (If, Loop, Scan) is loaded, and run for the first time, in another process
+    before, as the runtime's optimisations may die of what others survive.
+    """
+
+    def __init__(
+        self,
+        model: Loadable,
+        settings: SessionSettings | None = None,
+        *,
+        label: str = "model",
+        optimized_path: str | None = None,
+        risky: bool | None = None,
+    ) -> None:
+        """risky: load it elsewhere first; None for what its graph tells, files being sound.
+
+        Raises SessionError when it does not load.
+        """
+        chosen = settings or SessionSettings()
+        options = chosen.build()
+        if optimized_path:
+            options.optimized_model_filepath = optimized_path
+        if risky is None:
+            risky = isinstance(model, ir.Model) and has_bodies(model)
+        self._label = label
+        self._unproven: tuple[Loadable, SessionSettings] | None = None
+        with as_loadable(model) as source:
+            if risky and chosen.provider == _CPU:
+                _try_load(source, chosen, label)
+                if not isinstance(model, ir.Model) or isinstance(source, bytes):
+                    self._unproven = (source, chosen)
+            try:
+                self._session = ort.InferenceSession(
+                    source, options, providers=_providers(chosen), enable_fallback=0
+                )
+            except Exception as error:
+                raise SessionError(f"{label}: {_UNLOADABLE}: {_line(error)}") from error
+        if self._session.get_providers()[0] != chosen.provider:
+            raise InputError(f"{label}: {chosen.provider} did not load, the CPU would run it")
+        self._binding: ort.IOBinding | None = None
+        self.outputs = [o.name for o in self._session.get_outputs()]
+        self.types = {o.name: o.type for o in self._session.get_outputs()}
+        self._brain = any("bfloat16" in kind for kind in self.types.values())
+        self.inputs = [i.name for i in self._session.get_inputs()]
+
+    def __call__(self, feeds: Feeds) -> Outputs:
+        """Run once; what is no tensor comes as one, see `as_array`.
+
+        Raises SessionError with the runtime's first line when the run fails.
+        """
+        self._prove({name: feeds[name] for name in self.inputs if name in feeds})
+        try:
+            values = self._values(feeds)
+        except Exception as error:
+            raise SessionError(f"{self._label}: the run failed: {_line(error)}") from error
+        return dict(zip(self.outputs, map(as_array, values), strict=True))
+
+    def _prove(self, feeds: Feeds) -> None:
+        """Run a risky model for the first time in another process."""
+        if self._unproven is None:
+            return
+        source, settings = self._unproven
+        try:
+            load_isolated(shared(), source, settings)
+            shared().run(feeds, keep=False)
+        except SessionError as error:
+            raise SessionError(f"{self._label}: the run failed: {error}") from error
+        self._unproven = None
+
+    def assignment(self) -> Sequence[Any]:
+        """Nodes by provider, before fusions, of a session that records it."""
+        return list(self._session.get_provider_graph_assignment_info())
+
+    def bind(self, feeds: Feeds, device: str, shapes: Mapping[str, NDArray[Any]]) -> None:
+        """Keep feeds and outputs on a device; `seconds` then times runs without transfers.
+
+        shapes: outputs of a run with these feeds. They get fixed places, as CUDA graphs need it.
+        """
+        binding = self._session.io_binding()
+        for name in self.inputs:
+            if name in feeds:
+                value = ort.OrtValue.ortvalue_from_numpy(feeds[name], device, 0)
+                binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            like = shapes[name]
+            place = ort.OrtValue.ortvalue_from_shape_and_type(like.shape, like.dtype, device, 0)
+            binding.bind_ortvalue_output(name, place)
+        self._binding = binding
+
+    def seconds(self, feeds: Feeds) -> float:
+        """Wall time of one run in seconds; of the bound feeds after `bind`."""
+        if self._binding is not None:
+            start = time.perf_counter()
+            self._session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+            return time.perf_counter() - start
+        known = {name: feeds[name] for name in self.inputs if name in feeds}
+        self._prove(known)
+        start = time.perf_counter()
+        self._values(feeds)
+        return time.perf_counter() - start
+
+    def _values(self, feeds: Feeds) -> list[Any]:
+        known = {name: _fed(feeds[name]) for name in self.inputs if name in feeds}
+        if not self._brain:
+            return list(self._session.run(None, known))
+        held = {n: v if isinstance(v, ort.OrtValue) else _held(v) for n, v in known.items()}
+        return [_read(v) for v in self._session.run_with_ort_values(self.outputs, held)]
+
+    def profile(self) -> str:
+        """Ends profiling; the path of the file with the runtime's times."""
+        return str(self._session.end_profiling())
+
+
+def has_bodies(model: ir.Model) -> bool:
+    """Whether there are graphs inside of nodes: of If, Loop and Scan."""
+    return len(list(islice(model.graphs(), 2))) > 1
+
+
+def _try_load(source: str | bytes, settings: SessionSettings, label: str) -> None:
+    try:
+        load_isolated(shared(), source, settings)
+    except SessionError as error:
+        raise SessionError(f"{label}: {_UNLOADABLE}: {error}") from error
+
+
+def load_isolated(process: Isolated, source: Loadable, settings: SessionSettings) -> Signature:
+    """Load a file or the bytes of a model in another process. Raises SessionError."""
+    assert not isinstance(source, ir.Model)
+    return process.load(
+        source if isinstance(source, bytes) else os.fspath(source),
+        optimize=settings.optimize,
+        flags=settings.flags,
+        entries=settings.all_entries,
+        providers=_providers(settings),
+    )
+
+
+def _fed(array: NDArray[Any]) -> NDArray[Any] | ort.OrtValue:
+    """What the runtime's Python binding takes: it knows no numpy type for bfloat16."""
+    if array.dtype != ml_dtypes.bfloat16:
+        return array
+    words = np.ascontiguousarray(array).view(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(words, ir.DataType.BFLOAT16.value)
+
+
+def _held(array: NDArray[Any]) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _read(value: ort.OrtValue) -> Any:
+    """The numbers of a result; bfloat16 as float32."""
+    if value.data_type() != "tensor(bfloat16)":
+        return value.numpy()
+    count = math.prod(value.shape())
+    words = (ctypes.c_uint16 * count).from_address(value.data_ptr())
+    halves = np.frombuffer(words, np.uint16).reshape(value.shape()).view(ml_dtypes.bfloat16)
+    return halves.astype(np.float32)
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """A result of the runtime as one array.
+
+    Sequences: the elements stacked, or end to end [1, n] where their shapes differ. Maps: the
+    values in the order of their keys. An optional that holds nothing: no elements.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if value is None:
+        return np.zeros(0, np.float32)
+    if isinstance(value, Mapping):
+        return as_array([value[key] for key in sorted(value)])
+    if not isinstance(value, list):
+        return np.asarray(value)
+    parts = [as_array(each) for each in value]
+    if len({part.shape for part in parts}) > 1:
+        return np.concatenate([part.ravel() for part in parts])[np.newaxis]
+    return np.stack(parts) if parts else np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a session runs its nodes.
+
+    elsewhere: (operator, name) of nodes that another provider than the one asked for takes.
+    copies: between devices.
+    """
+
+    elsewhere: tuple[tuple[str, str], ...]
+    copies: int
+
+
+def placement(path: str | os.PathLike[str], settings: SessionSettings) -> Placement:
+    """Where the runtime puts the nodes of a model. Raises InputError when it does not load."""
+    entries = {**settings.entries, "session.record_ep_graph_assignment_info": "1"}
+    recording = replace(settings, entries=entries)
+    session = Session(path, recording, label=str(path))
+    elsewhere = tuple(
+        (node.op_type, node.name)
+        for group in session.assignment()
+        if group.ep_name != settings.provider
+        for node in group.get_nodes()
+    )
+    graph = optimized_graph(path, settings)
+    return Placement(elsewhere, sum(n.op_type.startswith("Memcpy") for n in graph.node))
+
+
+def compile_model(
+    path: str | os.PathLike[str], output: str | os.PathLike[str], settings: SessionSettings
+) -> None:
+    """Write a model whose engines are built already (EPContext). Raises InputError."""
+    options = settings.build()
+    device = dict(settings.provider_options)
+    try:
+        options.add_provider(settings.provider, device)
+        ort.ModelCompiler(options, os.fspath(path)).compile_to_file(os.fspath(output))
+    except Exception as error:
+        raise InputError(f"{path}: engines cannot be built: {_line(error)}") from error
+
+
+def available_providers() -> list[str]:
+    """Execution providers that the installed runtime was built with."""
+    return list(ort.get_available_providers())
+
+
+def installed_folder() -> Path:
+    """Where the libraries of the installed runtime are."""
+    return Path(ort.__file__).parent / "capi"
+
+
+def provider_error(provider: str) -> str:
+    """What goes wrong when a tiny model is run by a provider, or ""."""
+    value = ir.Value(name="x", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("Identity", [value])
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 17}, name="tiny")
+    try:
+        session = Session(ir.Model(graph, ir_version=8), SessionSettings(provider=provider))
+        session({"x": np.zeros(1, np.float32)})
+    except LwqcError as error:
+        return str(error)
+    return ""
+
+
+def _providers(settings: SessionSettings) -> list[str | tuple[str, dict[str, str]]]:
+    if settings.provider == _CPU:
+        return [_CPU]
+    return [(settings.provider, dict(settings.provider_options)), _CPU]
+
+
+def tensor_types(model: ir.Model, names: Sequence[str]) -> dict[str, ir.DataType]:
+    """Element types that the runtime infers for tensors of the main graph, as far as it can.
+
+    It knows its own operators, of which ONNX has no schema.
+    """
+    copy = model.clone()
+    forget_parts(copy)
+    made = {v.name: v for node in copy.graph for v in node.outputs}
+    copy.graph.outputs.extend(made[name] for name in names if name in made)
+    try:
+        session = Session(copy, SessionSettings(optimize=False), label="types")
+    except InputError:
+        return {}
+    return {n: _TYPES[kind] for n, kind in session.types.items() if n in names and kind in _TYPES}
+
+
+def statistics_session(model: ir.Model) -> Session:
+    """A session for instrumented models: memory is handed back after every run."""
+    return Session(model, SessionSettings(keep_arena=False), label="instrumented model")
+
+
+def optimized_graph(
+    model: ir.Model | str | os.PathLike[str], settings: SessionSettings | None = None
+) -> onnx.GraphProto:
+    """The graph that the runtime executes after its own optimisations, weights left out."""
+    return read_back(model, settings)[1]
+
+
+def read_back(
+    model: ir.Model | str | os.PathLike[str],
+    settings: SessionSettings | None = None,
+    label: str = "model",
+) -> tuple[Session, onnx.GraphProto]:
+    """A session, and the graph that it executes, see `optimized_graph`.
+
+    Writing that graph changes nothing of how the session runs.
+    """
+    with tempfile.TemporaryDirectory(prefix="lwqc-") as folder:
+        path = str(Path(folder) / "optimized.onnx")
+        chosen = settings or SessionSettings()
+        entries = dict(chosen.entries) | {
+            "session.optimized_model_external_initializers_file_name": "weights.bin",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
+        try:
+            session = Session(
+                model, replace(chosen, entries=entries), label=label, optimized_path=path
+            )
+        except InputError as error:
+            if "Failed to write" in str(error):
+                raise InputError(f"{folder}: temporary files cannot be written there") from error
+            raise
+        return session, onnx.load(path, load_external_data=False).graph
+
+
+class as_loadable:
+    """What a session loads: a path, bytes, or a temporary file for models over 2 GB."""
+
+    def __init__(self, model: Loadable) -> None:
+        self._model = model
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> str | bytes:
+        if isinstance(self._model, bytes):
+            return self._model
+        if not isinstance(self._model, ir.Model):
+            return os.fspath(self._model)
+        if io.weight_bytes(self._model) < 1_500_000_000:
+            return io.to_bytes(self._model)
+        self._folder = tempfile.TemporaryDirectory(prefix="lwqc-")
+        path = Path(self._folder.name) / "model.onnx"
+        io.save(self._model, path, external_data=True)
+        return str(path)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def time_runs(
+    sessions: Sequence[Session],
+    feeds: Feeds,
+    *,
+    seconds: float = 2.0,
+    least: int = 3,
+    settled: Settled = lambda times: (),
+) -> list[list[float]]:
+    """Time sessions in turns, see `time_turns`; seconds per run, one list each."""
+    turns = time_turns(sessions, feeds, seconds=seconds, least=least, settled=settled)
+    return [[run for turn in own for run in turn] for own in turns]
+
+
+def time_turns(
+    sessions: Sequence[Session],
+    feeds: Feeds,
+    *,
+    seconds: float = 2.0,
+    least: int = 3,
+    settled: Settled = lambda times: (),
+) -> list[list[list[float]]]:
+    """Time sessions in turns, in alternating order; seconds per run [sessions][rounds][runs].
+
+    A turn is a few runs, or half as many and twice as often where one takes long. Before them come
+    some that are not counted, until the threads of the session before have stopped waiting: they
+    find the caches full of another model, too. Turns go on until `seconds` per session have
+    passed, and at least `least` rounds.
+
+    settled: which sessions need no more turns, see `settling`; asked once a fifth of the time has
+    passed. The others then take as many as if those still took theirs.
+    """
+    slowest = max(session.seconds(feeds) for session in sessions)
+    runs = _TURN if slowest < _SLOW_S else _TURN // 2
+    least *= _TURN // runs
+    times: list[list[list[float]]] = [[] for _ in sessions]
+    spent = [0.0] * len(sessions)  # by the last turn of each
+    passed, limit = 0.0, seconds * len(sessions)
+    order = list(range(len(sessions)))
+    while order and (max(map(len, times)) < least or passed < limit):
+        for i in order:
+            start = time.perf_counter()
+            times[i].append(_turn(sessions[i], feeds, runs))
+            spent[i] = time.perf_counter() - start
+        passed += sum(spent)
+        done = settled(times) if passed >= _SOONEST * limit else ()
+        order = [i for i in reversed(order) if i not in done]
+    return times
+
+
+def _turn(session: Session, feeds: Feeds, runs: int) -> list[float]:
+    start = time.perf_counter()
+    first = session.seconds(feeds)
+    if first > _LONG * 1e-6 * _SPIN_US:  # it had nearly all of its time for itself
+        return [first, *(session.seconds(feeds) for _ in range(runs - 1))]
+    while time.perf_counter() < start + 1e-6 * _SPIN_US:
+        session.seconds(feeds)
+    return [session.seconds(feeds) for _ in range(runs)]
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 400 else text[:397] + "..."

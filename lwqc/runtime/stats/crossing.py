@@ -1,0 +1,60 @@
+"""Activations that wait between two segments of a model: in memory, beyond a limit in files."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from lwqc.runtime.stats.collector import Array
+
+
+class Crossing:
+    """Arrays by tensor name and number of the feed; at most `limit_bytes` of them in memory."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._held: dict[tuple[str, int], Array | Path] = {}
+        self._bytes = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._files = 0
+
+    def put(self, name: str, feed: int, array: Array) -> None:
+        """Keep an array; strings stay in memory, as a file of them would have to be pickled."""
+        if self._bytes + array.nbytes > self._limit and array.dtype != object:
+            self._held[name, feed] = self._spilled(array)
+            return
+        self._bytes += array.nbytes
+        self._held[name, feed] = array
+
+    def get(self, name: str, feed: int) -> Array | None:
+        """The array; None when there never was one, as of an input that is left to its default."""
+        found = self._held.get((name, feed))
+        return np.load(found) if isinstance(found, Path) else found
+
+    def drop(self, name: str, feed: int) -> None:
+        """Forget an array."""
+        found = self._held.pop((name, feed), None)
+        if isinstance(found, Path):
+            found.unlink()
+        elif found is not None:
+            self._bytes -= found.nbytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes in memory."""
+        return self._bytes
+
+    @property
+    def files(self) -> int:
+        """Arrays that are in files."""
+        return sum(isinstance(found, Path) for found in self._held.values())
+
+    def _spilled(self, array: Array) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="lwqc-")
+        self._files += 1
+        path = Path(self._folder.name) / f"{self._files}.npy"
+        np.save(path, array)
+        return path

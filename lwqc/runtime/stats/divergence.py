@@ -1,0 +1,155 @@
+"""How far a model's outputs are from the original's, in constant memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lwqc.runtime.stats.channel_error import ChannelErrors, ChannelMeter
+from lwqc.runtime.stats.decisions import Agreement, DecisionMeter
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Difference of one output from its reference over all samples.
+
+    error: root mean square over the channels of squared error over the channel's own variance; see
+    `ChannelErrors`. channel_axis: of the channels, found from the data; None for one channel.
+    worst_channel: the one that moved most, and its error. decisions: see `Agreement`.
+    cosine_mean, cosine_min: over samples (rows of axis 0, flattened); 1 is identical. They say
+    little where channels differ in scale.
+    sqnr_db: signal to noise ratio in dB; inf when identical. max_abs: largest difference.
+    kl: mean KL divergence in nats of softmax over the channels; meaningful for logits.
+    """
+
+    samples: int
+    error: float
+    channel_axis: int | None
+    worst_channel: tuple[int, float]
+    decisions: Agreement
+    cosine_mean: float
+    cosine_min: float
+    sqnr_db: float
+    max_abs: float
+    kl: float
+
+    @property
+    def drop(self) -> float:
+        """The loss that `--max-drop` bounds when there is no metric.
+
+        Half of `error`, which is 1 - cosine where all channels are alike and centred; or, where
+        that is more, the share of decisions lost.
+        """
+        return max(self.error / 2, self.decisions.loss)
+
+    @property
+    def relative_error(self) -> float:
+        """Squared error over squared signal; adds up over small independent errors."""
+        return 0.0 if math.isinf(self.sqnr_db) else 10 ** (-self.sqnr_db / 10)
+
+
+class DivergenceMeter:
+    """Accumulates the divergence of one output, batch by batch."""
+
+    def __init__(self) -> None:
+        self._cosines: list[float] = []
+        self._signal = self._noise = self._max = self._kl = 0.0
+        self._rows = 0
+        self._channels = ChannelMeter()
+        self._decisions = DecisionMeter()
+
+    def add(self, reference: Array, value: Array) -> None:
+        """Add one batch.
+
+        NaN in `value` counts as infinitely far away. Arrays of different shape, as of outputs whose
+        size depends on the data, only count by their sizes.
+        """
+        if reference.shape != value.shape:
+            self._decisions.add_sizes(reference, value)
+        elif reference.dtype.kind != "f":
+            self._cosines += [1.0] * (len(reference) if reference.ndim else 1)
+            self._decisions.add_labels(reference, value)
+        elif reference.size:
+            self._add_floats(reference, value)
+
+    def _add_floats(self, reference: Array, value: Array) -> None:
+        a = reference.astype(np.float64).reshape(len(reference) if reference.ndim else 1, -1)
+        b = value.astype(np.float64).reshape(a.shape)
+        self._cosines += _cosine(a, b).tolist()
+        same = (a == b) | (np.isnan(a) & np.isnan(b))  # as where a mask leaves nothing
+        with np.errstate(invalid="ignore"):
+            moved = np.where(same, 0.0, a - b)
+        self._signal += float((a * a).sum(where=np.isfinite(a)))
+        self._noise += float((moved**2).sum())
+        self._max = max(self._max, float(np.abs(moved).max()))
+        self._channels.add(reference, value)
+        axis = self._channels.axis
+        self._decisions.add_scores(reference, value, axis)
+        if axis is not None and reference.shape[axis] > 1:
+            self._add_distributions(*(np.moveaxis(x, axis, -1) for x in (reference, value)))
+
+    def _add_distributions(self, a: Array, b: Array) -> None:
+        """Rows of logits [..., classes]."""
+        from scipy.special import log_softmax
+
+        a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (a, b))
+        a, b = (np.where(np.isneginf(x), -1e30, x) for x in (a, b))
+        p, q = log_softmax(a, axis=-1), log_softmax(b, axis=-1)
+        self._kl += float((np.exp(p) * (p - q)).sum())
+        self._rows += len(a)
+
+    def result(self) -> Divergence:
+        """The divergence over everything added so far."""
+        if not math.isfinite(self._noise):
+            sqnr = -math.inf
+        elif self._noise == 0:
+            sqnr = math.inf
+        else:
+            sqnr = 10 * math.log10(max(self._signal, 1e-300) / self._noise)
+        channels: ChannelErrors = self._channels.result()
+        worst = channels.worst
+        return Divergence(
+            samples=len(self._cosines),
+            error=channels.relative,
+            channel_axis=channels.axis,
+            worst_channel=(worst, float(channels.errors[worst]) if channels.errors.size else 0.0),
+            decisions=self._decisions.result(),
+            cosine_mean=float(np.mean(self._cosines)) if self._cosines else 1.0,
+            cosine_min=min(self._cosines, default=1.0),
+            sqnr_db=sqnr,
+            max_abs=self._max,
+            kl=self._kl / self._rows if self._rows else 0.0,
+        )
+
+
+def divergences(
+    runs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]],
+) -> dict[str, Divergence]:
+    """Divergence by output name, over runs of two models on the same inputs.
+
+    runs: outputs of the reference and of the other model. Outputs are matched by name; those that
+    only one of them has are left out.
+    """
+    meters: dict[str, DivergenceMeter] = {}
+    for reference, value in runs:
+        for name, found in reference.items():
+            if name in value:
+                meters.setdefault(name, DivergenceMeter()).add(found, value[name])
+    return {name: meter.result() for name, meter in meters.items()}
+
+
+def _cosine(a: Array, b: Array) -> Array:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    same = (a == b).all(axis=1)
+    known = np.isfinite(norms) & (norms > 0)
+    with np.errstate(invalid="ignore"):
+        cosine = np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=known)
+    cosine = np.where(np.isfinite(b).all(axis=1), np.clip(cosine, -1, 1), -1.0)
+    return np.where(same, 1.0, cosine)

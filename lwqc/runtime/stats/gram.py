@@ -1,0 +1,92 @@
+"""Gram matrix of a layer's input: the Hessian of its squared output error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.runtime.stats.collector import Array, Collector
+from lwqc.runtime.stats.emitter import Emitter
+from lwqc.runtime.stats.patches import Window, feature_rows
+
+
+class RowWeights(Protocol):
+    """Weights of rows, computed from other tensors of the same run; hashable, as collectors are."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that they are computed from."""
+        ...
+
+    def emit(self, emit: Emitter, values: Sequence[ir.Value], /) -> ir.Value:
+        """Append nodes over `values`, one per name; the result is [rows]."""
+        ...
+
+
+@dataclass(frozen=True)
+class GramSum:
+    """matrix: sum over rows x of x xᵀ, or of r x xᵀ with weights r; rows: how many there were.
+
+    The matrix is [features, features], with a window [groups, features, features].
+    """
+
+    rows: int
+    matrix: NDArray[np.float64]
+
+    def __add__(self, other: GramSum) -> GramSum:
+        """Sums of both."""
+        return GramSum(self.rows + other.rows, self.matrix + other.matrix)
+
+
+@dataclass(frozen=True)
+class Gram(Collector[GramSum]):
+    """XᵀX of a tensor [..., features], as MatMul and Gemm read it; other axes are rows.
+
+    With a window, of the patches [channels, *kernel] that a convolution reads, group by group.
+    weights: of the rows; a Gram matrix of patches takes none (ValueError).
+    """
+
+    tensor: str
+    window: Window | None = None
+    weights: RowWeights | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse weighted patches."""
+        if self.window is not None and self.weights is not None:
+            raise ValueError(f"{self.tensor}: patches of a convolution cannot be weighted")
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The one tensor, then those of the weights."""
+        return (self.tensor, *(self.weights.tensors if self.weights is not None else ()))
+
+    def emit(self, emit: Emitter, values: Sequence[ir.Value]) -> Sequence[ir.Value]:
+        """One Gemm over the rows, or one MatMul per convolution group over the patches."""
+        if self.window is None:
+            rows = emit.rows(values[0])
+            weighted = self._weighted(emit, rows, values)
+            return [emit("Shape", rows), emit.product(weighted, rows)]
+        patches = feature_rows(emit, values[0], self.window)
+        transposed = emit("Transpose", patches, perm=[0, 2, 1])
+        return [emit("Shape", transposed), emit("MatMul", patches, transposed)]
+
+    def _weighted(self, emit: Emitter, rows: ir.Value, values: Sequence[ir.Value]) -> ir.Value:
+        if self.weights is None:
+            return rows
+        weights = self.weights.emit(emit, values[1:])
+        return emit("Mul", rows, emit("Reshape", weights, emit.constant(np.array([-1, 1]))))
+
+    def read(self, outputs: Sequence[Array]) -> GramSum:
+        """Sum of one run."""
+        shape, matrix = outputs
+        return GramSum(int(shape[-2]), matrix.astype(np.float64))
+
+    def fold(self, total: GramSum, outputs: Sequence[Array]) -> GramSum:
+        """Adds in place: the matrix may be large."""
+        np.add(total.matrix, outputs[1], out=total.matrix)
+        return GramSum(total.rows + int(outputs[0][-2]), total.matrix)

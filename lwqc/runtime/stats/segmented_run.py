@@ -1,0 +1,169 @@
+"""Statistics of a model that does not fit in memory: one segment after the other over all data."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import length_hint
+from typing import Any
+
+import onnx_ir as ir
+
+from lwqc.errors import InputError
+from lwqc.runtime.stats.collect import NO_SAMPLE, Statistics, Totals, check_tensors, instrument
+from lwqc.runtime.stats.collector import Collector, Feeds, Runner, RunnerFactory
+from lwqc.runtime.stats.crossing import Crossing
+from lwqc.runtime.stats.segments import Segment, split
+
+Progress = Callable[[int, int], None]
+HELD_BYTES = 256 << 20  # of activations between two segments; more of them go to files
+
+
+class SegmentedRun:
+    """Runs the segments of a model in order, each over all data, in a session of its own.
+
+    The data is iterated once, by the first segment; what later ones need of it is kept with the
+    activations that cross, until the last segment that reads it. Memory: the largest segment, its
+    statistics, and at most `held_bytes` of crossing activations.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        segments: Sequence[Segment],
+        data: Iterable[Feeds],
+        make_runner: RunnerFactory,
+        *,
+        held_bytes: int = HELD_BYTES,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        """progress: called with runs done and their number, if `data` has a length."""
+        self.position = 0
+        self._model = model
+        self._segments = segments
+        self._data = data
+        self._make_runner = make_runner
+        self._crossing = Crossing(held_bytes)
+        self._count = length_hint(data, 0)
+        self._progress = progress
+        self._given = {v.name or "" for v in model.graph.inputs}
+
+    def advance(self, collectors: Iterable[Collector[Any]] = ()) -> Statistics:
+        """Run the next segment and return statistics of tensors that it reads or computes.
+
+        Raises InputError for a tensor that it lacks, and when the data is empty.
+        """
+        segment, wanted = self._segments[self.position], list(dict.fromkeys(collectors))
+        needed = {n for s in self._segments[self.position + 1 :] for n in s.inputs}
+        keep = [n for n in segment.outputs if n in needed]
+        runner, outputs = self._runner(segment, wanted, keep)
+        totals = Totals(wanted, outputs)
+        done = 0
+        for done, feeds in enumerate(self._feeds(segment, needed), start=1):
+            found = runner(feeds)
+            for name in keep:
+                self._crossing.put(name, done - 1, found.pop(name))
+            totals.add(found)
+            for name in segment.inputs:
+                if name not in needed:
+                    self._crossing.drop(name, done - 1)
+            self._report(done)
+        if not done:
+            raise InputError(NO_SAMPLE)
+        self._count = done
+        self.position += 1
+        return totals.statistics()
+
+    def _report(self, done: int) -> None:
+        if self._count:
+            total = len(self._segments) * self._count
+            self._progress(min(self.position * self._count + done, total), total)
+
+    def _feeds(self, segment: Segment, needed: set[str]) -> Iterator[Feeds]:
+        if self.position == 0:
+            for number, feeds in enumerate(self._data):
+                for name in needed & self._given & feeds.keys():
+                    self._crossing.put(name, number, feeds[name])
+                yield feeds
+            return
+        for number in range(self._count):
+            arrays = ((name, self._crossing.get(name, number)) for name in segment.inputs)
+            yield {name: array for name, array in arrays if array is not None}
+
+    def _runner(
+        self, segment: Segment, collectors: Sequence[Collector[Any]], keep: Sequence[str]
+    ) -> tuple[Runner, list[list[str]]]:
+        """A session of the segment with its statistics."""
+        if not collectors and not keep:
+            return lambda feeds: {}, []
+        observed = [name for c in collectors for name in c.tensors]
+        part = segment.model(self._model, [*keep, *observed])
+        for value in part.graph.inputs:
+            crossed = self._crossing.get(value.name or "", 0) if self.position else None
+            if crossed is not None and value.name not in self._given:
+                # Exporters are often wrong about the sizes inside a graph, never about the rank.
+                value.dtype = ir.DataType.from_numpy(crossed.dtype)
+                value.shape = ir.Shape([None] * crossed.ndim)
+        instrumented, outputs = instrument(part, collectors, keep)
+        return self._make_runner(instrumented), outputs
+
+
+def collect_in_segments(
+    model: ir.Model,
+    collectors: Iterable[Collector[Any]],
+    data: Iterable[Feeds],
+    make_runner: RunnerFactory,
+    max_bytes: int,
+    progress: Progress = lambda done, total: None,
+    *,
+    held_bytes: int = HELD_BYTES,
+) -> Statistics:
+    """What `collect` returns, with at most `max_bytes` of weights in memory at a time.
+
+    held_bytes: of activations between segments that stay in memory.
+
+    Raises InputError for a tensor that the main graph lacks, and when `data` is empty.
+    """
+    made = {v.name: i for i, node in enumerate(model.graph) for v in node.outputs}
+    homes: dict[Collector[Any], int] = {
+        c: max((made.get(name, 0) for name in c.tensors), default=0) for c in collectors
+    }
+    if not homes:
+        return Statistics({})
+    check_tensors(model, homes)
+    feeds = iter(data)
+    first = next(feeds, None)
+    if first is None:
+        raise InputError(NO_SAMPLE)
+    observed: dict[int, dict[str, int]] = {}
+    for collector, home in homes.items():
+        observed.setdefault(home, {}).update(dict.fromkeys(collector.tensors, 0))
+    sizes = {name: array.shape for name, array in first.items()}
+    segments = split(model, max_bytes, sizes, observed)
+    stops = [s.stop for s in segments]
+    placed = {c: bisect_right(stops, home) for c, home in homes.items()}
+    segments = segments[: max(placed.values()) + 1]
+    run = SegmentedRun(
+        model, segments, _Again(first, feeds, data), make_runner,
+        held_bytes=held_bytes, progress=progress,
+    )  # fmt: skip
+    found: dict[Collector[Any], Any] = {}
+    for i in range(len(segments)):
+        here = [c for c, place in placed.items() if place == i]
+        statistics = run.advance(here)
+        found |= {c: statistics[c] for c in here}
+    return Statistics(found)
+
+
+class _Again:
+    """Data whose first feeds were looked at already."""
+
+    def __init__(self, first: Feeds, rest: Iterator[Feeds], data: Iterable[Feeds]) -> None:
+        self._first, self._rest, self._data = first, rest, data
+
+    def __iter__(self) -> Iterator[Feeds]:
+        yield self._first
+        yield from self._rest
+
+    def __length_hint__(self) -> int:
+        return length_hint(self._data, 0)

@@ -1,0 +1,73 @@
+"""Clean-up as a job: from the command line, in plans, before quantization."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+import lwqc
+from lwqc.model import io
+from lwqc.plans.plan import Plan
+
+LM = Path(__file__).parents[2] / "models" / "stdlib_lm.onnx"
+DATA = "tests.test_cleaned:tokens"
+
+
+def tokens():
+    """One window of text."""
+    from models import stdlib_lm
+
+    return [{k: v[:1, :64] for k, v in next(iter(stdlib_lm.calibration())).items()}]
+
+
+def ops(path):
+    return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+
+
+def test_clean_up_alone_changes_nothing_but_the_graph(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lwqc.decide.fastest.relative_times", lambda *_, **__: [[1.0], [0.5]])
+    out, plan = tmp_path / "o.onnx", tmp_path / "p.json"
+    arguments = ("compress", LM, "-o", out, "--no-quantize", "--data", DATA)
+    code, shown, _ = run(*arguments, "--plan-out", plan, "--json")
+    assert code == 0
+    report = json.loads(shown)
+    assert "fuse-attention" in report["rewrites"]
+    assert report["divergence"]["logits"]["max_abs"] < 1e-3
+    assert ops(out).count("Attention") == 12
+    assert len(ops(out)) < len(ops(LM))
+    onnx.checker.check_model(str(out), full_check=True)
+    again = tmp_path / "again.onnx"
+    code, _, _ = run("apply", LM, plan, "-o", again, "--data", DATA)
+    assert code == 0
+    assert out.read_bytes() == again.read_bytes()
+
+
+def test_a_slower_graph_is_not_taken(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lwqc.decide.fastest.relative_times", lambda *_, **__: [[1.0], [2.0]])
+    done = lwqc.compress(LM, recipe="clean", data=DATA)
+    assert done.plan.clean is None
+    assert "it would take 2.00 of its time" in done.plan.untransformed["stdlib_lm.onnx"]
+    assert io.to_bytes(done.model) == io.to_bytes(io.load(LM))
+
+
+def test_integers_on_the_cleaned_graph(tmp_path) -> None:
+    done = lwqc.compress(LM, recipe="w8a8-fused", data=DATA)
+    report = done.save(tmp_path / "o.onnx")
+    assert report.output_bytes < 0.35 * report.source_bytes
+    assert report.divergence["logits"].cosine_mean > 0.99
+    kernels = [row.kernel for row in report.sites]
+    assert kernels.count("MatMulInteger") == 12 * 4 + 1  # q, k, v merged; gate and up merged
+    assert ops(tmp_path / "o.onnx").count("Attention") == 12
+    assert Plan.model_validate_json(done.plan.model_dump_json()) == done.plan
+
+
+@pytest.mark.parametrize(
+    "extra", [["--recipe", "gptq"], ["--max-size", "0.5"], ["--avg-bits", "4"]]
+)
+def test_conflicting_options(run, tmp_path, extra) -> None:
+    code, _, shown = run("compress", LM, "-o", tmp_path / "o.onnx", "--no-quantize", *extra)
+    assert code == 2
+    assert "--no-quantize only cleans up" in shown

@@ -1,0 +1,177 @@
+"""Gram matrices by site: the same in any order, each segment run once in graph order."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from lwqc.compile import site_grams
+from lwqc.compile.site_grams import SiteGrams
+from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.graph.sites import find_sites
+from lwqc.model import io
+from lwqc.plans.goals import Goals
+from lwqc.plans.recipe import find
+from lwqc.runtime.mapped_session import mapped_session
+from lwqc.runtime.session import statistics_session
+from lwqc.runtime.stats.collect import collect
+from lwqc.runtime.stats.gram import Gram
+from tests.zoo.materialize import materialize, sample_inputs
+
+ZOO = Path(__file__).parents[1] / "zoo"
+
+
+class Data:
+    """Feeds that count how often they are read."""
+
+    def __init__(self, feeds):
+        self.feeds, self.reads = feeds, 0
+
+    def __iter__(self):
+        self.reads += 1
+        return iter(self.feeds)
+
+    def __len__(self):
+        return len(self.feeds)
+
+
+@pytest.fixture(params=["llama.dynamo", "t5.dynamo"])
+def model_and_data(request):
+    path = ZOO / f"{request.param}.onnx"
+    model = ir.serde.deserialize_model(materialize(path))
+    return model, Data([sample_inputs(path, seed, batch) for seed, batch in enumerate((2, 1))])
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    monkeypatch.setattr(site_grams, "_SEGMENT_BYTES", 200_000)
+
+
+def expected(model, data, sites):
+    grams = {s.name: Gram(s.uses[0].activation.name) for s in sites}
+    found = collect(model, list(grams.values()), data, statistics_session)
+    return {n: found[g].matrix / found[g].rows for n, g in grams.items()}
+
+
+def products(model):
+    return [s for s in find_sites(model).sites if s.ops <= {"MatMul", "Gemm"}]
+
+
+def check(found, wanted):
+    np.testing.assert_allclose(found[0], wanted, atol=5e-6 * np.abs(wanted).max())
+
+
+def test_graph_order_reads_the_data_once(model_and_data, small_segments):
+    model, data = model_and_data
+    sites = products(model)
+    wanted = expected(model, data, sites)
+    data.reads = 0
+    seen = []
+    grams = SiteGrams(model, find_sites(model).sites, data, lambda *at: seen.append(at))
+    for site in sites:
+        check(grams(site.name), wanted[site.name])
+    assert len(grams.segments) > 3
+    assert data.reads == 2  # once for the sizes of the first feeds
+    assert seen == [(i + 1, 2 * len(grams.segments)) for i in range(len(seen))]
+
+
+def test_any_order_gives_the_same(model_and_data, small_segments):
+    model, data = model_and_data
+    sites = products(model)
+    wanted = expected(model, data, sites)
+    grams = SiteGrams(model, find_sites(model).sites, data)
+    for i in np.random.default_rng(0).permutation(len(sites))[:8]:
+        check(grams(sites[i].name), wanted[sites[i].name])
+
+
+def test_threads_may_ask_at_the_same_time(model_and_data, small_segments):
+    model, data = model_and_data
+    sites = products(model)
+    wanted = expected(model, data, sites)
+    data.reads = 0
+    grams = SiteGrams(model, find_sites(model).sites, data)
+    with ThreadPoolExecutor(2) as pool:
+        for site, found in zip(sites, pool.map(lambda s: grams(s.name), sites), strict=True):
+            check(found, wanted[site.name])
+
+
+def test_neighbours_at_a_boundary_do_not_start_again(model_and_data, small_segments):
+    model, data = model_and_data
+    grams = SiteGrams(model, find_sites(model).sites, data)
+    sites = products(model)
+    data.reads = 0
+    for before, after in pairwise(sites):
+        grams(after.name)
+        grams(before.name)
+    assert data.reads <= 3
+
+
+def test_a_site_inside_a_body_has_none_unless_its_input_is_outside():
+    w = onnx.numpy_helper.from_array(np.eye(64, dtype=np.float32), "w")
+    v = onnx.numpy_helper.from_array(2 * np.eye(64, dtype=np.float32), "v")
+    text = """
+<ir_version: 9, opset_import: ["" : 18]>
+g (bool flag, float[n, 64] x) => (float[n, 64] y) {
+  y = If (flag) <
+    then_branch = t () => (float[n, 64] p) { a = MatMul(x, w) p = MatMul(a, v) },
+    else_branch = e () => (float[n, 64] q) { q = Identity(x) }
+  >
+}
+"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.extend([w, v])
+    model = ir.serde.deserialize_model(proto)
+    x = np.random.default_rng(0).standard_normal((9, 64)).astype(np.float32)
+    grams = SiteGrams(model, find_sites(model).sites, [{"flag": np.array(True), "x": x}])
+    np.testing.assert_allclose(grams("w")[0], x.T @ x / 9, atol=1e-5)
+    assert grams("v") is None
+    assert "inside the body" in grams.reason("v")
+
+
+def test_external_weights_are_mapped_where_they_lie(tmp_path, model_and_data, monkeypatch):
+    model, data = model_and_data
+    io.save(model, tmp_path / "m.onnx", external_data=True)
+    loaded = io.load(tmp_path / "m.onnx")
+    monkeypatch.setattr(io, "read_array", None)
+    sites = products(model)
+    collectors = [Gram(s.uses[0].activation.name) for s in sites]
+    found = collect(loaded, collectors, data, mapped_session)
+    wanted = collect(model, collectors, data, statistics_session)
+    for gram in collectors:
+        scale = np.abs(wanted[gram].matrix).max()
+        np.testing.assert_allclose(found[gram].matrix, wanted[gram].matrix, atol=5e-6 * scale)
+
+
+def test_large_models_run_from_their_file(tmp_path, model_and_data, small_segments, monkeypatch):
+    monkeypatch.setattr(site_grams, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(site_grams, "_LARGE_SEGMENT_BYTES", 200_000)
+    model, data = model_and_data
+    wanted = expected(model, data, products(model))
+    io.save(model, tmp_path / "m.onnx", external_data=True)
+    loaded = io.load(tmp_path / "m.onnx")
+    grams = SiteGrams(loaded, find_sites(loaded).sites, data)
+    for site in products(loaded):
+        check(grams(site.name), wanted[site.name])
+
+
+def test_a_job_reports_statistics_and_encoding(model_and_data):
+    model, data = model_and_data
+    stages: dict[str, list[tuple[int, int]]] = {}
+
+    def report(stage, done, total):
+        stages.setdefault(stage, []).append((done, total))
+
+    work = open_workspace(model, data=data.feeds, progress=report)
+    work.skip_checks = True
+    recipe = find("rtn").model_copy(update={"method": "gptq", "bits": 4})
+    io.to_bytes(compress_workspace(work, Goals(), recipe).model)
+    assert stages["statistics"][-1] == (2, 2)
+    done = [at for at, _ in stages["encoding"]]
+    assert done == sorted(done)
+    assert done[-1] == stages["encoding"][-1][1] > 20

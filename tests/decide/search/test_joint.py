@@ -1,0 +1,320 @@
+"""Searches over whole plans, end to end on the demo model."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import signal
+from functools import lru_cache
+
+import pytest
+
+from lwqc.compile.workspace import Workspace
+from lwqc.decide.allocators.evolutionary import Settings
+from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.search import joint as module
+from lwqc.decide.search import whole as whole_search
+from lwqc.decide.search.control import EFFORTS, SearchControl
+from lwqc.decide.search.items import SearchModel, search_model
+from lwqc.decide.search.joint import joint, pareto, searches
+from lwqc.decide.search.log import SearchLog
+from lwqc.decide.search.pace import TIME
+from lwqc.errors import InputError
+from lwqc.model import io
+from lwqc.plans.goals import Amount, Goals
+from lwqc.plans.recipe import find
+from lwqc.runtime.measure import Metric
+from lwqc.runtime.session import Session
+from tests.decide.search.searched import DATA, opened
+
+QUICK = Settings(generations=4, offspring=6, survivors=(3,))
+
+
+@lru_cache(maxsize=1)
+def shared() -> Workspace:
+    return opened()
+
+
+@lru_cache(maxsize=8)
+def space(kinds, **options) -> SearchModel:
+    return search_model(shared(), kinds, **options)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    """Short searches, and statistics are taken once."""
+
+    def known(work, kinds, **options):
+        found = space(kinds, **options)
+        own = copy.copy(found.space)
+        own.pace = {}
+        own.forget()
+        same = work if work.model is found.work.model else found.work
+        return dataclasses.replace(found, work=same, space=own)
+
+    monkeypatch.setitem(EFFORTS, "low", QUICK)
+    monkeypatch.setattr(module, "search_model", known)
+
+
+def goals(share: float, **more) -> Goals:
+    return Goals(max_size=Amount(share, True), **more)
+
+
+def searched(share: float, recipe: str = "auto", **control):
+    nearest = find(recipe).model_copy(update={"method": "rtn"})
+    done = compress_workspace(
+        shared(), goals(share), nearest, SearchControl(effort="low", **control)
+    )
+    return done, done.plan.model_copy(update={"recipe": ""})
+
+
+@pytest.mark.parametrize("share", [0.25, 0.12, 0.07])
+def test_budgets_are_met_and_used(share, tmp_path) -> None:
+    done, _ = searched(share)
+    report = done.save(tmp_path / "out.onnx")
+    assert report.met
+    assert 0.9 * share < report.output_bytes / report.source_bytes <= share
+    assert report.search is not None
+    assert report.search.best <= report.search.start
+    assert report.search.evaluations > 6
+    assert json.loads(report.to_json())["search"]["measure"] == "kl"
+
+
+def test_prunes_and_quantizes_where_bits_alone_are_not_enough() -> None:
+    done, plan = searched(0.05)
+    assert plan.quantize
+    assert plan.prune is not None or plan.remove
+    outputs = Session(done.model)(done.work.data.first())
+    assert all(v.dtype.kind == "f" for v in outputs.values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "share", "fields"),
+    [
+        ("evopress-bits", 0.2, {"quantize"}),
+        ("clado", 0.2, {"quantize"}),
+        ("evopress-width", 0.5, {"prune"}),
+        ("rd", 0.5, {"prune"}),
+        ("optin", 0.5, {"prune"}),
+        ("ecoflap", 0.5, {"prune"}),
+        ("cfsp", 0.5, {"prune"}),
+        ("evopress-depth", 0.7, {"remove"}),
+    ],
+)
+def test_recipes_change_what_they_say(recipe, share, fields) -> None:
+    done, plan = searched(share, recipe)
+    changed = {f for f in ("quantize", "prune", "remove") if getattr(plan, f)}
+    assert changed == fields
+    assert io.serialized_bytes(done.model) <= share * done.work.float_bytes
+    assert done.search is not None
+    assert set(done.search.items) == {
+        {"quantize": "format", "prune": "width", "remove": "branch"}[f] for f in fields
+    }
+
+
+def test_products_are_a_budget(tmp_path) -> None:
+    control = SearchControl(effort="low")
+    done = compress_workspace(shared(), Goals(max_macs=Amount(0.6, True)), "auto", control)
+    report = done.save(tmp_path / "out.onnx")
+    (outcome,) = report.outcomes
+    assert (outcome.name, outcome.met) == ("MACs", True)
+    assert 0.5 < outcome.reached / shared().macs <= 0.6
+    assert done.plan.prune is not None or done.plan.remove
+    assert not done.plan.quantize
+    other = open_workspace(tmp_path / "out.onnx", data=DATA)
+    assert other.macs == outcome.reached
+
+
+def test_products_that_nothing_would_remove_are_refused() -> None:
+    work = open_workspace(shared().model, data="random:1")
+    with pytest.raises(InputError, match="--max-macs needs a search"):
+        compress_workspace(work, Goals(max_macs=Amount(0.6, True)), "w8")
+
+
+def test_the_metric_of_the_user_decides_on_all_data() -> None:
+    work = shared()
+    asked: list[float] = []
+
+    def brightness(run) -> float:
+        (value,) = run(work.data.first()).values()
+        asked.append(float(value[:, 0].mean()))
+        return asked[-1]
+
+    recipe = find("auto").model_copy(update={"method": "rtn"})
+    section = recipe.search_in.model_copy(update={"measure": "metric"})
+    recipe = recipe.model_copy(update={"search_in": section})
+    control = SearchControl(effort="low")
+    with pytest.raises(InputError, match="compares by a metric"):
+        joint(work, goals(0.1), recipe, control)
+    judged = dataclasses.replace(work, metric=Metric("brightness", brightness))
+    done = joint(judged, goals(0.1), recipe, control)
+    assert done.search is not None
+    assert done.search.measure == "metric"
+    assert done.search.best <= done.search.start
+    drops = [judged.metric.drop(judged.metric_reference, value) for value in asked]
+    assert min(abs(drop - done.search.best) for drop in drops) < 1e-4
+    assert done.search.best < done.search.start
+
+
+def test_same_seed_same_plan_however_many_workers() -> None:
+    plans = [searched(0.1, processes=n)[1] for n in (1, 2)]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_cluster_finds_the_same_plan_though_a_worker_dies(count, monkeypatch) -> None:
+    distributed = pytest.importorskip("distributed", reason="needs lwqc[cluster]")
+    with distributed.LocalCluster(
+        n_workers=count, threads_per_worker=1, dashboard_address=None, processes=True
+    ) as cluster:
+        victim = cluster.workers[0].process.process.pid
+        add, calls = SearchLog.add, []
+
+        def killing(self, key, stage, scores):
+            add(self, key, stage, scores)
+            calls.append(len(scores))
+            if len(calls) == 4:
+                os.kill(victim, signal.SIGKILL)
+
+        monkeypatch.setattr(SearchLog, "add", killing)
+        plan = searched(0.1, cluster=cluster.scheduler_address)[1]
+    assert len(calls) > 4
+    assert plan == searched(0.1, processes=1)[1]
+
+
+def test_a_killed_search_resumes_to_the_same_plan(tmp_path, monkeypatch) -> None:
+    whole = searched(0.1)[1]
+    path = tmp_path / "out.search"
+    add = SearchLog.add
+
+    def killed(self, key, stage, scores):
+        add(self, key, stage, scores)
+        if self.known > 25:
+            raise MemoryError
+
+    monkeypatch.setattr(SearchLog, "add", killed)
+    with pytest.raises(MemoryError):
+        searched(0.1, log=path)
+    monkeypatch.setattr(SearchLog, "add", add)
+    known = SearchLog(path, resume=True).known
+    assert known > 25
+    new = []
+    monkeypatch.setattr(SearchLog, "add", lambda *a: (new.append(len(a[3])), add(*a)))
+    assert searched(0.1, log=path, resume=True)[1] == whole
+    assert sum(new) > 0
+    assert not path.exists()
+
+
+def test_resuming_another_search_is_refused(tmp_path) -> None:
+    path = tmp_path / "out.search"
+    SearchLog(path).must_equal("model", "another")
+    with pytest.raises(InputError, match="another model"):
+        searched(0.1, log=path, resume=True)
+
+
+def test_ctrl_c_and_time_limits_end_with_the_best_so_far(monkeypatch) -> None:
+    done, _ = searched(0.1, time_limit_s=1e-9)
+    assert done.search is not None
+    assert done.search.generations == 0
+    evolve = whole_search.evolve
+
+    def interrupted(*args, seen, **options):
+        def stop_soon(generation):
+            seen(generation)
+            if generation.number == 0:
+                raise KeyboardInterrupt
+
+        return evolve(*args, seen=stop_soon, **options)
+
+    monkeypatch.setattr(whole_search, "evolve", interrupted)
+    done, plan = searched(0.1)
+    assert "interrupted" in done.search.notes[0]
+    assert plan.quantize
+
+
+def test_a_budget_out_of_reach_gives_the_strongest_and_says_so(tmp_path) -> None:
+    done, _ = searched(0.001)
+    assert done.search is not None
+    assert "no candidate" in done.search.notes[0]
+    report = done.save(tmp_path / "out.onnx")
+    assert not report.met
+
+
+@pytest.mark.parametrize("predicted", [0.05, 0.14])  # of 0.15 ms of each site
+def test_a_time_budget_takes_8_bit_activations_and_removes_no_more(monkeypatch, predicted) -> None:
+    """Timings are given, so that the test does not depend on the machine.
+
+    However little 8 bits are predicted to save, they are measured before anything is removed.
+    """
+    monkeypatch.setattr(module, "reference_ms", lambda work, log: 1.0)
+    monkeypatch.setattr(whole_search, "reference_ms", lambda work, log: 1.0)
+    monkeypatch.setattr(whole_search, "time_share", lambda work, model: 0.55)
+
+    def times(found, log):
+        space = found.space
+        space.stored = tuple(
+            dataclasses.replace(
+                s, milliseconds=tuple(predicted if e is not None else 0.15 for e in s.entries)
+            )
+            if s.item is not None
+            else s
+            for s in space.stored
+        )
+        space.pace["latency_ms"] = TIME
+        space.forget()
+
+    monkeypatch.setattr(module, "measure_times", times)
+    wanted = Goals(max_latency=Amount(0.6, True))
+    done = joint(shared(), wanted, find("auto"), SearchControl(effort="low"))
+    assert {e.activation for e in done.plan.quantize.values()} & {"static", "dynamic"}
+    assert done.search is not None
+    assert done.search.items["width"][0] == 0
+
+
+def test_auto_searches_for_budgets_on_given_data_only() -> None:
+    auto, work = find("auto"), shared()
+    assert searches(work, goals(0.3), auto)
+    assert not searches(work, Goals(), auto)
+    assert not searches(opened(data=None), goals(0.3), auto)
+    assert not searches(work, goals(0.3), find("knapsack"))
+    with pytest.raises(InputError, match="needs a budget"):
+        joint(work, Goals(), find("evopress-joint"), SearchControl())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"effort": "huge"}, "effort huge"),
+        ({"time_limit_s": 0.0}, "time-limit 0"),
+        ({"time_limit_s": math.nan}, "time-limit nan"),
+        ({"processes": 0}, "workers 0"),
+    ],
+)
+def test_bad_control_is_refused(wrong, message) -> None:
+    with pytest.raises(InputError, match=message):
+        SearchControl(**wrong)
+
+
+def test_a_row_of_models_from_one_search(tmp_path) -> None:
+    nearest = find("auto").model_copy(update={"method": "rtn"})
+    control = SearchControl(effort="low")
+    models = list(pareto(shared(), goals(0.08), nearest, control, 3))
+    reports = [m.save(tmp_path / f"{i}.onnx") for i, m in enumerate(models)]
+    sizes = [r.output_bytes / r.source_bytes for r in reports]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= 0.08
+    assert all(r.met for r in reports)
+    with pytest.raises(InputError, match="at least 2"):
+        next(pareto(shared(), goals(0.08), nearest, control, 1))
+
+
+def test_average_bits_are_those_of_the_sites(tmp_path) -> None:
+    nearest = find("auto").model_copy(update={"method": "rtn"})
+    wanted = Goals(avg_bits=5.0)
+    done = compress_workspace(shared(), wanted, nearest, SearchControl(effort="low"))
+    report = done.save(tmp_path / "out.onnx")
+    assert report.met
+    assert 4.5 < report.average_bits <= 5

@@ -1,0 +1,101 @@
+"""When timing may end, on times that are given rather than taken."""
+
+import numpy as np
+import pytest
+
+from lwqc.runtime import session as module
+from lwqc.runtime.session import time_turns
+from lwqc.runtime.settling import decided, is_known, medians_known, ratios_known
+
+
+class Clock:
+    """Time that passes only while a session runs."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(module.time, "perf_counter", lambda: self.now)
+
+
+class Timed:
+    """A session whose runs take what is said, with noise of some share."""
+
+    def __init__(self, clock, seconds, noise=0.0, seed=0):
+        self._clock, self._seconds, self._noise = clock, seconds, noise
+        self._rng = np.random.default_rng(seed)
+        self.runs = 0
+
+    def seconds(self, feeds):
+        self.runs += 1
+        took = self._seconds * (1 + self._noise * self._rng.exponential())
+        self._clock.now += took
+        return took
+
+
+def taken(monkeypatch, of_runs, noise=0.0, **options):
+    """Rounds of each of some sessions, and the time that all took."""
+    clock = Clock(monkeypatch)
+    sessions = [Timed(clock, s, noise, seed=i) for i, s in enumerate(of_runs)]
+    times = time_turns(sessions, {}, **options)
+    return [len(own) for own in times], clock.now
+
+
+def test_a_median_is_known_from_six_values_on_that_agree():
+    assert not is_known([1.0] * 5, 1.02)
+    assert is_known([1.0] * 6, 1.0)
+    assert is_known([1.0, 1.005, 1.01, 1.0, 1.01, 1.015], 1.02)
+    assert not is_known([1.0, 1.0, 1.0, 1.0, 1.0, 1.3], 1.02)
+
+
+def test_the_interval_of_the_median_holds_it_as_often_as_said():
+    rng = np.random.default_rng(0)
+    for count in (6, 9, 16, 40):
+        values = np.sort(rng.exponential(size=(4000, count)))
+        skipped = int(np.floor(count / 2 - np.sqrt(count)))
+        held = (values[:, skipped] <= np.log(2)) & (np.log(2) <= values[:, -1 - skipped])
+        assert held.mean() > 0.9  # 95 % as the normal approximation has it, less for a few values
+
+
+def test_nothing_ends_early_unless_it_is_asked(monkeypatch):
+    rounds, _ = taken(monkeypatch, [1.0, 0.5], seconds=20)
+    assert rounds[0] == rounds[1] >= 6
+
+
+def test_quiet_timings_end_once_known_and_noisy_ones_take_their_time(monkeypatch):
+    for rule in (ratios_known(1.02), medians_known(1.02)):
+        quiet, short = taken(monkeypatch, [0.1, 0.05], seconds=10, settled=rule)
+        noisy, long = taken(monkeypatch, [0.1, 0.05], noise=0.5, seconds=10, settled=rule)
+        assert quiet == [6, 6] or short >= 0.2 * 20
+        assert noisy[0] > 2 * quiet[0]
+        assert long == pytest.approx(20, rel=0.15)
+
+
+def test_what_is_clearly_slower_stops_first_and_the_rest_gets_as_many_rounds(monkeypatch):
+    seconds = [0.10, 0.03, 0.031, 0.30]
+    all_rounds, full = taken(monkeypatch, seconds, noise=0.2, seconds=3)
+    rounds, short = taken(
+        monkeypatch, seconds, noise=0.2, seconds=3, settled=decided(1.05, 1.0, keep=1)
+    )
+    assert rounds[3] < rounds[1] / 2
+    assert rounds[0] < rounds[1]
+    assert abs(rounds[1] - all_rounds[1]) <= 1
+    assert rounds[1] == rounds[2]  # which of the two is faster is not clear
+    assert short < 0.5 * full
+
+
+def test_one_that_is_left_ends_it(monkeypatch):
+    rounds, _ = taken(monkeypatch, [0.1, 0.03, 0.3], seconds=3, settled=decided(1.05, 1.0, keep=1))
+    assert max(rounds) <= 3
+
+
+def test_the_fastest_few_are_kept(monkeypatch):
+    seconds = [0.1, 0.03, 0.05, 0.09]
+    rounds, _ = taken(
+        monkeypatch, seconds, noise=0.1, seconds=9, settled=decided(1.05, 1.0, keep=2)
+    )
+    assert rounds[1] == rounds[2] > rounds[3]
+
+
+def test_nothing_is_out_before_a_fifth_of_the_time(monkeypatch):
+    """So that one interruption does not decide between models of microseconds."""
+    rounds, _ = taken(monkeypatch, [1e-4, 3e-4], seconds=0.5, settled=decided(1.05, 1.02, keep=1))
+    assert min(rounds) > 20
