@@ -26,7 +26,7 @@ def model_of(
     """The model that a text in ONNX's own syntax describes, with types and shapes inferred.
 
     A text without a header is of opset 20. stored: inputs of the text that are weights instead,
-    with their numbers, or just their names: then numbers are drawn, floats from a normal distribution.
+    with their numbers, or just their names: then numbers are drawn, floats normally distributed.
 
     Raises InputError for what is no ONNX text.
     """
