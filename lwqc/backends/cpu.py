@@ -177,7 +177,7 @@ class CpuTarget:
                 ("folded", {"Folded"}),
             )
         }
-        ranges, signed = plan.activations, self.rules.signed
+        ranges, signed = plan.ranges, self.rules.signed
         lower_pipeline("cpu", plan).bound(
             {
                 "insert-qdq": InsertQdq(by_form["conv"], ranges, weights, signed),

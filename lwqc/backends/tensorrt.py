@@ -141,7 +141,7 @@ class TensorrtTarget:
         packed = entries_of(plan, forms, "DequantizeLinear")
         lower_pipeline("tensorrt", plan).bound(
             {
-                "input-qdq": InputQdq(static, plan.activations, weights, _static_sizes(lowered)),
+                "input-qdq": InputQdq(static, plan.ranges, weights, _static_sizes(lowered)),
                 "block-dequantize": BlockDequantize(packed, weights),
             }
         ).run(lowered)

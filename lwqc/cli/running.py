@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lwqc.compile.workspace import Workspace
     from lwqc.decide.search.control import SearchControl
 
+_LARGEST_SIZE = 2**31 - 1
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -144,6 +145,10 @@ def _parse_dims(text: str) -> dict[str, int]:
             dims[name.strip()] = whole(size)
         except ValueError as error:
             raise InputError(f"--shape {part[:80]!r}: expected name=size") from error
+        if not name.strip() or dims[name.strip()] > _LARGEST_SIZE:
+            raise InputError(
+                f"--shape {part[:80]!r}: expected name=size, a size of at most {_LARGEST_SIZE}"
+            )
     return dims
 
 
