@@ -227,3 +227,6 @@ def _static_sizes(model: ir.Model) -> dict[str, tuple[int, ...]]:
         if len(first) >= 2 and first[-2:] == second[-2:]:
             found[name] = tuple(first[-2:])
     return found
+
+
+TARGETS = {"tensorrt": TensorrtTarget}

@@ -101,13 +101,14 @@ def opened(
     original: what the model was made of by earlier steps, see `lwqc.decide.continued`.
     """
     from lwqc.backends.provider_options import options_path
-    from lwqc.compile.workspace import check_target, data_files
+    from lwqc.compile.workspace import data_files
     from lwqc.decide.compress import open_workspace
     from lwqc.decide.continued import continued
     from lwqc.model import io
+    from lwqc.model.extensions import TARGETS
     from lwqc.runtime.data import data_sources
 
-    check_target(target)
+    TARGETS.check(target)
     work_begins()
     loaded = io.load(model, constant_inputs=constant_inputs)
     first = io.load(original, constant_inputs=constant_inputs) if original else loaded
