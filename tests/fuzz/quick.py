@@ -6,8 +6,7 @@ from typing import Any
 
 
 def quicken() -> None:
-    from lwqc.backends import session
-    from lwqc.runtime import served
+    from lwqc.runtime import served, session
 
     timed = session.time_turns
 
