@@ -24,6 +24,7 @@ MATCHES = [
     ("flat-transpose", "", "bert.dynamo"),
     ("fold-constants", "", "bert.dynamo"),
     ("fold-constants", "", "mobilenet_v3_large.legacy"),
+    ("fold-norms", "", "deit_tiny_distilled_patch16_224.dynamo"),
     ("fuse-attention", "simplify,raise-opset{version=23}", "vit_small_patch16_224.dynamo"),
     ("fuse-attention", "simplify,raise-opset{version=23}", "bert.dynamo"),
     ("fuse-rms-norm", "simplify,raise-opset{version=23}", "llama.dynamo"),
@@ -37,10 +38,15 @@ MATCHES = [
     ("nan-guards", "", "bert.dynamo"),
     ("raise-opset{version=23}", "", "mobilenet_v2.dynamo"),
     ("residual-sum", "", "vit_small_patch16_224.dynamo"),
+    ("strided-reshape", "", "swin_t.dynamo"),
     ("sizes-on-device", "simplify,raise-opset{version=23}", "bert.legacy"),
 ]
-# Written by other passes only, done to every model when it is opened, or what a user brings.
-NOWHERE = {"graphsurgeon", "integer-bias", "plain-gemm", "remove-unused"}
+# Of these no architecture has what they match: it is written by other passes or quantizers, done to
+# every model when it is opened, or asked for by name.
+NOWHERE = {
+    "expand-integers", "graphsurgeon", "integer-bias", "parallel-branches", "plain-gemm",
+    "remove-branches", "remove-unused", "restore-floats", "widen-bfloat16", "widen-floats",
+}  # fmt: skip
 TOLERANCE = 1e-4  # of an output's largest number, in deep models
 
 
