@@ -36,7 +36,7 @@ def _branch_score(name: str) -> str:
 
 
 class PruneRecipe(BaseModel):
-    """How channels are chosen; see `lwqc.compile.prunable.PruneOptions` for the meaning of each
+    """How channels are chosen; see `lwqc.decide.prune_options.PruneOptions` for the meaning of each
     field.
 
     calibration: `data` uses what was given, `random` always N(0, 1) inputs.
@@ -93,7 +93,7 @@ class ParallelRecipe(BaseModel):
 
 
 class SliceRecipe(BaseModel):
-    """How narrow residual streams get; see `lwqc.compile.steps.slice_streams.SliceOptions`."""
+    """How narrow residual streams get; see `lwqc.decide.slice_streams.SliceOptions`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

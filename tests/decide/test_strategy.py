@@ -38,7 +38,7 @@ CASES = [
     ("knapsack", "size"),
     ("obspa", "macs"),
 ]
-REFUSED = {("obspa", "macs"), ("axformer", "nothing")}  # needs a search; needs a metric
+REFUSED = {("obspa", "macs"): "needs a search", ("axformer", "nothing"): "needs a metric"}
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +92,15 @@ def measured(monkeypatch):
     monkeypatch.setattr(
         "lwqc.decide.search.joint.EFFORTS", dict.fromkeys(search_control.EFFORTS, settings)
     )
-    for module in ("backends.session", "served"):
+    for module in ("runtime.session", "runtime.served"):
         monkeypatch.setattr(f"lwqc.{module}.time_turns", alike)
     for module in ("parallel_layers", "slice_streams"):
-        monkeypatch.setattr(f"lwqc.{module}.medians_ms", lambda models, feeds: [2.0, 1.0])
+        monkeypatch.setattr(f"lwqc.decide.{module}.medians_ms", lambda models, feeds: [2.0, 1.0])
     monkeypatch.setattr("lwqc.decide.search.times.operator_times", lambda model, feeds: {})
-    for module in ("search_memory", "whole_search"):
-        monkeypatch.setattr(f"lwqc.{module}.peak_memory", lambda model, feeds: stored_bytes(model))
+    for module in ("memory", "whole"):
+        monkeypatch.setattr(
+            f"lwqc.decide.search.{module}.peak_memory", lambda model, feeds: stored_bytes(model)
+        )
 
 
 def opened(net, target="cpu", data=FEEDS):
@@ -107,42 +109,44 @@ def opened(net, target="cpu", data=FEEDS):
     return work
 
 
-def outcome(work):
-    """What a job gives: bytes of a model, or the reason why not."""
-
-    def of(job):
-        try:
-            return job()
-        except InputError as error:
-            return str(error)
-
-    return of(work)
-
-
-def same(net, name, goals, target="cpu", data=FEEDS):
-    """`plan` and `compress` refuse alike, or the plan gives the bytes of the model."""
-    control = SearchControl(processes=1)
-    made = outcome(lambda: make_plan(opened(net, target, data), goals, name, control))
-    done = outcome(lambda: compress_workspace(opened(net, target, data), goals, name, control))
-    if isinstance(made, str) or isinstance(done, str):
-        assert made == done
-        return None
-    assert Plan.model_validate_json(made.text) == made
-    replayed = apply_plan(opened(net, made.target, data), made)
-    assert io.to_bytes(replayed.model) == io.to_bytes(done.model)
+def replayed(net, decided, data=FEEDS):
+    """The plan of a decision, which gives the bytes of its model."""
+    made, done = decided.stamped, decided.make()
+    again = apply_plan(opened(net, made.target, data), Plan.model_validate_json(made.text))
+    assert io.to_bytes(again.model) == io.to_bytes(done.model)
     return made
 
 
+CONTROL = SearchControl(processes=1)
+
+
 @pytest.mark.parametrize(("name", "budget"), CASES, ids=lambda v: v)
-def test_the_plan_that_is_made_is_what_compress_does(net, name, budget):
-    target = "tensorrt" if find(name).sparse != "none" else "cpu"
-    made = same(net, name, parse_goals(**BUDGETS[budget]), target)
-    assert (made is None) == ((name, budget) in REFUSED)
+def test_a_plan_is_executed_as_it_was_made(net, name, budget):
+    work = opened(net, "tensorrt" if find(name).sparse != "none" else "cpu")
+    goals = parse_goals(**BUDGETS[budget])
+    if (name, budget) in REFUSED:
+        with pytest.raises(InputError, match=REFUSED[name, budget]):
+            make_plan(work, goals, name)
+        return
+    replayed(net, strategy.decide(work, goals, name, CONTROL))
 
 
-@pytest.mark.parametrize("name", ["gptq", "obspa", "slicegpt", "ablation-refit", "auto"])
+@pytest.mark.parametrize("name", ["gptq", "obspa", "slicegpt", "ablation-refit"])
 def test_also_without_data(net, name):
-    assert same(net, name, Goals(), data=None)
+    decided = strategy.decide(opened(net, data=None), Goals(), name, CONTROL)
+    assert replayed(net, decided, data=None).data.given is False
+
+
+def same(net, name, goals, target="cpu"):
+    """The plan that `plan` and `compress` make, each for itself."""
+    made = make_plan(opened(net, target), goals, name, CONTROL)
+    assert compress_workspace(opened(net, target), goals, name, CONTROL).plan == made
+    return made
+
+
+@pytest.mark.parametrize("budget", ["nothing", "size"])
+def test_both_commands_decide_alike(net, budget):
+    assert same(net, "auto", parse_goals(**BUDGETS[budget])).recipe == "auto"
 
 
 STRUCTURAL = ["spa-l2", "finercut", "shallow", "slicegpt-shared"]
