@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lwqc.model.version import VERSION
+from lwqc.plans.version import VERSION
 
 if TYPE_CHECKING:
     from lwqc.api import (

@@ -189,8 +189,8 @@ def prune(
     ratio: share of the multiply-accumulates that goes, or of what `by` says. recipe: one that
     prunes; `obspa` by default, `obspa-datafree` without data. groups: share by group name or
     pattern, as `inspect` lists them. options: other fields of
-    `lwqc.decide.prune_options.PruneOptions` (`score`, `scope`, `by`, `round_to`, `compensate`, ...).
-    The rest as in `compress`.
+    `lwqc.decide.prune_options.PruneOptions` (`score`, `scope`, `by`, `round_to`, `compensate`,
+    ...). The rest as in `compress`.
     """
     chosen = pruning_recipe(recipe, has_data=data is not None)
     if ratio is not None:

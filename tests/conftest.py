@@ -8,6 +8,7 @@ import pytest
 
 from lwqc import cli
 
+pytest_plugins = ["lwqc.testing.plugin"]  # also where an older lwqc is installed
 ZOO = sorted((Path(__file__).parent / "zoo").glob("*.onnx"))
 
 

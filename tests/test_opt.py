@@ -6,8 +6,11 @@ import onnx
 import pytest
 
 from lwqc.model import io
+from lwqc.passes.cleanup import clean_up
 from lwqc.passes.registry import BUILT_IN
-from lwqc.testing import model_of
+from lwqc.plan_pipelines import pipelines_of
+from lwqc.plans.plan import CleanUp, Plan, Source
+from lwqc.testing import model_of, to_text
 
 NET = """g (float[n,4] x) => (float[n,4] y) {
     a = Relu(x)
@@ -16,6 +19,12 @@ NET = """g (float[n,4] x) => (float[n,4] y) {
     p = Softmax(s)
     y = Identity(p)
 }"""
+
+SCRIPT = """
+def relu(graph):
+    for node in graph.nodes:
+        node.op = "Relu" if node.op == "Softmax" else node.op
+"""
 
 
 @pytest.fixture
@@ -105,3 +114,40 @@ def test_a_pass_is_described_in_full(run):
     code, _, err = run("passes", "fuse-atention")
     assert code == 2
     assert "did you mean fuse-attention?" in err
+
+
+def test_compress_prints_the_pipelines_of_its_plan(run, net, tmp_path):
+    code, _, err = run("compress", net, "-o", tmp_path / "c.onnx", "--no-quantize",
+                       "--print-pipeline")  # fmt: skip
+    assert code == 0, err
+    assert "lower: insert-qdq,side-branch" in err
+    code, _, err = run("compress", net, "-o", tmp_path / "e.onnx", "--print-pipeline",
+                       "--pareto", 3, "--max-size", 0.5)  # fmt: skip
+    assert (code, "leave out --pareto" in err) == (2, True)
+
+
+def test_the_text_of_a_plan_does_what_the_plan_does(run, net, tmp_path):
+    plan = Plan(source=Source(), clean=CleanUp(accept=("finite-masks",)), target="cpu-avx2")
+    texts = pipelines_of(plan)
+    assert list(texts) == ["clean", "merge", "lower"]
+    assert "fuse-attention{finite-masks=true}" in texts["clean"]
+    text = f"{texts['clean']},{texts['merge']}"
+    code, _, err = run("opt", net, "-p", text, "-o", tmp_path / "o.onnx")
+    assert code == 0, err
+    done = clean_up(io.load(net), accept=("finite-masks",)).model
+    assert to_text(io.load(tmp_path / "o.onnx")) == to_text(done)
+
+
+def test_graphsurgeon_scripts_run_by_name(run, net, tmp_path, monkeypatch):
+    (tmp_path / "surgery_of_mine.py").write_text(SCRIPT)
+    monkeypatch.chdir(tmp_path)
+    text = 'graphsurgeon{function="surgery_of_mine:relu"},join-equal'
+    code, _, err = run("opt", net, "-p", text, "-o", tmp_path / "o.onnx")
+    assert code == 0, err
+    assert [n.op_type for n in onnx.load(tmp_path / "o.onnx").graph.node] == [
+        "Relu", "Add", "Relu", "Identity",
+    ]  # fmt: skip
+    for name, message in (("surgery_of_mine:none", "has no attribute none"), ("x", "expected mod")):
+        code, _, err = run("opt", net, "-p", f"graphsurgeon{{function={name}}}", "--bisect")
+        assert code == 2
+        assert message in err

@@ -112,13 +112,19 @@ def compress(
     constant_inputs: ConstantInputs = False,
     no_user_code: NoUserCode = False,
     original: OriginalOption = None,
+    print_pipeline: Annotated[
+        bool, typer.Option("--print-pipeline", help="print the passes that the plan runs")
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
     from lwqc.decide.compress import compress_workspace
     from lwqc.decide.strategy import row as row_of_models
+    from lwqc.plan_pipelines import pipelines_of
     from lwqc.plans.recipe import find
 
+    if print_pipeline and pareto is not None:
+        raise InputError("--print-pipeline tells of one model: leave out --pareto")
     if not quantize:
         recipe = _only_clean(recipe, max_size, avg_bits, max_macs, max_memory)
     chosen = find(recipe)
@@ -142,8 +148,12 @@ def compress(
         if pareto is not None:
             finish_row(row_of_models(work, goals, chosen, control, pareto), output, as_json)
             return
+        done = compress_workspace(work, goals, chosen, control)
+        if print_pipeline:
+            for stage, text in pipelines_of(done.plan).items():
+                errors_console().print(f"{stage}: {text}", soft_wrap=True)
         finish(
-            compress_workspace(work, goals, chosen, control),
+            done,
             output,
             plan_out,
             external,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lwqc.compile.workspace import Workspace, worst_error
 from lwqc.errors import InputError, SessionError
-from lwqc.passes.raise_opset import RaiseOpset
+from lwqc.passes.raise_opset import raise_opset
 from lwqc.runtime.stats.divergence import divergences
 
 _SAME = 1e-10  # squared error over the variance of a channel; rounding makes less
@@ -36,10 +36,8 @@ def raised(work: Workspace, version: int) -> Workspace:
     if key not in work.versions:
         model = work.model.clone()
         model.meta.update(work.model.meta)
-        lift = RaiseOpset(version)
-        lift(model)
-        if lift.refused:
-            raise InputError(lift.refused)
+        if reason := raise_opset(model, version):
+            raise InputError(reason)
         made = work.derived(model, raised=version)
         if not work.skip_checks:
             _check(work, made)

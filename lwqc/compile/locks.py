@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from lwqc.model.version import VERSION
 from lwqc.plans.plan import DataSource, Plan, Source
+from lwqc.plans.version import VERSION
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.session import VERSION as RUNTIME

@@ -14,6 +14,7 @@ from lwqc.quant.half import FORMAT as HALF
 from lwqc.quant.methods import Method
 
 _UNSEEN = 0.5  # of the allowed drop, where the same data chose the codes
+_ROOM = "data they were not fitted to has to have room"
 _TRIALS = 40  # of sets of sites; what is undecided then stays float
 _RUNS = 64  # of the model, to tell what each weight costs
 _ADDS_UP = 0.1  # of the allowed drop: where less is used, it is something else that limits
@@ -40,8 +41,7 @@ def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") 
         if method != "rtn" and work.data.kind == "real" and not work.is_large:
             plan = finer = planning.with_method(work, finer, method)
             # Codes fit the data that they are judged on: other data has to have room.
-            unseen = "data they were not fitted to has to have room"
-            room = f", {_UNSEEN:g} of the {limit:g} allowed: {unseen}"
+            room = f", {_UNSEEN:g} of the {limit:g} allowed: {_ROOM}"
             limit *= _UNSEEN
             trials = _Trials(work, limit, plan, room)
             if trials.holds(plan):
@@ -61,34 +61,6 @@ def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") 
     return unchanged.model_copy(update={"kept_float": trials.only([]).kept_float})
 
 
-def _fewest_bytes(work: Workspace, limit: float, plan: Plan, finer: Plan) -> Candidate | None:
-    """What the drop allows of both plans and of 16 bits, in the fewest bytes; None for nothing."""
-    curves = {}
-    sites = work.sites
-    for name, entry in plan.quantize.items():
-        half = work.storable(name, SiteEntry(weight=HALF))
-        levels = [None, entry, finer.quantize[name]]
-        if isinstance(half, SiteEntry):
-            form = work.target.form(sites[name], half, work.opset)
-            smaller = half.size_bytes(sites[name].n, sites[name].k) < sites[name].float_bytes
-            if smaller and not work.target.refuses(form):
-                levels.append(half)
-        curves[name] = tuple(dict.fromkeys(levels))
-    try:
-        probe = SiteEntry(weight=WeightFormat(8))
-        choices = mixed.error_curves(work, curves, probe=probe, runs=_RUNS)
-        found = mixed.within_drop(work, choices, work.judged, limit, plan.recipe)
-    except SessionError as error:
-        work.unusable[str(error)] = None
-        return None
-    chosen = found.plan.quantize
-    if not chosen or found.drop > limit:
-        return None
-    wide = [n for n in plan.quantize if n not in chosen or chosen[n].weight == HALF]
-    reasons = {**plan.kept_float, **dict.fromkeys(wide, _WIDE.format(limit))}
-    return replace(found, plan=found.plan.model_copy(update={"kept_float": reasons}))
-
-
 class _Trials:
     """Sets of sites, tried on all data."""
 
@@ -102,6 +74,33 @@ class _Trials:
         """The plan for these sites; the others stay float, with the reason."""
         others = {n: self._why.get(n, _UNDECIDED) for n in self._plan.quantize if n not in sites}
         return planning.without(self._plan, others)
+
+    def fewest_bytes(self, finer: Plan) -> Candidate | None:
+        """What the drop allows of the plan, a finer one and 16 bits, in fewest bytes; or None."""
+        work, plan, limit = self._work, self._plan, self._limit
+        curves, sites = {}, work.sites
+        for name, entry in plan.quantize.items():
+            half = work.storable(name, SiteEntry(weight=HALF))
+            levels = [None, entry, finer.quantize[name]]
+            if isinstance(half, SiteEntry):
+                form = work.target.form(sites[name], half, work.opset)
+                smaller = half.size_bytes(sites[name].n, sites[name].k) < sites[name].float_bytes
+                if smaller and not work.target.refuses(form):
+                    levels.append(half)
+            curves[name] = tuple(dict.fromkeys(levels))
+        try:
+            probe = SiteEntry(weight=WeightFormat(8))
+            choices = mixed.error_curves(work, curves, probe=probe, runs=_RUNS)
+            found = mixed.within_drop(work, choices, work.judged, limit, plan.recipe)
+        except SessionError as error:
+            work.unusable[str(error)] = None
+            return None
+        chosen = found.plan.quantize
+        if not chosen or found.drop > limit:
+            return None
+        wide = [n for n in plan.quantize if n not in chosen or chosen[n].weight == HALF]
+        reasons = {**plan.kept_float, **dict.fromkeys(wide, _WIDE.format(limit) + self._room)}
+        return replace(found, plan=found.plan.model_copy(update={"kept_float": reasons}))
 
     def grown(self, kept: list[str], more: list[str]) -> list[str]:
         """The kept sites and those of `more` that can be added one half after the other."""

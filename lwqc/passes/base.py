@@ -73,7 +73,7 @@ def apply(step: ir.passes.PassBase, ctx: Context) -> int:
         result = step(ctx.model)
         changes = int(result.modified)
         if result.model is not ctx.model and changes:
-            _adopt(ctx.model, result.model)
+            adopt(ctx.model, result.model)
     if changes:
         RemoveUnused()(ctx.model)
         ctx.model.graph.sort()
@@ -89,7 +89,7 @@ def _rewritten(step: Pass, ctx: Context) -> int:
     return step.rewrite(ctx.model, ctx)
 
 
-def _adopt(model: ir.Model, other: ir.Model) -> None:
+def adopt(model: ir.Model, other: ir.Model) -> None:
     """Let a model hold what another one does."""
     model.graph = other.graph
     model.functions.clear()

@@ -50,7 +50,7 @@ class ConvertFloats(Pass):
         if self.clamp is not None:
             clamped = int(clamp_stored(model, self.clamp))
             clamped += clamp_inputs(model, self.clamped, self.clamp)
-        main = _Conversion(model, dtype, frozenset(self.keep))
+        main = _Conversion(model, dtype, frozenset(self.keep), boundary=self.boundary)
         if self.boundary:
             for value in model.graph.inputs:
                 if is_float32(value) and not value.is_initializer():
@@ -113,7 +113,10 @@ def clamp_inputs(model: ir.Model, names: Collection[str], limit: float) -> int:
 class _Conversion:
     """low: values that have the new type. A node is converted as a whole, in order."""
 
-    def __init__(self, model: ir.Model, dtype: ir.DataType, keep: frozenset[str]) -> None:
+    def __init__(
+        self, model: ir.Model, dtype: ir.DataType, keep: frozenset[str], *, boundary: bool = False
+    ) -> None:
+        self._open = model.graph if boundary else None
         self._opsets = model.opset_imports
         self._dtype = dtype
         self._keep = keep
@@ -188,6 +191,9 @@ class _Conversion:
         if not is_float32(output) or output.name in self._keep or self._unpacks(node):
             return
         if node.op_type == "Cast":
+            low = source is not None and source.dtype == self._dtype
+            if low and output.is_graph_output() and output.graph is not self._open:
+                return  # it is what brings an output back to its type
             node.attributes["to"] = ir.AttrInt64("to", int(self._dtype))
             if source is not None and source.dtype == self._dtype and not output.is_graph_output():
                 output.replace_all_uses_with(source)

@@ -14,6 +14,7 @@ from lwqc.model.weights import stored_tensor
 from lwqc.passes.base import Pass
 from lwqc.passes.context import Context
 from lwqc.passes.one_view import distinguish
+from lwqc.passes.rooted_rules import rooted_rules
 from lwqc.passes.shielded import shielded
 
 _LIMIT = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more
@@ -55,7 +56,7 @@ class FoldConstants(Pass):
         level = _QUIET.level
         _QUIET.setLevel(logging.ERROR)  # it tells of every node that it leaves
         try:
-            with shielded(model):
+            with shielded(model), rooted_rules():
                 optimize_ir(
                     model,
                     input_size_limit=self.limit,

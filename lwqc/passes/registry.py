@@ -32,6 +32,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "fuse-rms-norm": f"{_HERE}.fuse_rms_norm:FuseRmsNorm",
         "fuse-rotary": f"{_HERE}.fuse_rotary:FuseRotary",
         "global-pool": f"{_HERE}.global_pool:GlobalPool",
+        "graphsurgeon": f"{_HERE}.graphsurgeon:Graphsurgeon",
         "identity-gather": f"{_HERE}.identity_gather:IdentityGather",
         "join-equal": f"{_HERE}.join_equal:JoinEqual",
         "late-broadcast": f"{_HERE}.late_broadcast:LateBroadcast",

@@ -6,9 +6,9 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
@@ -17,22 +17,6 @@ from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
 
 _BITS = (2, 3, 4, 8)  # of weights, where the user chooses
-
-
-def _channel_score(name: str) -> str:
-    from lwqc.decide.scores.channels.score import CHANNEL_SCORES
-
-    if name not in CHANNEL_SCORES.names():
-        raise ValueError(f"expected one of {', '.join(CHANNEL_SCORES.names())}")
-    return name
-
-
-def _branch_score(name: str) -> str:
-    from lwqc.decide.scores.branches.score import score_names
-
-    if name not in score_names():
-        raise ValueError(f"expected one of {', '.join(score_names())}")
-    return name
 
 
 class PruneRecipe(BaseModel):
@@ -46,7 +30,7 @@ class PruneRecipe(BaseModel):
 
     ratio: float = 0.3
     by: Literal["macs", "parameters", "channels"] = "macs"
-    score: Annotated[str, AfterValidator(_channel_score)] = "l2"
+    score: str = "l2"
     normalise: Literal["none", "mean", "sum", "max", "lamp", "output"] = "mean"
     scope: Literal["global", "local"] = "global"
     per_cost: bool = False
@@ -68,7 +52,7 @@ class DropRecipe(BaseModel):
 
     share: float | None = None
     kind: Literal["attention", "mlp", "convolution", "other", "any", "block"] = "any"
-    score: Annotated[str, AfterValidator(_branch_score)] = "similarity"
+    score: str = "similarity"
     measure: Literal["js", "kl", "angular", "norm", "channels"] = "js"
     protect: float = 0.0
     max_divergence: float | None = None

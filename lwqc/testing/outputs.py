@@ -20,7 +20,7 @@ TOLERANCE = 1e-5  # of an output's largest number
 
 
 def feeds_of(model: ir.Model, seed: int = 0, **sizes: int) -> dict[str, Array]:
-    """Made-up inputs of a model. sizes: of dynamic dimensions, by name; 2 or more by default."""
+    """Made-up inputs of a model. sizes: of dynamic dimensions, by name."""
     inputs = required_inputs(model)
     return next(iter(random_feeds(model, 1, seed, default_sizes(inputs, sizes))))
 

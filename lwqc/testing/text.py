@@ -26,7 +26,7 @@ def model_of(
     """The model that a text in ONNX's own syntax describes, with types and shapes inferred.
 
     A text without a header is of opset 20. stored: inputs of the text that are weights instead,
-    with their numbers, or just their names: then numbers are drawn from a normal distribution.
+    with their numbers, or just their names: then numbers are drawn, floats normally distributed.
 
     Raises InputError for what is no ONNX text.
     """
@@ -49,6 +49,8 @@ def _drawn(value: ir.Value, rng: np.random.Generator) -> NDArray[Any]:
     sizes = [dim for dim in value.shape or () if isinstance(dim, int)]
     if value.shape is None or len(sizes) < len(value.shape) or value.dtype is None:
         raise InputError(f"{value.name}: a weight needs a type and sizes that are numbers")
+    if value.dtype.is_integer():
+        return rng.integers(-8, 8, sizes).astype(value.dtype.numpy())
     return rng.standard_normal(sizes).astype(value.dtype.numpy())
 
 

@@ -16,7 +16,7 @@ from lwqc.graph.groups import Group
 from lwqc.graph.repairs import Bounds, Count, Indices, Pieces, ReportedShape, Sizes
 from lwqc.graph.rules import RULES
 from lwqc.graph.rules.context import Context, Rule, Rules
-from tests.oracles import Oracle, half
+from lwqc.testing.oracles import Oracle, half
 from tests.small_models import Small, groups_of
 
 TOLERANCE = 1e-5  # rounding of these models stays below 1e-6

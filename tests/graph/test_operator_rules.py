@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from lwqc.graph.groups import Groups
-from tests.oracles import Oracle, half
+from lwqc.testing.oracles import Oracle, half
 from tests.small_models import Small, groups_of
 
 MS = "com.microsoft"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.oracles import Oracle, half, prepared
+from lwqc.testing.oracles import Oracle, half, prepared
 from tests.random_graphs import KINDS, feeds, models
 
 TOLERANCE = 2e-5  # ten times the largest effect of one-ulp input changes over 10,000 such graphs

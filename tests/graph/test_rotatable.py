@@ -14,9 +14,9 @@ from lwqc.graph.rotatable import find_streams
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.stream_rules import RULES
 from lwqc.passes.rotate_stream import rotate_streams
+from lwqc.testing.oracles import difference, prepared, session
 from tests.build import model, normal
 from tests.conftest import ZOO
-from tests.oracles import difference, prepared, session
 from tests.random_graphs import feeds, models
 from tests.zoo.materialize import materialize, sample_inputs
 

@@ -14,7 +14,7 @@ from lwqc.graph.rules import RULES
 from lwqc.graph.shapes import declared_shapes
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.prune_channels import prune_channels
-from tests.oracles import Array, Oracle, half
+from lwqc.testing.oracles import Array, Oracle, half
 from tests.small_models import Small, groups_of
 
 TOLERANCE = 2e-5

@@ -20,8 +20,8 @@ from lwqc.graph.axes import Factor, is_free
 from lwqc.graph.groups import Groups
 from lwqc.model.weights import is_float, stored_tensor
 from lwqc.passes.prune_channels import prune_channels, remove_unused
+from lwqc.testing.oracles import Array, Feeds, Oracle, half, prepared
 from tests.conftest import ZOO
-from tests.oracles import Array, Feeds, Oracle, half, prepared
 from tests.zoo.materialize import materialize, sample_inputs
 
 MODELS = Path(__file__).parent.parent.parent / "models"

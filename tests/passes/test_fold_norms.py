@@ -8,8 +8,8 @@ import pytest
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.fold_norms import FoldNorms, find_foldable_norms
 from lwqc.runtime.session import Session
+from lwqc.testing.oracles import difference
 from tests.conftest import ZOO
-from tests.oracles import difference
 from tests.small_models import Small
 from tests.zoo.materialize import materialize, sample_inputs
 

@@ -13,8 +13,8 @@ from lwqc.graph.scale_rules import RULES, several, single
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.migrate_scales import MigrateScales, multiply, span_factors
 from lwqc.runtime.session import Session
+from lwqc.testing.oracles import difference, session
 from tests.conftest import ZOO
-from tests.oracles import difference, session
 from tests.random_graphs import KINDS, feeds, models
 from tests.small_models import Small
 from tests.zoo.materialize import materialize, sample_inputs

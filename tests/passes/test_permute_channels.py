@@ -10,9 +10,9 @@ from lwqc.graph.groups import find_groups
 from lwqc.graph.shapes import declared_shapes
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.permute_channels import PermuteChannels
+from lwqc.testing.oracles import Oracle, difference, prepared, session
 from tests.build import model, normal
 from tests.conftest import ZOO
-from tests.oracles import Oracle, difference, prepared, session
 from tests.zoo.materialize import materialize, sample_inputs
 
 MODELS = [

@@ -12,10 +12,10 @@ from lwqc.graph.shapes import declared_shapes
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.rotate_stream import RotateStream
 from lwqc.runtime.session import Session, SessionSettings
+from lwqc.testing.oracles import difference, prepared, session
 from tests.build import model, normal
 from tests.conftest import ZOO
 from tests.graph.test_zoo_groups import MODELS, drawn
-from tests.oracles import difference, prepared, session
 from tests.zoo.materialize import materialize, sample_inputs
 
 # Float32 noise of these models is about 1e-6.

@@ -15,9 +15,9 @@ from lwqc.passes.prepare_pruning import prepare_pruning
 from lwqc.passes.slice_stream import Slice, SliceStream, prepare_slicing
 from lwqc.plans.plan import SlicedStream
 from lwqc.runtime.session import statistics_session
+from lwqc.testing.oracles import difference, session
 from tests.conftest import ZOO
 from tests.graph.test_zoo_groups import MODELS, drawn
-from tests.oracles import difference, session
 from tests.passes.test_rotate_stream import decoder
 from tests.zoo.materialize import materialize, sample_inputs
 

@@ -41,7 +41,7 @@ class BranchScore:
 
 BRANCH_SCORES = Registry(
     "branch score",
-    group="lwqc.decide.scores.branches",
+    group="lwqc.scores.branches",
     of=BranchScore,
     package="lwqc.decide.scores.branches",
     attribute="SCORES",

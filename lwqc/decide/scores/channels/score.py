@@ -74,7 +74,7 @@ def by_weights(saliency: Callable[[Member], NDArray[np.floating]]) -> ChannelSco
 
 CHANNEL_SCORES = Registry(
     "channel score",
-    group="lwqc.decide.scores.channels",
+    group="lwqc.scores.channels",
     of=ChannelScore,
     package="lwqc.decide.scores.channels",
     attribute="SCORES",

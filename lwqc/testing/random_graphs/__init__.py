@@ -1,0 +1,1 @@
+"""Random graphs, as strategies for hypothesis."""
