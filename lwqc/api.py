@@ -76,10 +76,10 @@ def compress(
 
     source: path, `onnx_ir.Model`, `onnx.ModelProto`, a torch module with `example_inputs`, or what
         another function returned; the latter brings its target, data, metric and shapes along.
-    target: `cpu` where neither it nor `source` says otherwise, see
-    `lwqc.compile.workspace.TARGETS`. data: as `--data`, or an iterable of feeds (input name ->
-    array). metric: `module:function` or a callable that gets `run(feeds) -> outputs` and returns a
-    number; a callable with the attribute `higher_is_better = False` is a loss.
+    target: `cpu` where neither it nor `source` says otherwise, see `lwqc extensions`.
+    data: as `--data`, or an iterable of feeds (input name -> array). metric: `module:function` or
+        a callable that gets `run(feeds) -> outputs` and returns a number; a callable with the
+        attribute `higher_is_better = False` is a loss.
     max_size: 0.25 (of the first original) or "20MB". max_latency: 0.5 or "8ms". max_macs: 0.5 or
         "300M". max_memory: 0.5 or "200MB", of a process that loads and runs the model, beside what
         it takes without one. avg_bits: stored bits per weight. max_drop: of the metric, else of

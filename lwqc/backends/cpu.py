@@ -7,12 +7,13 @@ installed runtime really executes.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import onnx
 import onnx_ir as ir
 
-from lwqc.backends.cpu_rules import CpuRules, probed
+from lwqc.backends.cpu_rules import RULES, CpuRules, probed
 from lwqc.backends.target import FloatType, Form, Lowered, illegal, lower_pipeline
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow, integer_flow
@@ -177,7 +178,7 @@ class CpuTarget:
                 ("folded", {"Folded"}),
             )
         }
-        ranges, signed = plan.activations, self.rules.signed
+        ranges, signed = plan.ranges, self.rules.signed
         lower_pipeline("cpu", plan).bound(
             {
                 "insert-qdq": InsertQdq(by_form["conv"], ranges, weights, signed),
@@ -315,3 +316,7 @@ def _readers(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from _readers(attribute.g)
+
+
+# The first one by what this processor can do.
+TARGETS = {"cpu": CpuTarget, **{n: partial(CpuTarget, rules) for n, rules in RULES.items()}}

@@ -189,3 +189,6 @@ def _folded(node: ir.Node) -> bool:
                 seen.add(producer)
                 stack.append(producer)
     return bool(node.inputs)
+
+
+TARGETS = {"cuda": CudaTarget}

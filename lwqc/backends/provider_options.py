@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from lwqc.model.documents import parse_json, read_text
 from lwqc.plans.plan import Plan
 
 SUFFIX = ".options.json"
+_KNOWN = re.compile(
+    "trt_((fp16|bf16|int8|sparsity|engine_cache|timing_cache)_enable|layer_norm_fp32_fallback"
+    "|engine_cache_(path|prefix)|timing_cache_path|profile_(min|opt|max)_shapes)"
+)
 
 
 def tensorrt_options(model: ir.Model, plan: Plan, stem: str) -> dict[str, str]:
@@ -42,6 +47,15 @@ def tensorrt_options(model: ir.Model, plan: Plan, stem: str) -> dict[str, str]:
         if shapes:
             options[f"trt_profile_{name}_shapes"] = shapes
     return options
+
+
+def _checked(source: Path, name: str, value: str) -> str:
+    """The value of an option that lwqc itself writes; of others some load libraries."""
+    if not _KNOWN.fullmatch(name):
+        raise InputError(f"{source}: option {name[:60]!r} is none that lwqc writes: remove it")
+    if name.endswith("_path") and Path(value).name != value:
+        raise InputError(f"{source}: option {name}: {value[:60]!r} is not a plain name")
+    return value
 
 
 def _shapes(model: ir.Model, sizes: Mapping[str, int]) -> str:
@@ -82,6 +96,6 @@ def read_options(path: Path, provider: str) -> dict[str, str]:
         document: Any = parse_json(read_text(source))
         if document["provider"] != provider:
             return {}
-        return {str(k): str(v) for k, v in document["options"].items()}
+        return {str(k): _checked(source, str(k), str(v)) for k, v in document["options"].items()}
     except (InputError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{source}: not a file of provider options: {error!r}") from error

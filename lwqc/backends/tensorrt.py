@@ -141,7 +141,7 @@ class TensorrtTarget:
         packed = entries_of(plan, forms, "DequantizeLinear")
         lower_pipeline("tensorrt", plan).bound(
             {
-                "input-qdq": InputQdq(static, plan.activations, weights, _static_sizes(lowered)),
+                "input-qdq": InputQdq(static, plan.ranges, weights, _static_sizes(lowered)),
                 "block-dequantize": BlockDequantize(packed, weights),
             }
         ).run(lowered)
@@ -227,3 +227,6 @@ def _static_sizes(model: ir.Model) -> dict[str, tuple[int, ...]]:
         if len(first) >= 2 and first[-2:] == second[-2:]:
             found[name] = tuple(first[-2:])
     return found
+
+
+TARGETS = {"tensorrt": TensorrtTarget}

@@ -314,6 +314,31 @@ def recipes(
 
 
 @app.command()
+def extensions(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """List scores, allocators and targets by name, and the packages that add some."""
+    from rich.console import Console
+
+    from lwqc.model.extensions import EXTENSIONS
+
+    found = {
+        kind.kind: {
+            "group": kind.group,
+            "built_in": list(kind.built_in),
+            "installed": {name: point.value for name, point in kind.installed().items()},
+        }
+        for kind in EXTENSIONS
+    }
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for kind, row in found.items():
+        names = [*row["built_in"], *(f"{n} ({where})" for n, where in row["installed"].items())]
+        Console().print(
+            f"{kind}, {row['group']}: {', '.join(names)}", markup=False, highlight=False
+        )
+
+
+@app.command()
 def demo(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="keep the result")] = None,
     as_json: JsonOption = False,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lwqc.compile.workspace import Workspace
     from lwqc.decide.search.control import SearchControl
 
+_LARGEST_SIZE = 2**31 - 1
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -100,13 +101,14 @@ def opened(
     original: what the model was made of by earlier steps, see `lwqc.decide.continued`.
     """
     from lwqc.backends.provider_options import options_path
-    from lwqc.compile.workspace import check_target, data_files
+    from lwqc.compile.workspace import data_files
     from lwqc.decide.compress import open_workspace
     from lwqc.decide.continued import continued
     from lwqc.model import io
+    from lwqc.model.extensions import TARGETS
     from lwqc.runtime.data import data_sources
 
-    check_target(target)
+    TARGETS.check(target)
     work_begins()
     loaded = io.load(model, constant_inputs=constant_inputs)
     first = io.load(original, constant_inputs=constant_inputs) if original else loaded
@@ -144,6 +146,10 @@ def _parse_dims(text: str) -> dict[str, int]:
             dims[name.strip()] = whole(size)
         except ValueError as error:
             raise InputError(f"--shape {part[:80]!r}: expected name=size") from error
+        if not name.strip() or dims[name.strip()] > _LARGEST_SIZE:
+            raise InputError(
+                f"--shape {part[:80]!r}: expected name=size, a size of at most {_LARGEST_SIZE}"
+            )
     return dims
 
 

@@ -61,9 +61,12 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
     changed = version(base, first, token_weights=plan.token_weights)
     model, weights = changed.model, changed.weights
     sites = changed.sites if pruned is None else pruned.sites
-    unknown = sorted(set(plan.quantize) - set(sites))
+    unknown = sorted({*plan.quantize, *plan.sparse} - set(sites))
     if unknown:
         raise InputError(f"the plan names sites that the model does not have: {unknown[0]}")
+    foreign = sorted(set(plan.rewrites) - set(work.target.rewrites))
+    if foreign:
+        raise InputError(f"the plan has a rewrite that target {plan.target} has not: {foreign[0]}")
     if pruned is not None:
         model = transform(pruned.model, plan.transforms) if plan.transforms else pruned.model
         grams = changed.grams_of(model, find_sites(model).sites)

@@ -14,11 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.backends.cpu import CpuTarget
-from lwqc.backends.cpu_rules import RULES
-from lwqc.backends.cuda import CudaTarget
 from lwqc.backends.target import Lowered, Target
-from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.compile.locks import data_source, tool_versions
 from lwqc.compile.site_grams import SiteGrams
 from lwqc.errors import InputError, SessionError
@@ -26,6 +22,7 @@ from lwqc.graph.cost import node_costs, total
 from lwqc.graph.shapes import shapes_at
 from lwqc.graph.sites import Site, SiteAnalysis, find_sites
 from lwqc.model import io
+from lwqc.model.extensions import TARGETS
 from lwqc.passes.cleanup import Cleaned
 from lwqc.passes.encoded_weights import EncodedWeights, Known
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
@@ -41,12 +38,6 @@ from lwqc.runtime.stats.divergence import Divergence, divergences
 from lwqc.runtime.stats.ranges import Range
 
 Feeds = Mapping[str, NDArray[Any]]
-TARGETS: Mapping[str, Callable[[], Target]] = {
-    "cpu": CpuTarget,  # by what this processor can do
-    **{name: partial(CpuTarget, rules) for name, rules in RULES.items()},
-    "cuda": CudaTarget,
-    "tensorrt": TensorrtTarget,
-}
 _HALF = (0.02, 6e4)  # peaks of weights whose scales are normal float16 numbers at any bits
 _LARGE_BYTES = 1_000_000_000  # from here on memory counts more than encoding twice
 _SEARCH_BATCHES = 4  # batches that candidates are compared on while searching
@@ -54,14 +45,10 @@ _SEARCH_BATCHES = 4  # batches that candidates are compared on while searching
 
 def make_target(name: str) -> Target:
     """The target of that name. Raises InputError for an unknown one."""
-    check_target(name)
-    return TARGETS[name]()
-
-
-def check_target(name: str) -> None:
-    """Raises InputError for an unknown one."""
-    if name not in TARGETS:
-        raise InputError(f"target {name!r} is not known; expected one of {', '.join(TARGETS)}")
+    made: Target = TARGETS.find(name)()
+    if name in TARGETS.installed() and made.name != name:
+        raise InputError(f"target {name}: calls itself {made.name}, which plans would not find")
+    return made
 
 
 class KnownCodes(Known, Protocol):

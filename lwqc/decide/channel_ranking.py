@@ -14,7 +14,7 @@ from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.scores.channels.final_error import FinalError, without
 from lwqc.decide.scores.channels.magnitude import l2
 from lwqc.decide.scores.channels.ranking import Normaliser, Ranking, aggregated, normalised
-from lwqc.decide.scores.channels.score import CHANNEL_SCORES, ChannelScore, GroupFacts, Observed
+from lwqc.decide.scores.channels.score import ChannelScore, GroupFacts, Observed, channel_score
 from lwqc.errors import InputError
 from lwqc.graph.groups import Group
 from lwqc.graph.readers import Reader
@@ -35,7 +35,7 @@ def rank(
     work: Workspace, prunable: Prunable, chosen: list[Group], options: PruneOptions
 ) -> dict[str, Ranking]:
     """Order the channels of each group, by name. Raises InputError for what a score gave wrong."""
-    score = CHANNEL_SCORES.find(options.score)
+    score = channel_score(options.score)
     if score.looks_at == "weights":
         alone = {g.name: _ranking(score, GroupFacts(g, io.read_array), options) for g in chosen}
         return _with_the_rest(chosen, _known(alone))
@@ -66,7 +66,7 @@ def _perturbed(
     operands = dict.fromkeys(r.operand for found in needed.values() for r in found)
     data = calibration(work, options.calibration).limited(_TRIAL_BATCHES)
     trial = FinalError(prunable.model, operands, data, statistics_session, io.read_array)
-    score = CHANNEL_SCORES.find(options.score)
+    score = channel_score(options.score)
     loss = None if options.loss is None else partial(trial.loss, loss=options.loss)
     result: dict[str, Ranking | None] = {}
     report = work.report("scores")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lwqc.decide.scores.channels.score import CHANNEL_SCORES
+from lwqc.decide.scores.channels.score import channel_score
 from lwqc.plans.recipe import PruneRecipe, Recipe
 from lwqc.quant.methods import DATA_METHODS
 
@@ -54,6 +54,6 @@ def without_data(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
 
 
 def _looks(prune: PruneRecipe) -> bool:
-    score = CHANNEL_SCORES.find(prune.score)
+    score = channel_score(prune.score)
     taken = prune.compensate != "none" or prune.batch_norm or score.looks_at != "weights"
     return taken and prune.calibration == "data"

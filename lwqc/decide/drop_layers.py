@@ -14,10 +14,12 @@ from lwqc.compile.gated_model import GatedModel
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.allocators.greedy import Step, greedy
 from lwqc.decide.scores.branches.ablation import Ablation
-from lwqc.decide.scores.branches.score import BRANCH_SCORES, BranchFacts, score_names
+from lwqc.decide.scores.branches.score import BranchFacts, branch_score
 from lwqc.errors import InputError
 from lwqc.graph.branch_kinds import KINDS, BranchTree, Kind, TypedBranch, branch_tree
+from lwqc.model.extensions import BRANCH_SCORES
 from lwqc.plans.plan import Compensation, Plan, RemovedBranch, Source
+from lwqc.plans.recipe import TRIALS
 from lwqc.runtime.session import Session, statistics_session
 from lwqc.runtime.stats.output_divergence import MEASURES, Measure
 
@@ -133,7 +135,7 @@ def _check_options(work: Workspace, options: DropOptions) -> None:
         raise InputError(f"a share of {options.share:g} to remove: must be above 0 and at most 1")
     choices = (
         ("kind", UNITS),
-        ("score", score_names()),
+        ("score", [*BRANCH_SCORES.names(), *TRIALS]),
         ("measure", MEASURES),
         ("compensate", get_args(Compensation)),
     )
@@ -214,7 +216,7 @@ def _scores(
         lambda name: ablation(_names([by_name[name]])),
         options.seed,
     )
-    found = BRANCH_SCORES.find(options.score).importance(facts)
+    found = branch_score(options.score).importance(facts)
     if missing := sorted(set(by_name) - set(found)):
         raise InputError(f"score {options.score}: gave no importance for {missing[0]}")
     if strange := [name for name in by_name if math.isnan(found[name])]:

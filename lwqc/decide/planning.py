@@ -11,6 +11,7 @@ from lwqc.compile.workspace import Candidate, Workspace
 from lwqc.errors import InputError
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.plans.recipe import Recipe
 from lwqc.quant.formats import BLOCKS, Kind, WeightFormat
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.runtime.session import Session, read_back, statistics_session
@@ -373,3 +374,9 @@ def without(plan: Plan, reasons: Mapping[str, str]) -> Plan:
     """The plan with some sites left float."""
     kept = {n: e for n, e in plan.quantize.items() if n not in reasons}
     return plan.model_copy(update={"quantize": kept, "kept_float": {**plan.kept_float, **reasons}})
+
+
+def affordable(work: Workspace, recipe: Recipe) -> Method:
+    """The recipe's method, or rounding to nearest where it would look at made-up data."""
+    needs_data = recipe.method in DATA_METHODS and not work.data.given
+    return "rtn" if needs_data else recipe.method

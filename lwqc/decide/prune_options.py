@@ -8,8 +8,9 @@ from typing import Literal
 
 from lwqc.decide.scores.channels.final_error import Loss
 from lwqc.decide.scores.channels.ranking import Normaliser
-from lwqc.decide.scores.channels.score import CHANNEL_SCORES
+from lwqc.decide.scores.channels.score import channel_score
 from lwqc.errors import InputError
+from lwqc.model.extensions import CHANNEL_SCORES
 
 Compensate = Literal["none", "bias", "refit"]
 
@@ -53,7 +54,7 @@ class PruneOptions:
         if self.score not in CHANNEL_SCORES.names():
             known = ", ".join(CHANNEL_SCORES.names())
             raise InputError(f"--score {self.score}: expected one of {known}")
-        score = CHANNEL_SCORES.find(self.score)
+        score = channel_score(self.score)
         for name, value in (("ratio", self.ratio), *self.overrides.items()):
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise InputError(f"{name} {value}: expected a share from 0 to below 1")

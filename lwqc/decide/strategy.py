@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from lwqc.allocator import find_allocator
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import execute
 from lwqc.compile.workspace import Workspace
@@ -16,6 +17,7 @@ from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.joint import joint, pareto, searches
 from lwqc.decide.structural import branch_job, channel_job, suited
 from lwqc.errors import InputError
+from lwqc.model.extensions import ALLOCATORS
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import Recipe, find
 from lwqc.runtime.memory import can_measure_memory
@@ -66,7 +68,7 @@ def _random_trials(work: Workspace) -> tuple[str, ...]:
 def _decided(
     work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl | None
 ) -> Decided:
-    if recipe.allocator in ("auto", "knapsack", "bisect"):
+    if _promises(recipe.allocator):
         goals = goals.promising()  # the loss that such recipes allow where the user says nothing
     _check_budgets(work, goals, recipe)
     if searches(work, goals, recipe):
@@ -77,6 +79,12 @@ def _decided(
         return branch_job(recipe, goals)(work)
     plan = allocate(work, goals, recipe)
     return Decided(work, goals, plan, lambda: execute(work, goals, plan))
+
+
+def _promises(allocator: str) -> bool:
+    """Whether an allocator keeps a bound on the loss where the user gives none."""
+    known = allocator in ALLOCATORS.names()
+    return allocator == "auto" or (known and find_allocator(allocator).promises)
 
 
 def _check_budgets(work: Workspace, goals: Goals, recipe: Recipe) -> None:

@@ -17,9 +17,10 @@ from lwqc.decide.float_plan import with_floats
 from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.prune_options import PruneOptions
-from lwqc.decide.scores.channels.score import CHANNEL_SCORES
+from lwqc.decide.scores.channels.score import channel_score
 from lwqc.decide.slice_streams import SliceOptions, choose_slices
 from lwqc.errors import InputError
+from lwqc.model.extensions import CHANNEL_SCORES
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import PruneRecipe, Recipe, find
@@ -54,7 +55,7 @@ def prune_options(recipe: Recipe, **changes: Any) -> PruneOptions:
             expected = ", ".join(map(str, known))
             raise InputError(f"--{name} {wanted[name]}: expected one of {expected}")
     score = wanted["score"]
-    scaled = score in CHANNEL_SCORES.names() and CHANNEL_SCORES.find(score).own_scale
+    scaled = score in CHANNEL_SCORES.names() and channel_score(score).own_scale
     if not scaled and wanted["normalise"] == "output" and "normalise" not in changes:
         wanted["normalise"] = "mean"  # the recipe's is for its own score
     return PruneOptions(**{"recipe": recipe.name, **wanted})

@@ -64,8 +64,8 @@ def convert(spec: str) -> ir.Model:
 
     The current directory is importable. Raises InputError naming what is wrong with `spec`.
     """
-    _torch()
     made = load_callable(spec)
+    _torch()
     with running(f"{spec}: the call failed"):
         result = made()
     return export_result(result, spec)

@@ -1,4 +1,8 @@
-"""Things found by name: in files of lwqc, and in installed packages by entry point."""
+"""Things found by name: in files of lwqc, and in installed packages by entry point.
+
+This is how one more score, allocator or target takes one file of lwqc, or none. Nothing is imported
+before it is asked for, so that what is below (recipes) can check names of what is above (scores).
+"""
 
 from __future__ import annotations
 
@@ -9,73 +13,43 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from lwqc.errors import InputError
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
-class Registry(Generic[T]):
-    """All things of one kind by name.
+class Registry:
+    """All things of one kind by name. A name of lwqc cannot be taken by another package.
 
-    kind: for messages, "channel score". group: of entry points, each of which names an object.
-    of: its type. package: of lwqc, whose files name theirs in a mapping `attribute`, so that one
-    more takes one file. A name of lwqc cannot be taken by another package.
+    kind: for messages. group: of entry points, each of which names an object. of: its type, as
+    `module:name`. package: of lwqc, whose files hold the built-in ones. attribute: of such a file,
+    a mapping from names to things; where it is "", each file is one thing, called like the file,
+    and held by the attribute `of` in capitals: nothing is imported to know the names.
     """
 
     kind: str
     group: str
-    of: type[T]
+    of: str
     package: str
-    attribute: str
-    _loaded: dict[str, T] = field(default_factory=dict, repr=False)
+    attribute: str = ""
+    _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def built_in(self) -> tuple[str, ...]:
+        """Names that come with lwqc."""
+        if self.attribute:
+            return tuple(self._tables)
+        return tuple(name.replace("_", "-") for name in self._files())
 
     def names(self) -> list[str]:
         """Every name, those of lwqc first."""
-        return [*self.built_in, *sorted(self.installed)]
+        return [*self.built_in, *sorted(self.installed())]
 
-    @cached_property
-    def built_in(self) -> Mapping[str, T]:
-        """Those that come with lwqc."""
-        found: dict[str, T] = {}
-        package = importlib.import_module(self.package)
-        for info in pkgutil.iter_modules(package.__path__):
-            module = importlib.import_module(f"{self.package}.{info.name}")
-            found |= vars(module).get(self.attribute, {})
-        return found
-
-    @property
     def installed(self) -> Mapping[str, EntryPoint]:
         """Those of other packages, not loaded yet."""
         points = {point.name: point for point in entry_points(group=self.group)}
         return {name: point for name, point in points.items() if name not in self.built_in}
-
-    def find(self, name: str) -> T:
-        """The thing of that name. Raises InputError for an unknown one and for a broken package."""
-        if name in self.built_in:
-            return self.built_in[name]
-        if name not in self._loaded:
-            self._loaded[name] = self._load(name)
-        return self._loaded[name]
-
-    def _load(self, name: str) -> T:
-        self.check(name)
-        point = self.installed[name]
-        try:
-            found: Any = point.load()
-        except (ImportError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{self.kind} {name}: {point.value} cannot be loaded: {reason}"
-            ) from error
-        if not isinstance(found, self.of):
-            raise InputError(
-                f"{self.kind} {name}: {point.value} is a {type(found).__name__}; expected "
-                f"{self.of.__module__}.{self.of.__qualname__}"
-            )
-        return found
 
     def check(self, name: str) -> None:
         """Raises InputError for an unknown name, with the nearest one."""
@@ -84,5 +58,77 @@ class Registry(Generic[T]):
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(
-                f"{self.kind} {name!r} is not known: expected one of {', '.join(known)}{hint}"
+                f"{self.kind} {name!r} is not known; expected one of {', '.join(known)}{hint}"
             )
+
+    def find(self, name: str) -> Any:
+        """The thing of that name. Raises InputError for an unknown one and for a broken package."""
+        if name not in self._loaded:
+            self.check(name)
+            here = name in self.built_in
+            self._loaded[name] = self._own(name) if here else self._foreign(name)
+        return self._loaded[name]
+
+    @cached_property
+    def _tables(self) -> Mapping[str, Any]:
+        found: dict[str, Any] = {}
+        for name in self._files():
+            found |= vars(self._module(name)).get(self.attribute, {})
+        return found
+
+    def _files(self) -> list[str]:
+        package = importlib.import_module(self.package)
+        return sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+
+    def _module(self, name: str) -> Any:
+        return importlib.import_module(f"{self.package}.{name}")
+
+    def _own(self, name: str) -> Any:
+        if self.attribute:
+            return self._tables[name]
+        attribute = self.of.partition(":")[2].upper()
+        return getattr(self._module(name.replace("-", "_")), attribute)
+
+    def _foreign(self, name: str) -> Any:
+        point = self.installed()[name]
+        where = f"{self.kind} {name}: {point.value}"
+        try:
+            found = point.load()
+        except (ImportError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{where} cannot be loaded: {reason}") from error
+        module, _, attribute = self.of.partition(":")
+        if not isinstance(found, getattr(importlib.import_module(module), attribute)):
+            kind = type(found).__name__
+            raise InputError(f"{where} is a {kind}; expected a {attribute} of {module}")
+        return found
+
+
+CHANNEL_SCORES = Registry(
+    "channel score",
+    group="lwqc.scores.channels",
+    of="lwqc.decide.scores.channels.score:ChannelScore",
+    package="lwqc.decide.scores.channels",
+    attribute="SCORES",
+)
+BRANCH_SCORES = Registry(
+    "branch score",
+    group="lwqc.scores.branches",
+    of="lwqc.decide.scores.branches.score:BranchScore",
+    package="lwqc.decide.scores.branches",
+    attribute="SCORES",
+)
+ALLOCATORS = Registry(
+    "allocator",
+    group="lwqc.allocators",
+    of="lwqc.allocator:Allocator",
+    package="lwqc.site_allocators",
+)
+TARGETS = Registry(
+    "target",
+    group="lwqc.targets",
+    of="collections.abc:Callable",
+    package="lwqc.backends",
+    attribute="TARGETS",
+)
+EXTENSIONS = (CHANNEL_SCORES, BRANCH_SCORES, ALLOCATORS, TARGETS)

@@ -7,6 +7,7 @@ same model gives the same bytes.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -66,6 +67,17 @@ class ActivationRange(_Model):
 
     low: float
     high: float
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"from {self.low:g} to {self.high:g} there is nothing")
+        return self
+
+
+class _Ranges(dict[str, ActivationRange]):
+    def __missing__(self, name: str) -> ActivationRange:
+        raise InputError(f"the plan has no range for the activation {name}")
 
 
 class SiteEntry(_Model):
@@ -328,6 +340,11 @@ class Plan(_Model):
         if both is not None:
             raise ValueError(f"{both}: sparse weights stay float")
         return self
+
+    @property
+    def ranges(self) -> Mapping[str, ActivationRange]:
+        """`activations`, which raises InputError for one that it does not have."""
+        return _Ranges(self.activations)
 
     @property
     def text(self) -> str:

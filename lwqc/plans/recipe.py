@@ -6,17 +6,34 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
+from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry
 from lwqc.plans.plan import Compensation, Format
 from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
 
 _BITS = (2, 3, 4, 8)  # of weights, where the user chooses
+
+
+TRIALS = ("ablation", "metric", "accept")  # of branches: what is left decides what goes next
+# Those that decide by a section of their own, or not at all; the others give formats to sites.
+_STRUCTURAL = ("auto", "channels", "branches", "parallel", "streams", "search", "none")
+
+
+def _one_of(kind: Registry, *more: str) -> AfterValidator:
+    """A name that `kind` knows, or one of some more."""
+
+    def check(name: str) -> str:
+        if name not in more and name not in kind.names():
+            raise ValueError(f"expected one of {', '.join((*more, *kind.names()))}")
+        return name
+
+    return AfterValidator(check)
 
 
 class PruneRecipe(BaseModel):
@@ -30,7 +47,7 @@ class PruneRecipe(BaseModel):
 
     ratio: float = 0.3
     by: Literal["macs", "parameters", "channels"] = "macs"
-    score: str = "l2"
+    score: Annotated[str, _one_of(CHANNEL_SCORES)] = "l2"
     normalise: Literal["none", "mean", "sum", "max", "lamp", "output"] = "mean"
     scope: Literal["global", "local"] = "global"
     per_cost: bool = False
@@ -52,7 +69,7 @@ class DropRecipe(BaseModel):
 
     share: float | None = None
     kind: Literal["attention", "mlp", "convolution", "other", "any", "block"] = "any"
-    score: str = "similarity"
+    score: Annotated[str, _one_of(BRANCH_SCORES, *TRIALS)] = "similarity"
     measure: Literal["js", "kl", "angular", "norm", "channels"] = "js"
     protect: float = 0.0
     max_divergence: float | None = None
@@ -144,19 +161,7 @@ class Recipe(BaseModel):
     name: str
     description: str
     source: str = ""
-    allocator: Literal[
-        "auto",
-        "uniform",
-        "knapsack",
-        "rank",
-        "bisect",
-        "channels",
-        "branches",
-        "parallel",
-        "streams",
-        "search",
-        "none",
-    ]
+    allocator: Annotated[str, _one_of(ALLOCATORS, *_STRUCTURAL)]
     score: Literal["measured", "weights", "lim", "zd", "position"] = "measured"
     sparse: Literal["none", "magnitude", "exchange", "sparsegpt"] = "none"
     clean: bool = False

@@ -126,7 +126,7 @@ def open_data(
             given,
         )  # fmt: skip
     path = Path(text)
-    if path.is_dir():
+    if _is_folder(path):
         found = len(_npz_files(path))
         data = Dataset("real", text, lambda: _folder(path), inputs, limit, found)
     elif path.suffix in {".npz", ".npy"}:
@@ -151,7 +151,14 @@ def data_sources(spec: str | os.PathLike[str] | None) -> list[Path]:
     if spec is None:
         return []
     path = Path(spec)
-    return [path, *sorted(path.glob("*.npz"))] if path.is_dir() else [path]
+    return [path, *sorted(path.glob("*.npz"))] if _is_folder(path) else [path]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise InputError(f"{str(path)[:80]}: cannot be read: {error.strerror}") from error
 
 
 def required_inputs(model: ir.Model) -> dict[str, ir.Value]:

@@ -13,7 +13,9 @@ from lwqc.cli.hosting import Host, OptionsAreSound, hosted
 from lwqc.cli.pipeline.spelling import check_known
 from lwqc.errors import InputError, LwqcError
 
-LEFT_OUT = frozenset({"run", "recipes", "inspect", "demo", "passes"})  # they make nothing
+LEFT_OUT = frozenset(
+    {"run", "recipes", "inspect", "demo", "passes", "extensions"}
+)  # they make nothing
 # What the build says itself, what has no use in it, and what writes several models.
 _GIVEN = frozenset(
     {"output", "original", "as_json", "debug", "details", "resume", "pareto", "help", "version"}

@@ -140,10 +140,11 @@ def _opened(path: Path, resume: bool) -> BinaryIO:
     except OSError as error:
         what = "nothing to resume" if resume else "cannot be written"
         raise InputError(f"{path}: {what}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path}: is not a regular file")
     file = open(descriptor, "r+b")  # noqa: SIM115 - it stays open, and with it the lock
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InputError(f"{path}: is not a regular file")
         _lock(file, path)
         head = file.read(len(_HEAD))
         if head != _HEAD[: len(head)] and not resume:

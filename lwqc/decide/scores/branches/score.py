@@ -1,4 +1,4 @@
-"""What a score for residual branches is, and all of them by name."""
+"""What a score for residual branches is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lwqc.decide.scores.branches.similarity import Units
-from lwqc.model.extensions import Registry
+from lwqc.model.extensions import BRANCH_SCORES
 from lwqc.runtime.stats.collector import Feeds, RunnerFactory
 
 
@@ -39,16 +39,7 @@ class BranchScore:
     importance: Callable[[BranchFacts], Mapping[str, float]]
 
 
-BRANCH_SCORES = Registry(
-    "branch score",
-    group="lwqc.scores.branches",
-    of=BranchScore,
-    package="lwqc.decide.scores.branches",
-    attribute="SCORES",
-)
-TRIALS = ("ablation", "metric", "accept")  # no scores: what is left decides what goes next
-
-
-def score_names() -> list[str]:
-    """What a user may choose: scores by name, and trials."""
-    return [*BRANCH_SCORES.names(), *TRIALS]
+def branch_score(name: str) -> BranchScore:
+    """The score of that name. Raises InputError."""
+    found: BranchScore = BRANCH_SCORES.find(name)
+    return found

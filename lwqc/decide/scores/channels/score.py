@@ -1,4 +1,4 @@
-"""What a score for channels is, and all of them by name."""
+"""What a score for channels is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lwqc.decide.scores.channels.ranking import Importance, Member, Ranking, agg
 from lwqc.graph.groups import Group
 from lwqc.graph.linear_operand import Matrix, Operand
 from lwqc.graph.readers import Reader
-from lwqc.model.extensions import Registry
+from lwqc.model.extensions import CHANNEL_SCORES
 from lwqc.model.weights import ReadArray
 
 Trial = Callable[[dict[Operand, Matrix]], float]
@@ -72,10 +72,7 @@ def by_weights(saliency: Callable[[Member], NDArray[np.floating]]) -> ChannelSco
     return ChannelScore(lambda facts: aggregated(facts.group, facts.read, saliency))
 
 
-CHANNEL_SCORES = Registry(
-    "channel score",
-    group="lwqc.scores.channels",
-    of=ChannelScore,
-    package="lwqc.decide.scores.channels",
-    attribute="SCORES",
-)
+def channel_score(name: str) -> ChannelScore:
+    """The score of that name. Raises InputError."""
+    found: ChannelScore = CHANNEL_SCORES.find(name)
+    return found

@@ -1,0 +1,1 @@
+"""Allocators of number formats to sites: one file each, called like the allocator."""

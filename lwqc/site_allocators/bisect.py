@@ -1,0 +1,25 @@
+"""Two formats, the lower one for as many sites as a loss allows."""
+
+from __future__ import annotations
+
+from lwqc.allocator import Allocator
+from lwqc.compile.workspace import Workspace
+from lwqc.decide import mixed, planning
+from lwqc.errors import InputError
+from lwqc.plans.goals import DEFAULT_DROP, Goals
+from lwqc.plans.plan import Plan
+from lwqc.plans.recipe import Recipe
+
+
+def _bisect(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+    importance = mixed.augmented_sensitivity(work)
+    if goals.wants_size:
+        raise InputError(f"recipe {recipe.name} takes --max-drop, not a size")
+    limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
+    method = planning.affordable(work, recipe)
+    return mixed.bisected(
+        work, importance, limit, low=recipe.low, high=recipe.high, method=method, recipe=recipe.name
+    )
+
+
+ALLOCATOR = Allocator(_bisect, own_codes=True, promises=True)

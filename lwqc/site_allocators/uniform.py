@@ -1,0 +1,25 @@
+"""One format for all sites."""
+
+from __future__ import annotations
+
+from lwqc.allocator import Allocator
+from lwqc.compile.workspace import Workspace
+from lwqc.decide import planning
+from lwqc.plans.goals import Goals
+from lwqc.plans.plan import Plan
+from lwqc.plans.recipe import Recipe
+
+
+def _uniform(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+    plan = planning.uniform(
+        work,
+        recipe.bits,
+        recipe.activations,
+        search=recipe.search,
+        kind=recipe.kind,
+        recipe=recipe.name,
+    )
+    return planning.calibrate(work, plan, recipe.ranges)
+
+
+ALLOCATOR = Allocator(_uniform)
