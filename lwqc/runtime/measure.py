@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError
@@ -120,11 +119,8 @@ def latencies(
     return [_summary(own) for own in times]
 
 
-def medians_ms(
-    models: Sequence[Session | ir.Model], feeds: Mapping[str, NDArray[Any]]
-) -> list[float]:
+def medians_ms(sessions: Sequence[Session], feeds: Mapping[str, NDArray[Any]]) -> list[float]:
     """Median times of one run in milliseconds, side by side with alternating order."""
-    sessions = [m if isinstance(m, Session) else Session(m, label="candidate") for m in models]
     times = time_runs(sessions, feeds, seconds=_SECONDS)
     return [statistics.median(t) * 1e3 for t in times]
 
