@@ -5,10 +5,10 @@ import json
 import onnx
 import pytest
 
+from lwqc.compile.plan_pipelines import pipelines_of
 from lwqc.model import io
 from lwqc.passes.cleanup import clean_up
 from lwqc.passes.registry import BUILT_IN
-from lwqc.plan_pipelines import pipelines_of
 from lwqc.plans.plan import CleanUp, Plan, Source
 from lwqc.testing import model_of, to_text
 

@@ -118,9 +118,9 @@ def compress(
     debug: DebugOption = False,
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
+    from lwqc.compile.plan_pipelines import pipelines_of
     from lwqc.decide.compress import compress_workspace
     from lwqc.decide.strategy import row as row_of_models
-    from lwqc.plan_pipelines import pipelines_of
     from lwqc.plans.recipe import find
 
     if print_pipeline and pareto is not None:

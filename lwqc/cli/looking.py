@@ -316,26 +316,24 @@ def recipes(
 @app.command()
 def extensions(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """List scores, allocators and targets by name, and the packages that add some."""
-    from rich.console import Console
-
+    from lwqc.cli.report.console import Console
     from lwqc.model.extensions import EXTENSIONS
 
-    found = {
-        kind.kind: {
-            "group": kind.group,
-            "built_in": list(kind.built_in),
-            "installed": {name: point.value for name, point in kind.installed().items()},
-        }
-        for kind in EXTENSIONS
-    }
+    others = {k: {name: point.value for name, point in k.installed().items()} for k in EXTENSIONS}
     if as_json:
+        found = {
+            kind.kind: {
+                "group": kind.group,
+                "built_in": list(kind.built_in),
+                "installed": installed,
+            }
+            for kind, installed in others.items()
+        }
         print(json.dumps(found, indent=1))
         return
-    for kind, row in found.items():
-        names = [*row["built_in"], *(f"{n} ({where})" for n, where in row["installed"].items())]
-        Console().print(
-            f"{kind}, {row['group']}: {', '.join(names)}", markup=False, highlight=False
-        )
+    for kind, installed in others.items():
+        names = [*kind.built_in, *(f"{name} ({where})" for name, where in installed.items())]
+        Console().print(f"{kind.kind}, {kind.group}: {', '.join(names)}", highlight=False)
 
 
 @app.command()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from lwqc.allocator import find_allocator
 from lwqc.compile.cleaned import cleaned, cleaning
 from lwqc.compile.lifted import lifted
 from lwqc.compile.steps.transforms import version
 from lwqc.compile.workspace import Workspace
 from lwqc.decide import planning
+from lwqc.decide.allocator import find_allocator
 from lwqc.decide.fastest import Base, fastest, fused_base, never_slower
 from lwqc.decide.float_plan import choose_floats, with_floats
 from lwqc.decide.profiles import with_profile

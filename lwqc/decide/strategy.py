@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from lwqc.allocator import find_allocator
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import execute
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.allocate import allocate
+from lwqc.decide.allocator import find_allocator
 from lwqc.decide.decided import Decided
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.joint import joint, pareto, searches

@@ -121,8 +121,8 @@ BRANCH_SCORES = Registry(
 ALLOCATORS = Registry(
     "allocator",
     group="lwqc.allocators",
-    of="lwqc.allocator:Allocator",
-    package="lwqc.site_allocators",
+    of="lwqc.decide.allocator:Allocator",
+    package="lwqc.decide.site_allocators",
 )
 TARGETS = Registry(
     "target",

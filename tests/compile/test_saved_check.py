@@ -21,6 +21,7 @@ from lwqc.plans.plan import Plan
 from lwqc.runtime import isolated
 from lwqc.runtime.session import Session, SessionSettings, as_array
 from tests.build import model, normal
+from tests.short import short
 
 DIES = "import os, sys; sys.stdin.buffer.read(1); os.abort()"
 COMMANDS = {
@@ -55,28 +56,8 @@ def folder(tmp_path, monkeypatch):
     io.save(built, tmp_path / "o.onnx", external_data=True)
     (tmp_path / "o.onnx").chmod(0o640)
     (tmp_path / "p.json").write_text("a plan of before")
-    monkeypatch.setattr("lwqc.cli.compressing.parse_control", _quick(monkeypatch))
+    short(monkeypatch)
     return tmp_path
-
-
-def _quick(monkeypatch):
-    from lwqc.cli.running import parse_control
-    from lwqc.decide import fastest
-    from lwqc.decide.allocators.evolutionary import Settings
-    from lwqc.decide.search import control as search_control
-    from lwqc.runtime import measure
-
-    real = measure.latencies
-    quick = lambda sessions, feeds, seconds=0.0: real(sessions, feeds, 0.02)  # noqa: E731
-    monkeypatch.setattr("lwqc.compile.compressed.latencies", quick)
-    monkeypatch.setattr(measure, "_SECONDS", 0.02)
-    monkeypatch.setattr(fastest, "_SECONDS", 0.02)
-    monkeypatch.setattr(fastest, "_GLANCE", 0.02)
-    settings = Settings(generations=1, offspring=2, survivors=(2,))
-    efforts = dict.fromkeys(search_control.EFFORTS, settings)
-    monkeypatch.setattr(search_control, "EFFORTS", efforts)
-    monkeypatch.setattr("lwqc.decide.search.joint.EFFORTS", efforts)
-    return parse_control
 
 
 def arguments(name, folder, output="o.onnx", plan="p.json"):

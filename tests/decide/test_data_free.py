@@ -12,19 +12,16 @@ import pytest
 import lwqc
 import lwqc.demo
 from lwqc.compile.execute import apply_plan
-from lwqc.decide import fastest
-from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
 from lwqc.decide.data_free import without_data
-from lwqc.decide.search import control as search_control
 from lwqc.demo import digits
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals, parse_goals
 from lwqc.plans.recipe import Recipe, find, named
 from lwqc.quant.methods import DATA_METHODS
-from lwqc.runtime import measure
 from lwqc.runtime.session import Session
 from tests.build import model, normal
+from tests.short import short
 
 DIGITS = Path(lwqc.demo.__file__).parent / "digits.onnx"
 DATA = "lwqc.demo.digits:calibration"
@@ -47,16 +44,7 @@ LACKING = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    settings = Settings(generations=1, offspring=2, survivors=(2,))
-    efforts = dict.fromkeys(search_control.EFFORTS, settings)
-    monkeypatch.setattr("lwqc.decide.search.joint.EFFORTS", efforts)
-    for module in (measure, fastest):
-        monkeypatch.setattr(module, "_SECONDS", 0.01)
-    monkeypatch.setattr(fastest, "_GLANCE", 0.01)
-    real = measure.latencies
-    monkeypatch.setattr(
-        "lwqc.compile.compressed.latencies", lambda s, f, seconds=0.0: real(s, f, 0.01)
-    )
+    short(monkeypatch)
 
 
 def goals(recipe):

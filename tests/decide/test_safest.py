@@ -11,14 +11,14 @@ import pytest
 
 import lwqc
 from lwqc.backends.cpu import CpuTarget
-from lwqc.decide import fastest, safest
+from lwqc.decide import safest
 from lwqc.decide.compress import open_workspace
 from lwqc.errors import SessionError
 from lwqc.model import io
 from lwqc.plans.goals import Goals, Outcome, parse_goals
-from lwqc.runtime import measure
 from lwqc.runtime.session import Session
 from tests.build import model, normal
+from tests.short import short
 
 SITES = [f"w{i}" for i in range(8)]
 
@@ -37,12 +37,7 @@ def net(tmp_path):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    real = measure.latencies
-    monkeypatch.setattr(
-        "lwqc.compile.compressed.latencies", lambda s, f, seconds=0.0: real(s, f, 0.01)
-    )
-    monkeypatch.setattr(fastest, "_SECONDS", 0.02)
-    monkeypatch.setattr(fastest, "_GLANCE", 0.02)
+    short(monkeypatch)
 
 
 def broken(monkeypatch, wrong):

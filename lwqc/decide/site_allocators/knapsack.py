@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lwqc.allocator import Allocator
 from lwqc.compile.workspace import Workspace
 from lwqc.decide import mixed, planning
+from lwqc.decide.allocator import Allocator
 from lwqc.plans.goals import DEFAULT_DROP, Goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe

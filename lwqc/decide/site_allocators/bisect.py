@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lwqc.allocator import Allocator
 from lwqc.compile.workspace import Workspace
 from lwqc.decide import mixed, planning
+from lwqc.decide.allocator import Allocator
 from lwqc.errors import InputError
 from lwqc.plans.goals import DEFAULT_DROP, Goals
 from lwqc.plans.plan import Plan

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lwqc.allocator import Allocator
 from lwqc.compile.workspace import Workspace
 from lwqc.decide import mixed
+from lwqc.decide.allocator import Allocator
 from lwqc.decide.importance import layer_importance
 from lwqc.errors import InputError
 from lwqc.model import io

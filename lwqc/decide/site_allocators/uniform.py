@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lwqc.allocator import Allocator
 from lwqc.compile.workspace import Workspace
 from lwqc.decide import planning
+from lwqc.decide.allocator import Allocator
 from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
