@@ -18,6 +18,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.backends.proof import prove
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import apply_plan, execute
 from lwqc.compile.workspace import Workspace
@@ -329,7 +330,7 @@ def verify(
     A result of another function counts as the model that it is, and brings its data along.
     """
     work = _compared((original, candidate), data, shapes)
-    return work.divergence(_session(candidate, "candidate"))
+    return work.divergence(_session(candidate, "candidate", work))
 
 
 def bench(
@@ -342,7 +343,7 @@ def bench(
     if not models:
         raise InputError("bench needs at least one model")
     work = _compared(models, data, shapes)
-    sessions: Sequence[Session] = [_session(m, f"model {i}") for i, m in enumerate(models)]
+    sessions: Sequence[Session] = [_session(m, f"model {i}", work) for i, m in enumerate(models)]
     return latencies(sessions, work.served[0].feeds, seconds)
 
 
@@ -377,8 +378,10 @@ def _compared(models: Sequence[Source], data: Data, shapes: Shapes) -> Workspace
     return _workspace(models[0], None, None, data=data, shapes=shapes)
 
 
-def _session(source: Source, label: str) -> Session:
-    return Session(_model(source, None, None), label=label)
+def _session(source: Source, label: str, work: Workspace) -> Session:
+    model = _model(source, None, None)
+    prove(model, work.data.first(), label)
+    return Session(model, label=label)
 
 
 def _chosen(target: str | None, source: Source, usual: str) -> str | None:

@@ -135,6 +135,7 @@ def verify(
     debug: DebugOption = False,
 ) -> None:
     """Compare the outputs of two models on the same data."""
+    from lwqc.backends.proof import prove_first
     from lwqc.cli.report.blame import blame_dict, blame_models, print_blame
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import divergence_table, print_decisions
@@ -146,6 +147,7 @@ def verify(
         raise InputError(f"--blame-check {blame_check}: must not be negative")
     with opened(original, "cpu", data, metric, shape, seed) as work:
         compressed = io.load(candidate)
+        prove_first(compressed, work.data.first, str(candidate))
         session = Session(candidate, label=str(candidate))
         found = work.divergence(session)
         drop = work.drop(session) if work.metric else worst_drop(found)
@@ -191,6 +193,7 @@ def bench(
 ) -> None:
     """Time models on the same input, alternating their order; on a GPU without transfers."""
     from lwqc.backends.device_bench import device_latencies
+    from lwqc.backends.proof import prove
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import latency_text, size_text
     from lwqc.compile.workspace import stored_bytes
@@ -203,8 +206,8 @@ def bench(
     elsewhere: dict[str, list[str]] = {}
     options = _device_options(target, cuda_graph, nhwc)
     with opened(models[0], target, data, None, shape, seed) as work:
-        for path in models:
-            io.load(path)
+        for path in models[1:]:
+            prove(io.load(path), work.data.first(), str(path))
         served = [s.label for s in work.served]
         if work.target.settings() == SessionSettings():
             sessions = [Session(path, label=str(path)) for path in models]

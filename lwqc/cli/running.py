@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,6 +34,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make any ONNX model smaller and faster on stock ONNX Runtime.",
 )
+
+
+@app.callback()
+def everywhere(
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--limit",
+            help="what one model may take: inputs=4GB, data=40GB, memory=16GB, run=600s",
+        ),
+    ] = None,
+) -> None:
+    """Make any ONNX model smaller and faster on stock ONNX Runtime."""
+    if limit:
+        from lwqc.limits import parse_limits, set_limits
+
+        set_limits(parse_limits(limit))
 
 
 def errors_console() -> Console:

@@ -14,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.backends.loadable import Loadable
+from lwqc.backends.proof import original
 from lwqc.backends.target import Lowered, Target
 from lwqc.compile.locks import data_source, tool_versions
 from lwqc.compile.site_grams import SiteGrams
@@ -33,7 +35,7 @@ from lwqc.runtime.data import Dataset
 from lwqc.runtime.measure import Metric, compare, worst_drop
 from lwqc.runtime.recorded import Recorded
 from lwqc.runtime.served import Served, Sizes, served_inputs
-from lwqc.runtime.session import Loadable, Session, SessionSettings, has_bodies
+from lwqc.runtime.session import Session, SessionSettings, has_bodies
 from lwqc.runtime.stats.divergence import Divergence, divergences
 from lwqc.runtime.stats.ranges import Range
 
@@ -272,8 +274,7 @@ class Workspace:
         """The original as a session can load it: its file, or the model where it has none."""
         if self.origin is not None:
             return self.origin.loadable
-        path = self.model.meta.get("lwqc_path")
-        return path if path and os.path.exists(path) else self.model
+        return original(self.model)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from lwqc.backends.proof import original, prove, prove_first
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.workspace import Workspace, make_target
 from lwqc.decide.search.control import SearchControl
@@ -62,6 +63,7 @@ def open_workspace(
     asked = as_sequence(shapes)
     model, dataset = _with_data(model, data, seed, asked[0] if asked else None)
     work = Workspace(model, chosen, dataset, _metric(metric), name, shapes=asked, progress=progress)
+    prove_first(model, dataset.first, name)
     if asked:
         work.served  # noqa: B018  # unknown dimensions show before any work starts
     return work
@@ -85,9 +87,9 @@ def _with_data(
         try:
             return model, open_data(spec, model, seed=seed, shapes=shapes)
         except SizesDifferError as error:
-            path = model.meta.get("lwqc_path")
             try:
-                Session(path or model)(error.feeds)
+                prove(model, error.feeds, "model")
+                Session(original(model))(error.feeds)
             except LwqcError:
                 raise error from None
             model = with_own_sizes(model, error.symbol)

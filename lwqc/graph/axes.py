@@ -336,7 +336,7 @@ def split_product(factor: Factor, inner: int) -> tuple[Factor, Factor]:
         return one(), factor
     if inner == 1:
         return factor, one()
-    if factor.size % inner:
+    if inner < 1 or factor.size % inner:
         raise _NoRefinementError
     if factor.frozen:
         return fixed(factor.size // inner, factor.frozen), fixed(inner, factor.frozen)

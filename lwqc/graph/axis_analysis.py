@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,8 @@ from lwqc.graph.captures import captures
 from lwqc.graph.integers import Integers
 from lwqc.graph.repairs import Repair
 from lwqc.graph.rules import RULES
-from lwqc.graph.rules.context import BarrierError, Context, Dims, Rules
+from lwqc.graph.rules.context import Context, Rules
+from lwqc.graph.rules.fit import BarrierError, Dims
 from lwqc.graph.sampled import Sampled
 from lwqc.model.weights import is_float, static_shape, stored_tensor
 
@@ -51,7 +52,7 @@ class AxisAnalysis:
     repairs: list[Repair] = field(default_factory=list)
     barriers: list[Barrier] = field(default_factory=list)
 
-    def operand(self, node: ir.Node, index: int) -> Dims | None:
+    def operand(self, node: ir.Node, index: int) -> Sequence[Factor] | None:
         """Dimensions of an operand; None where it is left out or not known."""
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is None:
@@ -60,7 +61,7 @@ class AxisAnalysis:
             return self.stored.get(Use(value, node, index)) or self.stored.get(value)
         return self.dims.get(value)
 
-    def all_dims(self) -> Iterator[Dims]:
+    def all_dims(self) -> Iterator[Sequence[Factor]]:
         """Dimensions of every tensor."""
         yield from self.dims.values()
         yield from self.stored.values()
@@ -83,7 +84,7 @@ def analyse_axes(
         sampled = shapes.get(value.name or "")
         if sampled is not None:
             reason = f"graph input {value.name}"
-            run.result.dims[value] = [fixed(s, reason) for s in sampled.first]
+            run.result.dims[value] = Dims(fixed(s, reason) for s in sampled.first)
     for node in model.graph:
         run.visit(node)
     run.freeze_captured()
@@ -129,7 +130,7 @@ class _Run:
         """A constant given as numbers in an attribute; tensors are looked at by their readers."""
         sampled = self.result.shapes.get(value.name or "")
         if stored_tensor(value) is None and sampled is not None:
-            self.result.dims[value] = [fixed(s, "a list of numbers") for s in sampled.first]
+            self.result.dims[value] = Dims(fixed(s, "a list of numbers") for s in sampled.first)
 
     def _operand(self, node: ir.Node, index: int) -> Dims | None:
         value = node.inputs[index]
@@ -142,7 +143,7 @@ class _Run:
         key = Use(value, node, index) if separate else value
         if key not in self.result.stored:
             sizes = static_shape(tensor)
-            self.result.stored[key] = [one() if s == 1 else Factor(s) for s in sizes]
+            self.result.stored[key] = Dims(one() if s == 1 else Factor(s) for s in sizes)
         return self.result.stored[key]
 
     def _check(self, ctx: Context) -> None:

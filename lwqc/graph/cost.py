@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.value_types import infer_types
@@ -241,7 +240,10 @@ def _conv_transpose(node: ir.Node, shapes: _Shapes) -> int:
 
 def _recurrent(node: ir.Node, shapes: _Shapes) -> int:
     """x [steps, batch, in], W [dirs, gates*hidden, in], R [dirs, gates*hidden, hidden]."""
-    first, second, _ = shapes(node.inputs[0])
+    sizes = shapes(node.inputs[0])
+    if len(sizes) != 3:
+        raise _UnknownError
+    first, second, _ = sizes
     weights = (math.prod(shapes(node.inputs[i])) for i in (1, 2))
     return first * second * sum(weights)
 
@@ -261,9 +263,14 @@ def _einsum(node: ir.Node, shapes: _Shapes) -> int:
         rest = len(shape) - len(before) - len(after)
         batch.append(shape[len(before) : len(before) + rest] if dots else ())
         fixed = (*shape[: len(before)], *shape[len(before) + rest :])
+        if rest < 0 or len(fixed) != len(before + after):
+            raise _UnknownError
         for letter, length in zip(before + after, fixed, strict=True):
             size[letter] = max(size.get(letter, 1), length)
-    return math.prod(size.values()) * math.prod(np.broadcast_shapes(*batch))
+    rank = max(map(len, batch))
+    padded = [(1,) * (rank - len(sizes)) + sizes for sizes in batch]
+    wide = [max(sizes) for sizes in zip(*padded, strict=True)]
+    return math.prod([*size.values(), *wide])
 
 
 def _int(node: ir.Node, name: str, default: int) -> int:

@@ -60,6 +60,8 @@ def _reader(groups: Groups, operand: Operand) -> Reader | None:
     kernel = int(np.prod(operand.shape[2:]))
     if operand.groups == 1:
         return Reader(operand, dims[1], None, kernel)
+    if operand.groups < 1 or dims[0].size % operand.groups:
+        return None
     return Reader(operand, dims[1], _outer(dims[0], operand.groups), kernel)
 
 

@@ -100,6 +100,10 @@ class Classes:
         return None if first == _FREE else self._reasons[first]
 
 
+class UnfitError(Exception):
+    """A node's operands or attributes do not fit its operator; its text says how."""
+
+
 class Labelling:
     """Ids of all tensors of a graph while its nodes are visited in order; rules call its methods.
 
@@ -146,6 +150,18 @@ class Labelling:
             if index not in but:
                 self.freeze(value, reason)
 
+    def drop_misfits(self, node: ir.Node) -> None:
+        """Forget ids of outputs that contradict the sizes at hand, and keep those as they are."""
+        for value in node.outputs:
+            labels, sizes = self.labels.get(value), self.size(value)
+            if labels is None or sizes is None:
+                continue
+            stated = sizes.first[sizes.rank - labels.ndim :] if labels.ndim <= sizes.rank else ()
+            fits = len(stated) == labels.ndim
+            if not fits or any(n not in (1, s) for n, s in zip(labels.shape, stated, strict=True)):
+                self.classes.freeze(labels, f"{where(node)} gives another shape than is stated")
+                del self.labels[value]
+
     def is_free(self, labels: Labels | None) -> bool:
         """Whether any channel can be scaled so far."""
         return labels is not None and bool(self.classes.free(labels).any())
@@ -180,6 +196,8 @@ class Labelling:
             ids: Labels = np.moveaxis(labels, channels, -1)
             if any(n > 1 for n in ids.shape[:-1]):
                 self.freeze(node.inputs[0], f"{where(node)} does not sum over the scaled axis")
+            if ids.shape[-1] not in (1, _inputs(operand)):
+                raise UnfitError(f"{where(node)} has a weight for another number of channels")
             ids = np.broadcast_to(ids.reshape(-1, ids.shape[-1])[0], _inputs(operand))
             self._port(operand, _taken_in(operand, ids), ids)
         out = self.classes.fresh((operand.out,))

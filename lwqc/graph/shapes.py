@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
-import onnx.shape_inference
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.errors import SessionError
 from lwqc.graph.integers import Integers
 from lwqc.graph.sampled import Sampled, Sizes, pair
+from lwqc.inference import infer_node
 from lwqc.model.weights import is_float, static_shape, stored_tensor
 
 # Primes that divide no common channel count, so that sizes are not equal by accident.
@@ -142,18 +143,15 @@ def _inferred_outputs(
     integers: Integers,
 ) -> dict[str, onnx.TypeProto]:
     try:
-        version = int(model.opset_imports[node.domain])
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         data = {v.name or "": _small(v, integers) for v in node.inputs if v is not None}
-        result: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
-            schema,
+        return infer_node(
             ir.to_proto(node),
+            int(model.opset_imports[node.domain]),
             {name: _sized(types[name], found.get(name)) for name in _names(node)},
-            {n: onnx.numpy_helper.from_array(d) for n, d in data.items() if d is not None},
+            {name: array for name, array in data.items() if array is not None},
         )
-    except (KeyError, ValueError, onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
+    except (KeyError, SessionError):
         return {}
-    return result
 
 
 def _small(value: ir.Value, integers: Integers) -> NDArray[np.generic] | None:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
-import onnx.shape_inference
 import onnx_ir as ir
+
+from lwqc.errors import SessionError
+from lwqc.inference import infer
 
 _SMALL = 1 << 10  # numbers in a tensor that shapes may be computed from
 
@@ -38,8 +40,8 @@ def infer_types(model: ir.Model) -> None:
     """
     proto = light(model)
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        inferred = infer(proto, data=True)
+    except SessionError:
         return
     _take(model.graph, inferred.graph)
     forget_uncertain(model)

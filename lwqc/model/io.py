@@ -18,13 +18,14 @@ import onnx_ir as ir
 from onnx_ir import external_data as ir_external
 
 from lwqc.errors import InputError
+from lwqc.gate import check_model
 from lwqc.model.kept_parts import keep_parts, leave_to_inference
 from lwqc.model.model_stream import skeleton, weightless, write_inline
 from lwqc.model.normal_form import normalise
 from lwqc.model.outputs import check_output
 from lwqc.model.saving import EXTERNAL_ABOVE_BYTES, Draft, SavedModel, drafted, save, weight_bytes
 from lwqc.model.tensor_bytes import chunks, read_array, read_rows
-from lwqc.model.untrusted import MAX_OPSET, MIN_OPSET, checked_proto
+from lwqc.model.untrusted import MAX_OPSET, MIN_OPSET, check_proto, checked_proto
 from lwqc.model.weights import static_shape
 
 __all__ = [
@@ -67,6 +68,7 @@ def from_proto(proto: onnx.ModelProto, *, constant_inputs: bool = False) -> ir.M
     """The same from a model in memory, which is left alone."""
     own = onnx.ModelProto()
     own.CopyFrom(proto)
+    check_proto(own, "model")
     return _deserialized(own, "model", None, constant_inputs)
 
 
@@ -77,10 +79,9 @@ def _deserialized(
     try:
         keep_parts(proto)
         notes = normalise(proto, constant_inputs=constant_inputs)
+        check_model(proto)
     except InputError as error:
         raise InputError(f"{label}: {error}") from error
-    except UnicodeDecodeError as error:  # protobuf decodes names only when they are read
-        raise InputError(f"{label}: not a valid ONNX model: a name is not UTF-8") from error
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:

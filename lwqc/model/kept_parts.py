@@ -17,7 +17,8 @@ from itertools import chain, count
 import onnx
 import onnx_ir as ir
 
-from lwqc.errors import InputError
+from lwqc.errors import InputError, SessionError
+from lwqc.inference import bare, infer
 from lwqc.model.untrusted import graph_protos
 
 KEY = "lwqc.kept_parts"  # of the metadata; never in a file
@@ -135,8 +136,8 @@ def _has_map(kind: onnx.TypeProto) -> bool:
 def _types(proto: onnx.ModelProto) -> Mapping[str, onnx.TypeProto]:
     """Types of the main graph's values, as far as the file and ONNX tell them."""
     try:
-        graph = onnx.shape_inference.infer_shapes(proto).graph
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        graph = infer(bare(proto, declared=True)).graph
+    except SessionError:
         graph = proto.graph
     types = {t.name: onnx.TypeProto() for t in graph.initializer}
     for tensor in graph.initializer:

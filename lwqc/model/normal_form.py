@@ -21,18 +21,20 @@ Nodes = Sequence[onnx.NodeProto]
 def normalise(proto: onnx.ModelProto, *, constant_inputs: bool = False) -> list[str]:
     """Bring a model into normal form, in place; returns what a user should know of it.
 
-    Imports: one per domain, the last one where there are two, as the runtime reads them. Nodes: in
-    topological order, in every graph. Sizes: unknown ones have no name, so that no two of them
-    count as equal. Initializers that are graph inputs too: no inputs in IR 3, where that is how
-    constants are written, and with `constant_inputs`.
+    Imports: one per domain, the last one where there are two, as the runtime reads them; the domain
+    of ONNX is "". Nodes: in topological order, in every graph. Sizes: unknown ones have no name, so
+    that no two of them count as equal. Initializers that are graph inputs too: no inputs in IR 3,
+    where that is how constants are written, and with `constant_inputs`.
 
     Raises InputError for nodes that wait for each other in a circle.
     """
     _merge_imports(proto.opset_import)
     for function in proto.functions:
         _merge_imports(function.opset_import)
+        _name_domains(function.node)
         _sort(function.node, [*function.input], f"function {function.name}")
     for graph in graph_protos(proto):
+        _name_domains(graph.node)
         given = [v.name for v in graph.input] + [t.name for t in graph.initializer]
         _sort(graph.node, given, f"graph {graph.name}")
         for info in (*graph.input, *graph.output, *graph.value_info):
@@ -52,6 +54,12 @@ def _merge_imports(imports: object) -> None:
     del imports[:]  # type: ignore[attr-defined]
     for domain, version in versions.items():
         imports.add(domain=domain, version=version)  # type: ignore[attr-defined]
+
+
+def _name_domains(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        if node.domain == "ai.onnx":
+            node.domain = ""
 
 
 def _forget_sizes(kind: onnx.TypeProto) -> None:

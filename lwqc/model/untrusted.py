@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from lwqc.errors import InputError
 from lwqc.model.paths import external_file, model_folders
+from lwqc.texts import check_texts
 
 MIN_OPSET, MAX_OPSET = 7, 26  # onnxruntime 1.31 loads no newer one
 MIN_IR_VERSION, MAX_IR_VERSION = 3, int(onnx.IR_VERSION)
@@ -34,15 +35,24 @@ def checked_proto(file: Path) -> tuple[onnx.ModelProto, Path]:
     Raises InputError, in one line, for everything that is not a readable, supported ONNX model.
     """
     proto = _parse(file)
+    externals = check_proto(proto, str(file))
+    return proto, _resolve_locations(file, externals)
+
+
+def check_proto(proto: onnx.ModelProto, label: str) -> list[onnx.TensorProto]:
+    """Check versions and tensors; the tensors whose data is in other files are returned.
+
+    Raises InputError that starts with `label`.
+    """
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise InputError(f"{label}: not an ONNX model: it has no graph or no opset")
     try:
-        _check_versions(file, proto)
-        _check_supported(file, proto)
-        externals = [t for t in tensor_protos(proto) if _is_external(f"{file}: {_named(t)}", t)]
-        return proto, _resolve_locations(file, externals)
-    except UnicodeDecodeError as error:  # protobuf decodes names only when they are read
-        raise InputError(f"{file}: not a valid ONNX model: a name is not UTF-8") from error
+        _check_versions(label, proto)
+        _check_supported(label, proto)
+        check_texts(proto, label)
+        return [t for t in tensor_protos(proto) if _is_external(f"{label}: {_named(t)}", t)]
     except RecursionError as error:
-        raise InputError(f"{file}: subgraphs are nested too deep") from error
+        raise InputError(f"{label}: subgraphs are nested too deep") from error
 
 
 def _parse(file: Path) -> onnx.ModelProto:
@@ -67,12 +77,10 @@ def _parse(file: Path) -> onnx.ModelProto:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from error
     except (DecodeError, ValueError) as error:
         raise InputError(f"{file}: not an ONNX file, or cut short") from error
-    if not proto.HasField("graph") or not proto.opset_import:
-        raise InputError(f"{file}: not an ONNX model: it has no graph or no opset")
     return proto
 
 
-def _check_versions(file: Path, proto: onnx.ModelProto) -> None:
+def _check_versions(file: str, proto: onnx.ModelProto) -> None:
     for entry in proto.opset_import:
         if entry.domain in ("", "ai.onnx") and not MIN_OPSET <= entry.version <= MAX_OPSET:
             raise InputError(
@@ -86,7 +94,7 @@ def _check_versions(file: Path, proto: onnx.ModelProto) -> None:
         )
 
 
-def _check_supported(file: Path, proto: onnx.ModelProto) -> None:
+def _check_supported(file: str, proto: onnx.ModelProto) -> None:
     """Refuse what onnx_ir 1.1 drops without a word: the saved model would be another one."""
     if proto.training_info:
         raise InputError(f"{file}: has training information; export the inference model")

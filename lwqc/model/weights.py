@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -64,7 +65,8 @@ def trace_weight(value: ir.Value | None) -> Weight | None:
     steps: list[ir.Node] = []
     while value is not None:
         if stored_tensor(value) is not None:
-            return Weight(value, tuple(reversed(steps)))
+            weight = Weight(value, tuple(reversed(steps)))
+            return weight if _steps_fit(weight) else None
         node = value.producer()
         if node is None or node.domain != "" or node.op_type not in _STEPS:
             return None
@@ -73,6 +75,32 @@ def trace_weight(value: ir.Value | None) -> Weight | None:
         steps.append(node)
         value = node.inputs[0]
     return None
+
+
+def _steps_fit(weight: Weight) -> bool:
+    """Whether scales have the sizes that their weight asks for; ONNX does not look at them."""
+    for at, node in enumerate(weight.steps):
+        if node.op_type == "DequantizeLinear":
+            shape = weight_shape(Weight(weight.source, weight.steps[:at]))
+            if shape is not None and not all(_follows(node, v, shape) for v in node.inputs[1:]):
+                return False
+    return True
+
+
+def _follows(node: ir.Node, value: ir.Value | None, shape: tuple[int, ...]) -> bool:
+    """Whether scales or zero points are for a tensor: one, one per index, or one per block."""
+    tensor = stored_tensor(value)
+    sizes = () if tensor is None else static_shape(tensor)
+    axis, block = _int(node, "axis", 1), _int(node, "block_size", 0)
+    if math.prod(sizes) == 1 and not block:
+        return True
+    if not -len(shape) <= axis < len(shape) or block < 0:
+        return False
+    axis %= len(shape)
+    if not block:
+        return sizes == (shape[axis],)
+    blocks = -(-shape[axis] // block)
+    return sizes == (*shape[:axis], blocks, *shape[axis + 1 :])
 
 
 def weight_shape(weight: Weight) -> tuple[int, ...] | None:
@@ -140,6 +168,11 @@ def stored_float_tensors(graph: ir.Graph) -> Iterator[ir.Value]:
             yield value
 
 
+def _int(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return attribute.as_int() if attribute is not None else default
+
+
 def _ints(node: ir.Node, name: str) -> tuple[int, ...] | None:
     attribute = node.attributes.get(name)
     return tuple(attribute.as_ints()) if attribute is not None else None
@@ -179,8 +212,7 @@ def _dequantize(node: ir.Node, array: Array, read: ReadArray) -> Array:
     zero = np.zeros((), np.int32)
     if zero_tensor is not None:
         zero = read(zero_tensor).astype(np.int32)
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-    block = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
+    axis, block = _int(node, "axis", 1), _int(node, "block_size", 0)
     centred: Array = array.astype(np.int32) - spread(zero, array.shape, axis, block)  # type: ignore[operator]
     scale = spread(stored.astype(np.float32), array.shape, axis, block)
     return np.asarray(centred * scale).astype(stored.dtype)  # type: ignore[operator]

@@ -64,7 +64,10 @@ class FoldConstants(Pass):
                     should_fold=self._may_fold,
                 )
         except Exception as error:
-            raise ir.passes.PassError(f"onnxscript's optimizer failed: {error}") from error
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise ir.passes.PassError(f"onnxscript's optimizer failed: {cause}") from error
         finally:
             _QUIET.setLevel(level)
         _drop_new_attributes(model)

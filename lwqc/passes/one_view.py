@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.model.edit import add_initializer, lazy_like
 from lwqc.model.names import distinct_names, gather_names, own_values, scopes
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.context import Context
+from lwqc.passes.inline import inline_functions
 from lwqc.passes.plain_gemm import PlainGemm
 
 
@@ -67,13 +67,7 @@ def _called(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
 
 
 def _inline(model: ir.Model) -> None:
-    versions = model.opset_imports
-
-    def fits(function: ir.Function) -> bool:
-        same = all(versions.get(d, v) == v for d, v in function.opset_imports.items())
-        return same and set(function.inputs).isdisjoint(function.outputs)
-
-    InlinePass(criteria=fits)(model)
+    inline_functions(model)
     _store_once(model)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, TopologicalSortPass
+from onnx_ir.passes.common import TopologicalSortPass
 
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
+from lwqc.passes.inline import inline_functions
 from lwqc.passes.strided_reshape import strided_to_reshape
 
 
@@ -17,7 +18,7 @@ def prepare_pruning(model: ir.Model) -> tuple[ir.Model, dict[str, Sampled]]:
     """
     copy = model.clone()
     if copy.functions:
-        InlinePass()(copy)
+        inline_functions(copy)
     TopologicalSortPass()(copy)
     shapes, _ = declared_shapes(copy)
     if strided_to_reshape(copy, shapes):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 from lwqc.model.names import unique_name
 from lwqc.model.weights import stored_tensor
+from lwqc.passes.inline import inline_functions
 
 _LOW = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _WIDE = ir.DataType.FLOAT
@@ -30,7 +30,7 @@ class WidenFloats(ir.passes.InPlacePass):
         if not has_low_floats(model):
             return ir.passes.PassResult(model, False)
         if model.functions:
-            InlinePass()(model)
+            inline_functions(model)
         outputs = [(i, v, v.dtype) for i, v in enumerate(model.graph.outputs) if v.dtype in _LOW]
         nodes = list(model.graph.all_nodes())
         for graph in model.graphs():

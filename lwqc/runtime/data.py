@@ -14,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.array_files import Archive, check_regular, read_npy
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
 from lwqc.model.numerals import whole
-from lwqc.model.user_code import line_of, load_callable, running
+from lwqc.model.user_code import load_callable, running
 from lwqc.runtime.random_inputs import DEFAULT_DIM, random_feeds
 
 Feeds = dict[str, NDArray[Any]]
@@ -128,10 +129,9 @@ def open_data(
     path = Path(text)
     if _is_folder(path):
         found = len(_npz_files(path))
-        data = Dataset("real", text, lambda: _folder(path), inputs, limit, found)
+        data = Dataset("real", text, lambda: _folder(path, inputs), inputs, limit, found)
     elif path.suffix in {".npz", ".npy"}:
-        if not path.exists():
-            raise InputError(f"{text}: no such data file")
+        check_regular(path)
         batch = _batch_size(inputs, shapes or {})
         data = Dataset("real", text, lambda: _batches(path, inputs, batch), inputs, limit)
         data = replace(data, _count=sum(1 for _ in _batches(path, inputs, batch)))
@@ -246,9 +246,9 @@ def _called(make: Callable[[], Any], text: str) -> Iterator[Mapping[str, NDArray
         yield feeds
 
 
-def _folder(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
+def _folder(path: Path, inputs: Mapping[str, ir.Value]) -> Iterator[Mapping[str, NDArray[Any]]]:
     for file in _npz_files(path):
-        yield _arrays(file)
+        yield _arrays(file, inputs)
 
 
 def _npz_files(path: Path) -> list[Path]:
@@ -258,30 +258,21 @@ def _npz_files(path: Path) -> list[Path]:
     return files
 
 
-def _arrays(file: Path) -> dict[str, NDArray[Any]]:
-    try:
-        loaded = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        for name, array in arrays.items():
-            if not isinstance(array, np.ndarray):  # numpy hands out foreign members as bytes
-                raise ValueError(f"{name} is not a numpy array")
-        return arrays
-    except Exception as error:  # a damaged archive raises from zipfile, zlib or numpy
-        raise InputError(f"{file}: cannot be read as numpy data: {line_of(error)}") from error
+def _arrays(file: Path, inputs: Mapping[str, ir.Value]) -> Mapping[str, NDArray[Any]]:
+    """The arrays of a file, once their names are those of the inputs."""
+    if file.suffix == ".npy":
+        if len(inputs) != 1:
+            raise InputError(f"{file}: .npy data needs a model with one input, not {len(inputs)}")
+        return {next(iter(inputs)): read_npy(file)}
+    archive = Archive(file)
+    _check_names(archive.names, inputs, str(file))
+    return archive.arrays()
 
 
 def _batches(
     file: Path, inputs: Mapping[str, ir.Value], batch: int
 ) -> Iterator[Mapping[str, NDArray[Any]]]:
-    arrays = _arrays(file)
-    if "" in arrays:
-        if len(inputs) != 1:
-            raise InputError(f"{file}: .npy data needs a model with one input, not {len(inputs)}")
-        arrays = {next(iter(inputs)): arrays[""]}
-    _check_names(arrays, inputs, str(file))
+    arrays = _arrays(file, inputs)
     lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
     if len(set(lengths.values())) != 1 or not all(a.ndim for a in arrays.values()):
         if len({str(_first_dim(v)) for v in inputs.values()}) > 1 or not inputs:
@@ -343,9 +334,7 @@ def check_feeds(
     return checked
 
 
-def _check_names(
-    feeds: Mapping[str, NDArray[Any]], inputs: Mapping[str, ir.Value], label: str
-) -> None:
+def _check_names(feeds: Iterable[str], inputs: Mapping[str, ir.Value], label: str) -> None:
     if missing := sorted(set(inputs) - set(feeds)):
         raise InputError(
             f"{label}: no data for input {', '.join(missing)}; got {sorted(map(str, feeds))}"

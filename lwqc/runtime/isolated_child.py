@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 _BFLOAT16 = 16  # its number in onnx.proto
+_BASE_BYTES = 512 << 20  # of libraries and threads
 
 
 class _Loaded:
@@ -35,10 +36,12 @@ class _Loaded:
         flags: Mapping[str, Any],
         entries: Mapping[str, str],
         providers: list[Any],
+        most_bytes: int | None,
     ) -> list[tuple[str, str]]:
         """Names and types of the outputs. flags, entries: of the session options."""
         self.session = None
         _bound_memory(len(providers) == 1)  # devices reserve addresses that are no memory
+        _bound_data(most_bytes)
         options = ort.SessionOptions()
         options.log_severity_level = 4
         for name, value in flags.items():
@@ -111,6 +114,17 @@ def _bound_memory(bounded: bool) -> None:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     if hard == resource.RLIM_INFINITY or memory < hard:
         resource.setrlimit(resource.RLIMIT_AS, (memory if bounded else hard, hard))
+
+
+def _bound_data(most_bytes: int | None) -> None:
+    """Memory of its own, files that are mapped left out, beside what it has before any model."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    soft = hard if most_bytes is None else _BASE_BYTES + most_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _step_back() -> None:

@@ -13,12 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
+from lwqc.backends.loadable import Loadable, as_loadable
+from lwqc.backends.proof import allowed_bytes
+from lwqc.child_process import DeathError
 from lwqc.errors import InputError, SessionError
 from lwqc.graph.value_types import is_tensor
+from lwqc.limits import LimitError, limits
 from lwqc.runtime.data import default_sizes, required_inputs
 from lwqc.runtime.isolated import shared
 from lwqc.runtime.random_inputs import random_feeds
-from lwqc.runtime.session import Loadable, SessionSettings, as_loadable, load_isolated
+from lwqc.runtime.session import SessionSettings, load_isolated
 
 # What is tried for all sizes alike, the usual ones first, and what for two kinds of them.
 _USUAL = (224, 320, 256, 128, 64, 32, 48, 96, 160, 192, 288, 384, 512, 576, 640, 768, 1024, 80, 112,
@@ -27,7 +31,7 @@ _USUAL = (224, 320, 256, 128, 64, 32, 48, 96, 160, 192, 288, 384, 512, 576, 640,
 _PAIRED = (32, 48, 64, 80, 128, 224, 256, 320, 1, 2, 4, 8, 16, 100, 192, 288, 512, 576)
 _BATCHES = (2, 4, 8)
 _FEEDS = 2  # of each try, as both values of a flag need to run
-_SECONDS = 60.0  # of trying
+_SECONDS = 30.0  # of trying, and of one run
 
 
 def legal_sizes(model: ir.Model, asked: Mapping[str, int]) -> dict[str, int]:
@@ -51,19 +55,25 @@ def legal_sizes(model: ir.Model, asked: Mapping[str, int]) -> dict[str, int]:
 def _tried(
     model: ir.Model, source: Loadable, first: Mapping[str, int], names: Sequence[str]
 ) -> dict[str, int]:
-    load_isolated(shared(), source, SessionSettings())
     end = time.monotonic() + _SECONDS
-    reason = ""
+    seconds = min(_SECONDS, limits().run)
+    loaded, reason = False, ""
     for sizes in _candidates(model, first, names):
         try:
             for feeds in random_feeds(model, _FEEDS, 0, sizes):
-                shared().run(feeds, keep=False)
+                if not loaded:  # or it died of the last run
+                    most = allowed_bytes(model, feeds)
+                    load_isolated(shared(), source, SessionSettings(), most)
+                shared().run(feeds, keep=False, seconds=seconds)
+                loaded = True
+        except LimitError as error:
+            reason = reason or str(error)
+            continue
         except SessionError as error:
             reason = reason or str(error)
-            if time.monotonic() > end:
+            if time.monotonic() > end or (isinstance(error, DeathError) and error.late):
                 break
-            if not shared().alive:  # it died of that run
-                load_isolated(shared(), source, SessionSettings())
+            loaded = shared().alive
             continue
         return sizes
     listed = ", ".join(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
+from lwqc.limits import LimitError, limits
 
 DEFAULT_DIM = 16
 # Operators that hand indices on unchanged.
@@ -38,6 +40,7 @@ def random_feeds(
     rng = np.random.default_rng(seed)
     inputs = [v for v in model.graph.inputs if not v.is_initializer()]
     sizes = {v: _shape(v, shapes) for v in inputs}
+    _check_bytes(sizes)
     highs = {v: _index_limit(v) for v in inputs}
     flags = [v for v in inputs if _is_flag(v, sizes[v])]
     for number in range(count):
@@ -62,9 +65,20 @@ def _shape(value: ir.Value, shapes: Mapping[str, int]) -> tuple[int, ...]:
     )
 
 
+def _check_bytes(sizes: Mapping[ir.Value, tuple[int, ...]]) -> None:
+    """Compare what drawing takes, 8 bytes for each number, with the limit."""
+    needed = {v: 8 * math.prod(shape) for v, shape in sizes.items()}
+    if sum(needed.values()) > limits().inputs:
+        largest = max(needed, key=lambda v: needed[v])
+        shape = list(sizes[largest])
+        raise LimitError(
+            f"random data: input {largest.name} {shape}", "inputs", sum(needed.values())
+        )
+
+
 def _is_flag(value: ir.Value, shape: tuple[int, ...]) -> bool:
     """Whether an input is one boolean that both values make sense for."""
-    if value.dtype is None or np.prod(shape) != 1:
+    if value.dtype is None or math.prod(shape) != 1:
         return False
     uses = _uses(value, _MOVES | {"Not"})
     if value.dtype is ir.DataType.BOOL:
@@ -87,7 +101,7 @@ def _draw(
     if dtype.kind == "b":
         return _mask(shape, rng)
     if dtype.kind in "iu":
-        if high is not None:
+        if high:  # in a table without rows no index is right
             return rng.integers(0, high, shape).astype(dtype)
         return np.ones(shape, dtype)
     if smooth and len(shape) == 4:

@@ -61,6 +61,8 @@ def served_inputs(
 
 
 def _shown(feeds: Mapping[str, NDArray[Any]]) -> str:
+    if not feeds:
+        return "no inputs"
     name, value = next(iter(feeds.items()))
     return f"{name} {'x'.join(map(str, value.shape)) or 'scalar'}"
 

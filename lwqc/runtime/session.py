@@ -20,16 +20,17 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from lwqc.backends.loadable import Loadable, as_loadable
+from lwqc.backends.proof import prove_waiting
 from lwqc.errors import InputError, LwqcError, SessionError
-from lwqc.model import io
+from lwqc.limits import limits
 from lwqc.model.kept_parts import forget_parts
-from lwqc.model.scratch import Scratch, temporary, temporary_folder
+from lwqc.model.scratch import temporary_folder
 from lwqc.runtime.isolated import Isolated, Signature, shared
 from lwqc.runtime.settling import Settled
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
-Loadable = ir.Model | bytes | str | os.PathLike[str]
 VERSION: str = ort.__version__
 
 THREADS = "LWQC_THREADS"
@@ -126,7 +127,8 @@ class Session:
     """A loaded model: call it with feeds by input name, get outputs by output name.
 
     A model with bodies (If, Loop, Scan) is loaded, and run for the first time, in another process
-    before, as the runtime's optimisations may die of what others survive.
+    before, as the runtime's optimisations may die of what others survive. Models of strangers that
+    were opened are run there before anything is loaded here, see `proof`.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Session:
 
         Raises SessionError when it does not load.
         """
+        prove_waiting()
         chosen = settings or SessionSettings()
         options = chosen.build()
         if optimized_path:
@@ -188,7 +191,7 @@ class Session:
         source, settings = self._unproven
         try:
             load_isolated(shared(), source, settings)
-            shared().run(feeds, keep=False)
+            shared().run(feeds, keep=False, seconds=limits().run)
         except SessionError as error:
             raise SessionError(f"{self._label}: the run failed: {error}") from error
         self._unproven = None
@@ -214,16 +217,18 @@ class Session:
         self._binding = binding
 
     def seconds(self, feeds: Feeds) -> float:
-        """Wall time of one run in seconds; of the bound feeds after `bind`."""
-        if self._binding is not None:
-            start = time.perf_counter()
-            self._session.run_with_iobinding(self._binding)
-            self._binding.synchronize_outputs()
-            return time.perf_counter() - start
-        known = {name: feeds[name] for name in self.inputs if name in feeds}
-        self._prove(known)
+        """Wall time of one run in seconds; of the bound feeds after `bind`. Raises SessionError."""
+        if self._binding is None:
+            self._prove({name: feeds[name] for name in self.inputs if name in feeds})
         start = time.perf_counter()
-        self._values(feeds)
+        try:
+            if self._binding is None:
+                self._values(feeds)
+            else:
+                self._session.run_with_iobinding(self._binding)
+                self._binding.synchronize_outputs()
+        except Exception as error:
+            raise SessionError(f"{self._label}: the run failed: {_line(error)}") from error
         return time.perf_counter() - start
 
     def _values(self, feeds: Feeds) -> list[Any]:
@@ -250,8 +255,13 @@ def _try_load(source: str | bytes, settings: SessionSettings, label: str) -> Non
         raise SessionError(f"{label}: {_UNLOADABLE}: {error}") from error
 
 
-def load_isolated(process: Isolated, source: Loadable, settings: SessionSettings) -> Signature:
-    """Load a file or the bytes of a model in another process. Raises SessionError."""
+def load_isolated(
+    process: Isolated, source: Loadable, settings: SessionSettings, most_bytes: int | None = None
+) -> Signature:
+    """Load a file or the bytes of a model in another process. Raises SessionError.
+
+    most_bytes: that the process may then take.
+    """
     assert not isinstance(source, ir.Model)
     return process.load(
         source if isinstance(source, bytes) else os.fspath(source),
@@ -259,6 +269,7 @@ def load_isolated(process: Isolated, source: Loadable, settings: SessionSettings
         flags=settings.flags,
         entries=settings.all_entries,
         providers=_providers(settings),
+        most_bytes=most_bytes,
     )
 
 
@@ -384,10 +395,11 @@ def tensor_types(model: ir.Model, names: Sequence[str]) -> dict[str, ir.DataType
     made = {v.name: v for node in copy.graph for v in node.outputs}
     copy.graph.outputs.extend(made[name] for name in names if name in made)
     try:
-        session = Session(copy, SessionSettings(optimize=False), label="types")
-    except InputError:
+        with as_loadable(copy) as source:
+            found = load_isolated(shared(), source, SessionSettings(optimize=False))
+    except SessionError:
         return {}
-    return {n: _TYPES[kind] for n, kind in session.types.items() if n in names and kind in _TYPES}
+    return {n: _TYPES[kind] for n, kind in found if n in names and kind in _TYPES}
 
 
 def statistics_session(model: ir.Model) -> Session:
@@ -427,30 +439,6 @@ def read_back(
                 raise InputError(f"{folder}: temporary files cannot be written there") from error
             raise
         return session, onnx.load(path, load_external_data=False).graph
-
-
-class as_loadable:
-    """What a session loads: a path, bytes, or a temporary file for models over 2 GB."""
-
-    def __init__(self, model: Loadable) -> None:
-        self._model = model
-        self._folder: Scratch | None = None
-
-    def __enter__(self) -> str | bytes:
-        if isinstance(self._model, bytes):
-            return self._model
-        if not isinstance(self._model, ir.Model):
-            return os.fspath(self._model)
-        if io.weight_bytes(self._model) < 1_500_000_000:
-            return io.to_bytes(self._model)
-        self._folder = temporary()
-        path = self._folder.path / "model.onnx"
-        io.save(self._model, path, external_data=True)
-        return str(path)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._folder is not None:
-            self._folder.close()
 
 
 def time_runs(

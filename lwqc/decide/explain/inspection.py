@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.backends.proof import prove_first
 from lwqc.compile.prunable import Prunable
 from lwqc.compile.workspace import stored_bytes
 from lwqc.decide.explain.branch_diagnostics import BranchDiagnostics, diagnose_branches
@@ -152,7 +153,9 @@ def inspect_model(
     size_bytes = stored_bytes(model)
     model = one_view(model)
     default_sizes(required_inputs(model), dims or {})  # refuses sizes that the inputs do not have
-    shapes, how = _shapes(model, dims or {})
+    shapes, how = _shapes(model, name, dims or {})
+    if data is not None:
+        prove_first(model, data.first, name)
     costs = tuple(node_costs(model.graph, shapes))
     branches = branch_tree(model.graph)
     return Inspection(
@@ -197,7 +200,9 @@ def _fed(value: NDArray[Any]) -> str:
     return str(list(value.shape)) if value.ndim else f"= {value.item()}"
 
 
-def _shapes(model: ir.Model, dims: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], str]:
+def _shapes(
+    model: ir.Model, name: str, dims: Mapping[str, int]
+) -> tuple[dict[str, tuple[int, ...]], str]:
     from lwqc.errors import LwqcError
 
     names = [
@@ -210,6 +215,7 @@ def _shapes(model: ir.Model, dims: Mapping[str, int]) -> tuple[dict[str, tuple[i
     try:
         sizes = legal_sizes(model, dims)
         feeds = [open_data("random:1", model, shapes=sizes).first()]
+        prove_first(model, lambda: feeds[0], name)
         found = collect(model, wanted, feeds, lambda m: Session(m, label="shapes"))
     except LwqcError as error:
         return {}, f"unknown: {error}"

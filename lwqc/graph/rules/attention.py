@@ -6,21 +6,22 @@ import math
 
 from lwqc.graph.axes import Factor, fixed, mark, product, total
 from lwqc.graph.repairs import Count, Pinned, Sizes
-from lwqc.graph.rules.context import BarrierError, Context, Rule
+from lwqc.graph.rules.context import Context, Rule
+from lwqc.graph.rules.fit import BarrierError, Dims, Fit, share
 from lwqc.graph.rules.linear import HEAD_DIM, HEADS
 
 _PAIRS = "rotary embedding pairs its indices"
 
 
 def _heads(ctx: Context, hidden: Factor, count: int) -> tuple[Factor, Factor]:
-    heads, dim = ctx.regroup([hidden], [count, hidden.size // count])
+    heads, dim = ctx.regroup([hidden], [count, share(hidden.size, count)])
     mark(heads, HEADS)
     mark(dim, HEAD_DIM)
     return heads, dim
 
 
 def _pin_scale(ctx: Context, dim: Factor) -> None:
-    if not ctx.node.attributes.get("scale") or ctx.node.attributes["scale"].as_float() == 0.0:
+    if ctx.number("scale", 0.0) == 0.0:
         ctx.repairs.append(Pinned(ctx.node, "scale", 1 / math.sqrt(dim.size), dim))
 
 
@@ -82,10 +83,10 @@ def packed(ctx: Context) -> None:
     if ctx.integer("do_rotary", 0):
         raise BarrierError(_PAIRS)
     count = ctx.integer("num_heads", 1)
-    widths = ctx.integers_attribute("qkv_hidden_sizes") or [weight[1].size // 3] * 3
+    widths = ctx.integers_attribute("qkv_hidden_sizes") or Fit([weight[1].size // 3] * 3)
     ctx.unify(data[2], weight[0])
-    heads, dim = ctx.fresh(count), ctx.fresh(widths[0] // count)
-    value_dim = ctx.fresh(widths[2] // count)
+    heads, dim = ctx.fresh(count), ctx.fresh(share(widths[0], count))
+    value_dim = ctx.fresh(share(widths[2], count))
     parts = [product((heads, d)) for d in (dim, dim, value_dim)]
     ctx.unify(weight[1], total(parts))
     if ctx.has(2):
@@ -107,10 +108,10 @@ def grouped_query(ctx: Context) -> None:
         raise BarrierError("attention with a quantized cache or normalised queries")
     query, key, value = ctx.dims(0), ctx.dims(1), ctx.dims(2)
     kv, count = ctx.integer("kv_num_heads", 1), ctx.integer("num_heads", 1)
-    size = key[2].size // kv
+    size = share(key[2].size, kv)
     groups, dim = _heads(ctx, key[2], kv)
     ctx.unify(value[2], product((groups, dim)))
-    (heads,) = ctx.regroup([groups, ctx.fresh(count // kv)], [count])
+    (heads,) = ctx.regroup([groups, ctx.fresh(share(count, kv))], [count])
     ctx.unify(query[2], product((heads, dim)))
     ctx.freeze([dim], "the fused operator accepts few head sizes")
     for operand in (3, 4):
@@ -163,14 +164,15 @@ def attention(ctx: Context) -> None:
 
 def rotary(ctx: Context) -> None:
     """RotaryEmbedding, both domains: heads pass, head dimensions are paired."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     tables = (2, 3) if ctx.node.domain else (1, 2)
     for operand in tables:
         ctx.freeze(ctx.dims(operand), _PAIRS)
     if len(dims) == 3:
         count = ctx.integer("num_heads", 0)
-        size = dims[2].size // count if count else 2 * ctx.dims(tables[0])[-1].size
-        heads, dim = ctx.regroup([dims[2]], [dims[2].size // size, size])
+        table = ctx.dims(tables[0])[-1].size
+        size = share(dims[2].size, count) if count else 2 * table
+        heads, dim = ctx.regroup([dims[2]], [share(dims[2].size, size), size])
         ctx.freeze([dim], _PAIRS)
         if count:
             ctx.repairs.append(Count(ctx.node, "num_heads", heads))

@@ -10,18 +10,14 @@ import onnx_ir as ir
 from lwqc.graph.axes import STATISTICS, Factor, fixed, freeze, mark, one, regroup, unify
 from lwqc.graph.integers import Integers, Ints
 from lwqc.graph.repairs import Repair
+from lwqc.graph.rules.fit import BarrierError, Dims, Fit
 from lwqc.graph.sampled import Sampled
 
-Dims = list[Factor]
 Rule = Callable[["Context"], None]
 Rules = Mapping[tuple[str, str], Rule]
 _FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
-
-
-class BarrierError(Exception):
-    """A rule refuses a node; its text is the reason."""
 
 
 @dataclass
@@ -33,7 +29,7 @@ class Context:
     """
 
     node: ir.Node
-    inputs: Sequence[Dims | None]
+    inputs: Sequence[Sequence[Factor] | None]
     shapes: Mapping[str, Sampled]
     integers: Integers
     opset: int
@@ -56,7 +52,7 @@ class Context:
         if found is None:
             raise BarrierError(f"operand {index} is missing or its shape is not known")
         self._read.add(index)
-        return found
+        return Dims(found)
 
     def every(self) -> list[Dims]:
         """Dimensions of all operands that are there."""
@@ -89,29 +85,46 @@ class Context:
 
     def _dynamic(self, value: ir.Value | None, axis: int) -> bool:
         sampled = self.shapes.get(value.name or "") if value is not None else None
-        return sampled is not None and not sampled.static(axis)
+        if sampled is None:
+            return False
+        if not -sampled.rank <= axis < sampled.rank:
+            raise BarrierError(f"has {sampled.rank} dimensions, none of them number {axis}")
+        return not sampled.static(axis)
 
-    def output_sizes(self, index: int = 0) -> tuple[int, ...]:
+    def output_sizes(self, index: int = 0) -> Fit[int]:
         """Sizes of an output in the first setting."""
-        sampled = self.shapes.get(self.node.outputs[index].name or "")
+        known = index < len(self.node.outputs)
+        sampled = self.shapes.get(self.node.outputs[index].name or "") if known else None
         if sampled is None:
             raise BarrierError("the shape of its output is not known")
-        return sampled.first
+        return Fit(sampled.first)
 
     def integer(self, name: str, default: int) -> int:
         """An integer attribute."""
-        attribute = self.node.attributes.get(name)
+        attribute = self._attribute(name, ir.AttributeType.INT)
         return attribute.as_int() if attribute is not None else default
 
-    def integers_attribute(self, name: str) -> list[int] | None:
+    def integers_attribute(self, name: str) -> Fit[int] | None:
         """A list attribute."""
-        attribute = self.node.attributes.get(name)
-        return list(attribute.as_ints()) if attribute is not None else None
+        attribute = self._attribute(name, ir.AttributeType.INTS)
+        return Fit(attribute.as_ints()) if attribute is not None else None
 
     def text(self, name: str, default: str) -> str:
         """A string attribute."""
-        attribute = self.node.attributes.get(name)
+        attribute = self._attribute(name, ir.AttributeType.STRING)
         return attribute.as_string() if attribute is not None else default
+
+    def number(self, name: str, default: float) -> float:
+        """A float attribute."""
+        attribute = self._attribute(name, ir.AttributeType.FLOAT)
+        return attribute.as_float() if attribute is not None else default
+
+    def _attribute(self, name: str, kind: ir.AttributeType) -> ir.Attr | None:
+        """An attribute; only those of operators that ONNX knows were checked at the gate."""
+        attribute = self.node.attributes.get(name)
+        if attribute is not None and (attribute.type is not kind or attribute.is_ref()):
+            raise BarrierError(f"attribute {name} is of another type")
+        return attribute
 
     def axis(self, default: int, rank: int | None = None, name: str = "axis") -> int:
         """An axis attribute, made positive."""
@@ -121,24 +134,24 @@ class Context:
     def axes(self, operand: int, rank: int) -> list[int] | None:
         """Axes from an operand or, in older opsets, the attribute; made positive."""
         if self.has(operand):
-            return [int(a) % rank for a in self.constant(operand).ravel()]
+            return [int(a) % max(rank, 1) for a in self.constant(operand).ravel()]
         listed = self.integers_attribute("axes")
-        return None if listed is None else [a % rank for a in listed]
+        return None if listed is None else [a % max(rank, 1) for a in listed]
 
-    def give(self, dims: Dims, index: int = 0) -> None:
+    def give(self, dims: Sequence[Factor], index: int = 0) -> None:
         """Dimensions of an output; one that the node leaves out is passed over."""
         if index < len(self.node.outputs):
-            self.outputs[index] = dims
+            self.outputs[index] = Dims(dims)
 
     def unify(self, a: Factor, b: Factor) -> None:
         """Two dimensions have the same indices; a size of 1 broadcasts and says nothing."""
         if (a.size != 1 and b.size != 1) or a.size == b.size == 1:
             unify(a, b, self.where)
 
-    def broadcast(self, *operands: Dims) -> Dims:
+    def broadcast(self, *operands: Sequence[Factor]) -> Dims:
         """Dimensions of an elementwise result; all that are not 1 are unified."""
         rank = max(map(len, operands))
-        result: Dims = []
+        result = Dims()
         for axis in range(rank):
             here = [dims[axis - rank] for dims in operands if axis - rank >= -len(dims)]
             wide = [d for d in here if d.size != 1] or here[:1]
@@ -167,7 +180,7 @@ class Context:
 
     def regroup(self, factors: Sequence[Factor], sizes: Sequence[int]) -> Dims:
         """The same elements, row-major, in other dimensions."""
-        return regroup(factors, sizes, self.where)
+        return Dims(regroup(factors, sizes, self.where))
 
     def barrier(self, reason: str) -> None:
         """Freeze everything the node touches."""

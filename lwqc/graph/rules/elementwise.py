@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lwqc.graph.rules.context import BarrierError, Context, Rule
+from lwqc.graph.rules.context import Context, Rule
+from lwqc.graph.rules.fit import BarrierError, Dims
 
 _ONE_TENSOR = [
     "Abs",
@@ -83,7 +84,7 @@ _CONTRIB_BROADCAST = ["BiasGelu", "FastGelu", "BiasAdd"]
 
 def one_tensor(ctx: Context) -> None:
     """Same dimensions; scalar operands say nothing."""
-    ctx.give(list(ctx.dims()))
+    ctx.give(Dims(ctx.dims()))
 
 
 def broadcast(ctx: Context) -> None:
@@ -93,19 +94,19 @@ def broadcast(ctx: Context) -> None:
 
 def clip(ctx: Context) -> None:
     """Like one tensor; the limits are scalars."""
-    ctx.give(list(ctx.dims()))
+    ctx.give(Dims(ctx.dims()))
 
 
 def dropout(ctx: Context) -> None:
     """Data and mask."""
-    ctx.give(list(ctx.dims()))
-    ctx.give(list(ctx.dims()), 1)
+    ctx.give(Dims(ctx.dims()))
+    ctx.give(Dims(ctx.dims()), 1)
 
 
 def cast_like(ctx: Context) -> None:
     """The second operand gives its type only, and may be any activation."""
     ctx.dims(1)
-    ctx.give(list(ctx.dims()))
+    ctx.give(Dims(ctx.dims()))
 
 
 def cumulative(ctx: Context) -> None:
@@ -113,14 +114,16 @@ def cumulative(ctx: Context) -> None:
     axis = ctx.static(1)
     if axis is None:
         raise BarrierError("its axis is not constant")
-    dims = list(ctx.dims())
-    ctx.freeze([dims[int(axis) % len(dims)]], "accumulates along this axis")
+    dims = Dims(ctx.dims())
+    if axis.size != 1:
+        raise BarrierError("its axis is no single number")
+    ctx.freeze([dims[int(axis.ravel()[0]) % max(len(dims), 1)]], "accumulates along this axis")
     ctx.give(dims)
 
 
 def triangle(ctx: Context) -> None:
     """Trilu looks at the positions along the last two axes."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     ctx.freeze(dims[-2:], "keeps a triangle of this axis")
     ctx.give(dims)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from lwqc.graph.axes import Factor, freeze, is_free, mark
 from lwqc.graph.repairs import Count
-from lwqc.graph.rules.context import BarrierError, Context, Dims, Rule
+from lwqc.graph.rules.context import Context, Rule
+from lwqc.graph.rules.fit import BarrierError, Dims, Fit, pairs, share
 from lwqc.model.weights import stored_tensor
 
 HEADS = "heads"
@@ -18,7 +19,7 @@ def matmul(ctx: Context) -> None:
     """…mk, …kn → …mn; contracted and batch dimensions are the same indices."""
     if ctx.integer("transBatchA", 0) or ctx.integer("transBatchB", 0):
         raise BarrierError("a transposed batch dimension")
-    a, b = list(ctx.dims(0)), list(ctx.dims(1))
+    a, b = Dims(ctx.dims(0)), Dims(ctx.dims(1))
     if ctx.integer("transA", 0) and len(a) > 1:  # com.microsoft.FusedMatMul
         a[-2:] = a[-1], a[-2]
     if ctx.integer("transB", 0) and len(b) > 1:
@@ -46,7 +47,7 @@ def _mark_heads(batch: Sequence[Factor], contracted: Factor) -> None:
 
 def gemm(ctx: Context) -> None:
     """Matrix product of two matrices, each maybe transposed, plus a bias that broadcasts."""
-    a, b = list(ctx.dims(0)), list(ctx.dims(1))
+    a, b = Dims(ctx.dims(0)), Dims(ctx.dims(1))
     a = a[::-1] if ctx.integer("transA", 0) else a
     b = b[::-1] if ctx.integer("transB", 0) else b
     ctx.unify(a[1], b[0])
@@ -78,17 +79,19 @@ def einsum(ctx: Context) -> None:
     for index, term in enumerate(terms):
         if len(set(term)) != len(term):
             raise BarrierError("its equation takes a diagonal")
-        for letter, dim in zip(term, ctx.dims(index), strict=True):
+        for letter, dim in pairs(term, ctx.dims(index)):
             known = letters.setdefault(letter, dim)
             if known is not dim:
                 ctx.unify(known, dim)
             if known.size == 1:
                 letters[letter] = dim
+    if not letters.keys() >= set(result):
+        raise BarrierError("its equation makes up a letter")
     ctx.give([letters[letter] for letter in result])
 
 
-def _window(ctx: Context, name: str, spatial: int, default: int) -> list[int]:
-    return ctx.integers_attribute(name) or [default] * spatial
+def _window(ctx: Context, name: str, spatial: int, default: int) -> Fit[int]:
+    return ctx.integers_attribute(name) or Fit([default] * spatial)
 
 
 def _pointwise(ctx: Context, spatial: int, kernel: Sequence[int]) -> list[bool]:
@@ -105,9 +108,9 @@ def _through(ctx: Context, dims: Dims, kernel: Sequence[int]) -> Dims:
     """Spatial output dimensions: kept where the kernel is 1 and unpadded, else fixed."""
     spatial = len(dims) - 2
     reason = "a kernel, stride or padding runs along this axis"
-    result = []
+    result = Dims()
     passes = _pointwise(ctx, spatial, kernel)
-    for axis, (dim, size) in enumerate(zip(dims[2:], ctx.output_sizes()[2:], strict=True)):
+    for axis, (dim, size) in enumerate(pairs(dims[2:], ctx.output_sizes()[2:])):
         if passes[axis]:
             result.append(dim)
         else:
@@ -128,7 +131,7 @@ def conv(ctx: Context) -> None:
         ctx.unify(ctx.dims(2)[0], weight[0])
     if groups > 1:
         ctx.repairs.append(Count(ctx.node, "group", group))
-    kernel = [d.size for d in weight[2:]]
+    kernel = Fit(d.size for d in weight[2:])
     ctx.give([data[0], weight[0], *_through(ctx, data, kernel)])
 
 
@@ -136,8 +139,8 @@ def _grouped(ctx: Context, groups: int, data: Factor, stacked: Factor) -> tuple[
     """(groups, input channels of one group); `stacked` is groups times something of its own."""
     if groups == 1:
         return ctx.fresh(1), data
-    group, channel = ctx.regroup([data], [groups, data.size // groups])
-    first, _ = ctx.regroup([stacked], [groups, stacked.size // groups])
+    group, channel = ctx.regroup([data], [groups, share(data.size, groups)])
+    first, _ = ctx.regroup([stacked], [groups, share(stacked.size, groups)])
     ctx.unify(group, first)
     mark(group, CONV_GROUPS)
     return group, channel
@@ -149,7 +152,7 @@ def conv_transpose(ctx: Context) -> None:
     groups = ctx.integer("group", 1)
     ctx.unify(data[1], weight[0])
     if groups > 1:
-        group, _ = ctx.regroup([data[1]], [groups, data[1].size // groups])
+        group, _ = ctx.regroup([data[1]], [groups, share(data[1].size, groups)])
         mark(group, CONV_GROUPS)
         (out,) = ctx.regroup([group, weight[1]], [groups * weight[1].size])
         ctx.repairs.append(Count(ctx.node, "group", group))
@@ -159,14 +162,14 @@ def conv_transpose(ctx: Context) -> None:
         freeze(dim, "kernel axis of a convolution")
     if ctx.has(2):
         ctx.unify(ctx.dims(2)[0], out)
-    kernel = [d.size for d in weight[2:]]
+    kernel = Fit(d.size for d in weight[2:])
     ctx.give([data[0], out, *_through(ctx, data, kernel)])
 
 
 def pool(ctx: Context) -> None:
     """Channels stay; spatial axes are fixed unless the window is 1."""
     dims = ctx.dims()
-    kernel = ctx.integers_attribute("kernel_shape") or [0] * (len(dims) - 2)
+    kernel = ctx.integers_attribute("kernel_shape") or Fit([0] * (len(dims) - 2))
     spatial = _through(ctx, dims, kernel)
     ctx.give([*dims[:2], *spatial])
     if len(ctx.node.outputs) > 1:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from lwqc.graph.axes import Factor, fixed, one, product, split_sum, total, unify
 from lwqc.graph.repairs import Bounds, Indices, Pieces, Sizes, SqueezedAxes, sizes
-from lwqc.graph.rules.context import BarrierError, Context, Dims, Rule
+from lwqc.graph.rules.context import Context, Rule
+from lwqc.graph.rules.fit import BarrierError, Dims, Fit, exactly, pairs, share
 from lwqc.model.weights import stored_tensor
 
+_MOST = 1 << 40  # indices along an axis
 _DATA = "its indices are chosen by data"
 
 
@@ -18,6 +21,8 @@ def transpose(ctx: Context) -> None:
     """Permutes dimensions."""
     dims = ctx.dims()
     perm = ctx.integers_attribute("perm") or list(range(len(dims)))[::-1]
+    if sorted(perm) != list(range(len(dims))):
+        raise BarrierError("its order is none of its axes")
     ctx.give([dims[p] for p in perm])
 
 
@@ -35,7 +40,7 @@ def unsqueeze(ctx: Context) -> None:
     """Inserts axes of size 1."""
     rank = len(ctx.output_sizes())
     axes = ctx.axes(1, rank) or []
-    rest = iter(ctx.dims())
+    rest = iter(exactly(ctx.dims(), rank - len(set(axes))))
     ctx.give([one() if a in axes else next(rest) for a in range(rank)])
 
 
@@ -60,8 +65,11 @@ def _resegment(ctx: Context) -> Dims:
     if source is None or target is None:
         raise BarrierError("the shape of its output is not known")
     if 0 in source.first or 0 in target.first:
-        return [ctx.fixed(size, "an axis of a tensor without elements") for size in target.first]
-    result: Dims = []
+        return Dims(ctx.fixed(s, "an axis of a tensor without elements") for s in target.first)
+    result = Dims()
+    for sizes_in, sizes_out in ((source.first, target.first), (source.second, target.second)):
+        if math.prod(sizes_in) != math.prod(sizes_out):
+            raise BarrierError("its output has another number of elements than its input")
     for ins, outs in _segments(
         list(zip(source.first, source.second, strict=True)),
         list(zip(target.first, target.second, strict=True)),
@@ -108,7 +116,9 @@ def expand(ctx: Context) -> None:
 
 def _spread(ctx: Context, dims: Dims, wanted: Sequence[int]) -> Dims:
     padded = [None] * (len(wanted) - len(dims)) + list(dims)
-    result: Dims = []
+    if len(padded) != len(wanted):
+        raise BarrierError("its output has fewer dimensions than its input")
+    result = Dims()
     for axis, (dim, size) in enumerate(zip(padded, wanted, strict=True)):
         if dim is not None and dim.size == size:
             result.append(dim)
@@ -121,7 +131,7 @@ def _spread(ctx: Context, dims: Dims, wanted: Sequence[int]) -> Dims:
 
 def constant_of_shape(ctx: Context) -> None:
     """Indices of its own on every static axis."""
-    result = _spread(ctx, [], ctx.output_sizes())
+    result = _spread(ctx, Dims(), ctx.output_sizes())
     ctx.repairs.append(sizes(ctx.node, 0, result))
     ctx.give(result)
 
@@ -131,10 +141,12 @@ def tile(ctx: Context) -> None:
     dims, repeats = ctx.dims(), ctx.static(1)
     wanted = ctx.output_sizes()
     if repeats is None:
-        repeats = np.asarray([w // max(d.size, 1) for w, d in zip(wanted, dims, strict=True)])
-    result: Dims = []
+        repeats = np.asarray([w // max(d.size, 1) for w, d in pairs(wanted, dims)])
+    result = Dims()
     entries = []
-    for axis, (dim, count) in enumerate(zip(dims, repeats, strict=True)):
+    for axis, (dim, count) in enumerate(pairs(dims, repeats.ravel().tolist())):
+        if not 0 <= count <= _MOST:
+            raise BarrierError("repeats no possible number of times")
         dynamic = ctx.dynamic_output(axis) and not ctx.dynamic(0, axis)
         times = ctx.fixed(int(count), "repeats by data") if dynamic else ctx.fresh(int(count))
         entries.append((axis, times))
@@ -147,7 +159,7 @@ def concat(ctx: Context) -> None:
     """A sum along one axis; the other dimensions are the same."""
     operands = ctx.every()
     axis = ctx.axis(0, len(operands[0]))
-    result: Dims = []
+    result = Dims()
     for a in range(len(operands[0])):
         here = [dims[a] for dims in operands]
         if a == axis:
@@ -167,10 +179,13 @@ def split(ctx: Context) -> None:
     axis = ctx.axis(0)
     if ctx.dynamic(0, axis):
         ctx.freeze([dims[axis]], "cut along an axis whose size depends on the input")
-    pieces: Dims = []
+    pieces = Dims()
     rest = dims[axis]
     for index in range(len(ctx.node.outputs)):
-        piece, rest = split_sum(rest, ctx.output_sizes(index)[axis])
+        size = ctx.output_sizes(index)[axis]
+        if size > rest.size:
+            raise BarrierError("its pieces are larger than what it cuts")
+        piece, rest = split_sum(rest, size)
         pieces.append(piece)
         ctx.give([*dims[:axis], piece, *dims[axis + 1 :]], index)
     ctx.repairs.append(Pieces(ctx.node, tuple(pieces)))
@@ -178,12 +193,12 @@ def split(ctx: Context) -> None:
 
 def slice_(ctx: Context) -> None:
     """A run of indices is a piece of a sum; every n-th index is the inner part of a product."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     old = len(ctx.node.inputs) == 1
     starts = _attribute_or(ctx, 1, "starts", old)
     ends = _attribute_or(ctx, 2, "ends", old)
     axes = _slice_axes(ctx, old, None if starts is None else len(starts))
-    steps = ctx.static(4) if ctx.has(4) else np.ones(len(axes), np.int64)
+    steps = _steps(ctx, len(axes))
     from_start: list[tuple[int, Factor, int]] = []
     to_end: list[tuple[int, Factor, int]] = []
     wanted = ctx.output_sizes()
@@ -208,21 +223,30 @@ def slice_(ctx: Context) -> None:
     ctx.give(dims)
 
 
+def _steps(ctx: Context, count: int) -> Fit[int] | None:
+    if not ctx.has(4):
+        return Fit([1] * count)
+    found = ctx.static(4)
+    if found is not None and not found.all():
+        raise BarrierError("has a step of 0")
+    return None if found is None else Fit(found.ravel().tolist())
+
+
 def _everything(ctx: Context, position: int) -> bool:
     starts, ends = ctx.static(1), ctx.static(2)
-    if starts is None or ends is None:
+    if starts is None or ends is None or position >= min(starts.size, ends.size):
         return False
     return int(starts[position]) == 0 and int(ends[position]) >= np.iinfo(np.int32).max
 
 
-def _attribute_or(ctx: Context, operand: int, name: str, old: bool) -> Sequence[int] | None:
+def _attribute_or(ctx: Context, operand: int, name: str, old: bool) -> Fit[int] | None:
     if old:
         return ctx.integers_attribute(name)
     found = ctx.integers.both(ctx.node.inputs[operand])
     if found is None:
         return None
     # An entry that differs between the settings belongs to a dynamic axis, which is fixed anyway.
-    return [int(v) for v in found[0].ravel()]
+    return Fit(int(v) for v in found[0].ravel())
 
 
 def _slice_axes(ctx: Context, old: bool, count: int | None) -> list[int]:
@@ -230,12 +254,12 @@ def _slice_axes(ctx: Context, old: bool, count: int | None) -> list[int]:
     if old:
         listed = ctx.integers_attribute("axes")
     else:
-        listed = [int(a) for a in ctx.constant(3)] if ctx.has(3) else None
+        listed = Fit(ctx.constant(3).ravel().tolist()) if ctx.has(3) else None
     if listed is None:
         if count is None:
             return list(range(rank))
-        listed = list(range(count))
-    return [a % rank for a in listed]
+        listed = Fit(range(count))
+    return [a % max(rank, 1) for a in listed]
 
 
 def _clamped(start: int, end: int, step: int, size: int) -> tuple[int, int, int]:
@@ -279,11 +303,13 @@ def gather(ctx: Context) -> None:
     values = ctx.static(1) if stored_tensor(ctx.node.inputs[1]) is not None else None
     if values is None or ctx.dynamic(0, axis) or len(index) > 1:
         ctx.freeze([whole], _DATA if values is None else "its indices have no regular order")
-        chosen = list(index)
+        chosen = Dims(index)
         if values is not None and len(index) == 1:
-            chosen = [ctx.fixed(d.size, _DATA) for d in index]
+            chosen = Dims(ctx.fixed(d.size, _DATA) for d in index)
     else:
         wrapped = np.where(values < 0, values + whole.size, values)
+        if wrapped.size and not (wrapped.min() >= 0 and wrapped.max() < whole.size):
+            raise BarrierError("an index of it is out of range")
         chosen = _chosen(ctx, whole, wrapped, index)
         ctx.repairs.append(Indices(ctx.node, 1, whole))
     ctx.give([*dims[:axis], *chosen, *dims[axis + 1 :]])
@@ -294,19 +320,19 @@ def _chosen(ctx: Context, whole: Factor, values: np.ndarray, index: Dims) -> Dim
         _, rest = split_sum(whole, int(values.ravel()[0]))
         piece, _ = split_sum(rest, 1)
         ctx.freeze([piece], "a single index is taken out")
-        return [one()] * values.ndim
+        return Dims([one()] * values.ndim)
     breaks = np.flatnonzero(np.diff(values) != 1) + 1
     if len(breaks) >= values.size // 2:
         ctx.freeze([whole], "its indices have no regular order")
-        return list(index)
-    pieces: Dims = []
+        return index
+    pieces = Dims()
     for run in np.split(values, breaks):
         _, rest = split_sum(whole, int(run[0]))
         piece, _ = split_sum(rest, run.size)
         pieces.append(piece)
     result = total(pieces)
     unify(result, index[0], ctx.where)
-    return [result]
+    return Dims([result])
 
 
 def gather_nd(ctx: Context) -> None:
@@ -326,14 +352,14 @@ def gather_elements(ctx: Context) -> None:
     data, index = ctx.dims(0), ctx.dims(1)
     axis = ctx.axis(0)
     ctx.freeze([data[axis]], _DATA)
-    for a, (d, i) in enumerate(zip(data, index, strict=True)):
+    for a, (d, i) in enumerate(pairs(data, index)):
         if a == axis:
             continue
         if d.size == i.size:
             unify(d, i, ctx.where)
         else:
             ctx.freeze([d, i], "indexed partly")
-    ctx.give(list(index))
+    ctx.give(index)
 
 
 def scatter_elements(ctx: Context) -> None:
@@ -347,7 +373,7 @@ def scatter_elements(ctx: Context) -> None:
                 unify(d, other, ctx.where)
             elif a != axis:
                 ctx.freeze([d, other], "written partly")
-    ctx.give(list(data))
+    ctx.give(data)
 
 
 def scatter_nd(ctx: Context) -> None:
@@ -357,9 +383,9 @@ def scatter_nd(ctx: Context) -> None:
     rows = len(index) - 1
     reason = "written at positions chosen by data"
     ctx.freeze([*data[:depth], *index, *updates[:rows]], reason)
-    for d, u in zip(data[depth:], updates[rows:], strict=True):
+    for d, u in pairs(data[depth:], updates[rows:]):
         ctx.unify(d, u)
-    ctx.give(list(data))
+    ctx.give(data)
 
 
 def pad(ctx: Context) -> None:
@@ -370,7 +396,7 @@ def pad(ctx: Context) -> None:
         found = ctx.integers.both(ctx.node.inputs[1])
         if found is None:
             raise BarrierError("its padding depends on data")
-        pads = [int(p) for p in found[0]]
+        pads = Fit(int(p) for p in found[0].ravel())
     axes = ctx.axes(3, len(dims)) if ctx.has(3) else list(range(len(dims)))
     assert axes is not None
     result = list(dims)
@@ -394,8 +420,8 @@ def resize(ctx: Context) -> None:
     """Axes that keep their size pass, the others are fixed."""
     dims, wanted = ctx.dims(), ctx.output_sizes()
     reason = "resized along this axis"
-    result: Dims = []
-    for axis, (dim, size) in enumerate(zip(dims, wanted, strict=True)):
+    result = Dims()
+    for axis, (dim, size) in enumerate(pairs(dims, wanted)):
         same = dim.size == size and ctx.dynamic(0, axis) == ctx.dynamic_output(axis)
         if same:
             result.append(dim)
@@ -404,16 +430,16 @@ def resize(ctx: Context) -> None:
             result.append(ctx.fixed(size, reason))
     if ctx.has(3):
         axes = ctx.integers_attribute("axes") or list(range(len(dims)))
-        entries = tuple((p, result[a % len(dims)]) for p, a in enumerate(axes))
+        entries = tuple((p, result[a % max(len(dims), 1)]) for p, a in enumerate(axes))
         ctx.repairs.append(Sizes(ctx.node, 3, entries))
     ctx.give(result)
 
 
 def depth_to_space(ctx: Context) -> None:
     """DCR: channels are b·b·c, CRD: c·b·b; b goes to the spatial axes."""
-    batch, channel, height, width = ctx.dims()
+    batch, channel, height, width = exactly(ctx.dims(), 4)
     block = ctx.integer("blocksize", 1)
-    depth = channel.size // block**2
+    depth = share(channel.size, block**2)
     if ctx.text("mode", "DCR") == "DCR":
         cells, out = ctx.regroup([channel], [block**2, depth])
     else:
@@ -426,8 +452,9 @@ def depth_to_space(ctx: Context) -> None:
 
 def space_to_depth(ctx: Context) -> None:
     """Channels become b·b·c."""
-    batch, channel, height, width = ctx.dims()
+    batch, channel, height, width = exactly(ctx.dims(), 4)
     block = ctx.integer("blocksize", 1)
+    share(height.size, block), share(width.size, block)
     reason = "moved between channels and space"
     ctx.freeze([height, width], reason)
     spatial = [ctx.fixed(d.size // block, reason) for d in (height, width)]
@@ -437,7 +464,7 @@ def space_to_depth(ctx: Context) -> None:
 
 def one_hot(ctx: Context) -> None:
     """A new axis whose indices are values of the data."""
-    dims = list(ctx.dims(0))
+    dims = Dims(ctx.dims(0))
     axis = ctx.axis(-1, len(dims) + 1)
     dims.insert(axis, ctx.fixed(ctx.output_sizes()[axis], "its indices are values of the data"))
     ctx.give(dims)
@@ -450,7 +477,7 @@ def range_(ctx: Context) -> None:
 
 def reverse(ctx: Context) -> None:
     """ReverseSequence: two axes are ordered."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     ctx.freeze(dims[:2], "reversed in part")
     ctx.give(dims)
 

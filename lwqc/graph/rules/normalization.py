@@ -5,11 +5,12 @@ from __future__ import annotations
 from lwqc.graph.axes import Factor, unify
 from lwqc.graph.repairs import Count
 from lwqc.graph.rules.context import Context, Rule
+from lwqc.graph.rules.fit import Dims, share
 
 
 def batch_norm(ctx: Context) -> None:
     """Per channel, with stored statistics: nothing else changes when a channel goes."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     for operand in range(1, 5):
         ctx.unify(dims[1], ctx.dims(operand)[0])
     ctx.give(dims)
@@ -19,7 +20,7 @@ def batch_norm(ctx: Context) -> None:
 
 def instance_norm(ctx: Context) -> None:
     """Statistics over the spatial axes of each channel."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     for operand in (1, 2):
         ctx.unify(dims[1], ctx.dims(operand)[0])
     ctx.statistics(dims[2:])
@@ -28,9 +29,9 @@ def instance_norm(ctx: Context) -> None:
 
 def group_norm(ctx: Context) -> None:
     """Channels are groups x members; statistics over members and space."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     groups = ctx.integer("num_groups", 1)
-    group, member = ctx.regroup([dims[1]], [groups, dims[1].size // groups])
+    group, member = ctx.regroup([dims[1]], [groups, share(dims[1].size, groups)])
     ctx.statistics([member, *dims[2:]])
     for operand in (1, 2):
         scale = ctx.dims(operand)[0]
@@ -41,10 +42,10 @@ def group_norm(ctx: Context) -> None:
 
 def contrib_group_norm(ctx: Context) -> None:
     """com.microsoft.GroupNorm: channels last by default."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     channel = dims[-1] if ctx.integer("channels_last", 1) else dims[1]
     groups = ctx.integer("groups", 1)
-    group, member = ctx.regroup([channel], [groups, channel.size // groups])
+    group, member = ctx.regroup([channel], [groups, share(channel.size, groups)])
     ctx.statistics([member, *(d for d in dims[1:] if d is not channel)])
     for operand in (1, 2):
         ctx.unify(ctx.dims(operand)[0], channel)
@@ -54,7 +55,7 @@ def contrib_group_norm(ctx: Context) -> None:
 
 def layer_norm(ctx: Context) -> None:
     """Statistics over the axes from `axis` on; scale and bias belong to them."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     axis = ctx.axis(-1)
     ctx.statistics(dims[axis:])
     for operand in (1, 2):
@@ -79,7 +80,7 @@ def skip_layer_norm(ctx: Context) -> None:
 
 def softmax(ctx: Context) -> None:
     """Statistics over one axis; before opset 13 over it and all that follow."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     old = ctx.opset < 13
     axis = ctx.axis(1 if old else -1)
     ctx.statistics(dims[axis:] if old else [dims[axis]])
@@ -88,14 +89,14 @@ def softmax(ctx: Context) -> None:
 
 def along_axis(ctx: Context) -> None:
     """LpNormalization: statistics over one axis."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     ctx.statistics([dims[ctx.axis(-1)]])
     ctx.give(dims)
 
 
 def mean_variance(ctx: Context) -> None:
     """MeanVarianceNormalization: statistics over the listed axes."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     axes = ctx.integers_attribute("axes") or [0, 2, 3]
     ctx.statistics([dims[a] for a in axes])
     ctx.give(dims)
@@ -103,7 +104,7 @@ def mean_variance(ctx: Context) -> None:
 
 def neighbours(ctx: Context) -> None:
     """LRN: each channel looks at those beside it."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     ctx.freeze([dims[1]], "each channel looks at its neighbours")
     ctx.give(dims)
 
@@ -151,7 +152,7 @@ def looks_at_values(ctx: Context) -> None:
 
 def hard_max(ctx: Context) -> None:
     """Hardmax compares the indices of one axis; before opset 13 of all that follow it."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     old = ctx.opset < 13
     axis = ctx.axis(1 if old else -1)
     ctx.freeze(dims[axis:] if old else [dims[axis]], "compares the indices of this axis")
@@ -160,7 +161,7 @@ def hard_max(ctx: Context) -> None:
 
 def top_k(ctx: Context) -> None:
     """TopK: sorts along the axis."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     axis = ctx.axis(-1)
     ctx.freeze([dims[axis]], "sorts along this axis")
     sizes = ctx.output_sizes()

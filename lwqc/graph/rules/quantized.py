@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lwqc.graph.axes import Factor, fixed, one, product
 from lwqc.graph.repairs import Count
-from lwqc.graph.rules.context import BarrierError, Context, Dims, Rule
+from lwqc.graph.rules.context import Context, Rule
+from lwqc.graph.rules.fit import BarrierError, Dims, pairs
 from lwqc.graph.rules.linear import matmul
 
 _BLOCK = "a quantization block stays whole"
@@ -12,7 +13,7 @@ _BLOCK = "a quantization block stays whole"
 
 def linear(ctx: Context) -> None:
     """QuantizeLinear, DequantizeLinear: per tensor, per axis or in blocks of `block_size`."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     block = ctx.integer("block_size", 0)
     for operand in (1, 2):
         if ctx.has(operand):
@@ -25,7 +26,7 @@ def _follow(ctx: Context, dims: Dims, scale: Dims, block: int) -> None:
     if len(scale) == 1 and len(dims) >= 1 and not block:
         ctx.unify(scale[0], dims[axis])
     elif block and len(scale) == len(dims):
-        for a, (d, s) in enumerate(zip(dims, scale, strict=True)):
+        for a, (d, s) in enumerate(pairs(dims, scale)):
             if a != axis:
                 ctx.unify(d, s)
             elif s.size * block == d.size:
@@ -36,7 +37,7 @@ def _follow(ctx: Context, dims: Dims, scale: Dims, block: int) -> None:
 
 def dynamic_quantize(ctx: Context) -> None:
     """The range is taken over the whole tensor."""
-    dims = list(ctx.dims())
+    dims = Dims(ctx.dims())
     ctx.statistics(dims)
     ctx.give(dims)
     ctx.give([], 1)
@@ -63,7 +64,7 @@ def _rows(ctx: Context, dims: Dims, rows: Factor) -> None:
     if dims[0].size == rows.size:
         ctx.unify(dims[0], rows)
         ctx.freeze(dims[1:], _BLOCK)
-    elif dims[0].size % rows.size == 0:
+    elif rows.size and dims[0].size % rows.size == 0:
         per_row = fixed(dims[0].size // rows.size, _BLOCK)
         ctx.unify(dims[0], product((rows, per_row)))
     else:

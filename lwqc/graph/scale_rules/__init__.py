@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from lwqc.graph.scale_labels import Labelling
+from lwqc.graph.scale_labels import Labelling, UnfitError
 from lwqc.graph.scale_rules import layers, movement, several, single
 from lwqc.graph.scale_rules.layers import Rule
 
@@ -15,7 +15,11 @@ def visit(walk: Labelling, node: ir.Node) -> None:
     """Label the outputs of a node."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     rule = RULES.get((domain, node.op_type), single.barrier)
-    (single.barrier if walk.freeze_captured(node) else rule)(walk, node)
+    try:
+        (single.barrier if walk.freeze_captured(node) else rule)(walk, node)
+    except UnfitError as error:
+        walk.freeze_operands(node, str(error))
+    walk.drop_misfits(node)
 
 
 _SAME = "Identity Relu LeakyRelu PRelu Neg Abs"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from lwqc.graph.linear_operand import linear_operand
-from lwqc.graph.scale_labels import Labelling, where
+from lwqc.graph.scale_labels import Labelling, UnfitError, where
 from lwqc.graph.scale_rules.several import one_sided
 from lwqc.graph.scale_rules.single import barrier
 from lwqc.model.weights import static_shape, stored_tensor
@@ -33,6 +33,8 @@ def linear(walk: Labelling, node: ir.Node) -> None:
         return
     conv = node.op_type == "Conv"
     out = walk.linear(operand, walk.of(node, 0), 1 if conv else -1)
+    if sizes.rank < 2 and conv:
+        raise UnfitError(f"{where(node)} gives no channels")
     along = [1] * sizes.rank
     along[1 if conv else -1] = operand.out
     walk.labels[node.outputs[0]] = out.reshape(along)
@@ -54,6 +56,8 @@ def _product(walk: Labelling, node: ir.Node) -> None:
         barrier(walk, node)
         return
     left, right = walk.of(node, 0), walk.of(node, 1)
+    if any(x is not None and x.ndim < 2 for x in (left, right)):
+        raise UnfitError(f"{where(node)} multiplies what is no matrix")
     summed = f"{where(node)} sums over the scaled axis"
     if left is not None and left.shape[-1] > 1:
         walk.freeze(node.inputs[0], summed)
@@ -77,7 +81,7 @@ def affine_norm(gain: int, bias: int | None, axis: int | None = None) -> Rule:
             walk.refused.append((node, "gain", "its gain is not stored, or its rank is not known"))
             return
         shape = static_shape(tensor)
-        if axis is not None and shape != (sizes.first[axis],):
+        if axis is not None and (axis >= sizes.rank or shape != (sizes.first[axis],)):
             walk.refused.append((node, "gain", "its gain is not one number per channel"))
             return
         own = walk.classes.fresh(shape)

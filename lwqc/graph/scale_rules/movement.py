@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.scale_labels import Labelling, Labels, where
-from lwqc.graph.scale_rules.several import alike
+from lwqc.graph.scale_labels import Labelling, Labels, UnfitError, where
+from lwqc.graph.scale_rules.several import alike, broadcast_shape
 from lwqc.graph.scale_rules.single import axes_of
 
 
@@ -31,7 +31,7 @@ def _regrouped(
     labels: Labels, before: Sampled | None, after: Sampled | None
 ) -> tuple[list[int], list[int]] | None:
     """Shapes of the labels before and after: full where an axis is regrouped with a scaled one."""
-    if before is None or after is None:
+    if before is None or after is None or labels.ndim != before.rank:
         return None
     full, result = [1] * before.rank, [1] * after.rank
     i = j = 0
@@ -62,9 +62,13 @@ def _elements(sizes: Sampled, start: int, end: int) -> tuple[int, int]:
 def transpose(walk: Labelling, node: ir.Node) -> None:
     """Permutes axes."""
     labels = walk.of(node, 0)
-    if labels is not None:
-        perm = node.attributes.get("perm")
-        walk.labels[node.outputs[0]] = labels.transpose(perm.as_ints() if perm else None)
+    if labels is None:
+        return
+    axes = list(range(labels.ndim))
+    perm = list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else axes[::-1]
+    if sorted(perm) != axes:
+        raise UnfitError(f"{where(node)} has an order that is none of its axes")
+    walk.labels[node.outputs[0]] = labels.transpose(perm)
 
 
 def cut(walk: Labelling, node: ir.Node) -> None:
@@ -94,14 +98,18 @@ def _sliced(walk: Labelling, node: ir.Node, labels: Labels) -> tuple[slice, ...]
         axes = axes_of(walk, node, 3)
         if axes is None and len(node.inputs) > 3 and node.inputs[3] is not None:
             return None
-        if size is None:
+        if size is None or size.rank != 1:
             return None
         count = size.first[0]
         if operands[2] is not None and bounds[2] is None:
             return None
     for position, axis in enumerate(axes if axes is not None else range(count)):
+        if not -labels.ndim <= axis < labels.ndim:
+            raise UnfitError(f"{where(node)} cuts an axis that is not there")
         if labels.shape[axis] == 1:
             continue
+        if any(bound is not None and position >= len(bound) for bound in bounds):
+            raise UnfitError(f"{where(node)} has lists of different lengths")
         if bounds[0] is None or bounds[1] is None:
             return None
         step = bounds[2][position] if bounds[2] is not None else 1
@@ -117,13 +125,13 @@ def split(walk: Labelling, node: ir.Node) -> None:
     labels = walk.of(node, 0)
     if labels is None:
         return
-    axis = _axis(node) % labels.ndim
+    axis = _axis(node, labels)
     if labels.shape[axis] == 1:
         for output in node.outputs:
             walk.labels[output] = labels
         return
     sizes = [walk.size(v) for v in node.outputs]
-    known = [s.first[axis] for s in sizes if s is not None and s.static(axis)]
+    known = [s.first[axis] for s in sizes if s is not None and axis < s.rank and s.static(axis)]
     if len(known) != len(sizes) or sum(known) != labels.shape[axis]:
         walk.freeze(node.inputs[0], f"{where(node)} cuts the scaled axis into unknown parts")
         return
@@ -138,13 +146,16 @@ def gather(walk: Labelling, node: ir.Node) -> None:
     walk.freeze(node.inputs[1], f"is an index of {where(node)}")
     if labels is None:
         return
-    axis = _axis(node) % labels.ndim
+    axis = _axis(node, labels)
     indices = walk.integers.static(node.inputs[1])
     if labels.shape[axis] == 1 and sizes is not None:
         indices = np.zeros((1,) * sizes.rank, np.intp)
     if indices is None:
         walk.freeze(node.inputs[0], f"{where(node)} picks scaled channels by the data")
         return
+    size = labels.shape[axis]
+    if indices.size and not (-size <= indices.min() and indices.max() < size):
+        raise UnfitError(f"{where(node)} picks channels that are not there")
     walk.labels[node.outputs[0]] = labels.take(indices.astype(np.intp), axis)
 
 
@@ -154,14 +165,16 @@ def concat(walk: Labelling, node: ir.Node) -> None:
     known = [x for x in found if x is not None]
     if not known:
         return
-    axis = _axis(node) % known[0].ndim
+    axis = _axis(node, known[0])
+    if any(x.ndim != known[0].ndim for x in known):
+        raise UnfitError(f"{where(node)} joins tensors of different ranks")
     if all(x.shape[axis] == 1 for x in known):
         alike(walk, node, range(len(node.inputs)))
         return
     sizes = [walk.size(v) for v in node.inputs]
     parts = []
     for value, labels, size in zip(node.inputs, found, sizes, strict=True):
-        if size is None or not size.static(axis):
+        if size is None or axis >= size.rank or not size.static(axis):
             walk.freeze_operands(node, f"{where(node)} joins parts of unknown sizes")
             return
         if labels is None:
@@ -169,14 +182,18 @@ def concat(walk: Labelling, node: ir.Node) -> None:
             name = value.name if value is not None else ""
             walk.classes.freeze(labels, f"{name} cannot be scaled")
         shape = list(labels.shape)
+        if shape[axis] not in (1, size.first[axis]) or len(shape) != known[0].ndim:
+            raise UnfitError(f"{where(node)} joins tensors that do not fit")
         shape[axis] = size.first[axis]
         parts.append(np.broadcast_to(labels, shape))
-    wide = np.broadcast_shapes(*[(*p.shape[:axis], 1, *p.shape[axis + 1 :]) for p in parts])
+    wide = broadcast_shape(node, *[(*p.shape[:axis], 1, *p.shape[axis + 1 :]) for p in parts])
     walk.labels[node.outputs[0]] = np.concatenate(
         [np.broadcast_to(p, (*wide[:axis], p.shape[axis], *wide[axis + 1 :])) for p in parts], axis
     )
 
 
-def _axis(node: ir.Node) -> int:
+def _axis(node: ir.Node, labels: Labels) -> int:
     attribute = node.attributes.get("axis")
-    return attribute.as_int() if attribute is not None else 0
+    if not labels.ndim:
+        raise UnfitError(f"{where(node)} takes an axis of a single number")
+    return (attribute.as_int() if attribute is not None else 0) % labels.ndim

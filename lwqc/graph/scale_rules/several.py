@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.graph.scale_labels import Labelling, Labels, where
+from lwqc.graph.scale_labels import Labelling, Labels, UnfitError, where
 from lwqc.graph.scale_rules.single import number
 from lwqc.model.weights import static_shape, stored_tensor, trace_weight
 
@@ -53,8 +53,18 @@ def _broadcast(walk: Labelling, node: ir.Node, found: Sequence[Labels]) -> Label
     if sizes is None:
         walk.freeze_operands(node, f"the rank of {node.outputs[0].name} is not known")
         return None
-    shape = np.broadcast_shapes((1,) * sizes.rank, *(x.shape for x in found))
+    shape = broadcast_shape(node, (1,) * sizes.rank, *(x.shape for x in found))
     return np.broadcast_to(found[0], shape)
+
+
+def broadcast_shape(node: ir.Node, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that all of them broadcast to. Raises UnfitError."""
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(shape)) + tuple(shape) for shape in shapes]
+    wide = tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*padded, strict=True))
+    if any(n not in (1, w) for shape in padded for n, w in zip(shape, wide, strict=True)):
+        raise UnfitError(f"{where(node)} combines tensors that do not fit")
+    return wide
 
 
 def multiply(walk: Labelling, node: ir.Node) -> None:

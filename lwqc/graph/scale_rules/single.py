@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lwqc.graph.sampled import Sampled
-from lwqc.graph.scale_labels import Labelling, Labels, where
+from lwqc.graph.scale_labels import Labelling, Labels, UnfitError, where
 from lwqc.model.weights import stored_tensor
 
 
@@ -42,7 +42,8 @@ def dropout(walk: Labelling, node: ir.Node) -> None:
 
 def cast(walk: Labelling, node: ir.Node) -> None:
     """Between float types."""
-    floating = ir.DataType(node.attributes["to"].as_int()).is_floating_point()
+    to = node.attributes["to"].as_int()
+    floating = to in set(ir.DataType) and ir.DataType(to).is_floating_point()
     (same if floating else barrier)(walk, node)
 
 
@@ -86,7 +87,7 @@ def _untouched(labels: Labels | None, before: Sampled | None, after: Sampled | N
     """Whether sizes along the scaled axes are the same."""
     if labels is None:
         return True
-    if before is None or after is None or before.rank != after.rank:
+    if before is None or after is None or not before.rank == after.rank == labels.ndim:
         return False
     return all(before.first[a] == after.first[a] for a, n in enumerate(labels.shape) if n > 1)
 
@@ -112,6 +113,8 @@ def reduce(walk: Labelling, node: ir.Node) -> None:
     if labels is None:
         return
     axes = axes_of(walk, node, 1)
+    if any(not -labels.ndim <= a < labels.ndim for a in axes or ()):
+        raise UnfitError(f"{where(node)} reduces an axis that is not there")
     if axes is None or sizes is None or any(labels.shape[a] > 1 for a in axes):
         walk.freeze(node.inputs[0], f"{where(node)} reduces the scaled axis")
         return

@@ -26,9 +26,13 @@ def side_by_side(original: ir.Model, pruned: ir.Model, prefix: str = PREFIX) -> 
     for domain, version in other.opset_imports.items():
         both.opset_imports.setdefault(domain, version)
     both.functions.update({i: f for i, f in other.functions.items() if i not in both.functions})
+    outputs = list(other.graph.outputs)
+    other.graph.outputs.clear()  # an output may be stored, and belongs to one graph at a time
     moved = _join_inputs(both.graph, other.graph)
     moved |= _move_weights(both.graph, other.graph, prefix)
-    _move_nodes(both.graph, other.graph, prefix, moved)
+    _move_nodes(both.graph, other.graph, prefix)
+    outputs = [moved.get(v, v) for v in outputs]
+    both.graph.outputs.extend(v for v in outputs if v not in both.graph.outputs)
     return both
 
 
@@ -108,12 +112,8 @@ def _rename_weight(value: ir.Value, prefix: str) -> None:
     value.name = f"{prefix}{value.name}"
 
 
-def _move_nodes(
-    both: ir.Graph, other: ir.Graph, prefix: str, moved: Mapping[ir.Value, ir.Value]
-) -> None:
-    """Append the other graph's nodes, renamed, and its outputs."""
-    outputs = [moved.get(v, v) for v in other.outputs]
-    other.outputs.clear()
+def _move_nodes(both: ir.Graph, other: ir.Graph, prefix: str) -> None:
+    """Append the other graph's nodes, renamed."""
     for graph in other.subgraphs():
         for value in list(graph.initializers.values()):  # renaming changes the mapping
             _rename_weight(value, prefix)
@@ -127,7 +127,6 @@ def _move_nodes(
     nodes = list(other)
     other.remove(nodes)
     both.extend(nodes)
-    both.outputs.extend(v for v in outputs if v not in both.outputs)
 
 
 def _rename(value: ir.Value, prefix: str) -> None:

@@ -1,0 +1,23 @@
+"""The one place where a model from a stranger is checked, before anything looks at its graph.
+
+The parts: `model_scopes` names, `function_calls` functions, `node_schemas` attributes and counts,
+`declared_shapes` types and ranks. Bytes and files are checked before, by `untrusted`; nodes are
+sorted before, by `normal_form`.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from lwqc.declared_shapes import check_declared
+from lwqc.function_calls import check_functions
+from lwqc.model_scopes import check_scopes
+from lwqc.node_schemas import check_nodes
+
+
+def check_model(proto: onnx.ModelProto) -> None:
+    """Refuse a model that contradicts itself. Raises InputError, in one line without the file."""
+    check_scopes(proto)
+    check_functions(proto)
+    check_nodes(proto)
+    check_declared(proto)

@@ -1,0 +1,82 @@
+"""ONNX's own shape inference, in another process: it is native code, and models are strangers."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from lwqc.child_process import ChildProcess
+
+_SECONDS = 30.0  # of one request
+_SMALL = 1 << 10  # numbers in a tensor that shapes may be computed from
+
+
+class _Inference(ChildProcess):
+    script = Path(__file__).with_name("inference_child.py")
+
+
+_shared: dict[int, _Inference] = {}
+
+
+def _process() -> _Inference:
+    if os.getpid() not in _shared:  # also after a fork, as pipes are not for two
+        _shared.clear()
+        _shared[os.getpid()] = _Inference(_SECONDS)
+    return _shared[os.getpid()]
+
+
+def infer(proto: onnx.ModelProto, *, strict: bool = False, data: bool = False) -> onnx.ModelProto:
+    """A copy of a model with the types and shapes that ONNX infers. Leave weights out.
+
+    strict: operands that do not fit an operator are an error; else they end the inference there.
+    data: look at the values that shapes are computed from. Raises SessionError.
+    """
+    answer = _process().ask("model", proto.SerializeToString(), strict, data)
+    return onnx.ModelProto.FromString(answer)
+
+
+def infer_node(
+    node: onnx.NodeProto,
+    version: int,
+    types: Mapping[str, onnx.TypeProto],
+    data: Mapping[str, Any],
+) -> dict[str, onnx.TypeProto]:
+    """Types of the outputs of one node, by name. Raises SessionError.
+
+    version: of the operator set. types: of the inputs. data: values of some of them, as arrays.
+    """
+    known = {name: kind.SerializeToString() for name, kind in types.items()}
+    answer = _process().ask(
+        "node", node.SerializeToString(), node.domain, version, known, dict(data)
+    )
+    return {name: onnx.TypeProto.FromString(kind) for name, kind in answer.items()}
+
+
+def bare(proto: onnx.ModelProto, *, declared: bool = False) -> onnx.ModelProto:
+    """The model without weights. declared: with what it says of outputs and values before them."""
+    graph = proto.graph
+    light = onnx.ModelProto(ir_version=proto.ir_version)
+    light.opset_import.extend(proto.opset_import)
+    light.functions.extend(proto.functions)
+    light.graph.name = graph.name or "graph"
+    light.graph.node.extend(graph.node)
+    light.graph.input.extend(graph.input)
+    if declared:
+        light.graph.output.extend(graph.output)
+        light.graph.value_info.extend(graph.value_info)
+    else:
+        light.graph.output.extend(onnx.ValueInfoProto(name=v.name) for v in graph.output)
+    given = {v.name for v in graph.input}
+    for tensor in graph.initializer:
+        external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if math.prod(tensor.dims) <= _SMALL and not external:
+            light.graph.initializer.add().CopyFrom(tensor)
+        elif tensor.name not in given:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            light.graph.input.append(info)
+    return light

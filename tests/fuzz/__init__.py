@@ -1,0 +1,1 @@
+"""Mutated models against every command: `python -m tests.fuzz --minutes 60`."""

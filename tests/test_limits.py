@@ -1,0 +1,117 @@
+"""What one model may take, and how more is allowed."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from lwqc import limits
+from lwqc.backends import isolated, proof
+from lwqc.errors import InputError, SessionError
+from lwqc.limits import LimitError, Limits, parse_limits
+from lwqc.runtime.data import open_data
+from lwqc.runtime.session import Session
+from tests.odd_files import CASES
+
+
+@pytest.fixture
+def allowed(monkeypatch):
+    return lambda **changed: monkeypatch.setattr(limits, "_current", Limits(**changed))
+
+
+def model(text: str) -> ir.Model:
+    return ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": 17]> net {text}')
+
+
+LARGE = "(float[n,2147483647] x) => (float[n,2147483647] y) { y = Relu(x) }"
+# A loop that counts for days, and one tensor of 8 GB on the way.
+ENDLESS = """(float[2] x) => (float[2] y) {
+    count = Constant<value_int = 4611686018427387904>()
+    yes = Constant<value = bool {1}>()
+    y = Loop(count, yes, x)<body = b (int64 i, bool go, float[2] h) => (bool on, float[2] g) {
+        g = Relu(h)
+        on = Identity(go)
+    }>
+}"""
+WIDE = """(int64[1] x) => (float y) {
+    many = Constant<value_ints = [2000000000]>()
+    size = Mul(x, many)
+    z = ConstantOfShape(size)
+    y = ReduceSum<keepdims = 0>(z)
+}"""
+PLAIN = CASES["two_imports"]().SerializeToString()
+ONES = {"x": np.ones(1, np.int64)}
+
+
+def test_amounts():
+    read = parse_limits(["inputs=1.5GB", "run=2min", "memory=512MiB"])
+    assert (read.inputs, read.run, read.memory) == (1.5e9, 120, 2**29)
+    assert read.data == Limits().data
+
+
+@pytest.mark.parametrize(
+    "text", ["inputs", "inputs=", "other=3GB", "run=3GB", "inputs=3s", "inputs=-1", "inputs=0",
+             "inputs=٣", "inputs=1e9GB", "run=inf", "run=9" * 30],
+)  # fmt: skip
+def test_what_is_no_amount(text):
+    with pytest.raises(InputError, match="--limit"):
+        parse_limits([text])
+
+
+def test_declared_sizes_draw_nothing(allowed):
+    with pytest.raises(LimitError, match=r"input x \[1, 2147483647\] takes 17\.2 GB"):
+        open_data("random:1", model(LARGE)).first()
+    small = model("(float[n,512] x) => (float[n,512] y) { y = Relu(x) }")
+    open_data("random:1", small).first()
+    allowed(inputs=4000.0)
+    with pytest.raises(LimitError, match="raise it with lwqc --limit inputs="):
+        open_data("random:1", small).first()
+
+
+def test_the_option_comes_before_the_command(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "_current", Limits())
+    onnx.save(CASES["unsorted"](), tmp_path / "m.onnx")
+    arguments = ["verify", tmp_path / "m.onnx", tmp_path / "m.onnx"]
+    code, _, error = run("--limit", "inputs=100B", *arguments)
+    assert (code, len(error.splitlines())) == (2, 1)
+    assert "--limit inputs=512B" in error
+    assert run("--limit", "inputs=1KB", *arguments)[0] == 0
+    code, _, error = run("--limit", "inputs=much", *arguments)
+    assert (code, len(error.splitlines())) == (2, 1)
+
+
+def test_a_run_that_never_ends(allowed):
+    allowed(run=0.5)
+    with pytest.raises(SessionError, match=r"odd: .*took longer than 0\.5 s.*--limit run=600s"):
+        proof.prove(model(ENDLESS), {"x": np.ones(2, np.float32)}, "odd")
+
+
+def test_a_run_that_takes_all_memory(allowed):
+    allowed(memory=1e8)
+    with pytest.raises(SessionError, match=r"odd: it takes more than .*--limit memory=16GB"):
+        proof.prove(model(WIDE), ONES, "odd")
+
+
+def test_nothing_is_loaded_here_before_it_ran_elsewhere(monkeypatch, tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text("import os, sys; sys.stdin.buffer.read(1); os.abort()")
+    built = model(WIDE)
+    proof.prove_first(built, lambda: ONES, "odd")
+    monkeypatch.setattr(isolated, "CHILD", script)
+    isolated.shared().close()
+    for _ in range(2):  # it is not tried again
+        with pytest.raises(SessionError, match=r"odd: ONNX Runtime does not survive it.*SIGABRT"):
+            Session(PLAIN)
+    monkeypatch.undo()
+    isolated.shared().close()
+    other = model(WIDE)
+    proof.prove_first(other, dict, "other")  # which does not run, as it gets no inputs
+    assert Session(PLAIN).inputs == ["x"]
+    assert not proof._waiting
+
+
+def test_a_model_that_is_gone_is_not_run():
+    proof.prove_first(model(WIDE), lambda: pytest.fail("was run"), "odd")
+    assert Session(PLAIN).inputs == ["x"]

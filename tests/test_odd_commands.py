@@ -1,0 +1,31 @@
+"""Commands on odd but valid models that mutants led to."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from tests.odd_files import CASES
+
+NO_INPUTS = """<ir_version: 8, opset_import: ["": 17]>
+net () => (float[4] y) {
+    x = Constant<value_floats = [1.0, 2.0, 3.0, 4.0]>()
+    y = RandomNormalLike<seed = 1.0>(x)
+}"""
+
+
+def test_blame_with_a_stored_tensor_as_an_output(run, tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(CASES["passed_through"](), path)
+    code, _, error = run("verify", path, path, "--blame")
+    assert (code, error) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--seconds", "0.01"], ["inspect"]])
+def test_a_model_without_inputs(run, tmp_path, arguments):
+    path = tmp_path / "m.onnx"
+    onnx.save(ir.to_proto(ir.from_onnx_text(NO_INPUTS)), path)
+    code, text, error = run(arguments[0], path, *arguments[1:])
+    assert (code, error) == (0, "")
+    assert text
