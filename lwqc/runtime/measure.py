@@ -16,9 +16,10 @@ from lwqc.model.user_code import load_callable, running
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.profile import OperatorTime, operator_times
 from lwqc.runtime.recorded import Recorded
-from lwqc.runtime.session import Session, time_runs
+from lwqc.runtime.session import Session
 from lwqc.runtime.settling import medians_known
 from lwqc.runtime.stats.divergence import Divergence, divergences
+from lwqc.runtime.timer import time_runs
 
 NOISE = 1.05  # repeated timings of one model differ by this much
 # A median whose interval is narrower than what repeated timings differ by is as good as one of

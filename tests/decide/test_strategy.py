@@ -99,7 +99,7 @@ def measured(monkeypatch):
     monkeypatch.setattr(
         "lwqc.decide.search.joint.EFFORTS", dict.fromkeys(search_control.EFFORTS, settings)
     )
-    for module in ("runtime.session", "runtime.served"):
+    for module in ("runtime.timer", "runtime.served"):
         monkeypatch.setattr(f"lwqc.{module}.time_turns", alike)
     monkeypatch.setattr(
         "lwqc.compile.run_times.medians_ms", lambda sessions, feeds: SHORTER[: len(sessions)]
