@@ -18,7 +18,6 @@ from typing import Any, Literal
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.backends.proof import prove
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import apply_plan, execute
 from lwqc.compile.workspace import Workspace
@@ -39,6 +38,7 @@ from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe, uniform_recipe
 from lwqc.runtime.measure import Latency, latencies
+from lwqc.runtime.proof import prove
 from lwqc.runtime.served import Sizes
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.divergence import Divergence

@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 from numpy.lib import format as npy
 
-from lwqc.array_files import Archive, read_npy
 from lwqc.errors import InputError
-from lwqc.limits import Limits, limits, set_limits
+from lwqc.model.array_files import Archive, read_npy
+from lwqc.model.limits import Limits, limits, set_limits
 from lwqc.runtime.data import open_data
 
 MODEL = ir.from_onnx_text(

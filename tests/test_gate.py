@@ -9,10 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lwqc import inference
 from lwqc.errors import InputError
-from lwqc.model import io
-from lwqc.node_schemas import RUNTIME_ATTRIBUTES
+from lwqc.model import inference, io
+from lwqc.model.node_schemas import RUNTIME_ATTRIBUTES
 from tests.fuzz.corpus import MODELS
 from tests.odd_files import MLP, mlp, proto, value
 

@@ -7,10 +7,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc import limits
-from lwqc.backends import isolated, proof
 from lwqc.errors import InputError, SessionError
-from lwqc.limits import LimitError, Limits, parse_limits
+from lwqc.model import limits
+from lwqc.model.limits import LimitError, Limits, parse_limits
+from lwqc.runtime import isolated, proof
 from lwqc.runtime.data import open_data
 from lwqc.runtime.session import Session
 from tests.odd_files import CASES

@@ -5,6 +5,7 @@ import pytest
 
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.planning import uniform
+from tests.build import model, normal
 from tests.test_odd_places import (
     FEEDS,
     embedding_tied_to_a_product_in_a_loop,
@@ -54,6 +55,20 @@ def test_no_wish_is_dropped_without_a_word(place, target):
 def test_the_reason_is_that_of_what_was_asked(place, bits, activations, reason):
     plan = uniform(opened(place), bits, activations)
     assert any(f"weight only: {reason}" in text for text in plan.kept_float.values())
+
+
+def test_what_stays_float_has_both_reasons():
+    rows = [("Conv", ["x", "w"], "y", {"pads": [1] * 4})]
+    built = model(rows, {"w": normal(8, 3, 3, 3)}, {"x": ["n", 3, 8, 8]}, ["y"])
+    work = open_workspace(built, data=[{"x": normal(1, 3, 8, 8)}], target="cpu-vnni")
+    assert uniform(work, 8, "dynamic").kept_float["w"] == (
+        "convolutions with dynamic activations are slower than float (ConvInteger); "
+        "has only 216 weights"
+    )
+    assert uniform(work, 8, "static").kept_float["w"] == (
+        "its Conv: its output is a graph output; has only 216 weights"
+    )
+    assert uniform(work, 8, "none").kept_float["w"] == "has only 216 weights"
 
 
 def test_the_kind_of_number_too():

@@ -135,12 +135,12 @@ def verify(
     debug: DebugOption = False,
 ) -> None:
     """Compare the outputs of two models on the same data."""
-    from lwqc.backends.proof import prove_first
     from lwqc.cli.report.blame import blame_dict, blame_models, print_blame
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import divergence_table, print_decisions
     from lwqc.model import io
     from lwqc.runtime.measure import worst_drop
+    from lwqc.runtime.proof import prove_first
     from lwqc.runtime.session import Session
 
     if blame_check < 0:
@@ -193,12 +193,12 @@ def bench(
 ) -> None:
     """Time models on the same input, alternating their order; on a GPU without transfers."""
     from lwqc.backends.device_bench import device_latencies
-    from lwqc.backends.proof import prove
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import latency_text, size_text
     from lwqc.compile.workspace import stored_bytes
     from lwqc.model import io
     from lwqc.runtime.measure import latencies
+    from lwqc.runtime.proof import prove
     from lwqc.runtime.session import Session, SessionSettings
 
     if not (seconds > 0 and math.isfinite(seconds)):

@@ -48,7 +48,7 @@ def everywhere(
 ) -> None:
     """Make any ONNX model smaller and faster on stock ONNX Runtime."""
     if limit:
-        from lwqc.limits import parse_limits, set_limits
+        from lwqc.model.limits import parse_limits, set_limits
 
         set_limits(parse_limits(limit))
 

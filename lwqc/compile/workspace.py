@@ -14,8 +14,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.backends.loadable import Loadable
-from lwqc.backends.proof import original
 from lwqc.backends.target import Lowered, Target
 from lwqc.compile.locks import data_source, tool_versions
 from lwqc.compile.site_grams import SiteGrams
@@ -32,7 +30,9 @@ from lwqc.plans.goals import Goals
 from lwqc.plans.plan import DataSource, Floats, Plan, SiteEntry, Source
 from lwqc.quant.half import fits_half
 from lwqc.runtime.data import Dataset
+from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.measure import Metric, compare, worst_drop
+from lwqc.runtime.proof import original
 from lwqc.runtime.recorded import Recorded
 from lwqc.runtime.served import Served, Sizes, served_inputs
 from lwqc.runtime.session import Session, SessionSettings, has_bodies

@@ -12,7 +12,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from lwqc.backends.proof import original, prove, prove_first
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.workspace import Workspace, make_target
 from lwqc.decide.search.control import SearchControl
@@ -28,6 +27,7 @@ from lwqc.plans.recipe import Recipe
 from lwqc.runtime.data import Dataset, SizesDifferError, open_data
 from lwqc.runtime.legal_sizes import legal_sizes
 from lwqc.runtime.measure import Metric, load_metric
+from lwqc.runtime.proof import original, prove, prove_first
 from lwqc.runtime.served import Sizes, as_sequence
 from lwqc.runtime.session import Session, tensor_types
 

@@ -56,7 +56,7 @@ def uniform(
             *(_wishes(site, bits, activations, block, symmetric, work.target.integer_bits)
               if kind != "fp8" else ()),
         ]  # fmt: skip
-        barrier = f"its {site.op} {barred[site.name]}" if site.name in barred else ""
+        barrier = f"its {site.op}: {barred[site.name]}" if site.name in barred else ""
         found = _first_legal(work, site, wishes, barrier)
         if isinstance(found, str):
             kept[site.name] = found
@@ -139,28 +139,36 @@ def _first_legal(
     barrier: why the site cannot have static activations.
     """
     first = last = ""
+    quantizes = False  # the activation of what was asked for first
     for asked in wishes:
-        small = site.size < MIN_WEIGHTS and asked.activation == "none"
-        if small and site.size < _least(work):
-            return f"has only {site.size} weights"
+        quantizes = quantizes or asked.activation != "none"
         wish = work.storable(site.name, asked)
         if isinstance(wish, str):
             return wish
-        form = work.target.form(site, wish, work.opset)
-        if work.target.refuses(form):
-            last = form
-        elif small and form != "Folded":
-            last = f"has only {site.size} weights"
-        elif barrier and wish.activation == "static":
-            last = barrier
-        elif (
-            wish.activation == "none" and wish.weight.size_bytes(site.n, site.k) >= site.float_bytes
-        ):
-            last = f"{wish.weight} would not be smaller"
-        else:
+        last = _refusal(work, site, wish, barrier)
+        if not last:
             return wish, first
         first = first or last
-    return last or "no format was asked for"
+        if wish.activation == "none" and site.size < _least(work):
+            break
+    return f"{first}; {last}" if quantizes and first != last else last or "no format was asked for"
+
+
+def _refusal(work: Workspace, site: Site, wish: SiteEntry, barrier: str) -> str:
+    """Why the target does not have a wish, or it is of no use; "" otherwise."""
+    small = wish.activation == "none" and site.size < MIN_WEIGHTS
+    few = f"has only {site.size} weights"
+    if small and site.size < _least(work):
+        return few
+    form = work.target.form(site, wish, work.opset)
+    if work.target.refuses(form):
+        return form
+    if small and form != "Folded":
+        return few
+    if wish.activation == "static":
+        return barrier
+    smaller = wish.weight.size_bytes(site.n, site.k) < site.float_bytes
+    return "" if smaller or wish.activation != "none" else f"{wish.weight} would not be smaller"
 
 
 def _least(work: Workspace) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lwqc.errors import SessionError
 from lwqc.graph.integers import Integers
 from lwqc.graph.sampled import Sampled, Sizes, pair
-from lwqc.inference import infer_node
+from lwqc.model.inference import infer_node
 from lwqc.model.weights import is_float, static_shape, stored_tensor
 
 # Primes that divide no common channel count, so that sizes are not equal by accident.

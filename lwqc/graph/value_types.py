@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from lwqc.errors import SessionError
-from lwqc.inference import infer
+from lwqc.model.inference import infer
 
 _SMALL = 1 << 10  # numbers in a tensor that shapes may be computed from
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx_ir import external_data as ir_external
 
 from lwqc.errors import InputError
-from lwqc.gate import check_model
+from lwqc.model.gate import check_model
 from lwqc.model.kept_parts import keep_parts, leave_to_inference
 from lwqc.model.model_stream import skeleton, weightless, write_inline
 from lwqc.model.normal_form import normalise

@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from lwqc.errors import InputError, SessionError
-from lwqc.inference import bare, infer
+from lwqc.model.inference import bare, infer
 from lwqc.model.untrusted import graph_protos
 
 KEY = "lwqc.kept_parts"  # of the metadata; never in a file

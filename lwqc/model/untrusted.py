@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from lwqc.errors import InputError
 from lwqc.model.paths import external_file, model_folders
-from lwqc.texts import check_texts
+from lwqc.model.texts import check_texts
 
 MIN_OPSET, MAX_OPSET = 7, 26  # onnxruntime 1.31 loads no newer one
 MIN_IR_VERSION, MAX_IR_VERSION = 3, int(onnx.IR_VERSION)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.graph.value_types import forget_uncertain
 from lwqc.model.weights import stored_tensor
-from lwqc.passes.base import Pass
+from lwqc.passes.base import Pass, adopt
 from lwqc.passes.context import Context
 from lwqc.passes.one_view import distinguish
 from lwqc.passes.rooted_rules import rooted_rules
@@ -47,11 +47,11 @@ class FoldConstants(Pass):
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Optimize all graphs of the model; functions are inlined.
 
-        Raises PassError where onnxscript's rules fail, whatever they raise.
+        Where onnxscript's rules fail, whatever they raise, the model stays as it was.
         """
         from onnxscript.optimizer import optimize_ir
 
-        before = _operators(model)
+        before, counts = model.clone(), _operators(model)
         _own_constants(model)
         level = _QUIET.level
         _QUIET.setLevel(logging.ERROR)  # it tells of every node that it leaves
@@ -67,13 +67,16 @@ class FoldConstants(Pass):
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
-            raise ir.passes.PassError(f"onnxscript's optimizer failed: {cause}") from error
+            adopt(model, before)
+            ctx.changed()
+            ctx.refuse(model.graph.name or "graph", f"onnxscript's optimizer failed: {cause}")
+            return 0
         finally:
             _QUIET.setLevel(level)
         _drop_new_attributes(model)
         forget_uncertain(model)
         distinguish(model)  # the rules name what they make without a look at other bodies
-        return int(_operators(model) != before)
+        return int(_operators(model) != counts)
 
     def _may_fold(self, node: ir.Node) -> bool | None:
         """False where that is refused; None: as usual."""

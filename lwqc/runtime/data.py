@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.array_files import Archive, check_regular, read_npy
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
+from lwqc.model.array_files import Archive, check_regular, read_npy
 from lwqc.model.numerals import whole
 from lwqc.model.user_code import load_callable, running
 from lwqc.runtime.random_inputs import DEFAULT_DIM, random_feeds

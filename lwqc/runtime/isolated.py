@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lwqc.child_process import ChildProcess
+from lwqc.model.child_process import ChildProcess
 
 CHILD = Path(__file__).with_name("isolated_child.py")
 SECONDS = 600.0  # for one request; a process that takes longer hangs

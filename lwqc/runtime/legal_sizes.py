@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from lwqc.backends.loadable import Loadable, as_loadable
-from lwqc.backends.proof import allowed_bytes
-from lwqc.child_process import DeathError
 from lwqc.errors import InputError, SessionError
 from lwqc.graph.value_types import is_tensor
-from lwqc.limits import LimitError, limits
+from lwqc.model.child_process import DeathError
+from lwqc.model.limits import LimitError, limits
 from lwqc.runtime.data import default_sizes, required_inputs
 from lwqc.runtime.isolated import shared
+from lwqc.runtime.loadable import Loadable, as_loadable
+from lwqc.runtime.proof import allowed_bytes
 from lwqc.runtime.random_inputs import random_feeds
 from lwqc.runtime.session import SessionSettings, load_isolated
 

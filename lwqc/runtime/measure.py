@@ -10,10 +10,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from lwqc.backends.loadable import Loadable
 from lwqc.errors import InputError
 from lwqc.model.user_code import load_callable, running
 from lwqc.runtime.data import Dataset
+from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.profile import OperatorTime, operator_times
 from lwqc.runtime.recorded import Recorded
 from lwqc.runtime.session import Session

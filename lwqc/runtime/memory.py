@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.backends.loadable import Loadable
 from lwqc.errors import InputError, LwqcError
 from lwqc.model import io
 from lwqc.model.scratch import temporary_folder
+from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.session import Feeds, Session
 
 _RUNS = 3

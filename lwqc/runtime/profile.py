@@ -7,8 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from lwqc.backends.loadable import Loadable
 from lwqc.model.scratch import temporary_folder
+from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.session import Feeds, Session, SessionSettings
 from lwqc.runtime.settling import is_known
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
-from lwqc.limits import LimitError, limits
+from lwqc.model.limits import LimitError, limits
 
 DEFAULT_DIM = 16
 # Operators that hand indices on unchanged.

@@ -20,13 +20,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from lwqc.backends.loadable import Loadable, as_loadable
-from lwqc.backends.proof import prove_waiting
 from lwqc.errors import InputError, LwqcError, SessionError
-from lwqc.limits import limits
 from lwqc.model.kept_parts import forget_parts
+from lwqc.model.limits import limits
 from lwqc.model.scratch import temporary_folder
 from lwqc.runtime.isolated import Isolated, Signature, shared
+from lwqc.runtime.loadable import Loadable, as_loadable
+from lwqc.runtime.proof import prove_waiting
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]

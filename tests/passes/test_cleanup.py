@@ -250,3 +250,16 @@ def test_merging_starts_from_the_graph_that_is_clean_already(monkeypatch):
     assert cleaned(job, CleanUp(merge=True)).ranges == {("mse", "x"): Range(-1, 1)}
     assert [n.op_type for n in plain.graph].count("MatMul") == 2
     assert [n.op_type for n in merged.graph].count("MatMul") == 1
+
+
+def test_where_the_optimizer_fails_the_model_stays_and_the_reason_is_told(monkeypatch):
+    def failing(model, **_):
+        model.graph.remove(model.graph[-1])
+        raise ValueError("a rule broke")
+
+    monkeypatch.setattr("onnxscript.optimizer.optimize_ir", failing)
+    rows = [("Relu", ["x"], "h", {}), ("Neg", ["h"], "y", {})]
+    built = model(rows, {}, {"x": [2, 3]}, ["y"])
+    done = clean_up(built, fuse=False, merge=False)
+    assert ops(done.model) == ops(built)
+    assert "onnxscript's optimizer failed: a rule broke" in done.left.values()

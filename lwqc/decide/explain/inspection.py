@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.backends.proof import prove_first
 from lwqc.compile.prunable import Prunable
 from lwqc.compile.workspace import stored_bytes
 from lwqc.decide.explain.branch_diagnostics import BranchDiagnostics, diagnose_branches
@@ -24,6 +23,7 @@ from lwqc.model import io
 from lwqc.passes.one_view import one_view
 from lwqc.runtime.data import Dataset, default_sizes, open_data, required_inputs
 from lwqc.runtime.legal_sizes import legal_sizes
+from lwqc.runtime.proof import prove_first
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.shapes import Shapes

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from lwqc.child_process import ChildProcess
+from lwqc.model.child_process import ChildProcess
 
 _SECONDS = 30.0  # of one request
 _SMALL = 1 << 10  # numbers in a tensor that shapes may be computed from

@@ -1,4 +1,4 @@
-"""What the process behind `lwqc.inference` does: ONNX's own shape inference, on request.
+"""What the process behind `lwqc.model.inference` does: ONNX's own shape inference, on request.
 
 Imports nothing of lwqc, which would take longer than the work. Requests come as pickled tuples on
 standard input, answers go to standard output: (True, result) or (False, reason).

@@ -14,12 +14,12 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import onnx_ir as ir
 
-from lwqc.backends.loadable import Loadable, as_loadable
-from lwqc.child_process import DeathError
 from lwqc.errors import SessionError
-from lwqc.limits import limits
 from lwqc.model import io
+from lwqc.model.child_process import DeathError
+from lwqc.model.limits import limits
 from lwqc.runtime.isolated import shared
+from lwqc.runtime.loadable import Loadable, as_loadable
 
 Feeds = Mapping[str, Any]
 _CPU = "CPUExecutionProvider"

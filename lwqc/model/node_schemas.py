@@ -10,7 +10,7 @@ import onnx
 from onnx.defs import OpSchema
 
 from lwqc.errors import InputError
-from lwqc.model_scopes import bodies
+from lwqc.model.model_scopes import bodies
 
 _Attribute = onnx.AttributeProto
 # Where a value of each type is; a field that is set and does not belong to the type is a lie.

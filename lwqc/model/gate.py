@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import onnx
 
-from lwqc.declared_shapes import check_declared
-from lwqc.function_calls import check_functions
-from lwqc.model_scopes import check_scopes
-from lwqc.node_schemas import check_nodes
+from lwqc.model.declared_shapes import check_declared
+from lwqc.model.function_calls import check_functions
+from lwqc.model.model_scopes import check_scopes
+from lwqc.model.node_schemas import check_nodes
 
 
 def check_model(proto: onnx.ModelProto) -> None:

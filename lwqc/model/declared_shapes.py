@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from lwqc.errors import InputError, SessionError
-from lwqc.inference import bare, infer
+from lwqc.model.inference import bare, infer
 
 
 def check_declared(proto: onnx.ModelProto) -> None:

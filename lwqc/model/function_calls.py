@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import onnx
 
 from lwqc.errors import InputError
-from lwqc.model_scopes import bodies
+from lwqc.model.model_scopes import bodies
 
 Key = tuple[str, str, str]  # domain, name, overload
 

@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError
-from lwqc.limits import LimitError, limits
+from lwqc.model.limits import LimitError, limits
 
 # What reading a damaged archive raises: zipfile, zlib and numpy each have their own.
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, SyntaxError,
