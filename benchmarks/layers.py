@@ -39,7 +39,8 @@ from lwqc.decide.explain.inspection import inspect_model
 from lwqc.decide.scores.branches.ablation import Ablation
 from lwqc.graph.branch_kinds import branch_tree
 from lwqc.plans.plan import RemovedBranch
-from lwqc.runtime.session import Session, time_runs
+from lwqc.runtime.session import Session
+from lwqc.runtime.timer import time_runs
 
 ROOT = Path(__file__).parents[1]
 GLYPHS = ("models.glyphs:calibration", "models.glyphs:accuracy", "js")

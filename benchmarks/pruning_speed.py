@@ -25,7 +25,8 @@ from lwqc.decide.channels import decide
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.plans.goals import Goals
-from lwqc.runtime.session import Session, time_runs
+from lwqc.runtime.session import Session
+from lwqc.runtime.timer import time_runs
 from tests.zoo.materialize import materialize, sample_inputs
 
 ROOT = Path(__file__).resolve().parent.parent

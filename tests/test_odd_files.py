@@ -150,11 +150,10 @@ def test_lower(run, odd, tmp_path):
 
 def quick(monkeypatch) -> None:
     """Time everything only as often as it takes."""
-    from lwqc.runtime import served
-    from lwqc.runtime import session as sessions
+    from lwqc.runtime import served, timer
 
-    timed = sessions.time_turns
-    for module in (sessions, served):
+    timed = timer.time_turns
+    for module in (timer, served):
         monkeypatch.setattr(module, "time_turns", lambda s, f, **_: timed(s, f, seconds=0, least=1))
 
 

@@ -15,10 +15,11 @@ from lwqc.model import io
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.runtime.served import Served, overall
-from lwqc.runtime.session import Session, time_runs
+from lwqc.runtime.session import Session
 from lwqc.runtime.settling import ratios_known
 from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.shapes import Shapes
+from lwqc.runtime.timer import time_runs
 from lwqc.runtime.timing_cache import Pair, TimingCache
 
 _SECONDS = 0.06  # per form and class of sites

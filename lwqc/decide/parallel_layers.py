@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from lwqc.compile.decisions import ParallelDecision, ParallelStep
 from lwqc.compile.gated_model import GatedModel
+from lwqc.compile.run_times import run_ms
 from lwqc.compile.steps.make_parallel import parallel_planned
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.allocators.greedy import Step, greedy
@@ -19,7 +20,7 @@ from lwqc.graph.adjacent import Adjacency, Pair, adjacent_pairs
 from lwqc.graph.branch_kinds import KINDS, BranchTree, Kind, branch_tree
 from lwqc.passes.gate_parallel import GateParallel
 from lwqc.plans.plan import ParallelPair, Plan, Source
-from lwqc.runtime.measure import NOISE, medians_ms
+from lwqc.runtime.measure import NOISE
 from lwqc.runtime.stats.output_divergence import MEASURES, Measure
 
 Units = Literal[Kind, "any"]
@@ -37,7 +38,7 @@ class ParallelOptions:
     search: `greedy` measures all pairs that are left after each choice, `once` only at the start.
     measure: of the divergence, see `OutputDivergence`.
     max_divergence: pairs that would exceed it are not made parallel.
-    faster: refuse the whole when it is not faster on this machine.
+    faster: refuse the whole when it is not faster on this machine, where the target is timed here.
     """
 
     count: int | None = None
@@ -54,9 +55,10 @@ def choose_parallel(work: Workspace, options: ParallelOptions) -> ParallelDecisi
     """Decide which pairs read one stream. Nothing is rewritten yet.
 
     One session with gates measures every choice against the cached outputs of the original; the
-    result, merged, is then timed against the original. Raises InputError when the model has no
-    such pairs or too few, or options conflict. Source: arXiv 2309.08414, where models are trained
-    in this form; without training only pairs that barely diverge are worth it.
+    result, merged, is then timed against the original, where the target is timed here. Raises
+    InputError when the model has no such pairs or too few, or options conflict. Source: arXiv
+    2309.08414, where models are trained in this form; without training only pairs that barely
+    diverge are worth it.
     """
     _check_options(options)
     pairs = _pairs(work, options.kind)
@@ -75,10 +77,9 @@ def choose_parallel(work: Workspace, options: ParallelOptions) -> ParallelDecisi
     if not chosen:
         note = f"every pair diverges by more than {options.max_divergence:g}"
         return decided(empty, note=note)
-    if not options.faster:
+    if not options.faster or not work.timed:
         return decided(plan, note=short)
-    merged = parallel_planned(work.model, chosen)
-    before, after = medians_ms([work.model, merged], work.served[0].feeds)
+    before, after = run_ms(work, work.model, parallel_planned(work.model, chosen))
     if after * NOISE < before:
         return decided(plan, latency_ms=(before, after), note=short)
     note = f"{len(chosen)} parallel pairs are not faster: {after:.3f} ms, before {before:.3f} ms"

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from lwqc.compile.decisions import Price, SliceDecision
 from lwqc.compile.prunable import calibration
+from lwqc.compile.run_times import run_ms
 from lwqc.compile.steps.slice_streams import prepared, slice_planned
 from lwqc.compile.workspace import Workspace
 from lwqc.errors import InputError
@@ -24,7 +25,7 @@ from lwqc.passes.change_basis import named_streams
 from lwqc.passes.prepare_pruning import prepare_pruning
 from lwqc.passes.slice_stream import Slice, SliceStream, unsliceable
 from lwqc.plans.plan import Plan, SlicedStream, Source
-from lwqc.runtime.measure import NOISE, medians_ms
+from lwqc.runtime.measure import NOISE
 from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collector import Feeds
 
@@ -129,8 +130,8 @@ def _price(model: ir.Model, feeds: Feeds) -> Price:
 
 
 def _timed(work: Workspace, sliced: ir.Model, *prices: Price) -> tuple[Price, Price]:
-    """The prices with the latencies, the two models timed in turns."""
-    times = medians_ms([work.model, sliced], work.served[0].feeds)
+    """The prices with the latencies, the two models timed in turns; without where they are not."""
+    times: Sequence[float | None] = run_ms(work, work.model, sliced) or (None, None)
     before, after = (Price(p.size_bytes, p.macs, t) for p, t in zip(prices, times, strict=True))
     return before, after
 

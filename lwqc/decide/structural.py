@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from lwqc.compile.compressed import Compressed, Decision
 from lwqc.compile.execute import execute
+from lwqc.compile.run_times import run_ms
 from lwqc.compile.workspace import Workspace
 from lwqc.decide.channels import decide
 from lwqc.decide.data_free import without_data
@@ -24,7 +25,7 @@ from lwqc.model.extensions import CHANNEL_SCORES
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import PruneRecipe, Recipe, find
-from lwqc.runtime.measure import NOISE, medians_ms
+from lwqc.runtime.measure import NOISE
 
 _ROUNDEST = 16  # widths beyond this multiple gain nothing on the CPU
 _UNITS = {"macs": "MACs", "parameters": "parameters", "channels": "MACs"}
@@ -199,7 +200,7 @@ def prune_workspace(
         tried.append(_pruned(work, options, goals))
     if len(tried) == 1:
         return tried[0]
-    medians = medians_ms([work.load(t.model) for t in tried], work.served[0].feeds)
+    medians = run_ms(work, *(t.model for t in tried))
     fastest = medians.index(min(medians))
     if medians[fastest] * NOISE > medians[0]:
         return tried[0]
@@ -222,7 +223,5 @@ def _pruned(work: Workspace, options: PruneOptions, goals: Goals) -> Compressed:
 
 
 def _slower(done: Compressed) -> bool:
-    work = done.work
-    sessions = [work.timed_start, work.load(done.model)]
-    before, after = medians_ms(sessions, work.served[0].feeds)
+    before, after = run_ms(done.work, done.work.timed_start, done.model)
     return after > before * NOISE

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError
@@ -17,9 +16,10 @@ from lwqc.runtime.data import Dataset
 from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.profile import OperatorTime, operator_times
 from lwqc.runtime.recorded import Recorded
-from lwqc.runtime.session import Session, time_runs
+from lwqc.runtime.session import Session
 from lwqc.runtime.settling import medians_known
 from lwqc.runtime.stats.divergence import Divergence, Loss, LossesMeter, OutputMeter
+from lwqc.runtime.timer import time_runs
 
 NOISE = 1.05  # repeated timings of one model differ by this much
 # A median whose interval is narrower than what repeated timings differ by is as good as one of
@@ -147,11 +147,8 @@ def latencies(
     return [_summary(own) for own in times]
 
 
-def medians_ms(
-    models: Sequence[Session | ir.Model], feeds: Mapping[str, NDArray[Any]]
-) -> list[float]:
+def medians_ms(sessions: Sequence[Session], feeds: Mapping[str, NDArray[Any]]) -> list[float]:
     """Median times of one run in milliseconds, side by side with alternating order."""
-    sessions = [m if isinstance(m, Session) else Session(m, label="candidate") for m in models]
     times = time_runs(sessions, feeds, seconds=_SECONDS)
     return [statistics.median(t) * 1e3 for t in times]
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from lwqc.graph.shapes import named_sizes
 from lwqc.runtime.data import Dataset, open_data
 from lwqc.runtime.measure import NOISE
-from lwqc.runtime.session import Session, time_turns
+from lwqc.runtime.session import Session
 from lwqc.runtime.settling import Times, decided, ratios, ratios_known
+from lwqc.runtime.timer import time_turns
 
 Sizes = Mapping[str, int]
 # Ratios known this closely decide as well as if they were timed for longer: repeated timings of

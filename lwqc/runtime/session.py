@@ -27,7 +27,6 @@ from lwqc.model.scratch import temporary_folder
 from lwqc.runtime.isolated import Isolated, Signature, shared
 from lwqc.runtime.loadable import Loadable, as_loadable
 from lwqc.runtime.proof import prove_waiting
-from lwqc.runtime.settling import Settled
 
 Feeds = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
@@ -36,11 +35,7 @@ VERSION: str = ort.__version__
 THREADS = "LWQC_THREADS"
 _CPU = "CPUExecutionProvider"
 _UNLOADABLE = "ONNX Runtime cannot load it"
-_TURN = 4  # runs of one session in a row that count
-_SLOW_S = 0.02  # such a run spans what several short ones would
-_SOONEST = 0.2  # share of the time before which nothing counts as settled
-_LONG = 20  # times the wait for other threads: a first run that counts
-_SPIN_US = 1000  # how long a thread waits in a loop for work; the runtime's default is far longer
+SPIN_US = 1000  # how long a thread waits in a loop for work; the runtime's default is far longer
 
 _TYPES = {
     "tensor(float)": ir.DataType.FLOAT,
@@ -94,7 +89,7 @@ class SessionSettings:
     @property
     def all_entries(self) -> dict[str, str]:
         """Configuration entries, with ours."""
-        return {"session.intra_op.spin_duration_us": str(_SPIN_US), **self.entries}
+        return {"session.intra_op.spin_duration_us": str(SPIN_US), **self.entries}
 
     def build(self) -> ort.SessionOptions:
         """The runtime's own options object."""
@@ -439,65 +434,6 @@ def read_back(
                 raise InputError(f"{folder}: temporary files cannot be written there") from error
             raise
         return session, onnx.load(path, load_external_data=False).graph
-
-
-def time_runs(
-    sessions: Sequence[Session],
-    feeds: Feeds,
-    *,
-    seconds: float = 2.0,
-    least: int = 3,
-    settled: Settled = lambda times: (),
-) -> list[list[float]]:
-    """Time sessions in turns, see `time_turns`; seconds per run, one list each."""
-    turns = time_turns(sessions, feeds, seconds=seconds, least=least, settled=settled)
-    return [[run for turn in own for run in turn] for own in turns]
-
-
-def time_turns(
-    sessions: Sequence[Session],
-    feeds: Feeds,
-    *,
-    seconds: float = 2.0,
-    least: int = 3,
-    settled: Settled = lambda times: (),
-) -> list[list[list[float]]]:
-    """Time sessions in turns, in alternating order; seconds per run [sessions][rounds][runs].
-
-    A turn is a few runs, or half as many and twice as often where one takes long. Before them come
-    some that are not counted, until the threads of the session before have stopped waiting: they
-    find the caches full of another model, too. Turns go on until `seconds` per session have
-    passed, and at least `least` rounds.
-
-    settled: which sessions need no more turns, see `settling`; asked once a fifth of the time has
-    passed. The others then take as many as if those still took theirs.
-    """
-    slowest = max(session.seconds(feeds) for session in sessions)
-    runs = _TURN if slowest < _SLOW_S else _TURN // 2
-    least *= _TURN // runs
-    times: list[list[list[float]]] = [[] for _ in sessions]
-    spent = [0.0] * len(sessions)  # by the last turn of each
-    passed, limit = 0.0, seconds * len(sessions)
-    order = list(range(len(sessions)))
-    while order and (max(map(len, times)) < least or passed < limit):
-        for i in order:
-            start = time.perf_counter()
-            times[i].append(_turn(sessions[i], feeds, runs))
-            spent[i] = time.perf_counter() - start
-        passed += sum(spent)
-        done = settled(times) if passed >= _SOONEST * limit else ()
-        order = [i for i in reversed(order) if i not in done]
-    return times
-
-
-def _turn(session: Session, feeds: Feeds, runs: int) -> list[float]:
-    start = time.perf_counter()
-    first = session.seconds(feeds)
-    if first > _LONG * 1e-6 * _SPIN_US:  # it had nearly all of its time for itself
-        return [first, *(session.seconds(feeds) for _ in range(runs - 1))]
-    while time.perf_counter() < start + 1e-6 * _SPIN_US:
-        session.seconds(feeds)
-    return [session.seconds(feeds) for _ in range(runs)]
 
 
 def _line(error: BaseException) -> str:

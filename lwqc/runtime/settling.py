@@ -1,6 +1,6 @@
 """When sessions that take turns have been timed for long enough to tell what is asked.
 
-Each function here makes one that `session.time_turns` asks after a round for the sessions that need
+Each function here makes one that `timer.time_turns` asks after a round for the sessions that need
 no more turns. times: seconds per run [sessions][rounds][runs]; a session that takes no more turns
 has fewer rounds than the others.
 """

@@ -56,7 +56,7 @@ made with lwqc 0.1.0
 steps, in this order:
   1. the graph is cleaned up: fold-constants, fuse-attention
   2. 1 branches are removed: block.3 (mlp); in their place: linear 1
-  3. 4 channels of 2 groups are removed: g 3, h 1; compensation: refit, on data inputs
+  3. 4 channels of 2 groups are removed: g 3, h 1; compensation: refit, on the given inputs
   4. 3 sites are quantized:
      2 to w8c, static activations: w1, w3
      1 to w4b32h, dynamic activations, gptq: w2

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 
-import lwqc.decide.parallel_layers
 from lwqc.compile.steps.make_parallel import parallel_planned
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
@@ -79,12 +78,11 @@ def test_a_limit_ends_the_curve() -> None:
 
 @pytest.mark.parametrize(("after", "kept"), [(0.5, True), (1.0, False), (2.0, False)])
 def test_what_is_not_faster_is_refused(monkeypatch, after, kept) -> None:
-    def timed(models, feeds):
+    def timed(work, *models):
         assert len(models) == 2
-        assert feeds.keys() == {"image"}
         return [1.0, after]
 
-    monkeypatch.setattr(lwqc.parallel_layers, "medians_ms", timed)
+    monkeypatch.setattr("lwqc.decide.parallel_layers.run_ms", timed)
     found = chosen(opened(), count=1, faster=True)
     assert found.latency_ms == (1.0, after)
     assert bool(found.plan.parallel) is kept

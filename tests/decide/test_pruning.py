@@ -209,7 +209,7 @@ def test_a_slower_result_gets_rounder_widths(monkeypatch):
 
     def rounder_is(milliseconds):
         monkeypatch.setattr(module, "_slower", slower)
-        monkeypatch.setattr(module, "medians_ms", lambda models, feeds: [1.0, milliseconds])
+        monkeypatch.setattr(module, "run_ms", lambda work, *models: [1.0, milliseconds])
         asked.clear()
         return lwqc.prune(perceptron(), recipe="spa-l2", ratio=0.3, data=feeds()).pruned.notes
 

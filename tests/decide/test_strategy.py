@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import onnx_ir as ir
 import pytest
 
@@ -11,8 +13,10 @@ from lwqc.compile.workspace import stored_bytes
 from lwqc.decide import strategy
 from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
+from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
 from lwqc.decide.search import control as search_control
 from lwqc.decide.search.control import SearchControl
+from lwqc.decide.slice_streams import SliceOptions, choose_slices
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.plans.goals import Goals, parse_goals
@@ -80,6 +84,9 @@ def net() -> ir.Model:
     return model(rows, weights, {"x": ["batch", LENGTH, WIDTH]}, ["y"])
 
 
+SHORTER = [2.0, 1.0, 0.5]  # milliseconds of the original, and of what is made of it
+
+
 def alike(sessions, feeds, **options):
     """Times that do not differ from run to run."""
     return [[[1e-3] * 4] * 6 for _ in sessions]
@@ -92,10 +99,11 @@ def measured(monkeypatch):
     monkeypatch.setattr(
         "lwqc.decide.search.joint.EFFORTS", dict.fromkeys(search_control.EFFORTS, settings)
     )
-    for module in ("runtime.session", "runtime.served"):
+    for module in ("runtime.timer", "runtime.served"):
         monkeypatch.setattr(f"lwqc.{module}.time_turns", alike)
-    for module in ("parallel_layers", "slice_streams"):
-        monkeypatch.setattr(f"lwqc.decide.{module}.medians_ms", lambda models, feeds: [2.0, 1.0])
+    monkeypatch.setattr(
+        "lwqc.compile.run_times.medians_ms", lambda sessions, feeds: SHORTER[: len(sessions)]
+    )
     monkeypatch.setattr("lwqc.decide.search.times.operator_times", lambda model, feeds: {})
     for module in ("memory", "whole"):
         monkeypatch.setattr(
@@ -161,9 +169,28 @@ def test_also_for_another_target_whose_float_type_and_sizes_the_plan_has(net, na
     assert bool(made.profile) == (target == "tensorrt")
 
 
+def test_times_of_the_cpu_decide_nothing_for_another_target(net, monkeypatch):
+    def refused(sessions, feeds):
+        raise AssertionError("timed")
+
+    monkeypatch.setattr("lwqc.compile.run_times.medians_ms", refused)
+    work = opened(net, "cuda")
+    assert choose_parallel(work, ParallelOptions(count=1)).plan.parallel
+    assert choose_slices(work, SliceOptions(ratio=0.5)).plan.slice
+
+
+def test_the_commands_take_the_same_options():
+    from lwqc.cli.compressing import compress, plan
+
+    own = {"external", "plan_out", "details", "as_json", "pareto", "print_pipeline"}  # of results
+    options = signature(compress).parameters.keys() - own
+    assert options <= signature(plan).parameters.keys()
+    assert signature(lwqc.compress).parameters.keys() == signature(lwqc.plan).parameters.keys()
+
+
 def test_widths_that_were_slow_are_rounded_in_the_plan_too(net, monkeypatch):
     monkeypatch.setattr(
-        "lwqc.decide.structural.medians_ms", lambda models, feeds: [1.0, 2.0, 0.5][: len(models)]
+        "lwqc.decide.structural.run_ms", lambda work, *models: [1.0, 2.0, 0.5][: len(models)]
     )
     made = same(net, "spa-l2", Goals())
     widths = {unit.group: 0 for unit in made.prune.units}

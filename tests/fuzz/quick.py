@@ -6,12 +6,12 @@ from typing import Any
 
 
 def quicken() -> None:
-    from lwqc.runtime import served, session
+    from lwqc.runtime import served, timer
 
-    timed = session.time_turns
+    timed = timer.time_turns
 
     def once(sessions: Any, feeds: Any, **_: Any) -> Any:
         return timed(sessions, feeds, seconds=0, least=1)
 
-    for module in (session, served):
+    for module in (timer, served):
         module.time_turns = once  # type: ignore[attr-defined, assignment]

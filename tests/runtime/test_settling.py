@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lwqc.runtime import session as module
-from lwqc.runtime.session import time_turns
+from lwqc.runtime import timer as module
 from lwqc.runtime.settling import decided, is_known, medians_known, ratios_known
+from lwqc.runtime.timer import time_turns
 
 
 class Clock:

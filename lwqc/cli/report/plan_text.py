@@ -106,9 +106,11 @@ def _structure(plan: Plan) -> Iterator[str]:
     if plan.prune is not None:
         groups = channels_by_group(plan)
         counts = _names(f"{group} {len(gone)}" for group, gone in groups.items())
+        inputs = f", on {'random' if plan.prune.calibration == 'random' else 'the given'} inputs"
         yield (
             f"{len(plan.prune.units)} channels of {len(groups)} groups are removed: {counts}; "
-            f"compensation: {plan.prune.compensate}, on {plan.prune.calibration} inputs"
+            f"compensation: {plan.prune.compensate}"
+            f"{inputs if plan.prune.compensate != 'none' else ''}"
         )
 
 

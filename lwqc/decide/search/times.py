@@ -16,6 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from lwqc.compile.run_times import run_ms
 from lwqc.compile.timing import (
     activation_shapes,
     float_seconds,
@@ -32,7 +33,6 @@ from lwqc.decide.search.space import Written
 from lwqc.errors import InputError
 from lwqc.graph.sites import Site
 from lwqc.plans.plan import SiteEntry
-from lwqc.runtime.measure import medians_ms
 from lwqc.runtime.profile import operator_times
 from lwqc.runtime.served import relative_times
 
@@ -75,7 +75,7 @@ def reference_ms(work: Workspace, log: SearchLog) -> float:
     return float(
         log.fact(
             "milliseconds of the original",
-            lambda: medians_ms([work.timed_reference], work.served[0].feeds)[0],
+            lambda: run_ms(work, work.timed_reference)[0],
         )
     )
 
