@@ -29,8 +29,6 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.oracles import Oracle, half
-
 from lwqc.compile.execute import execute
 from lwqc.compile.prunable import Prunable
 from lwqc.decide.channels import decide
@@ -42,6 +40,7 @@ from lwqc.graph.linear_operand import Operand, linear_operand
 from lwqc.graph.shapes import declared_shapes, shapes_at
 from lwqc.plans.goals import Goals
 from lwqc.runtime.session import Session
+from lwqc.testing.oracles import Oracle, half
 from tests.zoo.materialize import materialize, sample_inputs
 
 ZOO = Path(__file__).parents[1] / "tests" / "zoo"

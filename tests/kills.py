@@ -4,8 +4,9 @@ Inputs stay as they are. Every output is the old one or the complete new one, an
 together is of one age. SIGINT and SIGTERM say one line and end with 130 and 143. The next run of
 the same command completes, and then nothing is left over: no file, no process.
 
-Most runs are forks of a process that has imported everything, so that many fit into an hour; every
-fifth is a process of its own, which may be killed while it imports.
+Half of the kills come once a command has begun to write. Most runs are forks of a process that has
+imported everything, so that many fit into an hour; every fifth is a process of its own, which may
+be killed while it imports.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ COMMANDS: Mapping[str, tuple[Sequence[str], Sequence[tuple[str, ...]]]] = {
 INPUTS = ("m.onnx", "e.onnx", "weights.bin", "d.npz", "p.json")
 MARK = "LWQC_KILLS"
 _SECONDS = 300
+_NOTHING = "nothing to resume"  # the search was over when its run was killed
 
 
 @dataclass
@@ -143,6 +145,12 @@ class Run:
         finally:
             os._exit(code)
 
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended yet."""
+        status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return status is None
+
     def wait(self) -> Ended:
         """Until it ends, however."""
         if self._process is not None:
@@ -185,6 +193,7 @@ def complete(folder: Path, name: str) -> bool:
 def leftovers(folder: Path) -> list[str]:
     """Files that no command should leave: temporary ones, and data that no model refers to."""
     found = [p.name for p in folder.iterdir() if p.name.startswith(".")]
+    (folder / "tmp").mkdir(exist_ok=True)
     temporary = [p.name for p in (folder / "tmp").iterdir() if p.name != ".ses"]  # the runtime's
     found += [f"tmp/{name}" for name in temporary]
     used = {
@@ -216,42 +225,58 @@ def processes(folder: Path, patience_s: float = 10.0) -> list[int]:
 
 @dataclass
 class Trial:
-    """One kill, and what comes after it."""
+    """One kill, and what comes after it. fork, forks: whether this run and the next one are forks."""
 
     folder: Path
     name: str
     number: int
     fork: bool
     tally: Tally
+    forks: bool = True
 
     def fault(self, what: str) -> None:
         """Note something that is not as it should be."""
         self.tally.faults.append(f"{self.name}, {signal.Signals(self.number).name}: {what}")
 
-    def check(self, delay: float, inputs: Mapping[str, bytes]) -> None:
-        """Kill the command after some seconds, look at what is there, and run it again."""
+    def check(
+        self, delay: float, inputs: Mapping[str, bytes], *, writing: bool, again: bool = True
+    ) -> None:
+        """Kill the command after some seconds, look at what is there, and run it again.
+
+        writing: the seconds begin when it has begun to write. again: False leaves the last out.
+        """
         arguments, groups = COMMANDS[self.name]
         names = [name for group in groups for name in group]
-        before = contents(self.folder, names)
+        before, left_before = contents(self.folder, names), set(leftovers(self.folder))
         run = Run(self.folder, arguments, fork=self.fork)
+        while writing and run.lives and not self._writes():
+            time.sleep(0.0005)
         time.sleep(delay)
         with suppress(ProcessLookupError):
             os.kill(run.pid, self.number)
         ended = run.wait()
-        self.tally.counts["killed" if ended.code not in (0, 3) else "finished"] += 1
+        done = ended.code in (0, 3) or _NOTHING in ended.error
+        self.tally.counts["finished" if done else "killed"] += 1
         self._signal(ended)
         after = contents(self.folder, names)
         self._outputs(groups, before, after)
-        if self.number != signal.SIGKILL and (left := leftovers(self.folder)):
+        left = set(leftovers(self.folder)) - left_before
+        if self.number != signal.SIGKILL and left:
             self.fault(f"left {left}")
-        if left := processes(self.folder):
-            self.fault(f"processes {left} go on")
-        self._again(arguments, names)
+        if alive := processes(self.folder):
+            self.fault(f"processes {alive} go on")
+        if again:
+            self._again(arguments, names)
         if contents(self.folder, INPUTS) != inputs:
             self.fault("an input changed")
 
+    def _writes(self) -> bool:
+        with suppress(FileNotFoundError):  # of a folder that comes and goes
+            return any(self.folder.glob(".out*/*"))
+        return False
+
     def _signal(self, ended: Ended) -> None:
-        if self.number == signal.SIGKILL or ended.code in (0, 3):
+        if self.number == signal.SIGKILL or ended.code in (0, 3) or _NOTHING in ended.error:
             return
         if ended.code == -self.number and not ended.error and not self.fork:
             self.tally.counts["before our first line"] += 1
@@ -284,10 +309,10 @@ class Trial:
                     self.fault(f"only {new} of {group} are new")
 
     def _again(self, arguments: Sequence[str], names: Sequence[str]) -> None:
-        again = Run(self.folder, arguments, fork=True).wait()
-        if "--resume" in arguments and "nothing to resume" in again.error:
+        again = Run(self.folder, arguments, fork=self.forks).wait()
+        if "--resume" in arguments and _NOTHING in again.error:
             plain = [a for a in arguments if a != "--resume"]
-            again = Run(self.folder, plain, fork=True).wait()
+            again = Run(self.folder, plain, fork=self.forks).wait()
         if again.code not in (0, 3):
             self.fault(f"the next run ended with {again.code}: {again.error[-400:]!r}")
         if left := leftovers(self.folder):
@@ -325,15 +350,18 @@ def run_all(counts: Mapping[int, int], seed: int, names: Sequence[str]) -> dict[
         make_inputs(source)
         inputs = contents(source, INPUTS)
         seconds = durations(_copy(source, Path(place) / "timed"), names)
+        old = _old_outputs(source, Path(place) / "old")
         jobs = [(number, i) for number, count in counts.items() for i in range(count)]
         rng.shuffle(jobs)
         for done, (number, i) in enumerate(jobs):
             name = names[done % len(names)]
             folder = _copy(source, Path(place) / str(done))
             trial = Trial(folder, name, number, i % 5 != 4, tallies[name])
-            _prepare(trial, rng, seconds[name])
+            _prepare(trial, rng, seconds[name], old)
             before = len(trial.tally.faults)
-            trial.check(rng.random() * seconds[name] * (1.1 if trial.fork else 2), inputs)
+            writing = rng.random() < 0.5 and bool(COMMANDS[name][1])
+            share = 0.2 if writing else 1.1 if trial.fork else 2
+            trial.check(rng.random() * seconds[name] * share, inputs, writing=writing)
             for fault in trial.tally.faults[before:]:
                 print(fault, flush=True)
             shutil.rmtree(folder)
@@ -345,17 +373,25 @@ def _copy(source: Path, target: Path) -> Path:
     return target
 
 
-def _prepare(trial: Trial, rng: random.Random, seconds: float) -> None:
+def _old_outputs(source: Path, target: Path) -> Path:
+    """A folder with an output of every name, made by another command."""
+    shutil.copytree(source, target)
+    options = ["--external-data", "--no-verify"]
+    for name in ("out", "out-1", "out-2"):
+        Run(target, ["quantize", "m.onnx", "-o", f"{name}.onnx", *options], fork=True).wait()
+        for plan in (f"{name}.json", f"{name}.plan.json"):
+            shutil.copy(source / "p.json", target / plan)
+    return target
+
+
+def _prepare(trial: Trial, rng: random.Random, seconds: float, old: Path) -> None:
     """Half of the runs find an old output; what is resumed was killed before."""
     arguments, groups = COMMANDS[trial.name]
     names = [name for group in groups for name in group]
     if rng.random() < 0.5 and names:
         for name in names:
-            with_data = ["quantize", "m.onnx", "-o", name, "--external-data", "--no-verify"]
-            if name.endswith(".json"):
-                shutil.copy(trial.folder / "p.json", trial.folder / name)
-            else:
-                Run(trial.folder, with_data, fork=True).wait()
+            for file in old.glob(f"{name}*"):
+                shutil.copy(file, trial.folder)
     if "--resume" in arguments:
         plain = [a for a in arguments if a != "--resume"]
         first = Run(trial.folder, plain, fork=True)

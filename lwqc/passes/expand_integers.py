@@ -12,6 +12,8 @@ from lwqc.model.edit import add_constant, insert_before, replace_node
 from lwqc.model.names import unique_name
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import static_shape, stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 MICROSOFT = "com.microsoft"
 _OWN_ATTRIBUTES = frozenset({"channels_last", "opset"})  # of the integer forms alone
@@ -46,33 +48,30 @@ FORMS: Mapping[tuple[str, str], IntegerForm] = {
 _CONCAT = (MICROSOFT, "QLinearConcat")
 
 
-class ExpandIntegers(ir.passes.InPlacePass):
+class ExpandIntegers(Pass):
     """Write operators on 8-bit codes with DequantizeLinear and QuantizeLinear.
 
     Matches: QLinearConv, QLinearMatMul, and QGemm and QLinear operators of com.microsoft.
     Rewrites to: the float operator on dequantized operands, and the quantization of its result.
-    Refuses: pools of channels-last tensors, biases with scales that are not stored; `left` has
-        the output's name with the reason.
+    Refuses: pools of channels-last tensors, biases with scales that are not stored.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.left: dict[str, str] = {}
+    exact = False
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match, those in bodies too."""
-        modified = False
+        changes = 0
         for node in list(model.graph.all_nodes()):
             form, graph = _form(node), node.graph
             if form is None or not isinstance(graph, ir.Graph):
                 continue
             reason = _refusal(node, form)
             if reason:
-                self.left[node.outputs[0].name or ""] = f"{node.op_type}: {reason}"
+                ctx.refuse(node.outputs[0].name or "", f"{node.op_type}: {reason}")
                 continue
             _expand(graph, node, form)
-            modified = True
-        return ir.passes.PassResult(model, modified)
+            changes += 1
+        return changes
 
 
 def is_integer_operator(node: ir.Node) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,6 @@ from lwqc.graph.linear_operand import Operand, linear_operand
 from lwqc.graph.scalable import Consumer, Port, Span, Unscalable, find_spans
 from lwqc.graph.scale_rules import MOVES
 from lwqc.model.edit import (
-    Rewrite,
     add_constant,
     float_type,
     lazy_like,
@@ -22,6 +20,8 @@ from lwqc.model.edit import (
 )
 from lwqc.model.names import unique_name
 from lwqc.model.weights import static_shape, stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 from lwqc.passes.migrate_scales import Factor, multiply, own_operand, own_source
 
 Vector = NDArray[np.float64]
@@ -45,7 +45,8 @@ class FoldableNorms:
     skipped: tuple[Unscalable, ...]
 
 
-class FoldNorms(Rewrite):
+@dataclass(frozen=True)
+class FoldNorms(Pass):
     """Give norms the gain 1 and the bias 0.
 
     Matches: a norm, or a product with a stored vector as exporters write the end of one, maybe
@@ -54,24 +55,32 @@ class FoldNorms(Rewrite):
     Rewrites to: weights times the gain, layers' biases plus weights times the norm's bias, under
         the same names. The neutral gain and bias stay, so that runtimes still fuse the norm. A
         MatMul without a bias gets an Add.
-    Refuses: other norms; the reasons are in `skipped` after a call.
+    Refuses: other norms, with the reason.
 
-    nodes: where given, only norms whose gain is applied by one of them.
+    only: where given, only norms whose gain is applied by a node whose first output has one of
+        these names.
     """
 
-    def __init__(self, nodes: Collection[ir.Node] | None = None) -> None:
-        super().__init__()
-        self._nodes = nodes
-        self.skipped: tuple[Unscalable, ...] = ()
+    only: tuple[str, ...] = ()
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Fold all norms that can be folded."""
         found = find_foldable_norms(model)
-        self.skipped = found.skipped
-        norms = [n for n in found.norms if self._nodes is None or n.gain.node in self._nodes]
+        for left in found.skipped:
+            ctx.refuse(left.name, left.reason)
+        norms = [norm for norm in found.norms if self._may(norm) and not _is_neutral(norm)]
         for norm in norms:
             _fold(model.graph, norm)
-        return ir.passes.PassResult(model, bool(norms))
+        return len(norms)
+
+    def _may(self, norm: Foldable) -> bool:
+        return not self.only or norm.gain.node.outputs[0].name in self.only
+
+
+def _is_neutral(norm: Foldable) -> bool:
+    """Whether a norm has been folded already."""
+    without_bias = norm.bias is None or not _vector(norm.bias).any()
+    return without_bias and bool((_vector(norm.gain) == 1).all())
 
 
 def find_foldable_norms(model: ir.Model) -> FoldableNorms:

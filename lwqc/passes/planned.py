@@ -12,6 +12,7 @@ import onnx_ir as ir
 from lwqc.errors import InputError
 
 _FORMATS = "needs the formats of sites and their encoded weights"
+_GATES = "adds inputs that only a search feeds"
 # Name -> what it needs. In a text these stand for the pass that the plan brings.
 PLANNED: Mapping[str, str] = MappingProxyType(
     {
@@ -19,6 +20,9 @@ PLANNED: Mapping[str, str] = MappingProxyType(
         "block-quantize": _FORMATS,
         "bnb4": _FORMATS,
         "fold-weights": _FORMATS,
+        "gate-activations": _GATES,
+        "gate-branches": _GATES,
+        "gate-parallel": _GATES,
         "input-qdq": f"{_FORMATS}, and measured ranges",
         "insert-qdq": f"{_FORMATS}, and measured ranges",
         "integer-matmul": f"{_FORMATS}, and measured ranges",

@@ -24,26 +24,34 @@ _HERE = "lwqc.passes"
 # Name -> module and class. Imported when first asked for.
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
-        "convert-floats": f"{_HERE}.convert_floats:ConvertFloats",
         "constant-reshape": f"{_HERE}.constant_reshape:ConstantReshape",
-        "fold-constants": f"{_HERE}.fold_constants:FoldConstants",
+        "convert-floats": f"{_HERE}.convert_floats:ConvertFloats",
+        "expand-integers": f"{_HERE}.expand_integers:ExpandIntegers",
         "flat-transpose": f"{_HERE}.flat_transpose:FlatTranspose",
+        "fold-constants": f"{_HERE}.fold_constants:FoldConstants",
+        "fold-norms": f"{_HERE}.fold_norms:FoldNorms",
         "fuse-attention": f"{_HERE}.fuse_attention:FuseAttention",
         "fuse-rms-norm": f"{_HERE}.fuse_rms_norm:FuseRmsNorm",
         "fuse-rotary": f"{_HERE}.fuse_rotary:FuseRotary",
         "global-pool": f"{_HERE}.global_pool:GlobalPool",
         "graphsurgeon": f"{_HERE}.graphsurgeon:Graphsurgeon",
         "identity-gather": f"{_HERE}.identity_gather:IdentityGather",
+        "integer-bias": f"{_HERE}.integer_bias:IntegerBias",
         "join-equal": f"{_HERE}.join_equal:JoinEqual",
         "late-broadcast": f"{_HERE}.late_broadcast:LateBroadcast",
         "merge-parallel": f"{_HERE}.merge_parallel:MergeParallel",
         "nan-guards": f"{_HERE}.drop_nan_guards:DropNanGuards",
-        "integer-bias": f"{_HERE}.integer_bias:IntegerBias",
+        "parallel-branches": f"{_HERE}.by_name:ParallelNamedBranches",
         "plain-gemm": f"{_HERE}.plain_gemm:PlainGemm",
         "raise-opset": f"{_HERE}.raise_opset:RaiseOpset",
+        "remove-branches": f"{_HERE}.by_name:RemoveNamedBranches",
         "remove-unused": "lwqc.model.unused:RemoveUnused",
         "residual-sum": f"{_HERE}.residual_sum:ResidualSum",
+        "restore-floats": f"{_HERE}.by_name:RestoreAllFloats",
         "sizes-on-device": f"{_HERE}.sizes_on_device:SizesOnDevice",
+        "strided-reshape": f"{_HERE}.strided_reshape:StridedReshape",
+        "widen-bfloat16": f"{_HERE}.widen_bfloat16:WidenBfloat16",
+        "widen-floats": f"{_HERE}.widen_floats:WidenFloats",
     }
 )
 PassClass = type[ir.passes.PassBase]

@@ -37,6 +37,7 @@ from lwqc.passes.constant_codes import (
     scale_type_of,
     unsigned,
 )
+from lwqc.passes.context import Context
 from lwqc.passes.expand_integers import MICROSOFT, ExpandIntegers, is_integer_operator
 from lwqc.passes.stored_codes import StoredCodes
 from lwqc.passes.unpacked_weight import unpacked_weight
@@ -99,10 +100,10 @@ class RestoreFloats(Rewrite):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Restore all operators, those of bodies too; weights lie in the main graph."""
         self._main = graph = model.graph
-        widened = WidenFloats()(model).modified
-        expand = ExpandIntegers()
-        expanded = expand(model).modified
-        self.left |= expand.left
+        ctx = Context(model)  # these two share the names, and the tidying below
+        widened = WidenFloats().rewrite(model, ctx)
+        expanded = ExpandIntegers().rewrite(model, ctx)
+        self.left |= {refusal.what: refusal.reason for refusal in ctx.refused.values()}
         for node in list(graph.all_nodes()):
             step = _STEPS.get((node.domain, node.op_type))
             if step is not None and isinstance(node.graph, ir.Graph):
@@ -113,7 +114,7 @@ class RestoreFloats(Rewrite):
             self._turn(graph, value)
         RemoveUnused()(model)
         self._drop_idle_imports(model)
-        modified = widened or expanded or bool(self.weights or self.ranges)
+        modified = bool(widened or expanded or self.weights or self.ranges)
         return ir.passes.PassResult(model, modified)
 
     def _dequantize(self, graph: ir.Graph, node: ir.Node) -> str:

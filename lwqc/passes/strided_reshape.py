@@ -11,6 +11,23 @@ from lwqc.graph.integers import Integers
 from lwqc.graph.sampled import Sampled
 from lwqc.model.edit import add_constant, insert_before, replace_node
 from lwqc.model.unused import RemoveUnused
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
+
+
+class StridedReshape(Pass):
+    """Write gathers of a vector that read it in its own order as Reshape.
+
+    Matches: what `strided_to_reshape` matches, as torch's dynamo exporter writes `as_strided`.
+    Rewrites to: Reshape. Exact.
+    Refuses: two dimensions that depend on the input.
+    """
+
+    needs_sizes = True
+
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
+        """Rewrite every match of the main graph."""
+        return strided_to_reshape(model, ctx.shapes)
 
 
 def strided_to_reshape(model: ir.Model, shapes: Mapping[str, Sampled]) -> int:

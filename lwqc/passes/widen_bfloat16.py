@@ -8,10 +8,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.model.edit import Rewrite, lazy_tensor, replace_stored
+from lwqc.model.edit import lazy_tensor, replace_stored
 from lwqc.model.names import unique_name
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import static_shape, stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 
 _LOW, _WIDE = ir.DataType.BFLOAT16, ir.DataType.FLOAT
 _MOVES = frozenset(
@@ -22,24 +24,26 @@ _MOVES = frozenset(
 )  # fmt: skip
 
 
-class WidenBfloat16(Rewrite):
+class WidenBfloat16(Pass):
     """Compute in float32 and round every result to bfloat16.
 
     Matches: bfloat16 tensors of the main graph.
     Rewrites to: float32 ones; behind each operator that computes, a Cast to bfloat16 and back.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    exact = False
+
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Widen all tensors of the main graph."""
         graph = model.graph
-        modified = False
+        changes = 0
         for value in [*graph.initializers.values(), *(o for n in graph for o in n.outputs)]:
             tensor = stored_tensor(value)
             if tensor is not None and tensor.dtype == _LOW:
                 made = lazy_tensor(_WIDE, static_shape(tensor), tensor.name, _reader(tensor))
                 replace_stored(value, made)
                 value.type = ir.TensorType(_WIDE)
-                modified = True
+                changes += 1
         for value in graph.inputs:
             if value.dtype == _LOW:
                 value.type = ir.TensorType(_WIDE)
@@ -47,7 +51,7 @@ class WidenBfloat16(Rewrite):
             low = [v for v in node.outputs if v.dtype == _LOW and stored_tensor(v) is None]
             for value in low:
                 value.type = ir.TensorType(_WIDE)
-                modified = True
+                changes += 1
             if node.op_type == "ConstantOfShape" and low:
                 fill = node.attributes["value"].as_tensor().numpy().astype(np.float32)
                 node.attributes["value"] = ir.AttrTensor("value", ir.tensor(fill))
@@ -57,7 +61,7 @@ class WidenBfloat16(Rewrite):
             elif node.op_type not in _MOVES:
                 for value in low:
                     _round(graph, node, value)
-        return ir.passes.PassResult(model, modified)
+        return changes
 
 
 def _reader(tensor: ir.TensorProtocol) -> Callable[[], NDArray[np.generic]]:

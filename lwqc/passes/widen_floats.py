@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 
 from lwqc.model.names import unique_name
 from lwqc.model.weights import stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
 from lwqc.passes.inline import inline_functions
 
 _LOW = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -14,7 +18,7 @@ _WIDE = ir.DataType.FLOAT
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
-class WidenFloats(ir.passes.InPlacePass):
+class WidenFloats(Pass):
     """Compute in float32.
 
     Matches: float16 and bfloat16 tensors of all graphs, sequences and optionals of them; functions
@@ -25,10 +29,13 @@ class WidenFloats(ir.passes.InPlacePass):
     Leaves alone: types of graph inputs and outputs, which get a Cast.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    exact = False
+
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Widen all graphs."""
-        if not has_low_floats(model):
-            return ir.passes.PassResult(model, False)
+        low = list(_low_values(model))
+        if all(_is_border(model, value) for value in low):
+            return 0
         if model.functions:
             inline_functions(model)
         outputs = [(i, v, v.dtype) for i, v in enumerate(model.graph.outputs) if v.dtype in _LOW]
@@ -42,7 +49,7 @@ class WidenFloats(ir.passes.InPlacePass):
             self._narrow(model.graph, index, value, dtype)
         for node in nodes:
             _drop_idle_cast(node)
-        return ir.passes.PassResult(model, True)
+        return len(low)
 
     def _widen_source(self, model: ir.Model, graph: ir.Graph, value: ir.Value) -> None:
         given = graph is model.graph and value.is_graph_input()
@@ -89,15 +96,29 @@ class WidenFloats(ir.passes.InPlacePass):
 
 def has_low_floats(model: ir.Model) -> bool:
     """Whether any tensor of the model has a 16-bit float type."""
-    return any(
-        value.dtype in _LOW
-        for graph in model.graphs()
-        for value in (
-            *graph.inputs,
-            *graph.initializers.values(),
-            *(v for node in graph for v in node.outputs),
-        )
-    )
+    return any(True for _ in _low_values(model))
+
+
+def _low_values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        made = (value for node in graph for value in node.outputs)
+        for value in (*graph.inputs, *graph.initializers.values(), *made):
+            if value.dtype in _LOW:
+                yield value
+
+
+def _is_border(model: ir.Model, value: ir.Value) -> bool:
+    """Whether a 16-bit value is only stored or passed in or out, with a Cast to or from float32."""
+    node = value.producer()
+    if node is None or stored_tensor(value) is not None:
+        given = value.graph is model.graph or value.is_initializer() or node is not None
+        return given and all(_widens(use.node) for use in value.uses())
+    narrowed = (node.domain, node.op_type) == ("", "Cast") and node.graph is model.graph
+    return narrowed and value.is_graph_output() and not value.uses()
+
+
+def _widens(node: ir.Node) -> bool:
+    return (node.domain, node.op_type) == ("", "Cast") and node.outputs[0].dtype == _WIDE
 
 
 def _read_wide(graph: ir.Graph, value: ir.Value) -> None:

@@ -18,7 +18,7 @@ from lwqc.runtime.profile import OperatorTime, operator_times
 from lwqc.runtime.recorded import Recorded
 from lwqc.runtime.session import Session
 from lwqc.runtime.settling import medians_known
-from lwqc.runtime.stats.divergence import Divergence, divergences
+from lwqc.runtime.stats.divergence import Divergence, Loss, LossesMeter, OutputMeter
 from lwqc.runtime.timer import time_runs
 
 NOISE = 1.05  # repeated timings of one model differ by this much
@@ -99,15 +99,40 @@ def compare(
 
     Raises InputError when the two models share no output.
     """
+    meter = OutputMeter()
+    _run_both(reference, candidate, data, without, meter)
+    return meter.result()
+
+
+def losses(
+    reference: Session | Recorded,
+    candidate: Session,
+    data: Dataset,
+    *,
+    without: Collection[str] = (),
+) -> dict[str, Loss]:
+    """The same without what only readers look at."""
+    meter = LossesMeter()
+    _run_both(reference, candidate, data, without, meter)
+    return meter.result()
+
+
+def _run_both(
+    reference: Session | Recorded,
+    candidate: Session,
+    data: Dataset,
+    without: Collection[str],
+    meter: OutputMeter | LossesMeter,
+) -> None:
     known = set(candidate.outputs) - set(without)
     shared = [name for name in reference.outputs if name in known]
     if not shared:
         raise InputError(f"the models share no output: {reference.outputs} and {candidate.outputs}")
     runs = ((reference(feeds), candidate(feeds)) for feeds in data)
-    return divergences(({n: a[n] for n in shared}, b) for a, b in runs)
+    meter.over(({n: a[n] for n in shared}, b) for a, b in runs)
 
 
-def worst_drop(divergence: Mapping[str, Divergence]) -> float:
+def worst_drop(divergence: Mapping[str, Loss | Divergence]) -> float:
     """Loss of the output that moved most; see `Divergence.drop`."""
     return max((d.drop for d in divergence.values()), default=0.0)
 

@@ -8,6 +8,7 @@ import pytest
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.fold_norms import FoldNorms, find_foldable_norms
 from lwqc.runtime.session import Session
+from lwqc.testing import applied
 from lwqc.testing.oracles import difference
 from tests.conftest import ZOO
 from tests.small_models import Small
@@ -22,10 +23,11 @@ def check(built, inputs, folded):
     assert len(found.norms) == folded
     names = set(built.graph.initializers)
     expected = Session(built)(inputs)
-    moved = built.clone()
-    fold = FoldNorms()
-    assert fold(moved).modified == bool(folded)
-    assert fold.skipped == found.skipped
+    done = applied(FoldNorms(), built)
+    assert bool(done.changes) == bool(folded)
+    assert set(done.refused) == {s.name for s in found.skipped}
+    moved = done.model
+    assert not applied(FoldNorms(), moved).changes
     assert names <= set(moved.graph.initializers)
     onnx.checker.check_model(ir.to_proto(moved), full_check=True)
     found = Session(moved)(inputs)
@@ -34,7 +36,7 @@ def check(built, inputs, folded):
     for norm in find_foldable_norms(moved).norms:
         assert (values(norm.gain) == 1).all()
         assert norm.bias is None or not values(norm.bias).any()
-    return moved, {s.name: s.reason for s in fold.skipped}
+    return moved, done.refused
 
 
 def values(port):

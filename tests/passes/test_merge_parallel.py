@@ -321,7 +321,7 @@ def test_norms_are_folded_only_among_the_given_nodes() -> None:
         ]
     )
     gains = [built.graph.initializers[name].const_value for name in "gh"]
-    FoldNorms([built.graph.node(0)])(built)
+    FoldNorms(only=(built.graph.node(0).outputs[0].name,))(built)
     now = [built.graph.initializers[name].const_value for name in "gh"]
     np.testing.assert_array_equal(now[0].numpy(), np.ones(8))
     assert now[1] is gains[1]

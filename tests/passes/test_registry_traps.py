@@ -7,7 +7,12 @@ from lwqc.passes.registry import BUILT_IN
 from lwqc.testing import assert_survives
 
 # Options of passes that have none by default.
-GIVEN = {"raise-opset": "{version=23}", "graphsurgeon": "{function=tests.passes.surgery:nothing}"}
+GIVEN = {
+    "graphsurgeon": "{function=tests.passes.surgery:nothing}",
+    "parallel-branches": "{pairs=}",
+    "raise-opset": "{version=23}",
+    "remove-branches": "{names=}",
+}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -19,7 +19,7 @@ def parallel_planned(model: ir.Model, pairs: Sequence[ParallelPair]) -> ir.Model
     rewrite = ParallelBranches((pair.first, pair.second) for pair in pairs)
     rewrite(copy)
     nodes = {node for branch in rewrite.branches for node in branch.nodes}
-    FoldNorms(nodes)(copy)
+    FoldNorms(only=_names(nodes))(copy)
     JoinEqual(only=_names(nodes))(copy)
     MergeParallel(only=_names(nodes))(copy)
     return copy
