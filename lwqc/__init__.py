@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     )
     from lwqc.compile.compressed import Compressed
     from lwqc.compile.saved_check import save
+    from lwqc.decide.allocator import Allocator
+    from lwqc.decide.scores.branches.score import BranchFacts, BranchScore
+    from lwqc.decide.scores.channels.score import ChannelScore, GroupFacts
     from lwqc.errors import ConstraintError, InputError, LwqcError
     from lwqc.model.io import load
     from lwqc.plans.plan import Plan
@@ -34,8 +37,13 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 __all__ = [
+    "Allocator",
+    "BranchFacts",
+    "BranchScore",
+    "ChannelScore",
     "Compressed",
     "ConstraintError",
+    "GroupFacts",
     "InputError",
     "LwqcError",
     "Plan",
@@ -56,6 +64,11 @@ __all__ = [
 
 # Where the names come from that `lwqc.api` does not hold.
 _HOMES = {
+    "Allocator": "lwqc.decide.allocator",
+    "BranchFacts": "lwqc.decide.scores.branches.score",
+    "BranchScore": "lwqc.decide.scores.branches.score",
+    "ChannelScore": "lwqc.decide.scores.channels.score",
+    "GroupFacts": "lwqc.decide.scores.channels.score",
     "Compressed": "lwqc.compile.compressed",
     "ConstraintError": "lwqc.errors",
     "InputError": "lwqc.errors",

@@ -225,7 +225,10 @@ def processes(folder: Path, patience_s: float = 10.0) -> list[int]:
 
 @dataclass
 class Trial:
-    """One kill, and what comes after it. fork, forks: whether this run and the next one are forks."""
+    """One kill, and what comes after it.
+
+    fork, forks: whether this run and the next one are forks.
+    """
 
     folder: Path
     name: str

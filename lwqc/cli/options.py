@@ -107,7 +107,7 @@ ByOption = Annotated[
     str | None, typer.Option(help="macs, parameters, or channels (the same share of every group)")
 ]
 ScoreOption = Annotated[
-    str | None, typer.Option(help="l1, l2, fpgm, wanda, obs, ablation or taylor")
+    str | None, typer.Option(help="l1, l2, fpgm, wanda, obs, ablation, taylor or one of your own")
 ]
 ScopeOption = Annotated[
     str | None, typer.Option(help="global: cheapest of the model; local: same share everywhere")

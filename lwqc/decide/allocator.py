@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lwqc.compile.workspace import Workspace
+from lwqc.decide import planning
 from lwqc.model.extensions import ALLOCATORS
 from lwqc.plans.goals import Goals
-from lwqc.plans.plan import Plan
+from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.plans.recipe import Recipe
+
+Choose = Callable[[Workspace, Goals, Recipe], Mapping[str, SiteEntry | str]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,23 @@ class Allocator:
     plan: Callable[[Workspace, Goals, Recipe], Plan]
     own_codes: bool = False
     promises: bool = False
+
+    @classmethod
+    def of_entries(cls, choose: Choose, *, promises: bool = False) -> Allocator:
+        """An allocator that says for each site what it gets.
+
+        choose: by the name of a site the entry, or the reason why it stays float; a site that is
+        left out stays float without one.
+        """
+
+        def plan(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+            chosen = choose(work, goals, recipe)
+            kept = {name: why for name, why in chosen.items() if isinstance(why, str)}
+            entries = {n: entry for n, entry in chosen.items() if not isinstance(entry, str)}
+            made = planning.unchanged(work, recipe.name)
+            return made.model_copy(update={"quantize": entries, "kept_float": kept})
+
+        return cls(plan, promises=promises)
 
 
 def find_allocator(name: str) -> Allocator:

@@ -12,7 +12,7 @@ from lwqc.graph.axes import Factor, Masks, fixed, freeze, one
 from lwqc.graph.captures import captures
 from lwqc.graph.integers import Integers
 from lwqc.graph.repairs import Repair
-from lwqc.graph.rules import RULES
+from lwqc.graph.rules import all_rules
 from lwqc.graph.rules.context import Context, Rules
 from lwqc.graph.rules.fit import BarrierError, Dims
 from lwqc.graph.sampled import Sampled
@@ -71,15 +71,16 @@ def analyse_axes(
     model: ir.Model,
     shapes: Mapping[str, Sampled],
     *,
-    rules: Rules = RULES,
+    rules: Rules | None = None,
     resizable_outputs: Collection[str] = (),
 ) -> AxisAnalysis:
     """Relate the dimensions of all tensors of the main graph.
 
     shapes: tensor name -> sizes in two settings, see `graph.shapes`; a tensor without one is a
-        barrier. rules: what operators do. resizable_outputs: graph outputs that may get narrower.
+        barrier. rules: what operators do; None for `all_rules`. resizable_outputs: graph outputs
+        that may get narrower.
     """
-    run = _Run(model, shapes, rules)
+    run = _Run(model, shapes, all_rules() if rules is None else rules)
     for value in model.graph.inputs:
         sampled = shapes.get(value.name or "")
         if sampled is not None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from lwqc.graph.axes import STATISTICS, Factor, positions
 from lwqc.graph.axis_analysis import AxisAnalysis, Use, analyse_axes
-from lwqc.graph.rules import RULES
 from lwqc.graph.rules.context import Rules
 from lwqc.graph.sampled import Sampled
 from lwqc.model.weights import is_float, stored_tensor
@@ -165,7 +164,7 @@ def find_groups(
     model: ir.Model,
     shapes: Mapping[str, Sampled],
     *,
-    rules: Rules = RULES,
+    rules: Rules | None = None,
     resizable_outputs: Collection[str] = (),
 ) -> Groups:
     """Analyse a model; see `analyse_axes` for the arguments."""

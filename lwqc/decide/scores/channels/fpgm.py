@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.decide.scores.channels.ranking import Member
-from lwqc.decide.scores.channels.score import by_weights
+from lwqc.decide.scores.channels.score import ChannelScore
 
 
 def fpgm(member: Member) -> NDArray[np.float32]:
@@ -21,4 +21,4 @@ def fpgm(member: Member) -> NDArray[np.float32]:
     return total
 
 
-SCORES = {"fpgm": by_weights(fpgm)}
+SCORES = {"fpgm": ChannelScore.of_weights(fpgm)}

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.decide.scores.channels.ranking import Member
-from lwqc.decide.scores.channels.score import by_weights
+from lwqc.decide.scores.channels.score import ChannelScore
 
 
 def l1(member: Member) -> NDArray[np.float32]:
@@ -21,4 +21,4 @@ def l2(member: Member) -> NDArray[np.float32]:
     return total
 
 
-SCORES = {"l1": by_weights(l1), "l2": by_weights(l2)}
+SCORES = {"l1": ChannelScore.of_weights(l1), "l2": ChannelScore.of_weights(l2)}

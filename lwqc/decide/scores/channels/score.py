@@ -66,10 +66,14 @@ class ChannelScore:
     needs_loss: bool = False
     own_scale: bool = False
 
+    @classmethod
+    def of_weights(cls, saliency: Callable[[Member], NDArray[np.floating]]) -> ChannelScore:
+        """A score from the weights alone.
 
-def by_weights(saliency: Callable[[Member], NDArray[np.floating]]) -> ChannelScore:
-    """A score of single weights, see `lwqc.decide.scores.channels.ranking.aggregated`."""
-    return ChannelScore(lambda facts: aggregated(facts.group, facts.read, saliency))
+        saliency: of one weight [positions], where `member.rows` is [positions, everything else];
+        positions of one channel add up, and the mean over the group's weights is taken.
+        """
+        return cls(lambda facts: aggregated(facts.group, facts.read, saliency))
 
 
 def channel_score(name: str) -> ChannelScore:
