@@ -61,10 +61,13 @@ def main() -> None:
     parser.add_argument("--zoo", action="store_true")
     parser.add_argument("--only", nargs="*", default=list(COMMANDS), choices=list(COMMANDS))
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--models", nargs="*", help="those whose names begin so")
     options = parser.parse_args()
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, model, data in _models(Path(folder), options.zoo):
+            if options.models and not name.startswith(tuple(options.models)):
+                continue
             for command in options.only:
                 if data or "{d}" not in COMMANDS[command]:
                     key = f"{name} {command}"
@@ -100,7 +103,7 @@ def _digest(command: str, model: Path, data: str, out: Path) -> str:
             code = exit_.code
     digest = hashlib.sha256()
     if "--json" in words:
-        digest.update(printed.getvalue().encode())
+        digest.update(printed.getvalue().replace(str(model.parent), "").encode())
     for file in sorted(out.iterdir()):
         digest.update(file.name.encode() + file.read_bytes())
         file.unlink()

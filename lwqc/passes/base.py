@@ -24,13 +24,15 @@ class Pass(ir.passes.InPlacePass):
 
     name: as pipelines write it, by default that of the class in kebab case. exact: outputs stay but
     for rounding. planned: a step of a plan brings it, no text does. needs_sizes: it does not run
-    where dynamic dimensions cannot be told from each other.
+    where dynamic dimensions cannot be told from each other. keeps_sizes: `ctx.shapes` holds for
+    what it leaves; values that it adds are stored, or take the place and the name of another.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool] = True
     planned: ClassVar[bool] = False
     needs_sizes: ClassVar[bool] = False
+    keeps_sizes: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         """Name the pass after its class."""
@@ -77,7 +79,7 @@ def apply(step: ir.passes.PassBase, ctx: Context) -> int:
     if changes:
         RemoveUnused()(ctx.model)
         ctx.model.graph.sort()
-        ctx.changed()
+        ctx.changed(keeps_sizes=isinstance(step, Pass) and step.keeps_sizes)
     return changes
 
 

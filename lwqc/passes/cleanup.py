@@ -77,20 +77,23 @@ def clean_up(
     changes = clean_pipeline(fuse=fuse, copies=copies, accept=accept, whole=whole).run(copy, ctx)
     left = {refusal.what: refusal.reason for refusal in ctx.refused.values()}
     done = Cleaned(copy, changes, tuple(ctx.relaxed), left)
-    return merged_layers(done) if merge else done
+    return _merged(done, copy) if merge else done
 
 
 def merged_layers(done: Cleaned) -> Cleaned:
     """A copy of what was cleaned up, in which linear layers that read the same value are one."""
-    copy = done.model.clone()
-    before = _values(done.model.graph)
-    origin = dict(zip(_values(copy.graph), (v.name for v in before), strict=True))
-    changes = merge_pipeline().run(copy, settled=[FoldConstants()])
+    return _merged(done, done.model.clone())
+
+
+def _merged(done: Cleaned, model: ir.Model) -> Cleaned:
+    """The same in place. model: what was cleaned up, or a clone of it."""
+    origin = {value: value.name for value in _values(model.graph)}
+    changes = merge_pipeline().run(model, settled=[FoldConstants()])
     # A value that is still there is computed as before, or from what computes the same.
-    after = [v for v in _values(copy.graph) if v in origin]
+    after = [v for v in _values(model.graph) if v in origin]
     same = {v.name: name for v in after if v.name and (name := origin[v])}
     return replace(
-        done, model=copy, changes=tuple(dict.fromkeys((*done.changes, *changes))), same=same
+        done, model=model, changes=tuple(dict.fromkeys((*done.changes, *changes))), same=same
     )
 
 

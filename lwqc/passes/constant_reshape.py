@@ -29,6 +29,7 @@ class ConstantReshape(Pass):
     """
 
     needs_sizes = True
+    keeps_sizes = True
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match of the main graph."""

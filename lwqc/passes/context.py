@@ -12,7 +12,8 @@ from lwqc.graph.integers import Integers
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import MOST_NAMES, declared_shapes, dynamic_dimensions
 from lwqc.graph.sites import SiteAnalysis, find_sites
-from lwqc.model.names import gather_names
+from lwqc.model.names import gather_names, own_values
+from lwqc.model.weights import static_shape, stored_tensor
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,34 @@ class Refusal:
 class _Facts:
     """What is inferred of a model when it is first asked for; true until the model changes."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, shapes: dict[str, Sampled] | None = None) -> None:
         self._model = model
+        if shapes is not None:
+            self.declared = (shapes, ())
 
     @cached_property
-    def shapes(self) -> Mapping[str, Sampled]:
-        return declared_shapes(self._model)[0]
+    def declared(self) -> tuple[dict[str, Sampled], tuple[str, ...]]:
+        return declared_shapes(self._model)
+
+    def kept_shapes(self) -> dict[str, Sampled] | None:
+        """The shapes of what is there now; None where some were not known, or are new."""
+        if "declared" not in self.__dict__ or self.declared[1]:
+            return None
+        kept = {}
+        for value in own_values(self._model.graph):
+            name, tensor = value.name or "", stored_tensor(value)
+            known = self.declared[0].get(name)
+            if tensor is not None:
+                known = Sampled(static_shape(tensor), static_shape(tensor))
+            if known is None and name and not value.is_initializer():
+                return None
+            if known is not None:
+                kept[name] = known
+        return kept
 
     @cached_property
     def integers(self) -> Integers:
-        return Integers(self._model.graph, self.shapes)
+        return Integers(self._model.graph, self.declared[0])
 
     @cached_property
     def sites(self) -> SiteAnalysis:
@@ -68,7 +87,7 @@ class Context:
     @property
     def shapes(self) -> Mapping[str, Sampled]:
         """Sizes by name of the value at two settings of the dynamic dimensions."""
-        return self._facts.shapes
+        return self._facts.declared[0]
 
     @property
     def integers(self) -> Integers:
@@ -99,6 +118,9 @@ class Context:
         """Note that the running pass wrote something there that is not exact for every input."""
         self.relaxed.append(f"{kind}: {where}")
 
-    def changed(self) -> None:
-        """Forget the facts: the model is another now."""
-        self._facts = _Facts(self.model)
+    def changed(self, *, keeps_sizes: bool = False) -> None:
+        """Forget the facts: the model is another now.
+
+        keeps_sizes: values that are left have the sizes that they had.
+        """
+        self._facts = _Facts(self.model, self._facts.kept_shapes() if keeps_sizes else None)

@@ -30,6 +30,7 @@ class DropNanGuards(Pass):
     accept: drop those as well. Rows that are masked completely then give NaN.
     """
 
+    keeps_sizes: ClassVar[bool] = True
     name: ClassVar[str] = "nan-guards"
     accept: bool = False
 

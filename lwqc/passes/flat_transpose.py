@@ -24,6 +24,7 @@ class FlatTranspose(Pass):
     """
 
     needs_sizes = True
+    keeps_sizes = True
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match of the main graph."""

@@ -36,6 +36,8 @@ class FuseRmsNorm(Pass):
         shapes.
     """
 
+    keeps_sizes = True
+
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Fuse every norm of the main graph."""
         norms = find_rms_norms(model.graph)

@@ -35,6 +35,7 @@ class IdentityGather(Pass):
     """
 
     needs_sizes = True
+    keeps_sizes = True
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match of the main graph."""

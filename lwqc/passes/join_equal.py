@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx
 import onnx_ir as ir
@@ -28,6 +29,7 @@ class JoinEqual(Pass):
         subgraphs.
     """
 
+    keeps_sizes: ClassVar[bool] = True
     only: tuple[str, ...] = ()
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:

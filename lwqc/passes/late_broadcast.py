@@ -29,18 +29,21 @@ class LateBroadcast(Pass):
     """
 
     needs_sizes = True
+    keeps_sizes = True
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite until nothing matches."""
         changes = 0
-        while _rewrite_first(model, ctx.shapes):
-            changes += 1
+        while found := _rewrite_all(model, dict(ctx.shapes)):
+            changes += found
             ctx.changed()
         return changes
 
 
-def _rewrite_first(model: ir.Model, shapes: Mapping[str, Sampled]) -> bool:
-    for node in model.graph:
+def _rewrite_all(model: ir.Model, shapes: dict[str, Sampled]) -> int:
+    """Rewrite where sizes are known; those of what gets smaller are not any more."""
+    changes = 0
+    for node in list(model.graph):
         narrow = _narrow(node)
         shrinking = _shrinking(node.outputs[0], shapes) if narrow is not None else None
         if narrow is not None and shrinking is not None:
@@ -48,8 +51,9 @@ def _rewrite_first(model: ir.Model, shapes: Mapping[str, Sampled]) -> bool:
             model.graph.remove(node, safe=True)
             for value in shrinking:
                 value.shape = None
-            return True
-    return False
+                shapes.pop(value.name or "", None)
+            changes += 1
+    return changes
 
 
 def _narrow(node: ir.Node) -> ir.Value | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def model_of(
     """The model that a text in ONNX's own syntax describes, with types and shapes inferred.
 
     A text without a header is of opset 20. stored: inputs of the text that are weights instead,
-    with their numbers, or just their names: then numbers are drawn, floats normally distributed.
+    with their numbers, or just their names: then numbers are drawn.
 
     Raises InputError for what is no ONNX text.
     """
@@ -51,7 +52,10 @@ def _drawn(value: ir.Value, rng: np.random.Generator) -> NDArray[Any]:
         raise InputError(f"{value.name}: a weight needs a type and sizes that are numbers")
     if value.dtype.is_integer():
         return rng.integers(-8, 8, sizes).astype(value.dtype.numpy())
-    return rng.standard_normal(sizes).astype(value.dtype.numpy())
+    # A product with it keeps the size of its operand.
+    fan = sizes[0] if len(sizes) == 2 else math.prod(sizes[1:])
+    drawn: NDArray[Any] = rng.standard_normal(sizes) * fan**-0.5
+    return drawn.astype(value.dtype.numpy())
 
 
 def _store(graph: ir.Graph, value: ir.Value, numbers: NDArray[Any]) -> None:

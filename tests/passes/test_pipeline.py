@@ -16,7 +16,7 @@ from lwqc.passes.instruments import Count, Dump, Limit, Timing, Trace, Verify
 from lwqc.passes.pipeline import PIPELINES, Pipeline
 from lwqc.passes.pipeline_text import Item, parsed
 from lwqc.passes.registry import BUILT_IN, find
-from lwqc.testing import feeds_of, model_of, outputs_of
+from lwqc.testing import TRAPS, feeds_of, model_of, outputs_of
 
 TEXTS = [
     "fold-constants",
@@ -137,6 +137,17 @@ def test_facts_are_kept_until_a_pass_reports_a_change(monkeypatch):
     assert apply(Break(), ctx)
     quiet.run(model, ctx)
     assert len(asked) == 2
+
+
+def test_sizes_are_kept_by_passes_that_say_so(monkeypatch):
+    asked = []
+    monkeypatch.setattr(context, "declared_shapes", lambda m: asked.append(m) or declared_shapes(m))
+    ctx = Context(TRAPS["symbolic-sizes"].model())
+    for step in Pipeline.parse("constant-reshape,join-equal,late-broadcast").steps:
+        apply(step, ctx)
+    assert [node.op_type for node in ctx.model.graph] == ["MatMul", "Reshape"]
+    assert ctx.shapes == declared_shapes(ctx.model)[0]
+    assert len(asked) == 1
 
 
 def test_a_pass_is_not_run_again_on_what_it_left(monkeypatch):

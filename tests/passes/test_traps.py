@@ -12,6 +12,7 @@ from lwqc.model import io
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.runtime.session import Session
+from lwqc.testing import TRAPS
 from tests.build import model, normal
 
 ENTRIES = [
@@ -53,47 +54,18 @@ X = {"x": normal(4, 64, seed=9)}
 
 @every_form
 def test_weight_shared_by_two_nodes(entry):
-    built = model(
-        [
-            ("MatMul", ["x", "w"], "h", {}),
-            ("Relu", ["h"], "r", {}),
-            ("MatMul", ["r", "w"], "y", {}),
-        ],
-        {"w": normal(64, 64, scale=0.1)},
-        {"x": ["m", 64]},
-        ["y"],
-    )
-    lowered = check(built, entry, X)
+    lowered = check(TRAPS["shared-weight"].model(), entry, X)
     assert sum("w_" in name for name in lowered.graph.initializers) <= 6
 
 
 @every_form
 def test_result_that_is_also_a_graph_output(entry):
-    built = model(
-        [("MatMul", ["x", "w"], "h", {}), ("Relu", ["h"], "y", {})],
-        {"w": normal(64, 48)},
-        {"x": ["m", 64]},
-        ["h", "y"],
-    )
-    check(built, entry, X)
+    check(TRAPS["result-and-output"].model(), entry, X)
 
 
 @every_form
 def test_activation_read_by_several_sites_and_another_node(entry):
-    built = model(
-        [
-            ("Relu", ["x"], "r", {}),
-            ("MatMul", ["r", "a"], "p", {}),
-            ("MatMul", ["r", "b"], "q", {}),
-            ("Add", ["p", "q"], "s", {}),
-            ("ReduceSum", ["r"], "t", {}),
-            ("Add", ["s", "t"], "y", {}),
-        ],
-        {"a": normal(64, 48), "b": normal(64, 48, seed=2)},
-        {"x": ["m", 64]},
-        ["y"],
-    )
-    lowered = check(built, entry, X)
+    lowered = check(TRAPS["many-readers"].model(), entry, X)
     quantizers = [
         n
         for n in lowered.graph
@@ -104,13 +76,7 @@ def test_activation_read_by_several_sites_and_another_node(entry):
 
 @every_form
 def test_two_dimensional_bias_of_a_gemm(entry):
-    built = model(
-        [("Gemm", ["x", "w", "b"], "y", {})],
-        {"w": normal(64, 48), "b": normal(1, 48, seed=3)},
-        {"x": ["m", 64]},
-        ["y"],
-    )
-    check(built, entry, X)
+    check(TRAPS["wide-bias"].model(), entry, X)
 
 
 @every_form
@@ -155,9 +121,7 @@ def test_use_inside_an_if_body(entry):
 
 @every_form
 def test_external_data(entry, tmp_path):
-    built = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(64, 48)}, {"x": ["m", 64]}, ["y"])
-    io.save(built, tmp_path / "m.onnx", external_data=True)
-    loaded = io.load(tmp_path / "m.onnx")
+    loaded = TRAPS["external-data"].model(tmp_path)
     assert isinstance(loaded.graph.initializers["w"].const_value, ir.ExternalTensor)
     check(loaded, entry, X)
 

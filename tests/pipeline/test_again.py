@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from lwqc.backends.cpu import CpuTarget
 from lwqc.cli.pipeline import content
 from lwqc.cli.pipeline.folders import locked
 from lwqc.errors import InputError
@@ -109,6 +110,30 @@ def test_other_tools_run_everything_again(built, monkeypatch):
     code, text, _ = built.run("--dry-run")
     assert code == 0
     assert "first: would run: onnxruntime is now 0.9, was " in text
+
+
+def test_the_source_of_an_extension_counts(project, monkeypatch):
+    info = project.folder / "own_pass-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-pass\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[lwqc.passes]\nown = own_pass:Own\n")
+    monkeypatch.syspath_prepend(project.folder)
+    found = []
+    for text in ("Own = 1\n", "Own = 22\n"):
+        (project.folder / "own_pass.py").write_text(text)
+        found.append(content.tools.__wrapped__())
+    assert found[0]["own-pass"] == "1.0"
+    assert {name for name, text in found[0].items() if found[1][name] != text} == {
+        "source of own-pass"
+    }
+
+
+def test_a_device_that_comes_or_goes_counts(built, monkeypatch):
+    built.write(LIGHT.replace("bits = 8", 'bits = 8\ntarget = "cpu-vnni"\n'))
+    built.ran()
+    monkeypatch.setattr(CpuTarget, "unmeasured", lambda self: "no device")
+    _, text, _ = built.run("--dry-run")
+    assert "second: would run: speed of the target is now no device, was measured here" in text
 
 
 def test_the_same_inputs_give_the_same_bytes(built):

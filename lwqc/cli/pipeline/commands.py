@@ -45,6 +45,11 @@ class Command:
         """Arguments that are models."""
         return tuple(p.name for p in self.click.params if p.name in _MODELS and not _is_option(p))
 
+    @property
+    def converts(self) -> bool:
+        """Whether it makes the first model of a build out of something else."""
+        return not self.places and self.has("source") and self.has("output")
+
     def has(self, name: str) -> bool:
         """Whether there is an option or argument of this name in Python."""
         return any(p.name == name for p in self.click.params)
@@ -106,7 +111,8 @@ def named(where: str) -> Iterator[None]:
 def commands(app: typer.Typer) -> dict[str, Command]:
     """Every command that a step may run, by name."""
     group: Any = typer.main.get_command(app)
-    return {n: Command(n, c) for n, c in group.commands.items() if n not in LEFT_OUT}
+    found = {n: Command(n, c) for n, c in group.commands.items() if n not in LEFT_OUT}
+    return {name: one for name, one in found.items() if one.places or one.converts}
 
 
 def find_command(name: str, known: Mapping[str, Command], where: str) -> Command:

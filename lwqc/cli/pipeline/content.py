@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from pathlib import Path
 
 from lwqc.cli.pipeline.steps import Step
@@ -74,7 +75,16 @@ def facts(step: Step, models: Iterable[str]) -> dict[str, str]:
     texts = [str(t) for v in values for t in (v if isinstance(v, list) else [v])]
     found |= _digests(Path(text) for text in texts if _exists(text))
     found |= _digests(_depended_on(step))
+    if "target" in step.options:
+        found["speed of the target"] = _measurable(str(step.options["target"]))
     return found | tools()
+
+
+def _measurable(target: str) -> str:
+    """Whether the target's device is here, which decides what is chosen and what is measured."""
+    from lwqc.compile.workspace import make_target
+
+    return make_target(target).unmeasured() or "measured here"
 
 
 def _digests(paths: Iterable[Path]) -> dict[str, str]:
@@ -112,15 +122,34 @@ def tools() -> dict[str, str]:
     found |= {"source of lwqc": _source_digest(), "processor": machine()}
     found |= {THREADS: os.environ.get(THREADS, "")}
     for package in metadata.distributions():
-        if any(point.group.startswith("lwqc.") for point in package.entry_points):
-            found[package.metadata["Name"]] = package.version
+        points = [p for p in package.entry_points if p.group.startswith("lwqc.")]
+        if points:
+            name = package.metadata["Name"]
+            found[name] = package.version
+            found[f"source of {name}"] = _modules_digest({p.module for p in points})
     return found
+
+
+def _modules_digest(modules: Iterable[str]) -> str:
+    """Of the Python files of packages, by the names of modules in them; nothing is imported."""
+    files: set[Path] = set()
+    for name in {module.partition(".")[0] for module in modules}:
+        spec = find_spec(name)
+        for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+            files |= set(Path(folder).rglob("*.py"))
+        if spec is not None and spec.origin is not None:
+            files.add(Path(spec.origin))
+    return _digest_of((str(file), file.read_bytes()) for file in files)
 
 
 def _source_digest() -> str:
     """Of lwqc as it is installed: one version may be edited in place."""
+    return _digest_of(_sources(resources.files("lwqc"), ""))
+
+
+def _digest_of(contents: Iterable[tuple[str, bytes]]) -> str:
     digest = hashlib.sha256()
-    for name, content in sorted(_sources(resources.files("lwqc"), "")):
+    for name, content in sorted(contents):
         digest.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\0".encode())
     return digest.hexdigest()[:16]
 

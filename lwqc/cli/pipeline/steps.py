@@ -120,10 +120,9 @@ def _step(
 ) -> Step:
     name = _own_name(table, before, where)
     options = _options(table, command, document.shared, before, where)
-    converts = not command.places
-    if converts and (before or document.model):
+    if command.converts and (before or document.model):
         raise InputError(f"{where}: {command.name} comes first, in place of the key model")
-    if not converts and not before and not document.model:
+    if not command.converts and not before and not document.model:
         raise InputError(f"{where}: has no model to begin with; give the key model above the steps")
     writes = command.has("output")
     if not writes and table.output:
