@@ -303,11 +303,6 @@ def is_float32(value: ir.Value | None) -> bool:
     return value is None or value.dtype in (None, ir.DataType.FLOAT)
 
 
-def conv_refusals(model: ir.Model, sites: Sequence[Site]) -> dict[str, str]:
-    """Convolutions that cannot be quantized statically, with the reason."""
-    return dict(integer_flow(model.graph, sites).refused)
-
-
 def _readers(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
     """(input name, operator) pairs of a graph and its subgraphs."""
     for node in graph.node:

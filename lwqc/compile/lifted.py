@@ -5,7 +5,7 @@ from __future__ import annotations
 from lwqc.compile.workspace import Workspace, worst_error
 from lwqc.errors import InputError, SessionError
 from lwqc.passes.raise_opset import raise_opset
-from lwqc.runtime.stats.divergence import divergences
+from lwqc.runtime.stats.divergence import LossesMeter
 
 _SAME = 1e-10  # squared error over the variance of a channel; rounding makes less
 
@@ -50,7 +50,8 @@ def _check(work: Workspace, made: Workspace) -> None:
     try:
         before = work.load(work.model, label=work.name)
         after = made.load(made.model, label=f"in opset {made.raised}")
-        found = divergences((before(feeds), after(feeds)) for feeds in work.search_batches)
+        runs = ((before(feeds), after(feeds)) for feeds in work.search_batches)
+        found = LossesMeter().over(runs).result()
     except SessionError as failure:
         raise InputError(str(failure)) from failure
     error = worst_error(found)

@@ -377,10 +377,8 @@ class Workspace:
 
     def _compared(self, session: Session) -> LossesMeter:
         """Comparison with the original on the search batches."""
-        meter = LossesMeter()
-        for feeds, reference in zip(self.search_batches, self._search_references, strict=True):
-            meter.add(reference, session(feeds))
-        return meter
+        known = zip(self.search_batches, self._search_references, strict=True)
+        return LossesMeter().over((reference, session(feeds)) for feeds, reference in known)
 
     def evaluate(self, plan: Plan) -> tuple[Candidate, Session]:
         """Lower a plan, load it and measure its loss."""

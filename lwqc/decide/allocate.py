@@ -18,7 +18,6 @@ from lwqc.plans.goals import DEFAULT_DROP, Goals
 from lwqc.plans.plan import CleanUp, Plan
 from lwqc.plans.recipe import Recipe
 
-_LATENCY_SECONDS = 1.5
 _BACK_OFFS = 4
 
 

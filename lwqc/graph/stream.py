@@ -86,8 +86,3 @@ class Stream:
     states: Mapping[ir.Value, int]
     layers: tuple[Operand, ...]
     sums: tuple[ir.Node, ...]
-
-    @property
-    def extra_parameters(self) -> int:
-        """Weights that a rotation adds, for tied embeddings behind a gain."""
-        return len(self.tied) * self.group.size**2

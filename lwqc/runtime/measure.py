@@ -128,9 +128,8 @@ def _run_both(
     shared = [name for name in reference.outputs if name in known]
     if not shared:
         raise InputError(f"the models share no output: {reference.outputs} and {candidate.outputs}")
-    for feeds in data:
-        a, b = reference(feeds), candidate(feeds)
-        meter.add({n: a[n] for n in shared}, {n: b[n] for n in shared})
+    runs = ((reference(feeds), candidate(feeds)) for feeds in data)
+    meter.over(({n: a[n] for n in shared}, b) for a, b in runs)
 
 
 def worst_drop(divergence: Mapping[str, Loss | Divergence]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,6 +179,12 @@ class _PerOutput(Generic[M]):
                     self._meters[name] = self._make()
                 self._meters[name].add(found, value[name])
 
+    def over(self, runs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> Self:
+        """The meter after these runs of both models on the same inputs, too."""
+        for reference, value in runs:
+            self.add(reference, value)
+        return self
+
 
 class OutputMeter(_PerOutput[DivergenceMeter]):
     """A `DivergenceMeter` per output of a model."""
@@ -189,20 +195,6 @@ class OutputMeter(_PerOutput[DivergenceMeter]):
     def result(self) -> dict[str, Divergence]:
         """Divergence by output name."""
         return {name: meter.result() for name, meter in self._meters.items()}
-
-
-def divergences(
-    runs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]],
-) -> dict[str, Divergence]:
-    """Divergence by output name, over runs of two models on the same inputs.
-
-    runs: outputs of the reference and of the other model. Outputs are matched by name; those that
-    only one of them has are left out.
-    """
-    meter = OutputMeter()
-    for reference, value in runs:
-        meter.add(reference, value)
-    return meter.result()
 
 
 class LossesMeter(_PerOutput[LossMeter]):

@@ -17,7 +17,7 @@ from lwqc.model.names import own_values, scopes
 from lwqc.model.user_code import running
 from lwqc.model.weights import ReadArray, stored_tensor
 from lwqc.runtime.stats.collector import Array, Feeds, RunnerFactory
-from lwqc.runtime.stats.divergence import divergences
+from lwqc.runtime.stats.divergence import LossesMeter
 
 Replaced = Mapping[Operand, Matrix]
 DAMP = 0.01  # of the mean of the Gram's diagonal
@@ -52,11 +52,9 @@ class FinalError:
     def __call__(self, replaced: Replaced) -> float:
         """Error with other matrices [out, features] in some layers."""
         trial = self._trial(replaced)
-        found = divergences(
-            (reference, self._run({**feeds, **trial}))
-            for feeds, reference in zip(self._batches, self._references, strict=True)
-        )
-        return max((d.error for d in found.values()), default=0.0)
+        known = zip(self._batches, self._references, strict=True)
+        runs = ((reference, self._run({**feeds, **trial})) for feeds, reference in known)
+        return max((d.error for d in LossesMeter().over(runs).result().values()), default=0.0)
 
     def loss(self, replaced: Replaced, loss: Loss) -> float:
         """Mean over the batches of a loss(outputs, feeds)."""
