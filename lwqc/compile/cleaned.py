@@ -30,6 +30,8 @@ def _version(work: Workspace, wanted: CleanUp) -> tuple[Workspace, Cleaned]:
             measured = plain.ranges.items()
             now = {old: name for name, old in done.same.items()}
             made.ranges |= {(m, now[old]): r for (m, old), r in measured if old in now}
+            for label, shapes in plain.tensor_shapes.items():
+                made.tensor_shapes[label] = {now[n]: s for n, s in shapes.items() if n in now}
         else:
             done = clean_up(
                 work.model,

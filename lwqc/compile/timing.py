@@ -119,23 +119,22 @@ def _runs_low(work: Workspace, site: Site, plan: Plan) -> bool:
 
 def activation_shapes(work: Workspace, served: Served) -> Mapping[str, tuple[int, ...]]:
     """Shape of each site's activation on these inputs; sites in subgraphs are left out."""
-    if served.label not in work.activation_shapes:
-        main = {v.name for node in work.model.graph for v in node.outputs}
-        main |= {v.name for v in work.model.graph.inputs}
-        activations = {s.name: s.uses[0].activation for s in work.analysis.sites}
-        wanted = {
-            site: Shapes(value.name)
-            for site, value in activations.items()
-            if value is not None and value.name and value.name in main
-        }
-        shapes: dict[str, tuple[int, ...]] = {}
-        if wanted:
-            found = collect(
-                work.model, wanted.values(), [served.feeds], lambda m: Session(m, label="shapes")
-            )
-            shapes = {site: found[shape].last for site, shape in wanted.items()}
-        work.activation_shapes[served.label] = shapes
-    return work.activation_shapes[served.label]
+    main = {v.name for node in work.model.graph for v in node.outputs}
+    main |= {v.name for v in work.model.graph.inputs}
+    activations = {s.name: s.uses[0].activation for s in work.analysis.sites}
+    names = {
+        site: value.name
+        for site, value in activations.items()
+        if value is not None and value.name and value.name in main
+    }
+    known = work.tensor_shapes.setdefault(served.label, {})
+    wanted = {name: Shapes(name) for name in names.values() if name not in known}
+    if wanted:
+        found = collect(
+            work.model, wanted.values(), [served.feeds], lambda m: Session(m, label="shapes")
+        )
+        known |= {name: found[shape].last for name, shape in wanted.items()}
+    return {site: known[name] for site, name in names.items()}
 
 
 def operator_class(site: Site) -> tuple[str, str, tuple[int, ...]]:

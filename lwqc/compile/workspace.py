@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -32,11 +34,11 @@ from lwqc.plans.goals import Goals
 from lwqc.plans.plan import DataSource, Floats, Plan, SiteEntry, Source
 from lwqc.quant.half import fits_half
 from lwqc.runtime.data import Dataset
-from lwqc.runtime.measure import Metric, compare, worst_drop
+from lwqc.runtime.measure import Metric, compare, losses, worst_drop
 from lwqc.runtime.recorded import Recorded
 from lwqc.runtime.served import Served, Sizes, served_inputs
 from lwqc.runtime.session import Session, SessionSettings, has_bodies
-from lwqc.runtime.stats.divergence import Divergence, divergences
+from lwqc.runtime.stats.divergence import Divergence, Loss, LossesMeter
 from lwqc.runtime.stats.ranges import Range
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -66,12 +68,17 @@ class KnownCodes(Known, Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan and what came of it. drop: of the metric if there is one, else of the outputs."""
+    """A plan and what came of it.
+
+    drop: of the metric if there is one, else of the outputs on the search batches. compared: the
+    outputs of these, which the rest of the data can be added to; None where they were not compared.
+    """
 
     plan: Plan
     lowered: Lowered
     size_bytes: int
     drop: float
+    compared: LossesMeter | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -91,8 +98,10 @@ class Workspace:
     run elsewhere are accepted. floats: what the target computes in, once that is decided.
     probed: layout of an entry -> sites -> error at the outputs that was measured with them in it.
     ranges: of activations, by method and tensor.
-    slow_products, activation_shapes: what the functions of these names in `timing` found.
+    slow_products: what the function of this name in `timing` found.
+    tensor_shapes: of activations, by inputs that were served and tensor.
     shapes: sizes of dynamic dimensions that the model will serve; none: those of the data.
+    drops: of plans that were measured on the search batches, see `known_drop`.
     timings: seconds of single sites by what was timed, of this and all derived work.
     unusable: why candidates were given up that the runtime does not load or run, a line each, of
     this work and all that is derived from it.
@@ -119,10 +128,9 @@ class Workspace:
     probed: dict[str, dict[tuple[str, ...], float]] = field(default_factory=dict, repr=False)
     ranges: dict[tuple[str, str], Range] = field(default_factory=dict, repr=False)
     slow_products: dict[int, frozenset[str]] = field(default_factory=dict, repr=False)
-    activation_shapes: dict[str, dict[str, tuple[int, ...]]] = field(
-        default_factory=dict, repr=False
-    )
+    tensor_shapes: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict, repr=False)
     cleaned: dict[str, tuple[Workspace, Cleaned]] = field(default_factory=dict, repr=False)
+    drops: dict[str, float] = field(default_factory=dict, repr=False)
     timings: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     unusable: dict[str, None] = field(default_factory=dict, repr=False)
 
@@ -202,7 +210,9 @@ class Workspace:
 
     def derived(self, model: ir.Model, **changes: Any) -> Workspace:
         """The same work on a changed model; what the original computes stays the reference."""
-        known = ("versions", "probed", "ranges", "slow_products", "activation_shapes", "cleaned")
+        known = (
+            "versions", "probed", "ranges", "slow_products", "tensor_shapes", "cleaned", "drops"
+        )  # fmt: skip
         own: dict[str, Any] = {"floats": None, **{name: {} for name in known}}
         if self.known is not None and "known" not in changes:
             own["known"] = self.known.on(model)
@@ -283,7 +293,7 @@ class Workspace:
             return self.origin.notes
         return tuple(self.model.meta.get("lwqc_notes", ()))
 
-    @property
+    @cached_property
     def is_large(self) -> bool:
         """Whether memory counts more than time."""
         return io.weight_bytes(self.model) > _LARGE_BYTES
@@ -350,14 +360,14 @@ class Workspace:
         """Loss of a candidate: on the metric, or on the search batches against the original."""
         if self.metric is not None:
             return self.metric.drop(self.metric_reference, self.metric(session))
-        return worst_drop(self.compared(session))
+        return worst_drop(self._compared(session).result())
 
     def output_error(self, session: Session) -> float:
         """Error of the outputs by channel, on the search batches; the worst one.
 
         Infinite where a decision is lost that is the output itself, such as a label.
         """
-        return worst_error(self.compared(session))
+        return worst_error(self._compared(session).result())
 
     def moved(self, session: Session) -> float:
         """The same against the outputs of the model that plans are for."""
@@ -365,10 +375,12 @@ class Workspace:
             return self.output_error(session)
         return replace(self, origin=self.start).output_error(session)
 
-    def compared(self, session: Session) -> dict[str, Divergence]:
+    def _compared(self, session: Session) -> LossesMeter:
         """Comparison with the original on the search batches."""
-        known = zip(self.search_batches, self._search_references, strict=True)
-        return divergences((reference, session(feeds)) for feeds, reference in known)
+        meter = LossesMeter()
+        for feeds, reference in zip(self.search_batches, self._search_references, strict=True):
+            meter.add(reference, session(feeds))
+        return meter
 
     def evaluate(self, plan: Plan) -> tuple[Candidate, Session]:
         """Lower a plan, load it and measure its loss."""
@@ -379,7 +391,19 @@ class Workspace:
     def measured(self, plan: Plan, lowered: Lowered, session: Session) -> Candidate:
         """A candidate of a plan that is lowered and loaded."""
         size = io.serialized_bytes(lowered.model)
-        return Candidate(plan, lowered, size, self.drop(session))
+        compared = None if self.metric is not None else self._compared(session)
+        drop = self.drop(session) if compared is None else worst_drop(compared.result())
+        self.drops[_decisions(plan)] = drop
+        return Candidate(plan, lowered, size, drop, compared)
+
+    def known_drop(self, plan: Plan, *, on_all: bool = False) -> float | None:
+        """What a plan with the same formats was measured to lose; None where it was not.
+
+        on_all: on all data, not on the search batches alone.
+        """
+        if on_all and self.metric is None and not self._search_sees_all:
+            return None
+        return self.drops.get(_decisions(plan))
 
     def tried(self, plan: Plan) -> Candidate:
         """The same; the drop is infinite where the runtime does not load or run what comes of it.
@@ -442,19 +466,35 @@ class Workspace:
         """Loss of a candidate on the metric, or on all data against the original."""
         if self.metric is not None:
             return self.drop(session)
-        return worst_drop(self.divergence(session))
+        return worst_drop(losses(self.recorded, session, self.data, without=self.incomparable))
 
     def holds(self, candidate: Candidate, session: Session, limit: float) -> bool:
         """Whether a drop is allowed on all data; a metric was already taken on all of its own."""
         return self._whole_drop(candidate, session) <= limit
 
     def _whole_drop(self, candidate: Candidate, session: Session) -> float:
-        known = self.metric is not None or self._search_sees_all
-        return candidate.drop if known else self.full_drop(session)
+        if self.metric is not None or self._search_sees_all:
+            return candidate.drop
+        if candidate.compared is None or not self._search_begins:
+            return self.full_drop(session)
+        meter = copy.deepcopy(candidate.compared)
+        for feeds in islice(self.data, _SEARCH_BATCHES, None):
+            known = self.recorded(feeds)
+            meter.add(
+                {n: v for n, v in known.items() if n not in self.incomparable}, session(feeds)
+            )
+        return worst_drop(meter.result())
+
+    @property
+    def _search_begins(self) -> bool:
+        """Whether the search batches are those that the data begins with."""
+        return self.origin is None or self.origin.data is self.data
 
     @cached_property
     def _search_sees_all(self) -> bool:
         """Whether there is no more data than the search batches."""
+        if not self._search_begins:
+            return False
         if self.origin is not None:
             return self.origin._search_sees_all
         return len(list(self.data.limited(_SEARCH_BATCHES + 1))) <= _SEARCH_BATCHES
@@ -464,7 +504,7 @@ class Workspace:
         return compare(self.recorded, session, self.data, without=self.incomparable)
 
 
-def worst_error(found: Mapping[str, Divergence]) -> float:
+def worst_error(found: Mapping[str, Loss | Divergence]) -> float:
     """Error by channel of the output that moved most; infinite where a label is another one."""
     lost = any(d.decisions.labels not in (None, 1) for d in found.values())
     return math.inf if lost else max((d.error for d in found.values()), default=0.0)
@@ -472,6 +512,13 @@ def worst_error(found: Mapping[str, Divergence]) -> float:
 
 def _output_types(model: ir.Model) -> dict[str, ir.DataType | None]:
     return {v.name or "": v.dtype for v in model.graph.outputs}
+
+
+def _decisions(plan: Plan) -> str:
+    """What of a plan makes a candidate of one model."""
+    return plan.model_dump_json(
+        exclude={"source", "recipe", "kept_float", "untransformed", "notes"}
+    )
 
 
 def stored_bytes(model: ir.Model) -> int:

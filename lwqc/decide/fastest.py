@@ -7,7 +7,7 @@ then whole graphs, at every shape that the model will serve.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from lwqc.compile.workspace import Candidate, Workspace
 from lwqc.decide import planning
 from lwqc.decide.float_plan import choose_floats, with_floats
 from lwqc.decide.profiles import with_profile
-from lwqc.decide.safest import holding
+from lwqc.decide.safest import holding, with_room
 from lwqc.errors import LwqcError, SessionError
 from lwqc.plans.plan import CleanUp, Plan, Relaxation
 from lwqc.plans.recipe import Recipe
@@ -137,7 +137,7 @@ def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
     """
     base = float_base(work, _wanted(work, merge=False), NOISE) if recipe.clean else Base(work)
     base.ready()
-    plans = list(_plans(base.work, recipe))
+    plans = _distinct(_plans(base.work, recipe))
     report = work.report("candidates")
     trials = []
     for done, plan in enumerate(plans):
@@ -194,7 +194,8 @@ def _within(base: Base, plan: Plan, limit: float, recipe: Recipe) -> list[_Trial
     except SessionError as error:
         work.unusable[str(error)] = None
         return []
-    return [_Trial(base, candidate, session)] if candidate.drop <= limit else []
+    held = candidate.drop <= with_room(candidate.plan, limit)
+    return [_Trial(base, candidate, session)] if held else []
 
 
 def _fitted_better(
@@ -321,6 +322,14 @@ def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
         yield _fitted(work, quick, recipe)
 
 
+def _distinct(plans: Iterable[Plan]) -> list[Plan]:
+    """Each once: where no weight has a form of a kind, the plan is that of another kind."""
+    found: dict[str, Plan] = {}
+    for plan in plans:
+        found.setdefault(plan.model_dump_json(include={"quantize", "activations"}), plan)
+    return list(found.values())
+
+
 def _together(times: Mapping[str, Sequence[Pair]]) -> float:
     """Time of all sites in their form over that in float, over all shapes."""
     shapes = zip(*times.values(), strict=True)
@@ -369,16 +378,20 @@ def _relaxed(
     integer = [n for n, e in plan.quantize.items() if e.activation != "none"]
     if not integer:
         return candidate, session
-    order = planning.by_activation_error(work, plan, integer)
-    low, high = 0, len(order) - 1
 
     def without(sites: Sequence[str]) -> Plan:
         return planning.finer(work, planning.weight_only(work, plan, sites))
 
-    trial, loaded = work.evaluate(without(order))
-    if trial.drop > limit:
+    floating = without(integer)
+    known, most = work.known_drop(floating), with_room(floating, limit)
+    if known is not None and known > most:
+        return candidate, session
+    trial, loaded = work.evaluate(floating)
+    if trial.drop > most:
         return candidate, session  # without any 8-bit activation it is too much already
     candidate, session = trial, loaded
+    order = planning.by_activation_error(work, plan, integer)
+    low, high = 0, len(order) - 1
     while low < high:
         middle = (low + high) // 2
         trial, loaded = work.evaluate(without(order[: middle + 1]))

@@ -11,14 +11,25 @@ from lwqc.errors import SessionError
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.half import FORMAT as HALF
-from lwqc.quant.methods import Method
+from lwqc.quant.methods import DATA_METHODS, Method
 
-_UNSEEN = 0.5  # of the allowed drop, where the same data chose the codes
+_UNSEEN = 0.25  # of the allowed drop, where the same data chose the codes
 _ROOM = "data they were not fitted to has to have room"
 _TRIALS = 40  # of sets of sites; what is undecided then stays float
 _RUNS = 64  # of the model, to tell what each weight costs
 _ADDS_UP = 0.1  # of the allowed drop: where less is used, it is something else that limits
 _WIDE = "8 bits here would lose more than {:g} together with the others"
+
+
+def with_room(plan: Plan, limit: float) -> float:
+    """The drop allowed on the data at hand: less where all that is lost was fitted to it.
+
+    Of codes that were chosen on the data that judges them, other data shows more. Where activations
+    take few bits, those lose most, and not by what was fitted.
+    """
+    entries = plan.quantize.values()
+    fitted = any(e.method in DATA_METHODS for e in entries)
+    return _UNSEEN * limit if fitted and all(e.activation == "none" for e in entries) else limit
 
 
 def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") -> Plan | None:
@@ -40,9 +51,8 @@ def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") 
                 return one
         if method != "rtn" and work.data.kind == "real" and not work.is_large:
             plan = finer = planning.with_method(work, finer, method)
-            # Codes fit the data that they are judged on: other data has to have room.
             room = f", {_UNSEEN:g} of the {limit:g} allowed: {_ROOM}"
-            limit *= _UNSEEN
+            limit = with_room(plan, limit)
             trials = _Trials(work, limit, plan, room)
             if trials.holds(plan):
                 return plan
@@ -118,8 +128,12 @@ class _Trials:
     def holds(self, plan: Plan) -> bool:
         """Whether a plan loads, runs and loses no more than is allowed."""
         try:
-            candidate, session = self._work.evaluate(plan)
-            held = self._work.holds(candidate, session, self._limit)
+            known = self._work.known_drop(plan, on_all=True)
+            if known is None:
+                candidate, session = self._work.evaluate(plan)
+                held = self._work.holds(candidate, session, self._limit)
+            else:
+                held = known <= self._limit
         except SessionError as error:
             self._reason = str(error)
             self._work.unusable[self._reason] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from lwqc.model.user_code import load_callable, running
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.profile import OperatorTime, operator_times
 from lwqc.runtime.recorded import Recorded
-from lwqc.runtime.session import Session, time_runs
+from lwqc.runtime.session import Outputs, Session, time_runs
 from lwqc.runtime.settling import medians_known
-from lwqc.runtime.stats.divergence import Divergence, divergences
+from lwqc.runtime.stats.divergence import Divergence, Loss, LossesMeter, divergences
 
 NOISE = 1.05  # repeated timings of one model differ by this much
 # A median whose interval is narrower than what repeated timings differ by is as good as one of
@@ -99,15 +99,36 @@ def compare(
 
     Raises InputError when the two models share no output.
     """
+    return divergences(_outputs_of_both(reference, candidate, data, without))
+
+
+def losses(
+    reference: Session | Recorded,
+    candidate: Session,
+    data: Dataset,
+    *,
+    without: Collection[str] = (),
+) -> dict[str, Loss]:
+    """The same without what only readers look at."""
+    meter = LossesMeter()
+    for expected, found in _outputs_of_both(reference, candidate, data, without):
+        meter.add(expected, found)
+    return meter.result()
+
+
+def _outputs_of_both(
+    reference: Session | Recorded, candidate: Session, data: Dataset, without: Collection[str]
+) -> Iterator[tuple[Outputs, Outputs]]:
     known = set(candidate.outputs) - set(without)
     shared = [name for name in reference.outputs if name in known]
     if not shared:
         raise InputError(f"the models share no output: {reference.outputs} and {candidate.outputs}")
-    runs = ((reference(feeds), candidate(feeds)) for feeds in data)
-    return divergences(({n: a[n] for n in shared}, b) for a, b in runs)
+    for feeds in data:
+        a = reference(feeds)
+        yield {name: a[name] for name in shared}, candidate(feeds)
 
 
-def worst_drop(divergence: Mapping[str, Divergence]) -> float:
+def worst_drop(divergence: Mapping[str, Loss | Divergence]) -> float:
     """Loss of the output that moved most; see `Divergence.drop`."""
     return max((d.drop for d in divergence.values()), default=0.0)
 

@@ -196,8 +196,8 @@ def test_nothing_faster_keeps_the_kernels(net, monkeypatch):
 def test_a_candidate_over_the_limit_on_all_data_is_passed_over(net, monkeypatch):
     by_form(monkeypatch, lambda entry, shape: 0.5)
     in_order(monkeypatch, lambda i: 0.5)
-    job = work(net)
-    monkeypatch.setattr(type(job), "full_drop", lambda self, session: 1.0)
+    job = work(net, count=5)  # more than the search looks at
+    monkeypatch.setattr(type(job), "_whole_drop", lambda self, candidate, session: 1.0)
     plan = module.fastest(job, 0.01, RECIPE)
     assert not plan.quantize
     assert not plan.rewrites

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,20 @@ from lwqc.runtime.stats.channel_error import ChannelErrors, ChannelMeter
 from lwqc.runtime.stats.decisions import Agreement, DecisionMeter
 
 Array = NDArray[Any]
+M = TypeVar("M", "LossMeter", "DivergenceMeter")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What of a `Divergence` tells how good an output is; see there."""
+
+    error: float
+    decisions: Agreement
+
+    @property
+    def drop(self) -> float:
+        """See `Divergence.drop`."""
+        return max(self.error / 2, self.decisions.loss)
 
 
 @dataclass(frozen=True)
@@ -47,12 +61,38 @@ class Divergence:
         Half of `error`, which is 1 - cosine where all channels are alike and centred; or, where
         that is more, the share of decisions lost.
         """
-        return max(self.error / 2, self.decisions.loss)
+        return Loss(self.error, self.decisions).drop
 
     @property
     def relative_error(self) -> float:
         """Squared error over squared signal; adds up over small independent errors."""
         return 0.0 if math.isinf(self.sqnr_db) else 10 ** (-self.sqnr_db / 10)
+
+
+class LossMeter:
+    """Accumulates the loss of one output, batch by batch: the part that candidates are told by."""
+
+    def __init__(self) -> None:
+        self.channels = ChannelMeter()
+        self.decisions = DecisionMeter()
+
+    def add(self, reference: Array, value: Array) -> None:
+        """Add one batch.
+
+        NaN in `value` counts as infinitely far away. Arrays of different shape, as of outputs whose
+        size depends on the data, only count by their sizes.
+        """
+        if reference.shape != value.shape:
+            self.decisions.add_sizes(reference, value)
+        elif reference.dtype.kind != "f":
+            self.decisions.add_labels(reference, value)
+        elif reference.size:
+            self.channels.add(reference, value)
+            self.decisions.add_scores(reference, value, self.channels.axis)
+
+    def result(self) -> Loss:
+        """The loss over everything added so far."""
+        return Loss(self.channels.result().relative, self.decisions.result())
 
 
 class DivergenceMeter:
@@ -62,20 +102,15 @@ class DivergenceMeter:
         self._cosines: list[float] = []
         self._signal = self._noise = self._max = self._kl = 0.0
         self._samples = self._rows = 0
-        self._channels = ChannelMeter()
-        self._decisions = DecisionMeter()
+        self._loss = LossMeter()
 
     def add(self, reference: Array, value: Array) -> None:
-        """Add one batch.
-
-        NaN in `value` counts as infinitely far away. Arrays of different shape, as of outputs whose
-        size depends on the data, only count by their sizes.
-        """
+        """Add one batch, see `LossMeter.add`."""
+        self._loss.add(reference, value)
         if reference.shape != value.shape:
-            self._decisions.add_sizes(reference, value)
-        elif reference.dtype.kind != "f":
+            return
+        if reference.dtype.kind != "f":
             self._samples += len(reference) if reference.ndim else 1
-            self._decisions.add_labels(reference, value)
         elif reference.size:
             self._add_floats(reference, value)
 
@@ -91,9 +126,7 @@ class DivergenceMeter:
         self._signal += float((a * a).sum(where=np.isfinite(a)))
         self._noise += float((moved**2).sum())
         self._max = max(self._max, float(np.abs(moved).max()))
-        self._channels.add(reference, value)
-        axis = self._channels.axis
-        self._decisions.add_scores(reference, value, axis)
+        axis = self._loss.channels.axis
         if axis is not None and reference.shape[axis] > 1:
             self._add_distributions(*(np.moveaxis(x, axis, -1) for x in (reference, value)))
 
@@ -115,14 +148,14 @@ class DivergenceMeter:
             sqnr = math.inf
         else:
             sqnr = 10 * math.log10(max(self._signal, 1e-300) / self._noise)
-        channels: ChannelErrors = self._channels.result()
+        channels: ChannelErrors = self._loss.channels.result()
         worst = channels.worst
         return Divergence(
             samples=self._samples,
             error=channels.relative,
             channel_axis=channels.axis,
             worst_channel=(worst, float(channels.errors[worst]) if channels.errors.size else 0.0),
-            decisions=self._decisions.result(),
+            decisions=self._loss.decisions.result(),
             cosine_mean=float(np.mean(self._cosines)) if self._cosines else None,
             cosine_min=min(self._cosines, default=None),
             sqnr_db=sqnr,
@@ -141,10 +174,36 @@ def divergences(
     """
     meters: dict[str, DivergenceMeter] = {}
     for reference, value in runs:
-        for name, found in reference.items():
-            if name in value:
-                meters.setdefault(name, DivergenceMeter()).add(found, value[name])
+        _add(meters, DivergenceMeter, reference, value)
     return {name: meter.result() for name, meter in meters.items()}
+
+
+class LossesMeter:
+    """Accumulates the loss of every output of a model, run by run."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, LossMeter] = {}
+
+    def add(self, reference: Mapping[str, Array], value: Mapping[str, Array]) -> None:
+        """Add the outputs of one run of both models, see `divergences`."""
+        _add(self._meters, LossMeter, reference, value)
+
+    def result(self) -> dict[str, Loss]:
+        """Loss by output name."""
+        return {name: meter.result() for name, meter in self._meters.items()}
+
+
+def _add(
+    meters: dict[str, M],
+    make: Callable[[], M],
+    reference: Mapping[str, Array],
+    value: Mapping[str, Array],
+) -> None:
+    for name, found in reference.items():
+        if name in value:
+            if name not in meters:
+                meters[name] = make()
+            meters[name].add(found, value[name])
 
 
 def _cosine(a: Array, b: Array) -> Array:
