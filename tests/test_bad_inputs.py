@@ -220,7 +220,7 @@ PLANS: dict[str, Any] = {
     "deep": DEEP,
     "not UTF-8": b"\xff\xfe{\x00}\x00",
     "no text": b"\x00\x01\x02",
-    "another version": {"version": 2},
+    "another version": {"version": 3},
     "a version in words": {"version": "one"},
     "no source": "{}",
     "another model": {"source": {"digest": "0"}},

@@ -13,7 +13,7 @@ from lwqc.model import io
 from lwqc.plans.plan import Plan
 
 LM = Path(__file__).parents[2] / "models" / "stdlib_lm.onnx"
-DATA = "tests.test_cleaned:tokens"
+DATA = "tests.compile.test_cleaned:tokens"
 
 
 def tokens():
