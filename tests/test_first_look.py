@@ -102,6 +102,7 @@ def test_reasons_name_the_bound_that_was_asked_for(monkeypatch):
     )
     monkeypatch.setattr(planning, "with_method", lambda work, plan, method: plan)
     monkeypatch.setattr(safest._Trials, "fewest_bytes", lambda self, finer: None)
+    monkeypatch.setattr(safest, "with_room", lambda plan, limit: safest._UNSEEN * limit)
     plan = safest.holding(work, 0.01, "auto", "gptq")
     assert set(plan.kept_float.values()) == {
         "8 bits lose more than 0.0025 here, 0.25 of the 0.01 allowed: "

@@ -51,8 +51,8 @@ def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") 
                 return one
         if method != "rtn" and work.data.kind == "real" and not work.is_large:
             plan = finer = planning.with_method(work, finer, method)
-            room = f", {_UNSEEN:g} of the {limit:g} allowed: {_ROOM}"
-            limit = with_room(plan, limit)
+            allowed, limit = limit, with_room(plan, limit)
+            room = f", {_UNSEEN:g} of the {allowed:g} allowed: {_ROOM}" if limit < allowed else ""
             trials = _Trials(work, limit, plan, room)
             if trials.holds(plan):
                 return plan
