@@ -151,3 +151,15 @@ def test_graphsurgeon_scripts_run_by_name(run, net, tmp_path, monkeypatch):
         code, _, err = run("opt", net, "-p", f"graphsurgeon{{function={name}}}", "--bisect")
         assert code == 2
         assert message in err
+
+
+def test_a_rule_that_breaks_is_one_line(run, net, tmp_path, monkeypatch):
+    def broken(*given, **options):
+        raise ValueError("a rule broke")
+
+    monkeypatch.setattr("onnxscript.optimizer.optimize_ir", broken)
+    code, _, err = run("opt", net, "-p", "join-equal,fold-constants", "-o", tmp_path / "o.onnx")
+    assert code == 1
+    assert err == "lwqc: onnxscript's optimizer failed: a rule broke\n"
+    assert run("opt", net, "-p", "fold-constants", "--bisect")[0::2] == (1, err)
+    assert not (tmp_path / "o.onnx").exists()

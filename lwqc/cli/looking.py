@@ -322,7 +322,7 @@ def extensions(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     from lwqc.cli.report.console import Console
     from lwqc.model.extensions import EXTENSIONS
 
-    others = {k: {name: point.value for name, point in k.installed().items()} for k in EXTENSIONS}
+    others = [{name: point.value for name, point in k.installed().items()} for k in EXTENSIONS]
     if as_json:
         found = {
             kind.kind: {
@@ -330,11 +330,11 @@ def extensions(as_json: JsonOption = False, debug: DebugOption = False) -> None:
                 "built_in": list(kind.built_in),
                 "installed": installed,
             }
-            for kind, installed in others.items()
+            for kind, installed in zip(EXTENSIONS, others, strict=True)
         }
         print(json.dumps(found, indent=1))
         return
-    for kind, installed in others.items():
+    for kind, installed in zip(EXTENSIONS, others, strict=True):
         names = [*kind.built_in, *(f"{name} ({where})" for name, where in installed.items())]
         Console().print(f"{kind.kind}, {kind.group}: {', '.join(names)}", highlight=False)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,7 @@ from lwqc.cli.options import (
     Verify,
 )
 from lwqc.cli.running import app, errors_console, opened
-from lwqc.errors import InputError
+from lwqc.errors import InputError, UnsoundResult
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -98,10 +99,22 @@ def opt(
     if verify_each:
         instruments.append(VerifyEach(run, tolerance))
     ctx = Context(loaded)
-    pipeline.run(loaded, ctx, [*instruments, trace])
+    with _failures_told():
+        pipeline.run(loaded, ctx, [*instruments, trace])
     if output is not None:
         save(loaded, output, external_data=external, verify=verify)
     _report(ctx, trace, time_passes, as_json)
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """Raises UnsoundResult, a line, for what a pass says of its own failure."""
+    from onnx_ir.passes import PassError
+
+    try:
+        yield
+    except PassError as error:
+        raise UnsoundResult(str(error)) from error
 
 
 def _instruments(
@@ -159,7 +172,8 @@ def _bisect(
 
     from lwqc.passes.bisect import first_moved
 
-    found = first_moved(pipeline, model, run, tolerance)
+    with _failures_told():
+        found = first_moved(pipeline, model, run, tolerance)
     if as_json:
         print(json.dumps(asdict(found) if found is not None else None, indent=1))
     elif found is None:

@@ -76,6 +76,7 @@ class FoldConstants(Pass):
         _drop_new_attributes(model)
         forget_uncertain(model)
         distinguish(model)  # the rules name what they make without a look at other bodies
+        ctx.changed()  # types and shapes are told, and equal constants joined, in any case
         return int(_operators(model) != counts)
 
     def _may_fold(self, node: ir.Node) -> bool | None:
