@@ -1,5 +1,7 @@
 """Each page on extending lwqc ends in an example that works as it stands."""
 
+import json
+import subprocess
 import sys
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import lwqc
 from lwqc.graph import rules
 from lwqc.model import extensions, io
+from lwqc.plans.recipe import Recipe, find, named
 from tests.build import model, normal
 from tests.doc_pages import example
 from tests.short import short
@@ -172,3 +175,31 @@ def test_rules_of_packages_stand_behind_those_of_lwqc(folder):
     )
     with pytest.raises(lwqc.InputError, match="rules own: own_broken:rule is a function; expected"):
         rules.all_rules()
+
+
+def test_recipes_of_lwqc_name_what_there_is_and_are_read_without_it():
+    """Names in them are not looked up when they are read, so this test does."""
+    for known in named().values():
+        assert Recipe.model_validate(known.model_dump()) == known
+    code = "from lwqc.plans.recipe import named; named(); import sys; print('onnxruntime' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"allocator": "unifrom"}, "allocator: Value error, expected one of auto, channels, "),
+        ({"allocator": "channels", "prune": {"score": "l3"}}, "prune.score: Value error, expected"),
+        ({"allocator": "branches", "drop": {"score": "lime"}}, "drop.score: Value error, expected"),
+    ],
+)
+def test_a_recipe_of_a_user_names_what_there_is(tmp_path, changes, words):
+    table = {"name": "own", "description": "", **changes}
+    lines = [f"{k} = {json.dumps(v)}" for k, v in table.items() if not isinstance(v, dict)]
+    for key, section in table.items():
+        if isinstance(section, dict):
+            lines += [f"[{key}]", *(f"{k} = {json.dumps(v)}" for k, v in section.items())]
+    (tmp_path / "own.toml").write_text("\n".join(lines))
+    with pytest.raises(lwqc.InputError, match=words):
+        find(str(tmp_path / "own.toml"))
