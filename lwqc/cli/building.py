@@ -16,7 +16,7 @@ from lwqc.cli.running import app
 
 if TYPE_CHECKING:
     from lwqc.cli.pipeline.execution import StepResult
-    from lwqc.cli.pipeline.steps import Step
+    from lwqc.cli.pipeline.steps import Build, Step
 
 
 @app.command()
@@ -32,7 +32,7 @@ def run(
     """Run the steps of a build that are not up to date, and check its gates."""
     from lwqc.cli.pipeline.commands import commands
     from lwqc.cli.pipeline.document import read_document
-    from lwqc.cli.pipeline.execution import check, execute, planned
+    from lwqc.cli.pipeline.execution import check, planned
     from lwqc.cli.pipeline.folders import locked, make_folder
     from lwqc.cli.pipeline.report import build_report, report_text
     from lwqc.cli.pipeline.steps import resolve
@@ -48,7 +48,7 @@ def run(
             locked(build.folder),
             contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext(),
         ):
-            results = execute(build, _say, force=force)
+            results = _executed(build, file, force)
         report = report_text(build_report(build, results))
         if build.report:
             make_folder(Path(build.report).parent, str(file))
@@ -61,6 +61,17 @@ def run(
     if missed:
         print(f"lwqc: {file}: not met: {'; '.join(missed)}", file=sys.stderr)
         raise typer.Exit(3)
+
+
+def _executed(build: Build, file: Path, force: bool) -> list[StepResult]:
+    """All steps. Ctrl-C ends the run, and what was done is known to the next one."""
+    from lwqc.cli.pipeline.execution import execute
+
+    try:
+        return execute(build, _say, force=force)
+    except KeyboardInterrupt:
+        _say(f"lwqc: {file}: interrupted; steps that were done are kept")
+        raise typer.Exit(130) from None
 
 
 def _say(line: str) -> None:

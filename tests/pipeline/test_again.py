@@ -235,6 +235,25 @@ def test_what_changes_under_a_running_step_is_not_taken_for_its_input(built, mon
     assert built.ran()["second"]
 
 
+def test_an_interrupted_run_keeps_what_was_done(project, monkeypatch):
+    from lwqc.cli.pipeline.commands import Command
+
+    call = Command.call
+
+    def interrupted(self, arguments, where):
+        if self.name == "quantize":
+            raise KeyboardInterrupt
+        return call(self, arguments, where)
+
+    monkeypatch.setattr(Command, "call", interrupted)
+    project.write(LIGHT)
+    code, _, error = project.run()
+    assert code == 130
+    assert "interrupted; steps that were done are kept" in error
+    monkeypatch.undo()
+    assert project.ran() == {"first": False, "second": True}
+
+
 def test_two_runs_at_once_do_not_mix(built):
     pytest.importorskip("fcntl", reason="the system has no flock")
     with locked(built.folder / "pipeline.lwqc"):
