@@ -181,7 +181,8 @@ def test_recipes_of_lwqc_name_what_there_is_and_are_read_without_it():
     """Names in them are not looked up when they are read, so this test does."""
     for known in named().values():
         assert Recipe.model_validate(known.model_dump()) == known
-    code = "from lwqc.plans.recipe import named; named(); import sys; print('onnxruntime' in sys.modules)"
+    loads = "import sys; print('onnxruntime' in sys.modules)"
+    code = f"from lwqc.plans.recipe import named; named(); {loads}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
