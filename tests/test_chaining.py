@@ -10,6 +10,7 @@ import lwqc
 from lwqc.compile.compressed import Compressed
 from lwqc.runtime.session import Session
 from tests.build import model, normal
+from tests.short import short
 
 
 def feeds(count=3, seed=0):
@@ -42,6 +43,13 @@ def blocks():
         {"x": ["batch", 96]},
         ["y"],
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        short(patch)
+        yield
 
 
 @pytest.fixture(scope="module")

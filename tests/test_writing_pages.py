@@ -10,6 +10,7 @@ from lwqc.graph import rules
 from lwqc.model import extensions, io
 from tests.build import model, normal
 from tests.doc_pages import example
+from tests.short import short
 
 PAGES = ["writing-a-score.md", "writing-a-target.md", "writing-a-recipe.md", "writing-a-rule.md"]
 
@@ -17,6 +18,7 @@ PAGES = ["writing-a-score.md", "writing-a-target.md", "writing-a-recipe.md", "wr
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder of modules and models, which lwqc has looked for nothing in yet."""
+    short(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)

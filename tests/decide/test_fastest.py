@@ -11,7 +11,9 @@ import pytest
 from lwqc.compile.timing import site_times, slow_sites
 from lwqc.compile.workspace import Workspace
 from lwqc.decide import fastest as module
+from lwqc.decide import planning
 from lwqc.decide.compress import open_workspace
+from lwqc.decide.safest import with_room
 from lwqc.errors import InputError
 from lwqc.plans.plan import CleanUp
 from lwqc.plans.recipe import find
@@ -275,3 +277,40 @@ def test_a_reference_that_stops_early_is_still_what_times_are_told_in(monkeypatc
     monkeypatch.setattr("lwqc.runtime.served.time_turns", lambda *_, **__: times)
     served = [module_served.Served("", {})]
     assert relative_times([], served, 1.0, keep=1) == [[1.0], [0.5], [0.25], [2.0]]
+
+
+def test_a_site_is_timed_once_though_nothing_is_kept_between_runs(net, monkeypatch):
+    taken = by_form(monkeypatch, lambda entry, shape: 0.5)  # which turns the file off
+    job = work(net)
+    plan = planning.uniform(job, 8, "dynamic")
+    assert site_times(job, plan) == site_times(job.derived(job.model), plan)
+    assert len(taken) == len(set(taken)) > 0
+
+
+def test_batches_that_a_candidate_was_compared_on_are_not_run_again(net, monkeypatch):
+    job = work(net, count=6)
+    candidate, session = job.evaluate(planning.uniform(job, 8, "none"))
+    runs = []
+    real = type(session).__call__
+    monkeypatch.setattr(type(session), "__call__", lambda s, f: runs.append(s) or real(s, f))
+    whole = job.full_drop(session)
+    assert runs.count(session) == 6
+    runs.clear()
+    assert job.holds(candidate, session, whole)
+    assert not job.holds(candidate, session, whole * (1 - 1e-9))
+    assert runs.count(session) == 2 * (6 - 4)
+
+
+def test_what_was_fitted_to_the_data_leaves_room_for_other_data(net):
+    job = work(net)
+    plain = planning.uniform(job, 8, "none")
+    fitted = planning.with_method(job, plain, "gptq-order")
+    dynamic = planning.with_method(job, planning.uniform(job, 8, "dynamic"), "gptq-order")
+    assert [with_room(plan, 0.01) for plan in (plain, fitted, dynamic)] == [0.01, 0.0025, 0.01]
+
+
+def test_a_plan_is_tried_once_where_two_kinds_are_the_same(net):
+    job = work(net)
+    plain, other = planning.uniform(job, 8, "none"), planning.uniform(job, 8, "dynamic")
+    again = plain.model_copy(update={"kept_float": {"w9": "for another reason"}})
+    assert module._distinct([plain, other, again]) == [plain, other]

@@ -94,7 +94,7 @@ def test_where_every_lowering_is_wrong_the_original_is_saved(net, run, tmp_path,
 def test_a_wrong_lowering_of_what_is_saved_is_no_success(net, run, tmp_path, monkeypatch):
     """Between the last trial and the file nothing else looks."""
     saving = []
-    module = importlib.import_module("lwqc.decide.compress")
+    module = importlib.import_module("lwqc.decide.strategy")
     real = module.execute
 
     def execute(*given):

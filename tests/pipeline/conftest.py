@@ -8,6 +8,7 @@ import pytest
 
 from lwqc.model import io
 from tests.build import model, normal
+from tests.short import short
 
 
 class Project:
@@ -57,5 +58,6 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path, run, monkeypatch):
+    short(monkeypatch)
     monkeypatch.chdir("/")  # nothing depends on where it is called from
     return Project(tmp_path, run)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from lwqc.runtime.stats.divergence import DivergenceMeter
+from lwqc.runtime.stats.divergence import DivergenceMeter, LossMeter
 from tests.build import normal
 
 
@@ -76,3 +76,19 @@ def test_what_is_nan_or_infinite_in_both_is_no_difference():
     b = a.copy()
     b[2, 5] = np.nan
     assert measure((a, b)).drop == math.inf
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (2, 5, 3), (1, 80, 3), (3,), ()])
+def test_a_loss_is_what_the_divergence_says(shape):
+    rng = np.random.default_rng(0)
+    whole, short = DivergenceMeter(), LossMeter()
+    for _ in range(2):
+        a = rng.random(shape).astype(np.float32)
+        b = (a + 0.1 * rng.random(shape)).astype(np.float32)
+        for meter in (whole, short):
+            meter.add(a, b)
+            meter.add(np.arange(4), np.array([0, 1, 2, 4]))
+            meter.add(np.zeros(3), np.zeros(2))
+    found, expected = short.result(), whole.result()
+    assert (found.error, found.decisions) == (expected.error, expected.decisions)
+    assert found.drop == expected.drop > 0
