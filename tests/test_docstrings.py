@@ -36,3 +36,16 @@ def test_names_that_are_referred_to_exist():
 def test_documents_that_are_named_exist():
     named = [(f, name) for f, text in FILES.items() for name in DOCUMENT.findall(text)]
     assert [(f, name) for f, name in named if not (ROOT.parent / name).is_file()] == []
+
+
+PATH = re.compile(r"\blwqc/[\w/]+(?:\.\w+)?")
+PAGES = [ROOT.parent / "README.md", *sorted((ROOT.parent / "docs").rglob("*.md"))]
+
+
+def test_files_that_pages_name_exist():
+    named = {(page.name, path) for page in PAGES for path in PATH.findall(page.read_text())}
+    places = {(page, path): ROOT.parent / path for page, path in named if "NAME" not in path}
+    missing = [
+        key for key, at in places.items() if not (at.exists() or at.with_suffix(".py").exists())
+    ]
+    assert missing == []

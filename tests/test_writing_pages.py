@@ -131,7 +131,7 @@ none = lwqc.BranchScore(lambda facts: {})
 """
     _install(
         folder,
-        "lwqc.decide.scores.channels",
+        "lwqc.scores.channels",
         "short = own_broken:short\nnan = own_broken:nan\nsilent = own_broken:silent\n"
         "[lwqc.scores.branches]\nnone = own_broken:none\n"
         "[lwqc.targets]\nmisnamed = lwqc.backends.cuda:CudaTarget\n",
