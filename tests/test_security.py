@@ -87,8 +87,11 @@ def test_tls_that_is_not_set_up_is_one_line(require):
     assert "\n" not in str(caught.value)
 
 
+COMMANDS = ("compressing", "planning", "looking")
+
+
 def test_every_command_that_loads_code_can_refuse_it():
-    text = "".join((ROOT / f"lwqc/cli/{n}.py").read_text() for n in ("compressing", "looking"))
+    text = "".join((ROOT / f"lwqc/cli/{n}.py").read_text() for n in COMMANDS)
     for command in re.split(r"@app\.command", text)[1:]:
         loads = any(word in command for word in ("data: ", "metric: ", "loss: ", "source: "))
         assert ("no_user_code" in command) == loads, command[:80]

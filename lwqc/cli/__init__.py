@@ -81,7 +81,7 @@ def _command() -> int:
 
 
 def _app() -> typer.Typer:
-    from lwqc.cli import building, compressing, looking, optimizing, running  # noqa: F401
+    from lwqc.cli import building, compressing, looking, optimizing, planning, running  # noqa: F401
 
     return running.app
 

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lwqc.cli.hosting import answer
 from lwqc.cli.options import (
-    AllowDrift,
     AllowFallback,
     BitsOption,
     BranchCompensateOption,
@@ -75,7 +73,6 @@ from lwqc.model.numerals import real, whole
 from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
 
 if TYPE_CHECKING:
-    from lwqc.plans.plan import Plan
     from lwqc.plans.recipe import Recipe
 
 _MOST_MODELS = 100  # of a row
@@ -126,7 +123,7 @@ def compress(
     if print_pipeline and pareto is not None:
         raise InputError("--print-pipeline tells of one model: leave out --pareto")
     if not quantize:
-        recipe = _only_clean(recipe, max_size, avg_bits, max_macs, max_memory)
+        recipe = only_clean(recipe, max_size, avg_bits, max_macs, max_memory)
     chosen = find(recipe)
     control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
     goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory)
@@ -163,7 +160,7 @@ def compress(
         )
 
 
-def _only_clean(recipe: str, *budgets: object) -> str:
+def only_clean(recipe: str, *budgets: object) -> str:
     """The recipe of `--no-quantize`. Raises InputError where something else is asked for too."""
     if recipe != "auto" or any(budget is not None for budget in budgets):
         raise InputError("--no-quantize only cleans up: leave out --recipe and budgets")
@@ -426,106 +423,6 @@ def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
 
 
 @app.command()
-def plan(
-    model: Annotated[
-        Path | None,
-        typer.Argument(help="ONNX model, or with --text a plan", show_default=False),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="where to write the plan")
-    ] = None,
-    text: Annotated[
-        bool, typer.Option("--text", help="print the plan, made now or read, for a reader")
-    ] = False,
-    diff: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option("--diff", metavar="PLAN PLAN", help="print how two plans differ"),
-    ] = None,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="print the JSON Schema of plans")
-    ] = False,
-    target: Target = "cpu",
-    data: DataOption = None,
-    metric: MetricOption = None,
-    recipe: RecipeOption = "auto",
-    quantize: QuantizeOption = True,
-    max_size: SizeOption = None,
-    max_latency: LatencyOption = None,
-    max_macs: MacsOption = None,
-    max_memory: MemoryOption = None,
-    avg_bits: BitsOption = None,
-    max_drop: DropOption = None,
-    fastest: FastestOption = False,
-    effort: EffortOption = "medium",
-    time_limit: TimeLimitOption = None,
-    workers: WorkersOption = None,
-    cluster: ClusterOption = "",
-    resume: ResumeOption = False,
-    shape: ShapeOption = None,
-    seed: Seed = 0,
-    constant_inputs: ConstantInputs = False,
-    no_user_code: NoUserCode = False,
-    original: OriginalOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Decide as `compress` does, and write only the plan; or show plans."""
-    from lwqc.cli.plans import print_diff, print_plan, print_schema, read_plan
-    from lwqc.decide.compress import make_plan
-    from lwqc.plans.recipe import find
-
-    if schema:
-        print_schema("plan")
-    elif diff is not None:
-        print_diff(*diff)
-    elif model is None:
-        raise InputError("give a model to plan for, a plan with --text, or two plans with --diff")
-    elif text and (read := read_plan(model)) is not None:
-        print_plan(read)
-    elif output is None and not text:
-        raise InputError("-o says where the plan goes; --text prints it")
-    elif output is None and resume:
-        raise InputError("--resume goes on from OUTPUT.search: give -o")
-    else:
-        if not quantize:
-            recipe = _only_clean(recipe, max_size, avg_bits, max_macs, max_memory)
-        control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
-        chosen = find(recipe)
-        goals = parse_goals(
-            max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
-        )
-        outputs = [] if output is None else [output]
-        files = Files(outputs, [], [control.log], [recipe])
-        with opened(
-            model, target, data, metric, shape, seed, files,
-            constant_inputs=constant_inputs, original=original,
-        ) as work:  # fmt: skip
-            made = make_plan(work, goals, chosen, control)
-            if output is not None:
-                made.save(output)
-                line = _planned(made, len(work.sites))
-                answer({"output": str(output), "planned": line})
-                errors_console().print(f"{output}: {line}")
-            if text:
-                print_plan(made)
-
-
-def _planned(made: Plan, sites: int) -> str:
-    """What a plan does, in a line."""
-    counts = {
-        "branches removed": len(made.remove),
-        "pairs of branches made parallel": len(made.parallel),
-        "streams narrowed": len(made.slice),
-        "channels removed": len(made.prune.units) if made.prune is not None else 0,
-    }
-    parts = [f"{count} {what}" for what, count in counts.items() if count]
-    if made.clean is not None:
-        parts.insert(0, "the graph cleaned up")
-    if made.quantize or not parts:
-        parts.append(f"{len(made.quantize)} of {sites} sites planned")
-    return ", ".join(parts)
-
-
-@app.command()
 def lower(
     model: Model,
     output: Output,
@@ -587,45 +484,3 @@ def lower(
         finish(done, output, plan_out, external, verify, details, as_json)
         if engines is not None:
             build_engines(work.target, output, engines)
-
-
-@app.command(name="apply")
-def apply_command(
-    model: Model,
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan written by `lwqc plan`")],
-    output: Output,
-    data: DataOption = None,
-    metric: MetricOption = None,
-    shape: ShapeOption = None,
-    external: External = None,
-    verify: Verify = True,
-    seed: Seed = 0,
-    allow_drift: AllowDrift = False,
-    allow_fallback: AllowFallback = False,
-    details: Details = False,
-    as_json: JsonOption = False,
-    constant_inputs: ConstantInputs = False,
-    no_user_code: NoUserCode = False,
-    original: OriginalOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Execute a plan: the same plan on the same model gives the same bytes."""
-    from lwqc.compile.execute import apply_plan
-    from lwqc.plans.plan import Plan
-
-    read = Plan.load(plan_file)
-    files = Files([output], read=[plan_file])
-    with opened(
-        model,
-        read.target,
-        data,
-        metric,
-        shape,
-        seed,
-        files,
-        constant_inputs=constant_inputs,
-        original=original,
-    ) as work:
-        work.allow_fallback = allow_fallback
-        done = apply_plan(work, read, allow_drift=allow_drift)
-        finish(done, output, None, external, verify, details, as_json)

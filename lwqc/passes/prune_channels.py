@@ -15,7 +15,6 @@ from lwqc.graph.axis_analysis import AxisAnalysis, Use
 from lwqc.graph.consumers import node_name
 from lwqc.graph.groups import Groups
 from lwqc.model.edit import add_constant, replace_stored
-from lwqc.model.unused import RemoveUnused
 from lwqc.model.weights import static_shape, stored_tensor
 from lwqc.passes.repair import repair
 
@@ -47,11 +46,6 @@ def prune_channels(groups: Groups, removed: Mapping[str, Sequence[int]]) -> Prun
         repair(item, groups.analysis, masks)
     _update_shapes(groups.analysis, masks)
     return Pruned(kept)
-
-
-def remove_unused(model: ir.Model) -> None:
-    """Drop what the rewrites left behind."""
-    RemoveUnused()(model)
 
 
 def _masks(groups: Groups, removed: Mapping[str, Sequence[int]]) -> dict[str, NDArray[np.bool_]]:

@@ -24,9 +24,10 @@ from lwqc.graph.rules.context import Rules
 from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import declared_shapes
 from lwqc.model.edit import add_initializer
+from lwqc.model.unused import RemoveUnused
 from lwqc.model.weights import is_float, stored_tensor
 from lwqc.passes.permute_channels import Reordering, order_of
-from lwqc.passes.prune_channels import empties, prune_channels, remove_unused
+from lwqc.passes.prune_channels import empties, prune_channels
 from lwqc.passes.strided_reshape import strided_to_reshape
 from lwqc.runtime.session import Session, SessionSettings
 
@@ -96,7 +97,7 @@ class Oracle:
                 nodes[key.node].replace_input_with(key.index, lifted)
             self._names[key] = name
             self._base[name] = array
-        remove_unused(model)
+        RemoveUnused()(model)
         return session(model)
 
     def _noise(self, seed: int) -> float:
@@ -180,7 +181,7 @@ class Oracle:
         if weights is not None:
             self._store(again.analysis, weights)
         prune_channels(again, removed)
-        remove_unused(model)
+        RemoveUnused()(model)
         return session(model)(self.feeds)
 
     def _store(self, analysis: AxisAnalysis, weights: Feeds) -> None:

@@ -180,7 +180,8 @@ def test_times_of_the_cpu_decide_nothing_for_another_target(net, monkeypatch):
 
 
 def test_the_commands_take_the_same_options():
-    from lwqc.cli.compressing import compress, plan
+    from lwqc.cli.compressing import compress
+    from lwqc.cli.planning import plan
 
     own = {"external", "plan_out", "details", "as_json", "pareto", "print_pipeline"}  # of results
     options = signature(compress).parameters.keys() - own

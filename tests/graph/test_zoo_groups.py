@@ -18,8 +18,9 @@ import pytest
 
 from lwqc.graph.axes import Factor, is_free
 from lwqc.graph.groups import Groups
+from lwqc.model.unused import RemoveUnused
 from lwqc.model.weights import is_float, stored_tensor
-from lwqc.passes.prune_channels import prune_channels, remove_unused
+from lwqc.passes.prune_channels import prune_channels
 from lwqc.testing.oracles import Array, Feeds, Oracle, half, prepared
 from tests.conftest import ZOO
 from tests.zoo.materialize import materialize, sample_inputs
@@ -208,7 +209,7 @@ def assert_valid_when_pruned(subject: Subject) -> None:
     model = subject.model.clone()
     groups = prepared(model)[1]
     prune_channels(groups, half(groups, seed=1))
-    remove_unused(model)
+    RemoveUnused()(model)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)

@@ -23,6 +23,22 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plan_line(made: Plan, sites: int) -> str:
+    """What a plan does, in a line. sites: how many the model has."""
+    counts = {
+        "branches removed": len(made.remove),
+        "pairs of branches made parallel": len(made.parallel),
+        "streams narrowed": len(made.slice),
+        "channels removed": len(made.prune.units) if made.prune is not None else 0,
+    }
+    parts = [f"{count} {what}" for what, count in counts.items() if count]
+    if made.clean is not None:
+        parts.insert(0, "the graph cleaned up")
+    if made.quantize or not parts:
+        parts.append(f"{len(made.quantize)} of {sites} sites planned")
+    return ", ".join(parts)
+
+
 def entry_text(entry: SiteEntry) -> str:
     """What happens to one site: `w4b32h, dynamic activations, gptq`."""
     parts = [entry.layout]

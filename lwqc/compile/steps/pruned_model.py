@@ -20,7 +20,8 @@ from lwqc.graph.consumers import SkippedNode
 from lwqc.graph.groups import Groups
 from lwqc.graph.pruned_cost import Keep
 from lwqc.graph.sites import Site, find_sites
-from lwqc.passes.prune_channels import prune_channels, remove_unused
+from lwqc.model.unused import RemoveUnused
+from lwqc.passes.prune_channels import prune_channels
 from lwqc.plans.goals import Outcome
 from lwqc.plans.plan import Pruning
 from lwqc.runtime.session import statistics_session
@@ -62,7 +63,7 @@ def prune_model(work: Workspace, pruning: Pruning) -> PrunedModel:
     for unit in pruning.units:
         removed.setdefault(unit.group, []).append(unit.index)
     done = prune_channels(prunable.groups, removed)
-    remove_unused(prunable.model)
+    RemoveUnused()(prunable.model)
     skipped: list[SkippedNode] = []
     if pruning.compensate != "none":
         skipped = reconstruct(

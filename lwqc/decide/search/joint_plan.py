@@ -16,7 +16,8 @@ from lwqc.decide.search.items import SearchModel
 from lwqc.graph.branch_kinds import branch_tree
 from lwqc.graph.groups import Group, Groups
 from lwqc.graph.sites import MIN_WEIGHTS, Site, find_sites
-from lwqc.passes.prune_channels import prune_channels, remove_unused
+from lwqc.model.unused import RemoveUnused
+from lwqc.passes.prune_channels import prune_channels
 from lwqc.plans.plan import Plan, PrunedUnit, Pruning, RemovedBranch, SiteEntry, Source
 
 
@@ -53,7 +54,7 @@ def planned(
     )
     if units:
         prune_channels(prunable.groups, removed)
-        remove_unused(prunable.model)
+        RemoveUnused()(prunable.model)
     entries, kept = _entries(found, candidate, prunable.model)
     plan = Plan(
         source=Source(name=work.name),
