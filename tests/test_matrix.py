@@ -160,6 +160,6 @@ def test_the_promise_holds(
         return
     missed = "constraint not met" in error
     assert code == (3 if missed else 0), error
-    if missed:
-        least = None
-    sound(source, out, least if EXACT or "compress" in command or "plan" in command else None)
+    # Sums of 8-bit products are exact on processors with VNNI, those of 7 bits everywhere.
+    exact = EXACT or processor == "cpu-avx2"
+    sound(source, out, least if exact and not missed else None)
