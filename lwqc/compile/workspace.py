@@ -76,9 +76,13 @@ class Candidate:
 
     plan: Plan
     lowered: Lowered
-    size_bytes: int
     drop: float
     compared: LossesMeter | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Bytes of the model when saved."""
+        return io.serialized_bytes(self.lowered.model)
 
 
 @dataclass
@@ -388,11 +392,10 @@ class Workspace:
 
     def measured(self, plan: Plan, lowered: Lowered, session: Session) -> Candidate:
         """A candidate of a plan that is lowered and loaded."""
-        size = io.serialized_bytes(lowered.model)
         compared = None if self.metric is not None else self._compared(session)
         drop = self.drop(session) if compared is None else worst_drop(compared.result())
         self.drops[_decisions(plan)] = drop
-        return Candidate(plan, lowered, size, drop, compared)
+        return Candidate(plan, lowered, drop, compared)
 
     def known_drop(self, plan: Plan, *, on_all: bool = False) -> float | None:
         """What a plan with the same formats was measured to lose; None where it was not.
@@ -421,8 +424,7 @@ class Workspace:
             return replace(candidate, drop=drop)
         except SessionError as error:
             self.unusable[str(error)] = None
-            lowered = self.lower(plan)
-            return Candidate(plan, lowered, io.serialized_bytes(lowered.model), math.inf)
+            return Candidate(plan, self.lower(plan), math.inf)
 
     @property
     def timed(self) -> bool:

@@ -53,6 +53,8 @@ class Registry:
 
     def check(self, name: str) -> None:
         """Raises InputError for an unknown name, with the nearest one."""
+        if name in self.built_in:  # other packages are asked for theirs only where that is needed
+            return
         known = self.names()
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)

@@ -58,6 +58,8 @@ class BlockQuantize(Pass):
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every site that has an entry."""
+        if not self.entries:
+            return 0
         changes = 0
         for site in ctx.sites.sites:
             entry = self.entries.get(site.name)

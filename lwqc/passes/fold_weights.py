@@ -40,6 +40,8 @@ class FoldWeights(Pass):
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every site that has an entry."""
+        if not self.entries:
+            return 0
         changes = 0
         shared: dict[bytes, ir.Value] = {}
         for site in ctx.sites.sites:

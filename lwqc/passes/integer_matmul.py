@@ -43,6 +43,8 @@ class IntegerMatMul(Pass):
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every site that has an entry."""
+        if not self.entries:
+            return 0
         self._quantized.clear()
         changes = 0
         for site in ctx.sites.sites:

@@ -132,11 +132,9 @@ class DivergenceMeter:
 
     def _add_distributions(self, a: Array, b: Array) -> None:
         """Rows of logits [..., classes]."""
-        from scipy.special import log_softmax
-
         a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (a, b))
         a, b = (np.where(np.isneginf(x), -1e30, x) for x in (a, b))
-        p, q = log_softmax(a, axis=-1), log_softmax(b, axis=-1)
+        p, q = _log_softmax(a), _log_softmax(b)
         self._kl += float((np.exp(p) * (p - q)).sum())
         self._rows += len(a)
 
@@ -206,6 +204,14 @@ class LossesMeter(_PerOutput[LossMeter]):
     def result(self) -> dict[str, Loss]:
         """Loss by output name."""
         return {name: meter.result() for name, meter in self._meters.items()}
+
+
+def _log_softmax(rows: Array) -> Array:
+    """Along the last axis. Not scipy's: importing it takes longer than all that is done here."""
+    top = rows.max(-1, keepdims=True)
+    centred = rows - np.where(np.isfinite(top), top, 0)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        return np.asarray(centred - np.log(np.exp(centred).sum(-1, keepdims=True)))
 
 
 def _cosine(a: Array, b: Array) -> Array:
