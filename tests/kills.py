@@ -356,18 +356,22 @@ def run_all(counts: Mapping[int, int], seed: int, names: Sequence[str]) -> dict[
         old = _old_outputs(source, Path(place) / "old")
         jobs = [(number, i) for number, count in counts.items() for i in range(count)]
         rng.shuffle(jobs)
-        for done, (number, i) in enumerate(jobs):
-            name = names[done % len(names)]
-            folder = _copy(source, Path(place) / str(done))
-            trial = Trial(folder, name, number, i % 5 != 4, tallies[name])
-            _prepare(trial, rng, seconds[name], old)
-            before = len(trial.tally.faults)
-            writing = rng.random() < 0.5 and bool(COMMANDS[name][1])
-            share = 0.2 if writing else 1.1 if trial.fork else 2
-            trial.check(rng.random() * seconds[name] * share, inputs, writing=writing)
-            for fault in trial.tally.faults[before:]:
-                print(fault, flush=True)
-            shutil.rmtree(folder)
+        try:
+            for done, (number, i) in enumerate(jobs):
+                name = names[done % len(names)]
+                folder = _copy(source, Path(place) / str(done))
+                trial = Trial(folder, name, number, i % 5 != 4, tallies[name])
+                _prepare(trial, rng, seconds[name], old)
+                writing = rng.random() < 0.5 and bool(COMMANDS[name][1])
+                share = 0.2 if writing else 1.1 if trial.fork else 2
+                before = len(trial.tally.faults)
+                trial.check(rng.random() * seconds[name] * share, inputs, writing=writing)
+                trial.tally.counts[signal.Signals(number).name] += 1
+                for fault in trial.tally.faults[before:]:
+                    print(fault, flush=True)
+                shutil.rmtree(folder)
+        except KeyboardInterrupt:  # what was found until now counts
+            pass
     return tallies
 
 
@@ -406,8 +410,8 @@ def _prepare(trial: Trial, rng: random.Random, seconds: float, old: Path) -> Non
 
 def print_table(tallies: Mapping[str, Tally]) -> None:
     """A row for each command."""
-    columns = ("killed", "finished", "old", "new", "between two renames", "one line",
-               "before our first line")  # fmt: skip
+    columns = ("SIGKILL", "SIGTERM", "SIGINT", "killed", "finished", "old", "new",
+               "between two renames", "one line", "before our first line")  # fmt: skip
     print("| command | " + " | ".join(columns) + " | faults |")
     print("| --- |" + " ---: |" * (len(columns) + 1))
     total: Counter[str] = Counter()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,24 @@ def test_a_library_is_ended_by_the_signal_itself():
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (-signal.SIGTERM, "cleaned up\n", "")
+
+
+def test_a_process_that_runs_models_outlives_nobody():
+    script = """
+    import os, signal
+    from lwqc.backends.isolated import Isolated
+    child = Isolated()._start()
+    print("here", flush=True)
+    print(child.pid, flush=True)
+    os.kill(child.pid, signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    process = started(textwrap.dedent(script))
+    assert process.stdout is not None
+    child = Path(f"/proc/{process.stdout.readline().strip()}")
+    process.wait(timeout=60)
+    for _ in range(600):
+        if not child.exists():
+            return
+        time.sleep(0.05)
+    pytest.fail("it is still there")

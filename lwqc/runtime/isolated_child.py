@@ -11,7 +11,10 @@ import ctypes
 import math
 import os
 import pickle
+import signal
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+_LOOK_S = 1.0
 _BFLOAT16 = 16  # its number in onnx.proto
 _BASE_BYTES = 512 << 20  # of libraries and threads
 
@@ -88,6 +92,8 @@ def main() -> None:
     """Answer requests until there are no more."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that asks
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     _step_back()
     ort.set_default_logger_severity(4)
     loaded = _Loaded()
@@ -102,6 +108,13 @@ def main() -> None:
             answer = (False, " ".join(str(error).split()))
         pickle.dump(answer, answers, protocol=5)
         answers.flush()
+
+
+def _end_with_parent(parent: int) -> None:
+    """Where the one that asks was killed in the middle of a run, nobody else ends it."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
 
 
 def _bound_memory(bounded: bool) -> None:
