@@ -159,7 +159,7 @@ def test_convert(folder) -> None:
         ("lwqc_broken_code:make", "cannot be imported: SyntaxError: invalid syntax"),
         ("lwqc_user_code:nothing", "has no attribute nothing"),
         ("lwqc_user_code:number", "number is not callable"),
-        ("lwqc_user_code:fails", r"the call failed: \w+: no data$"),
+        ("lwqc_user_code:fails", "the call failed: RuntimeError: no data here$"),
         ("lwqc_user_code:alone", "returned Linear, expected"),
         ("lwqc_user_code:wrong", "first item is int, not a torch module"),
         ("lwqc_user_code:unfit", "Linear: export failed: .*must have same reduction dim"),
