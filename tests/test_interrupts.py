@@ -42,7 +42,7 @@ WORK = {
 SCRIPT = """
 import ctypes, sys, time
 from lwqc import cli
-from lwqc.model import interrupts, scratch
+from lwqc.model import interrupts
 def work():
 {work}
 cli._command = lambda: print("here", flush=True) or work()
