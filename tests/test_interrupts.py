@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lwqc.model import interrupts
+from lwqc.model import interrupts, scratch
 
 LINES = {
     "SIGINT": "lwqc: interrupted; every file is as before or complete\n",
@@ -81,11 +82,32 @@ def test_what_must_not_be_divided_is_finished_first():
     assert seen == ["finished", "raised"]
 
 
+def test_a_signal_while_a_folder_is_made_leaves_none(tmp_path, monkeypatch):
+    lock = scratch._lock
+
+    def signalled(path, *, wait):
+        signal.raise_signal(signal.SIGTERM)
+        return lock(path, wait=wait)
+
+    def stop(number, frame):
+        raise interrupts.Terminated(number)
+
+    monkeypatch.setattr(scratch, "_lock", signalled)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(interrupts.Terminated):
+            scratch.beside(tmp_path / "out.onnx")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_library_is_ended_by_the_signal_itself():
     """Who calls the functions has handlers of their own, or none."""
     script = """
     import time
-    from lwqc.model import interrupts
+    from lwqc.model import interrupts, scratch
     try:
         with interrupts.terminable():
             try:

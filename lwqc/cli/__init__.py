@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lwqc.cli.shown import say
 from lwqc.errors import LwqcError
-from lwqc.model import interrupts
+from lwqc.model import interrupts, user_code
 
 if TYPE_CHECKING:
     import typer
@@ -42,6 +42,7 @@ def main() -> None:
 def _run() -> tuple[int, str]:
     """Exit code, and what went wrong."""
     debug = "--debug" in sys.argv
+    user_code.forbid(forbidden=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every encoding has what names hold
             stream.reconfigure(errors="backslashreplace")

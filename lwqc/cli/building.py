@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lwqc.cli.options import DebugOption, JsonOption
+from lwqc.cli.options import DebugOption, JsonOption, NoUserCode
 from lwqc.cli.running import app
+from lwqc.cli.shown import put, say
 
 if TYPE_CHECKING:
     from lwqc.cli.pipeline.execution import StepResult
@@ -27,22 +28,28 @@ def run(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="run every step again")] = False,
     as_json: JsonOption = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Run the steps of a build that are not up to date, and check its gates."""
     from lwqc.cli.pipeline.commands import commands
     from lwqc.cli.pipeline.document import read_document
-    from lwqc.cli.pipeline.execution import check, planned
+    from lwqc.cli.pipeline.execution import check, paths_of, planned
     from lwqc.cli.pipeline.folders import locked, make_folder
     from lwqc.cli.pipeline.report import build_report, report_text
     from lwqc.cli.pipeline.steps import resolve
+    from lwqc.model.outputs import check_outputs
     from lwqc.model.saving import write_text
 
     build = resolve(file, read_document(file), commands(app))
     with contextlib.chdir(file.parent):
         check(build)
+        written = [path for step in build.steps for path in paths_of(step)]
+        written += [Path(build.report)] if build.report else []
+        check_outputs([], [file.name, *filter(None, [build.steps[0].original])], written)
         if dry_run:
-            print("\n".join(_plan_lines(planned(build, force=force))))
+            for line in _plan_lines(planned(build, force=force)):
+                put(line)
             return
         with (
             locked(build.folder),
@@ -56,10 +63,11 @@ def run(
     if as_json:
         print(report, end="")
     else:
-        print("\n".join(_result_lines(results)))
+        for line in _result_lines(results):
+            put(line)
     missed = [f"{r.step.name}: {line}" for r in results for line in r.missed]
     if missed:
-        print(f"lwqc: {file}: not met: {'; '.join(missed)}", file=sys.stderr)
+        say(f"{file}: not met: {'; '.join(missed)}")
         raise typer.Exit(3)
 
 
@@ -75,7 +83,7 @@ def _executed(build: Build, file: Path, force: bool) -> list[StepResult]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    put(line, errors=True)
 
 
 def _plan_lines(plan: Sequence[tuple[Step, Sequence[str]]]) -> Iterator[str]:

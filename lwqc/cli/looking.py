@@ -77,11 +77,13 @@ def inspect(
     from lwqc.cli.drawing import draw
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.inspection import print_comparison, print_inspection
+    from lwqc.compile.workspace import data_files
     from lwqc.decide.explain.comparison import compare
     from lwqc.decide.explain.inspection import inspect_model
     from lwqc.decide.explain.structure import structure, to_dot
     from lwqc.model import io
-    from lwqc.runtime.data import default_sizes, open_data, required_inputs
+    from lwqc.model.user_code import loaded_files
+    from lwqc.runtime.data import data_sources, default_sizes, open_data, required_inputs
 
     resizable = tuple(resizable_output or ())
     if data is not None and not branches:
@@ -93,7 +95,9 @@ def inspect(
     found = inspect_model(loaded, str(model), dims, resizable, feeds)
     if dot is not None or svg is not None:
         text = to_dot(structure(found, groups=groups or not branches, branches=branches))
-        draw(text, dot, svg, inputs=[model, *([against] if against else [])])
+        files = [model, *data_files(loaded), *data_sources(data), *map(Path, loaded_files())]
+        files += [against, *data_files(io.load(against))] if against is not None else []
+        draw(text, dot, svg, inputs=files)
     if against is not None:
         other = io.load(against, constant_inputs=constant_inputs)
         compared = compare(found, inspect_model(other, str(against), dims, resizable))

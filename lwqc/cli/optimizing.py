@@ -17,12 +17,17 @@ from lwqc.cli.options import (
     External,
     JsonOption,
     Model,
+    NoUserCode,
     Seed,
     ShapeOption,
     Verify,
+    as_real,
+    as_whole,
 )
 from lwqc.cli.running import app, errors_console, opened
+from lwqc.cli.shown import put
 from lwqc.errors import InputError, UnsoundResult
+from lwqc.model.user_code import loaded_files
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,7 +55,8 @@ def opt(
         bool, typer.Option("--bisect", help="only find the first pass that moves the outputs")
     ] = False,
     tolerance: Annotated[
-        float, typer.Option(help="of an output's largest number, with either of these")
+        float,
+        typer.Option(parser=as_real, help="of an output's largest number, with either of these"),
     ] = 1e-4,
     data: DataOption = None,
     shape: ShapeOption = None,
@@ -64,11 +70,14 @@ def opt(
     dump: Annotated[
         Path | None, typer.Option("--dump", help="folder for the model after each change")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="run only the first N passes")] = None,
+    limit: Annotated[
+        int | None, typer.Option(parser=as_whole, help="run only the first N passes")
+    ] = None,
     external: External = None,
     verify: Verify = True,
     as_json: JsonOption = False,
     constant_inputs: ConstantInputs = False,
+    no_user_code: NoUserCode = False,
     debug: DebugOption = False,
 ) -> None:
     """Run passes on a model, in the order of a text."""
@@ -79,20 +88,25 @@ def opt(
     from lwqc.passes.instruments import Trace
     from lwqc.passes.instruments import Verify as VerifyEach
     from lwqc.passes.pipeline import Pipeline
+    from lwqc.runtime.data import data_sources
 
     pipeline = Pipeline.parse(text)
     if output is None and not bisect:
         raise InputError("give -o for the result, or --bisect to find the pass that moves outputs")
+    if limit is not None and limit < 0:
+        raise InputError(f"--limit {limit}: must not be negative")
     if not tolerance >= 0:
         raise InputError(f"--tolerance {tolerance:g}: must not be negative")
     trace = Trace()
     instruments = _instruments(pipeline, limit, print_after, dump)
     loaded = io.load(model, constant_inputs=constant_inputs)
     if output is not None:
-        io.check_output(output, [model, *data_files(loaded)])
+        io.check_output(output, [model, *data_files(loaded), *data_sources(data)])
     run = None
     if bisect or verify_each:
         run = _runner(model, data, shape, seed, constant_inputs)
+        if output is not None:
+            io.check_output(output, loaded_files())
     if bisect and run is not None:
         _bisect(pipeline, loaded, run, tolerance, as_json)
         return
@@ -131,7 +145,7 @@ def _instruments(
         held = list(dict.fromkeys(map(name_of, pipeline.steps)))
         if print_after not in held:
             raise unknown("pass of this pipeline", print_after, held)
-        found.append(PrintAfter(print_after, print))
+        found.append(PrintAfter(print_after, put))
     if dump is not None:
         found.append(Dump(dump))
     return found
@@ -177,9 +191,9 @@ def _bisect(
     if as_json:
         print(json.dumps(asdict(found) if found is not None else None, indent=1))
     elif found is None:
-        print("no pass moves the outputs")
+        put("no pass moves the outputs")
     else:
-        print(f"pass {found.number} of {len(pipeline.steps)}, {found.step}: {found.why}")
+        put(f"pass {found.number} of {len(pipeline.steps)}, {found.step}: {found.why}")
     if found is not None:
         raise typer.Exit(3)
 
@@ -198,10 +212,10 @@ def _report(ctx: Context, trace: Trace, time_passes: bool, as_json: bool) -> Non
         what = f"{row['changes']} changes" if row["changes"] else "nothing"
         line = f"{took}{row['pass']}: {what}{f' ({operators})' if operators else ''}"
         if time_passes or row["changes"]:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=True)
     for refusal in ctx.refused.values():
         line = f"{refusal.step} left {refusal.what}: {refusal.reason}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -222,7 +236,7 @@ def passes(
         print(json.dumps([vars(entry) for entry in entries], indent=1))
         return
     for kind in dict.fromkeys(entry.kind for entry in entries):
-        print(f"{kind}:")
+        put(f"{kind}:")
         for entry in entries:
             if entry.kind == kind:
-                print(f"  {entry.name}: {entry.summary}")
+                put(f"  {entry.name}: {entry.summary}")

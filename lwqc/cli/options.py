@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lwqc.model.numerals import real, whole
-from lwqc.model.user_code import allow
+from lwqc.model.user_code import forbid
 
 
 def as_real(text: str | float) -> float:
@@ -59,7 +59,7 @@ NoUserCode = Annotated[
     bool,
     typer.Option(
         "--no-user-code",
-        callback=lambda forbidden: allow(not forbidden),
+        callback=lambda forbidden: forbid() if forbidden else None,
         help="refuse module:callable: no Python code of others is imported",
     ),
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lwqc.cli.shown import put
+
 if TYPE_CHECKING:
     from lwqc.plans.plan import Plan
 
@@ -20,7 +22,7 @@ def print_plan(plan: Plan) -> None:
     """Print a plan for a reader."""
     from lwqc.cli.report.plan_text import plan_text
 
-    print(plan_text(plan), end="")
+    put(plan_text(plan))
 
 
 def print_diff(before: Path, after: Path) -> None:
@@ -29,11 +31,12 @@ def print_diff(before: Path, after: Path) -> None:
     from lwqc.plans.plan import Plan
 
     found = plan_diff(Plan.load(before), Plan.load(after))
-    print("\n".join(found) or "the plans are the same")
+    for line in found or ["the plans are the same"]:
+        put(line)
 
 
 def print_schema(of: Literal["plan", "recipe"]) -> None:
     """Print a JSON Schema."""
     from lwqc.plans.schemas import schema_text
 
-    print(schema_text(of), end="")
+    put(schema_text(of))

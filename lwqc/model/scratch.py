@@ -38,8 +38,9 @@ class Scratch:
         """
         if sweep:
             remove_stale(folder, prefix, last)
-        self.path, lock = _locked_folder(folder, prefix)
-        self._end = weakref.finalize(self, _remove, self.path, lock)
+        with held():  # from its first moment the folder goes with this object
+            self.path, lock = _locked_folder(folder, prefix)
+            self._end = weakref.finalize(self, _remove, self.path, lock)
 
     def close(self) -> None:
         """Remove the folder with all that is in it."""
@@ -86,12 +87,11 @@ def _swept(folder: Path) -> None:
 def _locked_folder(folder: Path, prefix: str) -> tuple[Path, int | None]:
     for _ in range(_TRIES):
         path = folder / f"{prefix}lwqc-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
-        with held():
-            path.mkdir(mode=0o700)
-            lock = _lock(path, wait=True)
-            if path.is_dir():  # or it was taken for a leftover before it was locked
-                _live.add(path)
-                return path, lock
+        path.mkdir(mode=0o700)
+        lock = _lock(path, wait=True)
+        if path.is_dir():  # or it was taken for a leftover before it was locked
+            _live.add(path)
+            return path, lock
         _unlock(lock)
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 

@@ -15,9 +15,9 @@ _allowed = [True]
 _files: set[str] = set()
 
 
-def allow(allowed: bool) -> None:
-    """Whether callables may be loaded from now on."""
-    _allowed[0] = allowed
+def forbid(*, forbidden: bool = True) -> None:
+    """From now on no callables are loaded."""
+    _allowed[0] = not forbidden
 
 
 def loaded_files() -> list[str]:

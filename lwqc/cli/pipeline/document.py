@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lwqc.cli.pipeline.spelling import check_known
 from lwqc.errors import InputError
+from lwqc.model.documents import parse_toml, read_text
 from lwqc.plans.goals import Goals, parse_goals
 
 SHARED = ("data", "metric", "shape", "seed", "constant_inputs")  # options of every step
@@ -83,11 +83,12 @@ def read_document(file: Path) -> Document:
     Options of steps are not looked at yet.
     """
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise InputError(f"{file}: cannot be read: {reason}") from error
-    except tomllib.TOMLDecodeError as error:
+        text = read_text(file)
+    except InputError as error:
+        raise InputError(f"{file}: cannot be read: {error}") from error
+    try:
+        table = parse_toml(text)
+    except InputError as error:
         raise InputError(f"{file}: not valid TOML: {error}") from error
     _check_keys(table, _KEYS, str(file))
     _check_keys(table.get("gates"), Gates.model_fields, f"{file}: gates")

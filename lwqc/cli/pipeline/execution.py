@@ -75,7 +75,7 @@ def execute(build: Build, say: Say, *, force: bool = False) -> list[StepResult]:
         why = _why(build, step, state, force, set())
         if why:
             say(f"{step.name}: {step.command.name}: {'; '.join(why)}")
-            for path in _paths(step):
+            for path in paths_of(step):
                 make_folder(path.parent, step.where)
             record = _run(step)
             # A state that was damaged holds records again, of the steps that ran since.
@@ -124,7 +124,7 @@ def _run(step: Step) -> Record:
     return Record(facts=before, outputs=outputs, exit_code=code, answer=plain)
 
 
-def _paths(step: Step) -> list[Path]:
+def paths_of(step: Step) -> list[Path]:
     """Files that a step writes under names that are known before."""
     options = (step.options.get(key) for key in ("plan_out", "engines"))
     return [Path(str(path)) for path in (step.output, *options) if path]
@@ -132,7 +132,7 @@ def _paths(step: Step) -> list[Path]:
 
 def _written(step: Step) -> Iterator[Path]:
     """Every file that a step left, data files of models included."""
-    for path in _paths(step):
+    for path in paths_of(step):
         yield from model_files(path) if path.suffix == ".onnx" else [path]
 
 
