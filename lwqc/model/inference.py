@@ -58,25 +58,51 @@ def infer_node(
 
 
 def bare(proto: onnx.ModelProto, *, declared: bool = False) -> onnx.ModelProto:
-    """The model without weights. declared: with what it says of outputs and values before them."""
+    """The model with weights of its main graph as inputs, which have a type and no data.
+
+    declared: with what it says of outputs and values before them.
+    """
     graph = proto.graph
     light = onnx.ModelProto(ir_version=proto.ir_version)
     light.opset_import.extend(proto.opset_import)
     light.functions.extend(proto.functions)
     light.graph.name = graph.name or "graph"
-    light.graph.node.extend(graph.node)
     light.graph.input.extend(graph.input)
+    given = {v.name for v in graph.input}
+    for node in graph.node:
+        tensor = _weight(node)
+        if tensor is None:
+            light.graph.node.add().CopyFrom(node)
+        else:
+            light.graph.input.append(_described(node.output[0], tensor))
+    for tensor in graph.initializer:
+        if not _is_weight(tensor):
+            light.graph.initializer.add().CopyFrom(tensor)
+        elif tensor.name not in given:
+            light.graph.input.append(_described(tensor.name, tensor))
     if declared:
         light.graph.output.extend(graph.output)
         light.graph.value_info.extend(graph.value_info)
     else:
         light.graph.output.extend(onnx.ValueInfoProto(name=v.name) for v in graph.output)
-    given = {v.name for v in graph.input}
-    for tensor in graph.initializer:
-        external = tensor.data_location == onnx.TensorProto.EXTERNAL
-        if math.prod(tensor.dims) <= _SMALL and not external:
-            light.graph.initializer.add().CopyFrom(tensor)
-        elif tensor.name not in given:
-            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            light.graph.input.append(info)
     return light
+
+
+def _weight(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """What a Constant node holds, if that is a weight."""
+    if node.op_type != "Constant" or node.domain or len(node.attribute) != 1:
+        return None
+    attribute = node.attribute[0]
+    if attribute.name != "value" or not attribute.HasField("t") or not _is_weight(attribute.t):
+        return None
+    return attribute.t
+
+
+def _is_weight(tensor: onnx.TensorProto) -> bool:
+    """Whether no shape is computed from it."""
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
+    return external or math.prod(tensor.dims) > _SMALL
+
+
+def _described(name: str, tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
