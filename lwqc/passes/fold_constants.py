@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from lwqc.model.weights import stored_tensor
 from lwqc.passes.base import Pass, adopt
 from lwqc.passes.context import Context
 from lwqc.passes.one_view import distinguish
+from lwqc.passes.quiet import quiet
 from lwqc.passes.rooted_rules import rooted_rules
 from lwqc.passes.shielded import shielded
 
@@ -21,7 +21,7 @@ _LIMIT = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larg
 _ALLOWZERO_SINCE = 14  # opset
 # Copies of what they read, as `trace_weight` follows them to the weight.
 _COPIES = frozenset({"Transpose", "Identity", "Cast", "Reshape", "DequantizeLinear"})
-_QUIET = logging.getLogger("onnxscript")
+_TALKATIVE = ("onnxscript", "onnx_ir")  # they tell of every node and tensor that they leave
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,8 @@ class FoldConstants(Pass):
 
         before, counts = model.clone(), _operators(model)
         _own_constants(model)
-        level = _QUIET.level
-        _QUIET.setLevel(logging.ERROR)  # it tells of every node that it leaves
         try:
-            with shielded(model), rooted_rules():
+            with shielded(model), rooted_rules(), quiet(*_TALKATIVE):
                 optimize_ir(
                     model,
                     input_size_limit=self.limit,
@@ -71,8 +69,6 @@ class FoldConstants(Pass):
             ctx.changed()
             ctx.refuse(model.graph.name or "graph", f"onnxscript's optimizer failed: {cause}")
             return 0
-        finally:
-            _QUIET.setLevel(level)
         _drop_new_attributes(model)
         forget_uncertain(model)
         distinguish(model)  # the rules name what they make without a look at other bodies

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import onnx
@@ -13,8 +12,7 @@ from lwqc.passes.base import Pass
 from lwqc.passes.context import Context
 from lwqc.passes.fuse_attention import refuse_attention
 from lwqc.passes.fuse_rms_norm import find_rms_norms
-
-_QUIET = logging.getLogger("onnxscript.version_converter")
+from lwqc.passes.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,11 @@ def _converted(model: ir.Model, version: int) -> str:
     """Convert in place, perhaps in part; returns why that is not possible, or ""."""
     from onnxscript.version_converter import ConvertVersionPass
 
-    level = _QUIET.level
-    _QUIET.setLevel(logging.ERROR)  # it tells of every fallback
     try:
-        ConvertVersionPass(version, fallback=True)(model)
+        with quiet("onnxscript.version_converter"):  # it tells of every fallback
+            ConvertVersionPass(version, fallback=True)(model)
     except Exception as error:  # the converters raise whatever onnx's bindings do
         return f"not converted to opset {version}: {_line(error)}"
-    finally:
-        _QUIET.setLevel(level)
     if model.opset_imports.get("") != version:
         return f"onnx cannot convert it to opset {version}"
     return next((why for n in model.graph.all_nodes() if (why := _invalid(n, model))), "")
