@@ -59,7 +59,7 @@ NoUserCode = Annotated[
     bool,
     typer.Option(
         "--no-user-code",
-        callback=lambda forbidden: forbid() if forbidden else None,
+        callback=forbid,
         help="refuse module:callable: no Python code of others is imported",
     ),
 ]

@@ -15,9 +15,15 @@ _allowed = [True]
 _files: set[str] = set()
 
 
-def forbid(*, forbidden: bool = True) -> None:
-    """From now on no callables are loaded."""
-    _allowed[0] = not forbidden
+def allow() -> None:
+    """From now on callables may be loaded."""
+    _allowed[0] = True
+
+
+def forbid(forbidden: bool) -> None:
+    """From now on no callables are loaded, if that is asked for."""
+    if forbidden:
+        _allowed[0] = False
 
 
 def loaded_files() -> list[str]:
