@@ -340,7 +340,8 @@ def extensions(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         return
     for kind, installed in zip(EXTENSIONS, others, strict=True):
         names = [*kind.built_in, *(f"{name} ({where})" for name, where in installed.items())]
-        Console().print(f"{kind.kind}, {kind.group}: {', '.join(names)}", highlight=False)
+        line = f"{kind.kind}, {kind.group}: {', '.join(names)}"
+        Console().print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()

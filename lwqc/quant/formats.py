@@ -10,7 +10,7 @@ from lwqc.errors import InputError
 
 Kind = Literal["int", "nf4", "fp4", "fp8", "fp16"]
 ScaleType = Literal["float32", "float16"]
-BITS = (2, 3, 4, 7, 8, 16)
+BITS = (2, 3, 4, 7, 8)  # of integers
 _STORED_IN = {3: 4, 7: 8}
 BLOCKS = (16, 32, 64, 128, 256)
 SCALE_BYTES: dict[ScaleType, int] = {"float32": 4, "float16": 2}
@@ -25,7 +25,7 @@ _FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0, "fp8": 0, "fp16": 0}
 class WeightFormat:
     """How a weight seen as a matrix [N outputs, K inputs] is stored.
 
-    bits: bits per code, one of `BITS`; 7 are for integer kernels that would overflow with 8.
+    bits: bits per code, one of `BITS`, or 16 of fp16; 7 are for integer kernels that would overflow with 8.
     block: consecutive inputs that share a scale (one of `BLOCKS`), or None for one scale per
         output channel. Scales are [N, ceil(K / block)] or [N, 1].
     symmetric: no zero point is stored; code `implicit_zero` means 0.
@@ -44,17 +44,15 @@ class WeightFormat:
     positive: bool = False
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
+        if self.bits not in BITS and self.kind != "fp16":
             raise InputError(f"format: bits must be one of {BITS}, got {self.bits}")
         if self.block is not None and self.block not in BLOCKS:
             raise InputError(f"format: block must be one of {BLOCKS} or None, got {self.block}")
         if self.bits == 7 and (self.block is not None or not self.symmetric):
             raise InputError("format: 7 bits have one scale per channel and no zero point")
-        if (self.bits == 16) != (self.kind == "fp16"):
-            raise InputError("format: 16 bits are those of fp16, and of nothing else")
         if self.kind == "fp16":
-            if self.block is not None or not self.symmetric:
-                raise InputError("format: fp16 has no block and no zero point")
+            if self.bits != 16 or self.block is not None or not self.symmetric:
+                raise InputError("format: fp16 has 16 bits, no block and no zero point")
         elif self.kind == "fp8":
             if self.bits != 8 or self.block is not None or not self.symmetric:
                 raise InputError("format: fp8 has 8 bits, a scale per channel and no zero point")
