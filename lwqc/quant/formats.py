@@ -25,7 +25,8 @@ _FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0, "fp8": 0, "fp16": 0}
 class WeightFormat:
     """How a weight seen as a matrix [N outputs, K inputs] is stored.
 
-    bits: bits per code, one of `BITS`, or 16 of fp16; 7 are for integer kernels that would overflow with 8.
+    bits: bits per code, one of `BITS`, or 16 of fp16; 7 are for integer kernels that would
+        overflow with 8.
     block: consecutive inputs that share a scale (one of `BLOCKS`), or None for one scale per
         output channel. Scales are [N, ceil(K / block)] or [N, 1].
     symmetric: no zero point is stored; code `implicit_zero` means 0.

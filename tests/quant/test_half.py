@@ -24,7 +24,7 @@ def test_it_has_no_blocks_and_no_zero_point(fields):
 
 @pytest.mark.parametrize(("bits", "kind"), [(16, "int"), (8, "fp16")])
 def test_16_bits_are_nothing_else(bits, kind):
-    with pytest.raises(InputError, match="bits must be one of|fp16 has 16 bits"):
+    with pytest.raises(InputError, match=r"bits must be one of|fp16 has 16 bits"):
         WeightFormat(bits, kind=kind)
 
 
