@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "tests" / "zoo"
 VNNI, AVX2 = ["--target", "cpu-vnni"], ["--target", "cpu-avx2"]
 COMMANDS: dict[str, list[str]] = {
-    "clean": ["compress", "{m}", "-o", "{o}", "--no-quantize", *VNNI],
+    "clean": ["opt", "{m}", "-p", "clean", "-o", "{o}"],
     "w8": ["quantize", "{m}", "-o", "{o}", "--bits", "8", *VNNI],
     "w4": ["quantize", "{m}", "-o", "{o}", "--bits", "4", *AVX2],
     "w8a8": ["quantize", "{m}", "-o", "{o}", "--bits", "8", "--activations", "dynamic", *AVX2],
