@@ -187,6 +187,12 @@ class Workspace:
 
         Weights of models of more than a gigabyte are not looked at.
         """
+        fmt = entry.weight
+        # onnxruntime 1.31.1 takes scales that are not stored as zeros in blocks with 8-bit
+        # activations: where optimizations are off, those that are cast from float16.
+        if fmt.block is not None and fmt.scale != "float32" and entry.activation == "dynamic":
+            fmt = replace(fmt, scale="float32")
+            entry = entry.model_copy(update={"weight": fmt})
         if self.is_large:
             return entry
         if site not in self._peaks:
@@ -196,16 +202,11 @@ class Workspace:
         peak = self._peaks[site]
         if peak == np.inf:
             return "holds NaN or infinity"
-        fmt = entry.weight
         if fmt.kind == "fp16":
             return entry if fits_half(peak) else "float16 does not hold its numbers"
-        # onnxruntime 1.31.1 computes 8-bit blocks with 8-bit activations wrongly where
-        # optimizations are off and scales are cast from float16.
-        cast = fmt.bits == 8 and fmt.block is not None and entry.activation == "dynamic"
-        fits = peak == 0 or _HALF[0] < peak < _HALF[1]
-        if fmt.scale == "float32" or (fits and not cast):
+        if fmt.scale == "float32" or peak == 0 or _HALF[0] < peak < _HALF[1]:
             return entry
-        return entry.model_copy(update={"weight": replace(entry.weight, scale="float32")})
+        return entry.model_copy(update={"weight": replace(fmt, scale="float32")})
 
     @cached_property
     def _peaks(self) -> dict[str, float]:

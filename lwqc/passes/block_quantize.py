@@ -79,7 +79,8 @@ class BlockQuantize(Pass):
         block_bytes = (fmt.block or site.k) * fmt.storage_bits // 8
         flat = "Gather" in site.ops
         shape = (site.n, blocks * block_bytes) if flat else (site.n, blocks, block_bytes)
-        half = fmt.scale == "float16"
+        # With 8-bit activations the kernel packs codes with their scales, if those are stored.
+        half = fmt.scale == "float16" and entry.activation == "none"
         make = self.weights.lazy
         codes = make(
             site.name,

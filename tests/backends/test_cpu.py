@@ -301,16 +301,22 @@ def test_a_site_whose_name_starts_like_anothers_is_judged_by_its_own_codes():
     assert not TARGET.misplaced(lowered)
 
 
-def test_eight_bit_blocks_with_integer_activations_are_right_without_optimizations():
-    """Scales cast from float16 give wrong numbers there in onnxruntime 1.31.1: they are float32."""
+@pytest.mark.parametrize("kept", [False, True], ids=["as chosen", "as an older plan has it"])
+@pytest.mark.parametrize("weight", ["w2b32h", "w3b64h", "w4b32h", "w4b16ah", "w8b128h"])
+def test_blocks_with_integer_activations_are_right_without_optimizations(weight, kept):
+    """onnxruntime 1.31.1 takes scales that a Cast makes for zeros there: they are float32."""
     built = linear("MatMul", 256, 64)
     work = open_workspace(built, data=[{"x": normal(8, 256, seed=1)}])
-    entry = SiteEntry(weight="w8b128h", activation="dynamic")
-    stored = work.storable("w", entry)
+    entry = SiteEntry(weight=weight, activation="dynamic")
+    stored = entry if kept else work.storable("w", entry)
     assert isinstance(stored, SiteEntry)
+    assert (stored.weight.scale == "float32") != kept
     lowered, _ = lower(built, {"w": stored})
     feeds = {"x": normal(8, 256, seed=2)}
+    fused, plain = (
+        Session(lowered.model, SessionSettings(optimize=optimize))(feeds)["y"]
+        for optimize in (True, False)
+    )
+    assert np.abs(fused - plain).max() < 1e-3 * np.abs(fused).max()
     expected = Session(built)(feeds)["y"]
-    for settings in (SessionSettings(), SessionSettings(optimize=False)):
-        found = Session(lowered.model, settings)(feeds)["y"]
-        assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    assert np.abs(plain - expected).max() < 0.9 * np.abs(expected).max()
