@@ -108,7 +108,7 @@ def opened(model: Path, files: Files | None, options: Opened) -> Iterator[Worksp
     """
     from lwqc.backends.provider_options import options_path
     from lwqc.compile.workspace import data_files
-    from lwqc.decide.compress import open_workspace
+    from lwqc.decide.compress import bare, open_workspace
     from lwqc.decide.continued import continued
     from lwqc.model import io
     from lwqc.model.extensions import TARGETS
@@ -124,13 +124,21 @@ def opened(model: Path, files: Files | None, options: Opened) -> Iterator[Worksp
         files.check([options_path(model), *read, *data_sources(options.get("data"))])
     with progress_bars() as report:
         work = open_workspace(
-            first, name=(original or model).name, **part(JobOptions, options), progress=report
+            first,
+            name=(original or model).name,
+            keep_metadata=options.get("keep_metadata", False),
+            **part(JobOptions, options),
+            progress=report,
         )
         if files is not None:
             files.check(loaded_files())
             if work.target.profiles:
                 files.check([], [options_path(output) for output in files.models])
-        yield continued(work, loaded, model.name, earlier=[model.name]) if original else work
+        if not original:
+            yield work
+            return
+        loaded = loaded if options.get("keep_metadata") else bare(loaded)
+        yield continued(work, loaded, model.name, earlier=[model.name])
 
 
 def log_name(output: Path) -> Path:

@@ -81,6 +81,7 @@ def after(
             metric=metric if metric is not None else original.metric,
             shapes=shapes if shapes is not None else original.shapes,
             seed=seed,
+            keep_metadata=True,  # what was to go is gone
             progress=progress,
         )
     left = result.removed.work if result.removed is not None else work
