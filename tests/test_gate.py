@@ -202,7 +202,9 @@ def test_weights_do_not_go_to_the_inference(monkeypatch):
     seen = []
     real = inference._process().ask
     monkeypatch.setattr(
-        inference._process(), "ask", lambda *request: seen.append(request[1]) or real(*request)
+        inference._process(),
+        "ask",
+        lambda *request, **options: seen.append(request[2]) or real(*request, **options),
     )
     io.from_proto(plain())
     assert 0 < len(seen[0]) < min(np.prod(t.dims) for t in MLP)

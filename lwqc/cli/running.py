@@ -42,7 +42,8 @@ def everywhere(
         list[str] | None,
         typer.Option(
             "--limit",
-            help="what one model may take: inputs=4GB, data=40GB, memory=16GB, run=600s",
+            help="what one model may take: inputs=4GB, data=40GB, traces=40GB, folding=8MB, "
+            "memory=16GB, run=600s",
         ),
     ] = None,
 ) -> None:
@@ -212,12 +213,15 @@ def finish(
     verify: bool,
     details: bool,
     as_json: bool,
+    engines: Path | None = None,
 ) -> None:
     """Save, measure, print; exit code 3 when a constraint is not met."""
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import print_report
 
-    report = done.save(output, external_data=external, verify=verify, plan=plan_out)
+    report = done.save(
+        output, external_data=external, verify=verify, plan=plan_out, engines=engines
+    )
     answer(report.to_dict())
     if as_json:
         print(report.to_json())

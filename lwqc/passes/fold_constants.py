@@ -17,7 +17,7 @@ from lwqc.passes.quiet import quiet
 from lwqc.passes.rooted_rules import rooted_rules
 from lwqc.passes.shielded import shielded
 
-_LIMIT = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more
+FOLDING = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more
 _ALLOWZERO_SINCE = 14  # opset
 # Copies of what they read, as `trace_weight` follows them to the weight.
 _COPIES = frozenset({"Transpose", "Identity", "Cast", "Reshape", "DequantizeLinear"})
@@ -40,7 +40,7 @@ class FoldConstants(Pass):
     names of stored weights of which something else is known than their numbers.
     """
 
-    limit: int = _LIMIT
+    limit: int = FOLDING
     copies: bool = True
     whole: tuple[str, ...] = ()
 
