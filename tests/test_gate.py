@@ -170,6 +170,7 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "another rank": (listed(value("a", ["n", 8, 12])), "value a: is declared with 3 dimensions"),
     "another type": (listed(value("a", ["n", 96], 7)), "is declared as INT64"),
+    "a type that there is none of": (listed(value("a", ["n", 96], 65)), "is declared as type 65"),
     "output of another rank": (outputs(value("y", [32])), "value y: is declared with 1"),
     "default of another rank": (inputs(value("w", [6144])), "its default 2"),
 }  # fmt: skip
