@@ -70,6 +70,7 @@ class FoldConstants(Pass):
             ctx.refuse(model.graph.name or "graph", f"onnxscript's optimizer failed: {cause}")
             return 0
         _drop_new_attributes(model)
+        _keep_stored_outputs(model)
         forget_uncertain(model)
         distinguish(model)  # the rules name what they make without a look at other bodies
         ctx.changed()  # types and shapes are told, and equal constants joined, in any case
@@ -104,6 +105,18 @@ def _own_constants(model: ir.Model) -> None:
             tensor = value.as_tensor()
             own = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
             node.attributes["value"] = ir.AttrTensor("value", own)
+
+
+def _keep_stored_outputs(model: ir.Model) -> None:
+    """Stored tensors that are outputs stay stored.
+
+    onnxscript 0.7.2 takes away those that no node reads once its rules have matched.
+    """
+    for graph in model.graphs():
+        for value in graph.outputs:
+            made = value.producer() is not None or value.is_graph_input()
+            if value.const_value is not None and not made and not value.is_initializer():
+                graph.register_initializer(value)
 
 
 def _drop_new_attributes(model: ir.Model) -> None:
