@@ -107,9 +107,12 @@ def make_inputs(folder: Path) -> None:
 class Run:
     """A run of the command in a folder, with temporary files in a folder of its own."""
 
-    def __init__(self, folder: Path, arguments: Sequence[str], *, fork: bool) -> None:
+    def __init__(
+        self, folder: Path, arguments: Sequence[str], *, fork: bool, errors: Path | None = None
+    ) -> None:
+        """errors: where its lines go; beside the inputs if None."""
         self._folder, self._arguments, self._fork = folder, list(arguments), fork
-        self._errors = folder / "stderr"
+        self._errors = errors or folder / "stderr"
         self._start = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
         self.pid = self._forked() if fork else self._spawned()

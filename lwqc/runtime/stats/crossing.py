@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lwqc.model.limits import beyond, limits
-from lwqc.model.scratch import Scratch, temporary
+from lwqc.model.scratch import Scratch, temporary, unwritable
 from lwqc.runtime.stats.collector import Array
 
 
@@ -66,5 +66,8 @@ class Crossing:
             self._folder = temporary()
         self._files += 1
         path = self._folder.path / f"{self._files}.npy"
-        np.save(path, array)
+        try:
+            np.save(path, array)
+        except OSError as error:
+            raise unwritable(error) from error
         return path
