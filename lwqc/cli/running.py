@@ -41,7 +41,8 @@ def everywhere(
         list[str] | None,
         typer.Option(
             "--limit",
-            help="what one model may take: inputs=4GB, data=40GB, memory=16GB, run=600s",
+            help="what one model may take: inputs=4GB, data=40GB, traces=40GB, folding=8MB, "
+            "memory=16GB, run=600s",
         ),
     ] = None,
 ) -> None:
@@ -152,13 +153,20 @@ def check_bound(options: Changing) -> None:
         raise InputError("--max-drop is measured on the saved file: drop --no-verify")
 
 
-def finish(done: Compressed, output: Path, options: Saved, *, verify: bool = True) -> None:
+def finish(
+    done: Compressed,
+    output: Path,
+    options: Saved,
+    *,
+    verify: bool = True,
+    engines: Path | None = None,
+) -> None:
     """Save, measure, print; exit code 3 when a constraint is not met."""
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import print_report
 
     external, plan = options.get("external"), options.get("plan_out")
-    report = done.save(output, external_data=external, verify=verify, plan=plan)
+    report = done.save(output, external_data=external, verify=verify, plan=plan, engines=engines)
     answer(report.to_dict())
     if options["as_json"]:
         print(report.to_json())

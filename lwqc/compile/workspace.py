@@ -32,6 +32,7 @@ from lwqc.plans.goals import Goals
 from lwqc.plans.options import Sizes
 from lwqc.plans.plan import DataSource, Floats, Plan, SiteEntry, Source
 from lwqc.quant.half import fits_half
+from lwqc.runtime.counted import counted
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.measure import Metric, compare, losses, worst_drop
@@ -45,6 +46,7 @@ from lwqc.runtime.stats.ranges import Range
 Feeds = Mapping[str, NDArray[Any]]
 _HALF = (0.02, 6e4)  # peaks of weights whose scales are normal float16 numbers at any bits
 _LARGE_BYTES = 1_000_000_000  # from here on memory counts more than encoding twice
+_OUTPUTS = "outputs of the original"
 _SEARCH_BATCHES = 4  # batches that candidates are compared on while searching
 
 
@@ -324,7 +326,7 @@ class Workspace:
         """A few feeds kept in memory for the search."""
         if self.origin is not None:
             return self.origin.search_batches
-        return list(self.data.limited(_SEARCH_BATCHES))
+        return list(counted(self.data.limited(_SEARCH_BATCHES), "the data that is kept"))
 
     @cached_property
     def served(self) -> tuple[Served, ...]:
@@ -338,7 +340,8 @@ class Workspace:
         if self.origin is not None:
             known = self.origin._search_references
             return [{n: v for n, v in r.items() if n not in self.incomparable} for r in known]
-        return [self.recorded(feeds) for feeds in self.search_batches]
+        batches = self.search_batches
+        return list(counted(map(self.recorded, batches), _OUTPUTS, len(batches)))
 
     @cached_property
     def metric_reference(self) -> float:

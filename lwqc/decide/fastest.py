@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from lwqc.compile.cleaned import cleaned, cleaning
+from lwqc.compile.cleaned import cleaned, cleaning, cleanup_for
 from lwqc.compile.timing import relative_time, site_times, slow_sites, timed_sites
 from lwqc.compile.workspace import Candidate, Workspace
 from lwqc.decide import planning
@@ -115,7 +115,7 @@ def _checked(work: Workspace, wanted: CleanUp) -> tuple[Base, Session | None]:
 def _wanted(work: Workspace, *, merge: bool) -> CleanUp:
     """What is not exact for every input only where there is data to check it on."""
     accept = RELAXED if work.data.kind == "real" else ()
-    return CleanUp(fuse=work.target.fuses, merge=merge, accept=accept)
+    return cleanup_for(work, merge=merge, accept=accept)
 
 
 def fused_base(work: Workspace) -> Base:

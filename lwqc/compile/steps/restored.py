@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.compile.workspace import Workspace
+from lwqc.errors import InputError
 from lwqc.graph.sites import Site, find_sites
 from lwqc.model.tensor_bytes import read_array
 from lwqc.passes.restore_floats import RestoreFloats, is_quantized
@@ -164,6 +165,11 @@ def restored(work: Workspace, wanted: Restore) -> Workspace:
     key = f"restored {' '.join(f'{name}={kind}' for name, kind in sorted(wanted.clips.items()))}"
     if key not in work.versions:
         model, step = _floats(work, wanted.clips)
+        unknown = sorted(wanted.clips.keys() - step.limits.keys())
+        if unknown:
+            raise InputError(
+                f"the plan restores clips of tensors that no codes of the model limit: {unknown[0]}"
+            )
         known = Restored(
             model,
             dict(step.weights),
