@@ -10,9 +10,10 @@ import onnx_ir as ir
 
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.workspace import Workspace
-from lwqc.decide.compress import Progress, explicit, open_workspace
+from lwqc.decide.compress import explicit, open_workspace
 from lwqc.errors import InputError
 from lwqc.passes.one_view import one_view
+from lwqc.plans.options import Progress
 
 
 def continued(
