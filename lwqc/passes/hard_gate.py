@@ -44,6 +44,19 @@ def find_hard_gates(graph: ir.Graph, quantized: Collection[str]) -> list[ir.Node
     return found
 
 
+def least_useful(gate: ir.Node) -> float | None:
+    """The value below which a gate's input makes no difference to anything; None if all does.
+
+    So it is where only the gate and products with what it gives read the input: both are 0 there.
+    """
+    value, result = gate.inputs[0], gate.outputs[0]
+    assert value is not None
+    products = (n for n in result.consumers() if n.op_type == "Mul" and value in n.inputs)
+    if not set(value.consumers()) <= {gate, *products} or value.is_graph_output():
+        return None
+    return -_number(gate, "beta", 0.5) / _number(gate, "alpha", 0.2)
+
+
 def lower_hard_gate(graph: ir.Graph, node: ir.Node, *, signed: bool) -> None:
     """Let codes of a grid from 0 to 1 stand for the result of a HardSigmoid of dequantized codes.
 

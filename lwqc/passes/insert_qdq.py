@@ -16,7 +16,7 @@ from lwqc.model.names import unique_name
 from lwqc.passes.base import Pass
 from lwqc.passes.context import Context
 from lwqc.passes.encoded_weights import EncodedWeights
-from lwqc.passes.hard_gate import find_hard_gates, lower_hard_gate
+from lwqc.passes.hard_gate import find_hard_gates, least_useful, lower_hard_gate
 from lwqc.passes.integer_matmul import signed_codes
 from lwqc.passes.number_codes import encode_numbers
 from lwqc.plans.plan import ActivationRange, SiteEntry
@@ -59,12 +59,13 @@ class InsertQdq(Pass):
         encode_numbers(graph, tensors, signed=self.signed)
         values = {v.name: v for node in graph for v in node.outputs}
         values |= {v.name: v for v in graph.inputs}
+        lowest = {gate.inputs[0].name: least_useful(gate) for gate in gates if gate.inputs[0]}
         grids: dict[str, tuple[ir.Value, ir.Value]] = {}
         for name, owner in tensors.items():
             if values[name] in made:  # its grid is that of the gate
                 continue
             if owner not in grids:
-                grids[owner] = self._grid(graph, owner)
+                grids[owner] = self._grid(graph, owner, lowest.get(owner))
             _insert_pair(graph, values[name], *grids[owner])
         for gate in gates:
             lower_hard_gate(graph, gate, signed=self.signed)
@@ -96,9 +97,13 @@ class InsertQdq(Pass):
             (weight,) = insert_before(use.node, "DequantizeLinear", stored, [name], {"axis": 0})
             use.node.replace_input_with(use.index, weight)
 
-    def _grid(self, graph: ir.Graph, name: str) -> tuple[ir.Value, ir.Value]:
+    def _grid(
+        self, graph: ir.Graph, name: str, lowest: float | None
+    ) -> tuple[ir.Value, ir.Value]:
+        """lowest: value below which nothing makes a difference, None for none."""
         observed = self.ranges[name]
-        grid = activation_grid(observed.low, observed.high)
+        low = observed.low if lowest is None else max(observed.low, lowest)
+        grid = activation_grid(low, max(low, observed.high))
         scale = add_constant(graph, f"{name}/u8_scale", np.float32(grid.scale))
         return scale, add_constant(graph, f"{name}/u8_zero", grid.stored_zero(signed=self.signed))
 
