@@ -97,9 +97,7 @@ class InsertQdq(Pass):
             (weight,) = insert_before(use.node, "DequantizeLinear", stored, [name], {"axis": 0})
             use.node.replace_input_with(use.index, weight)
 
-    def _grid(
-        self, graph: ir.Graph, name: str, lowest: float | None
-    ) -> tuple[ir.Value, ir.Value]:
+    def _grid(self, graph: ir.Graph, name: str, lowest: float | None) -> tuple[ir.Value, ir.Value]:
         """lowest: value below which nothing makes a difference, None for none."""
         observed = self.ranges[name]
         low = observed.low if lowest is None else max(observed.low, lowest)

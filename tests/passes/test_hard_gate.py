@@ -33,6 +33,13 @@ def hard_sigmoid(x, alpha=1 / 6, beta=0.5):
     return np.clip(alpha * x + beta, 0, 1)
 
 
+def on_grid(x, low):
+    """x on the grid of 256 steps from low to the end of the range; 0 is on it."""
+    step = (RANGE[1] - low) / 255
+    return np.round(x / step) * step
+
+
+SWISHES = ("hard swish", "gated")
 BETWEEN = {
     "hard swish": ([("HardSwish", ["c"], "a", {})], lambda x: x * hard_sigmoid(x)),
     "gated": (
@@ -68,8 +75,8 @@ def lowered(name: str, rules=VNNI):
     entry = SiteEntry(weight=WeightFormat(8), activation="static", search=False)
     plan = Plan(source=Source(), quantize={"w_in": entry, "w_out": entry}, activations=ranges)
     made = CpuTarget(rules).lower(net, plan, EncodedWeights(net, io.read_array)).model
-    step = (RANGE[1] - RANGE[0]) / 255
-    rounded = np.round(x / step) * step  # 0 is on the grid
+    least = -3.0 if name in SWISHES else RANGE[0]  # of the grid of c; below, both are 0
+    rounded = np.maximum(on_grid(on_grid(x, RANGE[0]), least), least)
     return made, {"x": x}, np.abs(function(rounded)), (ends[1] - ends[0]) / 255
 
 
@@ -97,8 +104,23 @@ def test_a_convolution_writes_the_hard_sigmoid_that_alone_reads_it():
     assert sorted(o for o in operators if o.startswith("QLinear")) == ["QLinearConv"] * 2
 
 
+@pytest.mark.parametrize("name", SWISHES)
+def test_no_codes_are_spent_where_the_result_is_zero(name):
+    net = lowered(name)[0]
+    steps = {
+        round(255 * float(node.inputs[1].const_value.numpy()), 4)
+        for node in net.graph
+        if node.op_type == "QuantizeLinear"
+        and node.inputs[0].producer() is not None
+        and node.inputs[0].producer().op_type == "Conv"
+    }
+    assert 3.0 + RANGE[1] in steps  # and not what was seen, from -6
+
+
 def test_optimized_and_plain_sessions_agree():
     net, feeds, _, step = lowered("hard swish")
     fused = Session(net)(feeds)["z"]
     plain = Session(net, SessionSettings(optimize=False))(feeds)["z"]
-    assert np.abs(fused - plain).max() <= 1.01 * step
+    # A tie may be rounded the other way: a code of c, which is 2.1 steps of the result at most.
+    assert np.abs(fused - plain).max() <= 3.1 * step
+    assert np.abs(fused - plain).mean() <= 0.1 * step
