@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -28,6 +29,7 @@ _SAME = 1e-5  # relative difference of outputs that computing with other filling
 _SMALL = 1 << 20
 _CLIP_OPSET = 11  # from here on its bounds are operands
 _FILLING = {"float16": 3e4, "bfloat16": 3e38}  # of masks; sums of two are finite
+_BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _PHASES = frozenset({"Sin", "Cos", "Tan"})
 _WEIGHTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
 
@@ -49,9 +51,9 @@ def choose_floats(work: Workspace, dtype: Literal["float16", "bfloat16"]) -> Flo
     """Nodes that stay in float32 in a conversion, with the reason.
 
     Kept are operators without a kernel for the type, angles of sines, whole numbers that the type
-    cannot hold, constants that would become 0, and whatever reaches the type's limit on the data
-    (with a margin of 2), together with its readers. Numbers that fill masks are first clamped; that
-    is undone if it changes the outputs.
+    cannot hold, constants that would become 0, whatever reaches the type's limit on the data (with
+    a margin of 2), together with its readers, and what makes a weight of a few stored numbers.
+    Numbers that fill masks are first clamped; that is undone if it changes the outputs.
     """
     fmt = FLOAT_TYPES[dtype]
     model = work.model.clone()
@@ -116,6 +118,8 @@ class _Islands:
         nodes = []
         for node in pass_through(self.model.graph):
             self._keep(node, "hands numbers on to an output as they are")
+        for node in _enlarging(self.model.graph):
+            self._keep(node, "made of fewer stored numbers, once, when the model is loaded")
         for node in self.model.graph.all_nodes():
             if self._could(node):
                 nodes.append(node)
@@ -194,6 +198,39 @@ class _Islands:
 
     def _keep(self, node: ir.Node, reason: str) -> None:
         self.keep.setdefault(node.outputs[0].name or "", reason)
+
+
+def _enlarging(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Nodes of the main graph that make more numbers than are stored of stored ones alone.
+
+    A filter that is computed of its positions costs nothing at run time, and its errors are not
+    those of rounding its own numbers. A weight as large as what it is made of is stored small.
+    """
+    stored: dict[ir.Value | None, dict[ir.Value, int]] = {}
+    for node in graph:
+        sources: dict[ir.Value, int] = {}
+        for value in node.inputs:
+            tensor = stored_tensor(value)
+            if value is not None and tensor is not None:
+                sources[value] = tensor.size
+            elif value is not None:
+                found = stored.get(value)
+                if found is None:
+                    break
+                sources |= found
+        else:
+            attributes = node.attributes.values()
+            if not sources or any(a.type in _BODIES for a in attributes):
+                continue
+            stored |= dict.fromkeys(node.outputs, sources)
+            if sum(map(_size, node.outputs)) > sum(sources.values()):
+                yield node
+
+
+def _size(value: ir.Value) -> int:
+    """How many numbers it has; 0 where that is not known."""
+    shape = value.shape
+    return math.prod(shape.numpy()) if shape is not None and shape.is_static() else 0
 
 
 def _is_float(value: ir.Value | None) -> bool:

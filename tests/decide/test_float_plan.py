@@ -142,3 +142,39 @@ def test_an_overflowing_model_still_gives_finite_numbers(target):
     session = work.load(done.model)
     assert np.isfinite(session(work.data.first())["y"]).all()
     assert work.full_drop(session) < 1e-4
+
+
+def test_a_filter_that_is_computed_of_its_positions_is_computed_in_float32():
+    """Rounding the positions of a window is not rounding the window: resamplers write it so."""
+    positions = np.arange(-40, 40, dtype=np.float32)
+    built = model(
+        [
+            ("Mul", ["rows", "rate"], "phases", {}),
+            ("Add", ["phases", "columns"], "t", {}),
+            ("Mul", ["t", "t"], "squared", {}),
+            ("Exp", ["squared"], "wide", {}),
+            ("Reciprocal", ["wide"], "filter", {}),
+            ("MatMul", ["x", "filter"], "h", {}),
+            ("Mul", ["h", "v"], "y", {}),
+        ],
+        {
+            "rows": positions.reshape(-1, 1),
+            "columns": positions.reshape(1, -1) / 39.7,
+            "rate": np.float32(1 / 40.3),
+            "v": normal(80),
+        },
+        {"x": ["n", 80]},
+        ["y"],
+    )
+    found = floats(built, {"x": normal(4, 80)})
+    assert set(found.keep) == {"phases", "t", "squared", "wide", "filter"}
+    assert "made of fewer stored numbers" in found.keep["t"]
+
+
+def test_a_weight_as_large_as_what_makes_it_is_in_the_type():
+    built = chain(
+        ("Mul", ["w", "gain"], "weight", {}),
+        ("MatMul", ["x", "weight"], "y", {}),
+        weights={"w": normal(64, 64), "gain": np.float32(2)},
+    )
+    assert floats(built, {"x": normal(4, 64)}).keep == {}
