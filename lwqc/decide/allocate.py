@@ -16,7 +16,7 @@ from lwqc.decide.transforms import choose_transforms
 from lwqc.errors import InputError
 from lwqc.plans.goals import DEFAULT_DROP, Goals
 from lwqc.plans.plan import Plan
-from lwqc.plans.recipe import Recipe
+from lwqc.plans.recipe import Recipe, find
 
 _BACK_OFFS = 4
 
@@ -24,14 +24,17 @@ _BACK_OFFS = 4
 def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     """The plan of a recipe that quantizes, or only cleans up. Raises InputError.
 
-    Formats may need a newer operator set than the model has; it is raised for them alone.
+    So does `auto` where nothing can take a format; recipes that name one are refused there. Formats
+    may need a newer operator set than the model has; it is raised for them alone.
     """
-    if not work.analysis.sites and recipe.allocator != "none":
-        raise InputError(
-            f"{work.name}: has no weight that could take a number format{_why_not(work)}"
-        )
     if recipe.allocator == "none":
         return _decided(work, goals, recipe)
+    if not work.analysis.sites:
+        reason = f"has no weight that could take a number format{_why_not(work)}"
+        if recipe.allocator != "auto":
+            raise InputError(f"{work.name}: {reason}")
+        plan = _decided(work, goals, find("clean"))
+        return plan.model_copy(update={"recipe": recipe.name}).noted(f"{reason}: only cleaned up")
     newer, notes = lifted(work)
     plan = _decided(newer, goals, recipe)
     if newer is not work and plan.clean is None and not _needs_newer(work, newer, plan):
