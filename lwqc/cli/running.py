@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from lwqc.cli.report.console import Console
     from lwqc.compile.compressed import Compressed
-    from lwqc.compile.workspace import Workspace
+    from lwqc.compile.version import Version
 
 app = typer.Typer(
     add_completion=False,
@@ -100,17 +100,25 @@ class Files:
 
 
 @contextmanager
-def opened(model: Path, files: Files | None, options: Opened) -> Iterator[Workspace]:
+def opened(
+    model: Path,
+    files: Files | None,
+    options: Opened,
+    *,
+    verify: bool = True,
+    fallback: bool = False,
+) -> Iterator[Version]:
     """Load everything, refusing a bad output before any work is done.
 
     The option `original` names what the model was made of by earlier steps, see
-    `lwqc.decide.continued`.
+    `lwqc.decide.continued`. verify, fallback: see `skip_checks` and `allow_fallback` of
+    `lwqc.compile.job.Job`.
     """
     from lwqc.backends.provider_options import options_path
-    from lwqc.compile.workspace import data_files
     from lwqc.decide.compress import open_workspace
     from lwqc.decide.continued import continued
     from lwqc.model import io
+    from lwqc.model.data_files import data_files
     from lwqc.model.extensions import TARGETS
     from lwqc.runtime.data import data_sources
 
@@ -124,13 +132,20 @@ def opened(model: Path, files: Files | None, options: Opened) -> Iterator[Worksp
         files.check([options_path(model), *read, *data_sources(options.get("data"))])
     with progress_bars() as report:
         work = open_workspace(
-            first, name=(original or model).name, **part(JobOptions, options), progress=report
+            first,
+            name=(original or model).name,
+            **part(JobOptions, options),
+            skip_checks=not verify,
+            allow_fallback=fallback,
+            progress=report,
         )
         if files is not None:
             files.check(loaded_files())
-            if work.target.profiles:
+            if work.job.target.profiles:
                 files.check([], [options_path(output) for output in files.models])
-        yield continued(work, loaded, model.name, earlier=[model.name]) if original else work
+        if original:
+            work = continued(work.original, loaded, model.name, earlier=[model.name])
+        yield work
 
 
 def log_name(output: Path) -> Path:

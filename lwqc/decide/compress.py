@@ -11,8 +11,12 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from lwqc.backends.make_target import make_target
 from lwqc.compile.compressed import Compressed
-from lwqc.compile.workspace import Workspace, make_target
+from lwqc.compile.job import Job
+from lwqc.compile.job_data import JobData
+from lwqc.compile.reference import Reference
+from lwqc.compile.version import Version
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.strategy import decide
 from lwqc.errors import LwqcError
@@ -44,13 +48,16 @@ def open_workspace(
     shapes: Shapes = None,
     constant_inputs: bool = False,
     seed: int = 0,
+    skip_checks: bool = False,
+    allow_fallback: bool = False,
     progress: Progress | None = None,
-) -> Workspace:
+) -> Version:
     """Load a model with everything a search needs. Raises InputError.
 
     target: `cpu` where none is named. shapes: sizes of dynamic dimensions that the model will
     serve, one set or several; the first is that of the data too. constant_inputs: see
-    `lwqc.model.io.load`; for models that come from a file.
+    `lwqc.model.io.load`; for models that come from a file. skip_checks, allow_fallback: see
+    `lwqc.compile.job.Job`.
     """
     chosen = make_target(target or "cpu")
     loaded = (
@@ -61,11 +68,18 @@ def open_workspace(
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
     asked = as_sequence(shapes)
     model, dataset = _with_data(model, data, seed, asked[0] if asked else None)
-    work = Workspace(model, chosen, dataset, _metric(metric), name, shapes=asked, progress=progress)
+    job = Job(
+        chosen,
+        JobData(dataset, model, asked),
+        _metric(metric),
+        skip_checks=skip_checks,
+        allow_fallback=allow_fallback,
+        progress=progress,
+    )
     prove_first(model, dataset.first, name)
     if asked:
-        work.served  # noqa: B018  # unknown dimensions show before any work starts
-    return work
+        job.data.serve  # noqa: B018  # unknown dimensions show before any work starts
+    return Version(model, job, Reference(model, name, job))
 
 
 def _with_data(
@@ -136,7 +150,7 @@ def _metric(metric: str | Callable[..., float] | None) -> Metric | None:
 
 
 def make_plan(
-    work: Workspace,
+    work: Version,
     goals: Goals,
     recipe: Recipe | str = "auto",
     control: SearchControl | None = None,
@@ -146,7 +160,7 @@ def make_plan(
 
 
 def compress_workspace(
-    work: Workspace,
+    work: Version,
     goals: Goals,
     recipe: Recipe | str = "auto",
     control: SearchControl | None = None,

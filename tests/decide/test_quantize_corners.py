@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lwqc
+from lwqc.compile.losses import divergences
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.plans.goals import Amount, Goals
 from lwqc.plans.recipe import find, uniform_recipe
@@ -43,7 +44,7 @@ def feeds(dtype=np.float32, count=4):
 
 
 def error(work, done):
-    found = work.divergence(Session(done.model, label="compressed"))
+    found = divergences(work, Session(done.model, label="compressed"))
     return next(iter(found.values())).relative_error
 
 
