@@ -255,7 +255,7 @@ def lower(
     **options: Unpack[Lowering],
 ) -> None:
     """Bring a float or quantized model into the form that a target runs best."""
-    from lwqc.backends.device_bench import build_engines, check_engines
+    from lwqc.backends.device_bench import check_engines
     from lwqc.compile.execute import execute
     from lwqc.decide.lower import lower_plan
     from lwqc.decide.profiles import parse_profile
@@ -270,6 +270,4 @@ def lower(
             check_engines(work.job.target)
         made = lower_plan(work, floats=floats, boundary=half_boundary, profile=sizes)
         done = execute(work, goals, made)
-        finish(done, output, part(Saved, options), verify=verify)
-        if engines is not None:
-            build_engines(work.job.target, output, engines)
+        finish(done, output, part(Saved, options), verify=verify, engines=engines)

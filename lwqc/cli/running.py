@@ -41,7 +41,8 @@ def everywhere(
         list[str] | None,
         typer.Option(
             "--limit",
-            help="what one model may take: inputs=4GB, data=40GB, memory=16GB, run=600s",
+            help="what one model may take: inputs=4GB, data=40GB, traces=40GB, folding=8MB, "
+            "memory=16GB, run=600s",
         ),
     ] = None,
 ) -> None:
@@ -115,7 +116,7 @@ def opened(
     `lwqc.compile.job.Job`.
     """
     from lwqc.backends.provider_options import options_path
-    from lwqc.decide.compress import open_workspace
+    from lwqc.decide.compress import bare, open_workspace
     from lwqc.decide.continued import continued
     from lwqc.model import io
     from lwqc.model.data_files import data_files
@@ -134,6 +135,7 @@ def opened(
         work = open_workspace(
             first,
             name=(original or model).name,
+            keep_metadata=options.get("keep_metadata", False),
             **part(JobOptions, options),
             skip_checks=not verify,
             allow_fallback=fallback,
@@ -144,6 +146,7 @@ def opened(
             if work.job.target.profiles:
                 files.check([], [options_path(output) for output in files.models])
         if original:
+            loaded = loaded if options.get("keep_metadata") else bare(loaded)
             work = continued(work.original, loaded, model.name, earlier=[model.name])
         yield work
 
@@ -159,13 +162,20 @@ def check_bound(options: Changing) -> None:
         raise InputError("--max-drop is measured on the saved file: drop --no-verify")
 
 
-def finish(done: Compressed, output: Path, options: Saved, *, verify: bool = True) -> None:
+def finish(
+    done: Compressed,
+    output: Path,
+    options: Saved,
+    *,
+    verify: bool = True,
+    engines: Path | None = None,
+) -> None:
     """Save, measure, print; exit code 3 when a constraint is not met."""
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import print_report
 
     external, plan = options.get("external"), options.get("plan_out")
-    report = done.save(output, external_data=external, verify=verify, plan=plan)
+    report = done.save(output, external_data=external, verify=verify, plan=plan, engines=engines)
     answer(report.to_dict())
     if options["as_json"]:
         print(report.to_json())

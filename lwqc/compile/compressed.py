@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from lwqc.backends.device_bench import build_engines
 from lwqc.backends.provider_options import options_path, options_text
 from lwqc.backends.target import Lowered
 from lwqc.compile.branch_reports import parallel_report, removal_report, slicing_report
@@ -82,15 +83,19 @@ class Compressed:
         external_data: bool | None = None,
         verify: bool = True,
         plan: str | os.PathLike[str] | None = None,
+        engines: str | os.PathLike[str] | None = None,
     ) -> Report:
         """Write the model, check and measure what was written, then put it in its place.
 
         verify: False skips everything that loads a model; the report says so. plan: where the plan
-        goes, together with the model. Nothing is left, and what was there stays, when this raises:
+        goes, together with the model. engines: where the model with built engines goes, see
+        `build_engines`. Nothing is left, and what was there stays, when this raises:
         InputError when the file cannot be written, see `lwqc.model.io.drafted`; UnsoundResult when
         it does not hold, see `lwqc.compile.saved_check`.
         """
-        with self.drafted(path, external_data=external_data, verify=verify, plan=plan) as draft:
+        with self.drafted(
+            path, external_data=external_data, verify=verify, plan=plan, engines=engines
+        ) as draft:
             draft.files.publish()
             return draft.report
 
@@ -102,9 +107,11 @@ class Compressed:
         external_data: bool | None = None,
         verify: bool = True,
         plan: str | os.PathLike[str] | None = None,
+        engines: str | os.PathLike[str] | None = None,
     ) -> Iterator[Drafted]:
         """The same, but for the last step: `Drafted.files` are still to be published."""
-        check_outputs([path] if plan is None else [path, plan], files_of(self.work))
+        outputs = [Path(p) for p in (path, plan, engines) if p is not None]
+        check_outputs(outputs, files_of(self.work))
         with io.drafted(self.model, path, external_data=external_data) as files:
             target = self.work.job.target
             options = target.options(self.model, self.decisions, files.target.stem)
@@ -115,7 +122,12 @@ class Compressed:
                 files.add_text(Path(plan), self.plan.text)
             if verify:
                 self._check(files)
-            yield Drafted(files, measure(self, files, verify=verify))
+            report = measure(self, files, verify=verify)
+            if engines is not None:
+                files.add_made(
+                    Path(engines), lambda made: build_engines(target, files.path, options, made)
+                )
+            yield Drafted(files, report)
 
     def _check(self, files: io.Draft) -> None:
         work, floats = self.work, self.decisions.floats

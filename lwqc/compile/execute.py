@@ -45,6 +45,7 @@ def apply_plan(work: Version, plan: Plan, *, allow_drift: bool = False) -> Compr
 
 def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
     """Change the structure in the order of the plan's fields, then lower what is left."""
+    _check_target(work, plan)
     base = restored(work, plan.restore) if plan.restore is not None else work
     base = raised(base, plan.opset) if plan.opset is not None else base
     base = cleaned(base, plan.clean) if plan.clean is not None else base
@@ -64,9 +65,6 @@ def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
     unknown = sorted({*plan.quantize, *plan.sparse} - set(sites))
     if unknown:
         raise InputError(f"the plan names sites that the model does not have: {unknown[0]}")
-    foreign = sorted(set(plan.rewrites) - set(work.job.target.rewrites))
-    if foreign:
-        raise InputError(f"the plan has a rewrite that target {plan.target} has not: {foreign[0]}")
     if pruned is not None:
         model = transform(pruned.model, plan.transforms) if plan.transforms else pruned.model
         grams = changed.grams_of(model, find_sites(model).sites)
@@ -104,6 +102,19 @@ def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
         # Of the model before formats, which change what a product takes but not how many there are.
         macs=None if goals.max_macs is None else work.job.macs(model),
     )
+
+
+def _check_target(work: Version, plan: Plan) -> None:
+    """Raises InputError for what the target has not."""
+    name = work.job.target.name
+    foreign = sorted(set(plan.rewrites) - set(work.job.target.rewrites))
+    if foreign:
+        raise InputError(f"the plan has a rewrite that target {name} has not: {foreign[0]}")
+    if plan.floats is not None and work.job.target.floats == "float32":
+        raise InputError(
+            f"the plan has floats of {plan.floats.dtype}, but target {name} computes in float32: "
+            "it has no fast kernels for others"
+        )
 
 
 def _fallbacks(work: Version, model: ir.Model, plan: Plan) -> tuple[str, ...]:

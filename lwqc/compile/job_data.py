@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.plans.options import Sizes
+from lwqc.runtime.counted import counted
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.served import Served, served_inputs
 
@@ -34,7 +35,7 @@ class JobData:
     @cached_property
     def judge(self) -> list[dict[str, NDArray[Any]]]:
         """The first few feeds, kept in memory, which candidates are compared on."""
-        return list(self.fit.limited(_JUDGES))
+        return list(counted(self.fit.limited(_JUDGES), "the data that is kept"))
 
     @cached_property
     def judge_is_all(self) -> bool:

@@ -16,10 +16,13 @@ from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.model.data_files import stored_bytes
 from lwqc.plans.plan import DataSource, Source
+from lwqc.runtime.counted import counted
 from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.proof import original
 from lwqc.runtime.recorded import Recorded
 from lwqc.runtime.session import Session, has_bodies
+
+_OUTPUTS = "outputs of the original"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,8 @@ class Reference:
     @cached_property
     def judged(self) -> list[dict[str, NDArray[Any]]]:
         """Its outputs on the feeds that candidates are compared on."""
-        return [self.recorded(feeds) for feeds in self.job.data.judge]
+        feeds = self.job.data.judge
+        return list(counted(map(self.recorded, feeds), _OUTPUTS, len(feeds)))
 
     @cached_property
     def metric(self) -> float:

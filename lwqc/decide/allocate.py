@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lwqc.compile.cleaned import cleaned, cleaning
+from lwqc.compile.cleaned import cleaned, cleaning, cleanup_for
 from lwqc.compile.lifted import lifted
 from lwqc.compile.steps.transforms import version
 from lwqc.compile.version import Version
@@ -15,7 +15,7 @@ from lwqc.decide.sparse_plan import with_sparsity
 from lwqc.decide.transforms import choose_transforms
 from lwqc.errors import InputError
 from lwqc.plans.goals import DEFAULT_DROP, Goals
-from lwqc.plans.plan import CleanUp, Plan
+from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 
 _BACK_OFFS = 4
@@ -52,7 +52,7 @@ def _decided(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     # A normalization or scale between two convolutions keeps both from the kernels of 8-bit values.
     if recipe.clean or recipe.activations == "static":
         merge = recipe.clean and recipe.merge
-        clean, left = cleaning(work, CleanUp(fuse=work.job.target.fuses, merge=merge))
+        clean, left = cleaning(work, cleanup_for(work, merge=merge))
         plan = _allocated(cleaned(work, clean), goals, recipe)
         plan = plan.model_copy(
             update={"clean": clean, "untransformed": {**left, **plan.untransformed}}

@@ -23,6 +23,7 @@ from lwqc.errors import LwqcError
 from lwqc.graph.float_slots import result_types
 from lwqc.graph.value_types import infer_types, with_own_sizes
 from lwqc.model import io
+from lwqc.model.metadata import without_metadata
 from lwqc.passes.one_view import one_view
 from lwqc.plans.goals import Goals
 from lwqc.plans.options import Data, MetricSource, Progress, Shapes, Sizes
@@ -47,6 +48,7 @@ def open_workspace(
     metric: MetricSource = None,
     shapes: Shapes = None,
     constant_inputs: bool = False,
+    keep_metadata: bool = False,
     seed: int = 0,
     skip_checks: bool = False,
     allow_fallback: bool = False,
@@ -56,13 +58,15 @@ def open_workspace(
 
     target: `cpu` where none is named. shapes: sizes of dynamic dimensions that the model will
     serve, one set or several; the first is that of the data too. constant_inputs: see
-    `lwqc.model.io.load`; for models that come from a file. skip_checks, allow_fallback: see
-    `lwqc.compile.job.Job`.
+    `lwqc.model.io.load`; for models that come from a file. keep_metadata: with what
+    `lwqc.model.metadata` leaves out. skip_checks, allow_fallback: see `lwqc.compile.job.Job`.
     """
     chosen = make_target(target or "cpu")
     loaded = (
         source if isinstance(source, ir.Model) else io.load(source, constant_inputs=constant_inputs)
     )
+    if not keep_metadata:
+        loaded = bare(loaded)
     model = explicit(one_view(loaded))
     if name is None:
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
@@ -80,6 +84,18 @@ def open_workspace(
     if asked:
         job.data.serve  # noqa: B018  # unknown dimensions show before any work starts
     return Version(model, job, Reference(model, name, job))
+
+
+def bare(model: ir.Model) -> ir.Model:
+    """The model without what its exporter wrote for itself, and with a note of that."""
+    bare, taken = without_metadata(model)
+    if taken:
+        note = (
+            f"{taken} bytes that the exporter wrote for itself are left out, such as stack traces "
+            "and source paths: --keep-metadata keeps them"
+        )
+        bare.meta["lwqc_notes"] = (*model.meta.get("lwqc_notes", ()), note)
+    return bare
 
 
 def _with_data(

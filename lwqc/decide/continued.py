@@ -81,6 +81,7 @@ def after(
             metric=metric if metric is not None else before.metric,
             shapes=shapes if shapes is not None else before.data.shapes,
             seed=seed,
+            keep_metadata=True,  # what was to go is gone
         ).original
     left = result.removed.work if result.removed is not None else work
     recipe = result.decisions.recipe or "lower"

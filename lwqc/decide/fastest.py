@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from lwqc.compile.candidates import Candidate, evaluate, holds, known_drop, with_formats
-from lwqc.compile.cleaned import cleaned, cleaning
+from lwqc.compile.cleaned import cleaned, cleaning, cleanup_for
 from lwqc.compile.losses import moved
 from lwqc.compile.timing import relative_time, site_times, slow_sites, timed_sites
 from lwqc.compile.version import Version
@@ -118,7 +118,7 @@ def _checked(work: Version, wanted: CleanUp) -> tuple[Base, Session | None]:
 def _wanted(work: Version, *, merge: bool) -> CleanUp:
     """What is not exact for every input only where there is data to check it on."""
     accept = RELAXED if work.job.data.fit.kind == "real" else ()
-    return CleanUp(fuse=work.job.target.fuses, merge=merge, accept=accept)
+    return cleanup_for(work, merge=merge, accept=accept)
 
 
 def fused_base(work: Version) -> Base:

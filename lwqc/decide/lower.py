@@ -6,7 +6,7 @@ from typing import cast, get_args
 
 from lwqc.backends.target import FloatType
 from lwqc.compile.candidates import with_formats
-from lwqc.compile.cleaned import cleaned, cleaning
+from lwqc.compile.cleaned import cleaned, cleaning, cleanup_for
 from lwqc.compile.lifted import lifted
 from lwqc.compile.steps.restored import choose_clips, demoted, is_quantized, restored, restored_plan
 from lwqc.compile.version import Version
@@ -14,7 +14,7 @@ from lwqc.decide.float_plan import with_floats
 from lwqc.decide.profiles import with_profile
 from lwqc.errors import InputError, SessionError
 from lwqc.passes.widen_floats import has_low_floats
-from lwqc.plans.plan import CleanUp, Plan, Profile, Source
+from lwqc.plans.plan import Plan, Profile, Source
 from lwqc.runtime.session import Session, SessionSettings
 
 _ROUNDS = 3  # static, weight only, float
@@ -55,9 +55,7 @@ def lower_plan(
         work, notes = lifted(work)
         plan = plan.model_copy(update={"opset": work.raised}).noted(*notes)
     # Merged layers would have no format of their own any more.
-    clean, left = cleaning(
-        work, CleanUp(fuse=work.job.target.fuses, merge=not quantized, copies=False)
-    )
+    clean, left = cleaning(work, cleanup_for(work, merge=not quantized, copies=False))
     work = cleaned(work, clean)
     plan = plan.model_copy(update={"clean": clean, "untransformed": dict(left)})
     plan = restored_plan(work, plan)

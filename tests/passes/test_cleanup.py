@@ -264,3 +264,13 @@ def test_where_the_optimizer_fails_the_model_stays_and_the_reason_is_told(monkey
     done = clean_up(built, fuse=False, merge=False)
     assert ops(done.model) == ops(built)
     assert "onnxscript's optimizer failed: a rule broke" in done.left.values()
+
+
+def test_a_stored_output_stays_where_nothing_else_reads_it():
+    norm = {name: np.abs(normal(4, seed=i)) for i, name in enumerate("gbmv")}
+    rows = [("Conv", ["x", "w"], "c", {}), ("BatchNormalization", ["c", *norm], "y", {})]
+    built = model(rows, {"w": normal(4, 3, 1, 1), **norm}, {"x": ["n", 3, 4, 4]}, ["y"])
+    built.graph.outputs[:] = [built.graph.initializers["w"]]
+    done = clean_up(built).model
+    assert list(done.graph.initializers) == ["w"]
+    assert [v.name for v in done.clone().graph.outputs] == ["w"]

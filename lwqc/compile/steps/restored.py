@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.compile.version import Version
+from lwqc.errors import InputError
 from lwqc.graph.sites import Site, find_sites
 from lwqc.model.tensor_bytes import read_array
 from lwqc.passes.restore_floats import RestoreFloats, is_quantized
@@ -164,6 +165,11 @@ def restored(work: Version, wanted: Restore) -> Version:
 
     def made() -> Version:
         model, step = _floats(work, wanted.clips)
+        unknown = sorted(wanted.clips.keys() - step.limits.keys())
+        if unknown:
+            raise InputError(
+                f"the plan restores clips of tensors that no codes of the model limit: {unknown[0]}"
+            )
         weights, ranges, left = dict(step.weights), dict(step.ranges), dict(step.left)
         narrow = work.job.target.integer_bits == 7
         return work.derived(model, known=Restored(model, weights, ranges, left, narrow))
