@@ -17,7 +17,7 @@ from lwqc.cli.shown import say, shown
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
 from lwqc.model.user_code import loaded_files
-from lwqc.plans.options import JobOptions
+from lwqc.plans.options import Opening
 from lwqc.plans.spelled_out import part
 
 if TYPE_CHECKING:
@@ -135,8 +135,7 @@ def opened(
         work = open_workspace(
             first,
             name=(original or model).name,
-            keep_metadata=options.get("keep_metadata", False),
-            **part(JobOptions, options),
+            **part(Opening, options),
             skip_checks=not verify,
             allow_fallback=fallback,
             progress=report,
