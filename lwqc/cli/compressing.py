@@ -43,7 +43,7 @@ from lwqc.plans.options import Budgets, Dropping, Pruning, Searching, Storage
 from lwqc.plans.spelled_out import part
 
 if TYPE_CHECKING:
-    from lwqc.compile.workspace import Workspace
+    from lwqc.compile.version import Version
     from lwqc.decide.decided import Decided
     from lwqc.plans.recipe import Recipe
 
@@ -141,10 +141,10 @@ def quantize(
     if method in DATA_METHODS and "data" not in options:
         raise InputError(f"--method {method} looks at the data: give --data")
     files = Files([output], [options.get("plan_out")])
-    with opened(model, files, part(Opened, options)) as work:
-        work.skip_checks = not options["verify"]
+    verify = options["verify"]
+    with opened(model, files, part(Opened, options), verify=verify) as work:
         done = compress_workspace(work, goals, recipe, exact=True)
-        finish(done, output, part(Saved, options), verify=options["verify"])
+        finish(done, output, part(Saved, options), verify=verify)
 
 
 @command(PruningCommand)
@@ -193,14 +193,14 @@ def _change_structure(
     model: Path,
     output: Path,
     recipe: str,
-    job: Callable[[Workspace], Decided],
+    job: Callable[[Version], Decided],
     options: Changing,
 ) -> None:
     """Do a job on a model and save what comes of it."""
     files = Files([output], [options.get("plan_out")], read=[recipe])
-    with opened(model, files, part(Opened, options)) as work:
-        work.skip_checks = not options["verify"]
-        finish(job(work).make(), output, part(Saved, options), verify=options["verify"])
+    verify = options["verify"]
+    with opened(model, files, part(Opened, options), verify=verify) as work:
+        finish(job(work).make(), output, part(Saved, options), verify=verify)
 
 
 def _amount(text: str | None) -> dict[str, Any]:
@@ -264,10 +264,10 @@ def lower(
     verify = options["verify"]
     goals = Goals(max_drop=max_drop if verify else None)
     files = Files([output], [options.get("plan_out"), engines])
-    with opened(model, files, part(Opened, options)) as work:
-        work.skip_checks, work.allow_fallback = not verify, options["allow_fallback"]
+    fallback = options["allow_fallback"]
+    with opened(model, files, part(Opened, options), verify=verify, fallback=fallback) as work:
         if engines is not None:
-            check_engines(work.target)
+            check_engines(work.job.target)
         made = lower_plan(work, floats=floats, boundary=half_boundary, profile=sizes)
         done = execute(work, goals, made)
         finish(done, output, part(Saved, options), verify=verify, engines=engines)

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lwqc
+from lwqc.compile.losses import divergences
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.model import io
 from lwqc.plans.goals import Amount, Goals
@@ -47,7 +48,7 @@ def feeds(dtype=np.float32, count=4):
 
 
 def error(work, done):
-    found = work.divergence(Session(done.model, label="compressed"))
+    found = divergences(work, Session(done.model, label="compressed"))
     return next(iter(found.values())).relative_error
 
 
