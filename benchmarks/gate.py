@@ -35,7 +35,7 @@ def without() -> None:
         return inference_child._ANSWERS[name](*request)
 
     io.check_model = lambda proto: None  # type: ignore[attr-defined]
-    inference._process = lambda: argparse.Namespace(ask=ask)  # type: ignore[assignment, return-value]
+    inference._process = lambda: argparse.Namespace(ask=ask)
     compress.prove_first = lambda *_: None  # type: ignore[attr-defined]
     assert shapes
     assert value_types

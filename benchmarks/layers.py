@@ -73,7 +73,7 @@ def orders(work: Workspace, measure: str, count: int) -> Iterator[tuple[str, lis
     """Name of an order, and the branches that go with each step of it; one list per seed."""
 
     def chosen(**options: Any) -> list[list[str]]:
-        decision = choose_branches(work, DropOptions(measure=measure, **options))  # type: ignore[arg-type]
+        decision = choose_branches(work, DropOptions(measure=measure, **options))
         return [list(step.branches) for step in decision.curve]
 
     for seed in SEEDS:

@@ -116,7 +116,7 @@ def compressed(
     row: Row = {"method": method, "seed": seed}
     amount = Amount(budget, True)
     goals = Goals(max_size=amount) if kind == "size" else Goals(max_latency=amount)
-    control = SearchControl(effort=effort, seed=seed)  # type: ignore[arg-type]
+    control = SearchControl(effort=effort, seed=seed)
     start = time.perf_counter()
     try:
         done = compress_workspace(work, Goals() if method in _FIXED else goals, method, control)

@@ -29,6 +29,7 @@ from lwqc.passes.cleanup import Cleaned
 from lwqc.passes.encoded_weights import EncodedWeights, Known
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
 from lwqc.plans.goals import Goals
+from lwqc.plans.options import Sizes
 from lwqc.plans.plan import DataSource, Floats, Plan, SiteEntry, Source
 from lwqc.quant.half import fits_half
 from lwqc.runtime.counted import counted
@@ -37,7 +38,7 @@ from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.measure import Metric, compare, losses, worst_drop
 from lwqc.runtime.proof import original
 from lwqc.runtime.recorded import Recorded
-from lwqc.runtime.served import Served, Sizes, served_inputs
+from lwqc.runtime.served import Served, served_inputs
 from lwqc.runtime.session import Session, SessionSettings, has_bodies
 from lwqc.runtime.stats.divergence import Divergence, Loss, LossesMeter
 from lwqc.runtime.stats.ranges import Range

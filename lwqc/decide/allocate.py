@@ -49,8 +49,10 @@ def _needs_newer(work: Workspace, newer: Workspace, plan: Plan) -> bool:
 def _decided(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     if recipe.allocator == "auto":
         return _auto(work, goals, recipe)
-    if recipe.clean:
-        clean, left = cleaning(work, cleanup_for(work, merge=recipe.merge))
+    # A normalization or scale between two convolutions keeps both from the kernels of 8-bit values.
+    if recipe.clean or recipe.activations == "static":
+        merge = recipe.clean and recipe.merge
+        clean, left = cleaning(work, cleanup_for(work, merge=merge))
         plan = _allocated(cleaned(work, clean), goals, recipe)
         plan = plan.model_copy(
             update={"clean": clean, "untransformed": {**left, **plan.untransformed}}

@@ -48,7 +48,7 @@ def decide(work: Workspace, options: PruneOptions, prunable: Prunable | None = N
     groups = prunable.groups
     if not len(groups):
         raise InputError(f"{work.name}: nothing can be pruned: {_frozen_reasons(groups)}")
-    fixed = _overrides(groups, options.overrides)
+    fixed = _overrides(groups, options.groups)
     chosen, whole = _chosen(groups, options, fixed)
     rankings = rank(work, prunable, chosen, options)
     cost = prunable.cost(work.data.first())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from lwqc.compile.compressed import Compressed
@@ -20,43 +19,48 @@ from lwqc.errors import LwqcError
 from lwqc.graph.float_slots import result_types
 from lwqc.graph.value_types import infer_types, with_own_sizes
 from lwqc.model import io
+from lwqc.model.metadata import without_metadata
 from lwqc.passes.one_view import one_view
 from lwqc.plans.goals import Goals
+from lwqc.plans.options import Data, MetricSource, Progress, Shapes, Sizes
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 from lwqc.runtime.data import Dataset, SizesDifferError, open_data
 from lwqc.runtime.legal_sizes import legal_sizes
 from lwqc.runtime.measure import Metric, load_metric
 from lwqc.runtime.proof import original, prove, prove_first
-from lwqc.runtime.served import Sizes, as_sequence
+from lwqc.runtime.served import as_sequence
 from lwqc.runtime.session import Session, tensor_types
 
 _WEIGHT = 16  # numbers in a Constant node that count as a weight, as Paddle2ONNX writes them
-Progress = Callable[[str, int, int], None]
 
 
 def open_workspace(
     source: ir.Model | str | os.PathLike[str],
     *,
     name: str | None = None,
-    target: str = "cpu",
-    data: str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None = None,
-    metric: str | Callable[..., float] | None = None,
-    shapes: Sizes | Sequence[Sizes] | None = None,
+    target: str | None = None,
+    data: Data = None,
+    metric: MetricSource = None,
+    shapes: Shapes = None,
     constant_inputs: bool = False,
+    keep_metadata: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Workspace:
     """Load a model with everything a search needs. Raises InputError.
 
-    shapes: sizes of dynamic dimensions that the model will serve, one set or several; the first is
-    that of the data too. constant_inputs: see `lwqc.model.io.load`; for models that come from a
-    file.
+    target: `cpu` where none is named. shapes: sizes of dynamic dimensions that the model will
+    serve, one set or several; the first is that of the data too. constant_inputs: see
+    `lwqc.model.io.load`; for models that come from a file. keep_metadata: with what
+    `lwqc.model.metadata` leaves out.
     """
-    chosen = make_target(target)
+    chosen = make_target(target or "cpu")
     loaded = (
         source if isinstance(source, ir.Model) else io.load(source, constant_inputs=constant_inputs)
     )
+    if not keep_metadata:
+        loaded = bare(loaded)
     model = explicit(one_view(loaded))
     if name is None:
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
@@ -67,6 +71,18 @@ def open_workspace(
     if asked:
         work.served  # noqa: B018  # unknown dimensions show before any work starts
     return work
+
+
+def bare(model: ir.Model) -> ir.Model:
+    """The model without what its exporter wrote for itself, and with a note of that."""
+    bare, taken = without_metadata(model)
+    if taken:
+        note = (
+            f"{taken} bytes that the exporter wrote for itself are left out, such as stack traces "
+            "and source paths: --keep-metadata keeps them"
+        )
+        bare.meta["lwqc_notes"] = (*model.meta.get("lwqc_notes", ()), note)
+    return bare
 
 
 def _with_data(

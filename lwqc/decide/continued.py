@@ -10,9 +10,10 @@ import onnx_ir as ir
 
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.workspace import Workspace
-from lwqc.decide.compress import Progress, explicit, open_workspace
+from lwqc.decide.compress import explicit, open_workspace
 from lwqc.errors import InputError
 from lwqc.passes.one_view import one_view
+from lwqc.plans.options import Progress
 
 
 def continued(
@@ -80,6 +81,7 @@ def after(
             metric=metric if metric is not None else original.metric,
             shapes=shapes if shapes is not None else original.shapes,
             seed=seed,
+            keep_metadata=True,  # what was to go is gone
             progress=progress,
         )
     left = result.removed.work if result.removed is not None else work

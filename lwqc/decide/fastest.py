@@ -18,7 +18,7 @@ from lwqc.compile.workspace import Candidate, Workspace
 from lwqc.decide import planning
 from lwqc.decide.float_plan import choose_floats, with_floats
 from lwqc.decide.profiles import with_profile
-from lwqc.decide.safest import holding, with_room
+from lwqc.decide.safest import holding, stored, with_room
 from lwqc.errors import LwqcError, SessionError
 from lwqc.plans.plan import CleanUp, Plan, Relaxation
 from lwqc.plans.recipe import Recipe
@@ -144,9 +144,10 @@ def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
         trials += _within(base, plan, limit, recipe)
         report(done + 1, len(plans) + 1)
     if not work.timed:
-        held = (t for t in trials if work.holds(t.candidate, t.session, limit))
-        first = next((t.candidate.plan for t in held), None)
-        return base.stamped(first) if first is not None else safest(work, base, limit, recipe)
+        for trial in trials:
+            if work.holds(trial.candidate, trial.session, limit):
+                return _whole(trial, limit, recipe)
+        return safest(work, base, limit, recipe)
     best = _ranked(work, trials, _GLANCE, _FINALISTS)[:_FINALISTS]
     if best:
         first = best[0].candidate.plan
@@ -156,8 +157,14 @@ def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
     report(len(plans) + 1, len(plans) + 1)
     for trial in _ranked(work, best, _SECONDS, 1):
         if work.holds(trial.candidate, trial.session, limit):
-            return trial.base.stamped(trial.candidate.plan)
+            return _whole(trial, limit, recipe)
     return safest(work, base, limit, recipe)
+
+
+def _whole(trial: _Trial, limit: float, recipe: Recipe) -> Plan:
+    """The trial's plan from the original on, with small files for weights that stay float."""
+    work = trial.base.work
+    return trial.base.stamped(stored(work, trial.candidate.plan, limit, recipe.method))
 
 
 def safest(work: Workspace, base: Base, limit: float, recipe: Recipe) -> Plan:

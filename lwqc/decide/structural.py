@@ -137,10 +137,11 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Works
 
     Raises InputError for a recipe of another kind and for options that it does not have.
     """
+    changes = {name: value for name, value in changes.items() if value is not None}
     if recipe.slice is not None:
-        if "overrides" in changes:
-            groups = changes.pop("overrides")
-            raise InputError(f"{', '.join(groups)}: streams are narrowed alike; leave out --group")
+        if "groups" in changes:
+            names = ", ".join(changes["groups"])
+            raise InputError(f"{names}: streams are narrowed alike; leave out --group")
         slicing = slice_options(recipe, **changes)
         return lambda work: _decided(work, goals, choose_slices(work, slicing)).noted(
             *suited(recipe, work)[1]

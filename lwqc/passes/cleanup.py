@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from lwqc.passes.context import Context
 from lwqc.passes.drop_nan_guards import DropNanGuards
+from lwqc.passes.fold_affine import FoldAffine
 from lwqc.passes.fold_constants import FOLDING, FoldConstants
 from lwqc.passes.fuse_attention import FuseAttention
 from lwqc.passes.pipeline import Pipeline
@@ -43,6 +44,7 @@ def clean_pipeline(
     text = "clean" if fuse else "simplify,nan-guards,fold-constants"
     return Pipeline.parse(text).bound(
         {
+            "fold-affine": FoldAffine(whole=tuple(whole)),
             "fold-constants": FoldConstants(folding, copies=copies, whole=tuple(whole)),
             "fuse-attention": FuseAttention(finite_masks="finite-masks" in accept),
             "nan-guards": DropNanGuards(accept="nan-guards" in accept),

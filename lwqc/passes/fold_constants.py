@@ -18,6 +18,7 @@ from lwqc.passes.rooted_rules import rooted_rules
 from lwqc.passes.shielded import shielded
 
 FOLDING = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more
+_RULE = "pkg.onnxscript.rewriter.rule_name"
 _ALLOWZERO_SINCE = 14  # opset
 # Copies of what they read, as `trace_weight` follows them to the weight.
 _COPIES = frozenset({"Transpose", "Identity", "Cast", "Reshape", "DequantizeLinear"})
@@ -120,14 +121,14 @@ def _keep_stored_outputs(model: ir.Model) -> None:
 
 
 def _drop_new_attributes(model: ir.Model) -> None:
-    """Take `allowzero` from Reshapes of an opset that does not know it.
+    """Take `allowzero` from Reshapes of an opset that does not know it, and names of rules.
 
-    onnxscript 0.7.2 writes it with shapes of known numbers, in which it says nothing.
+    onnxscript 0.7.2 writes the one with shapes of known numbers, in which it says nothing.
     """
-    if model.opset_imports.get("", 1) >= _ALLOWZERO_SINCE:
-        return
+    old = model.opset_imports.get("", 1) < _ALLOWZERO_SINCE
     for node in model.graph.all_nodes():
-        if (node.domain, node.op_type) == ("", "Reshape"):
+        node.metadata_props.pop(_RULE, None)
+        if old and (node.domain, node.op_type) == ("", "Reshape"):
             node.attributes.pop("allowzero", None)
 
 

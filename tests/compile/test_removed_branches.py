@@ -23,7 +23,7 @@ from tests.build import model, normal
 
 MODELS = Path(__file__).parents[2] / "models"
 VIT = MODELS / "glyph_vit.onnx"
-METRIC = "models.glyphs:accuracy"
+METRIC = "tests.few_samples:glyph_accuracy"
 SMALL = "tests.compile.test_removed_branches:small"
 WIDTH, HIDDEN = 6, 10
 

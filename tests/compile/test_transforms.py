@@ -15,7 +15,7 @@ from lwqc.runtime.session import Session
 
 ROOT = Path(__file__).parents[2]
 VIT = ROOT / "models" / "glyph_vit.onnx"
-DATA = "models.glyphs:calibration"
+DATA = "tests.few_samples:glyph_calibration"
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def test_an_unknown_span_in_a_plan_is_refused(work):
 
 def test_dgq_and_smoothquant_run_in_integers(tmp_path):
     for recipe in ("smoothquant", "dgq"):
-        report = lwqc.compress(VIT, data=DATA, recipe=recipe, metric="models.glyphs:accuracy").save(
-            tmp_path / f"{recipe}.onnx"
-        )
+        report = lwqc.compress(
+            VIT, data=DATA, recipe=recipe, metric="tests.few_samples:glyph_accuracy"
+        ).save(tmp_path / f"{recipe}.onnx")
         assert {r.activation for r in report.sites} - {"none"}
         assert report.metric_after > report.metric_before - 0.03

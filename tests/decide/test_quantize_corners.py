@@ -12,6 +12,7 @@ from lwqc.plans.recipe import find, uniform_recipe
 from lwqc.quant.output_error import output_error
 from lwqc.runtime.session import Session
 from tests.build import model, normal
+from tests.test_chains import convolutions
 
 
 def bare(weights=None, dtype=np.float32):
@@ -195,3 +196,18 @@ def test_a_recipe_whose_method_looks_at_data_takes_another_without():
     plan = lwqc.compress(bare(), recipe="gpfq").plan
     assert {entry.method for entry in plan.quantize.values()} <= {"rtn", "k-quant", "hqq"}
     assert any("gpfq" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("recipe", [None, "smoothquant"])
+def test_static_activations_are_not_held_up_by_normalization(recipe):
+    """Behind an 8-bit convolution it would take conversions, and a pass over floats."""
+    net = convolutions()
+    data = [{"x": normal(2, 16, 6, 6, seed=i)} for i in range(4)]
+    if recipe is None:
+        made = lwqc.quantize(net, bits=8, activations="static", data=data)
+    else:
+        made = lwqc.compress(net, recipe=recipe, data=data)
+    ops = [node.op_type for node in made.model.graph]
+    assert "BatchNormalization" not in ops
+    assert made.decisions.clean is not None
+    assert "BatchNormalization" in [node.op_type for node in net.graph]

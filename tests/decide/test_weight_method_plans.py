@@ -20,8 +20,8 @@ from tests.build import model, normal
 ROOT = Path(__file__).parents[2]
 VIT = ROOT / "models" / "glyph_vit.onnx"
 RESNET = ROOT / "models" / "glyph_resnet.onnx"
-DATA = "models.glyphs:calibration"
-METRIC = "models.glyphs:accuracy"
+DATA = "tests.few_samples:glyph_calibration"
+METRIC = "tests.few_samples:glyph_accuracy"
 
 
 @pytest.fixture(scope="module")
