@@ -182,6 +182,14 @@ def test_nothing_is_loaded_here_before_it_ran_elsewhere(monkeypatch, tmp_path):
     assert not proof._waiting
 
 
+def test_a_large_model_does_not_stay_where_it_ran(monkeypatch):
+    monkeypatch.setattr(proof, "_LARGE_BYTES", -1)
+    proof.prove(model(WIDE), {"x": np.zeros(1, np.int64)}, "large")
+    assert isolated.shared().alive
+    with pytest.raises(SessionError):  # nothing is loaded
+        isolated.shared().run({})
+
+
 def test_a_model_that_is_gone_is_not_run():
     proof.prove_first(model(WIDE), lambda: pytest.fail("was run"), "odd")
     assert Session(PLAIN).inputs == ["x"]
