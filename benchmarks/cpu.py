@@ -178,7 +178,7 @@ def bert(exporter: str, attention: str) -> Case:
         }
 
     def make(path: Path) -> None:
-        minilm.export(path, attention=attention, exporter=exporter)  # type: ignore[arg-type]
+        minilm.export(path, attention=attention, exporter=exporter)
 
     shapes = {"8x128": bert_feeds(8, 128), "1x16": bert_feeds(1, 16)}
     return Case(f"all-MiniLM-L6-v2 {exporter} {attention}", make, shapes, tools, bert_quality)

@@ -1,6 +1,6 @@
 """A 336M-parameter decoder (1.3 GB, random weights) to 4 bit: time, peak memory, size.
 
-`python benchmarks/decoder.py` makes the model, runs lwqc and onnxruntime's MatMulNBits tool, each
+`python -m benchmarks.decoder` makes the model, runs lwqc and onnxruntime's MatMulNBits tool, each
 in a process of its own, and prints a markdown table. Nothing is kept.
 """
 

@@ -1,6 +1,6 @@
 """GPTQ of a 336M-parameter decoder (1.3 GB) in bounded memory, beside round to nearest.
 
-`python benchmarks/decoder_gptq.py` makes the model of `decoder.py` and random token ids (64 samples
+`python -m benchmarks.decoder_gptq` makes the model of `decoder.py` and random token ids (64 samples
 of 128), runs each method in a process of its own, and prints a markdown table. Nothing is kept.
 """
 
@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from decoder import HIDDEN, LWQC, VOCABULARY, build, run
 
+from benchmarks.decoder import HIDDEN, LWQC, VOCABULARY, build, run
 from lwqc.compile.site_grams import SiteGrams
 from lwqc.graph.sites import find_sites
 from lwqc.model import io

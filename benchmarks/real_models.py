@@ -28,7 +28,7 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, qu
 from benchmarks.door import processor
 from benchmarks.real_data import MODELS, Feeds, RealModel, unpack
 from lwqc.runtime.session import as_array
-from lwqc.runtime.stats.divergence import divergences
+from lwqc.runtime.stats.divergence import OutputMeter
 
 ort.set_default_logger_severity(4)
 _TOP = 10
@@ -140,7 +140,7 @@ def judge(row: Row, original: Path, made: Path, feeds: Sequence[Feeds]) -> None:
     )
     row.size = size / original.stat().st_size
     before, after = outputs(original, feeds), outputs(made, feeds)
-    found = divergences(zip(before, after, strict=True))
+    found = OutputMeter().over(zip(before, after, strict=True)).result()
     row.loss = max((d.drop for d in found.values()), default=None)
     for name, d in found.items():
         row.decisions |= {f"{name} {what}": share for what, share in d.decisions.shares().items()}

@@ -9,23 +9,22 @@ those of the model that the step was given.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import apply_plan, execute
-from lwqc.compile.workspace import Workspace
-from lwqc.decide.compress import Progress, compress_workspace, make_plan, open_workspace
+from lwqc.compile.losses import divergences
+from lwqc.compile.version import Version
+from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
 from lwqc.decide.continued import after
 from lwqc.decide.explain.inspection import Inspection, inspect_model
 from lwqc.decide.lower import lower_plan
-from lwqc.decide.search.control import Effort, SearchControl
+from lwqc.decide.search.control import SearchControl, search_control
 from lwqc.decide.structural import (
     branch_job,
     channel_job,
@@ -35,74 +34,55 @@ from lwqc.decide.structural import (
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
+from lwqc.plans.options import (
+    Bounded,
+    Budgets,
+    Compressing,
+    Data,
+    Dropping,
+    DroppingSources,
+    JobOptions,
+    Opening,
+    Pruning,
+    PruningSources,
+    Reading,
+    Searching,
+    Shapes,
+    Sizes,
+    Sources,
+)
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe, uniform_recipe
+from lwqc.plans.spelled_out import part, spelled_out
 from lwqc.runtime.measure import Latency, latencies
 from lwqc.runtime.proof import prove
-from lwqc.runtime.served import Sizes
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.divergence import Divergence
 
-Data = str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None
-Shapes = Sizes | Sequence[Sizes] | None
 Source = Any  # a path, an onnx_ir.Model, an onnx.ModelProto, a torch module, or a `Chainable`
 
 
+@spelled_out(Compressing)
 def compress(
-    source: Source,
-    *,
-    target: str | None = None,
-    data: Data = None,
-    metric: str | Callable[..., float] | None = None,
-    recipe: str | Recipe = "auto",
-    max_size: str | float | None = None,
-    max_latency: str | float | None = None,
-    avg_bits: float | None = None,
-    max_drop: float | None = None,
-    max_macs: str | float | None = None,
-    max_memory: str | float | None = None,
-    fastest: bool = False,
-    effort: Effort = "medium",
-    time_limit: float | None = None,
-    workers: int | None = None,
-    cluster: str = "",
-    example_inputs: Any = None,
-    dynamic_shapes: Any = None,
-    shapes: Shapes = None,
-    constant_inputs: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
+    source: Source, *, recipe: str | Recipe = "auto", **options: Unpack[Compressing]
 ) -> Chainable:
     """Compress a model: the fastest within 1 % loss, or the best within a budget.
 
     source: path, `onnx_ir.Model`, `onnx.ModelProto`, a torch module with `example_inputs`, or what
         another function returned; the latter brings its target, data, metric and shapes along.
-    target: `cpu` where neither it nor `source` says otherwise, see `lwqc extensions`.
-    data: as `--data`, or an iterable of feeds (input name -> array). metric: `module:function` or
-        a callable that gets `run(feeds) -> outputs` and returns a number; a callable with the
-        attribute `higher_is_better = False` is a loss.
-    max_size: 0.25 (of the first original) or "20MB". max_latency: 0.5 or "8ms". max_macs: 0.5 or
-        "300M". max_memory: 0.5 or "200MB", of a process that loads and runs the model, beside what
-        it takes without one. avg_bits: stored bits per weight. max_drop: of the metric, else of
-        what the outputs lose, see `Divergence.drop`; without a budget the smallest model within
-        it is made, or with `fastest` the fastest.
-    effort, time_limit (seconds), workers, cluster: of the search under a budget, see
-        `lwqc.decide.search.control.SearchControl`.
-    shapes: sizes of dynamic dimensions that the model will serve, one set or several.
-    constant_inputs: inputs with a default value, which callers may override, are constants.
+        The target is `cpu` where neither it nor an option says otherwise.
+    options: see `lwqc.plans.options`: `Sources` for what the model is opened with, `Budgets` for
+        what the result may cost, `Searching` for the search under a budget.
 
     Returns the compressed model; `save` writes it, measures the file and returns the report.
     Raises InputError, in one line, for anything wrong with the arguments, model or data.
     """
-    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory)
-    work = _workspace(
-        source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
-        shapes=shapes, constant_inputs=constant_inputs, seed=seed, progress=progress,
-    )  # fmt: skip
-    control = _control(effort, time_limit, workers, cluster, seed)
-    return _chainable(compress_workspace(work, goals, recipe, control))
+    goals = parse_goals(**part(Budgets, options))
+    work = _opened(source, part(Sources, options))
+    return _chainable(compress_workspace(work, goals, recipe, _control(options)))
 
 
+@spelled_out(Sources)
 def quantize(
     source: Source,
     *,
@@ -111,211 +91,127 @@ def quantize(
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse",
     method: str = "rtn",
     sequential: bool = False,
-    target: str | None = None,
-    data: Data = None,
-    example_inputs: Any = None,
-    dynamic_shapes: Any = None,
-    shapes: Shapes = None,
-    constant_inputs: bool = False,
+    **options: Unpack[Sources],
 ) -> Chainable:
     """Quantize every site alike, where the target has a kernel for it. See `compress`.
 
     method: see `lwqc.quant.methods`. sequential: each layer sees the quantized ones before it.
     """
-    work = _workspace(
-        source,
-        example_inputs,
-        dynamic_shapes,
-        target=target,
-        data=data,
-        shapes=shapes,
-        constant_inputs=constant_inputs,
-    )
+    work = _opened(source, options)
     recipe = uniform_recipe(bits, activations, ranges, True, method, sequential)
     return _chainable(compress_workspace(work, Goals(), recipe, exact=True))
 
 
+@spelled_out(Bounded)
 def lower(
     source: Source,
     *,
-    target: str | None = None,
     floats: str | None = None,
     profile: Mapping[str, tuple[int, int, int]] | None = None,
     allow_fallback: bool = False,
-    max_drop: float | None = CONVERSION_DROP,
-    data: Data = None,
-    metric: str | Callable[..., float] | None = None,
-    example_inputs: Any = None,
-    dynamic_shapes: Any = None,
-    shapes: Shapes = None,
-    constant_inputs: bool = False,
+    **options: Unpack[Bounded],
 ) -> Chainable:
     """Bring a float or quantized model into the form that a target runs best. See `compress`.
 
-    target: `cuda` where neither it nor `source` says otherwise.
+    The target is `cuda` where neither `source` nor an option says otherwise.
     floats: `float32`, `float16` or `bfloat16`; the target's own by default. profile: least, usual
     and largest size of dynamic dimensions, for TensorRT. allow_fallback: accept nodes that run
-    elsewhere; they are in `Compressed.fallbacks`. max_drop: what the conversion may cost.
+    elsewhere; they are in `Compressed.fallbacks`. max_drop: what the conversion may cost, 0.01
+    where nothing is said.
     """
-    work = _workspace(
-        source, example_inputs, dynamic_shapes, target=_chosen(target, source, "cuda"), data=data,
-        metric=metric, shapes=shapes, constant_inputs=constant_inputs,
-    )  # fmt: skip
-    work.allow_fallback = allow_fallback
+    opening = part(Sources, options)
+    if opening.get("target") is None and not isinstance(source, Compressed):
+        opening["target"] = "cuda"
+    work = _opened(source, opening, allow_fallback)
     plan = lower_plan(work, floats=floats, profile=dict(profile or {}))
-    return _chainable(execute(work, Goals(max_drop=max_drop), plan))
+    goals = Goals(max_drop=options.get("max_drop", CONVERSION_DROP))
+    return _chainable(execute(work, goals, plan))
 
 
-def prune(
-    source: Source,
-    *,
-    ratio: float | None = None,
-    recipe: str = "",
-    groups: Mapping[str, float] | None = None,
-    target: str | None = None,
-    data: Data = None,
-    metric: str | Callable[..., float] | None = None,
-    max_drop: float | None = None,
-    example_inputs: Any = None,
-    dynamic_shapes: Any = None,
-    shapes: Shapes = None,
-    constant_inputs: bool = False,
-    progress: Progress | None = None,
-    **options: Any,
-) -> Chainable:
+@spelled_out(PruningSources)
+def prune(source: Source, *, recipe: str = "", **options: Unpack[PruningSources]) -> Chainable:
     """Remove whole channels, heads and hidden units; the others make up for them.
 
     With the recipes `slicegpt` and `slicegpt-shared`, residual streams get narrower instead.
 
-    ratio: share of the multiply-accumulates that goes, or of what `by` says. recipe: one that
-    prunes; `obspa` by default, `obspa-datafree` without data. groups: share by group name or
-    pattern, as `inspect` lists them. options: other fields of
-    `lwqc.decide.prune_options.PruneOptions` (`score`, `scope`, `by`, `round_to`, `compensate`,
-    ...). The rest as in `compress`.
+    recipe: one that prunes; `obspa` by default, `obspa-datafree` without data.
+    ratio: share of the multiply-accumulates that goes, or of what `by` says. groups: share by
+    group name or pattern, as `inspect` lists them. Other options are fields of
+    `lwqc.decide.prune_options.PruneOptions`, or as in `compress`.
     """
-    chosen = pruning_recipe(recipe, has_data=data is not None)
-    if ratio is not None:
-        options["ratio"] = ratio
-    if groups is not None:
-        options["overrides"] = groups
-    goals = Goals(max_drop=max_drop)
-    job = channel_job(chosen, goals, **options)
-    work = _workspace(
-        source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
-        shapes=shapes, constant_inputs=constant_inputs, progress=progress,
-    )  # fmt: skip
-    return _chainable(job(work).make())
+    chosen = pruning_recipe(recipe, has_data=options.get("data") is not None)
+    goals = Goals(max_drop=options.get("max_drop"))
+    job = channel_job(chosen, goals, **part(Pruning, options))
+    return _chainable(job(_opened(source, part(Sources, options))).make())
 
 
+@spelled_out(DroppingSources)
 def drop_layers(
     source: Source,
     *,
     branches: int | float | None = None,
     recipe: str = "",
-    target: str | None = None,
-    data: Data = None,
-    metric: str | Callable[..., float] | None = None,
-    max_drop: float | None = None,
-    example_inputs: Any = None,
-    dynamic_shapes: Any = None,
-    shapes: Shapes = None,
-    constant_inputs: bool = False,
-    progress: Progress | None = None,
-    **options: Any,
+    **options: Unpack[DroppingSources],
 ) -> Chainable:
     """Remove whole residual branches: attention, MLP or convolution blocks.
 
     With the recipe `shallow`, pairs of adjacent branches are made parallel instead.
 
     branches: how many (an int), or a share of them (a float up to 1). recipe: one that removes
-    branches; `ablation-refit` by default, `finercut` without data. options: other fields of
-    `lwqc.decide.drop_layers.DropOptions` (`kind`, `score`, `measure`, `compensate`,
-    `keep_signature`, ...). The rest as in `compress`.
+    branches; `ablation-refit` by default, `finercut` without data. Other options are fields of
+    `lwqc.decide.drop_layers.DropOptions`, or as in `compress`.
     """
+    changes: dict[str, Any] = {**part(Dropping, options)}
     if branches is not None:
         if "count" in options or "share" in options:
             raise InputError("branches says how many: leave out count and share")
-        options["share" if isinstance(branches, float) else "count"] = branches
-    goals = Goals(max_drop=max_drop)
-    job = branch_job(dropping_recipe(recipe, has_data=data is not None), goals, **options)
-    work = _workspace(
-        source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
-        shapes=shapes, constant_inputs=constant_inputs, progress=progress,
-    )  # fmt: skip
-    return _chainable(job(work).make())
+        changes["share" if isinstance(branches, float) else "count"] = branches
+    if "seed" in options:
+        changes["seed"] = options["seed"]
+    goals = Goals(max_drop=options.get("max_drop"))
+    chosen = dropping_recipe(recipe, has_data=options.get("data") is not None)
+    job = branch_job(chosen, goals, **changes)
+    return _chainable(job(_opened(source, part(Sources, options))).make())
 
 
-def plan(
-    source: Source,
-    *,
-    target: str | None = None,
-    data: Data = None,
-    metric: str | Callable[..., float] | None = None,
-    recipe: str | Recipe = "auto",
-    max_size: str | float | None = None,
-    max_latency: str | float | None = None,
-    avg_bits: float | None = None,
-    max_drop: float | None = None,
-    max_macs: str | float | None = None,
-    max_memory: str | float | None = None,
-    fastest: bool = False,
-    effort: Effort = "medium",
-    time_limit: float | None = None,
-    workers: int | None = None,
-    cluster: str = "",
-    example_inputs: Any = None,
-    dynamic_shapes: Any = None,
-    shapes: Shapes = None,
-    constant_inputs: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Plan:
+@spelled_out(Compressing)
+def plan(source: Source, *, recipe: str | Recipe = "auto", **options: Unpack[Compressing]) -> Plan:
     """Decide as `compress` does, by the same arguments; `apply` then gives what it would give."""
-    goals = parse_goals(max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory)
-    work = _workspace(
-        source, example_inputs, dynamic_shapes, target=target, data=data, metric=metric,
-        shapes=shapes, constant_inputs=constant_inputs, seed=seed, progress=progress,
-    )  # fmt: skip
-    return make_plan(work, goals, recipe, _control(effort, time_limit, workers, cluster, seed))
+    goals = parse_goals(**part(Budgets, options))
+    work = _opened(source, part(Sources, options))
+    return make_plan(work, goals, recipe, _control(options))
 
 
+@spelled_out(Sources)
 def apply(
     source: Source,
     plan: Plan,
     *,
-    data: Data = None,
-    metric: str | Callable[..., float] | None = None,
-    shapes: Shapes = None,
-    constant_inputs: bool = False,
-    seed: int = 0,
     allow_drift: bool = False,
     allow_fallback: bool = False,
+    **options: Unpack[Sources],
 ) -> Chainable:
     """Execute a plan on the model and data that it was made for, with the same versions.
 
     allow_drift: also on others; the notes tell the difference. allow_fallback: as in `lower`.
-    Raises InputError with the difference, and where the plan does not fit the model.
+    Raises InputError with the difference, where the plan does not fit the model, and for another
+    target than the plan's.
     """
-    work = _workspace(
-        source, None, None, target=plan.target, data=data, metric=metric, shapes=shapes,
-        constant_inputs=constant_inputs, seed=seed,
-    )  # fmt: skip
-    work.allow_fallback = allow_fallback
+    if options.get("target") not in (None, plan.target):
+        raise InputError(f"target {options['target']}: the plan is for {plan.target}")
+    work = _opened(source, {**options, "target": plan.target}, allow_fallback)
     return _chainable(apply_plan(work, plan, allow_drift=allow_drift))
 
 
-def _control(
-    effort: Effort, time_limit: float | None, workers: int | None, cluster: str, seed: int
-) -> SearchControl:
-    limit = math.inf if time_limit is None else time_limit
-    return SearchControl(effort, limit, processes=workers, cluster=cluster, seed=seed)
+def _control(options: Compressing) -> SearchControl:
+    return search_control(part(Searching, options), options.get("seed", 0))
 
 
 def inspect(
     source: Source, *, shapes: Sizes | None = None, constant_inputs: bool = False
 ) -> Inspection:
     """Sites, skipped tensors, costs and prunable groups of a model."""
-    return inspect_model(_model(source, None, None, constant_inputs), dims=shapes)
+    return inspect_model(_model(source, constant_inputs=constant_inputs), dims=shapes)
 
 
 def verify(
@@ -330,7 +226,7 @@ def verify(
     A result of another function counts as the model that it is, and brings its data along.
     """
     work = _compared((original, candidate), data, shapes)
-    return work.divergence(_session(candidate, "candidate", work))
+    return divergences(work, _session(candidate, "candidate", work))
 
 
 def bench(
@@ -344,7 +240,7 @@ def bench(
         raise InputError("bench needs at least one model")
     work = _compared(models, data, shapes)
     sessions: Sequence[Session] = [_session(m, f"model {i}", work) for i, m in enumerate(models)]
-    return latencies(sessions, work.served[0].feeds, seconds)
+    return latencies(sessions, work.job.data.serve[0].feeds, seconds)
 
 
 @dataclass(frozen=True)
@@ -367,20 +263,20 @@ def _chainable(done: Compressed) -> Chainable:
     return Chainable(**{f.name: getattr(done, f.name) for f in fields(done)})
 
 
-def _compared(models: Sequence[Source], data: Data, shapes: Shapes) -> Workspace:
+def _compared(models: Sequence[Source], data: Data, shapes: Shapes) -> Version:
     """Work on the first of the models, with the data and shapes of the first that brings some."""
     brought = next((m.work.original for m in models if isinstance(m, Compressed)), None)
     if brought is not None:
-        data = brought.data if data is None else data
-        shapes = brought.shapes if shapes is None else shapes
+        data = brought.job.data.fit if data is None else data
+        shapes = brought.job.data.shapes if shapes is None else shapes
     if isinstance(models[0], Compressed):
         return open_workspace(models[0].model, data=data, shapes=shapes)
-    return _workspace(models[0], None, None, data=data, shapes=shapes)
+    return _opened(models[0], {"data": data, "shapes": shapes})
 
 
-def _session(source: Source, label: str, work: Workspace) -> Session:
-    model = _model(source, None, None)
-    prove(model, work.data.first(), label)
+def _session(source: Source, label: str, work: Version) -> Session:
+    model = _model(source)
+    prove(model, work.job.data.fit.first(), label)
     return Session(model, label=label)
 
 
@@ -389,21 +285,22 @@ def _chosen(target: str | None, source: Source, usual: str) -> str | None:
     return usual if target is None and not isinstance(source, Compressed) else target
 
 
-def _workspace(
-    source: Source, example_inputs: Any, dynamic_shapes: Any, **options: Any
-) -> Workspace:
+def _opened(source: Source, options: Sources, allow_fallback: bool = False) -> Version:
+    progress = options.get("progress")
     if isinstance(source, Compressed):
-        options.pop("constant_inputs", None)  # of files: this one was read
-        return after(source, **options)
-    options["target"] = options.get("target") or "cpu"
-    if isinstance(source, (str, os.PathLike)):
-        return open_workspace(source, **options)
-    constant = options.pop("constant_inputs", False)
-    return open_workspace(_model(source, example_inputs, dynamic_shapes, constant), **options)
+        kept = part(JobOptions, options)
+        return after(source, **kept, allow_fallback=allow_fallback, progress=progress)
+    if not isinstance(source, (str, os.PathLike)):
+        source = _model(source, **part(Reading, options))
+    opening = part(Opening, options)
+    return open_workspace(source, **opening, allow_fallback=allow_fallback, progress=progress)
 
 
 def _model(
-    source: Source, example_inputs: Any, dynamic_shapes: Any, constant_inputs: bool = False
+    source: Source,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    constant_inputs: bool = False,
 ) -> ir.Model:
     if isinstance(source, ir.Model):
         return source

@@ -7,12 +7,13 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
-from lwqc.cli.options import DebugOption, JsonOption, NoUserCode
+from lwqc.cli.options import Building
 from lwqc.cli.running import app
+from lwqc.cli.sections import command
 from lwqc.cli.shown import put, say
 
 if TYPE_CHECKING:
@@ -20,16 +21,14 @@ if TYPE_CHECKING:
     from lwqc.cli.pipeline.steps import Build, Step
 
 
-@app.command()
+@command(Building)
 def run(
     file: Annotated[Path, typer.Argument(help="TOML file that describes the build")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print what would run and why, and do nothing")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="run every step again")] = False,
-    as_json: JsonOption = False,
-    no_user_code: NoUserCode = False,
-    debug: DebugOption = False,
+    **options: Unpack[Building],
 ) -> None:
     """Run the steps of a build that are not up to date, and check its gates."""
     from lwqc.cli.pipeline.commands import commands
@@ -41,6 +40,7 @@ def run(
     from lwqc.model.outputs import check_outputs
     from lwqc.model.saving import write_text
 
+    as_json = options["as_json"]
     build = resolve(file, read_document(file), commands(app))
     with contextlib.chdir(file.parent):
         check(build)

@@ -7,44 +7,33 @@ import math
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import typer
 
 from lwqc.cli.hosting import answer, work_begins
 from lwqc.cli.options import (
-    AllowFallback,
-    ConstantInputs,
-    DataOption,
-    DebugOption,
-    DropOption,
-    External,
-    JsonOption,
-    MetricOption,
-    NoUserCode,
+    Benching,
+    Converting,
+    Inspecting,
+    Model,
+    Opened,
     Output,
-    ResizableOption,
-    Seed,
-    ShapeOption,
-    Target,
+    Showing,
+    Verifying,
     as_real,
     as_whole,
 )
-from lwqc.cli.options import Model as ModelArgument
-from lwqc.cli.running import (
-    app,
-    errors_console,
-    finish,
-    opened,
-    parse_shapes,
-    progress_bars,
-)
+from lwqc.cli.running import errors_console, finish, opened, progress_bars
+from lwqc.cli.sections import command
+from lwqc.compile.losses import divergences, judged_drop
 from lwqc.errors import InputError
+from lwqc.plans.spelled_out import part
 
 
-@app.command()
+@command(Inspecting)
 def inspect(
-    model: ModelArgument,
+    model: Model,
     sites: Annotated[bool, typer.Option("--sites", help="one row per quantizable site")] = False,
     cost: Annotated[bool, typer.Option("--cost", help="one row per costly node")] = False,
     groups: Annotated[
@@ -53,12 +42,9 @@ def inspect(
     branches: Annotated[
         bool, typer.Option("--branches", help="residual branches by block, and what they cost")
     ] = False,
-    resizable_output: ResizableOption = None,
     data: Annotated[
         str | None, typer.Option("--data", help="with --branches: what they do on this data")
     ] = None,
-    shape: ShapeOption = None,
-    constant_inputs: ConstantInputs = False,
     dot: Annotated[
         Path | None,
         typer.Option("--dot", help="draw groups or branches into this file, for Graphviz"),
@@ -69,27 +55,27 @@ def inspect(
     against: Annotated[
         Path | None, typer.Option("--against", help="another version of it: what differs")
     ] = None,
-    as_json: JsonOption = False,
-    no_user_code: NoUserCode = False,
-    debug: DebugOption = False,
+    **options: Unpack[Inspecting],
 ) -> None:
     """Show inputs, outputs, quantizable sites, prunable groups, branches and costs."""
     from lwqc.cli.drawing import draw
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.inspection import print_comparison, print_inspection
-    from lwqc.compile.workspace import data_files
     from lwqc.decide.explain.comparison import compare
     from lwqc.decide.explain.inspection import inspect_model
     from lwqc.decide.explain.structure import structure, to_dot
     from lwqc.model import io
+    from lwqc.model.data_files import data_files
     from lwqc.model.user_code import loaded_files
     from lwqc.runtime.data import data_sources, default_sizes, open_data, required_inputs
+    from lwqc.runtime.served import as_sequence
 
-    resizable = tuple(resizable_output or ())
+    resizable = tuple(options.get("resizable_outputs", ()))
+    constant_inputs, as_json = options["constant_inputs"], options["as_json"]
     if data is not None and not branches:
         raise InputError("--data tells what residual branches do: give --branches too")
     loaded = io.load(model, constant_inputs=constant_inputs)
-    dims = next(iter(parse_shapes(shape)), {})
+    dims = next(iter(as_sequence(options.get("shapes"))), {})
     default_sizes(required_inputs(loaded), dims)  # refuses what no input has
     feeds = open_data(data, loaded, shapes=dims) if data is not None else None
     found = inspect_model(loaded, str(model), dims, resizable, feeds)
@@ -118,15 +104,10 @@ def inspect(
         )
 
 
-@app.command()
+@command(Verifying)
 def verify(
     original: Annotated[Path, typer.Argument(help="reference model")],
     candidate: Annotated[Path, typer.Argument(help="model to compare with it")],
-    data: DataOption = None,
-    metric: MetricOption = None,
-    max_drop: DropOption = None,
-    shape: ShapeOption = None,
-    seed: Seed = 0,
     blame: Annotated[
         bool, typer.Option("--blame", help="rank the tensors that cost the output error")
     ] = False,
@@ -134,9 +115,7 @@ def verify(
         int,
         typer.Option(parser=as_whole, help="measure the drop without each of the first N suspects"),
     ] = 0,
-    as_json: JsonOption = False,
-    no_user_code: NoUserCode = False,
-    debug: DebugOption = False,
+    **options: Unpack[Verifying],
 ) -> None:
     """Compare the outputs of two models on the same data."""
     from lwqc.cli.report.blame import blame_dict, blame_models, print_blame
@@ -149,12 +128,13 @@ def verify(
 
     if blame_check < 0:
         raise InputError(f"--blame-check {blame_check}: must not be negative")
-    with opened(original, "cpu", data, metric, shape, seed) as work:
+    max_drop, as_json = options.get("max_drop"), options["as_json"]
+    with opened(original, None, part(Opened, options)) as work:
         compressed = io.load(candidate)
-        prove_first(compressed, work.data.first, str(candidate))
+        prove_first(compressed, work.job.data.fit.first, str(candidate))
         session = Session(candidate, label=str(candidate))
-        found = work.divergence(session)
-        drop = work.drop(session) if work.metric else worst_drop(found)
+        found = divergences(work, session)
+        drop = judged_drop(work, session) if work.job.metric else worst_drop(found)
         blamed = None
         if blame or blame_check:
             blamed = blame_models(work, compressed, str(candidate), drop, blame_check)
@@ -168,39 +148,32 @@ def verify(
         else:
             Console().print(divergence_table(found))
             print_decisions(found, Console())
-            Console().print(f"drop {drop:.5g} on {work.data.description}")
+            Console().print(f"drop {drop:.5g} on {work.job.data.fit.description}")
             if blamed is not None:
-                print_blame(blamed, Console(), random=work.data.kind == "random")
+                print_blame(blamed, Console(), random=work.job.data.fit.kind == "random")
         if max_drop is not None and drop > max_drop:
             errors_console().print(f"drop {drop:.5g} is above the allowed {max_drop:.5g}")
             raise typer.Exit(3)
 
 
-@app.command()
+@command(Benching)
 def bench(
     models: Annotated[list[Path], typer.Argument(help="models, timed side by side")],
-    data: DataOption = None,
-    shape: ShapeOption = None,
     seconds: Annotated[float, typer.Option(parser=as_real, help="time per model")] = 2.0,
-    target: Target = "cpu",
     cuda_graph: Annotated[
         bool, typer.Option("--cuda-graph", help="replay a recorded CUDA graph")
     ] = False,
     nhwc: Annotated[
         bool, typer.Option("--nhwc", help="channels last in convolutions (cuda)")
     ] = False,
-    allow_fallback: AllowFallback = False,
-    seed: Seed = 0,
-    as_json: JsonOption = False,
-    no_user_code: NoUserCode = False,
-    debug: DebugOption = False,
+    **options: Unpack[Benching],
 ) -> None:
     """Time models on the same input, alternating their order; on a GPU without transfers."""
     from lwqc.backends.device_bench import device_latencies
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import latency_text, size_text
-    from lwqc.compile.workspace import stored_bytes
     from lwqc.model import io
+    from lwqc.model.data_files import stored_bytes
     from lwqc.runtime.measure import latencies
     from lwqc.runtime.proof import prove
     from lwqc.runtime.session import Session, SessionSettings
@@ -208,21 +181,22 @@ def bench(
     if not (seconds > 0 and math.isfinite(seconds)):
         raise InputError(f"--seconds {seconds}: expected a time above 0")
     elsewhere: dict[str, list[str]] = {}
-    options = _device_options(target, cuda_graph, nhwc)
-    with opened(models[0], target, data, None, shape, seed) as work:
+    fallback = options["allow_fallback"]
+    device = _device_options(options["target"] or "", cuda_graph, nhwc)
+    with opened(models[0], None, part(Opened, options)) as work:
         for path in models[1:]:
-            prove(io.load(path), work.data.first(), str(path))
-        served = [s.label for s in work.served]
-        if work.target.settings() == SessionSettings():
+            prove(io.load(path), work.job.data.fit.first(), str(path))
+        served = [s.label for s in work.job.data.serve]
+        if work.job.target.settings() == SessionSettings():
             sessions = [Session(path, label=str(path)) for path in models]
-            for session, one in product(sessions, work.served):
+            for session, one in product(sessions, work.job.data.serve):
                 session(one.feeds)  # what does not take these inputs is told in a line
-            found = [latencies(sessions, s.feeds, seconds) for s in work.served]
+            found = [latencies(sessions, s.feeds, seconds) for s in work.job.data.serve]
         else:
             found = []
-            for one in work.served:
+            for one in work.job.data.serve:
                 times, elsewhere = device_latencies(
-                    work.target, models, one.feeds, seconds, options, allow_fallback=allow_fallback
+                    work.job.target, models, one.feeds, seconds, device, allow_fallback=fallback
                 )
                 found.append(times)
     sizes = [stored_bytes(io.load(path)) for path in models]
@@ -237,7 +211,7 @@ def bench(
         for i, path in enumerate(models)
     }
     answer(rows)
-    if as_json:
+    if options["as_json"]:
         print(json.dumps(rows, indent=1))
         return
     for name, lines in elsewhere.items():
@@ -261,13 +235,11 @@ def _device_options(target: str, cuda_graph: bool, nhwc: bool) -> dict[str, str]
     return options
 
 
-@app.command()
+@command(Converting)
 def convert(
     source: Annotated[str, typer.Argument(help="module:callable returning (module, inputs)")],
     output: Output,
-    external: External = None,
-    no_user_code: NoUserCode = False,
-    debug: DebugOption = False,
+    **options: Unpack[Converting],
 ) -> None:
     """Convert a torch model to ONNX."""
     from lwqc.cli.report.terminal import size_text
@@ -280,12 +252,12 @@ def convert(
     io.check_output(output, [])
     model = convert_torch(source)
     io.check_output(output, loaded_files())
-    saved = save(model, output, external_data=external)
+    saved = save(model, output, external_data=options.get("external"))
     answer({"output": str(saved.path), "output_bytes": saved.size_bytes})
     errors_console().print(f"{saved.path}: {size_text(saved.size_bytes)}")
 
 
-@app.command()
+@command(Showing)
 def recipes(
     name: Annotated[
         str | None, typer.Argument(help="show this one in full; a name or a .toml file")
@@ -297,8 +269,7 @@ def recipes(
     schema: Annotated[
         bool, typer.Option("--schema", help="print the JSON Schema of recipes")
     ] = False,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    **options: Unpack[Showing],
 ) -> None:
     """List the named recipes, or show one."""
     from lwqc.cli.plans import print_schema
@@ -313,21 +284,21 @@ def recipes(
     chosen = [find(name)] if name else list(named().values())
     if toml and name:
         print(source_text(name), end="")
-    elif as_json or name:
+    elif options["as_json"] or name:
         print(json.dumps([r.model_dump(mode="json") for r in chosen], indent=1))
     else:
         for recipe in chosen:
             Console().print(f"{recipe.name}: {recipe.description}")
 
 
-@app.command()
-def extensions(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+@command(Showing)
+def extensions(**options: Unpack[Showing]) -> None:
     """List scores, allocators and targets by name, and the packages that add some."""
     from lwqc.cli.report.console import Console
     from lwqc.model.extensions import EXTENSIONS
 
     others = [{name: point.value for name, point in k.installed().items()} for k in EXTENSIONS]
-    if as_json:
+    if options["as_json"]:
         found = {
             kind.kind: {
                 "group": kind.group,
@@ -344,11 +315,10 @@ def extensions(as_json: JsonOption = False, debug: DebugOption = False) -> None:
         Console().print(line, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@command(Showing)
 def demo(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="keep the result")] = None,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    **options: Unpack[Showing],
 ) -> None:
     """Compress a small trained digit classifier that comes with lwqc."""
     from lwqc.decide.compress import compress_workspace, open_workspace
@@ -366,4 +336,4 @@ def demo(
                 model, data=digits.calibration(), metric=digits.accuracy, progress=report
             )
             done = compress_workspace(work, Goals(max_drop=None), "auto")
-        finish(done, target, None, None, True, False, as_json)
+        finish(done, target, {"as_json": options["as_json"]})

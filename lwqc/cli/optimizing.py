@@ -6,28 +6,17 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
-from lwqc.cli.options import (
-    ConstantInputs,
-    DataOption,
-    DebugOption,
-    External,
-    JsonOption,
-    Model,
-    NoUserCode,
-    Seed,
-    ShapeOption,
-    Verify,
-    as_real,
-    as_whole,
-)
-from lwqc.cli.running import app, errors_console, opened
+from lwqc.cli.options import Model, Opened, Optimizing, Showing, as_real, as_whole
+from lwqc.cli.running import errors_console, opened
+from lwqc.cli.sections import command
 from lwqc.cli.shown import put
 from lwqc.errors import InputError, UnsoundResult
 from lwqc.model.user_code import loaded_files
+from lwqc.plans.spelled_out import part
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,7 +28,7 @@ if TYPE_CHECKING:
 _FEEDS = 2  # that outputs are compared on
 
 
-@app.command()
+@command(Optimizing)
 def opt(
     model: Model,
     text: Annotated[
@@ -58,9 +47,6 @@ def opt(
         float,
         typer.Option(parser=as_real, help="of an output's largest number, with either of these"),
     ] = 1e-4,
-    data: DataOption = None,
-    shape: ShapeOption = None,
-    seed: Seed = 0,
     time_passes: Annotated[
         bool, typer.Option("--time-passes", help="print what each pass took and changed")
     ] = False,
@@ -73,17 +59,12 @@ def opt(
     limit: Annotated[
         int | None, typer.Option(parser=as_whole, help="run only the first N passes")
     ] = None,
-    external: External = None,
-    verify: Verify = True,
-    as_json: JsonOption = False,
-    constant_inputs: ConstantInputs = False,
-    no_user_code: NoUserCode = False,
-    debug: DebugOption = False,
+    **options: Unpack[Optimizing],
 ) -> None:
     """Run passes on a model, in the order of a text."""
     from lwqc.compile.saved_check import save
-    from lwqc.compile.workspace import data_files
     from lwqc.model import io
+    from lwqc.model.data_files import data_files
     from lwqc.passes.context import Context
     from lwqc.passes.instruments import Trace
     from lwqc.passes.instruments import Verify as VerifyEach
@@ -99,16 +80,16 @@ def opt(
         raise InputError(f"--tolerance {tolerance:g}: must not be negative")
     trace = Trace()
     instruments = _instruments(pipeline, limit, print_after, dump)
-    loaded = io.load(model, constant_inputs=constant_inputs)
+    loaded = io.load(model, constant_inputs=options["constant_inputs"])
     if output is not None:
-        io.check_output(output, [model, *data_files(loaded), *data_sources(data)])
+        io.check_output(output, [model, *data_files(loaded), *data_sources(options.get("data"))])
     run = None
     if bisect or verify_each:
-        run = _runner(model, data, shape, seed, constant_inputs)
+        run = _runner(model, part(Opened, options))
         if output is not None:
             io.check_output(output, loaded_files())
     if bisect and run is not None:
-        _bisect(pipeline, loaded, run, tolerance, as_json)
+        _bisect(pipeline, loaded, run, tolerance, options["as_json"])
         return
     if verify_each:
         instruments.append(VerifyEach(run, tolerance))
@@ -116,8 +97,8 @@ def opt(
     with _failures_told():
         pipeline.run(loaded, ctx, [*instruments, trace])
     if output is not None:
-        save(loaded, output, external_data=external, verify=verify)
-    _report(ctx, trace, time_passes, as_json)
+        save(loaded, output, external_data=options.get("external"), verify=options["verify"])
+    _report(ctx, trace, time_passes, options["as_json"])
 
 
 @contextmanager
@@ -151,16 +132,12 @@ def _instruments(
     return found
 
 
-def _runner(
-    model: Path, data: str | None, shape: list[str] | None, seed: int, constant_inputs: bool
-) -> Callable[[ir.Model], Outputs]:
+def _runner(model: Path, options: Opened) -> Callable[[ir.Model], Outputs]:
     """What gives the outputs of a model on a few feeds, without graph optimisation."""
     from lwqc.runtime.session import Session, SessionSettings
 
-    with opened(
-        model, "cpu", data, None, shape, seed, None, constant_inputs=constant_inputs
-    ) as work:
-        feeds = work.search_batches[:_FEEDS]
+    with opened(model, None, options) as work:
+        feeds = work.job.data.judge[:_FEEDS]
 
     def run(now: ir.Model) -> Outputs:
         session = Session(now, SessionSettings(optimize=False), label=model.name)
@@ -218,15 +195,15 @@ def _report(ctx: Context, trace: Trace, time_passes: bool, as_json: bool) -> Non
         console.print(line, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@command(Showing)
 def passes(
     name: Annotated[str | None, typer.Argument(help="show this one in full")] = None,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    **options: Unpack[Showing],
 ) -> None:
     """List the passes and pipelines that `lwqc opt` runs, or describe one."""
     from lwqc.passes.catalogue import catalogue, described
 
+    as_json = options["as_json"]
     if name is not None:
         found = described(name)
         print(json.dumps(vars(found), indent=1) if as_json else found.text())

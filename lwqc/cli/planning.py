@@ -3,58 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import typer
 
 from lwqc.cli.compressing import only_clean
 from lwqc.cli.hosting import answer
 from lwqc.cli.options import (
-    AllowDrift,
-    AllowFallback,
-    BitsOption,
-    ClusterOption,
-    ConstantInputs,
-    DataOption,
-    DebugOption,
-    Details,
-    DropOption,
-    EffortOption,
-    External,
-    FastestOption,
-    JsonOption,
-    LatencyOption,
-    MacsOption,
-    MemoryOption,
-    MetricOption,
+    Applying,
     Model,
-    NoUserCode,
-    OriginalOption,
+    Opened,
     Output,
-    QuantizeOption,
-    RecipeOption,
-    ResumeOption,
-    Seed,
-    ShapeOption,
-    SizeOption,
-    Target,
-    TimeLimitOption,
-    Verify,
-    WorkersOption,
+    Planning,
+    Quantize,
+    RecipeName,
+    Resume,
+    Saved,
 )
-from lwqc.cli.running import (
-    Files,
-    app,
-    errors_console,
-    finish,
-    opened,
-    parse_control,
-)
+from lwqc.cli.running import Files, errors_console, finish, log_name, opened
+from lwqc.cli.sections import command
 from lwqc.errors import InputError
 from lwqc.plans.goals import parse_goals
+from lwqc.plans.options import Budgets, Searching
+from lwqc.plans.spelled_out import part
 
 
-@app.command()
+@command(Planning)
 def plan(
     model: Annotated[
         Path | None,
@@ -73,34 +47,16 @@ def plan(
     schema: Annotated[
         bool, typer.Option("--schema", help="print the JSON Schema of plans")
     ] = False,
-    target: Target = "cpu",
-    data: DataOption = None,
-    metric: MetricOption = None,
-    recipe: RecipeOption = "auto",
-    quantize: QuantizeOption = True,
-    max_size: SizeOption = None,
-    max_latency: LatencyOption = None,
-    max_macs: MacsOption = None,
-    max_memory: MemoryOption = None,
-    avg_bits: BitsOption = None,
-    max_drop: DropOption = None,
-    fastest: FastestOption = False,
-    effort: EffortOption = "medium",
-    time_limit: TimeLimitOption = None,
-    workers: WorkersOption = None,
-    cluster: ClusterOption = "",
-    resume: ResumeOption = False,
-    shape: ShapeOption = None,
-    seed: Seed = 0,
-    constant_inputs: ConstantInputs = False,
-    no_user_code: NoUserCode = False,
-    original: OriginalOption = None,
-    debug: DebugOption = False,
+    recipe: RecipeName = "auto",
+    quantize: Quantize = True,
+    resume: Resume = False,
+    **options: Unpack[Planning],
 ) -> None:
     """Decide as `compress` does, and write only the plan; or show plans."""
     from lwqc.cli.plans import print_diff, print_plan, print_schema, read_plan
     from lwqc.cli.report.plan_text import plan_line
     from lwqc.decide.compress import make_plan
+    from lwqc.decide.search.control import search_control
     from lwqc.plans.recipe import find
 
     if schema:
@@ -116,19 +72,15 @@ def plan(
     elif output is None and resume:
         raise InputError("--resume goes on from OUTPUT.search: give -o")
     else:
+        budgets = part(Budgets, options)
         if not quantize:
-            recipe = only_clean(recipe, max_size, avg_bits, max_macs, max_memory)
-        control = parse_control(output, effort, time_limit, workers, cluster, resume, seed)
+            recipe = only_clean(recipe, budgets)
+        log = None if output is None else log_name(output)
+        control = search_control(part(Searching, options), options["seed"], log, resume)
         chosen = find(recipe)
-        goals = parse_goals(
-            max_size, max_latency, avg_bits, max_drop, fastest, max_macs, max_memory
-        )
-        outputs = [] if output is None else [output]
-        files = Files(outputs, [], [control.log], [recipe])
-        with opened(
-            model, target, data, metric, shape, seed, files,
-            constant_inputs=constant_inputs, original=original,
-        ) as work:  # fmt: skip
+        goals = parse_goals(**budgets)
+        files = Files([] if output is None else [output], [], [control.log], [recipe])
+        with opened(model, files, part(Opened, options)) as work:
             made = make_plan(work, goals, chosen, control)
             if output is not None:
                 made.save(output)
@@ -139,25 +91,16 @@ def plan(
                 print_plan(made)
 
 
-@app.command(name="apply")
+@command(Applying, name="apply")
 def apply_command(
     model: Model,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan written by `lwqc plan`")],
     output: Output,
-    data: DataOption = None,
-    metric: MetricOption = None,
-    shape: ShapeOption = None,
-    external: External = None,
-    verify: Verify = True,
-    seed: Seed = 0,
-    allow_drift: AllowDrift = False,
-    allow_fallback: AllowFallback = False,
-    details: Details = False,
-    as_json: JsonOption = False,
-    constant_inputs: ConstantInputs = False,
-    no_user_code: NoUserCode = False,
-    original: OriginalOption = None,
-    debug: DebugOption = False,
+    allow_drift: Annotated[
+        bool,
+        typer.Option("--allow-drift", help="also with another model, other data or other versions"),
+    ] = False,
+    **options: Unpack[Applying],
 ) -> None:
     """Execute a plan: the same plan on the same model gives the same bytes."""
     from lwqc.compile.execute import apply_plan
@@ -165,17 +108,7 @@ def apply_command(
 
     read = Plan.load(plan_file)
     files = Files([output], read=[plan_file])
-    with opened(
-        model,
-        read.target,
-        data,
-        metric,
-        shape,
-        seed,
-        files,
-        constant_inputs=constant_inputs,
-        original=original,
-    ) as work:
-        work.allow_fallback = allow_fallback
+    opening: Opened = {**part(Opened, options), "target": read.target}
+    with opened(model, files, opening, fallback=options["allow_fallback"]) as work:
         done = apply_plan(work, read, allow_drift=allow_drift)
-        finish(done, output, None, external, verify, details, as_json)
+        finish(done, output, part(Saved, options), verify=options["verify"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -13,21 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lwqc.cli.hosting import answer, work_begins
+from lwqc.cli.options import Changing, Opened, Saved
 from lwqc.cli.shown import say, shown
 from lwqc.errors import InputError
-from lwqc.model.numerals import whole
 from lwqc.model.outputs import check_outputs
 from lwqc.model.user_code import loaded_files
+from lwqc.plans.options import Opening
+from lwqc.plans.spelled_out import part
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from lwqc.cli.report.console import Console
     from lwqc.compile.compressed import Compressed
-    from lwqc.compile.workspace import Workspace
-    from lwqc.decide.search.control import SearchControl
+    from lwqc.compile.version import Version
 
-_LARGEST_SIZE = 2**31 - 1
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -42,7 +41,8 @@ def everywhere(
         list[str] | None,
         typer.Option(
             "--limit",
-            help="what one model may take: inputs=4GB, data=40GB, memory=16GB, run=600s",
+            help="what one model may take: inputs=4GB, data=40GB, traces=40GB, folding=8MB, "
+            "memory=16GB, run=600s",
         ),
     ] = None,
 ) -> None:
@@ -103,94 +103,51 @@ class Files:
 @contextmanager
 def opened(
     model: Path,
-    target: str,
-    data: str | None,
-    metric: str | None,
-    shape: Sequence[str] | None,
-    seed: int,
-    files: Files | None = None,
+    files: Files | None,
+    options: Opened,
     *,
-    constant_inputs: bool = False,
-    original: Path | None = None,
-) -> Iterator[Workspace]:
+    verify: bool = True,
+    fallback: bool = False,
+) -> Iterator[Version]:
     """Load everything, refusing a bad output before any work is done.
 
-    original: what the model was made of by earlier steps, see `lwqc.decide.continued`.
+    The option `original` names what the model was made of by earlier steps, see
+    `lwqc.decide.continued`. verify, fallback: see `skip_checks` and `allow_fallback` of
+    `lwqc.compile.job.Job`.
     """
     from lwqc.backends.provider_options import options_path
-    from lwqc.compile.workspace import data_files
-    from lwqc.decide.compress import open_workspace
+    from lwqc.decide.compress import bare, open_workspace
     from lwqc.decide.continued import continued
     from lwqc.model import io
+    from lwqc.model.data_files import data_files
     from lwqc.model.extensions import TARGETS
     from lwqc.runtime.data import data_sources
 
-    TARGETS.check(target)
+    TARGETS.check(options.get("target") or "cpu")
     work_begins()
-    loaded = io.load(model, constant_inputs=constant_inputs)
-    first = io.load(original, constant_inputs=constant_inputs) if original else loaded
+    constant, original = options.get("constant_inputs", False), options.get("original")
+    loaded = io.load(model, constant_inputs=constant)
+    first = io.load(original, constant_inputs=constant) if original else loaded
     read = [model, *data_files(loaded), *([original] if original else []), *data_files(first)]
     if files is not None:
-        files.check([options_path(model), *read, *data_sources(data)])
+        files.check([options_path(model), *read, *data_sources(options.get("data"))])
     with progress_bars() as report:
         work = open_workspace(
             first,
             name=(original or model).name,
-            target=target,
-            data=data,
-            metric=metric,
-            shapes=parse_shapes(shape),
-            seed=seed,
+            **part(Opening, options),
+            skip_checks=not verify,
+            allow_fallback=fallback,
             progress=report,
         )
         if files is not None:
             files.check(loaded_files())
-            if work.target.profiles:
+            if work.job.target.profiles:
                 files.check([], [options_path(output) for output in files.models])
-        yield continued(work, loaded, model.name, earlier=[model.name]) if original else work
-
-
-def parse_shapes(texts: Sequence[str] | None) -> list[dict[str, int]]:
-    """Sizes of dynamic dimensions from `batch=8,seq=128`, one set for each text."""
-    return [dims for text in texts or () if (dims := _parse_dims(text))]
-
-
-def _parse_dims(text: str) -> dict[str, int]:
-    dims: dict[str, int] = {}
-    for part in filter(None, text.split(",")):
-        name, _, size = part.partition("=")
-        try:
-            dims[name.strip()] = whole(size)
-        except ValueError as error:
-            raise InputError(f"--shape {part[:80]!r}: expected name=size") from error
-        if not name.strip() or dims[name.strip()] > _LARGEST_SIZE:
-            raise InputError(
-                f"--shape {part[:80]!r}: expected name=size, a size of at most {_LARGEST_SIZE}"
-            )
-    return dims
-
-
-def parse_control(
-    output: Path | None,
-    effort: str,
-    time_limit: float | None,
-    workers: int | None,
-    cluster: str,
-    resume: bool,
-    seed: int,
-) -> SearchControl:
-    """How to search, from the options; the scores go to a file beside the output."""
-    from lwqc.decide.search.control import SearchControl
-
-    return SearchControl(
-        effort=effort,  # type: ignore[arg-type]
-        time_limit_s=math.inf if time_limit is None else time_limit,
-        log=None if output is None else log_name(output),
-        resume=resume,
-        processes=workers,
-        cluster=cluster,
-        seed=seed,
-    )
+        if original:
+            loaded = loaded if options.get("keep_metadata") else bare(loaded)
+            work = continued(work.original, loaded, model.name, earlier=[model.name])
+        yield work
 
 
 def log_name(output: Path) -> Path:
@@ -198,31 +155,31 @@ def log_name(output: Path) -> Path:
     return output.with_name(f"{output.name}.search")
 
 
-def check_bound(max_drop: float | None, verify: bool) -> None:
+def check_bound(options: Changing) -> None:
     """Refuse, before any work, a bound that could not be checked."""
-    if not verify and max_drop is not None:
+    if not options["verify"] and "max_drop" in options:
         raise InputError("--max-drop is measured on the saved file: drop --no-verify")
 
 
 def finish(
     done: Compressed,
     output: Path,
-    plan_out: Path | None,
-    external: bool | None,
-    verify: bool,
-    details: bool,
-    as_json: bool,
+    options: Saved,
+    *,
+    verify: bool = True,
+    engines: Path | None = None,
 ) -> None:
     """Save, measure, print; exit code 3 when a constraint is not met."""
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import print_report
 
-    report = done.save(output, external_data=external, verify=verify, plan=plan_out)
+    external, plan = options.get("external"), options.get("plan_out")
+    report = done.save(output, external_data=external, verify=verify, plan=plan, engines=engines)
     answer(report.to_dict())
-    if as_json:
+    if options["as_json"]:
         print(report.to_json())
     else:
-        print_report(report, Console(), details=details)
+        print_report(report, Console(), details=options.get("details", False))
         if not verify:
             errors_console().print("not verified: the saved file was neither loaded nor measured")
     if not report.met:

@@ -26,7 +26,7 @@ class PruneOptions:
     the same share of every group. per_cost: compare by price per MAC (or parameter) saved.
     round_to: widths stay multiples of it where a group allows. min_channels: each group keeps at
     least that many. max_ratio: largest share that one group loses under `global`.
-    overrides: group name or pattern -> share that goes. statistics: also prune groups that a
+    groups: group name or pattern -> share that goes. statistics: also prune groups that a
     normalisation or pooling mixes. compensate: see `plan.Pruning`. loss: for `taylor`, of
     (outputs, feeds).
     """
@@ -40,7 +40,7 @@ class PruneOptions:
     round_to: int = 1
     min_channels: int = 1
     max_ratio: float = 0.9
-    overrides: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, float] = field(default_factory=dict)
     statistics: bool = False
     compensate: Compensate = "none"
     batch_norm: bool = False
@@ -55,7 +55,7 @@ class PruneOptions:
             known = ", ".join(CHANNEL_SCORES.names())
             raise InputError(f"--score {self.score}: expected one of {known}")
         score = channel_score(self.score)
-        for name, value in (("ratio", self.ratio), *self.overrides.items()):
+        for name, value in (("ratio", self.ratio), *self.groups.items()):
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise InputError(f"{name} {value}: expected a share from 0 to below 1")
         for name, count in (("round-to", self.round_to), ("min-channels", self.min_channels)):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lwqc.compile.workspace import Candidate, Workspace
+from lwqc.compile.candidates import Candidate, evaluate, holds, judged, known_drop, tried
+from lwqc.compile.stored_sites import storable
+from lwqc.compile.version import Version
 from lwqc.decide import mixed, planning
 from lwqc.errors import SessionError
 from lwqc.plans.plan import Plan, SiteEntry
@@ -32,85 +34,124 @@ def with_room(plan: Plan, limit: float) -> float:
     return _UNSEEN * limit if fitted and all(e.activation == "none" for e in entries) else limit
 
 
-def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") -> Plan | None:
+def holding(work: Version, limit: float, recipe: str, method: Method = "rtn") -> Plan | None:
     """Weights in few bits that become float again at load, where they are shown to hold; or None.
 
-    First 8 bits with a scale per channel, then with scales per block; then with codes chosen by
-    `method`, where there is real data. Where that is not enough, some take 16 bits or stay float:
-    what the allowed drop leaves, in the fewest bytes; and where errors do not add up, those that
-    cost more than is allowed alone or with those before them.
-
-    limit: the largest drop. None: not even the unquantized graph holds, as the target writes it.
+    See `stored`. limit: the largest drop. None: not even the unquantized graph holds, as the target
+    writes it.
     """
-    plan = planning.folded(work, recipe)
-    trials = _Trials(work, limit, plan)
-    if plan.quantize:
-        finer = planning.finer(work, plan)
-        for one in [plan] if finer == plan else [plan, finer]:
-            if trials.holds(one):
-                return one
-        if method != "rtn" and work.data.kind == "real" and not work.is_large:
-            plan = finer = planning.with_method(work, finer, method)
-            allowed, limit = limit, with_room(plan, limit)
-            room = f", {_UNSEEN:g} of the {allowed:g} allowed: {_ROOM}" if limit < allowed else ""
-            trials = _Trials(work, limit, plan, room)
-            if trials.holds(plan):
-                return plan
-        least = trials.fewest_bytes(finer)
-        if least is not None and least.drop > _ADDS_UP * limit:
-            return least.plan
-        kept = trials.grown([], list(plan.quantize))
-        others = [work.tried(trials.only(kept))] if kept else []
-        if least is not None:
-            others.append(least)
-        if others:
-            return min(others, key=lambda c: c.size_bytes).plan
     unchanged = planning.unchanged(work, recipe)
+    plan, trials = _most(work, unchanged, planning.folded(work, recipe), limit, method)
+    if plan is not None:
+        return plan
     if not trials.holds(unchanged):
         return None
     return unchanged.model_copy(update={"kept_float": trials.only([]).kept_float})
 
 
-class _Trials:
-    """Sets of sites, tried on all data."""
+def stored(work: Version, plan: Plan, limit: float, method: Method) -> Plan:
+    """A plan that holds, with few bits in the file for the weights that it computes with in float.
 
-    def __init__(self, work: Workspace, limit: float, plan: Plan, room: str = "") -> None:
+    They become float again at load, so that nothing runs slower. First 8 bits with a scale per
+    channel, then with scales per block; then with codes chosen by `method`, where there is real
+    data. Where that is not enough, some take 16 bits or stay float: what the allowed drop leaves,
+    in the fewest bytes; and where errors do not add up, those that cost more than is allowed alone
+    or with those before them.
+
+    limit: the largest drop of the whole plan.
+    """
+    whole = planning.folded(work, plan.recipe)
+    more = {n: e for n, e in whole.quantize.items() if n not in plan.quantize}
+    found, _ = _most(work, plan, whole.model_copy(update={"quantize": more}), limit, method)
+    if found is None:
+        return plan
+    kernels = planning.repaired(work, found)
+    return kernels if kernels == found or _Trials(work, limit, plan, found).holds(kernels) else plan
+
+
+def _most(
+    work: Version, around: Plan, plan: Plan, limit: float, method: Method
+) -> tuple[Plan | None, _Trials]:
+    """`around` with what of a plan for its other weights holds; None where that is nothing."""
+    trials = _Trials(work, limit, around, plan)
+    if not plan.quantize:
+        return None, trials
+    finer = planning.finer(work, plan)
+    for one in [plan] if finer == plan else [plan, finer]:
+        if trials.holds(trials.beside(one)):
+            return trials.beside(one), trials
+    if method != "rtn" and work.job.data.fit.kind == "real" and not work.is_large:
+        plan = finer = planning.with_method(work, finer, method)
+        allowed, limit = limit, with_room(trials.beside(plan), limit)
+        room = f", {_UNSEEN:g} of the {allowed:g} allowed: {_ROOM}" if limit < allowed else ""
+        trials = _Trials(work, limit, around, plan, room)
+        if trials.holds(trials.beside(plan)):
+            return trials.beside(plan), trials
+    least = trials.fewest_bytes(finer)
+    if least is not None and least.drop > _ADDS_UP * limit:
+        return least.plan, trials
+    kept = trials.grown([], list(plan.quantize))
+    others = [tried(work, trials.only(kept))] if kept else []
+    if least is not None:
+        others.append(least)
+    return min(others, key=lambda c: c.size_bytes).plan if others else None, trials
+
+
+class _Trials:
+    """Sets of a plan's sites beside the entries of another plan, tried on all data."""
+
+    def __init__(
+        self, work: Version, limit: float, around: Plan, plan: Plan, room: str = ""
+    ) -> None:
         """room: why the limit is not the one that was asked for, in words that follow it."""
-        self._work, self._limit, self._plan, self._room = work, limit, plan, room
-        self._left = _TRIALS
+        self._work, self._limit, self._around, self._plan = work, limit, around, plan
+        self._room, self._left = room, _TRIALS
         self._why: dict[str, str] = {}
+
+    def beside(self, plan: Plan) -> Plan:
+        """Both plans' entries. Why a weight is not computed with in 8 bits is said of it still."""
+        why = dict(self._around.kept_float)
+        why |= {n: f"weight only: {why[n]}" for n in plan.quantize if n in why}
+        for name, reason in plan.kept_float.items():
+            if reason not in why.get(name, ""):
+                why[name] = f"{why[name]}; {reason}" if name in why else reason
+        entries = {**self._around.quantize, **plan.quantize}
+        return self._around.model_copy(update={"quantize": entries, "kept_float": why})
 
     def only(self, sites: Sequence[str]) -> Plan:
         """The plan for these sites; the others stay float, with the reason."""
         others = {n: self._why.get(n, _UNDECIDED) for n in self._plan.quantize if n not in sites}
-        return planning.without(self._plan, others)
+        return self.beside(planning.without(self._plan, others))
 
     def fewest_bytes(self, finer: Plan) -> Candidate | None:
         """What the drop allows of the plan, a finer one and 16 bits, in fewest bytes; or None."""
         work, plan, limit = self._work, self._plan, self._limit
         curves, sites = {}, work.sites
         for name, entry in plan.quantize.items():
-            half = work.storable(name, SiteEntry(weight=HALF))
+            half = storable(work, name, SiteEntry(weight=HALF))
             levels = [None, entry, finer.quantize[name]]
             if isinstance(half, SiteEntry):
-                form = work.target.form(sites[name], half, work.opset)
+                form = work.job.target.form(sites[name], half, work.opset)
                 smaller = half.size_bytes(sites[name].n, sites[name].k) < sites[name].float_bytes
-                if smaller and not work.target.refuses(form):
+                if smaller and not work.job.target.refuses(form):
                     levels.append(half)
             curves[name] = tuple(dict.fromkeys(levels))
         try:
             probe = SiteEntry(weight=WeightFormat(8))
             choices = mixed.error_curves(work, curves, probe=probe, runs=_RUNS)
-            found = mixed.within_drop(work, choices, work.judged, limit, plan.recipe)
+            found = mixed.within_drop(
+                work, choices, lambda some: judged(work, self.beside(some)), limit, plan.recipe
+            )
         except SessionError as error:
-            work.unusable[str(error)] = None
+            work.job.give_up(error)
             return None
-        chosen = found.plan.quantize
+        chosen = {n: e for n, e in found.plan.quantize.items() if n in plan.quantize}
         if not chosen or found.drop > limit:
             return None
         wide = [n for n in plan.quantize if n not in chosen or chosen[n].weight == HALF]
         reasons = {**plan.kept_float, **dict.fromkeys(wide, _WIDE.format(limit) + self._room)}
-        return replace(found, plan=found.plan.model_copy(update={"kept_float": reasons}))
+        made = plan.model_copy(update={"quantize": chosen, "kept_float": reasons})
+        return replace(found, plan=self.beside(made))
 
     def grown(self, kept: list[str], more: list[str]) -> list[str]:
         """The kept sites and those of `more` that can be added one half after the other."""
@@ -128,15 +169,15 @@ class _Trials:
     def holds(self, plan: Plan) -> bool:
         """Whether a plan loads, runs and loses no more than is allowed."""
         try:
-            known = self._work.known_drop(plan, on_all=True)
+            known = known_drop(self._work, plan, on_all=True)
             if known is None:
-                candidate, session = self._work.evaluate(plan)
-                held = self._work.holds(candidate, session, self._limit)
+                candidate, session = evaluate(self._work, plan)
+                held = holds(self._work, candidate, session, self._limit)
             else:
                 held = known <= self._limit
         except SessionError as error:
             self._reason = str(error)
-            self._work.unusable[self._reason] = None
+            self._work.job.give_up(error)
             return False
         self._reason = f"8 bits lose more than {self._limit:g} here{self._room}"
         return held

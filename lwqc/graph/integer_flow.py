@@ -7,6 +7,7 @@ backwards, so that values stay in 8 bits from one convolution to the next.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Container
 from dataclasses import dataclass, field
 
@@ -14,13 +15,16 @@ import onnx_ir as ir
 
 from lwqc.graph.captures import feeding_bodies
 from lwqc.graph.sites import Site
-from lwqc.model.weights import trace_weight
+from lwqc.model.weights import stored_tensor, trace_weight
 
 ABSORBED = frozenset({"Relu", "Clip"})
+# Of these integer kernels can be made, see `lwqc.passes.hard_gate`.
+SATURATING = frozenset({"HardSigmoid", "HardSwish"})
 # Integer kernels with ranges of their own for inputs and output.
-COMPUTE = frozenset(
-    {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"}
-)
+COMPUTE = SATURATING | {
+    *("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
+}
+_TWO = frozenset({"Add", "Mul"})
 # Operators that move codes unchanged: input and output share one range.
 MOVE = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
 
@@ -97,10 +101,32 @@ def _joins(node: ir.Node, quantized: set[ir.Value]) -> bool:
     inputs = _data_inputs(node)
     if node.op_type in MOVE:
         inputs = inputs[:1]
-    elif node.op_type not in COMPUTE or (node.op_type in {"Add", "Mul"} and len(inputs) != 2):
+    elif node.op_type not in COMPUTE or not _has_kernel(node, inputs):
         return False
     output = absorbed_output(node) if node.op_type in COMPUTE else node.outputs[0]
     return bool(inputs) and all(v in quantized for v in inputs) and not output.is_graph_output()
+
+
+def _has_kernel(node: ir.Node, inputs: Collection[ir.Value]) -> bool:
+    """Whether a sum or product is one of two tensors, or of one and a number."""
+    return node.op_type not in _TWO or len(inputs) == 2 or number_beside(node) is not None
+
+
+def number_beside(node: ir.Node) -> int | None:
+    """Which operand of a sum or product of two is a stored number that codes can hold; or None.
+
+    The other one is computed, and has as many axes at least.
+    """
+    if node.domain != "" or node.op_type not in _TWO or len(node.inputs) != 2:
+        return None
+    for index, value in enumerate(node.inputs):
+        tensor, other = stored_tensor(value), node.inputs[1 - index]
+        if tensor is None or tensor.size != 1 or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        if other is None or other.shape is None or len(other.shape) < len(tensor.shape):
+            return None
+        return index if math.isfinite(float(tensor.numpy().reshape(()))) else None
+    return None
 
 
 def _data_inputs(node: ir.Node) -> list[ir.Value]:

@@ -13,8 +13,9 @@ from typing import Any
 import onnx
 
 from lwqc.model.child_process import ChildProcess
+from lwqc.model.limits import limits
 
-_SECONDS = 30.0  # of one request
+_LEAST_BYTES = 2 << 30  # of the process; weights are left out of what goes there
 _SMALL = 1 << 10  # numbers in a tensor that shapes may be computed from
 _KEPT, _KEPT_BYTES = 1 << 12, 1 << 14  # requests about nodes whose answers are kept; of one such
 
@@ -29,8 +30,15 @@ _shared: dict[int, _Inference] = {}
 def _process() -> _Inference:
     if os.getpid() not in _shared:  # also after a fork, as pipes are not for two
         _shared.clear()
-        _shared[os.getpid()] = _Inference(_SECONDS)
+        _shared[os.getpid()] = _Inference(limits().run)
     return _shared[os.getpid()]
+
+
+def _ask(name: str, *request: Any) -> Any:
+    """An answer within the limits. Raises SessionError."""
+    allowed = limits()
+    most = max(_LEAST_BYTES, int(allowed.memory))
+    return _process().ask(name, most, *request, seconds=allowed.run)
 
 
 def infer(proto: onnx.ModelProto, *, strict: bool = False, data: bool = False) -> onnx.ModelProto:
@@ -39,7 +47,7 @@ def infer(proto: onnx.ModelProto, *, strict: bool = False, data: bool = False) -
     strict: operands that do not fit an operator are an error; else they end the inference there.
     data: look at the values that shapes are computed from. Raises SessionError.
     """
-    answer = _process().ask("model", proto.SerializeToString(), strict, data)
+    answer = _ask("model", proto.SerializeToString(), strict, data)
     return onnx.ModelProto.FromString(answer)
 
 
@@ -66,7 +74,7 @@ def infer_node(
 
 
 def _node_outputs(request: bytes) -> dict[str, bytes]:
-    answer: dict[str, bytes] = _process().ask("node", *pickle.loads(request))
+    answer: dict[str, bytes] = _ask("node", *pickle.loads(request))
     return answer
 
 

@@ -32,8 +32,8 @@ class FuseRmsNorm(Pass):
     Matches: float32 squares by Pow or Mul, their mean over the last axis, a stored epsilon, the
         root as Sqrt with Reciprocal or Div, and a product with a stored scale of that axis.
     Rewrites to: RMSNormalization. Sums in another order.
-    Refuses: opsets without it, other axes and types, roots without an epsilon, and scales of other
-        shapes.
+    Refuses: opsets without it, other axes and types, roots without an epsilon, scales of other
+        shapes, and values less their mean, which are layer norms.
     """
 
     keeps_sizes = True
@@ -62,6 +62,8 @@ def _norm(mean: ir.Node) -> _Norm | None:
     x = _squared(mean.inputs[0])
     if x is None or not _over_last_axis(mean, x) or x.dtype != ir.DataType.FLOAT:
         return None
+    if _is_centred(x):
+        return None
     shifted = only_reader(mean.outputs[0])
     if shifted is None or shifted.op_type != "Add":
         return None
@@ -86,6 +88,13 @@ def _squared(value: ir.Value | None) -> ir.Value | None:
     if node.op_type == "Mul":
         return node.inputs[0] if node.inputs[0] is node.inputs[1] else None
     return node.inputs[0] if scalar(node.inputs[1]) == 2 else None
+
+
+def _is_centred(x: ir.Value) -> bool:
+    """Whether a mean was taken off: then it is a layer norm, which runtimes fuse as a whole."""
+    node = made_by(x, "Sub")
+    mean = made_by(node.inputs[1], "ReduceMean") if node is not None else None
+    return node is not None and mean is not None and mean.inputs[0] is node.inputs[0]
 
 
 def _over_last_axis(mean: ir.Node, x: ir.Value) -> bool:

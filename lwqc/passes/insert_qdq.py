@@ -16,7 +16,9 @@ from lwqc.model.names import unique_name
 from lwqc.passes.base import Pass
 from lwqc.passes.context import Context
 from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.hard_gate import find_hard_gates, least_useful, lower_hard_gate
 from lwqc.passes.integer_matmul import signed_codes
+from lwqc.passes.number_codes import encode_numbers
 from lwqc.plans.plan import ActivationRange, SiteEntry
 from lwqc.quant.activation import activation_grid
 
@@ -48,14 +50,25 @@ class InsertQdq(Pass):
         sites = [s for s in sites if s.name not in flow.refused]
         for site in sites:
             self._quantize_weight(graph, site)
+        self._insert_pairs(graph, flow.tensors)
+        return len(sites)
+
+    def _insert_pairs(self, graph: ir.Graph, tensors: Mapping[str, str]) -> None:
+        gates = find_hard_gates(graph, tensors)
+        made = {gate.outputs[0] for gate in gates}
+        encode_numbers(graph, tensors, signed=self.signed)
         values = {v.name: v for node in graph for v in node.outputs}
         values |= {v.name: v for v in graph.inputs}
+        lowest = {gate.inputs[0].name: least_useful(gate) for gate in gates if gate.inputs[0]}
         grids: dict[str, tuple[ir.Value, ir.Value]] = {}
-        for name, owner in flow.tensors.items():
+        for name, owner in tensors.items():
+            if values[name] in made:  # its grid is that of the gate
+                continue
             if owner not in grids:
-                grids[owner] = self._grid(graph, owner)
+                grids[owner] = self._grid(graph, owner, lowest.get(owner))
             _insert_pair(graph, values[name], *grids[owner])
-        return len(sites)
+        for gate in gates:
+            lower_hard_gate(graph, gate, signed=self.signed)
 
     def _quantize_weight(self, graph: ir.Graph, site: Site) -> None:
         entry = self.entries[site.name]
@@ -84,9 +97,11 @@ class InsertQdq(Pass):
             (weight,) = insert_before(use.node, "DequantizeLinear", stored, [name], {"axis": 0})
             use.node.replace_input_with(use.index, weight)
 
-    def _grid(self, graph: ir.Graph, name: str) -> tuple[ir.Value, ir.Value]:
+    def _grid(self, graph: ir.Graph, name: str, lowest: float | None) -> tuple[ir.Value, ir.Value]:
+        """lowest: value below which nothing makes a difference, None for none."""
         observed = self.ranges[name]
-        grid = activation_grid(observed.low, observed.high)
+        low = observed.low if lowest is None else max(observed.low, lowest)
+        grid = activation_grid(low, max(low, observed.high))
         scale = add_constant(graph, f"{name}/u8_scale", np.float32(grid.scale))
         return scale, add_constant(graph, f"{name}/u8_zero", grid.stored_zero(signed=self.signed))
 

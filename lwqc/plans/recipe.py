@@ -152,7 +152,8 @@ class Recipe(BaseModel):
     them, as `parallel` says), `streams` (narrows residual streams as `slice` says), `search` (all
     kinds under one budget, as `search_in` says; `auto` does so when a budget and data are given).
     clean: the graph is cleaned up first: attention as one operator, and with `merge` layers that
-    read the same value as one. The allocator `none` does only that.
+    read the same value as one. The allocator `none` does only that. Recipes with `static`
+    activations do so without `merge` in any case.
     sparse: 2:4 sparsity with the allocator `none`, see `quant.sparse`: by magnitude, with zeros
     exchanged afterwards, or with later weights taking up the error.
     search: scales by error search; False takes the plain range of each block.

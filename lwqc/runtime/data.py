@@ -19,6 +19,7 @@ from lwqc.graph.shapes import symbol_of
 from lwqc.model.array_files import Archive, check_regular, read_npy
 from lwqc.model.numerals import whole
 from lwqc.model.user_code import load_callable, running
+from lwqc.plans.options import Data
 from lwqc.runtime.random_inputs import DEFAULT_DIM, random_feeds
 
 Feeds = dict[str, NDArray[Any]]
@@ -90,7 +91,7 @@ class Dataset:
 
 
 def open_data(
-    spec: str | os.PathLike[str] | Iterable[Mapping[str, NDArray[Any]]] | None,
+    spec: Data,
     model: ir.Model,
     *,
     limit: int | None = None,
@@ -146,9 +147,9 @@ def open_data(
     return data
 
 
-def data_sources(spec: str | os.PathLike[str] | None) -> list[Path]:
-    """Files that a data source is read from; none of code and random data."""
-    if spec is None:
+def data_sources(spec: Data) -> list[Path]:
+    """Files that a data source is read from; none of code, random data and feeds in memory."""
+    if not isinstance(spec, (str, os.PathLike)):
         return []
     path = Path(spec)
     return [path, *sorted(path.glob("*.npz"))] if _is_folder(path) else [path]

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from lwqc.model.scratch import temporary_folder
+from lwqc.model.scratch import temporary_folder, unwritable
 from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.session import Feeds, Session, SessionSettings
 from lwqc.runtime.settling import is_known
@@ -31,6 +31,7 @@ def operator_times(model: Loadable, feeds: Feeds) -> dict[str, OperatorTime]:
 
     Of ten runs, or as few as take equally long, or `longest_s`.
     Nodes in subgraphs are counted with their own operator and again within the one that runs them.
+    Raises InputError where there is no room for temporary files.
     """
     with temporary_folder() as folder:
         settings = SessionSettings(profile=str(folder / "profile"))
@@ -41,7 +42,10 @@ def operator_times(model: Loadable, feeds: Feeds) -> dict[str, OperatorTime]:
         most = longest_s()
         while len(took) < _RUNS and sum(took) < most and not is_known(took, _KNOWN):
             took.append(session.seconds(feeds))
-        events = json.loads(Path(session.profile()).read_text())
+        try:
+            events = json.loads(Path(session.profile()).read_text())
+        except ValueError as error:  # the runtime does not say that it could not write it whole
+            raise unwritable() from error
     kernels = [
         (e["args"]["op_name"], e["name"], e["dur"])
         for e in events

@@ -12,13 +12,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.shapes import named_sizes
+from lwqc.plans.options import Sizes
 from lwqc.runtime.data import Dataset, open_data
 from lwqc.runtime.measure import NOISE
 from lwqc.runtime.session import Session
 from lwqc.runtime.settling import Times, decided, ratios, ratios_known
 from lwqc.runtime.timer import time_turns
 
-Sizes = Mapping[str, int]
 # Ratios known this closely decide as well as if they were timed for longer: repeated timings of
 # one model differ by more, see `NOISE`.
 _KNOWN = 1.02

@@ -11,7 +11,7 @@ import pytest
 
 import lwqc
 from lwqc.backends.cpu import CpuTarget
-from lwqc.decide import safest
+from lwqc.decide import fastest, planning, safest
 from lwqc.decide.compress import open_workspace
 from lwqc.errors import SessionError
 from lwqc.model import io
@@ -127,6 +127,61 @@ def test_candidates_that_do_not_run_are_passed_over_with_the_reason(
     note = "not chosen: candidate: the process that ran it died (SIGABRT)"
     assert report["notes"] == ["no data was given: codes are chosen by rtn instead of gptq-order",
                                note]  # fmt: skip
+
+
+# Weights that a fast plan computes with in float
+
+SLOW = {"w1": "takes longer", "w5": "takes longer"}
+
+
+def partly(net):
+    """Products of 8-bit numbers, but for some that are slow."""
+    work = open_workspace(net)
+    plan = planning.uniform(work, 8, "dynamic")
+    assert set(plan.quantize) == set(SITES)
+    return work, planning.without(plan, SLOW)
+
+
+def test_what_a_plan_leaves_float_is_stored_in_few_bits(net):
+    work, plan = partly(net)
+    found = safest.stored(work, plan, 0.01, "rtn")
+    added = {n: e for n, e in found.quantize.items() if n in SLOW}
+    assert {n: e for n, e in found.quantize.items() if n not in SLOW} == plan.quantize
+    assert {work.job.target.form(work.sites[n], e, work.opset) for n, e in added.items()} == {
+        "Folded"
+    }
+    assert set(added) == set(SLOW)
+    assert found.kept_float == dict.fromkeys(SLOW, "weight only: takes longer")
+
+
+def test_of_what_a_plan_leaves_float_only_what_holds_is_stored(net, monkeypatch):
+    broken(monkeypatch, lambda plan: "w5" in plan.quantize)
+    work, plan = partly(net)
+    found = safest.stored(work, plan, 0.01, "rtn")
+    assert set(found.quantize) == set(SITES) - {"w5"}
+    assert found.kept_float["w1"] == "weight only: takes longer"
+    assert found.kept_float["w5"] == "takes longer; 8 bits lose more than 0.01 here"
+
+
+def test_where_nothing_more_holds_the_plan_is_the_same(net, monkeypatch):
+    work, plan = partly(net)
+    broken(monkeypatch, lambda plan: set(SLOW) & set(plan.quantize))
+    assert safest.stored(work, plan, 0.01, "rtn").quantize == plan.quantize
+
+
+def test_the_default_stores_in_few_bits_what_is_slow_in_them(net, run, tmp_path, monkeypatch):
+    """Whatever is the fastest plan here."""
+    monkeypatch.setattr(
+        fastest,
+        "_plans",
+        lambda work, recipe: [planning.without(planning.uniform(work, 8, "dynamic"), SLOW)],
+    )
+    monkeypatch.setattr(fastest, "_ranked", lambda work, trials, *_: trials)
+    code, text, _ = run("compress", net, "-o", tmp_path / "o.onnx", "--json")
+    rows = {row["name"]: row for row in json.loads(text)["sites"]}
+    assert code == 0
+    assert {n for n, row in rows.items() if row["kernel"] == "Folded"} == set(SLOW)
+    assert all(row["format"].startswith("w") for row in rows.values())
 
 
 def test_the_search_for_what_holds_ends(net, monkeypatch):

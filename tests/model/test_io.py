@@ -900,12 +900,31 @@ def test_what_belongs_together_appears_together_or_not_at_all(
 
 def test_a_foreign_file_under_the_name_of_the_data_is_kept(tmp_path: Path) -> None:
     model = io.load(write(tmp_path, linear_proto()))
-    data = io.save(model, tmp_path / "out.onnx", external_data=True).data_path
+    out = tmp_path / "out.onnx"
+    data = io.save(model, out, external_data=True).data_path
     assert data is not None
     data.write_bytes(b"somebody's")
-    with pytest.raises(InputError, match="holds something else"):
-        io.save(model, tmp_path / "out.onnx", external_data=True)
-    assert data.read_bytes() == b"somebody's"
+    out.unlink()
+    for there in (None, b"no model"):
+        if there is not None:
+            out.write_bytes(there)
+        with pytest.raises(InputError, match="holds something else"):
+            io.save(model, out, external_data=True)
+        assert data.read_bytes() == b"somebody's"
+        assert (out.read_bytes() if out.exists() else None) == there
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:9] + b"!" + b[10:]])
+def test_damaged_data_of_an_earlier_run_is_replaced(tmp_path: Path, damage) -> None:
+    model = io.load(write(tmp_path, linear_proto()))
+    out = tmp_path / "out.onnx"
+    data = io.save(model, out, external_data=True).data_path
+    assert data is not None
+    whole = data.read_bytes()
+    data.write_bytes(damage(whole))
+    io.save(model, out, external_data=True)
+    assert data.read_bytes() == whole
+    assert io.model_digest(io.load(out)) == io.model_digest(model)
 
 
 MEMORY = """

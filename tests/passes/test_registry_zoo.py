@@ -22,6 +22,7 @@ MATCHES = [
     ("constant-reshape", "", "bert.dynamo"),
     ("convert-floats", "", "mobilenet_v2.dynamo"),
     ("flat-transpose", "", "bert.dynamo"),
+    ("fold-affine", "", "convformer_s18.dynamo"),
     ("fold-constants", "", "bert.dynamo"),
     ("fold-constants", "", "mobilenet_v3_large.legacy"),
     ("fold-norms", "", "deit_tiny_distilled_patch16_224.dynamo"),
@@ -44,7 +45,8 @@ MATCHES = [
 # Of these no architecture has what they match: it is written by other passes or quantizers, done to
 # every model when it is opened, or asked for by name.
 NOWHERE = {
-    "expand-integers", "graphsurgeon", "integer-bias", "parallel-branches", "plain-gemm",
+    "expand-integers", "fuse-activations", "fuse-layer-norm", "graphsurgeon", "integer-bias",
+    "parallel-branches", "plain-gemm",
     "remove-branches", "remove-unused", "restore-floats", "widen-bfloat16", "widen-floats",
 }  # fmt: skip
 TOLERANCE = 1e-4  # of an output's largest number, in deep models

@@ -7,14 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.decide.search.space import Cost
 from lwqc.errors import InputError
+from lwqc.plans.options import Effort, Searching
 
 _MOST_PROCESSES = 1024
-Effort = Literal["low", "medium", "high"]
 EFFORTS: Mapping[str, Settings] = {
     "low": Settings(generations=10, offspring=12, survivors=(3,)),
     "medium": Settings(generations=40, offspring=16, survivors=(4, 2)),
@@ -68,3 +67,19 @@ class Limits:
     def _bounded(self) -> list[tuple[str, float]]:
         pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
         return [(name, limit) for name, limit in pairs if math.isfinite(limit)]
+
+
+def search_control(
+    options: Searching, seed: int = 0, log: Path | None = None, resume: bool = False
+) -> SearchControl:
+    """How to search, as a caller says it. Raises InputError."""
+    limit = options.get("time_limit")
+    return SearchControl(
+        effort=options.get("effort", "medium"),
+        time_limit_s=math.inf if limit is None else limit,
+        log=log,
+        resume=resume,
+        processes=options.get("workers"),
+        cluster=options.get("cluster", ""),
+        seed=seed,
+    )

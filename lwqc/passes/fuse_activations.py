@@ -1,0 +1,140 @@
+"""Writes activation functions in the fewest operators, whatever exporters made of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from lwqc.graph.activations import SAMPLES, Activation, named
+from lwqc.graph.cones import Cone, cones
+from lwqc.model.edit import add_constant, insert_before, replace_node
+from lwqc.model.weights import static_shape, stored_tensor
+from lwqc.passes.base import Pass
+from lwqc.passes.context import Context
+
+_OPSET = 11  # Clip takes its ends as inputs from here on
+# What a cone may consist of. Of nodes and of what they count where that is more than one: Swish has
+# no kernel in onnxruntime 1.31.1, Max and Min none in 8 bits and none that fuses.
+_OPERATORS = frozenset(
+    {
+        *("Abs", "Add", "Clip", "Div", "Exp", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu"),
+        *("Log", "Max", "Min", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Sigmoid"),
+        *("Softplus", "Sqrt", "Sub", "Sum", "Swish", "Tanh"),
+    }
+)
+_COSTS = {"Swish": 4, "Max": 2, "Min": 2}
+
+
+class FuseActivations(Pass):
+    """Write a function of one value in the fewest operators that runtimes have kernels for.
+
+    Matches: float32 operators that compute, from one value and stored single numbers, what the
+        identity, Relu, LeakyRelu, Clip, Sigmoid, HardSigmoid, x * Sigmoid(a * x) or
+        x * HardSigmoid(x) computes. That is told by evaluating them on numbers, so every spelling
+        is found: Add, Clip, Mul and Div of a hard swish, x / (1 + exp(-x)), Swish.
+    Rewrites to: those operators, where they are fewer. Equal to rounding for finite numbers.
+    Refuses: results that are read in between, vectors of numbers, other types, opsets below 11.
+    """
+
+    keeps_sizes = True
+
+    def rewrite(self, model: ir.Model, ctx: Context) -> int:
+        """Rewrite every match of the main graph, from the last node to the first."""
+        opset = model.opset_imports.get("", 1)
+        if opset < _OPSET:
+            return 0
+        order = {node: place for place, node in enumerate(model.graph)}
+        known: dict[tuple[object, ...], Activation | None] = {}
+        gone: set[ir.Node] = set()
+        for node in reversed(order):
+            if node in gone or node.domain != "" or node.op_type not in _OPERATORS:
+                continue
+            found = None
+            for cone in cones(node.outputs[0], order, _takes):
+                activation = _told(cone, opset, known) if _is_float(cone.source) else None
+                if activation is not None and _saves(cone, activation):
+                    found = (cone, activation)
+            if found is not None:
+                gone |= set(found[0].nodes)
+                _write(model.graph, *found)
+        return len(gone)
+
+
+def _told(
+    cone: Cone, opset: int, known: dict[tuple[object, ...], Activation | None]
+) -> Activation | None:
+    if _cost(cone) < 2:  # fewer than one operator is only the identity, which folding knows
+        return None
+    key = cone.key()
+    if key not in known:
+        rank = len(cone.source.shape or ())
+        x = SAMPLES.reshape((1,) * (rank - 1) + SAMPLES.shape)
+        known[key] = named(cone.compute(x, opset).ravel())
+    return known[key]
+
+
+def _cost(cone: Cone) -> int:
+    return sum(_COSTS.get(node.op_type, 1) for node in cone.nodes)
+
+
+def _saves(cone: Cone, activation: Activation) -> bool:
+    operators = 0 if activation.kind == "identity" else 1 + activation.gated
+    if activation.kind == "sigmoid" and activation.a != 1:
+        operators += 1
+    identity = operators == 0 and cone.out.is_graph_output()
+    return not identity and operators < _cost(cone)
+
+
+def _takes(node: ir.Node) -> bool:
+    """Whether a node computes element by element, the stored operands being single numbers."""
+    if node.domain != "" or node.op_type not in _OPERATORS:
+        return False
+    computed = [v for v in node.inputs if v is not None and stored_tensor(v) is None]
+    ranks = [len(v.shape) for v in computed if v.shape is not None]
+    if len(ranks) < len(computed):
+        return False
+    stored = [t for v in node.inputs if (t := stored_tensor(v)) is not None]
+    return all(t.size == 1 and len(static_shape(t)) <= max(ranks, default=0) for t in stored)
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT
+
+
+def _write(graph: ir.Graph, cone: Cone, activation: Activation) -> None:
+    end, x, name = cone.nodes[-1], cone.source, cone.out.name
+    if activation.kind == "identity":
+        cone.out.replace_all_uses_with(x)
+        return
+    value = _kernel(graph, cone, activation)
+    if activation.gated:
+        value.shape, value.type = x.shape, x.type
+        (value,) = insert_before(end, "Mul", [x, value], [f"{name}/gated"])
+    replace_node(end, value)
+
+
+def _kernel(graph: ir.Graph, cone: Cone, activation: Activation) -> ir.Value:
+    """The operator without its gate."""
+    end, x, name = cone.nodes[-1], cone.source, cone.out.name
+    kind, a, b = activation.kind, activation.a, activation.b
+
+    def put(
+        op_type: str, *inputs: ir.Value, attributes: dict[str, int | float] | None = None
+    ) -> ir.Value:
+        (value,) = insert_before(end, op_type, inputs, [f"{name}/{op_type}"], attributes)
+        value.shape, value.type = x.shape, x.type
+        return value
+
+    def stored(number: float) -> ir.Value:
+        return add_constant(graph, f"{name}/number", np.float32(number))
+
+    match kind:
+        case "relu":
+            return put("Relu", x)
+        case "leaky":
+            return put("LeakyRelu", x, attributes={"alpha": a})
+        case "clip":
+            return put("Clip", x, stored(a), stored(b))
+        case "hard-sigmoid":
+            return put("HardSigmoid", x, attributes={"alpha": a, "beta": b})
+    return put("Sigmoid", x if a == 1 else put("Mul", x, stored(a)))

@@ -1,0 +1,45 @@
+"""Options that are written as `name=value`, read into what Python takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lwqc.errors import InputError
+from lwqc.model.numerals import real, whole
+
+_LARGEST_SIZE = 2**31 - 1
+
+
+def parse_shapes(texts: Sequence[str] | None) -> list[dict[str, int]]:
+    """Sizes of dynamic dimensions from `batch=8,seq=128`, one set for each text.
+
+    Raises InputError.
+    """
+    return [dims for text in texts or () if (dims := _parse_dims(text))]
+
+
+def _parse_dims(text: str) -> dict[str, int]:
+    dims: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        name, _, size = part.partition("=")
+        try:
+            dims[name.strip()] = whole(size)
+        except ValueError as error:
+            raise InputError(f"--shape {part[:80]!r}: expected name=size") from error
+        if not name.strip() or dims[name.strip()] > _LARGEST_SIZE:
+            raise InputError(
+                f"--shape {part[:80]!r}: expected name=size, a size of at most {_LARGEST_SIZE}"
+            )
+    return dims
+
+
+def parse_shares(texts: Sequence[str]) -> dict[str, float]:
+    """Shares by name from `GROUP=share`. Raises InputError."""
+    shares = {}
+    for text in texts:
+        name, _, share = text.rpartition("=")
+        try:
+            shares[name] = real(share)
+        except ValueError as error:
+            raise InputError(f"--group {text!r}: expected GROUP=share") from error
+    return shares

@@ -1,0 +1,292 @@
+"""The options of jobs, each defined once: for keywords in Python and for the command line.
+
+A function takes them as `**options: Unpack[Opening]`, see `lwqc.plans.spelled_out`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypedDict
+
+from lwqc.model.user_code import load_callable
+from lwqc.plans.option_texts import parse_shapes, parse_shares
+
+Sizes = Mapping[str, int]  # of dynamic dimensions
+Shapes = Sizes | Sequence[Sizes] | None
+Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | None
+MetricSource = str | Callable[..., float] | None
+Progress = Callable[[str, int, int], None]
+Effort = Literal["low", "medium", "high"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the command line takes an option; an option without one is for Python alone.
+
+    help: what `--help` says. kind: type of the value there; one with None where nothing is the
+    default. default: value where nothing is given. spelled: name there, where it is another one.
+    read: makes Python's value of the one that was given. names: where they are not the option's
+    own. callback: called with the value as soon as it is read.
+    """
+
+    help: str
+    kind: Any = str | None
+    default: Any = None
+    spelled: str = ""
+    read: Callable[[Any], Any] | None = None
+    names: tuple[str, ...] = ()
+    callback: Callable[[Any], Any] | None = None
+
+
+class Shaped(TypedDict, total=False):
+    """Sizes of dynamic dimensions.
+
+    shapes: those that the model will serve, one set or several.
+    """
+
+    shapes: Annotated[
+        Shapes,
+        Flag(
+            "sizes of dynamic dimensions, batch=8,seq=128; again for each shape served",
+            list[str] | None,
+            spelled="shape",
+            read=parse_shapes,
+        ),
+    ]
+
+
+class Feeding(Shaped, total=False):
+    """What a model is run on.
+
+    data: as `--data`, or an iterable of feeds (input name -> array). seed: of random data, and of
+    a search.
+    """
+
+    data: Annotated[Data, Flag(".npz, .npy, a folder of .npz, module:callable or random[:N]")]
+    seed: Annotated[int, Flag("seed of random data", int, 0)]
+
+
+class Targeted(TypedDict, total=False):
+    """What a model is compressed for.
+
+    target: see `lwqc extensions`.
+    """
+
+    target: Annotated[
+        str | None,
+        Flag("cpu (this one), cpu-vnni, cpu-avx2, cpu-arm, cuda or tensorrt", str, "cpu"),
+    ]
+
+
+class Measured(TypedDict, total=False):
+    """What a model is measured by.
+
+    metric: `module:function`, or a callable that gets `run(feeds) -> outputs` and returns a
+    number; a callable with the attribute `higher_is_better = False` is a loss.
+    """
+
+    metric: Annotated[MetricSource, Flag("module:function(run) -> number")]
+
+
+class JobOptions(Targeted, Measured, Feeding, total=False):
+    """What a model is compressed for, and on what."""
+
+
+class Constant(TypedDict, total=False):
+    """How the inputs of a file are read.
+
+    constant_inputs: inputs with a default value, which callers may override, are constants.
+    """
+
+    constant_inputs: Annotated[
+        bool, Flag("inputs with a default value cannot be overridden", bool, False)
+    ]
+
+
+class Kept(TypedDict, total=False):
+    """What of a file is nothing of the model's, and stays all the same.
+
+    keep_metadata: what exporters write for themselves, see `lwqc.model.metadata`.
+    """
+
+    keep_metadata: Annotated[
+        bool, Flag("keep stack traces, source paths and the like of exporters", bool, False)
+    ]
+
+
+class Opening(JobOptions, Constant, Kept, total=False):
+    """What a model is opened with."""
+
+
+class Reading(Constant, total=False):
+    """How a model that is no file is read.
+
+    example_inputs, dynamic_shapes: of a torch module, see `lwqc.frontends.torch.export`.
+    """
+
+    example_inputs: Any
+    dynamic_shapes: Any
+
+
+class Sources(Opening, Reading, total=False):
+    """What a model is opened with in Python.
+
+    progress: called with the stage, what is done of it and all of it.
+    """
+
+    progress: Progress | None
+
+
+class Loss(TypedDict, total=False):
+    """What the result may lose.
+
+    max_drop: of the metric, else of what the outputs lose, see `Divergence.drop`.
+    """
+
+    max_drop: Annotated[
+        float | None, Flag("allowed loss: of the metric, else of the outputs", float | None)
+    ]
+
+
+class Storage(Loss, total=False):
+    """What may be stored.
+
+    max_size: 0.25 (of the first original) or "20MB". avg_bits: stored bits per weight.
+    """
+
+    max_size: Annotated[str | float | None, Flag("0.25 of the original, or 20MB")]
+    avg_bits: Annotated[float | None, Flag("stored bits per weight", float | None)]
+
+
+class Budgets(Storage, total=False):
+    """What the result may cost, see `lwqc.plans.goals.Goals`.
+
+    max_latency: 0.5 (of the first original) or "8ms". max_macs: 0.5 or "300M". max_memory: 0.5 or
+    "200MB", of a process that loads and runs the model, beside what it takes without one. With
+    `max_drop` and without a budget the smallest model within it is made, or with `fastest` the
+    fastest.
+    """
+
+    max_latency: Annotated[str | float | None, Flag("0.5 of the original, or 8ms")]
+    max_macs: Annotated[str | float | None, Flag("0.5 of the original's products, or 300M")]
+    max_memory: Annotated[
+        str | float | None, Flag("0.5 of what a process with the original takes, or 200MB")
+    ]
+    fastest: Annotated[bool, Flag("with --max-drop: the fastest, not the smallest", bool, False)]
+
+
+class Searching(TypedDict, total=False):
+    """How a search under a budget runs, see `lwqc.decide.search.control.SearchControl`.
+
+    time_limit: seconds.
+    """
+
+    effort: Annotated[Effort, Flag("of a search: low, medium or high", str, "medium")]
+    time_limit: Annotated[
+        float | None, Flag("seconds of a search; then the best so far", float | None)
+    ]
+    workers: Annotated[
+        int | None,
+        Flag("processes that evaluate candidates (default: where they pay)", int | None),
+    ]
+    cluster: Annotated[str, Flag("address of a Dask scheduler that evaluates candidates", str, "")]
+
+
+class Resizable(TypedDict, total=False):
+    """Outputs that may get narrower, by name."""
+
+    resizable_outputs: Annotated[
+        Sequence[str],
+        Flag(
+            "output that may get narrower",
+            list[str] | None,
+            spelled="resizable_output",
+            read=lambda names: tuple(names) or None,
+        ),
+    ]
+
+
+class Pruning(Resizable, total=False):
+    """Fields of `lwqc.decide.prune_options.PruneOptions` that a caller chooses.
+
+    shared: of `lwqc.decide.slice_streams.SliceOptions`.
+    """
+
+    ratio: Annotated[
+        float | None, Flag("share of the MACs that goes (or of what --by says)", float | None)
+    ]
+    by: Annotated[str, Flag("macs, parameters, or channels (the same share of every group)")]
+    score: Annotated[str, Flag("l1, l2, fpgm, wanda, obs, ablation, taylor or one of your own")]
+    scope: Annotated[str, Flag("global: cheapest of the model; local: same share everywhere")]
+    normalise: Annotated[str, Flag("between groups: none, mean, sum, max or lamp")]
+    compensate: Annotated[str, Flag("none, bias or refit (least squares), on the data")]
+    groups: Annotated[
+        Mapping[str, float] | None,
+        Flag(
+            "GROUP=share for one group or pattern",
+            list[str] | None,
+            spelled="group",
+            read=parse_shares,
+        ),
+    ]
+    round_to: Annotated[int, Flag("keep widths multiples of this", int | None)]
+    min_channels: Annotated[int, Flag("each group keeps at least this many", int | None)]
+    statistics: Annotated[bool, Flag("also groups that a normalisation mixes", bool | None)]
+    loss: Annotated[
+        Callable[..., float],
+        Flag("module:function(outputs, feeds) -> number, for --score taylor", read=load_callable),
+    ]
+    shared: bool
+    per_cost: bool
+    max_ratio: float
+    batch_norm: bool
+    calibration: str
+
+
+class Dropping(TypedDict, total=False):
+    """Fields of `lwqc.decide.drop_layers.DropOptions` that a caller chooses.
+
+    search, faster: of `lwqc.decide.parallel_layers.ParallelOptions`.
+    """
+
+    count: int | None
+    share: float | None
+    kind: Annotated[str, Flag("attention, mlp, convolution, other, any, or block for whole blocks")]
+    score: Annotated[
+        str,
+        Flag(
+            "similarity, lim, angular, norm-ratio or void (one pass); ablation, ablation-once "
+            "or metric (trials); accept (whatever may go); random"
+        ),
+    ]
+    measure: Annotated[str, Flag("of the outputs' divergence: js, kl, angular, norm or channels")]
+    compensate: Annotated[
+        str, Flag("none, mean, or linear (the layer before takes over), on the data")
+    ]
+    keep_first: Annotated[int, Flag("that many at the start stay", int | None)]
+    keep_last: Annotated[int, Flag("that many at the end stay", int | None)]
+    protect: Annotated[float, Flag("share at the start that trials spare at first", float | None)]
+    max_divergence: Annotated[
+        float | None, Flag("removals that would exceed it are not made", float | None)
+    ]
+    keep_signature: Annotated[bool, Flag("cache inputs and outputs stay", bool | None)]
+    search: str
+    faster: bool
+
+
+class Compressing(Sources, Budgets, Searching, total=False):
+    """Options of `lwqc.compress` and `lwqc.plan`."""
+
+
+class Bounded(Sources, Loss, total=False):
+    """What a model is opened with, and what the result may lose."""
+
+
+class PruningSources(Bounded, Pruning, total=False):
+    """Options of `lwqc.prune`."""
+
+
+class DroppingSources(Bounded, Dropping, total=False):
+    """Options of `lwqc.drop_layers`."""

@@ -1,0 +1,59 @@
+"""Functions that take a section of options, with each option in the signature that readers see."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from lwqc.errors import InputError
+from lwqc.plans.options import Flag
+
+Section = TypeVar("Section")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def part(section: type[Section], options: Mapping[str, object]) -> Section:
+    """Those of the options that belong to a section, which is a TypedDict."""
+    known = get_type_hints(section)
+    return cast(Section, {name: value for name, value in options.items() if name in known})
+
+
+def flag_of(annotation: Any) -> Flag | None:
+    """How the command line takes an option; None where it does not."""
+    found = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return next((one for one in found if isinstance(one, Flag)), None)
+
+
+def spelled_out(section: type) -> Callable[[Function], Function]:
+    """For a function that takes `**options: Unpack[section]`: its signature names each option.
+
+    It raises InputError for an option that it does not have.
+    """
+    shown = get_type_hints(section, include_extras=True)
+
+    def spelled(function: Function) -> Function:
+        own = [
+            p
+            for p in inspect.signature(function).parameters.values()
+            if p.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+
+        @wraps(function)
+        def checked(*args: Any, **options: Any) -> Any:
+            known = [p.name for p in own] + list(shown)
+            for name in options.keys() - set(known):
+                raise InputError(
+                    f"{name}: {function.__name__} has no such option; it has {', '.join(known[1:])}"
+                )
+            return function(*args, **options)
+
+        keywords = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=hint)
+            for name, hint in shown.items()
+        ]
+        checked.__dict__["__signature__"] = inspect.Signature([*own, *keywords])
+        return cast(Function, checked)
+
+    return spelled
