@@ -92,8 +92,8 @@ def _check_versions(file: str, proto: onnx.ModelProto) -> None:
     for entry in (*proto.opset_import, *own):
         if not 0 <= entry.version < _VERSIONS:
             raise InputError(
-                f"{file}: version {entry.version} of domain {entry.domain[:60]!r} is not supported; "
-                f"expected 0 to {_VERSIONS - 1}"
+                f"{file}: version {entry.version} of domain {entry.domain[:60]!r} is not "
+                f"supported; expected 0 to {_VERSIONS - 1}"
             )
     if not MIN_IR_VERSION <= proto.ir_version <= MAX_IR_VERSION:
         raise InputError(
