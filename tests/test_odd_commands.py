@@ -53,5 +53,8 @@ def test_numbers_that_overflow_are_told_in_one_line(run, tmp_path, recwarn):
     options = ["--score", "l2", "--compensate", "none"]
     code, _, error = run("prune", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", *options)
     assert code == 2
-    assert error == "lwqc: a score is not finite; check the weights, the data and the loss\n"
+    told = (
+        "lwqc: channel score l2 on group w:1: gave a number that is not finite; check the weights"
+    )
+    assert error == f"{told}, the data and the loss\n"
     assert not [w for w in recwarn if w.category is RuntimeWarning]

@@ -63,6 +63,26 @@ def test_looking_on(run, net, tmp_path):
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["02-join-equal.onnx"]
 
 
+@pytest.mark.parametrize(
+    ("options", "changes", "looked"),
+    [
+        (["join-equal", "--verify-each"], "changes: join-equal 1", "verified after each pass, the"),
+        (["global-pool"], "no changes", "passes not verified, the file loads"),
+        (["global-pool", "--no-verify"], "no changes", "not verified, the file was not loaded"),
+    ],
+)
+def test_a_line_says_what_was_saved(run, net, tmp_path, options, changes, looked):
+    out = tmp_path / "o.onnx"
+    code, told, _ = run("opt", net, "-o", out, "-p", *options)
+    assert code == 0
+    assert told.startswith(f"saved {out} ({out.stat().st_size} bytes): {changes}; ")
+    assert looked in told
+    assert told.count("\n") == 1
+    found = json.loads(run("opt", net, "-o", out, "-p", *options, "--json")[1])
+    assert (found["output"], found["output_bytes"]) == (str(out), out.stat().st_size)
+    assert found["verified_each"] is ("--verify-each" in options)
+
+
 def test_bisect_finds_nothing_in_sound_passes(run, net):
     code, out, _ = run("opt", net, "-p", "clean", "--bisect")
     assert (code, out) == (0, "no pass moves the outputs\n")

@@ -70,7 +70,9 @@ def compress(
     ] = False,
     dump: Annotated[
         Path | None,
-        typer.Option("--dump", help="folder for the model after each change, by the plan again"),
+        typer.Option(
+            "--dump", help="folder for the whole model after each change, by the plan again"
+        ),
     ] = None,
     **options: Unpack[Compressing],
 ) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
@@ -54,7 +54,8 @@ def opt(
         str | None, typer.Option("--print-after", help="print the model as text after this pass")
     ] = None,
     dump: Annotated[
-        Path | None, typer.Option("--dump", help="folder for the model after each change")
+        Path | None,
+        typer.Option("--dump", help="folder for the whole model, weights too, after each change"),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(parser=as_whole, help="run only the first N passes")
@@ -96,9 +97,13 @@ def opt(
     ctx = Context(loaded)
     with _failures_told():
         pipeline.run(loaded, ctx, [*instruments, trace])
+    saved: dict[str, Any] = {}
     if output is not None:
-        save(loaded, output, external_data=options.get("external"), verify=options["verify"])
-    _report(ctx, trace, time_passes, options["as_json"])
+        external, verify = options.get("external"), options["verify"]
+        written = save(loaded, output, external_data=external, verify=verify)
+        saved = {"output": str(output), "output_bytes": written.size_bytes}
+        saved |= {"verified": verify, "verified_each": verify_each}
+    _report(ctx, trace, saved, time_passes, options["as_json"])
 
 
 @contextmanager
@@ -175,11 +180,13 @@ def _bisect(
         raise typer.Exit(3)
 
 
-def _report(ctx: Context, trace: Trace, time_passes: bool, as_json: bool) -> None:
-    """Changes by pass, and what passes say they left alone."""
+def _report(
+    ctx: Context, trace: Trace, saved: Mapping[str, Any], time_passes: bool, as_json: bool
+) -> None:
+    """Changes by pass, what passes say they left alone, and what was saved."""
     if as_json:
         refused = [vars(refusal) for refusal in ctx.refused.values()]
-        result = {"passes": trace.rows, "relaxed": ctx.relaxed, "refused": refused}
+        result = {"passes": trace.rows, "relaxed": ctx.relaxed, "refused": refused, **saved}
         print(json.dumps(result, indent=1))
         return
     console = errors_console()
@@ -193,6 +200,23 @@ def _report(ctx: Context, trace: Trace, time_passes: bool, as_json: bool) -> Non
     for refusal in ctx.refused.values():
         line = f"{refusal.step} left {refusal.what}: {refusal.reason}"
         console.print(line, highlight=False, soft_wrap=True)
+    if saved:
+        put(_summary(saved, trace))
+
+
+def _summary(saved: Mapping[str, Any], trace: Trace) -> str:
+    """What was saved, in a line: changes by pass, and what was verified."""
+    by_pass: dict[str, int] = {}
+    for row in trace.rows:
+        if row["changes"]:
+            by_pass[row["pass"]] = by_pass.get(row["pass"], 0) + row["changes"]
+    changes = ", ".join(f"{name} {count}" for name, count in by_pass.items())
+    looked = "verified after each pass" if saved["verified_each"] else "passes not verified"
+    loads = "the file loads" if saved["verified"] else "the file was not loaded"
+    return (
+        f"saved {saved['output']} ({saved['output_bytes']} bytes): "
+        f"{f'changes: {changes}' if changes else 'no changes'}; {looked}, {loads}"
+    )
 
 
 @command(Showing)
