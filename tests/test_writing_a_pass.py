@@ -1,5 +1,6 @@
 """docs/writing-a-pass.md: what it shows is what `examples/my_pass` holds, and that works."""
 
+import os
 import re
 import subprocess
 import sys
@@ -35,14 +36,17 @@ def test_the_page_shows_the_example():
         n for name in ("square.py", "test_square.py") for n in code(EXAMPLE / name).splitlines()
     ]
     assert len(lines) <= 60
-    assert '\npow-to-mul = "square:PowToMul"\n' in PAGE
+    assert f"```toml\n{(EXAMPLE / 'pyproject.toml').read_text()}```" in PAGE
 
 
 def test_the_tests_of_the_example_pass():
+    """As the page says to run them where lwqc is found by a path alone."""
+    assert "pytest -p\nlwqc.testing.plugin" in PAGE
     command = [sys.executable, "-m", "pytest", "-q", "-p", "lwqc.testing.plugin", "-c", "/dev/null",
                "--rootdir", str(EXAMPLE), str(EXAMPLE)]  # fmt: skip
+    alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
-        command, cwd=EXAMPLE, capture_output=True, text=True, env=None, check=False
+        command, cwd=EXAMPLE, capture_output=True, text=True, env=alone, check=False
     )
     assert done.returncode == 0, done.stdout
     assert "14 passed" in done.stdout

@@ -1,8 +1,10 @@
 """Each page on extending lwqc ends in an example that works as it stands."""
 
 import json
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from lwqc.graph import rules
 from lwqc.model import extensions, io
 from lwqc.plans.recipe import Recipe, find, named
 from tests.build import model, normal
-from tests.doc_pages import example
+from tests.doc_pages import DOCS, example
 from tests.short import short
 
 PAGES = ["writing-a-score.md", "writing-a-target.md", "writing-a-recipe.md", "writing-a-rule.md"]
@@ -84,6 +86,40 @@ def test_an_example_is_short_and_works(page, folder, models):
         assert gone.name == lwqc.inspect("blocks.onnx").branches.branches[-1].name
         bits = [entry.weight.bits for entry in made["small"].plan.quantize.values()]
         assert bits == [8, 4, 8]
+
+
+BUILD = """
+import os, sys
+from setuptools import build_meta
+
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    print(build_meta.build_wheel("."))
+"""
+
+
+def test_what_the_pages_print_installs(tmp_path):
+    """Beside tests and other files; the page on passes prints what `examples/my_pass` holds."""
+    shutil.copytree(DOCS.parent / "examples" / "my_pass", tmp_path / "pass")
+    for page in PAGES:
+        files = example(page).files
+        if "pyproject.toml" in files:
+            folder = tmp_path / page
+            folder.mkdir()
+            for name, text in files.items():
+                (folder / name).write_text(text)
+            (folder / "test_it.py").write_text("")
+            (folder / "another.py").write_text("")
+    folders = sorted(map(str, tmp_path.iterdir()))
+    assert len(folders) == 4
+    subprocess.run([sys.executable, "-c", BUILD, *folders], capture_output=True, check=True)
+    for wheel in tmp_path.glob("*/*.whl"):
+        with zipfile.ZipFile(wheel) as packed:
+            modules = [name for name in packed.namelist() if name.endswith(".py")]
+            points = next(n for n in packed.namelist() if n.endswith("entry_points.txt"))
+            assert f"{modules[0].removesuffix('.py')}:" in packed.read(points).decode()
+        assert len(modules) == 1
+    assert len(list(tmp_path.glob("*/*.whl"))) == 4
 
 
 def test_extensions_are_listed_with_where_they_come_from(folder, run):
