@@ -220,6 +220,20 @@ def test_rules_of_packages_stand_behind_those_of_lwqc(folder):
         rules.all_rules()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (("prune", "model.onnx", "--recipe", "spa-l2", "--ratio", 0.3, "--score", "wnda"), "wanda"),
+        (("drop", "blocks.onnx", "--branches", 1, "--score", "similarty"), "similarity"),
+        (("quantize", "model.onnx", "--target", "cpuu"), "cpu"),
+    ],
+)
+def test_an_unknown_name_comes_with_the_nearest(folder, models, run, arguments, near):
+    code, _, error = run(*arguments, "-o", "o.onnx")
+    assert code == 2
+    assert f"; did you mean '{near}'?" in error
+
+
 def test_recipes_of_lwqc_name_what_there_is_and_are_read_without_it():
     """Names in them are not looked up when they are read, so this test does."""
     for known in named().values():
@@ -233,8 +247,8 @@ def test_recipes_of_lwqc_name_what_there_is_and_are_read_without_it():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"allocator": "unifrom"}, "allocator: Value error, expected one of auto, channels, "),
-        ({"allocator": "channels", "prune": {"score": "l3"}}, "prune.score: Value error, expected"),
+        ({"allocator": "unifrom"}, "expected one of auto, channels, .*; did you mean 'uniform'?"),
+        ({"allocator": "channels", "prune": {"score": "wnda"}}, "score: .*; did you mean 'wanda'?"),
         ({"allocator": "branches", "drop": {"score": "lime"}}, "drop.score: Value error, expected"),
     ],
 )

@@ -17,7 +17,7 @@ from lwqc.decide.scores.branches.ablation import Ablation
 from lwqc.decide.scores.branches.score import BranchFacts, branch_score
 from lwqc.errors import InputError
 from lwqc.graph.branch_kinds import KINDS, BranchTree, Kind, TypedBranch, branch_tree
-from lwqc.model.extensions import BRANCH_SCORES
+from lwqc.model.extensions import BRANCH_SCORES, expected
 from lwqc.plans.plan import Compensation, Plan, RemovedBranch, Source
 from lwqc.plans.recipe import TRIALS
 from lwqc.runtime.session import Session, statistics_session
@@ -140,8 +140,9 @@ def _check_options(work: Version, options: DropOptions) -> None:
         ("compensate", get_args(Compensation)),
     )
     for name, known in choices:
-        if getattr(options, name) not in known:
-            raise InputError(f"{name} {getattr(options, name)}: expected one of {', '.join(known)}")
+        given = getattr(options, name)
+        if given not in known:
+            raise InputError(f"{name} {given}: {expected(str(given), known)}")
     if options.protect and options.score not in _GREEDY:
         raise InputError(
             f"protect is for scores that measure again after each removal "

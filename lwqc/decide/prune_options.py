@@ -10,7 +10,7 @@ from lwqc.decide.scores.channels.final_error import Loss
 from lwqc.decide.scores.channels.ranking import Normaliser
 from lwqc.decide.scores.channels.score import channel_score
 from lwqc.errors import InputError
-from lwqc.model.extensions import CHANNEL_SCORES
+from lwqc.model.extensions import CHANNEL_SCORES, expected
 
 Compensate = Literal["none", "bias", "refit"]
 
@@ -52,8 +52,8 @@ class PruneOptions:
     def __post_init__(self) -> None:
         """Raises InputError for values out of range and for options that exclude each other."""
         if self.score not in CHANNEL_SCORES.names():
-            known = ", ".join(CHANNEL_SCORES.names())
-            raise InputError(f"--score {self.score}: expected one of {known}")
+            known = expected(self.score, CHANNEL_SCORES.names())
+            raise InputError(f"--score {self.score}: {known}")
         score = channel_score(self.score)
         for name, value in (("ratio", self.ratio), *self.groups.items()):
             if not isinstance(value, (int, float)) or not 0 <= value < 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +18,13 @@ from typing import Any
 
 from lwqc.errors import InputError
 from lwqc.model.user_code import load_point, package_of, running_package
+
+
+def expected(name: str, known: Sequence[str]) -> str:
+    """What messages say of a name that is not known: all that are, and the nearest one."""
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"expected one of {', '.join(known)}{hint}"
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,7 @@ class Registry:
             return
         known = self.names()
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(
-                f"{self.kind} {name!r} is not known; expected one of {', '.join(known)}{hint}"
-            )
+            raise InputError(f"{self.kind} {name!r} is not known; {expected(name, known)}")
 
     def find(self, name: str) -> Any:
         """The thing of that name. Raises InputError for an unknown one and for a broken package."""

@@ -20,7 +20,7 @@ from pydantic import (
 
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
-from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry
+from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry, expected
 from lwqc.plans.plan import Compensation, Format
 from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
@@ -41,7 +41,7 @@ def _one_of(kind: Registry, *more: str) -> AfterValidator:
 
     def check(name: str, info: ValidationInfo) -> str:
         if info.context != _OURS and name not in more and name not in kind.names():
-            raise ValueError(f"expected one of {', '.join((*more, *kind.names()))}")
+            raise ValueError(expected(name, [*more, *kind.names()]))
         return name
 
     return AfterValidator(check)
