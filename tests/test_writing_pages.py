@@ -1,6 +1,7 @@
 """Each page on extending lwqc ends in an example that works as it stands."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import pytest
 import lwqc
 from lwqc.graph import rules
 from lwqc.model import extensions, io
+from lwqc.passes import registry
 from lwqc.plans.recipe import Recipe, find, named
 from tests.build import model, normal
-from tests.doc_pages import DOCS, example
+from tests.doc_pages import DOCS, Example, example
 from tests.short import short
 
 PAGES = ["writing-a-score.md", "writing-a-target.md", "writing-a-recipe.md", "writing-a-rule.md"]
@@ -122,16 +124,31 @@ def test_what_the_pages_print_installs(tmp_path):
     assert len(list(tmp_path.glob("*/*.whl"))) == 4
 
 
-def test_extensions_are_listed_with_where_they_come_from(folder, run):
+def test_extensions_are_listed_with_where_they_come_from(folder, run, monkeypatch):
     example("writing-a-score.md").install(folder)
     example("writing-a-target.md").install(folder)
+    example("writing-a-rule.md").install(folder)
+    point = (
+        'own-pass"\nversion = "1.0"\n[project.entry-points."lwqc.passes"]\nmine = "own_pass:Mine"'
+    )
+    Example({"pyproject.toml": f'[project]\nname = "{point}\n'}, "").install(folder)
+    monkeypatch.setattr(registry, "from_packages", registry.from_packages.__wrapped__)
     code, text, _ = run("extensions")
     assert code == 0
     assert "channel score, lwqc.scores.channels: fpgm, l1, l2, " in text
-    assert "spread (own_scores:spread)" in text
+    assert "spread (own_scores:spread of own-scores)" in text
     assert "allocator, lwqc.allocators: bisect, knapsack, rank, uniform, fine-ends (own_" in text
+    assert "pass, lwqc.passes: constant-reshape, convert-floats, " in text
+    assert re.search(
+        r"rules, lwqc.rules: \d+ operators of lwqc, own \(own_rules:RULES of own-", text
+    )
     assert "target, lwqc.targets: cpu, cpu-vnni, cpu-avx2, cpu-arm, cuda, tensorrt, eight-" in text
-    assert run("extensions", "--json")[0] == 0
+    found = json.loads(run("extensions", "--json")[1])
+    assert found["branch score"]["installed"] == {
+        "late": {"object": "own_scores:late", "package": "own-scores"}
+    }
+    assert found["pass"]["installed"]["mine"]["package"] == "own-pass"
+    assert "Relu" in found["rules"]["built_in"]
 
 
 def _install(folder, group, points, code="x = 1\nloop = {}\n"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection, Sequence
 from importlib import resources
+from importlib.metadata import EntryPoint, entry_points
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Unpack
@@ -293,25 +295,38 @@ def recipes(
 
 @command(Showing)
 def extensions(**options: Unpack[Showing]) -> None:
-    """List scores, allocators and targets by name, and the packages that add some."""
+    """List scores, allocators, targets, passes and rules, and the packages that add some."""
     from lwqc.cli.report.console import Console
+    from lwqc.graph import rules
     from lwqc.model.extensions import EXTENSIONS
+    from lwqc.model.user_code import package_of
+    from lwqc.passes import registry
 
-    others = [{name: point.value for name, point in k.installed().items()} for k in EXTENSIONS]
-    if options["as_json"]:
-        found = {
-            kind.kind: {
-                "group": kind.group,
-                "built_in": list(kind.built_in),
-                "installed": installed,
-            }
-            for kind, installed in zip(EXTENSIONS, others, strict=True)
+    kinds: list[tuple[str, str, Sequence[str], Collection[EntryPoint]]] = [
+        (k.kind, k.group, k.built_in, k.installed().values()) for k in EXTENSIONS
+    ]
+    passes = [p for name, p in registry.from_packages().items() if name not in registry.BUILT_IN]
+    kinds.append(("pass", registry.GROUP, list(registry.BUILT_IN), passes))
+    operators = [".".join(filter(None, key)) for key in rules.RULES]
+    kinds.append(("rules", rules.GROUP, operators, entry_points(group=rules.GROUP)))
+    found = {
+        kind: {
+            "group": group,
+            "built_in": list(built_in),
+            "installed": {
+                point.name: {"object": point.value, "package": package_of(point)}
+                for point in points
+            },
         }
+        for kind, group, built_in, points in kinds
+    }
+    if options["as_json"]:
         print(json.dumps(found, indent=1))
         return
-    for kind, installed in zip(EXTENSIONS, others, strict=True):
-        names = [*kind.built_in, *(f"{name} ({where})" for name, where in installed.items())]
-        line = f"{kind.kind}, {kind.group}: {', '.join(names)}"
+    for kind, group, built_in, points in kinds:
+        more = (f"{p.name} ({p.value} of {package_of(p)})" for p in points)
+        own = [f"{len(built_in)} operators of lwqc"] if kind == "rules" else built_in
+        line = f"{kind}, {group}: {', '.join([*own, *more])}"
         Console().print(line, highlight=False, soft_wrap=True)
 
 
