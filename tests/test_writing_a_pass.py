@@ -13,7 +13,8 @@ import pytest
 
 from lwqc.model import io
 from lwqc.passes import registry
-from lwqc.testing import model_of
+from lwqc.passes.pipeline import Pipeline
+from lwqc.testing import applied, assert_harmless, assert_untouched, model_of
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "my_pass"
@@ -94,6 +95,30 @@ def test_a_broken_package_is_one_line(published, run, tmp_path, value, message):
 def test_names_of_ours_are_not_taken(published):
     published["clean"] = published["join-equal"] = EntryPoint("x", "json:loads", registry.GROUP)
     assert registry.find("join-equal").__module__ == "lwqc.passes.join_equal"
+
+
+OPEN = """g (float[n,4] x, bool c) => (float[n,4] y) {
+    h = HardSwish(x)
+    y = If(c) <then_branch = a () => (float[n,4] p) { p = HardSwish(h) },
+               else_branch = b () => (float[n,4] q) { q = Relu(h) }>
+}"""
+
+
+def test_the_pass_with_constants_attributes_options_and_bodies(published, tmp_path, monkeypatch):
+    text = PAGE.partition("```python\n# open_hard_swish.py\n")[2].split("```")[0]
+    (tmp_path / "open_hard_swish.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = EntryPoint("open-hard-swish", "open_hard_swish:OpenHardSwish", registry.GROUP)
+    published["open-hard-swish"] = point
+    (step,) = Pipeline.parse("open-hard-swish{only=h,p}").steps
+    assert step.only == ("h", "p")
+    assert_harmless(step, OPEN)
+    done = applied(step, OPEN)
+    assert done.changes == 2
+    found = [node.op_type for node in done.model.graph.all_nodes()]
+    assert sorted(found) == sorted(["Mul", "HardSigmoid", "Mul"] * 2 + ["If", "Relu"])
+    assert applied(type(step)(only=("p",)), OPEN).changes == 1
+    assert_untouched(step, OPEN.replace("float[", "float16["), "its type is FLOAT16, not float32")
 
 
 def test_random_graphs_are_tried_as_the_page_says(published):

@@ -90,6 +90,27 @@ def test_an_example_is_short_and_works(page, folder, models):
         assert bits == [8, 4, 8]
 
 
+@pytest.mark.parametrize("kind", ["MatMul", "Conv"])
+def test_a_score_that_looks_at_inputs_is_what_its_page_says(folder, kind):
+    """Mean squares of what a layer reads, summed over the kernel of a convolution."""
+    page = (DOCS / "writing-a-score.md").read_text()
+    (folder / "own_energy.py").write_text(
+        page.partition("```python\n# own_energy.py\n")[2].split("```")[0]
+    )
+    _install(folder, "lwqc.scores.channels", "energy = own_energy:energy\n")
+    scale = np.repeat([0.1, 10.0], 8).astype(np.float32)
+    weights = {"w1": np.eye(16, dtype=np.float32) * scale, "w2": normal(16, 8)}
+    shape = {"x": ["n", 16]}
+    if kind == "Conv":
+        weights = {"w1": weights["w1"][:, :, None, None], "w2": normal(8, 16, 3, 3)}
+        shape = {"x": ["n", 16, 6, 6]}
+    nodes = [(kind, ["x", "w1"], "h", {}), ("Relu", ["h"], "r", {}), (kind, ["r", "w2"], "y", {})]
+    io.save(model(nodes, weights, shape, ["y"]), folder / "m.onnx")
+    options = {"recipe": "spa-l2", "ratio": 0.5, "score": "energy", "calibration": "random"}
+    done = lwqc.prune("m.onnx", **options)
+    assert {unit.index for unit in done.plan.prune.units} == set(range(8))
+
+
 BUILD = """
 import os, sys
 from setuptools import build_meta

@@ -128,7 +128,7 @@ def _of(facts: GroupFacts) -> Ranking:
     parts: list[Layer] = []
     for seen in facts.observed:
         weight = seen.reader.operand.matrix(facts.read)
-        parts += layers(weight, seen.gram, seen.reader.owners(facts.group), seen.rows)
+        parts += layers(weight, seen.gram, seen.reader.owners(facts.group), seen.row_count)
     return obs_ranking(parts, facts.group.size)
 
 

@@ -24,12 +24,12 @@ class Observed:
     """A layer that reads a group, and what came in on the data.
 
     gram [convolution groups, features, features]: sum over rows of the outer products of its input
-    features. rows: how many there were.
+    features, in the order of `reader.owners(group)`. row_count: how many rows there were.
     """
 
     reader: Reader
     gram: NDArray[np.float64]
-    rows: int
+    row_count: int
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def wanda(
 
 def _of(facts: GroupFacts) -> Importance | None:
     norms = [
-        (o.reader, np.sqrt(np.diagonal(o.gram, axis1=1, axis2=2) / max(o.rows, 1)))
+        (o.reader, np.sqrt(np.diagonal(o.gram, axis1=1, axis2=2) / max(o.row_count, 1)))
         for o in facts.observed
     ]
     return wanda(facts.group, norms, facts.read)
