@@ -68,17 +68,25 @@ def compress(
     print_pipeline: Annotated[
         bool, typer.Option("--print-pipeline", help="print the passes that the plan runs")
     ] = False,
+    dump: Annotated[
+        Path | None,
+        typer.Option("--dump", help="folder for the model after each change, by the plan again"),
+    ] = None,
     **options: Unpack[Compressing],
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
+    from lwqc.compile.dump_steps import dump_steps
     from lwqc.compile.plan_pipelines import pipelines_of
     from lwqc.decide.compress import compress_workspace
     from lwqc.decide.search.control import search_control
     from lwqc.decide.strategy import row as row_of_models
+    from lwqc.passes.instruments import Dump
     from lwqc.plans.recipe import find
 
     if print_pipeline and pareto is not None:
         raise InputError("--print-pipeline tells of one model: leave out --pareto")
+    if dump is not None and pareto is not None:
+        raise InputError("--dump shows how one model is made: leave out --pareto")
     budgets = part(Budgets, options)
     if not quantize:
         recipe = only_clean(recipe, budgets)
@@ -95,10 +103,13 @@ def compress(
             models = row_of_models(work, goals, chosen, control, pareto)
             finish_row(models, output, options["as_json"])
             return
+        shown = None if dump is None else Dump(dump)
         done = compress_workspace(work, goals, chosen, control)
         if print_pipeline:
             for stage, text in pipelines_of(done.plan).items():
                 errors_console().print(f"{stage}: {text}", soft_wrap=True)
+        if shown is not None:
+            dump_steps(done, shown)
         finish(done, output, part(Saved, options))
 
 

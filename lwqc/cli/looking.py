@@ -26,7 +26,6 @@ from lwqc.cli.options import (
 )
 from lwqc.cli.running import errors_console, finish, opened, progress_bars
 from lwqc.cli.sections import command
-from lwqc.compile.losses import divergences, judged_drop
 from lwqc.errors import InputError
 from lwqc.plans.spelled_out import part
 
@@ -121,6 +120,7 @@ def verify(
     from lwqc.cli.report.blame import blame_dict, blame_models, print_blame
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import divergence_table, print_decisions
+    from lwqc.compile.losses import divergences, judged_drop
     from lwqc.model import io
     from lwqc.runtime.measure import worst_drop
     from lwqc.runtime.proof import prove_first

@@ -181,7 +181,15 @@ def test_the_commands_take_the_same_options():
     from lwqc.cli.compressing import compress
     from lwqc.cli.planning import plan
 
-    own = {"external", "plan_out", "details", "as_json", "pareto", "print_pipeline"}  # of results
+    own = {
+        "external",
+        "plan_out",
+        "details",
+        "as_json",
+        "pareto",
+        "print_pipeline",
+        "dump",
+    }  # of results
     options = signature(compress).parameters.keys() - own
     assert options <= signature(plan).parameters.keys()
     assert signature(lwqc.compress).parameters.keys() == signature(lwqc.plan).parameters.keys()

@@ -101,6 +101,17 @@ def test_load_refuses_opsets(tmp_path: Path, opset: int) -> None:
     refused(write(tmp_path, proto), f"opset {opset} is not supported; expected 7 to 26")
 
 
+@pytest.mark.parametrize("version", [-1, 2**31, 2**40])
+@pytest.mark.parametrize("inside", [False, True])
+def test_load_refuses_versions_that_are_no_c_integers(
+    tmp_path: Path, version: int, inside: bool
+) -> None:
+    proto = linear_proto()
+    owner = proto.functions.add(name="f", domain="own") if inside else proto
+    owner.opset_import.add(domain="own", version=version)
+    refused(write(tmp_path, proto), f"version {version} of domain 'own' is not supported")
+
+
 @pytest.mark.parametrize("opset", [7, 26])
 def test_load_accepts_opsets(tmp_path: Path, opset: int) -> None:
     proto = linear_proto()
