@@ -22,6 +22,7 @@ from lwqc.runtime.stats.rounding_noise import RoundingNoise
 _LEAST, _SHARE = 256, 1000  # weights, and part of all of them, that are worth fewer bits in a file
 _FINER = 1.07  # times the bytes of a scale per channel that scales per block may take
 _FEWEST_BLOCKS = 3
+_MOST_ALONE = 64  # sites that are tried one by one
 Activations = Literal["none", "dynamic", "static"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 
@@ -241,11 +242,30 @@ def by_activation_error(work: Workspace, plan: Plan, sites: Collection[str]) -> 
     return [*hidden, *sorted(names, key=lambda n: (-costs[n], n))]
 
 
+def by_output_error(work: Workspace, plan: Plan, sites: Collection[str]) -> list[str]:
+    """The sites in order of what each of them alone costs in the plan's format, the worst first.
+
+    Where that are too many to try, or the loss is a metric of the caller's, whose steps are coarse,
+    in order of what 8 bits cost their activation.
+    """
+    order = by_activation_error(work, plan, sites)
+    if work.metric is not None or work.is_large or len(order) > _MOST_ALONE:
+        return order
+    report = work.report("sites alone")
+    drops: dict[str, float] = {}
+    for name in order:
+        others = {n: "" for n in plan.quantize if n != name}
+        alone = without(plan, others)
+        known = work.known_drop(alone)
+        drops[name] = work.tried(alone).drop if known is None else known
+        report(len(drops), len(order))
+    return sorted(order, key=lambda n: -drops[n])
+
+
 def weight_only(work: Workspace, plan: Plan, sites: Iterable[str]) -> Plan:
     """The plan with float activations at the given sites, their weights unpacked at load.
 
-    Kernels that read 8-bit weights beside float activations are far slower than float ones; only
-    models of more than a gigabyte get them, for their memory.
+    In models of more than a gigabyte they keep the format that a product reads, in blocks.
     """
     entries, kept = dict(plan.quantize), dict(plan.kept_float)
     unpacked = [] if work.is_large else [SiteEntry(weight=WeightFormat(8))]
