@@ -37,7 +37,7 @@ def main() -> None:
 
 def row(path: Path, folder: Path, rounds: int) -> str:
     """A line of the table."""
-    proto = materialize(path)
+    proto = materialize(path, whole=True)
     feeds = {n: a for n, a in sample_inputs(path, batch=1).items() if n in inputs(proto)}
     files = {name: folder / f"{name}.onnx" for name in ("float", "clean", "auto")}
     onnx.save(proto, files["float"])

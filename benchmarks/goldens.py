@@ -83,7 +83,7 @@ def _models(folder: Path, zoo: bool) -> Iterator[tuple[str, Path, str]]:
         yield Path(path).stem, ROOT / path, data
     for skeleton in sorted(ZOO.glob("*.onnx")) if zoo else ():
         model = folder / skeleton.name
-        onnx.save(materialize(skeleton), model)
+        onnx.save(materialize(skeleton, whole=True), model)
         yield skeleton.stem, model, ""
         model.unlink()
 

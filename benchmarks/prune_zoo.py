@@ -68,7 +68,7 @@ def main() -> None:
 
 def row(file: Path, oracles: bool, peer: bool) -> dict[str, Any]:
     """All measurements of one model."""
-    proto = materialize(file)
+    proto = materialize(file, whole=True)
     feeds = sample_inputs(file)
     model = ir.from_proto(proto)
     prunable = Prunable(model)

@@ -14,8 +14,9 @@ ZOO = sorted((Path(__file__).parent / "zoo").glob("*.onnx"))
 
 @pytest.fixture(autouse=True, scope="session")
 def timings(tmp_path_factory):
-    """Times of kernels are kept for one run of the tests."""
+    """Times of kernels are kept for one run of the tests, and short: no test reads them."""
     os.environ["LWQC_CACHE"] = str(tmp_path_factory.mktemp("timings"))
+    os.environ["LWQC_TIMING_S"] = "0.02"
 
 
 @pytest.fixture

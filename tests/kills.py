@@ -5,8 +5,8 @@ together is of one age. SIGINT and SIGTERM say one line and end with 130 and 143
 the same command completes, and then nothing is left over: no file, no process.
 
 Half of the kills come once a command has begun to write. Most runs are forks of a process that has
-imported everything, so that many fit into an hour; every fifth is a process of its own, which may
-be killed while it imports.
+imported everything and times as seldom as it takes, so that many fit into an hour; every fifth is a
+process of its own, which may be killed while it imports.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from lwqc.errors import LwqcError
 from lwqc.model import io
 from lwqc.plans.plan import Plan
 from tests.build import model, normal
+from tests.fuzz.quick import quicken
 
 SEARCH = ["--data", "d.npz", "--max-size", "0.4", "--effort", "low", "--workers", "1"]
 OUT = ["-o", "out.onnx"]
@@ -106,9 +107,12 @@ def make_inputs(folder: Path) -> None:
 class Run:
     """A run of the command in a folder, with temporary files in a folder of its own."""
 
-    def __init__(self, folder: Path, arguments: Sequence[str], *, fork: bool) -> None:
+    def __init__(
+        self, folder: Path, arguments: Sequence[str], *, fork: bool, errors: Path | None = None
+    ) -> None:
+        """errors: where its lines go; beside the inputs if None."""
         self._folder, self._arguments, self._fork = folder, list(arguments), fork
-        self._errors = folder / "stderr"
+        self._errors = errors or folder / "stderr"
         self._start = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
         self.pid = self._forked() if fork else self._spawned()
@@ -339,9 +343,8 @@ def durations(folder: Path, names: Sequence[str]) -> dict[str, float]:
 def run_all(counts: Mapping[int, int], seed: int, names: Sequence[str]) -> dict[str, Tally]:
     """Kill by signal number so many times, commands in turn. Prints faults as they come."""
     import lwqc.api  # noqa: F401 - forks have it imported
-    from lwqc.cli import app
 
-    assert app
+    quicken()
     rng = random.Random(seed)
     tallies = {name: Tally() for name in names}
     with tempfile.TemporaryDirectory() as place:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+from lwqc.decide.compress import open_workspace
 from lwqc.errors import InputError, SessionError
-from lwqc.model import limits
+from lwqc.model import inference, limits
 from lwqc.model.limits import LimitError, Limits, parse_limits
-from lwqc.runtime import isolated, proof
+from lwqc.runtime import isolated, memory, proof
+from lwqc.runtime.counted import counted
 from lwqc.runtime.data import open_data
 from lwqc.runtime.session import Session
+from lwqc.runtime.stats.crossing import Crossing
 from tests.odd_files import CASES
 
 
@@ -70,6 +76,70 @@ def test_declared_sizes_draw_nothing(allowed):
         open_data("random:1", small).first()
 
 
+def test_other_processes_have_the_limits(allowed, monkeypatch):
+    asked = []
+    monkeypatch.setattr(inference, "_process", lambda: SimpleNamespace(
+        ask=lambda *request, seconds: asked.append((request[:2], seconds)) or b""
+    ))  # fmt: skip
+    calls = []
+    monkeypatch.setattr(memory.subprocess, "run", lambda call, **_: calls.append(call) or (
+        SimpleNamespace(returncode=0, stdout="1")
+    ))  # fmt: skip
+    allowed(run=77.0, memory=5e9)
+    inference.infer(onnx.ModelProto())
+    assert asked == [(("model", 5_000_000_000), 77.0)]
+    memory.peak_memory(PLAIN, {"x": np.ones(1, np.float32)})
+    assert Limits(**json.loads(calls[0][-1])) == limits.limits()
+
+
+def test_what_is_kept_of_runs(allowed):
+    runs = [{"y": np.zeros(25, np.float32)} for _ in range(4)]
+    assert list(counted(runs, "outputs")) == runs
+    allowed(traces=399.0)
+    with pytest.raises(LimitError, match="keeping outputs takes 400 B; allowed are 399 B"):
+        list(counted(iter(runs), "outputs", len(runs)))
+    with pytest.raises(LimitError, match="--limit traces=400B"):
+        open_workspace(small_model(), data=[{"x": np.ones((1, 100), np.float32)}]).job.data.judge  # noqa: B018
+    crossing = Crossing(0)
+    crossing.put("a", 0, np.zeros(99, np.float32))
+    crossing.drop("a", 0)
+    crossing.put("a", 1, np.zeros(99, np.float32))
+    with pytest.raises(LimitError, match="keeping activations"):
+        crossing.put("b", 1, np.zeros(1, np.float32))
+
+
+def small_model():
+    return model("(float[n,100] x) => (float[n,100] y) { y = Relu(x) }")
+
+
+FOLDED = """(float[n] x) => (float[n] y) {
+    many = Constant<value_ints = [100000]>()
+    one = Constant<value = float[3] {1, 2, 2}>()
+    z = Tile(one, many)
+    two = ReduceMax<keepdims = 0>(z)
+    y = Mul(x, two)
+}"""
+
+
+def test_more_is_folded_where_that_is_allowed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "_current", Limits())
+    monkeypatch.chdir(tmp_path)
+    ir.save(model(FOLDED), "m.onnx")
+    lower = ["lower", "m.onnx", "-o", "o.onnx", "--no-verify", "--plan-out", "p.json"]
+    assert run("--limit", "folding=2MB", *lower)[0] == 0
+    assert [n.op_type for n in onnx.load("o.onnx").graph.node] == ["Mul"]
+    monkeypatch.setattr(limits, "_current", Limits())
+    apply = ["apply", "m.onnx", "p.json", "-o", "a.onnx", "--no-verify"]
+    code, _, error = run(*apply)
+    assert (code, len(error.splitlines())) == (2, 1)
+    assert "--limit folding=2MB" in error
+    assert run("--limit", "folding=2MB", *apply)[0] == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "o.onnx").read_bytes()
+    monkeypatch.setattr(limits, "_current", Limits())
+    assert run(*lower)[0] == 0
+    assert "ReduceMax" in [n.op_type for n in onnx.load("o.onnx").graph.node]
+
+
 def test_the_option_comes_before_the_command(run, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "_current", Limits())
     onnx.save(CASES["unsorted"](), tmp_path / "m.onnx")
@@ -110,6 +180,14 @@ def test_nothing_is_loaded_here_before_it_ran_elsewhere(monkeypatch, tmp_path):
     proof.prove_first(other, dict, "other")  # which does not run, as it gets no inputs
     assert Session(PLAIN).inputs == ["x"]
     assert not proof._waiting
+
+
+def test_a_large_model_does_not_stay_where_it_ran(monkeypatch):
+    monkeypatch.setattr(proof, "_LARGE_BYTES", -1)
+    proof.prove(model(WIDE), {"x": np.zeros(1, np.int64)}, "large")
+    assert isolated.shared().alive
+    with pytest.raises(SessionError):  # nothing is loaded
+        isolated.shared().run({})
 
 
 def test_a_model_that_is_gone_is_not_run():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
 from lwqc.model import io
 from lwqc.passes.cleanup import clean_up
+from tests.build import model, normal
 from tests.odd_files import CASES
 
 NO_INPUTS = """<ir_version: 8, opset_import: ["": 17]>
@@ -38,3 +40,18 @@ def test_libraries_do_not_talk_to_our_users(caplog):
     folded = clean_up(io.from_proto(CASES["passed_through"]()))
     assert folded.left == {}
     assert caplog.records == []
+
+
+def test_numbers_that_overflow_are_told_in_one_line(run, tmp_path, recwarn):
+    rows = [
+        ("MatMul", ["x", "w"], "h", {}),
+        ("Relu", ["h"], "r", {}),
+        ("MatMul", ["r", "v"], "y", {}),
+    ]
+    weights = {"w": normal(64, 64) * np.float32(1e30), "v": normal(64, 16)}
+    io.save(model(rows, weights, {"x": ["n", 64]}, ["y"]), tmp_path / "m.onnx")
+    options = ["--score", "l2", "--compensate", "none"]
+    code, _, error = run("prune", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", *options)
+    assert code == 2
+    assert error == "lwqc: a score is not finite; check the weights, the data and the loss\n"
+    assert not [w for w in recwarn if w.category is RuntimeWarning]

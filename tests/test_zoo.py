@@ -11,7 +11,6 @@ from lwqc.plans.recipe import uniform_recipe
 from lwqc.runtime.session import Session
 from tests.zoo.materialize import materialize, sample_inputs
 
-LARGE = {"vgg19_bn.dynamo"}  # 144 million parameters: one form is enough
 FORMS = [(8, "none"), (8, "dynamic"), (8, "static"), (4, "none")]
 
 
@@ -28,7 +27,7 @@ def test_every_form(skeleton):
     built = ir.serde.deserialize_model(proto)
     work = open_workspace(built, data=[feeds], name=skeleton.stem)
     reference = Session(built)(feeds)
-    for bits, activations in FORMS[:1] if skeleton.stem in LARGE else FORMS:
+    for bits, activations in FORMS:
         done = compress_workspace(work, Goals(), uniform_recipe(bits, activations, "minmax"))
         assert done.decisions.quantize
         left = {s.name for s in work.analysis.sites} - set(done.decisions.quantize)

@@ -13,8 +13,6 @@ from lwqc.backends.cuda import SIZE_OPERATORS
 from lwqc.backends.provider_options import read_options
 from lwqc.backends.target import Target
 from lwqc.errors import InputError
-from lwqc.model.placing import Move, place_together
-from lwqc.model.scratch import beside
 from lwqc.runtime.measure import Latency, latencies
 from lwqc.runtime.session import Session, SessionSettings, compile_model, placement
 
@@ -71,20 +69,9 @@ def check_engines(target: Target) -> None:
         raise InputError(f"--engines: target {target.name}: {reason}")
 
 
-def build_engines(target: Target, path: Path, output: Path) -> None:
-    """Write the model with its engines built (EPContext), or nothing. Raises InputError."""
-    settings = device_settings(target, path, {})
-    try:
-        scratch = beside(output)
-        try:
-            made = scratch.path / output.name
-            compile_model(path, made, settings)
-            others = [file for file in sorted(scratch.path.iterdir()) if file != made]
-            place_together([Move(file, output.with_name(file.name)) for file in (*others, made)])
-        finally:
-            scratch.close()
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror}") from error
+def build_engines(target: Target, path: Path, options: Mapping[str, str], output: Path) -> None:
+    """Write the model with its engines built (EPContext). Raises InputError."""
+    compile_model(path, output, device_settings(target, path, options))
 
 
 def without_graph(settings: SessionSettings) -> SessionSettings:

@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from lwqc.cli.shown import say
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import typer
 
 __all__ = ["main"]
+# Their warnings are for developers: what users should know is checked, and told in one line.
+_LIBRARIES = r"(lwqc|numpy|scipy|onnx|onnx_ir|onnxscript|onnxruntime)(\.|$)"
 _INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -42,6 +45,8 @@ def main() -> None:
 def _run() -> tuple[int, str]:
     """Exit code, and what went wrong."""
     debug = "--debug" in sys.argv
+    if not debug:
+        warnings.filterwarnings("ignore", module=_LIBRARIES)
     user_code.allow()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every encoding has what names hold

@@ -18,6 +18,7 @@ from lwqc.plans.options import (
     Dropping,
     Feeding,
     Flag,
+    Kept,
     Loss,
     Measured,
     Opening,
@@ -167,7 +168,7 @@ class Lowering(Opened, Saved, Checking, FallingBack, total=False):
     """Options of `lower`."""
 
 
-class Planned(Feeding, Measured, Constant, Original, RunningCode, total=False):
+class Planned(Feeding, Measured, Constant, Kept, Original, RunningCode, total=False):
     """What a model is opened with where a plan names the target."""
 
 

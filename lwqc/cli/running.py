@@ -17,7 +17,7 @@ from lwqc.cli.shown import say, shown
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
 from lwqc.model.user_code import loaded_files
-from lwqc.plans.options import JobOptions
+from lwqc.plans.options import Opening
 from lwqc.plans.spelled_out import part
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from lwqc.cli.report.console import Console
     from lwqc.compile.compressed import Compressed
-    from lwqc.compile.workspace import Workspace
+    from lwqc.compile.version import Version
 
 app = typer.Typer(
     add_completion=False,
@@ -41,7 +41,8 @@ def everywhere(
         list[str] | None,
         typer.Option(
             "--limit",
-            help="what one model may take: inputs=4GB, data=40GB, memory=16GB, run=600s",
+            help="what one model may take: inputs=4GB, data=40GB, traces=40GB, folding=8MB, "
+            "memory=16GB, run=600s",
         ),
     ] = None,
 ) -> None:
@@ -100,17 +101,25 @@ class Files:
 
 
 @contextmanager
-def opened(model: Path, files: Files | None, options: Opened) -> Iterator[Workspace]:
+def opened(
+    model: Path,
+    files: Files | None,
+    options: Opened,
+    *,
+    verify: bool = True,
+    fallback: bool = False,
+) -> Iterator[Version]:
     """Load everything, refusing a bad output before any work is done.
 
     The option `original` names what the model was made of by earlier steps, see
-    `lwqc.decide.continued`.
+    `lwqc.decide.continued`. verify, fallback: see `skip_checks` and `allow_fallback` of
+    `lwqc.compile.job.Job`.
     """
     from lwqc.backends.provider_options import options_path
-    from lwqc.compile.workspace import data_files
-    from lwqc.decide.compress import open_workspace
+    from lwqc.decide.compress import bare, open_workspace
     from lwqc.decide.continued import continued
     from lwqc.model import io
+    from lwqc.model.data_files import data_files
     from lwqc.model.extensions import TARGETS
     from lwqc.runtime.data import data_sources
 
@@ -124,13 +133,21 @@ def opened(model: Path, files: Files | None, options: Opened) -> Iterator[Worksp
         files.check([options_path(model), *read, *data_sources(options.get("data"))])
     with progress_bars() as report:
         work = open_workspace(
-            first, name=(original or model).name, **part(JobOptions, options), progress=report
+            first,
+            name=(original or model).name,
+            **part(Opening, options),
+            skip_checks=not verify,
+            allow_fallback=fallback,
+            progress=report,
         )
         if files is not None:
             files.check(loaded_files())
-            if work.target.profiles:
+            if work.job.target.profiles:
                 files.check([], [options_path(output) for output in files.models])
-        yield continued(work, loaded, model.name, earlier=[model.name]) if original else work
+        if original:
+            loaded = loaded if options.get("keep_metadata") else bare(loaded)
+            work = continued(work.original, loaded, model.name, earlier=[model.name])
+        yield work
 
 
 def log_name(output: Path) -> Path:
@@ -144,13 +161,20 @@ def check_bound(options: Changing) -> None:
         raise InputError("--max-drop is measured on the saved file: drop --no-verify")
 
 
-def finish(done: Compressed, output: Path, options: Saved, *, verify: bool = True) -> None:
+def finish(
+    done: Compressed,
+    output: Path,
+    options: Saved,
+    *,
+    verify: bool = True,
+    engines: Path | None = None,
+) -> None:
     """Save, measure, print; exit code 3 when a constraint is not met."""
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import print_report
 
     external, plan = options.get("external"), options.get("plan_out")
-    report = done.save(output, external_data=external, verify=verify, plan=plan)
+    report = done.save(output, external_data=external, verify=verify, plan=plan, engines=engines)
     answer(report.to_dict())
     if options["as_json"]:
         print(report.to_json())

@@ -14,11 +14,12 @@ def pipelines_of(plan: Plan) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     if (clean := plan.clean) is not None:
-        found["clean"] = str(
-            clean_pipeline(fuse=clean.fuse, copies=clean.copies, accept=clean.accept)
+        passes = clean_pipeline(
+            fuse=clean.fuse, copies=clean.copies, folding=clean.folding, accept=clean.accept
         )
+        found["clean"] = str(passes)
         if clean.merge:
-            found["merge"] = str(merge_pipeline())
+            found["merge"] = str(merge_pipeline(clean.folding))
     family = plan.target.partition("-")[0]
     found["lower"] = str(lower_pipeline(family, plan))
     return found

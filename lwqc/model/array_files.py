@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError
-from lwqc.model.limits import LimitError, limits
+from lwqc.model.limits import beyond, limits
 
 # What reading a damaged archive raises: zipfile, zlib and numpy each have their own.
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, SyntaxError,
@@ -63,7 +63,7 @@ class Archive:
         unpacked = sum(member.file_size for member in members)
         # Packed numbers are a bomb before they are data; others are as large as their file.
         if unpacked > limits().data and unpacked > file.stat().st_size:
-            raise LimitError(f"{file}: unpacked it", "data", unpacked)
+            raise beyond(f"{file}: unpacked it", "data", unpacked)
 
     @property
     def names(self) -> list[str]:

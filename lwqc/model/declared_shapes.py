@@ -40,11 +40,15 @@ def _compare(declared: onnx.ValueInfoProto, found: onnx.ValueInfoProto) -> None:
         )
     a, b = declared.type.tensor_type.elem_type, found.type.tensor_type.elem_type
     if a and b and a != b:
-        kinds = onnx.TensorProto.DataType
         raise InputError(
-            f"value {declared.name}: is declared as {kinds.Name(a)}, its operator gives "
-            f"{kinds.Name(b)}"
+            f"value {declared.name}: is declared as {_kind(a)}, its operator gives {_kind(b)}"
         )
+
+
+def _kind(number: int) -> str:
+    """Name of an element type, or the number that none has."""
+    names = onnx.TensorProto.DataType
+    return names.Name(number) if number in names.values() else f"type {number}"
 
 
 def _shape(value: onnx.ValueInfoProto) -> onnx.TensorShapeProto | None:

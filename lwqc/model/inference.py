@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from lwqc.model.child_process import ChildProcess
+from lwqc.model.limits import limits
 
-_SECONDS = 30.0  # of one request
+_LEAST_BYTES = 2 << 30  # of the process; weights are left out of what goes there
 _SMALL = 1 << 10  # numbers in a tensor that shapes may be computed from
+_KEPT, _KEPT_BYTES = 1 << 12, 1 << 14  # requests about nodes whose answers are kept; of one such
 
 
 class _Inference(ChildProcess):
@@ -26,8 +30,15 @@ _shared: dict[int, _Inference] = {}
 def _process() -> _Inference:
     if os.getpid() not in _shared:  # also after a fork, as pipes are not for two
         _shared.clear()
-        _shared[os.getpid()] = _Inference(_SECONDS)
+        _shared[os.getpid()] = _Inference(limits().run)
     return _shared[os.getpid()]
+
+
+def _ask(name: str, *request: Any) -> Any:
+    """An answer within the limits. Raises SessionError."""
+    allowed = limits()
+    most = max(_LEAST_BYTES, int(allowed.memory))
+    return _process().ask(name, most, *request, seconds=allowed.run)
 
 
 def infer(proto: onnx.ModelProto, *, strict: bool = False, data: bool = False) -> onnx.ModelProto:
@@ -36,7 +47,7 @@ def infer(proto: onnx.ModelProto, *, strict: bool = False, data: bool = False) -
     strict: operands that do not fit an operator are an error; else they end the inference there.
     data: look at the values that shapes are computed from. Raises SessionError.
     """
-    answer = _process().ask("model", proto.SerializeToString(), strict, data)
+    answer = _ask("model", proto.SerializeToString(), strict, data)
     return onnx.ModelProto.FromString(answer)
 
 
@@ -50,11 +61,43 @@ def infer_node(
 
     version: of the operator set. types: of the inputs. data: values of some of them, as arrays.
     """
-    known = {name: kind.SerializeToString() for name, kind in types.items()}
-    answer = _process().ask(
-        "node", node.SerializeToString(), node.domain, version, known, dict(data)
-    )
-    return {name: onnx.TypeProto.FromString(kind) for name, kind in answer.items()}
+    plain, names = _renamed(node)
+    known = {names[n]: kind.SerializeToString() for n, kind in types.items()}
+    arrays = {names[n]: array for n, array in data.items()}
+    request = pickle.dumps((plain.SerializeToString(), node.domain, version, known, arrays))
+    answer = (_kept if len(request) <= _KEPT_BYTES else _node_outputs)(request)
+    return {
+        name: onnx.TypeProto.FromString(answer[names[name]])
+        for name in node.output
+        if name and names[name] in answer
+    }
+
+
+def _node_outputs(request: bytes) -> dict[str, bytes]:
+    answer: dict[str, bytes] = _ask("node", *pickle.loads(request))
+    return answer
+
+
+_kept = lru_cache(_KEPT)(_node_outputs)  # what failed is asked again
+
+
+def _renamed(node: onnx.NodeProto) -> tuple[onnx.NodeProto, dict[str, str]]:
+    """The node by numbered names, and these by its own: layers of a network ask the same.
+
+    Bodies use names from around them, which stay.
+    """
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    used = dict.fromkeys(n for n in (*node.input, *node.output) if n)
+    names = {"": ""} | {name: name for name in used}
+    if not any(a.HasField("g") or a.graphs for a in node.attribute):
+        names |= {name: str(number) for number, name in enumerate(used)}
+        plain.ClearField("name")
+        plain.ClearField("doc_string")
+        plain.ClearField("metadata_props")
+        plain.input[:] = [names[n] for n in node.input]
+        plain.output[:] = [names[n] for n in node.output]
+    return plain, names
 
 
 def bare(proto: onnx.ModelProto, *, declared: bool = False) -> onnx.ModelProto:

@@ -16,8 +16,6 @@ import onnx
 import onnx.numpy_helper
 import onnx.shape_inference
 
-_MOST_BYTES = 2 << 30  # weights are left out of what comes here
-
 
 def model(proto: bytes, strict: bool, data: bool) -> bytes:
     """A model with inferred types. data: look at the values that shapes are computed from."""
@@ -48,12 +46,12 @@ def main() -> None:
     """Answer requests until there are no more."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
-    _bound_memory()
     while True:
         try:
-            name, *arguments = pickle.load(requests)
+            name, most_bytes, *arguments = pickle.load(requests)
         except EOFError:
             return
+        _bound_memory(most_bytes)
         try:
             answer = (True, _ANSWERS[name](*arguments))
         except Exception as error:  # the library's own, of any kind
@@ -62,15 +60,15 @@ def main() -> None:
         answers.flush()
 
 
-def _bound_memory() -> None:
+def _bound_memory(most_bytes: int) -> None:
     if sys.platform == "win32":
         return
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    if hard == resource.RLIM_INFINITY or hard > _MOST_BYTES:
-        resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, hard))
+    if hard == resource.RLIM_INFINITY or hard > most_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (most_bytes, hard))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from onnx_ir import external_data as ir_external
 from lwqc.errors import InputError
 from lwqc.model.gate import check_model
 from lwqc.model.kept_parts import keep_parts, leave_to_inference
+from lwqc.model.metadata import without_metadata
 from lwqc.model.model_stream import skeleton, weightless, write_inline
 from lwqc.model.normal_form import normalise
 from lwqc.model.outputs import check_output
@@ -143,13 +144,13 @@ def _varint_bytes(number: int) -> int:
 
 
 def model_digest(model: ir.Model) -> str:
-    """sha256 of graph and weights, the same for inline and external storage."""
+    """sha256 of graph and weights, for inline and external storage, and any metadata, the same."""
     values: Sequence[ir.Value] = list(model.graph.initializers.values())
     digest = hashlib.sha256()
     with ThreadPoolExecutor(2) as pool:
         for weight in pool.map(_weight_digest, values):
             digest.update(weight)
-    digest.update(skeleton(model).SerializeToString(deterministic=True))
+    digest.update(skeleton(without_metadata(model)[0]).SerializeToString(deterministic=True))
     return digest.hexdigest()
 
 

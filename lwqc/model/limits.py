@@ -21,26 +21,36 @@ class Limits:
     """What the work may take.
 
     inputs: bytes of one set of random inputs, at 8 for each number. data: bytes of one file of
-    data, unpacked. memory: bytes of the process in which a model runs for the first time, beside 16
+    data, unpacked. traces: bytes of batches, outputs and activations that are kept together, in
+    memory or in temporary files. folding: bytes of one tensor that is computed beforehand, at 4 for
+    each number. memory: bytes of the process in which a model runs for the first time, beside 16
     times the model's own and 4 times its inputs'. run: seconds of that run.
     """
 
     inputs: float = 256e6
     data: float = 4e9
+    traces: float = 8e9
+    folding: float = 4 * 2.0**18
     memory: float = 1.25e9
     run: float = 45.0
+
+    @property
+    def folded_numbers(self) -> int:
+        """How many numbers one folded tensor may have."""
+        return int(self.folding) // 4
 
 
 class LimitError(InputError):
     """Something takes more than its limit allows."""
 
-    def __init__(self, what: str, name: str, needed: float) -> None:
-        """needed: bytes."""
-        allowed = getattr(_current, name)
-        super().__init__(
-            f"{what} takes {_shown(needed)}; allowed are {_shown(allowed)}: raise it with "
-            f"lwqc --limit {name}={_shown(needed).replace(' ', '')} COMMAND"
-        )
+
+def beyond(what: str, name: str, needed: float) -> LimitError:
+    """The error for something that needs so many bytes. name: of the limit."""
+    allowed = getattr(_current, name)
+    return LimitError(
+        f"{what} takes {_shown(needed)}; allowed are {_shown(allowed)}: raise it with "
+        f"lwqc --limit {name}={_shown(needed).replace(' ', '')} COMMAND"
+    )
 
 
 _current = Limits()

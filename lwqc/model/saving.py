@@ -6,10 +6,10 @@ anything; then it is renamed together with what goes with it, see `placing`. An 
 the folder. A killed process leaves it, and the next save to the same target removes it.
 
 A model with external data is two files. The data file is named by its content,
-`NAME.HASH.data`, and never replaced by another one: the rename of the model file switches from one
-whole pair to the other, and the same model gives the same bytes however often it is saved. The data
-file that the old model used is removed last. A process killed between the renames leaves one data
-file that no model refers to, which the next save removes as well.
+`NAME.HASH.data`, and replaced only where it is damaged: the rename of the model file switches from
+one whole pair to the other, and the same model gives the same bytes however often it is saved. The
+data file that the old model used is removed last. A process killed between the renames leaves one
+data file that no model refers to, which the next save removes as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -191,6 +191,21 @@ class Draft:
         _write_whole(scratch.path / final.name, text)
         self._files.append(Move(scratch.path / final.name, final))
 
+    def add_made(self, path: Path, make: Callable[[Path], None]) -> None:
+        """A file that something else writes, with what that puts beside it. Raises InputError.
+
+        make: is told where to write.
+        """
+        final = link_free(path)
+        check_output(final, [])
+        with _disk():
+            scratch = beside(final)
+        self._scratches.append(scratch)
+        made = scratch.path / final.name
+        make(made)
+        others = [file for file in sorted(scratch.path.iterdir()) if file != made]
+        self._files += [Move(file, final.with_name(file.name)) for file in (*others, made)]
+
     def publish(self) -> SavedModel:
         """Put everything in its place, see `publish_together`."""
         return publish_together([self])[0]
@@ -198,9 +213,18 @@ class Draft:
     @property
     def moves(self) -> list[Move]:
         """The data file, what goes with the model, and the model, which refers to them."""
-        data = self.data_path
-        first = [] if data is None else [Move(data, self.target.with_name(data.name), new=True)]
-        return [*first, *self._files, Move(self.path, self.target)]
+        return [*self._data_move(), *self._files, Move(self.path, self.target)]
+
+    def _data_move(self) -> list[Move]:
+        """Of the data file. What the model that is there refers to by that name is ours.
+
+        If it holds something else it is damaged, since the name is that of the content.
+        """
+        if self.data_path is None:
+            return []
+        final = self.target.with_name(self.data_path.name)
+        ours = final.name in data_files_of(self.target) and not final.is_symlink()
+        return [Move(self.data_path, final, new=not ours)]
 
     def keep_mode(self, names: Iterable[str]) -> None:
         """Give the data file the permissions of the old model's, which had one of these names."""

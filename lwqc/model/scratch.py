@@ -19,9 +19,11 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from lwqc.errors import InputError
 from lwqc.model.interrupts import before_the_end, held
 
 _TRIES = 3
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _live: set[Path] = set()
 Last = Callable[[Path], None]
 
@@ -53,20 +55,34 @@ def beside(target: Path, *, sweep: bool = True, last: Last = lambda _: None) -> 
 
 
 def temporary() -> Scratch:
-    """A folder among the system's temporary files."""
-    folder = Path(tempfile.gettempdir())
-    _swept(folder)
-    return Scratch(folder, "", sweep=False)
+    """A folder among the system's temporary files. Raises InputError where there can be none."""
+    try:
+        folder = Path(tempfile.gettempdir())
+        _swept(folder)
+        return Scratch(folder, "", sweep=False)
+    except OSError as error:
+        raise unwritable(error) from error
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """The same for a block."""
+    """The same for a block. Raises InputError, also where it runs out of room in the block."""
     made = temporary()
     try:
         yield made.path
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise unwritable(error) from error
     finally:
         made.close()
+
+
+def unwritable(error: OSError | None = None) -> InputError:
+    """The error for temporary files that cannot be written."""
+    folder = tempfile.tempdir or "no folder"
+    reason = (error.strerror if error is not None else "") or "is the disk full?"
+    return InputError(f"{folder}: temporary files cannot be written there: {reason}")
 
 
 def remove_stale(folder: Path, prefix: str, last: Last = lambda _: None) -> None:

@@ -20,6 +20,7 @@ from lwqc.model.paths import external_file, model_folders
 from lwqc.model.texts import check_texts
 
 MIN_OPSET, MAX_OPSET = 7, 26  # onnxruntime 1.31 loads no newer one
+_VERSIONS = 2**31  # so many fit into the number that ONNX has for them
 MIN_IR_VERSION, MAX_IR_VERSION = 3, int(onnx.IR_VERSION)
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _LARGEST_TENSOR_BYTES = 2**46  # zero dimensions left out; nothing real comes near
@@ -86,6 +87,13 @@ def _check_versions(file: str, proto: onnx.ModelProto) -> None:
             raise InputError(
                 f"{file}: opset {entry.version} is not supported; expected {MIN_OPSET} to "
                 f"{MAX_OPSET}; convert it with onnx.version_converter"
+            )
+    own = (entry for function in proto.functions for entry in function.opset_import)
+    for entry in (*proto.opset_import, *own):
+        if not 0 <= entry.version < _VERSIONS:
+            raise InputError(
+                f"{file}: version {entry.version} of domain {entry.domain[:60]!r} is not "
+                f"supported; expected 0 to {_VERSIONS - 1}"
             )
     if not MIN_IR_VERSION <= proto.ir_version <= MAX_IR_VERSION:
         raise InputError(

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from lwqc.passes.context import Context
 from lwqc.passes.drop_nan_guards import DropNanGuards
 from lwqc.passes.fold_affine import FoldAffine
-from lwqc.passes.fold_constants import FoldConstants
+from lwqc.passes.fold_constants import FOLDING, FoldConstants
 from lwqc.passes.fuse_attention import FuseAttention
 from lwqc.passes.pipeline import Pipeline
 from lwqc.plans.plan import Relaxation
@@ -36,6 +36,7 @@ def clean_pipeline(
     *,
     fuse: bool = True,
     copies: bool = True,
+    folding: int = FOLDING,
     accept: Collection[Relaxation] = (),
     whole: Collection[str] = (),
 ) -> Pipeline:
@@ -44,16 +45,16 @@ def clean_pipeline(
     return Pipeline.parse(text).bound(
         {
             "fold-affine": FoldAffine(whole=tuple(whole)),
-            "fold-constants": FoldConstants(copies=copies, whole=tuple(whole)),
+            "fold-constants": FoldConstants(folding, copies=copies, whole=tuple(whole)),
             "fuse-attention": FuseAttention(finite_masks="finite-masks" in accept),
             "nan-guards": DropNanGuards(accept="nan-guards" in accept),
         }
     )
 
 
-def merge_pipeline() -> Pipeline:
+def merge_pipeline(folding: int = FOLDING) -> Pipeline:
     """The passes that make one of linear layers that read the same value."""
-    return Pipeline.parse("merge")
+    return Pipeline.parse("merge").bound({"fold-constants": FoldConstants(folding)})
 
 
 def clean_up(
@@ -62,6 +63,7 @@ def clean_up(
     fuse: bool = True,
     merge: bool = True,
     copies: bool = True,
+    folding: int = FOLDING,
     accept: Collection[Relaxation] = (),
     whole: Collection[str] = (),
 ) -> Cleaned:
@@ -69,6 +71,7 @@ def clean_up(
 
     fuse: attention becomes one operator. merge: so do linear layers that read the same value.
     copies: weights that are read in two ways may be stored in both.
+    folding: numbers in the largest tensor that is computed beforehand.
     whole: names of stored weights that stay as they are, see `FoldConstants`.
     accept: what is not exact for every input; check it on data. `nan-guards` drops repairs of NaN
         which fully masked rows need, `finite-masks` lowers hidden scores by 50, not infinity.
@@ -76,21 +79,22 @@ def clean_up(
     copy = model.clone()
     copy.graph.sort()
     ctx = Context(copy)
-    changes = clean_pipeline(fuse=fuse, copies=copies, accept=accept, whole=whole).run(copy, ctx)
+    passes = clean_pipeline(fuse=fuse, copies=copies, folding=folding, accept=accept, whole=whole)
+    changes = passes.run(copy, ctx)
     left = {refusal.what: refusal.reason for refusal in ctx.refused.values()}
     done = Cleaned(copy, changes, tuple(ctx.relaxed), left)
-    return _merged(done, copy) if merge else done
+    return _merged(done, copy, folding) if merge else done
 
 
-def merged_layers(done: Cleaned) -> Cleaned:
+def merged_layers(done: Cleaned, folding: int = FOLDING) -> Cleaned:
     """A copy of what was cleaned up, in which linear layers that read the same value are one."""
-    return _merged(done, done.model.clone())
+    return _merged(done, done.model.clone(), folding)
 
 
-def _merged(done: Cleaned, model: ir.Model) -> Cleaned:
+def _merged(done: Cleaned, model: ir.Model, folding: int) -> Cleaned:
     """The same in place. model: what was cleaned up, or a clone of it."""
     origin = {value: value.name for value in _values(model.graph)}
-    changes = merge_pipeline().run(model, settled=[FoldConstants()])
+    changes = merge_pipeline(folding).run(model, settled=[FoldConstants(folding)])
     # A value that is still there is computed as before, or from what computes the same.
     after = [v for v in _values(model.graph) if v in origin]
     same = {v.name: name for v in after if v.name and (name := origin[v])}

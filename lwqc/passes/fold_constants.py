@@ -17,7 +17,8 @@ from lwqc.passes.quiet import quiet
 from lwqc.passes.rooted_rules import rooted_rules
 from lwqc.passes.shielded import shielded
 
-_LIMIT = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more
+FOLDING = 1 << 18  # numbers in a tensor: folding may make a file a megabyte larger, but not more
+_RULE = "pkg.onnxscript.rewriter.rule_name"
 _ALLOWZERO_SINCE = 14  # opset
 # Copies of what they read, as `trace_weight` follows them to the weight.
 _COPIES = frozenset({"Transpose", "Identity", "Cast", "Reshape", "DequantizeLinear"})
@@ -40,7 +41,7 @@ class FoldConstants(Pass):
     names of stored weights of which something else is known than their numbers.
     """
 
-    limit: int = _LIMIT
+    limit: int = FOLDING
     copies: bool = True
     whole: tuple[str, ...] = ()
 
@@ -70,6 +71,7 @@ class FoldConstants(Pass):
             ctx.refuse(model.graph.name or "graph", f"onnxscript's optimizer failed: {cause}")
             return 0
         _drop_new_attributes(model)
+        _keep_stored_outputs(model)
         forget_uncertain(model)
         distinguish(model)  # the rules name what they make without a look at other bodies
         ctx.changed()  # types and shapes are told, and equal constants joined, in any case
@@ -106,15 +108,27 @@ def _own_constants(model: ir.Model) -> None:
             node.attributes["value"] = ir.AttrTensor("value", own)
 
 
-def _drop_new_attributes(model: ir.Model) -> None:
-    """Take `allowzero` from Reshapes of an opset that does not know it.
+def _keep_stored_outputs(model: ir.Model) -> None:
+    """Stored tensors that are outputs stay stored.
 
-    onnxscript 0.7.2 writes it with shapes of known numbers, in which it says nothing.
+    onnxscript 0.7.2 takes away those that no node reads once its rules have matched.
     """
-    if model.opset_imports.get("", 1) >= _ALLOWZERO_SINCE:
-        return
+    for graph in model.graphs():
+        for value in graph.outputs:
+            made = value.producer() is not None or value.is_graph_input()
+            if value.const_value is not None and not made and not value.is_initializer():
+                graph.register_initializer(value)
+
+
+def _drop_new_attributes(model: ir.Model) -> None:
+    """Take `allowzero` from Reshapes of an opset that does not know it, and names of rules.
+
+    onnxscript 0.7.2 writes the one with shapes of known numbers, in which it says nothing.
+    """
+    old = model.opset_imports.get("", 1) < _ALLOWZERO_SINCE
     for node in model.graph.all_nodes():
-        if (node.domain, node.op_type) == ("", "Reshape"):
+        node.metadata_props.pop(_RULE, None)
+        if old and (node.domain, node.op_type) == ("", "Reshape"):
             node.attributes.pop("allowzero", None)
 
 

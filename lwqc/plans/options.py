@@ -105,7 +105,18 @@ class Constant(TypedDict, total=False):
     ]
 
 
-class Opening(JobOptions, Constant, total=False):
+class Kept(TypedDict, total=False):
+    """What of a file is nothing of the model's, and stays all the same.
+
+    keep_metadata: what exporters write for themselves, see `lwqc.model.metadata`.
+    """
+
+    keep_metadata: Annotated[
+        bool, Flag("keep stack traces, source paths and the like of exporters", bool, False)
+    ]
+
+
+class Opening(JobOptions, Constant, Kept, total=False):
     """What a model is opened with."""
 
 

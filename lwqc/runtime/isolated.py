@@ -56,6 +56,10 @@ class Isolated(ChildProcess):
         values: list[Any] | None = self.ask("run", dict(feeds), keep, seconds=seconds)
         return values
 
+    def forget(self) -> None:
+        """Let go of the loaded model; the process stays for others."""
+        self.ask("forget")
+
 
 _shared: dict[int, Isolated] = {}
 

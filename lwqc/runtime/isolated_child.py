@@ -57,6 +57,10 @@ class _Loaded:
         self.session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
         return [(o.name, o.type) for o in self.session.get_outputs()]
 
+    def forget(self) -> None:
+        """Free what the last model takes."""
+        self.session = None
+
     def run(self, feeds: Mapping[str, Any], keep: bool) -> list[Any] | None:
         """The outputs, if they are wanted."""
         session = self.session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx_ir as ir
 
 from lwqc.errors import InputError, LwqcError
 from lwqc.model import io
+from lwqc.model.limits import Limits, limits, set_limits
 from lwqc.model.scratch import temporary_folder
 from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.session import Feeds, Session
@@ -45,7 +47,7 @@ def peak_memory(model: Loadable, feeds: Feeds) -> int:
         # By position: an input may have any name, also one that np.savez takes for its own.
         np.savez(inputs, *(a.astype(str) if a.dtype == object else a for a in feeds.values()))
         call = [sys.executable, "-c", _CHILD, json.dumps(sys.path)]
-        call += [str(path), str(inputs), json.dumps(list(feeds))]
+        call += [str(path), str(inputs), json.dumps(list(feeds)), json.dumps(asdict(limits()))]
         done = subprocess.run(call, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -58,8 +60,12 @@ def can_measure_memory() -> bool:
     return _STATUS.exists() and _CLEAR.exists()
 
 
-def report_peak(path: str, inputs: str, names: str) -> None:
-    """What the process of `peak_memory` does: prints bytes. names: of the inputs, as JSON."""
+def report_peak(path: str, inputs: str, names: str, allowed: str) -> None:
+    """What the process of `peak_memory` does: prints bytes.
+
+    names, allowed: of the inputs, and the limits, as JSON.
+    """
+    set_limits(Limits(**json.loads(allowed)))
     with np.load(inputs) as stored:
         feeds = {name: stored[f"arr_{i}"] for i, name in enumerate(json.loads(names))}
     Session(_smallest())({"x": np.zeros((1, 64, 8, 8), np.float32)})  # code and threads stay

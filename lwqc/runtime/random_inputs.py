@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
-from lwqc.model.limits import LimitError, limits
+from lwqc.model.limits import beyond, limits
 
 DEFAULT_DIM = 16
 # Operators that hand indices on unchanged.
@@ -71,9 +71,7 @@ def _check_bytes(sizes: Mapping[ir.Value, tuple[int, ...]]) -> None:
     if sum(needed.values()) > limits().inputs:
         largest = max(needed, key=lambda v: needed[v])
         shape = list(sizes[largest])
-        raise LimitError(
-            f"random data: input {largest.name} {shape}", "inputs", sum(needed.values())
-        )
+        raise beyond(f"random data: input {largest.name} {shape}", "inputs", sum(needed.values()))
 
 
 def _is_flag(value: ir.Value, shape: tuple[int, ...]) -> bool:
@@ -111,7 +109,7 @@ def _draw(
 
 def _mask(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.bool_]:
     """Mostly true, and never false in a whole row: attention masks hide few positions."""
-    mask: NDArray[np.bool_] = rng.random(shape) < _MASK_SHARE
+    mask: NDArray[np.bool_] = np.asarray(rng.random(shape) < _MASK_SHARE)
     if mask.ndim and mask.shape[-1] > 1:
         mask[..., 0] = True
     elif mask.size == 1:

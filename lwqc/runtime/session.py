@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError, LwqcError, SessionError
 from lwqc.model.kept_parts import forget_parts
 from lwqc.model.limits import limits
-from lwqc.model.scratch import temporary_folder
+from lwqc.model.scratch import temporary_folder, unwritable
 from lwqc.runtime.isolated import Isolated, Signature, shared
 from lwqc.runtime.loadable import Loadable, as_loadable
 from lwqc.runtime.proof import prove_waiting
@@ -431,7 +431,7 @@ def read_back(
             )
         except InputError as error:
             if "Failed to write" in str(error):
-                raise InputError(f"{folder}: temporary files cannot be written there") from error
+                raise unwritable() from error
             raise
         return session, onnx.load(path, load_external_data=False).graph
 

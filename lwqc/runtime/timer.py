@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import time
 from collections.abc import Sequence
 
+from lwqc.errors import InputError
 from lwqc.runtime.session import SPIN_US, Feeds, Session
 from lwqc.runtime.settling import Settled
 
+VARIABLE = "LWQC_TIMING_S"
 _TURN = 4  # runs of one session in a row that count
 _SLOW_S = 0.02  # such a run spans what several short ones would
 _SOONEST = 0.2  # share of the time before which nothing counts as settled
 _LONG = 20  # times the wait for other threads: a first run that counts
+
+
+def longest_s() -> float:
+    """Most seconds of one timing of one model: `$LWQC_TIMING_S`; without it, what a step asks for.
+
+    Raises InputError.
+    """
+    text = os.environ.get(VARIABLE, "")
+    if not text:
+        return math.inf
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text, re.ASCII) or float(text) == 0:
+        raise InputError(f"{VARIABLE}={text[:40]}: expected a number of seconds above 0")
+    return float(text)
 
 
 def time_runs(
@@ -40,19 +58,20 @@ def time_turns(
     A turn is a few runs, or half as many and twice as often where one takes long. Before them come
     some that are not counted, until the threads of the session before have stopped waiting: they
     find the caches full of another model, too. Turns go on until `seconds` per session have
-    passed, and at least `least` rounds.
+    passed, and at least `least` rounds; but no longer than `longest_s`.
 
     settled: which sessions need no more turns, see `settling`; asked once a fifth of the time has
     passed. The others then take as many as if those still took theirs.
     """
+    most = longest_s() * len(sessions)
     slowest = max(session.seconds(feeds) for session in sessions)
     runs = _TURN if slowest < _SLOW_S else _TURN // 2
     least *= _TURN // runs
     times: list[list[list[float]]] = [[] for _ in sessions]
     spent = [0.0] * len(sessions)  # by the last turn of each
-    passed, limit = 0.0, seconds * len(sessions)
+    passed, limit = 0.0, min(seconds * len(sessions), most)
     order = list(range(len(sessions)))
-    while order and (max(map(len, times)) < least or passed < limit):
+    while order and (passed < limit or (max(map(len, times)) < least and passed < most)):
         for i in order:
             start = time.perf_counter()
             times[i].append(_turn(sessions[i], feeds, runs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from lwqc.errors import InputError
 from lwqc.model.documents import parse_json, read_text
 from lwqc.model.saving import write_text
 from lwqc.runtime.session import VERSION, default_threads
+from lwqc.runtime.timer import longest_s
 
 Pair = tuple[float, float]  # seconds of the float operator, and of a form
 VARIABLE = "LWQC_CACHE"
@@ -71,7 +73,10 @@ def _path() -> Path | None:
 
 
 def machine() -> str:
-    """The processor and how many of its cores sessions use, in letters, digits and dashes."""
+    """The processor, how many of its cores sessions use, and for how long they are timed.
+
+    In letters, digits and dashes.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -82,6 +87,8 @@ def machine() -> str:
     kernels = sum(word in flags[0].split() for word in _KERNEL_FLAGS) if flags else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     text = f"{model} {kernels} {default_threads() or cores}"
+    if longest_s() < math.inf:  # such times are not as exact as others
+        text += f" {longest_s()} s"
     return "".join(c if c.isalnum() else "-" for c in text).strip("-")
 
 

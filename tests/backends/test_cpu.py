@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from lwqc.backends.cpu import CpuTarget
+from lwqc.compile.stored_sites import storable
 from lwqc.decide.compress import open_workspace
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
@@ -308,7 +309,7 @@ def test_blocks_with_integer_activations_are_right_without_optimizations(weight,
     built = linear("MatMul", 256, 64)
     work = open_workspace(built, data=[{"x": normal(8, 256, seed=1)}])
     entry = SiteEntry(weight=weight, activation="dynamic")
-    stored = entry if kept else work.storable("w", entry)
+    stored = entry if kept else storable(work, "w", entry)
     assert isinstance(stored, SiteEntry)
     assert (stored.weight.scale == "float32") != kept
     lowered, _ = lower(built, {"w": stored})

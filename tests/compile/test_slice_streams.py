@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from lwqc.compile.losses import judged_drop
 from lwqc.compile.steps.slice_streams import slice_planned
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.slice_streams import SliceOptions, choose_slices
@@ -20,6 +21,7 @@ from lwqc.plans.plan import Plan, SlicedStream
 from lwqc.runtime.session import Session, statistics_session
 from lwqc.runtime.stats.output_divergence import OutputDivergence
 from models import glyphs, stdlib_lm
+from tests import few_samples
 from tests.passes.test_rotate_stream import decoder
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -31,7 +33,7 @@ IDS = {"ids": np.random.default_rng(3).integers(0, 50, (4, 50))}
 def language():
     """The decoder, calibration feeds, and its outputs on the last of them."""
     built = io.load(MODELS / "stdlib_lm.onnx")
-    *feeds, test = list(stdlib_lm.calibration())
+    *feeds, test = [{k: v[:2] for k, v in f.items()} for f in stdlib_lm.calibration()]
     return built, feeds, test, OutputDivergence(Session(built)(test)["logits"], "kl")
 
 
@@ -63,12 +65,12 @@ def test_a_quarter_less_of_a_language_model(language, principal_loss, shared) ->
     assert principal < loss(Session(chance)(test)["logits"]) / 2
 
 
-def glyph_work(**options):
-    return open_workspace(MODELS / "glyph_vit.onnx", data=list(glyphs.calibration()), **options)
+def glyph_work(data, **options):
+    return open_workspace(MODELS / "glyph_vit.onnx", data=list(data), **options)
 
 
 def test_a_vision_transformer_is_priced_and_planned(tmp_path) -> None:
-    work = glyph_work()
+    work = glyph_work(few_samples.glyph_calibration())
     found = choose_slices(work, SliceOptions(ratio=0.25, shared=True, recipe="slicegpt"))
     (entry,) = found.plan.slice
     assert (entry.width, entry.shared, found.note) == (72, True, "")
@@ -76,21 +78,21 @@ def test_a_vision_transformer_is_priced_and_planned(tmp_path) -> None:
     assert found.after.size_bytes < 0.8 * found.before.size_bytes
     assert found.after.macs < 0.8 * found.before.macs
     assert found.before.latency_ms is not None
-    narrow = slice_planned(work.model, work.data, found.plan.slice, statistics_session)
+    narrow = slice_planned(work.model, work.job.data.fit, found.plan.slice, statistics_session)
     assert io.serialized_bytes(narrow) == found.after.size_bytes
     found.plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == found.plan
-    assert work.drop(Session(narrow)) < 0.1
+    assert judged_drop(work, Session(narrow)) < 0.1
 
 
 def test_a_basis_for_each_branch_keeps_more_of_the_same_width() -> None:
-    work = glyph_work(metric=glyphs.accuracy)
+    work = glyph_work(glyphs.calibration(), metric=few_samples.glyph_accuracy)
     (group,) = [e.group for e in choose_slices(work, SliceOptions(ratio=0.3)).plan.slice]
     drops = []
     for shared in (False, True):
         slices = [SlicedStream(group=group, width=64, shared=shared)]
-        narrow = slice_planned(work.model, work.data, slices, statistics_session)
-        drops.append(work.drop(Session(narrow)))
+        narrow = slice_planned(work.model, work.job.data.fit, slices, statistics_session)
+        drops.append(judged_drop(work, Session(narrow)))
     assert drops[0] < 0.7 * drops[1]
 
 
@@ -114,7 +116,7 @@ def test_without_data_directions_come_from_random_inputs() -> None:
 
 
 def test_models_without_streams() -> None:
-    feeds = list(glyphs.calibration())
+    feeds = list(few_samples.glyph_calibration())
     work = open_workspace(MODELS / "glyph_resnet.onnx", data=feeds)
     with pytest.raises(InputError, match="has no residual stream that could be sliced; "):
         choose_slices(work, SliceOptions(ratio=0.25))

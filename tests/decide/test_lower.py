@@ -7,7 +7,9 @@ import onnx
 import pytest
 
 from lwqc import lower
-from lwqc.backends import devices
+from lwqc.backends import device_bench, devices
+from lwqc.backends.tensorrt import TensorrtTarget
+from lwqc.errors import InputError
 from lwqc.model import io
 from tests.build import model, normal
 
@@ -113,6 +115,31 @@ def test_the_device_is_missing(run, linear, tmp_path):
         assert code == 2
         assert "ExecutionProvider" in err
     assert run("bench", linear, "--nhwc")[0] == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_engines_appear_with_the_model_or_nothing_does(run, linear, tmp_path, monkeypatch, fails):
+    def compiled(path, output, settings):
+        Path(output).write_bytes(b"engines")
+        Path(output).with_name("e_0.engine").write_bytes(b"engine")
+        assert settings.provider_options["trt_engine_cache_path"] == "out.engines"
+        assert not out.exists()
+        assert Path(path).exists()
+        if fails:
+            raise InputError("engines cannot be built: no")
+
+    out, plan, engines = (tmp_path / n for n in ("out.onnx", "p.json", "e.onnx"))
+    monkeypatch.setattr(TensorrtTarget, "unmeasured", lambda self: "")
+    monkeypatch.setattr(device_bench, "compile_model", compiled)
+    before = sorted(tmp_path.iterdir())
+    code, _, err = run("lower", linear, "-o", out, "--target", "tensorrt", "--engines", engines,
+                       "--plan-out", plan, "--no-verify")  # fmt: skip
+    if fails:
+        assert (code, len(err.strip().splitlines())) == (2, 1)
+        assert sorted(tmp_path.iterdir()) == before
+    else:
+        assert code == 0, err
+        assert all(file.exists() for file in (out, plan, engines, tmp_path / "e_0.engine"))
 
 
 def test_the_python_api_lowers_too(linear, tmp_path):

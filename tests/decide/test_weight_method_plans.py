@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lwqc
+from lwqc.compile.losses import divergences
 from lwqc.decide import mixed
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.errors import InputError
@@ -20,8 +21,8 @@ from tests.build import model, normal
 ROOT = Path(__file__).parents[2]
 VIT = ROOT / "models" / "glyph_vit.onnx"
 RESNET = ROOT / "models" / "glyph_resnet.onnx"
-DATA = "models.glyphs:calibration"
-METRIC = "models.glyphs:accuracy"
+DATA = "tests.few_samples:glyph_calibration"
+METRIC = "tests.few_samples:glyph_accuracy"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def errors(work, plan):
 
 
 def output_divergence(work, done):
-    found = work.divergence(Session(done.model, label="compressed"))
+    found = divergences(work, Session(done.model, label="compressed"))
     return max(d.relative_error for d in found.values())
 
 
@@ -91,7 +92,7 @@ def test_a_sequential_plan_replays_with_the_data_and_asks_for_it(tmp_path):
     done.plan.save(tmp_path / "plan.json")
     plan = Plan.load(tmp_path / "plan.json")
     again = lwqc.apply(RESNET, plan, data=DATA)
-    feeds = work.data.first()
+    feeds = work.job.data.fit.first()
     expected, found = (Session(m.model, label="m")(feeds) for m in (done, again))
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
@@ -137,7 +138,7 @@ def test_methods_without_data_do_not_collect_any():
     for method in ("hqq", "k-quant"):
         done = compress_workspace(work, Goals(), uniform_recipe(4, "none", "mse", True, method))
         assert {e.method for e in done.decisions.quantize.values()} == {method}
-        assert "grams" not in vars(work) or not work.grams._held
+        assert not work.facts.has("grams") or not work.grams._held
 
 
 def test_a_method_that_looks_at_data_asks_for_it(tmp_path, run):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
+from contextlib import suppress
 
 from tests.fuzz.commands import COMMANDS
 from tests.fuzz.corpus import MODELS
 from tests.fuzz.run import GOOD, OUTCOMES, Ending, endings
+
+_TELL = 500
 
 
 def main() -> int:
@@ -19,11 +23,14 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
     parser.add_argument("--traces", action="store_true", help="print every fault in full")
     chosen = parser.parse_args()
-    done = []
-    for ending in endings(chosen.seed, chosen.first, chosen.mutants, 60 * chosen.minutes):
-        done.append(ending)
-        if ending.outcome not in GOOD and chosen.traces:
-            print(f"--- {_place(ending)}: {ending.outcome}\n{ending.said}", flush=True)
+    done: list[Ending] = []
+    with suppress(KeyboardInterrupt):  # what was found until then counts
+        for ending in endings(chosen.seed, chosen.first, chosen.mutants, 60 * chosen.minutes):
+            done.append(ending)
+            if ending.outcome not in GOOD and chosen.traces:
+                print(f"--- {_place(ending)}: {ending.outcome}\n{ending.said}", flush=True)
+            if len(done) % _TELL == 0:
+                print(f"{len(done)} mutants, the last is {ending.number}", file=sys.stderr)
     print(table(done))
     print(kinds(done))
     return any(e.outcome not in GOOD for e in done)

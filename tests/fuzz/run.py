@@ -67,8 +67,13 @@ class Worker:
         self._errors.close()
         self._folder.cleanup()
 
-    def run(self, data: bytes, plan: bytes, command: str) -> dict[str, Any]:
-        """The answer of `worker`; {"died": how} or {"late": True} where there is none."""
+    def run(
+        self, data: bytes, plan: bytes, command: str, *, keep: Path | None = None
+    ) -> dict[str, Any]:
+        """The answer of `worker`; {"died": how} or {"late": True} where there is none.
+
+        keep: where the output of the command goes, if there is one.
+        """
         process = self._process or self._start()
         folder = Path(tempfile.mkdtemp(dir=self._folder.name))
         (folder / "m.onnx").write_bytes(data)
@@ -83,6 +88,8 @@ class Worker:
             answer = {"died": "before the command"}
         if "code" not in answer:
             self._end()
+        if keep is not None and (folder / "o.onnx").exists():
+            shutil.copy(folder / "o.onnx", keep)
         shutil.rmtree(folder, ignore_errors=True)
         return answer
 

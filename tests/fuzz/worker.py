@@ -39,6 +39,15 @@ def main() -> None:
 
 
 def _run(folder: Path, argv: list[str]) -> dict[str, Any]:
+    """How a command ended; one that says that it failed is run again to tell where."""
+    found = _ran(folder, argv)
+    if "internal error" in found["error"]:
+        told = _ran(folder, [*argv, "--debug"])
+        found |= {"kind": told["kind"], "trace": told["trace"]}
+    return found
+
+
+def _ran(folder: Path, argv: list[str]) -> dict[str, Any]:
     from lwqc import cli
 
     before = set(folder.iterdir())

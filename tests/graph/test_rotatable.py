@@ -44,8 +44,6 @@ REASONS = {
 
 
 def test_zoo_is_pinned(skeleton):
-    if skeleton.stem.startswith("vgg"):
-        pytest.skip("nothing is normalised, and its weights take ten seconds to make")
     groups = prepared(ir.from_proto(materialize(skeleton)))[1]
     found = find_streams(groups)
     assert {g.name for g in groups if g.statistics} <= {

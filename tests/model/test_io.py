@@ -101,6 +101,17 @@ def test_load_refuses_opsets(tmp_path: Path, opset: int) -> None:
     refused(write(tmp_path, proto), f"opset {opset} is not supported; expected 7 to 26")
 
 
+@pytest.mark.parametrize("version", [-1, 2**31, 2**40])
+@pytest.mark.parametrize("inside", [False, True])
+def test_load_refuses_versions_that_are_no_c_integers(
+    tmp_path: Path, version: int, inside: bool
+) -> None:
+    proto = linear_proto()
+    owner = proto.functions.add(name="f", domain="own") if inside else proto
+    owner.opset_import.add(domain="own", version=version)
+    refused(write(tmp_path, proto), f"version {version} of domain 'own' is not supported")
+
+
 @pytest.mark.parametrize("opset", [7, 26])
 def test_load_accepts_opsets(tmp_path: Path, opset: int) -> None:
     proto = linear_proto()
@@ -900,12 +911,31 @@ def test_what_belongs_together_appears_together_or_not_at_all(
 
 def test_a_foreign_file_under_the_name_of_the_data_is_kept(tmp_path: Path) -> None:
     model = io.load(write(tmp_path, linear_proto()))
-    data = io.save(model, tmp_path / "out.onnx", external_data=True).data_path
+    out = tmp_path / "out.onnx"
+    data = io.save(model, out, external_data=True).data_path
     assert data is not None
     data.write_bytes(b"somebody's")
-    with pytest.raises(InputError, match="holds something else"):
-        io.save(model, tmp_path / "out.onnx", external_data=True)
-    assert data.read_bytes() == b"somebody's"
+    out.unlink()
+    for there in (None, b"no model"):
+        if there is not None:
+            out.write_bytes(there)
+        with pytest.raises(InputError, match="holds something else"):
+            io.save(model, out, external_data=True)
+        assert data.read_bytes() == b"somebody's"
+        assert (out.read_bytes() if out.exists() else None) == there
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:9] + b"!" + b[10:]])
+def test_damaged_data_of_an_earlier_run_is_replaced(tmp_path: Path, damage) -> None:
+    model = io.load(write(tmp_path, linear_proto()))
+    out = tmp_path / "out.onnx"
+    data = io.save(model, out, external_data=True).data_path
+    assert data is not None
+    whole = data.read_bytes()
+    data.write_bytes(damage(whole))
+    io.save(model, out, external_data=True)
+    assert data.read_bytes() == whole
+    assert io.model_digest(io.load(out)) == io.model_digest(model)
 
 
 MEMORY = """

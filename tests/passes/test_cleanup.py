@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 import lwqc
+from lwqc.compile.activation_facts import activation_ranges
 from lwqc.compile.cleaned import cleaned
 from lwqc.decide.compress import open_workspace
 from lwqc.model import io
@@ -243,11 +244,11 @@ def test_merging_starts_from_the_graph_that_is_clean_already(monkeypatch):
 
     monkeypatch.setattr("lwqc.compile.cleaned.clean_up", counted)
     known = cleaned(job, CleanUp(merge=False))
-    known.ranges |= {("mse", "x"): Range(-1, 1), ("mse", "m0"): Range(-2, 2)}
+    activation_ranges(known).update({("mse", "x"): Range(-1, 1), ("mse", "m0"): Range(-2, 2)})
     plain, merged = known.model, cleaned(job, CleanUp(merge=True)).model
     assert len(taken) == 1
     # What the merged layer reads is the same; what the two computed is no longer there.
-    assert cleaned(job, CleanUp(merge=True)).ranges == {("mse", "x"): Range(-1, 1)}
+    assert activation_ranges(cleaned(job, CleanUp(merge=True))) == {("mse", "x"): Range(-1, 1)}
     assert [n.op_type for n in plain.graph].count("MatMul") == 2
     assert [n.op_type for n in merged.graph].count("MatMul") == 1
 
@@ -263,3 +264,13 @@ def test_where_the_optimizer_fails_the_model_stays_and_the_reason_is_told(monkey
     done = clean_up(built, fuse=False, merge=False)
     assert ops(done.model) == ops(built)
     assert "onnxscript's optimizer failed: a rule broke" in done.left.values()
+
+
+def test_a_stored_output_stays_where_nothing_else_reads_it():
+    norm = {name: np.abs(normal(4, seed=i)) for i, name in enumerate("gbmv")}
+    rows = [("Conv", ["x", "w"], "c", {}), ("BatchNormalization", ["c", *norm], "y", {})]
+    built = model(rows, {"w": normal(4, 3, 1, 1), **norm}, {"x": ["n", 3, 4, 4]}, ["y"])
+    built.graph.outputs[:] = [built.graph.initializers["w"]]
+    done = clean_up(built).model
+    assert list(done.graph.initializers) == ["w"]
+    assert [v.name for v in done.clone().graph.outputs] == ["w"]

@@ -342,7 +342,7 @@ def test_float4_where_it_has_a_kernel():
 @pytest.mark.parametrize("recipe", ["lorc", "spqr-columns", "zeroquant-fp"])
 def test_recipes_on_the_command_line(recipe, tmp_path, monkeypatch, capsys):
     out, saved = tmp_path / "small.onnx", tmp_path / "plan.json"
-    arguments = ["--data", "models.glyphs:calibration", "--recipe", recipe, "--json"]
+    arguments = ["--data", "tests.few_samples:glyph_calibration", "--recipe", recipe, "--json"]
     plan_out = ["--plan-out", str(saved)]
     monkeypatch.setattr(
         sys, "argv", ["lwqc", "compress", str(GLYPHS), "-o", str(out), *arguments, *plan_out]

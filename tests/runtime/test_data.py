@@ -319,3 +319,15 @@ def test_inputs_with_defaults_are_left_out() -> None:
     )
     (feed,) = feeds(model, "random:1")
     assert set(feed) == {"x"}
+
+
+def test_random_data_for_one_boolean_that_is_no_flag():
+    built = ir.from_onnx_text("""<ir_version: 8, opset_import: ["": 17]>
+        net (bool go, float[2] x) => (float[2] y) {
+            one = Constant<value_int = 1>()
+            y = Loop(one, go, x)<body = b (int64 i, bool c, float[2] h) => (bool on, float[2] g) {
+                g = Relu(h)
+                on = Identity(c)
+            }>
+        }""")
+    assert open_data("random:2", built).first()["go"] == np.True_

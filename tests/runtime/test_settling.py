@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 
+from lwqc.errors import InputError
 from lwqc.runtime import timer as module
 from lwqc.runtime.settling import decided, is_known, medians_known, ratios_known
-from lwqc.runtime.timer import time_turns
+from lwqc.runtime.timer import VARIABLE, longest_s, time_turns
+
+
+@pytest.fixture(autouse=True)
+def as_long_as_asked(monkeypatch):
+    """Clocks are not real here."""
+    monkeypatch.delenv(VARIABLE)
 
 
 class Clock:
@@ -99,3 +106,20 @@ def test_nothing_is_out_before_a_fifth_of_the_time(monkeypatch):
     """So that one interruption does not decide between models of microseconds."""
     rounds, _ = taken(monkeypatch, [1e-4, 3e-4], seconds=0.5, settled=decided(1.05, 1.02, keep=1))
     assert min(rounds) > 20
+
+
+def test_the_environment_ends_every_timing(monkeypatch):
+    assert taken(monkeypatch, [1.0, 0.5], seconds=20)[1] > 40
+    monkeypatch.setenv(VARIABLE, "4")
+    assert 8 < taken(monkeypatch, [1.0, 0.5], seconds=20)[1] < 8 + 2 * 3
+    rounds, _ = taken(monkeypatch, [1.0, 0.5], seconds=0.1)
+    assert rounds == [3, 3]  # fewer than the six that it takes otherwise
+    monkeypatch.setenv(VARIABLE, "0.001")
+    assert taken(monkeypatch, [1.0, 0.5], seconds=20)[0] == [1, 1]
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "-1", "inf", "two", "1e3", "٣", "1\n"])
+def test_the_longest_timing_is_a_number_of_seconds(monkeypatch, text):
+    monkeypatch.setenv(VARIABLE, text)
+    with pytest.raises(InputError, match=f"{VARIABLE}={text}: expected a number of seconds"):
+        longest_s()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lwqc.errors import InputError
+from lwqc.runtime import timer
 from lwqc.runtime.session import THREADS, SessionSettings
 from lwqc.runtime.timing_cache import VARIABLE, TimingCache
 
@@ -65,6 +66,15 @@ def test_another_number_of_threads_has_other_times(folder, monkeypatch):
             assert cache.known == {}
             cache.add("MatMul", (1.0, 2.0))
     assert len(list(folder.iterdir())) == 2
+
+
+def test_shorter_timings_are_kept_apart(folder, monkeypatch):
+    for seconds in ("", "0.1", "0.2"):
+        monkeypatch.setenv(timer.VARIABLE, seconds)
+        with TimingCache.opened() as cache:
+            assert cache.known == {}
+            cache.add("MatMul", (1.0, 2.0))
+    assert len(list(folder.iterdir())) == 3
 
 
 @pytest.mark.parametrize("text", ["two", "-1", "1.5"])

@@ -12,7 +12,14 @@ from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
 from lwqc.plans.goals import Goals, parse_goals
 
-SHARED = ("data", "metric", "shape", "seed", "constant_inputs")  # options of every step
+SHARED = (
+    "data",
+    "metric",
+    "shape",
+    "seed",
+    "constant_inputs",
+    "keep_metadata",
+)  # options of every step
 
 
 class Gates(BaseModel):

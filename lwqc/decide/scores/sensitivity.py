@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lwqc.graph.sites import Site, find_sites
 from lwqc.model.weights import ReadArray, evaluate
+from lwqc.runtime.counted import counted
 from lwqc.runtime.stats.channel_error import ChannelMeter
 from lwqc.runtime.stats.collector import Array, Feeds, RunnerFactory
 
@@ -41,8 +42,9 @@ def site_sensitivity(
     inputs = {name: _promote(exposed.graph, site) for name, site in sites.items()}
     run = make_runner(exposed)
     base = {inputs[name]: value for name, value in originals.items()}
-    batches = list(data)
-    references = [run({**feeds, **base}) for feeds in batches]
+    batches = list(counted(data, "the data that is kept"))
+    runs = (run({**feeds, **base}) for feeds in batches)
+    references = list(counted(runs, "outputs of the original", len(batches)))
     errors: dict[tuple[str, ...], float] = {}
     for trial in trials:
         changed = {

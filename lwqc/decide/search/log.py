@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -47,7 +48,9 @@ class SearchLog:
                 self._file.truncate(0)
                 self._append([{"lwqc_search": _VERSION}])
         except BaseException:
-            self._file.close()
+            if not resume:  # there is nothing in it
+                path.unlink(missing_ok=True)
+            self._end()
             raise
 
     @property
@@ -90,7 +93,13 @@ class SearchLog:
         if self._path is not None and self._file is not None:
             if remove:
                 self._path.unlink(missing_ok=True)
-            self._file.close()
+            self._end()
+
+    def _end(self) -> None:
+        """Close the file; what it could not write is told already, and fails again then."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
 
     def _append(self, records: Sequence[Mapping[str, Any]]) -> None:
         if self._file is None or not records:

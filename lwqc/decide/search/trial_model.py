@@ -21,6 +21,7 @@ from lwqc.decide.scores.channels.final_error import without
 from lwqc.decide.scores.channels.nested import NestedRefit
 from lwqc.plans.plan import SiteEntry
 from lwqc.quant.methods import encode_by
+from lwqc.runtime.counted import counted
 from lwqc.runtime.session import Session, SessionSettings
 from lwqc.runtime.stats.output_divergence import Measure, OutputDivergence
 
@@ -101,13 +102,14 @@ class TrialModel:
         self._orders = [nested_order(t, spec.keeps) for t in spec.tensors]
         self._lock = threading.Lock()  # workers may have several threads
         inputs = self._inputs(spec.top)
+        runs = (self._run({**feeds, **inputs}) for feeds in spec.batches)
         self._references = [
             {
                 name: OutputDivergence(value, spec.measure)
-                for name, value in self._run({**feeds, **inputs}).items()
+                for name, value in found.items()
                 if value.dtype.kind == "f"
             }
-            for feeds in spec.batches
+            for found in counted(runs, "outputs of the original", len(spec.batches))
         ]
 
     def score(self, candidate: Candidate, stage: int) -> float:

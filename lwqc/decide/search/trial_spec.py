@@ -20,6 +20,7 @@ from lwqc.model.weights import stored_float_tensors, stored_tensor
 from lwqc.passes.gate_activations import GateActivations
 from lwqc.passes.gate_branches import GateBranches
 from lwqc.plans.plan import SiteEntry
+from lwqc.runtime.counted import counted
 from lwqc.runtime.data import Dataset, Feeds
 from lwqc.runtime.session import has_bodies
 from lwqc.runtime.stats.output_divergence import Measure
@@ -112,7 +113,7 @@ def _switches(
 
 def _batches(data: Dataset) -> list[Feeds]:
     found: list[Feeds] = []
-    for feeds in data:
+    for feeds in counted(data, "the data that is kept"):
         found.append(feeds)
         if len(found) >= _BATCHES and sum(map(_rows, found)) >= _ROWS:
             break

@@ -27,6 +27,7 @@ from lwqc.decide.allocators.evolutionary import Candidate
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.trial_model import LITTLE, TrialModel, TrialSpec
 from lwqc.errors import InputError, LwqcError
+from lwqc.model.limits import limits, set_limits
 from lwqc.model.scratch import temporary_folder
 
 Evaluate = Callable[[Sequence[Candidate], int], list[float]]
@@ -60,7 +61,7 @@ def workers(
         del trial  # processes build their own
     with temporary_folder() as folder:
         path = folder / "trial"
-        data = pickle.dumps(spec)
+        data = _packed(spec)
         path.write_bytes(data)
         pool = _Pool(count, str(path), hashlib.sha256(data).hexdigest())
         try:
@@ -83,14 +84,21 @@ def remembering(evaluate: Evaluate, log: SearchLog, key: str) -> Evaluate:
 
 
 def score_one(source: str | bytes, digest: str, candidate: Candidate, stage: int) -> float:
-    """One score, on a worker. source: the pickled spec, or the file that holds it."""
+    """One score, on a worker. source: the packed spec, or the file that holds it."""
     with _building:
         if digest not in _built:
             data = source if isinstance(source, bytes) else Path(source).read_bytes()
             _built.clear()  # one search at a time: the last one's memory is free
-            _built[digest] = TrialModel(pickle.loads(data), threads=1)
+            spec, allowed = pickle.loads(data)
+            set_limits(allowed)
+            _built[digest] = TrialModel(spec, threads=1)
         model = _built[digest]
     return model.score(candidate, stage)
+
+
+def _packed(spec: TrialSpec) -> bytes:
+    """What a worker builds its session from, and what that may take."""
+    return pickle.dumps((spec, limits()))
 
 
 class _Pool:
@@ -183,7 +191,7 @@ def _dask(spec: TrialSpec, address: str) -> Iterator[Evaluate]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"--cluster {address}: no scheduler answers: {reason}") from error
     try:
-        yield _Cluster(client, pickle.dumps(spec))
+        yield _Cluster(client, _packed(spec))
     finally:
         client.close()
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lwqc.model.scratch import Scratch, temporary
+from lwqc.model.limits import beyond, limits
+from lwqc.model.scratch import Scratch, temporary, unwritable
 from lwqc.runtime.stats.collector import Array
 
 
@@ -16,12 +17,20 @@ class Crossing:
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._held: dict[tuple[str, int], Array | Path] = {}
-        self._bytes = 0
+        self._sizes: dict[tuple[str, int], int] = {}
+        self._bytes = self._kept = 0  # in memory, and in all
         self._folder: Scratch | None = None
         self._files = 0
 
     def put(self, name: str, feed: int, array: Array) -> None:
-        """Keep an array; strings stay in memory, as a file of them would have to be pickled."""
+        """Keep an array; strings stay in memory, as a file of them would have to be pickled.
+
+        Raises LimitError where all that are kept take more than `Limits.traces`.
+        """
+        self._sizes[name, feed] = array.nbytes
+        self._kept += array.nbytes
+        if self._kept > limits().traces:
+            raise beyond("keeping activations between parts of the model", "traces", self._kept)
         if self._bytes + array.nbytes > self._limit and array.dtype != object:
             self._held[name, feed] = self._spilled(array)
             return
@@ -36,6 +45,7 @@ class Crossing:
     def drop(self, name: str, feed: int) -> None:
         """Forget an array."""
         found = self._held.pop((name, feed), None)
+        self._kept -= self._sizes.pop((name, feed), 0)
         if isinstance(found, Path):
             found.unlink()
         elif found is not None:
@@ -56,5 +66,8 @@ class Crossing:
             self._folder = temporary()
         self._files += 1
         path = self._folder.path / f"{self._files}.npy"
-        np.save(path, array)
+        try:
+            np.save(path, array)
+        except OSError as error:
+            raise unwritable(error) from error
         return path

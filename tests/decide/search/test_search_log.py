@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+
 import pytest
 
 from lwqc.decide.search.log import SearchLog
@@ -88,3 +90,15 @@ def test_facts_are_of_their_kind(tmp_path, value) -> None:
     path.write_text(f'{{"lwqc_search": 1}}\n{{"fact": "memory", "value": {value}}}\n')
     with pytest.raises(InputError, match="memory"):
         SearchLog(path, resume=True).fact("memory", lambda: 0)
+
+
+def test_a_full_disk_is_one_error_and_leaves_no_log(tmp_path) -> None:
+    path = tmp_path / "out.search"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))
+    try:
+        with pytest.raises(InputError, match="cannot be written: File too large"):
+            SearchLog(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not path.exists()

@@ -15,6 +15,7 @@ import pytest
 
 from lwqc.decide.search.workers import workers
 from lwqc.errors import InputError
+from lwqc.model import limits
 from tests.decide.search.searched import changed, found, trial
 
 CANDIDATES = [
@@ -38,6 +39,16 @@ def test_processes_agree_and_one_that_dies_loses_nothing() -> None:
         assert len(victims) == 2
         victims[0].kill()
         assert evaluate(CANDIDATES, 2) == expected()
+
+
+def test_workers_have_the_limits_of_this_process(monkeypatch) -> None:
+    spec = found().spec
+    monkeypatch.setattr(limits, "_current", limits.Limits(traces=100))
+    with (
+        pytest.raises(limits.LimitError, match=r"keeping outputs .* --limit traces="),
+        workers(spec, 2) as evaluate,
+    ):
+        evaluate(CANDIDATES, 2)
 
 
 def test_short_searches_stay_in_this_process() -> None:

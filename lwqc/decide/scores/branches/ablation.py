@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from lwqc.errors import InputError
+from lwqc.runtime.counted import counted
 from lwqc.runtime.stats.collector import Feeds, Runner
 from lwqc.runtime.stats.output_divergence import Measure, OutputDivergence
 
@@ -21,12 +22,13 @@ class Ablation:
         data: few batches, kept in memory. Raises InputError when it holds no sample.
         """
         self._without = without
-        self._batches = list(data)
+        self._batches = list(counted(data, "the data that is kept"))
         if not self._batches:
             raise InputError("the data holds no sample; a divergence needs at least one")
+        runs = map(without(()), self._batches)
         self._references = [
             {name: OutputDivergence(value, measure) for name, value in found.items()}
-            for found in map(without(()), self._batches)
+            for found in counted(runs, "outputs of the original", len(self._batches))
         ]
         self._known: dict[frozenset[str], float] = {frozenset(): 0.0}
 

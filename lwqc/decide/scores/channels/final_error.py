@@ -16,6 +16,7 @@ from lwqc.graph.linear_operand import Matrix, Operand
 from lwqc.model.names import own_values, scopes
 from lwqc.model.user_code import running
 from lwqc.model.weights import ReadArray, stored_tensor
+from lwqc.runtime.counted import counted
 from lwqc.runtime.stats.collector import Array, Feeds, RunnerFactory
 from lwqc.runtime.stats.divergence import LossesMeter
 
@@ -46,8 +47,9 @@ class FinalError:
                 self._base[f"{name}/trial"] = np.asarray(read(operand.weight.tensor))
         promote(exposed, self._names)
         self._run = make_runner(exposed)
-        self._batches = list(data)
-        self._references = [self._run({**feeds, **self._base}) for feeds in self._batches]
+        self._batches = list(counted(data, "the data that is kept"))
+        runs = (self._run({**feeds, **self._base}) for feeds in self._batches)
+        self._references = list(counted(runs, "outputs of the original", len(self._batches)))
 
     def __call__(self, replaced: Replaced) -> float:
         """Error with other matrices [out, features] in some layers."""

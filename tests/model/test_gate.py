@@ -170,6 +170,7 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "another rank": (listed(value("a", ["n", 8, 12])), "value a: is declared with 3 dimensions"),
     "another type": (listed(value("a", ["n", 96], 7)), "is declared as INT64"),
+    "a type that there is none of": (listed(value("a", ["n", 96], 65)), "is declared as type 65"),
     "output of another rank": (outputs(value("y", [32])), "value y: is declared with 1"),
     "default of another rank": (inputs(value("w", [6144])), "its default 2"),
 }  # fmt: skip
@@ -202,7 +203,9 @@ def test_weights_do_not_go_to_the_inference(monkeypatch):
     seen = []
     real = inference._process().ask
     monkeypatch.setattr(
-        inference._process(), "ask", lambda *request: seen.append(request[1]) or real(*request)
+        inference._process(),
+        "ask",
+        lambda *request, **options: seen.append(request[2]) or real(*request, **options),
     )
     io.from_proto(plain())
     assert 0 < len(seen[0]) < min(np.prod(t.dims) for t in MLP)
