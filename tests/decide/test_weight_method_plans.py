@@ -188,7 +188,8 @@ def test_mixed_bits_beat_uniform_ones_and_the_fixed_rule_at_equal_bytes(vit):
 def test_two_bits_join_when_four_do_not_fit(vit):
     done = compress_workspace(vit, Goals(avg_bits=3.5), find("knapsack"))
     assert {e.weight.bits for e in done.decisions.quantize.values()} >= {2, 4}
-    above = compress_workspace(vit, Goals(avg_bits=4.6), find("knapsack"))
+    # Scales take more where products are of 8-bit activations, which timings choose.
+    above = compress_workspace(vit, Goals(avg_bits=4.9), find("knapsack"))
     assert 2 not in {e.weight.bits for e in above.decisions.quantize.values()}
 
 
