@@ -27,8 +27,8 @@ import onnx
 from benchmarks import gpu_models
 from benchmarks.gpu_models import FULL, SMALL, Sizes
 from lwqc.backends.device_bench import device_settings, off_device, without_graph
+from lwqc.backends.make_target import make_target
 from lwqc.compile.execute import execute
-from lwqc.compile.workspace import make_target
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.float_plan import with_floats
 from lwqc.decide.lower import lower_plan

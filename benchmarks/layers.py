@@ -31,7 +31,7 @@ import numpy as np
 
 from lwqc.compile.gated_model import GatedModel
 from lwqc.compile.steps.removed_branches import remove_planned, without_branches
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.allocators.greedy import greedy
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.drop_layers import DropOptions, choose_branches, gated_session
@@ -58,7 +58,7 @@ SECONDS = 3.0  # of timing per model
 Row = dict[str, Any]
 
 
-def opened(name: str, folder: str) -> Workspace:
+def opened(name: str, folder: str) -> Version:
     """The model with its data and metric."""
     file, data, metric, _ = MODELS[name]
     path = ROOT / file if file else Path(folder) / "minilm.onnx"
@@ -69,7 +69,7 @@ def opened(name: str, folder: str) -> Workspace:
     return open_workspace(path, data=data, metric=metric)
 
 
-def orders(work: Workspace, measure: str, count: int) -> Iterator[tuple[str, list[list[str]]]]:
+def orders(work: Version, measure: str, count: int) -> Iterator[tuple[str, list[list[str]]]]:
     """Name of an order, and the branches that go with each step of it; one list per seed."""
 
     def chosen(**options: Any) -> list[list[str]]:
@@ -95,7 +95,7 @@ def measured(name: str) -> Iterator[Row]:
         work = opened(name, folder)
         total = len(branch_tree(work.model.graph).branches)
         count = total // 2 if total > 4 else total
-        yield {"model": name, "order": "none", "removed": 0, "metric": work.metric_reference}
+        yield {"model": name, "order": "none", "removed": 0, "metric": work.original.metric}
         macs = inspect_model(work.model).to_dict()["macs"]
         for order, steps in orders(work, MODELS[name][3], count):
             gone: list[str] = []
@@ -104,19 +104,19 @@ def measured(name: str) -> Iterator[Row]:
                 yield row(work, name, order, gone, macs)
 
 
-def row(work: Workspace, name: str, order: str, gone: Sequence[str], macs: int | None) -> Row:
+def row(work: Version, name: str, order: str, gone: Sequence[str], macs: int | None) -> Row:
     """One point of a curve."""
     how: Any = "linear" if "refit" in order else "none"
     entries = [RemovedBranch(name=branch, compensate=how) for branch in gone]
     small = without_branches(work, entries).work.model
     session = Session(small, label=order)
-    assert work.metric is not None
+    assert work.job.metric is not None
     found: Row = {
-        "model": name, "order": order, "removed": len(gone), "metric": work.metric(session),
+        "model": name, "order": order, "removed": len(gone), "metric": work.job.metric(session),
     }  # fmt: skip
     if order == "ablation":
         before, after = time_runs(
-            [work.reference, session], work.search_batches[0], seconds=SECONDS
+            [work.original.session, session], work.job.data.judge[0], seconds=SECONDS
         )
         left = inspect_model(small).to_dict()["macs"]
         found |= {
@@ -130,7 +130,7 @@ def gates(name: str, samples: int, length: int | None) -> Row:
     """Seconds of the whole greedy curve: one gated session, and a session per candidate."""
     with tempfile.TemporaryDirectory() as folder:
         work = opened(name, folder)
-        batch = work.search_batches[0]
+        batch = work.job.data.judge[0]
         feeds = [{k: _cut(v, samples, length) for k, v in batch.items()}]
         names = [b.name for b in branch_tree(work.model.graph).branches]
         start = time.perf_counter()
@@ -143,7 +143,7 @@ def gates(name: str, samples: int, length: int | None) -> Row:
             return Session(model, label="candidate")
 
         many = _curve(
-            names, Ablation(lambda gone: rebuilt(gone) if gone else work.reference, feeds)
+            names, Ablation(lambda gone: rebuilt(gone) if gone else work.original.session, feeds)
         )
         end = time.perf_counter()
         assert one == many, "the two ways disagree"

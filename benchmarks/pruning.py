@@ -135,7 +135,7 @@ def measured(name: str, ratios: list[float], methods: list[str]) -> Iterator[dic
         recipe, options, kind = METHODS[method]
         feeds: Any = data if kind == "real" else list(shifted())
         work = open_workspace(ROOT / file, data=feeds, metric=metric)
-        assert work.metric is not None
+        assert work.job.metric is not None
         for ratio in ratios:
             start = time.perf_counter()
             wanted = prune_options(pruning_recipe(recipe, has_data=True), ratio=ratio, **options)
@@ -147,8 +147,8 @@ def measured(name: str, ratios: list[float], methods: list[str]) -> Iterator[dic
                 "method": method,
                 "ratio": ratio,
                 "macs_left": decision.after / decision.before,
-                "float": work.metric_reference,
-                "metric": work.metric(Session(done.model, label=method)),
+                "float": work.original.metric,
+                "metric": work.job.metric(Session(done.model, label=method)),
                 "seconds": round(seconds, 1),
             }
 

@@ -78,10 +78,10 @@ def rows(name: str, seconds: float) -> list[tuple[str, ...]]:
             options = PruneOptions(0.5, scope="local", round_to=widths)
         decision = decide(work, options)
         done = execute(work, Goals(), decision.plan)
-        sessions = [work.reference, Session(done.model, label="pruned")]
+        sessions = [work.original.session, Session(done.model, label="pruned")]
         before, after = (
             1000 * float(np.median(t))
-            for t in time_runs(sessions, work.data.first(), seconds=seconds)
+            for t in time_runs(sessions, work.job.data.fit.first(), seconds=seconds)
         )
         found.append(
             (

@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lwqc.compile.execute import execute
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.allocators.evolutionary import mutated
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.decide.search.control import SearchControl
@@ -102,16 +102,14 @@ def measured(chosen: argparse.Namespace) -> Iterator[Row]:
                         yield row | compressed(work, kind, budget, method, seed, chosen.effort)
 
 
-def opened(name: str) -> Workspace:
+def opened(name: str) -> Version:
     """The model with its data and its metric."""
     file, data, metric = MODELS[name]
     path = Path(file) if file.endswith(".onnx") else ROOT / "models" / f"{file}.onnx"
     return open_workspace(path, data=data, metric=metric)
 
 
-def compressed(
-    work: Workspace, kind: str, budget: float, method: str, seed: int, effort: str
-) -> Row:
+def compressed(work: Version, kind: str, budget: float, method: str, seed: int, effort: str) -> Row:
     """One recipe under one budget, measured on what it saves."""
     row: Row = {"method": method, "seed": seed}
     amount = Amount(budget, True)
@@ -148,7 +146,7 @@ def speed(name: str, generations: int = 40, offspring: int = 16, few: int = 8) -
     work = opened(name)
     found = search_model(work, {"format", "width", "branch"})
     space, rng = found.space, np.random.default_rng(0)
-    limit = 0.2 * work.float_bytes
+    limit = 0.2 * work.original.size_bytes
 
     def size(candidate: tuple[int, ...]) -> float:
         return space.cost(candidate).size_bytes
@@ -183,7 +181,7 @@ def speed(name: str, generations: int = 40, offspring: int = 16, few: int = 8) -
     }
 
 
-def rebuilt(work: Workspace, found: Any, candidate: tuple[int, ...], compensate: bool) -> None:
+def rebuilt(work: Version, found: Any, candidate: tuple[int, ...], compensate: bool) -> None:
     """The candidate as a model of its own, loaded and run on the same batches."""
     plan = planned(found, candidate, "", compensate=compensate)
     session = Session(execute(work, Goals(), plan).model, label="candidate")

@@ -32,7 +32,7 @@ import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader
 from onnxruntime.quantization import matmul_nbits_quantizer as peer
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.model import io
 from lwqc.plans.goals import Amount, Goals
@@ -70,15 +70,15 @@ Row = dict[str, Any]
 class Reader(CalibrationDataReader):
     """Calibration data for onnxruntime."""
 
-    def __init__(self, work: Workspace) -> None:
-        self._feeds = iter(list(work.data))
+    def __init__(self, work: Version) -> None:
+        self._feeds = iter(list(work.job.data.fit))
 
     def get_next(self) -> Any:
         """The next feeds, None at the end."""
         return next(self._feeds, None)
 
 
-def peers(work: Workspace, bits: int) -> dict[str, Callable[[onnx.ModelProto], Any]]:
+def peers(work: Version, bits: int) -> dict[str, Callable[[onnx.ModelProto], Any]]:
     """onnxruntime's algorithms that claim these bits."""
     found: dict[str, Callable[[onnx.ModelProto], Any]] = {}
 
@@ -110,9 +110,9 @@ def measured(name: str, only: str) -> Iterator[Row]:
             path = Path(folder) / "minilm.onnx"
             minilm.export(path)
         work = open_workspace(path, data=data, metric=metric)
-        assert work.metric is not None
-        yield {"model": name, "tool": "float", "metric": work.metric_reference,
-               "bytes": work.float_bytes, "bits": 32, "seconds": 0.0}  # fmt: skip
+        assert work.job.metric is not None
+        yield {"model": name, "tool": "float", "metric": work.original.metric,
+               "bytes": work.original.size_bytes, "bits": 32, "seconds": 0.0}  # fmt: skip
         for bits in BITS:
             for label, method in METHODS.items():
                 if only in label:
@@ -126,7 +126,7 @@ def measured(name: str, only: str) -> Iterator[Row]:
         yield from equal_bytes(work, name, only)
 
 
-def mixed_rows(work: Workspace, name: str, average: float, only: str) -> Iterator[Row]:
+def mixed_rows(work: Version, name: str, average: float, only: str) -> Iterator[Row]:
     """Plans of the same average number of stored bits."""
     goals = Goals(avg_bits=average)
     plain = find("knapsack").model_copy(update={"method": "rtn"})
@@ -138,7 +138,7 @@ def mixed_rows(work: Workspace, name: str, average: float, only: str) -> Iterato
             yield ours(work, name, label, average, recipe, goals)
 
 
-def equal_bytes(work: Workspace, name: str, only: str) -> Iterator[Row]:
+def equal_bytes(work: Version, name: str, only: str) -> Iterator[Row]:
     """Mixed plans as large as what they are compared with; all with the activations of a plan."""
     if only not in "mixed":
         return
@@ -156,7 +156,7 @@ def equal_bytes(work: Workspace, name: str, only: str) -> Iterator[Row]:
         yield ours(work, name, f"mixed, as large as {label}", 4, knapsack, bound)
 
 
-def ours(work: Workspace, name: str, tool: str, bits: float, recipe: Recipe, goals: Goals) -> Row:
+def ours(work: Version, name: str, tool: str, bits: float, recipe: Recipe, goals: Goals) -> Row:
     """A row of lwqc."""
     start = time.process_time()
     done = compress_workspace(work, goals, recipe)
@@ -170,17 +170,17 @@ def ours(work: Workspace, name: str, tool: str, bits: float, recipe: Recipe, goa
     }  # fmt: skip
 
 
-def judged(work: Workspace, session: Session) -> Row:
+def judged(work: Version, session: Session) -> Row:
     """The metric, and the squared error of the outputs relative to their energy."""
-    assert work.metric is not None
-    found = compare(work.reference, session, work.data)
+    assert work.job.metric is not None
+    found = compare(work.original.session, session, work.job.data.fit)
     return {
-        "metric": work.metric(session),
+        "metric": work.job.metric(session),
         "output": max(d.relative_error for d in found.values()),
     }
 
 
-def layer_errors(work: Workspace, plan: Plan) -> tuple[float, float | None]:
+def layer_errors(work: Version, plan: Plan) -> tuple[float, float | None]:
     """Mean relative output error of the layers, and where it is below that of plain rounding."""
     errors, better = [], []
     for site, entry in plan.quantize.items():
@@ -198,7 +198,7 @@ def layer_errors(work: Workspace, plan: Plan) -> tuple[float, float | None]:
 
 
 def theirs(
-    work: Workspace, name: str, tool: str, bits: int, make: Callable[[onnx.ModelProto], Any],
+    work: Version, name: str, tool: str, bits: int, make: Callable[[onnx.ModelProto], Any],
     path: Path,
 ) -> Row:  # fmt: skip
     """A row of onnxruntime, or the reason why there is none."""

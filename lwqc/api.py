@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import apply_plan, execute
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.losses import divergences
+from lwqc.compile.version import Version
 from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
 from lwqc.decide.continued import after
 from lwqc.decide.explain.inspection import Inspection, inspect_model
@@ -77,7 +78,7 @@ def compress(
     Raises InputError, in one line, for anything wrong with the arguments, model or data.
     """
     goals = parse_goals(**part(Budgets, options))
-    work = _workspace(source, part(Sources, options))
+    work = _opened(source, part(Sources, options))
     return _chainable(compress_workspace(work, goals, recipe, _control(options)))
 
 
@@ -96,7 +97,7 @@ def quantize(
 
     method: see `lwqc.quant.methods`. sequential: each layer sees the quantized ones before it.
     """
-    work = _workspace(source, options)
+    work = _opened(source, options)
     recipe = uniform_recipe(bits, activations, ranges, True, method, sequential)
     return _chainable(compress_workspace(work, Goals(), recipe, exact=True))
 
@@ -121,8 +122,7 @@ def lower(
     opening = part(Sources, options)
     if opening.get("target") is None and not isinstance(source, Compressed):
         opening["target"] = "cuda"
-    work = _workspace(source, opening)
-    work.allow_fallback = allow_fallback
+    work = _opened(source, opening, allow_fallback)
     plan = lower_plan(work, floats=floats, profile=dict(profile or {}))
     goals = Goals(max_drop=options.get("max_drop", CONVERSION_DROP))
     return _chainable(execute(work, goals, plan))
@@ -142,7 +142,7 @@ def prune(source: Source, *, recipe: str = "", **options: Unpack[PruningSources]
     chosen = pruning_recipe(recipe, has_data=options.get("data") is not None)
     goals = Goals(max_drop=options.get("max_drop"))
     job = channel_job(chosen, goals, **part(Pruning, options))
-    return _chainable(job(_workspace(source, part(Sources, options))).make())
+    return _chainable(job(_opened(source, part(Sources, options))).make())
 
 
 @spelled_out(DroppingSources)
@@ -171,14 +171,14 @@ def drop_layers(
     goals = Goals(max_drop=options.get("max_drop"))
     chosen = dropping_recipe(recipe, has_data=options.get("data") is not None)
     job = branch_job(chosen, goals, **changes)
-    return _chainable(job(_workspace(source, part(Sources, options))).make())
+    return _chainable(job(_opened(source, part(Sources, options))).make())
 
 
 @spelled_out(Compressing)
 def plan(source: Source, *, recipe: str | Recipe = "auto", **options: Unpack[Compressing]) -> Plan:
     """Decide as `compress` does, by the same arguments; `apply` then gives what it would give."""
     goals = parse_goals(**part(Budgets, options))
-    work = _workspace(source, part(Sources, options))
+    work = _opened(source, part(Sources, options))
     return make_plan(work, goals, recipe, _control(options))
 
 
@@ -199,8 +199,7 @@ def apply(
     """
     if options.get("target") not in (None, plan.target):
         raise InputError(f"target {options['target']}: the plan is for {plan.target}")
-    work = _workspace(source, {**options, "target": plan.target})
-    work.allow_fallback = allow_fallback
+    work = _opened(source, {**options, "target": plan.target}, allow_fallback)
     return _chainable(apply_plan(work, plan, allow_drift=allow_drift))
 
 
@@ -227,7 +226,7 @@ def verify(
     A result of another function counts as the model that it is, and brings its data along.
     """
     work = _compared((original, candidate), data, shapes)
-    return work.divergence(_session(candidate, "candidate", work))
+    return divergences(work, _session(candidate, "candidate", work))
 
 
 def bench(
@@ -241,7 +240,7 @@ def bench(
         raise InputError("bench needs at least one model")
     work = _compared(models, data, shapes)
     sessions: Sequence[Session] = [_session(m, f"model {i}", work) for i, m in enumerate(models)]
-    return latencies(sessions, work.served[0].feeds, seconds)
+    return latencies(sessions, work.job.data.serve[0].feeds, seconds)
 
 
 @dataclass(frozen=True)
@@ -264,20 +263,20 @@ def _chainable(done: Compressed) -> Chainable:
     return Chainable(**{f.name: getattr(done, f.name) for f in fields(done)})
 
 
-def _compared(models: Sequence[Source], data: Data, shapes: Shapes) -> Workspace:
+def _compared(models: Sequence[Source], data: Data, shapes: Shapes) -> Version:
     """Work on the first of the models, with the data and shapes of the first that brings some."""
     brought = next((m.work.original for m in models if isinstance(m, Compressed)), None)
     if brought is not None:
-        data = brought.data if data is None else data
-        shapes = brought.shapes if shapes is None else shapes
+        data = brought.job.data.fit if data is None else data
+        shapes = brought.job.data.shapes if shapes is None else shapes
     if isinstance(models[0], Compressed):
         return open_workspace(models[0].model, data=data, shapes=shapes)
-    return _workspace(models[0], {"data": data, "shapes": shapes})
+    return _opened(models[0], {"data": data, "shapes": shapes})
 
 
-def _session(source: Source, label: str, work: Workspace) -> Session:
+def _session(source: Source, label: str, work: Version) -> Session:
     model = _model(source)
-    prove(model, work.data.first(), label)
+    prove(model, work.job.data.fit.first(), label)
     return Session(model, label=label)
 
 
@@ -286,13 +285,15 @@ def _chosen(target: str | None, source: Source, usual: str) -> str | None:
     return usual if target is None and not isinstance(source, Compressed) else target
 
 
-def _workspace(source: Source, options: Sources) -> Workspace:
+def _opened(source: Source, options: Sources, allow_fallback: bool = False) -> Version:
     progress = options.get("progress")
     if isinstance(source, Compressed):
-        return after(source, **part(JobOptions, options), progress=progress)
+        kept = part(JobOptions, options)
+        return after(source, **kept, allow_fallback=allow_fallback, progress=progress)
     if not isinstance(source, (str, os.PathLike)):
         source = _model(source, **part(Reading, options))
-    return open_workspace(source, **part(Opening, options), progress=progress)
+    opening = part(Opening, options)
+    return open_workspace(source, **opening, allow_fallback=allow_fallback, progress=progress)
 
 
 def _model(

@@ -8,6 +8,7 @@ import pytest
 
 import lwqc
 from lwqc.compile.compressed import Compressed
+from lwqc.compile.losses import moved, outputs_error
 from lwqc.runtime.session import Session
 from tests.build import model, normal
 from tests.short import short
@@ -100,20 +101,20 @@ def test_methods_are_the_functions(original, first):
 
 def test_data_metric_shapes_and_target_travel_along_unless_given_anew(original, first):
     second = lwqc.quantize(first)
-    assert second.work.target.name == second.plan.target == "cpu-avx2"
-    assert len(second.work.data) == 5
-    assert second.work.metric is first.work.metric
-    assert [s.label for s in second.work.served] == ["batch=2"]
+    assert second.work.job.target.name == second.plan.target == "cpu-avx2"
+    assert len(second.work.job.data.fit) == 5
+    assert second.work.job.metric is first.work.job.metric
+    assert [s.label for s in second.work.job.data.serve] == ["batch=2"]
     third = lwqc.quantize(first, target="cpu-vnni", data=feeds(2), shapes={"batch": 3})
-    assert third.work.target.name == "cpu-vnni"
-    assert len(third.work.data) == 2
-    assert third.work.metric is first.work.metric
-    assert [s.label for s in third.work.served] == ["batch=3"]
+    assert third.work.job.target.name == "cpu-vnni"
+    assert len(third.work.job.data.fit) == 2
+    assert third.work.job.metric is first.work.job.metric
+    assert [s.label for s in third.work.job.data.serve] == ["batch=3"]
 
 
 def test_random_data_is_not_taken_for_the_callers():
     shallow = lwqc.drop_layers(blocks(), branches=1)
-    assert not shallow.quantize().work.data.given
+    assert not shallow.quantize().work.job.data.fit.given
     with pytest.raises(lwqc.InputError, match="looks at the data"):
         shallow.quantize(sequential=True)
 
@@ -142,9 +143,9 @@ def test_a_later_step_does_not_overwrite_the_first_original(original, first):
 def test_exact_clean_up_compares_with_what_it_was_given(original, first):
     # Against the first original the outputs have moved already, and nothing would count as exact.
     work = first.quantize().work
-    session = work.load(work.model)
-    assert work.moved(session) < 1e-12
-    assert work.output_error(session) > 1e-3
+    session = work.job.load(work.model)
+    assert moved(work, session) < 1e-12
+    assert outputs_error(work, session) > 1e-3
 
 
 def test_removed_layers_are_followed_by_other_steps(tmp_path):

@@ -9,6 +9,8 @@ import onnx
 import pytest
 
 import lwqc
+from lwqc.compile.candidates import evaluate
+from lwqc.compile.losses import full_drop
 from lwqc.decide import planning, safest
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.search.joint import search_model
@@ -47,8 +49,8 @@ def held(blocks, limit=0.002, factor=300):
     work = open_workspace(chain(weights(blocks, factor)), data=[{"x": normal(16, 96, seed=7)}])
     plan = safest.holding(work, limit, "auto")
     assert plan is not None
-    candidate, session = work.evaluate(plan)
-    assert work.full_drop(session) <= limit
+    candidate, session = evaluate(work, plan)
+    assert full_drop(work, session) <= limit
     return {n: str(e.weight) for n, e in plan.quantize.items()}, plan, candidate
 
 
@@ -133,7 +135,9 @@ def test_weights_that_the_data_does_not_show_take_their_part_of_a_size(tmp_path)
     work = open_workspace(tmp_path / "m.onnx", data=data)
     options = {"method": "rtn", "tiny": True, "unpack": False}
     wide = search_model(work, {"format"}, **options).constant
-    few = search_model(work, {"format"}, **options, size_bytes=0.2 * work.float_bytes).constant
+    few = search_model(
+        work, {"format"}, **options, size_bytes=0.2 * work.original.size_bytes
+    ).constant
     assert {n: e.weight.bits for n, e in wide.items()} == {"q": 8}
     assert few["q"].weight.bits <= 4
-    assert few["q"].size_bytes(64, 64) <= 0.1 * work.float_bytes
+    assert few["q"].size_bytes(64, 64) <= 0.1 * work.original.size_bytes

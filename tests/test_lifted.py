@@ -108,8 +108,7 @@ def test_what_formats_do_not_need_is_not_raised():
 @pytest.mark.parametrize("recipe", ["auto", "w8a8-fused", "knapsack"])
 def test_the_plan_says_it_and_is_applied_again(recipe):
     model = ir.serde.deserialize_model(convolutions(9))
-    work = open_workspace(model, data=FEEDS)
-    work.skip_checks = True
+    work = open_workspace(model, data=FEEDS, skip_checks=True)
     goals = parse_goals() if recipe == "auto" else parse_goals(max_size=0.5)
     done = compress_workspace(work, goals, find(recipe))
     again = apply_plan(open_workspace(model, data=FEEDS), done.plan)

@@ -103,7 +103,7 @@ def test_what_is_kept_of_runs(allowed):
     with pytest.raises(LimitError, match="keeping outputs takes 400 B; allowed are 399 B"):
         list(counted(iter(runs), "outputs", len(runs)))
     with pytest.raises(LimitError, match="--limit traces=400B"):
-        open_workspace(small_model(), data=[{"x": np.ones((1, 100), np.float32)}]).search_batches  # noqa: B018
+        open_workspace(small_model(), data=[{"x": np.ones((1, 100), np.float32)}]).job.data.judge  # noqa: B018
     crossing = Crossing(0)
     crossing.put("a", 0, np.zeros(99, np.float32))
     crossing.drop("a", 0)

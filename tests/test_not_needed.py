@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lwqc.compile.candidates import evaluate
 from lwqc.decide import planning
 from lwqc.decide.compress import open_workspace
 from lwqc.errors import InputError
@@ -29,7 +30,7 @@ def test_the_size_of_a_candidate_is_counted_when_it_is_asked_for(monkeypatch):
     counted = []
     real = io.serialized_bytes
     monkeypatch.setattr(io, "serialized_bytes", lambda m: counted.append(m) or real(m))
-    candidate, _ = work.evaluate(planning.folded(work, ""))
+    candidate, _ = evaluate(work, planning.folded(work, ""))
     assert not counted
     assert candidate.size_bytes == candidate.size_bytes == real(candidate.lowered.model)
     assert len(counted) == 1

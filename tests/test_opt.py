@@ -1,6 +1,7 @@
 """`lwqc opt` and `lwqc passes`."""
 
 import json
+import re
 
 import onnx
 import onnx_ir as ir
@@ -123,6 +124,21 @@ def test_compress_prints_the_pipelines_of_its_plan(run, net, tmp_path):
     assert code == 0, err
     assert "lower: insert-qdq,side-branch" in err
     code, _, err = run("compress", net, "-o", tmp_path / "e.onnx", "--print-pipeline",
+                       "--pareto", 3, "--max-size", 0.5)  # fmt: skip
+    assert (code, "leave out --pareto" in err) == (2, True)
+
+
+def test_compress_dumps_what_each_pass_leaves(run, net, tmp_path):
+    out, folder = tmp_path / "c.onnx", tmp_path / "dump"
+    code, _, err = run("compress", net, "-o", out, "--recipe", "clean", "--dump", folder)
+    assert code == 0, err
+    files = sorted(folder.iterdir())
+    assert files
+    assert all(re.fullmatch(r"\d\d-[a-z-]+\.onnx", file.name) for file in files)
+    assert to_text(io.load(files[-1])) == to_text(io.load(out))
+    code, _, err = run("compress", net, "-o", out, "--dump", out / "no")
+    assert (code, "Not a directory" in err) == (2, True)
+    code, _, err = run("compress", net, "-o", out, "--dump", folder,
                        "--pareto", 3, "--max-size", 0.5)  # fmt: skip
     assert (code, "leave out --pareto" in err) == (2, True)
 

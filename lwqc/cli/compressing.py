@@ -43,7 +43,7 @@ from lwqc.plans.options import Budgets, Dropping, Pruning, Searching, Storage
 from lwqc.plans.spelled_out import part
 
 if TYPE_CHECKING:
-    from lwqc.compile.workspace import Workspace
+    from lwqc.compile.version import Version
     from lwqc.decide.decided import Decided
     from lwqc.plans.recipe import Recipe
 
@@ -68,17 +68,25 @@ def compress(
     print_pipeline: Annotated[
         bool, typer.Option("--print-pipeline", help="print the passes that the plan runs")
     ] = False,
+    dump: Annotated[
+        Path | None,
+        typer.Option("--dump", help="folder for the model after each change, by the plan again"),
+    ] = None,
     **options: Unpack[Compressing],
 ) -> None:
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
+    from lwqc.compile.dump_steps import dump_steps
     from lwqc.compile.plan_pipelines import pipelines_of
     from lwqc.decide.compress import compress_workspace
     from lwqc.decide.search.control import search_control
     from lwqc.decide.strategy import row as row_of_models
+    from lwqc.passes.instruments import Dump
     from lwqc.plans.recipe import find
 
     if print_pipeline and pareto is not None:
         raise InputError("--print-pipeline tells of one model: leave out --pareto")
+    if dump is not None and pareto is not None:
+        raise InputError("--dump shows how one model is made: leave out --pareto")
     budgets = part(Budgets, options)
     if not quantize:
         recipe = only_clean(recipe, budgets)
@@ -95,10 +103,13 @@ def compress(
             models = row_of_models(work, goals, chosen, control, pareto)
             finish_row(models, output, options["as_json"])
             return
+        shown = None if dump is None else Dump(dump)
         done = compress_workspace(work, goals, chosen, control)
         if print_pipeline:
             for stage, text in pipelines_of(done.plan).items():
                 errors_console().print(f"{stage}: {text}", soft_wrap=True)
+        if shown is not None:
+            dump_steps(done, shown)
         finish(done, output, part(Saved, options))
 
 
@@ -141,10 +152,10 @@ def quantize(
     if method in DATA_METHODS and "data" not in options:
         raise InputError(f"--method {method} looks at the data: give --data")
     files = Files([output], [options.get("plan_out")])
-    with opened(model, files, part(Opened, options)) as work:
-        work.skip_checks = not options["verify"]
+    verify = options["verify"]
+    with opened(model, files, part(Opened, options), verify=verify) as work:
         done = compress_workspace(work, goals, recipe, exact=True)
-        finish(done, output, part(Saved, options), verify=options["verify"])
+        finish(done, output, part(Saved, options), verify=verify)
 
 
 @command(PruningCommand)
@@ -193,14 +204,14 @@ def _change_structure(
     model: Path,
     output: Path,
     recipe: str,
-    job: Callable[[Workspace], Decided],
+    job: Callable[[Version], Decided],
     options: Changing,
 ) -> None:
     """Do a job on a model and save what comes of it."""
     files = Files([output], [options.get("plan_out")], read=[recipe])
-    with opened(model, files, part(Opened, options)) as work:
-        work.skip_checks = not options["verify"]
-        finish(job(work).make(), output, part(Saved, options), verify=options["verify"])
+    verify = options["verify"]
+    with opened(model, files, part(Opened, options), verify=verify) as work:
+        finish(job(work).make(), output, part(Saved, options), verify=verify)
 
 
 def _amount(text: str | None) -> dict[str, Any]:
@@ -264,10 +275,10 @@ def lower(
     verify = options["verify"]
     goals = Goals(max_drop=max_drop if verify else None)
     files = Files([output], [options.get("plan_out"), engines])
-    with opened(model, files, part(Opened, options)) as work:
-        work.skip_checks, work.allow_fallback = not verify, options["allow_fallback"]
+    fallback = options["allow_fallback"]
+    with opened(model, files, part(Opened, options), verify=verify, fallback=fallback) as work:
         if engines is not None:
-            check_engines(work.target)
+            check_engines(work.job.target)
         made = lower_plan(work, floats=floats, boundary=half_boundary, profile=sizes)
         done = execute(work, goals, made)
         finish(done, output, part(Saved, options), verify=verify, engines=engines)

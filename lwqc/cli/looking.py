@@ -60,11 +60,11 @@ def inspect(
     from lwqc.cli.drawing import draw
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.inspection import print_comparison, print_inspection
-    from lwqc.compile.workspace import data_files
     from lwqc.decide.explain.comparison import compare
     from lwqc.decide.explain.inspection import inspect_model
     from lwqc.decide.explain.structure import structure, to_dot
     from lwqc.model import io
+    from lwqc.model.data_files import data_files
     from lwqc.model.user_code import loaded_files
     from lwqc.runtime.data import data_sources, default_sizes, open_data, required_inputs
     from lwqc.runtime.served import as_sequence
@@ -120,6 +120,7 @@ def verify(
     from lwqc.cli.report.blame import blame_dict, blame_models, print_blame
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import divergence_table, print_decisions
+    from lwqc.compile.losses import divergences, judged_drop
     from lwqc.model import io
     from lwqc.runtime.measure import worst_drop
     from lwqc.runtime.proof import prove_first
@@ -130,10 +131,10 @@ def verify(
     max_drop, as_json = options.get("max_drop"), options["as_json"]
     with opened(original, None, part(Opened, options)) as work:
         compressed = io.load(candidate)
-        prove_first(compressed, work.data.first, str(candidate))
+        prove_first(compressed, work.job.data.fit.first, str(candidate))
         session = Session(candidate, label=str(candidate))
-        found = work.divergence(session)
-        drop = work.drop(session) if work.metric else worst_drop(found)
+        found = divergences(work, session)
+        drop = judged_drop(work, session) if work.job.metric else worst_drop(found)
         blamed = None
         if blame or blame_check:
             blamed = blame_models(work, compressed, str(candidate), drop, blame_check)
@@ -147,9 +148,9 @@ def verify(
         else:
             Console().print(divergence_table(found))
             print_decisions(found, Console())
-            Console().print(f"drop {drop:.5g} on {work.data.description}")
+            Console().print(f"drop {drop:.5g} on {work.job.data.fit.description}")
             if blamed is not None:
-                print_blame(blamed, Console(), random=work.data.kind == "random")
+                print_blame(blamed, Console(), random=work.job.data.fit.kind == "random")
         if max_drop is not None and drop > max_drop:
             errors_console().print(f"drop {drop:.5g} is above the allowed {max_drop:.5g}")
             raise typer.Exit(3)
@@ -171,8 +172,8 @@ def bench(
     from lwqc.backends.device_bench import device_latencies
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import latency_text, size_text
-    from lwqc.compile.workspace import stored_bytes
     from lwqc.model import io
+    from lwqc.model.data_files import stored_bytes
     from lwqc.runtime.measure import latencies
     from lwqc.runtime.proof import prove
     from lwqc.runtime.session import Session, SessionSettings
@@ -184,18 +185,18 @@ def bench(
     device = _device_options(options["target"] or "", cuda_graph, nhwc)
     with opened(models[0], None, part(Opened, options)) as work:
         for path in models[1:]:
-            prove(io.load(path), work.data.first(), str(path))
-        served = [s.label for s in work.served]
-        if work.target.settings() == SessionSettings():
+            prove(io.load(path), work.job.data.fit.first(), str(path))
+        served = [s.label for s in work.job.data.serve]
+        if work.job.target.settings() == SessionSettings():
             sessions = [Session(path, label=str(path)) for path in models]
-            for session, one in product(sessions, work.served):
+            for session, one in product(sessions, work.job.data.serve):
                 session(one.feeds)  # what does not take these inputs is told in a line
-            found = [latencies(sessions, s.feeds, seconds) for s in work.served]
+            found = [latencies(sessions, s.feeds, seconds) for s in work.job.data.serve]
         else:
             found = []
-            for one in work.served:
+            for one in work.job.data.serve:
                 times, elsewhere = device_latencies(
-                    work.target, models, one.feeds, seconds, device, allow_fallback=fallback
+                    work.job.target, models, one.feeds, seconds, device, allow_fallback=fallback
                 )
                 found.append(times)
     sizes = [stored_bytes(io.load(path)) for path in models]

@@ -63,8 +63,8 @@ def opt(
 ) -> None:
     """Run passes on a model, in the order of a text."""
     from lwqc.compile.saved_check import save
-    from lwqc.compile.workspace import data_files
     from lwqc.model import io
+    from lwqc.model.data_files import data_files
     from lwqc.passes.context import Context
     from lwqc.passes.instruments import Trace
     from lwqc.passes.instruments import Verify as VerifyEach
@@ -137,7 +137,7 @@ def _runner(model: Path, options: Opened) -> Callable[[ir.Model], Outputs]:
     from lwqc.runtime.session import Session, SessionSettings
 
     with opened(model, None, options) as work:
-        feeds = work.search_batches[:_FEEDS]
+        feeds = work.job.data.judge[:_FEEDS]
 
     def run(now: ir.Model) -> Outputs:
         session = Session(now, SessionSettings(optimize=False), label=model.name)

@@ -108,7 +108,7 @@ def apply_command(
 
     read = Plan.load(plan_file)
     files = Files([output], read=[plan_file])
-    with opened(model, files, {**part(Opened, options), "target": read.target}) as work:
-        work.allow_fallback = options["allow_fallback"]
+    opening: Opened = {**part(Opened, options), "target": read.target}
+    with opened(model, files, opening, fallback=options["allow_fallback"]) as work:
         done = apply_plan(work, read, allow_drift=allow_drift)
         finish(done, output, part(Saved, options), verify=options["verify"])

@@ -17,7 +17,7 @@ from lwqc.cli.shown import say, shown
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
 from lwqc.model.user_code import loaded_files
-from lwqc.plans.options import JobOptions
+from lwqc.plans.options import Opening
 from lwqc.plans.spelled_out import part
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from lwqc.cli.report.console import Console
     from lwqc.compile.compressed import Compressed
-    from lwqc.compile.workspace import Workspace
+    from lwqc.compile.version import Version
 
 app = typer.Typer(
     add_completion=False,
@@ -101,17 +101,25 @@ class Files:
 
 
 @contextmanager
-def opened(model: Path, files: Files | None, options: Opened) -> Iterator[Workspace]:
+def opened(
+    model: Path,
+    files: Files | None,
+    options: Opened,
+    *,
+    verify: bool = True,
+    fallback: bool = False,
+) -> Iterator[Version]:
     """Load everything, refusing a bad output before any work is done.
 
     The option `original` names what the model was made of by earlier steps, see
-    `lwqc.decide.continued`.
+    `lwqc.decide.continued`. verify, fallback: see `skip_checks` and `allow_fallback` of
+    `lwqc.compile.job.Job`.
     """
     from lwqc.backends.provider_options import options_path
-    from lwqc.compile.workspace import data_files
     from lwqc.decide.compress import bare, open_workspace
     from lwqc.decide.continued import continued
     from lwqc.model import io
+    from lwqc.model.data_files import data_files
     from lwqc.model.extensions import TARGETS
     from lwqc.runtime.data import data_sources
 
@@ -127,19 +135,19 @@ def opened(model: Path, files: Files | None, options: Opened) -> Iterator[Worksp
         work = open_workspace(
             first,
             name=(original or model).name,
-            keep_metadata=options.get("keep_metadata", False),
-            **part(JobOptions, options),
+            **part(Opening, options),
+            skip_checks=not verify,
+            allow_fallback=fallback,
             progress=report,
         )
         if files is not None:
             files.check(loaded_files())
-            if work.target.profiles:
+            if work.job.target.profiles:
                 files.check([], [options_path(output) for output in files.models])
-        if not original:
-            yield work
-            return
-        loaded = loaded if options.get("keep_metadata") else bare(loaded)
-        yield continued(work, loaded, model.name, earlier=[model.name])
+        if original:
+            loaded = loaded if options.get("keep_metadata") else bare(loaded)
+            work = continued(work.original, loaded, model.name, earlier=[model.name])
+        yield work
 
 
 def log_name(output: Path) -> Path:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.activation_facts import activation_ranges, tensor_shapes
+from lwqc.compile.version import Version
 from lwqc.model.limits import beyond, limits
 from lwqc.passes.cleanup import Cleaned, clean_up, merged_layers
 from lwqc.plans.plan import CleanUp, Relaxation
 
 
 def cleanup_for(
-    work: Workspace, *, merge: bool, copies: bool = True, accept: tuple[Relaxation, ...] = ()
+    work: Version, *, merge: bool, copies: bool = True, accept: tuple[Relaxation, ...] = ()
 ) -> CleanUp:
     """What is asked of a clean-up for the target of the work, within the limits."""
     folding = limits().folded_numbers
     return CleanUp(
-        fuse=work.target.fuses, merge=merge, copies=copies, folding=folding, accept=accept
+        fuse=work.job.target.fuses, merge=merge, copies=copies, folding=folding, accept=accept
     )
 
 
-def cleaned(work: Workspace, wanted: CleanUp) -> Workspace:
+def cleaned(work: Version, wanted: CleanUp) -> Version:
     """The work on a cleaned-up copy; made once. What the original computes stays the reference.
 
     Raises LimitError where more is to be folded than may be.
@@ -30,34 +31,39 @@ def cleaned(work: Workspace, wanted: CleanUp) -> Workspace:
     return _version(work, wanted)[0]
 
 
-def cleaning(work: Workspace, wanted: CleanUp) -> tuple[CleanUp, Mapping[str, str]]:
+def cleaning(work: Version, wanted: CleanUp) -> tuple[CleanUp, Mapping[str, str]]:
     """The entry of a plan with what changed, and what could not be rewritten with the reason."""
     done = _version(work, wanted)[1]
     return wanted.model_copy(update={"changes": done.changes, "relaxed": done.relaxed}), done.left
 
 
-def _version(work: Workspace, wanted: CleanUp) -> tuple[Workspace, Cleaned]:
-    key = f"{wanted.fuse} {wanted.merge} {wanted.copies} {wanted.folding} {wanted.accept}"
-    if key not in work.cleaned:
-        if wanted.merge:  # starts from the same without, which is often there already
-            plain, base = _version(work, wanted.model_copy(update={"merge": False}))
-            done = merged_layers(base, wanted.folding)
-            made = work.derived(done.model)
-            measured = plain.ranges.items()
-            now = {old: name for name, old in done.same.items()}
-            made.ranges |= {(m, now[old]): r for (m, old), r in measured if old in now}
-            for label, shapes in plain.tensor_shapes.items():
-                made.tensor_shapes[label] = {now[n]: s for n, s in shapes.items() if n in now}
-        else:
-            done = clean_up(
-                work.model,
-                fuse=wanted.fuse,
-                merge=False,
-                copies=wanted.copies,
-                folding=wanted.folding,
-                accept=wanted.accept,
-                whole=work.known.names if work.known is not None else (),
-            )
-            made = work.derived(done.model)
-        work.cleaned[key] = (made, done)
-    return work.cleaned[key]
+def _version(work: Version, wanted: CleanUp) -> tuple[Version, Cleaned]:
+    key = ("cleaned", wanted.fuse, wanted.merge, wanted.copies, wanted.folding, wanted.accept)
+    make = _merged if wanted.merge else _plain
+    return work.facts.get(key, lambda: make(work, wanted))
+
+
+def _plain(work: Version, wanted: CleanUp) -> tuple[Version, Cleaned]:
+    done = clean_up(
+        work.model,
+        fuse=wanted.fuse,
+        merge=False,
+        copies=wanted.copies,
+        folding=wanted.folding,
+        accept=wanted.accept,
+        whole=work.known.names if work.known is not None else (),
+    )
+    return work.derived(done.model), done
+
+
+def _merged(work: Version, wanted: CleanUp) -> tuple[Version, Cleaned]:
+    """Starts from the same without merging, which is often there already, and from its facts."""
+    plain, base = _version(work, wanted.model_copy(update={"merge": False}))
+    done = merged_layers(base, wanted.folding)
+    made = work.derived(done.model)
+    now = {old: name for name, old in done.same.items()}
+    measured = activation_ranges(plain).items()
+    activation_ranges(made).update({(m, now[old]): r for (m, old), r in measured if old in now})
+    for label, shapes in tensor_shapes(plain).items():
+        tensor_shapes(made)[label] = {now[n]: s for n, s in shapes.items() if n in now}
+    return made, done

@@ -15,13 +15,16 @@ from lwqc.backends.provider_options import options_path, options_text
 from lwqc.backends.target import Lowered
 from lwqc.compile.branch_reports import parallel_report, removal_report, slicing_report
 from lwqc.compile.decisions import DropDecision, ParallelDecision, SliceDecision
+from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
 from lwqc.compile.idle_branches import idle_branches
+from lwqc.compile.losses import divergences
 from lwqc.compile.outcomes import drop_outcome, latency_outcomes, size_outcome
 from lwqc.compile.result import Report, SearchReport, ShapeLatency, SiteRow
 from lwqc.compile.saved_check import Expected, check_saved
+from lwqc.compile.stamped import stamped
 from lwqc.compile.steps.pruned_model import PrunedModel, pruning_report
 from lwqc.compile.steps.removed_branches import RemovedBranches
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version, files_of
 from lwqc.graph.sites import Site
 from lwqc.model import io
 from lwqc.model.outputs import check_outputs
@@ -47,7 +50,7 @@ class Compressed:
     for, of one run at the sizes of the first feeds.
     """
 
-    work: Workspace
+    work: Version
     goals: Goals
     decisions: Plan
     lowered: Lowered
@@ -62,7 +65,7 @@ class Compressed:
     @property
     def plan(self) -> Plan:
         """What was done, with what that depended on."""
-        return self.work.stamped(self.decisions, self.goals)
+        return stamped(self.work, self.decisions, self.goals)
 
     @property
     def model(self) -> ir.Model:
@@ -108,9 +111,9 @@ class Compressed:
     ) -> Iterator[Drafted]:
         """The same, but for the last step: `Drafted.files` are still to be published."""
         outputs = [Path(p) for p in (path, plan, engines) if p is not None]
-        check_outputs(outputs, self.work.files)
+        check_outputs(outputs, files_of(self.work))
         with io.drafted(self.model, path, external_data=external_data) as files:
-            target = self.work.target
+            target = self.work.job.target
             options = target.options(self.model, self.decisions, files.target.stem)
             if options:
                 place = options_path(files.target)
@@ -128,16 +131,16 @@ class Compressed:
 
     def _check(self, files: io.Draft) -> None:
         work, floats = self.work, self.decisions.floats
-        feeds = work.data.first()
+        feeds = work.job.data.fit.first()
         removed = self.removed.removal.dropped_outputs if self.removed is not None else ()
         expected = Expected(
             feeds,
-            work.reference(feeds),
-            work.reference.types,
-            {*removed, *work.gone},
-            any_float=(floats is not None and floats.boundary) or work.other_floats,
+            work.original.session(feeds),
+            work.original.session.types,
+            {*removed, *gone_outputs(work)},
+            any_float=(floats is not None and floats.boundary) or retyped_outputs(work),
         )
-        settings, brain = work.target.settings(), has_bfloat16(self.model)
+        settings, brain = work.job.target.settings(), has_bfloat16(self.model)
         check_saved(files.path, expected, settings, str(files.target), brain=brain)
 
 
@@ -155,13 +158,13 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
     report = Report(
         source=work.original.name,
         earlier=work.earlier,
-        source_bytes=work.float_bytes,
+        source_bytes=work.original.size_bytes,
         output=str(saved.target),
         output_bytes=saved.size_bytes,
         recipe=result.decisions.recipe,
         target=result.decisions.target,
-        data=work.data.description,
-        data_kind=work.data.kind,
+        data=work.job.data.fit.description,
+        data_kind=work.job.data.fit.kind,
         sites=_rows(result),
         # What the original has of them are codes and scales, where it was quantized.
         skipped=() if result.decisions.restore is not None else work.analysis.skipped,
@@ -170,11 +173,11 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
         kept_float32={} if floats is None else floats.keep,
         fallbacks=result.fallbacks,
         notes=(
-            *work.notes,
+            *work.original.notes,
             *result.decisions.notes,
             *_notes(result.decisions),
             *(_idle(result) if verify else ()),
-            *(f"not chosen: {why}" for why in work.unusable),
+            *(f"not chosen: {why}" for why in work.job.unusable),
         ),
         search=result.search,
     )
@@ -201,7 +204,7 @@ def _idle(result: Compressed) -> list[str]:
     work = result.work
     if not result.decisions.quantize or not has_bodies(work.model):
         return []
-    return idle_branches(work.model, work.data.limited(_FEEDS), statistics_session)
+    return idle_branches(work.model, work.job.data.fit.limited(_FEEDS), statistics_session)
 
 
 def _notes(plan: Plan) -> tuple[str, ...]:
@@ -226,37 +229,37 @@ def _cleaning(plan: Plan) -> tuple[str, ...]:
 
 def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
     work = result.work
-    session = work.load(saved.path, label=str(saved.target))
+    session = work.job.load(saved.path, label=str(saved.target))
     timed = [
-        ShapeLatency(s.label, *latencies([work.timed_reference, session], s.feeds))
-        for s in (work.served if work.timed else ())
+        ShapeLatency(s.label, *latencies([work.original.timed_session, session], s.feeds))
+        for s in (work.job.data.serve if work.job.timed else ())
     ]
     metric_before = metric_after = metric_drop = None
-    if work.metric is not None:
-        metric_before, metric_after = work.metric_reference, work.metric(session)
-        metric_drop = work.metric.drop(metric_before, metric_after)
+    if work.job.metric is not None:
+        metric_before, metric_after = work.original.metric, work.job.metric(session)
+        metric_drop = work.job.metric.drop(metric_before, metric_after)
     memory = None
     if result.goals.max_memory is not None:
-        feeds = work.served[0].feeds
-        memory = (peak_memory(work.loadable, feeds), peak_memory(saved.path, feeds))
+        feeds = work.job.data.serve[0].feeds
+        memory = (peak_memory(work.original.loadable, feeds), peak_memory(saved.path, feeds))
     return report.with_measurements(
         memory=memory,
-        divergence=(result.removed.work if result.removed else work).divergence(session),
+        divergence=divergences(result.removed.work if result.removed else work, session),
         latencies=tuple(timed),
         operators=_operators(work, saved),
-        unmeasured=work.target.unmeasured(),
-        metric=work.metric.name if work.metric else None,
+        unmeasured=work.job.target.unmeasured(),
+        metric=work.job.metric.name if work.job.metric else None,
         metric_before=metric_before,
         metric_after=metric_after,
         metric_drop=metric_drop,
     )
 
 
-def _operators(work: Workspace, saved: io.Draft) -> tuple[OperatorRow, ...]:
+def _operators(work: Version, saved: io.Draft) -> tuple[OperatorRow, ...]:
     """Of models that may be loaded twice more."""
-    if work.is_large or not work.runs_here:
+    if work.is_large or not work.job.runs_here:
         return ()
-    return tuple(operator_rows(work.loadable, saved.path, work.served[0].feeds))
+    return tuple(operator_rows(work.original.loadable, saved.path, work.job.data.serve[0].feeds))
 
 
 def _rows(result: Compressed) -> tuple[SiteRow, ...]:
@@ -312,7 +315,7 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
     if result.pruned is not None and result.pruned.outcome is not None:
         found.append(result.pruned.outcome)
     if goals.max_size is not None:
-        outcome = size_outcome(goals.max_size, work.float_bytes, report.output_bytes)
+        outcome = size_outcome(goals.max_size, work.original.size_bytes, report.output_bytes)
         found.append(outcome if outcome.met else replace(outcome, why=_made_of(result, report)))
     if goals.avg_bits is not None:
         found.append(Outcome("average bits", goals.avg_bits, report.average_bits, "bits"))
@@ -321,7 +324,7 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
         asked = goals.max_memory.resolve(before)
         found.append(Outcome("memory", asked, after, "bytes", _MEMORY_NOISE))
     if goals.max_macs is not None and result.macs is not None:
-        asked = goals.max_macs.resolve(work.macs)
+        asked = goals.max_macs.resolve(work.original.macs)
         found.append(Outcome("MACs", asked, result.macs, "MACs"))
     drop = report.drop
     if drop is not None and goals.max_drop is not None:

@@ -17,7 +17,7 @@ from lwqc.compile.steps.restored import restored
 from lwqc.compile.steps.sequential import quantize_in_sequence
 from lwqc.compile.steps.slice_streams import slice_planned
 from lwqc.compile.steps.transforms import transform, version
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
 from lwqc.model import io
@@ -28,22 +28,22 @@ from lwqc.plans.plan import Plan, Transforms
 from lwqc.runtime.session import statistics_session
 
 
-def apply_plan(work: Workspace, plan: Plan, *, allow_drift: bool = False) -> Compressed:
+def apply_plan(work: Version, plan: Plan, *, allow_drift: bool = False) -> Compressed:
     """Execute a plan made earlier.
 
     allow_drift: also where the model, the data or versions are others than those of the plan; how
     they differ is in the notes then. Raises InputError where they differ, see `lwqc.compile.locks`,
     and for a plan that needs data when there is none.
     """
-    found = differences(plan, work.source, lambda: work.data_source)
+    found = differences(plan, work.begun.source, lambda: work.original.data_source)
     if found and not allow_drift:
         raise InputError(f"{'; '.join(found)}; --allow-drift replays the plan all the same")
-    if not work.data.given and looks_at_data(plan):
+    if not work.job.data.fit.given and looks_at_data(plan):
         raise InputError("the plan was made on data and looks at it again; give the same --data")
     return execute(work, Goals(), plan).noted(*(f"replayed although {line}" for line in found))
 
 
-def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
+def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
     """Change the structure in the order of the plan's fields, then lower what is left."""
     _check_target(work, plan)
     base = restored(work, plan.restore) if plan.restore is not None else work
@@ -69,16 +69,16 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
         model = transform(pruned.model, plan.transforms) if plan.transforms else pruned.model
         grams = changed.grams_of(model, find_sites(model).sites)
         weights = EncodedWeights(
-            model, io.read_array, grams=grams, progress=work.report("encoding")
+            model, io.read_array, grams=grams, progress=work.job.report("encoding")
         )
     if plan.sequential:
         done = quantize_in_sequence(
             model,
             plan.quantize,
             weights.get,
-            work.data,
+            work.job.data.fit,
             statistics_session,
-            work.report("sequential"),
+            work.job.report("sequential"),
         )
         model = done.model
         weights = EncodedWeights(model, io.read_array, known=done.encoded)
@@ -89,7 +89,7 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
         Sparsify(plan.sparse, changed.grams)(model)
     lowered = Lowered(model, {})
     if plan.quantize or plan.rewrites or plan.floats or plan.sparse:
-        lowered = work.target.lower(model, plan, weights)
+        lowered = work.job.target.lower(model, plan, weights)
     return Compressed(
         work,
         goals,
@@ -100,31 +100,31 @@ def execute(work: Workspace, goals: Goals, plan: Plan) -> Compressed:
         removed,
         fallbacks=_fallbacks(work, lowered.model, plan),
         # Of the model before formats, which change what a product takes but not how many there are.
-        macs=None if goals.max_macs is None else work.macs_of(model),
+        macs=None if goals.max_macs is None else work.job.macs(model),
     )
 
 
-def _check_target(work: Workspace, plan: Plan) -> None:
+def _check_target(work: Version, plan: Plan) -> None:
     """Raises InputError for what the target has not."""
-    name = work.target.name
-    foreign = sorted(set(plan.rewrites) - set(work.target.rewrites))
+    name = work.job.target.name
+    foreign = sorted(set(plan.rewrites) - set(work.job.target.rewrites))
     if foreign:
         raise InputError(f"the plan has a rewrite that target {name} has not: {foreign[0]}")
-    if plan.floats is not None and work.target.floats == "float32":
+    if plan.floats is not None and work.job.target.floats == "float32":
         raise InputError(
             f"the plan has floats of {plan.floats.dtype}, but target {name} computes in float32: "
             "it has no fast kernels for others"
         )
 
 
-def _fallbacks(work: Workspace, model: ir.Model, plan: Plan) -> tuple[str, ...]:
+def _fallbacks(work: Version, model: ir.Model, plan: Plan) -> tuple[str, ...]:
     """What the target would not run as it should. Raises InputError unless that is accepted."""
-    found = work.target.violations(model)
-    if found and not work.allow_fallback:
+    found = work.job.target.violations(model)
+    if found and not work.job.allow_fallback:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         left = sorted(plan.restore.left.items()) if plan.restore is not None else []
         why = f"; {left[0][0]} could not become float: {left[0][1]}" if left else ""
         raise InputError(
-            f"target {work.target.name}: {found[0]}{more}{why}; --allow-fallback accepts that"
+            f"target {work.job.target.name}: {found[0]}{more}{why}; --allow-fallback accepts that"
         )
     return tuple(found)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.groups import Groups, find_groups
 from lwqc.graph.pruned_cost import PrunedCost
@@ -51,14 +51,14 @@ class Prunable:
         return PrunedCost(self.groups, shapes_at(self.model, sizes))
 
 
-def calibration(work: Workspace, kind: Literal["data", "random"]) -> Dataset:
+def calibration(work: Version, kind: Literal["data", "random"]) -> Dataset:
     """The data that statistics are taken on: the caller's, or random inputs with seed 0.
 
     Random inputs have the sizes of the caller's first feeds; images get natural statistics.
     """
     if kind == "data":
-        return work.data
-    first = {n: a.shape for n, a in work.data.first().items()}
+        return work.job.data.fit
+    first = {n: a.shape for n, a in work.job.data.fit.first().items()}
     sizes = named_sizes(work.model, first)
     feeds = list(random_feeds(work.model, _RANDOM_BATCHES, 0, sizes, smooth=True))
     return open_data(feeds, work.model)

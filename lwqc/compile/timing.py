@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.activation_facts import tensor_shapes
+from lwqc.compile.version import Version
 from lwqc.graph.sites import Site
 from lwqc.model import io
 from lwqc.model.limits import beyond, limits
@@ -26,12 +27,13 @@ from lwqc.runtime.timing_cache import Pair, TimingCache
 
 _SECONDS = 0.06  # per form and class of sites
 _PACKED_BITS = (2, 4, 8)
+_SLOW_PRODUCTS = "slow products"
 _CLEARLY = 1.1  # times as long: timings of the same differ by less
 _KNOWN = 1.04  # a ratio known this closely is closer than two timings of the same are
 _RANGE = ActivationRange(low=-4, high=4)
 
 
-def site_times(work: Workspace, plan: Plan) -> dict[str, tuple[Pair, ...]]:
+def site_times(work: Version, plan: Plan) -> dict[str, tuple[Pair, ...]]:
     """Seconds of the float operator and of the plan's form, at each shape served.
 
     Sites of equal operator, shapes, attributes and entry are timed once, and on the same machine
@@ -39,10 +41,10 @@ def site_times(work: Workspace, plan: Plan) -> dict[str, tuple[Pair, ...]]:
     weights run the float kernel and are not timed either.
     """
     timed = timed_sites(work, plan)
-    shapes = [activation_shapes(work, one) for one in work.served]
-    report = work.report("timing sites")
+    shapes = [activation_shapes(work, one) for one in work.job.data.serve]
+    report = work.job.report("timing sites")
     found: dict[str, tuple[Pair, ...]] = {}
-    with TimingCache.opened(work.timings) as cache:
+    with TimingCache.opened(work.job.timings) as cache:
         for done, site in enumerate(timed):
             entry = plan.quantize[site.name]
             at = [known[site.name] for known in shapes if site.name in known]
@@ -52,7 +54,7 @@ def site_times(work: Workspace, plan: Plan) -> dict[str, tuple[Pair, ...]]:
     return found
 
 
-def timed_sites(work: Workspace, plan: Plan) -> list[Site]:
+def timed_sites(work: Version, plan: Plan) -> list[Site]:
     """Sites that the plan gives another kernel than the float one."""
     return [
         s
@@ -62,9 +64,9 @@ def timed_sites(work: Workspace, plan: Plan) -> list[Site]:
 
 
 def _cached(
-    work: Workspace, cache: TimingCache, site: Site, entry: SiteEntry, shape: tuple[int, ...]
+    work: Version, cache: TimingCache, site: Site, entry: SiteEntry, shape: tuple[int, ...]
 ) -> Pair:
-    what = (work.target.name, *operator_class(site), entry.model_dump_json(), shape)
+    what = (work.job.target.name, *operator_class(site), entry.model_dump_json(), shape)
     key = " ".join(map(str, what))
     if key not in cache.known:
         cache.add(key, form_seconds(work, site, entry, shape))
@@ -77,7 +79,7 @@ def relative_time(pairs: Sequence[Pair]) -> float:
 
 
 def slow_sites(
-    work: Workspace, plan: Plan, times: Mapping[str, Sequence[Pair]] | None = None
+    work: Version, plan: Plan, times: Mapping[str, Sequence[Pair]] | None = None
 ) -> dict[str, str]:
     """Sites of the plan whose form takes longer than float, with the times as the reason."""
     if times is None:
@@ -89,38 +91,47 @@ def slow_sites(
         entry = plan.quantize[name]
         each = ", ".join(
             f"{after * 1e3:.3f} ms at {one.label}, float {before * 1e3:.3f} ms"
-            for one, (before, after) in zip(work.served, pairs, strict=True)
+            for one, (before, after) in zip(work.job.data.serve, pairs, strict=True)
         )
         slow[name] = f"{entry.weight} with {entry.activation} activations takes {each}"
     return slow
 
 
-def slow_products(work: Workspace) -> Mapping[int, frozenset[str]]:
+def slow_products(work: Version) -> Mapping[int, frozenset[str]]:
     """By bits of the weights, sites whose low-bit product takes clearly longer than the float one.
 
     Many rows at once are multiplied faster in float; few rows wait for the weights. Empty where
     single sites cannot be timed, and for large models, whose memory counts more.
     """
-    if not (work.timed and work.runs_here) or work.is_large:
+    if not (work.job.timed and work.job.runs_here) or work.is_large:
         return {}
-    if not work.slow_products:
-        entries: dict[int, dict[str, SiteEntry]] = {bits: {} for bits in _PACKED_BITS}
-        for site in work.analysis.sites:
-            for entry in work.target.candidates(site, work.opset, tiny=True):
-                if entry.activation == "dynamic" and entry.weight.bits in entries:
-                    entries[entry.weight.bits].setdefault(site.name, entry)
-        for bits, quantize in entries.items():
-            times = site_times(work, Plan(source=Source(digest=""), quantize=quantize))
-            slow = (n for n, pairs in times.items() if relative_time(pairs) > _CLEARLY)
-            work.slow_products[bits] = frozenset(slow)
-    return work.slow_products
+    return work.facts.get(_SLOW_PRODUCTS, lambda: _slow_products(work))
 
 
-def _runs_low(work: Workspace, site: Site, plan: Plan) -> bool:
-    return work.target.form(site, plan.quantize[site.name], work.opset) != "Folded"
+def take_slow_products(work: Version, found: Mapping[int, frozenset[str]]) -> None:
+    """Take what `slow_products` found in an earlier run."""
+    work.facts.put(_SLOW_PRODUCTS, found)
 
 
-def activation_shapes(work: Workspace, served: Served) -> Mapping[str, tuple[int, ...]]:
+def _slow_products(work: Version) -> dict[int, frozenset[str]]:
+    entries: dict[int, dict[str, SiteEntry]] = {bits: {} for bits in _PACKED_BITS}
+    for site in work.analysis.sites:
+        for entry in work.job.target.candidates(site, work.opset, tiny=True):
+            if entry.activation == "dynamic" and entry.weight.bits in entries:
+                entries[entry.weight.bits].setdefault(site.name, entry)
+    found = {}
+    for bits, quantize in entries.items():
+        times = site_times(work, Plan(source=Source(digest=""), quantize=quantize))
+        slow = (n for n, pairs in times.items() if relative_time(pairs) > _CLEARLY)
+        found[bits] = frozenset(slow)
+    return found
+
+
+def _runs_low(work: Version, site: Site, plan: Plan) -> bool:
+    return work.job.target.form(site, plan.quantize[site.name], work.opset) != "Folded"
+
+
+def activation_shapes(work: Version, served: Served) -> Mapping[str, tuple[int, ...]]:
     """Shape of each site's activation on these inputs; sites in subgraphs are left out."""
     main = {v.name for node in work.model.graph for v in node.outputs}
     main |= {v.name for v in work.model.graph.inputs}
@@ -130,7 +141,7 @@ def activation_shapes(work: Workspace, served: Served) -> Mapping[str, tuple[int
         for site, value in activations.items()
         if value is not None and value.name and value.name in main
     }
-    known = work.tensor_shapes.setdefault(served.label, {})
+    known = tensor_shapes(work).setdefault(served.label, {})
     wanted = {name: Shapes(name) for name in names.values() if name not in known}
     if wanted:
         found = collect(
@@ -164,7 +175,7 @@ def halved(site: Site, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[i
 
 
 def form_seconds(
-    work: Workspace,
+    work: Version,
     site: Site,
     entry: SiteEntry,
     shape: tuple[int, ...],
@@ -181,7 +192,7 @@ def form_seconds(
         quantize={name: entry},
         activations={"x": _RANGE, "y": _RANGE},
     )
-    lowered = work.target.lower(model, plan, EncodedWeights(model, io.read_array)).model
+    lowered = work.job.target.lower(model, plan, EncodedWeights(model, io.read_array)).model
     floats = _drawn(site, shape)
     feeds: dict[str, NDArray[Any]] = {"x": floats}
     if site.op == "Conv" and entry.activation == "static":

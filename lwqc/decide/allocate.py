@@ -5,33 +5,36 @@ from __future__ import annotations
 from lwqc.compile.cleaned import cleaned, cleaning, cleanup_for
 from lwqc.compile.lifted import lifted
 from lwqc.compile.steps.transforms import version
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide import planning
 from lwqc.decide.allocator import find_allocator
 from lwqc.decide.fastest import Base, fastest, fused_base, never_slower
-from lwqc.decide.float_plan import choose_floats, with_floats
+from lwqc.decide.float_plan import with_float_type, with_floats
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.sparse_plan import with_sparsity
 from lwqc.decide.transforms import choose_transforms
 from lwqc.errors import InputError
 from lwqc.plans.goals import DEFAULT_DROP, Goals
 from lwqc.plans.plan import Plan
-from lwqc.plans.recipe import Recipe
+from lwqc.plans.recipe import Recipe, find
 
 _BACK_OFFS = 4
 
 
-def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+def allocate(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     """The plan of a recipe that quantizes, or only cleans up. Raises InputError.
 
-    Formats may need a newer operator set than the model has; it is raised for them alone.
+    So does `auto` where nothing can take a format; recipes that name one are refused there. Formats
+    may need a newer operator set than the model has; it is raised for them alone.
     """
-    if not work.analysis.sites and recipe.allocator != "none":
-        raise InputError(
-            f"{work.name}: has no weight that could take a number format{_why_not(work)}"
-        )
     if recipe.allocator == "none":
         return _decided(work, goals, recipe)
+    if not work.analysis.sites:
+        reason = f"has no weight that could take a number format{_why_not(work)}"
+        if recipe.allocator != "auto":
+            raise InputError(f"{work.name}: {reason}")
+        plan = _decided(work, goals, find("clean"))
+        return plan.model_copy(update={"recipe": recipe.name}).noted(f"{reason}: only cleaned up")
     newer, notes = lifted(work)
     plan = _decided(newer, goals, recipe)
     if newer is not work and plan.clean is None and not _needs_newer(work, newer, plan):
@@ -39,14 +42,14 @@ def allocate(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     return plan.model_copy(update={"opset": newer.raised}).noted(*notes)
 
 
-def _needs_newer(work: Workspace, newer: Workspace, plan: Plan) -> bool:
+def _needs_newer(work: Version, newer: Version, plan: Plan) -> bool:
     """Whether a plan for the newer operator set has formats that the model's own does not allow."""
-    target, sites = work.target, newer.sites
+    target, sites = work.job.target, newer.sites
     forms = (target.form(sites[name], e, work.opset) for name, e in plan.quantize.items())
     return any(map(target.refuses, forms))
 
 
-def _decided(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+def _decided(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     if recipe.allocator == "auto":
         return _auto(work, goals, recipe)
     # A normalization or scale between two convolutions keeps both from the kernels of 8-bit values.
@@ -57,11 +60,13 @@ def _decided(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
         plan = plan.model_copy(
             update={"clean": clean, "untransformed": {**left, **plan.untransformed}}
         )
-        return plan if recipe.allocator != "none" or not work.timed else never_slower(work, plan)
+        return (
+            plan if recipe.allocator != "none" or not work.job.timed else never_slower(work, plan)
+        )
     return _allocated(work, goals, recipe)
 
 
-def _why_not(work: Workspace) -> str:
+def _why_not(work: Version) -> str:
     """What keeps the largest weight that is left out from taking a format."""
     largest = max(work.analysis.skipped, key=lambda s: s.size, default=None)
     if largest is None:
@@ -70,16 +75,15 @@ def _why_not(work: Workspace) -> str:
     return f"; {largest.name}: {largest.reason}{f' (and {more} more)' if more else ''}"
 
 
-def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+def _allocated(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     if recipe.allocator == "none":
         plan = with_sparsity(work, planning.unchanged(work, recipe.name), recipe)
         return with_profile(work, with_floats(work, plan), {})
-    if recipe.sequential and not work.data.given:
+    if recipe.sequential and not work.job.data.fit.given:
         raise InputError("sequential calibration looks at the data: give --data")
     found = choose_transforms(work, recipe)
     work = version(work, found.transforms, token_weights=recipe.token_weights)
-    if work.target.floats != "float32":
-        work.floats = choose_floats(work, work.target.floats)
+    work = with_float_type(work)
     allocator = find_allocator(recipe.allocator)
     plan = allocator.plan(work, goals, recipe)
     if not allocator.own_codes:
@@ -96,7 +100,7 @@ def _allocated(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     )
 
 
-def _auto(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+def _auto(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     """The best within a budget, or the fastest within the allowed drop."""
     wants_small = goals.max_drop is not None and not goals.fastest and goals.max_latency is None
     if goals.wants_size or wants_small:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide import planning
 from lwqc.model.extensions import ALLOCATORS
 from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.plans.recipe import Recipe
 
-Choose = Callable[[Workspace, Goals, Recipe], Mapping[str, SiteEntry | str]]
+Choose = Callable[[Version, Goals, Recipe], Mapping[str, SiteEntry | str]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Allocator:
     chose. promises: it takes a bound on the loss, which is 1 % where the user says nothing.
     """
 
-    plan: Callable[[Workspace, Goals, Recipe], Plan]
+    plan: Callable[[Version, Goals, Recipe], Plan]
     own_codes: bool = False
     promises: bool = False
 
@@ -38,7 +38,7 @@ class Allocator:
         left out stays float without one.
         """
 
-        def plan(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+        def plan(work: Version, goals: Goals, recipe: Recipe) -> Plan:
             chosen = choose(work, goals, recipe)
             kept = {name: why for name, why in chosen.items() if isinstance(why, str)}
             entries = {n: entry for n, entry in chosen.items() if not isinstance(entry, str)}

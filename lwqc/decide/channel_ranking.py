@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.compile.prunable import Prunable, calibration
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.scores.channels.final_error import FinalError, without
 from lwqc.decide.scores.channels.magnitude import l2
@@ -32,7 +32,7 @@ _TRIAL_SHARE = 0.25
 
 
 def rank(
-    work: Workspace, prunable: Prunable, chosen: list[Group], options: PruneOptions
+    work: Version, prunable: Prunable, chosen: list[Group], options: PruneOptions
 ) -> dict[str, Ranking]:
     """Order the channels of each group, by name. Raises InputError for what a score gave wrong."""
     score = channel_score(options.score)
@@ -46,7 +46,7 @@ def rank(
     grams = _grams(data, prunable, [r for readers in needed.values() for r in readers])
     seen = {n: [Observed(r, *grams[r]) for r in rs if r in grams] for n, rs in needed.items()}
     found: dict[str, Ranking | None] = {}
-    report = work.report("scores")
+    report = work.job.report("scores")
     for done, group in enumerate(chosen):
         found[group.name] = _from_inputs(score, group, needed, seen[group.name], options)
         report(done + 1, len(chosen))
@@ -57,7 +57,7 @@ def rank(
 
 
 def _perturbed(
-    work: Workspace,
+    work: Version,
     prunable: Prunable,
     chosen: list[Group],
     needed: Mapping[str, list[Reader]],
@@ -69,7 +69,7 @@ def _perturbed(
     score = channel_score(options.score)
     loss = None if options.loss is None else partial(trial.loss, loss=options.loss)
     result: dict[str, Ranking | None] = {}
-    report = work.report("scores")
+    report = work.job.report("scores")
     for done, group in enumerate(chosen):
         readers = needed[group.name]
         if not readers:
@@ -113,7 +113,7 @@ def _with_the_rest(chosen: list[Group], found: Mapping[str, Ranking]) -> dict[st
 
 
 def _scaled_to_outputs(
-    work: Workspace,
+    work: Version,
     prunable: Prunable,
     chosen: list[Group],
     seen: Mapping[str, list[Observed]],
@@ -130,7 +130,7 @@ def _scaled_to_outputs(
         prunable.model, operands, data.limited(_TRIAL_BATCHES), statistics_session, io.read_array
     )
     result = {}
-    report = work.report("sensitivity")
+    report = work.job.report("sensitivity")
     for done, group in enumerate(g for g in chosen if g.name in rankings):
         ranking = rankings[group.name]
         count = max(1, round(group.size * _TRIAL_SHARE))

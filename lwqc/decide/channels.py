@@ -10,7 +10,7 @@ import numpy as np
 
 from lwqc.compile.prunable import Prunable
 from lwqc.compile.steps.sliced import slices
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.allocators.channel_budget import (
     Candidate,
     global_budget,
@@ -42,7 +42,7 @@ class Decision:
     whole: Mapping[str, str]
 
 
-def decide(work: Workspace, options: PruneOptions, prunable: Prunable | None = None) -> Decision:
+def decide(work: Version, options: PruneOptions, prunable: Prunable | None = None) -> Decision:
     """Choose channels. Raises InputError, with the reasons, when nothing can be pruned."""
     prunable = prunable or Prunable(work.model, options.resizable_outputs)
     groups = prunable.groups
@@ -51,7 +51,7 @@ def decide(work: Workspace, options: PruneOptions, prunable: Prunable | None = N
     fixed = _overrides(groups, options.groups)
     chosen, whole = _chosen(groups, options, fixed)
     rankings = rank(work, prunable, chosen, options)
-    cost = prunable.cost(work.data.first())
+    cost = prunable.cost(work.job.data.fit.first())
     measure = cost.parameters if options.by == "parameters" else cost.macs
     before = measure({})
     candidates = [
@@ -72,7 +72,7 @@ def decide(work: Workspace, options: PruneOptions, prunable: Prunable | None = N
     limit = before if options.by == "channels" else before * (1 - options.ratio)
     plan = Plan(
         source=Source(name=work.name),
-        target=work.target.name,
+        target=work.job.target.name,
         recipe=options.recipe,
         prune=Pruning(
             units=tuple(_units(groups, keep)),

@@ -6,13 +6,17 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from lwqc.backends.make_target import make_target
 from lwqc.compile.compressed import Compressed
-from lwqc.compile.workspace import Workspace, make_target
+from lwqc.compile.job import Job
+from lwqc.compile.job_data import JobData
+from lwqc.compile.reference import Reference
+from lwqc.compile.version import Version
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.strategy import decide
 from lwqc.errors import LwqcError
@@ -22,7 +26,7 @@ from lwqc.model import io
 from lwqc.model.metadata import without_metadata
 from lwqc.passes.one_view import one_view
 from lwqc.plans.goals import Goals
-from lwqc.plans.options import Data, MetricSource, Progress, Shapes, Sizes
+from lwqc.plans.options import Opening, Progress, Sizes
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 from lwqc.runtime.data import Dataset, SizesDifferError, open_data
@@ -39,38 +43,39 @@ def open_workspace(
     source: ir.Model | str | os.PathLike[str],
     *,
     name: str | None = None,
-    target: str | None = None,
-    data: Data = None,
-    metric: MetricSource = None,
-    shapes: Shapes = None,
-    constant_inputs: bool = False,
-    keep_metadata: bool = False,
-    seed: int = 0,
+    skip_checks: bool = False,
+    allow_fallback: bool = False,
     progress: Progress | None = None,
-) -> Workspace:
+    **opening: Unpack[Opening],
+) -> Version:
     """Load a model with everything a search needs. Raises InputError.
 
-    target: `cpu` where none is named. shapes: sizes of dynamic dimensions that the model will
-    serve, one set or several; the first is that of the data too. constant_inputs: see
-    `lwqc.model.io.load`; for models that come from a file. keep_metadata: with what
-    `lwqc.model.metadata` leaves out.
+    skip_checks, allow_fallback: see `lwqc.compile.job.Job`. opening: the target is `cpu` where none
+    is named; the first of several shapes is that of the data too.
     """
-    chosen = make_target(target or "cpu")
-    loaded = (
-        source if isinstance(source, ir.Model) else io.load(source, constant_inputs=constant_inputs)
-    )
-    if not keep_metadata:
+    target = make_target(opening.get("target") or "cpu")
+    constant = opening.get("constant_inputs", False)
+    loaded = source if isinstance(source, ir.Model) else io.load(source, constant_inputs=constant)
+    if not opening.get("keep_metadata", False):
         loaded = bare(loaded)
     model = explicit(one_view(loaded))
     if name is None:
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
-    asked = as_sequence(shapes)
-    model, dataset = _with_data(model, data, seed, asked[0] if asked else None)
-    work = Workspace(model, chosen, dataset, _metric(metric), name, shapes=asked, progress=progress)
+    asked = as_sequence(opening.get("shapes"))
+    sizes = asked[0] if asked else None
+    model, dataset = _with_data(model, opening.get("data"), opening.get("seed", 0), sizes)
+    job = Job(
+        target,
+        JobData(dataset, model, asked),
+        _metric(opening.get("metric")),
+        skip_checks=skip_checks,
+        allow_fallback=allow_fallback,
+        progress=progress,
+    )
     prove_first(model, dataset.first, name)
     if asked:
-        work.served  # noqa: B018  # unknown dimensions show before any work starts
-    return work
+        job.data.serve  # noqa: B018  # unknown dimensions show before any work starts
+    return Version(model, job, Reference(model, name, job))
 
 
 def bare(model: ir.Model) -> ir.Model:
@@ -153,7 +158,7 @@ def _metric(metric: str | Callable[..., float] | None) -> Metric | None:
 
 
 def make_plan(
-    work: Workspace,
+    work: Version,
     goals: Goals,
     recipe: Recipe | str = "auto",
     control: SearchControl | None = None,
@@ -163,7 +168,7 @@ def make_plan(
 
 
 def compress_workspace(
-    work: Workspace,
+    work: Version,
     goals: Goals,
     recipe: Recipe | str = "auto",
     control: SearchControl | None = None,

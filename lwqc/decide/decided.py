@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lwqc.compile.compressed import Compressed
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.stamped import stamped
+from lwqc.compile.version import Version
 from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan
 
@@ -18,7 +19,7 @@ class Decided:
     make: executes the plan. Where deciding took an executed model, it hands that one out.
     """
 
-    work: Workspace
+    work: Version
     goals: Goals
     plan: Plan
     make: Callable[[], Compressed]
@@ -31,7 +32,7 @@ class Decided:
     @property
     def stamped(self) -> Plan:
         """The plan with what it depends on, as it is written to a file."""
-        return self.work.stamped(self.plan, self.goals)
+        return stamped(self.work, self.plan, self.goals)
 
     def noted(self, *notes: str) -> Decided:
         """The same with more notes, in the plan and in what is made of it."""

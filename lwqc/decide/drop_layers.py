@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from lwqc.compile.decisions import DropDecision, DropStep
 from lwqc.compile.gated_model import GatedModel
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.allocators.greedy import Step, greedy
 from lwqc.decide.scores.branches.ablation import Ablation
 from lwqc.decide.scores.branches.score import BranchFacts, branch_score
@@ -69,7 +69,7 @@ class DropOptions:
 Unit = tuple[TypedBranch, ...]
 
 
-def choose_branches(work: Workspace, options: DropOptions) -> DropDecision:
+def choose_branches(work: Version, options: DropOptions) -> DropDecision:
     """Decide which branches go. Nothing is removed yet.
 
     Raises InputError when the model has no such branches or too few, or options conflict.
@@ -80,7 +80,7 @@ def choose_branches(work: Workspace, options: DropOptions) -> DropDecision:
     count = _count(work, tree, units, options)
     candidates = units[options.keep_first : len(units) - options.keep_last]
     gated = GatedModel(work.model, _names(units), gated_session)
-    ablation = Ablation(gated.without, work.search_batches, options.measure)
+    ablation = Ablation(gated.without, work.job.data.judge, options.measure)
     if options.score == "accept":
         chosen = _by_acceptance(work, options, tree, candidates, count, ablation)
     elif options.score in _GREEDY:
@@ -98,7 +98,7 @@ def choose_branches(work: Workspace, options: DropOptions) -> DropDecision:
         for step in curve
         for name in step.branches
     )
-    plan = Plan(source=Source(), target=work.target.name, recipe=options.recipe, remove=removed)
+    plan = Plan(source=Source(), target=work.job.target.name, recipe=options.recipe, remove=removed)
     notes = _notes(options, count, len(chosen), len(curve), len(removed))
     return DropDecision(plan, tuple(curve), len(units), options.measure, notes)
 
@@ -127,7 +127,7 @@ def _notes(
     return ()
 
 
-def _check_options(work: Workspace, options: DropOptions) -> None:
+def _check_options(work: Version, options: DropOptions) -> None:
     _check_amount(work, options)
     if options.count is not None and options.count < 1:
         raise InputError(f"{options.count} branches to remove: at least one must go")
@@ -154,23 +154,23 @@ def _check_options(work: Workspace, options: DropOptions) -> None:
         raise InputError(f"max_divergence {limit:g}: must not be negative")
     if min(options.keep_first, options.keep_last) < 0:
         raise InputError("keep_first and keep_last must not be negative")
-    if options.score == "metric" and work.metric is None:
+    if options.score == "metric" and work.job.metric is None:
         raise InputError("the score metric needs a metric")
-    if options.compensate != "none" and not work.data.given:
+    if options.compensate != "none" and not work.job.data.fit.given:
         raise InputError(f"compensate {options.compensate} looks at the data: give --data")
 
 
-def _check_amount(work: Workspace, options: DropOptions) -> None:
+def _check_amount(work: Version, options: DropOptions) -> None:
     if options.count is not None and options.share is not None:
         raise InputError("removing branches needs either a count or a share of them, not both")
     if options.score == "accept":
-        if work.metric is None and options.max_divergence is None:
+        if work.job.metric is None and options.max_divergence is None:
             raise InputError("the score accept needs a metric or a largest divergence")
     elif options.count is None and options.share is None:
         raise InputError("removing branches needs either a count or a share of them")
 
 
-def _units(work: Workspace, tree: BranchTree, kind: Units) -> list[Unit]:
+def _units(work: Version, tree: BranchTree, kind: Units) -> list[Unit]:
     if not tree.branches:
         reason = f"; {tree.refused[0].name}: {tree.refused[0].reason}" if tree.refused else ""
         raise InputError(f"{work.name}: has no residual branch that could be removed{reason}")
@@ -187,7 +187,7 @@ def _summary(tree: BranchTree) -> str:
     return f"{counts} branches in {len(tree.blocks)} blocks"
 
 
-def _count(work: Workspace, tree: BranchTree, units: Sequence[Unit], options: DropOptions) -> int:
+def _count(work: Version, tree: BranchTree, units: Sequence[Unit], options: DropOptions) -> int:
     available = max(0, len(units) - options.keep_first - options.keep_last)
     if options.count is None and options.share is None:
         return available
@@ -204,14 +204,14 @@ def _count(work: Workspace, tree: BranchTree, units: Sequence[Unit], options: Dr
 
 
 def _scores(
-    work: Workspace, options: DropOptions, units: Sequence[Unit], ablation: Ablation
+    work: Version, options: DropOptions, units: Sequence[Unit], ablation: Ablation
 ) -> dict[Unit, float]:
     """Importance of each unit: the lowest goes first."""
     by_name = {unit[0].name: unit for unit in units}
     facts = BranchFacts(
         work.model,
         {name: [b.branch for b in unit] for name, unit in by_name.items()},
-        work.data,
+        work.job.data.fit,
         statistics_session,
         lambda name: ablation(_names([by_name[name]])),
         options.seed,
@@ -230,7 +230,7 @@ def _by_rank(scores: dict[Unit, float], candidates: Sequence[Unit], count: int) 
 
 
 def _by_trial(
-    work: Workspace,
+    work: Version,
     options: DropOptions,
     candidates: Sequence[Unit],
     count: int,
@@ -245,13 +245,13 @@ def _by_trial(
         count,
         protected=candidates[:spared],
         readmit_after=spared + 1 if spared else None,
-        progress=work.report("removing"),
+        progress=work.job.report("removing"),
     )
     return list(steps)
 
 
 def _by_acceptance(
-    work: Workspace,
+    work: Version,
     options: DropOptions,
     tree: BranchTree,
     candidates: Sequence[Unit],
@@ -260,7 +260,7 @@ def _by_acceptance(
 ) -> list[Step[Unit]]:
     """Coarse to fine: a unit goes if what is lost with all that went before stays allowed."""
     allowed = {b for unit in candidates for b in unit}
-    by_metric = work.metric is not None
+    by_metric = work.job.metric is not None
     limit = options.max_drop if by_metric else (options.max_divergence or 0.0)
     loss = _metric_loss(work, candidates) if by_metric else _divergence_loss(ablation)
     order = _scores(work, replace(options, score="similarity"), candidates, ablation)
@@ -269,7 +269,7 @@ def _by_acceptance(
         blocks = [unit for unit in tree.blocks if len(unit) > 1 and allowed.issuperset(unit)]
         ranks = _scores(work, replace(options, score="similarity"), blocks, ablation)
         trials = [*sorted(blocks, key=ranks.__getitem__), *trials]
-    report = work.report("removing")
+    report = work.job.report("removing")
     steps: list[Step[Unit]] = []
     gone: frozenset[TypedBranch] = frozenset()
     taken = 0
@@ -290,8 +290,8 @@ def _divergence_loss(ablation: Ablation) -> Callable[[frozenset[Unit]], float]:
     return lambda removed: ablation(_names(removed))
 
 
-def _metric_loss(work: Workspace, candidates: Sequence[Unit]) -> Callable[[frozenset[Unit]], float]:
-    metric, reference = work.metric, work.metric_reference
+def _metric_loss(work: Version, candidates: Sequence[Unit]) -> Callable[[frozenset[Unit]], float]:
+    metric, reference = work.job.metric, work.original.metric
     assert metric is not None
     gated = GatedModel(work.model, _names(candidates), gated_session, every_output=True)
     return lambda removed: metric.drop(reference, metric(gated.without(_names(removed))))

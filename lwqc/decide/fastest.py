@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from lwqc.compile.candidates import Candidate, evaluate, holds, known_drop, with_formats
 from lwqc.compile.cleaned import cleaned, cleaning, cleanup_for
+from lwqc.compile.losses import moved
 from lwqc.compile.timing import relative_time, site_times, slow_sites, timed_sites
-from lwqc.compile.workspace import Candidate, Workspace
+from lwqc.compile.version import Version
 from lwqc.decide import planning
-from lwqc.decide.float_plan import choose_floats, with_floats
+from lwqc.decide.float_plan import with_float_type, with_floats
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.safest import holding, stored, with_room
 from lwqc.errors import LwqcError, SessionError
@@ -47,15 +49,13 @@ class Base:
     left: what of the original could not be rewritten, and why.
     """
 
-    work: Workspace
+    work: Version
     clean: CleanUp | None = None
     left: Mapping[str, str] = field(default_factory=dict)
 
     def ready(self) -> Base:
         """With the float type of the target decided, which formats are compared with."""
-        if self.work.floats is None and self.work.target.floats != "float32":
-            self.work.floats = choose_floats(self.work, self.work.target.floats)
-        return self
+        return replace(self, work=with_float_type(self.work))
 
     def stamped(self, plan: Plan) -> Plan:
         """The plan with what leads from the original to this graph."""
@@ -71,29 +71,32 @@ class _Trial:
     session: Session
 
 
-def float_base(work: Workspace, wanted: CleanUp, allowance: float = 1.0) -> Base:
+def float_base(work: Version, wanted: CleanUp, allowance: float = 1.0) -> Base:
     """The graph cleaned up, or as it is where that fails, changes outputs or does not pay.
 
     allowance: how much longer it may take, as a factor.
     """
     base, done = _checked(work, wanted)
-    if base.clean is None or done is None or not work.timed:
+    if base.clean is None or done is None or not work.job.timed:
         return base
-    relative = relative_times([work.timed_start, done], work.served, _SECONDS, keep=1)[1]
+    relative = relative_times(
+        [work.begun.timed_session, done], work.job.data.serve, _SECONDS, keep=1
+    )[1]
     if no_slower([r / allowance for r in relative]):
         return base
     share = ", ".join(
-        f"{r:.2f} of its time at {s.label}" for r, s in zip(relative, work.served, strict=True)
+        f"{r:.2f} of its time at {s.label}"
+        for r, s in zip(relative, work.job.data.serve, strict=True)
     )
     return Base(work, None, {work.name: f"not cleaned up: it would take {share}"})
 
 
-def cleaned_base(work: Workspace, wanted: CleanUp) -> Base:
+def cleaned_base(work: Version, wanted: CleanUp) -> Base:
     """The graph cleaned up, or as it is where that fails or changes the outputs."""
     return _checked(work, wanted)[0]
 
 
-def _checked(work: Workspace, wanted: CleanUp) -> tuple[Base, Session | None]:
+def _checked(work: Version, wanted: CleanUp) -> tuple[Base, Session | None]:
     """The same, with a session of a graph that is cleaned up."""
     try:
         clean, left = cleaning(work, wanted)
@@ -101,7 +104,7 @@ def _checked(work: Workspace, wanted: CleanUp) -> tuple[Base, Session | None]:
             return Base(work, None, left), None
         base = Base(cleaned(work, clean), clean, left)
         session = _lowered_float(base.work)
-        error = base.work.moved(session)
+        error = moved(base.work, session)
     except (ir.passes.PassError, LwqcError) as failure:  # the graph as it is will do
         return Base(work, None, {work.name: f"not cleaned up: {failure}"}), None
     if error <= SAME:
@@ -112,40 +115,40 @@ def _checked(work: Workspace, wanted: CleanUp) -> tuple[Base, Session | None]:
     return Base(work, None, {work.name: reason}), None
 
 
-def _wanted(work: Workspace, *, merge: bool) -> CleanUp:
+def _wanted(work: Version, *, merge: bool) -> CleanUp:
     """What is not exact for every input only where there is data to check it on."""
-    accept = RELAXED if work.data.kind == "real" else ()
+    accept = RELAXED if work.job.data.fit.kind == "real" else ()
     return cleanup_for(work, merge=merge, accept=accept)
 
 
-def fused_base(work: Workspace) -> Base:
+def fused_base(work: Version) -> Base:
     """The graph cleaned up where attention becomes one operator; found without timing."""
     base = cleaned_base(work, _wanted(work, merge=False))
     fused = base.clean is None or "fuse-attention" in base.clean.changes
     return (base if fused else Base(work)).ready()
 
 
-def _lowered_float(work: Workspace) -> Session:
-    return work.load(work.lower(planning.unchanged(work)).model, label="cleaned up")
+def _lowered_float(work: Version) -> Session:
+    return work.job.load(with_formats(work, planning.unchanged(work)).model, label="cleaned up")
 
 
-def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
+def fastest(work: Version, limit: float, recipe: Recipe) -> Plan:
     """The fastest of a few plans whose drop is allowed; the float graph if none is faster.
 
     limit: the largest drop. A result is at no shape slower than the original. Where the target
     cannot be timed, the first that holds: targets list the most promising first.
     """
     base = float_base(work, _wanted(work, merge=False), NOISE) if recipe.clean else Base(work)
-    base.ready()
+    base = base.ready()
     plans = _distinct(_plans(base.work, recipe))
-    report = work.report("candidates")
+    report = work.job.report("candidates")
     trials = []
     for done, plan in enumerate(plans):
         trials += _within(base, plan, limit, recipe)
         report(done + 1, len(plans) + 1)
-    if not work.timed:
+    if not work.job.timed:
         for trial in trials:
-            if work.holds(trial.candidate, trial.session, limit):
+            if holds(work, trial.candidate, trial.session, limit):
                 return _whole(trial, limit, recipe)
         return safest(work, base, limit, recipe)
     best = _ranked(work, trials, _GLANCE, _FINALISTS)[:_FINALISTS]
@@ -156,7 +159,7 @@ def fastest(work: Workspace, limit: float, recipe: Recipe) -> Plan:
             best += _merged(work, first, limit, recipe)
     report(len(plans) + 1, len(plans) + 1)
     for trial in _ranked(work, best, _SECONDS, 1):
-        if work.holds(trial.candidate, trial.session, limit):
+        if holds(work, trial.candidate, trial.session, limit):
             return _whole(trial, limit, recipe)
     return safest(work, base, limit, recipe)
 
@@ -167,7 +170,7 @@ def _whole(trial: _Trial, limit: float, recipe: Recipe) -> Plan:
     return trial.base.stamped(stored(work, trial.candidate.plan, limit, recipe.method))
 
 
-def safest(work: Workspace, base: Base, limit: float, recipe: Recipe) -> Plan:
+def safest(work: Version, base: Base, limit: float, recipe: Recipe) -> Plan:
     """What holds where nothing faster does: weights that are only stored in 8 bits, or none.
 
     Of the graph cleaned up, else of the graph as it is. Raises nothing where not even that holds,
@@ -199,14 +202,14 @@ def _within(base: Base, plan: Plan, limit: float, recipe: Recipe) -> list[_Trial
         if candidate.drop > limit:
             candidate, session = _relaxed(work, candidate, session, limit)
     except SessionError as error:
-        work.unusable[str(error)] = None
+        work.job.give_up(error)
         return []
     held = candidate.drop <= with_room(candidate.plan, limit)
     return [_Trial(base, candidate, session)] if held else []
 
 
 def _fitted_better(
-    work: Workspace, candidate: Candidate, session: Session, recipe: Recipe
+    work: Version, candidate: Candidate, session: Session, recipe: Recipe
 ) -> tuple[Candidate, Session]:
     """Finer scales, and all codes chosen by the recipe's method, where that loses less.
 
@@ -216,29 +219,29 @@ def _fitted_better(
     if work.is_large:
         return candidate, session
     plan = planning.finer(work, candidate.plan)
-    if recipe.method in DATA_METHODS and work.data.kind == "real":
+    if recipe.method in DATA_METHODS and work.job.data.fit.kind == "real":
         plan = planning.with_method(work, plan, recipe.method)
     if plan == candidate.plan:
         return candidate, session
-    fitted, loaded = work.evaluate(plan)
+    fitted, loaded = evaluate(work, plan)
     return (fitted, loaded) if fitted.drop < candidate.drop else (candidate, session)
 
 
-def _ranked(work: Workspace, trials: Sequence[_Trial], seconds: float, keep: int) -> list[_Trial]:
+def _ranked(work: Version, trials: Sequence[_Trial], seconds: float, keep: int) -> list[_Trial]:
     """Those that are no slower than the original, the fastest first; `keep` of them matter."""
-    sessions = [work.timed_start, *(t.session for t in trials)]
-    relative = relative_times(sessions, work.served, seconds, keep)[1:]
+    sessions = [work.begun.timed_session, *(t.session for t in trials)]
+    relative = relative_times(sessions, work.job.data.serve, seconds, keep)[1:]
     order = sorted(range(len(trials)), key=lambda i: overall(relative[i]))
     return [trials[i] for i in order if no_slower(relative[i])]
 
 
-def _merged(work: Workspace, best: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
+def _merged(work: Version, best: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
     """The same kind of plan on the graph in which layers are merged that read one value."""
     merged = cleaned_base(work, _wanted(work, merge=True)).ready()
     if merged.clean is None or "merge-parallel" not in merged.clean.changes:
         return []
     entries = best.quantize.values()
-    whole = work.target.integer_bits  # 7 where that is what an 8-bit kernel takes
+    whole = work.job.target.integer_bits  # 7 where that is what an 8-bit kernel takes
     kinds = [
         (8 if e.weight.bits == whole else e.weight.bits, e.activation)
         for e in entries
@@ -272,7 +275,7 @@ def _later_start(base: Base, best: Plan, limit: float, recipe: Recipe) -> list[_
     return trials
 
 
-def _uniform(work: Workspace, bits: int, kind: planning.Activations, recipe: Recipe) -> Plan:
+def _uniform(work: Version, bits: int, kind: planning.Activations, recipe: Recipe) -> Plan:
     """These bits where they have a kernel of their own; unpacked weights keep 8, at equal speed."""
     plan = planning.uniform(work, bits, kind, recipe=recipe.name)
     if bits == 8:
@@ -285,7 +288,7 @@ def _uniform(work: Workspace, bits: int, kind: planning.Activations, recipe: Rec
 
 
 def _whole_and_quick(
-    work: Workspace, plan: Plan, times: Mapping[str, Sequence[Pair]], recipe: Recipe
+    work: Version, plan: Plan, times: Mapping[str, Sequence[Pair]], recipe: Recipe
 ) -> Iterator[Plan]:
     """The plan, and what of it is faster than float where that is less."""
     slow = slow_sites(work, plan, times)
@@ -297,12 +300,12 @@ def _whole_and_quick(
         yield _fitted(work, planning.calibrate(work, left, recipe.ranges), recipe)
 
 
-def _plans(work: Workspace, recipe: Recipe) -> Iterator[Plan]:
+def _plans(work: Version, recipe: Recipe) -> Iterator[Plan]:
     """Plans worth timing on the whole. Static ranges and 4 bits need real data."""
-    real = work.data.kind == "real"
-    kinds = [kind for kind in work.target.speed if real or kind != "static"]
+    real = work.job.data.fit.kind == "real"
+    kinds = [kind for kind in work.job.target.speed if real or kind != "static"]
     plans = [_uniform(work, 8, kind, recipe) for kind in kinds]
-    if not (work.timed and work.runs_here):
+    if not (work.job.timed and work.job.runs_here):
         yield from (planning.calibrate(work, plan, recipe.ranges) for plan in plans)
         return
     times = [site_times(work, plan) for plan in plans]
@@ -343,16 +346,16 @@ def _together(times: Mapping[str, Sequence[Pair]]) -> float:
     return relative_time([(sum(p[0] for p in pairs), sum(p[1] for p in pairs)) for pairs in shapes])
 
 
-def _fitted(work: Workspace, plan: Plan, recipe: Recipe) -> Plan:
+def _fitted(work: Version, plan: Plan, recipe: Recipe) -> Plan:
     """The plan with the recipe's method where weights take few bits."""
-    if recipe.method not in DATA_METHODS or not work.data.given:
+    if recipe.method not in DATA_METHODS or not work.job.data.fit.given:
         return plan
-    few = [n for n, e in plan.quantize.items() if e.weight.bits < work.target.integer_bits]
+    few = [n for n, e in plan.quantize.items() if e.weight.bits < work.job.target.integer_bits]
     return planning.with_method(work, plan, recipe.method, few)
 
 
 def _quickest(
-    work: Workspace, plans: Sequence[Plan], times: Sequence[Mapping[str, Sequence[Pair]]]
+    work: Version, plans: Sequence[Plan], times: Sequence[Mapping[str, Sequence[Pair]]]
 ) -> Plan | None:
     """Each site's quickest form of several plans; None where one plan has them all."""
     entries, kept = dict(plans[0].quantize), dict(plans[0].kept_float)
@@ -375,11 +378,11 @@ def _quickest(
 
 
 def _relaxed(
-    work: Workspace, candidate: Candidate, session: Session, limit: float
+    work: Version, candidate: Candidate, session: Session, limit: float
 ) -> tuple[Candidate, Session]:
     """Leave the activations of the most sensitive sites float until the drop is allowed.
 
-    Sites are ordered by what their own 8-bit activation costs; bisection over that order.
+    Sites are ordered by what they cost alone in 8 bits; bisection over that order.
     """
     plan = candidate.plan
     integer = [n for n, e in plan.quantize.items() if e.activation != "none"]
@@ -390,18 +393,18 @@ def _relaxed(
         return planning.finer(work, planning.weight_only(work, plan, sites))
 
     floating = without(integer)
-    known, most = work.known_drop(floating), with_room(floating, limit)
+    known, most = known_drop(work, floating), with_room(floating, limit)
     if known is not None and known > most:
         return candidate, session
-    trial, loaded = work.evaluate(floating)
+    trial, loaded = evaluate(work, floating)
     if trial.drop > most:
         return candidate, session  # without any 8-bit activation it is too much already
     candidate, session = trial, loaded
-    order = planning.by_activation_error(work, plan, integer)
+    order = planning.by_output_error(work, plan, integer)
     low, high = 0, len(order) - 1
     while low < high:
         middle = (low + high) // 2
-        trial, loaded = work.evaluate(without(order[: middle + 1]))
+        trial, loaded = evaluate(work, without(order[: middle + 1]))
         if trial.drop <= limit:
             candidate, session, high = trial, loaded, middle
         else:
@@ -409,7 +412,7 @@ def _relaxed(
     return candidate, session
 
 
-def never_slower(work: Workspace, plan: Plan) -> Plan:
+def never_slower(work: Version, plan: Plan) -> Plan:
     """A plan that only cleans up, or nothing where the result would be slower than the original."""
     if plan.clean is None:
         return plan

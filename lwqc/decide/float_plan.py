@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from lwqc.backends.target import FloatType
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
+from lwqc.graph.computed_filters import enlarging
 from lwqc.graph.float_slots import float_slots, is_float32
 from lwqc.graph.pass_through import pass_through
 from lwqc.graph.sites import MIN_WEIGHTS
@@ -32,26 +33,34 @@ _PHASES = frozenset({"Sin", "Cos", "Tan"})
 _WEIGHTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
 
 
-def with_floats(work: Workspace, plan: Plan, dtype: FloatType | None = None) -> Plan:
+def with_floats(work: Version, plan: Plan, dtype: FloatType | None = None) -> Plan:
     """The plan with the float type of its target, or the one asked for.
 
     work: on the model that the plan's formats are for.
     """
-    wanted = dtype or work.target.floats
+    wanted = dtype or work.job.target.floats
     if wanted == "float32" or plan.floats is not None:
         return plan
-    if work.floats is None or work.floats.dtype != wanted:
-        work.floats = choose_floats(work, wanted)
-    return plan.model_copy(update={"floats": work.floats})
+    return plan.model_copy(update={"floats": _chosen(work, wanted)})
 
 
-def choose_floats(work: Workspace, dtype: Literal["float16", "bfloat16"]) -> Floats:
+def with_float_type(work: Version) -> Version:
+    """The version with the float type of its target decided, which formats are compared with."""
+    wanted = work.job.target.floats
+    return work if wanted == "float32" else replace(work, floats=_chosen(work, wanted))
+
+
+def _chosen(work: Version, dtype: Literal["float16", "bfloat16"]) -> Floats:
+    return work.facts.get(("floats", dtype), lambda: choose_floats(work, dtype))
+
+
+def choose_floats(work: Version, dtype: Literal["float16", "bfloat16"]) -> Floats:
     """Nodes that stay in float32 in a conversion, with the reason.
 
     Kept are operators without a kernel for the type, angles of sines, whole numbers that the type
-    cannot hold, constants that would become 0, and whatever reaches the type's limit on the data
-    (with a margin of 2), together with its readers. Numbers that fill masks are first clamped; that
-    is undone if it changes the outputs.
+    cannot hold, constants that would become 0, whatever reaches the type's limit on the data (with
+    a margin of 2), together with its readers, and what makes a weight of a few stored numbers.
+    Numbers that fill masks are first clamped; that is undone if it changes the outputs.
     """
     fmt = FLOAT_TYPES[dtype]
     model = work.model.clone()
@@ -60,9 +69,9 @@ def choose_floats(work: Workspace, dtype: Literal["float16", "bfloat16"]) -> Flo
     if clamp_stored(model, _FILLING[dtype]) or inputs:
         clamp = _FILLING[dtype]
         clamp_inputs(model, inputs, clamp)
-    if clamp is not None and not work.skip_checks and not _agrees(work, model):
+    if clamp is not None and not work.job.skip_checks and not _agrees(work, model):
         model, clamp, inputs = work.model.clone(), None, ()
-    extents = {} if work.skip_checks else _extents(work, model)
+    extents = {} if work.job.skip_checks else _extents(work, model)
     islands = _Islands(model, fmt, extents)
     islands.mark(work)
     # The Clip of an input has to see it as it comes.
@@ -70,12 +79,12 @@ def choose_floats(work: Workspace, dtype: Literal["float16", "bfloat16"]) -> Flo
     return Floats(dtype=dtype, keep=keep | islands.keep, clamp=clamp, clamped=inputs)
 
 
-def _large_inputs(work: Workspace, fmt: FloatFormat) -> tuple[str, ...]:
+def _large_inputs(work: Version, fmt: FloatFormat) -> tuple[str, ...]:
     """Graph inputs with finite numbers beyond the type on the data: masks, most of the time."""
-    if work.opset < _CLIP_OPSET or work.skip_checks:
+    if work.opset < _CLIP_OPSET or work.job.skip_checks:
         return ()
     found: dict[str, None] = {}
-    for feeds in work.search_batches:
+    for feeds in work.job.data.judge:
         for value in work.model.graph.inputs:
             array = feeds.get(value.name or "") if is_float32(value) else None
             if array is not None and (np.abs(array[np.isfinite(array)]) > fmt.limit).any():
@@ -83,8 +92,8 @@ def _large_inputs(work: Workspace, fmt: FloatFormat) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _agrees(work: Workspace, model: ir.Model) -> bool:
-    feeds = work.search_batches[0]
+def _agrees(work: Version, model: ir.Model) -> bool:
+    feeds = work.job.data.judge[0]
     before, after = Session(work.model)(feeds), Session(model)(feeds)
     for name, value in before.items():
         size = float(np.abs(value.astype(np.float64)).max(initial=0))
@@ -93,12 +102,12 @@ def _agrees(work: Workspace, model: ir.Model) -> bool:
     return True
 
 
-def _extents(work: Workspace, model: ir.Model) -> dict[str, Extent]:
+def _extents(work: Version, model: ir.Model) -> dict[str, Extent]:
     """Extremes of all float32 tensors of the main graph."""
     values = [v for node in model.graph for v in node.outputs if is_float32(v) and v.name]
     values += [v for v in model.graph.inputs if is_float32(v)]
     names = [v.name for v in values if v.name and stored_tensor(v) is None]
-    found = collect(model, [MinMax(name) for name in names], work.data, statistics_session)
+    found = collect(model, [MinMax(name) for name in names], work.job.data.fit, statistics_session)
     return {name: found[MinMax(name)] for name in names}
 
 
@@ -111,11 +120,13 @@ class _Islands:
     extents: dict[str, Extent]
     keep: dict[str, str] = field(default_factory=dict)
 
-    def mark(self, work: Workspace) -> None:
+    def mark(self, work: Version) -> None:
         dtype = self.fmt.dtype
         nodes = []
         for node in pass_through(self.model.graph):
             self._keep(node, "hands numbers on to an output as they are")
+        for node in enlarging(self.model.graph):
+            self._keep(node, "made of fewer stored numbers, once, when the model is loaded")
         for node in self.model.graph.all_nodes():
             if self._could(node):
                 nodes.append(node)
@@ -126,7 +137,7 @@ class _Islands:
                 self._keep(node, reason)
                 break
             else:
-                reason = work.target.lacks_kernel(node, dtype, self._opset(node))
+                reason = work.job.target.lacks_kernel(node, dtype, self._opset(node))
                 if reason:
                     self._keep(node, reason)
         self._close(reversed(nodes))

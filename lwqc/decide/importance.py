@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.scores.branches.similarity import branch_effects
 from lwqc.decide.scores.position import wants_more_bits
 from lwqc.decide.scores.zero_deviation import zd
@@ -15,7 +15,7 @@ from lwqc.graph.branches import Branch, residual_branches
 from lwqc.runtime.session import statistics_session
 
 
-def layer_importance(work: Workspace, score: Literal["lim", "zd", "position"]) -> dict[str, float]:
+def layer_importance(work: Version, score: Literal["lim", "zd", "position"]) -> dict[str, float]:
     """Importance of each site; higher is more important.
 
     lim: minus the mean cosine between input and output of the residual branch that holds the site
@@ -29,7 +29,7 @@ def layer_importance(work: Workspace, score: Literal["lim", "zd", "position"]) -
     if score == "position":
         return _by_position(work, branches)
     effects = branch_effects(
-        work.model, {b.name: [b] for b in branches}, work.data, statistics_session
+        work.model, {b.name: [b] for b in branches}, work.job.data.fit, statistics_session
     )
     inside = {node: branch.name for branch in branches for node in branch.nodes}
     return {
@@ -39,7 +39,7 @@ def layer_importance(work: Workspace, score: Literal["lim", "zd", "position"]) -
     }
 
 
-def _by_position(work: Workspace, branches: Sequence[Branch]) -> dict[str, float]:
+def _by_position(work: Version, branches: Sequence[Branch]) -> dict[str, float]:
     result = dict.fromkeys((s.name for s in work.analysis.sites), 0.0)
     inside = [[s.name for s in work.analysis.sites if s.uses[0].node in b.nodes] for b in branches]
     filled = [names for names in inside if names]

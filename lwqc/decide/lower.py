@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import cast, get_args
 
 from lwqc.backends.target import FloatType
+from lwqc.compile.candidates import with_formats
 from lwqc.compile.cleaned import cleaned, cleaning, cleanup_for
 from lwqc.compile.lifted import lifted
 from lwqc.compile.steps.restored import choose_clips, demoted, is_quantized, restored, restored_plan
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.float_plan import with_floats
 from lwqc.decide.profiles import with_profile
 from lwqc.errors import InputError, SessionError
@@ -20,7 +21,7 @@ _ROUNDS = 3  # static, weight only, float
 
 
 def lower_plan(
-    work: Workspace,
+    work: Version,
     *,
     floats: str | None = None,
     boundary: bool = False,
@@ -34,19 +35,19 @@ def lower_plan(
     """
     plan = Plan(
         source=Source(name=work.name),
-        target=work.target.name,
+        target=work.job.target.name,
         recipe="lower",
-        rewrites=work.target.rewrites,
+        rewrites=work.job.target.rewrites,
     )
     if floats is not None and floats not in get_args(FloatType):
         raise InputError(f"--floats {floats}: expected float32, float16 or bfloat16")
-    if work.target.floats == "float32" and floats not in (None, "float32"):
+    if work.job.target.floats == "float32" and floats not in (None, "float32"):
         raise InputError(f"--floats {floats}: the CPU computes in float32; it has no fast kernels")
     quantized = is_quantized(work.model)
-    if quantized and not work.skip_checks:
+    if quantized and not work.job.skip_checks:
         _check_that_it_runs(work)
     # The CPU computes 16-bit floats in float32, with casts around every operator.
-    if quantized or (work.target.floats == "float32" and has_low_floats(work.model)):
+    if quantized or (work.job.target.floats == "float32" and has_low_floats(work.model)):
         restore = choose_clips(work)
         plan = plan.model_copy(update={"restore": restore})
         work = restored(work, restore)
@@ -59,9 +60,9 @@ def lower_plan(
     plan = plan.model_copy(update={"clean": clean, "untransformed": dict(left)})
     plan = restored_plan(work, plan)
     plan = with_floats(work, plan, cast("FloatType | None", floats))
-    if plan.quantize and not work.skip_checks:
+    if plan.quantize and not work.job.skip_checks:
         for _ in range(_ROUNDS):
-            wrong = work.target.misplaced(work.lower(plan))
+            wrong = work.job.target.misplaced(with_formats(work, plan))
             if not wrong:
                 break
             plan = demoted(work, plan, wrong)
@@ -72,7 +73,7 @@ def lower_plan(
     return with_profile(work, plan, profile or {})
 
 
-def _check_that_it_runs(work: Workspace) -> None:
+def _check_that_it_runs(work: Version) -> None:
     """Raises InputError for a file that loads and fails in its first run.
 
     NNCF 3.4 writes such files: scales of its convolutions have three dimensions. What only the
@@ -80,7 +81,7 @@ def _check_that_it_runs(work: Workspace) -> None:
     """
     try:
         Session(work.begun.loadable, SessionSettings(optimize=False), label=work.name)(
-            work.search_batches[0]
+            work.job.data.judge[0]
         )
     except SessionError as error:
         raise InputError(f"{error}; the file cannot be used as it is") from error

@@ -11,8 +11,10 @@ from typing import Literal
 
 import numpy as np
 
+from lwqc.compile.candidates import Candidate, tried, with_formats
+from lwqc.compile.stored_sites import storable, unquantized_bytes
 from lwqc.compile.timing import slow_products
-from lwqc.compile.workspace import Candidate, Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.allocators.knapsack import Option, cheapest, choose
 from lwqc.decide.scores.sensitivity import site_sensitivity
 from lwqc.errors import InputError
@@ -48,7 +50,7 @@ class Choice:
 
 
 def choices(
-    work: Workspace,
+    work: Version,
     score: Score = "measured",
     method: Method = "rtn",
     *,
@@ -71,7 +73,7 @@ def choices(
 
 
 def error_curves(
-    work: Workspace,
+    work: Version,
     curves: Mapping[str, Sequence[SiteEntry | None]],
     score: Score = "measured",
     probe: SiteEntry = PROBE,
@@ -83,7 +85,7 @@ def error_curves(
     what they cost is told less well. runs: about how many that may take, None for all of the search
     batches for each site.
     """
-    report = work.report("error curves")
+    report = work.job.report("error curves")
     weight_errors: dict[str, tuple[list[float], float, list[float]]] = {}
     for name, entries in curves.items():
         weight_errors[name] = (
@@ -118,35 +120,35 @@ def error_curves(
 
 
 def _candidates(
-    work: Workspace, site: Site, tiny: bool = False, unpack: bool = True
+    work: Version, site: Site, tiny: bool = False, unpack: bool = True
 ) -> list[SiteEntry]:
     """Legal entries that the weight's values allow, unpacked at load where that is faster."""
     slow = slow_products(work) if unpack else {}
     found = []
-    for entry in work.target.candidates(site, work.opset, tiny=tiny):
+    for entry in work.job.target.candidates(site, work.opset, tiny=tiny):
         if site.name in slow.get(entry.weight.bits, ()):
             entry = entry.model_copy(update={"activation": "none", "unpacked": True})
-        stored = work.storable(site.name, entry)
+        stored = storable(work, site.name, entry)
         if isinstance(stored, SiteEntry):
             found.append(stored)
     return found
 
 
-def _why_float(work: Workspace, site: Site) -> str:
+def _why_float(work: Version, site: Site) -> str:
     if _candidates(work, site):
         return "the budget allows float"
-    refusal = work.storable(site.name, PROBE)
+    refusal = storable(work, site.name, PROBE)
     return refusal if isinstance(refusal, str) else "no legal format is smaller"
 
 
-def _cost(work: Workspace, site: Site, entry: SiteEntry | None) -> int:
+def _cost(work: Version, site: Site, entry: SiteEntry | None) -> int:
     if entry is None:
-        return work.unquantized_bytes(site)
+        return unquantized_bytes(work, site)
     return entry.weight.size_bytes(site.n, site.k)
 
 
 def _entries(
-    work: Workspace, site: Site, legal: Sequence[SiteEntry], method: Method
+    work: Version, site: Site, legal: Sequence[SiteEntry], method: Method
 ) -> list[SiteEntry | None]:
     """Float, then the legal entries, with the method where it can help."""
     helped = method not in DATA_METHODS or not work.grams.reason(site.name)
@@ -160,14 +162,14 @@ def _entries(
 
 
 def _errors(
-    work: Workspace, name: str, entries: Sequence[SiteEntry | None], probe: SiteEntry
+    work: Version, name: str, entries: Sequence[SiteEntry | None], probe: SiteEntry
 ) -> tuple[list[float], float, list[float]]:
     """Relative squared error at the site's output, per entry and for the probe; gains per entry.
 
     What a method gains over rounding to nearest is looked at once per number of bits.
     """
     weight = np.asarray(work.weights.weight(name), np.float32)
-    observed = work.data.kind == "real" and not work.grams.reason(name)
+    observed = work.job.data.fit.kind == "real" and not work.grams.reason(name)
     gram = work.grams(name) if observed else None
     gains: dict[int, float] = {}
 
@@ -188,35 +190,36 @@ def _errors(
 
 
 def _measured(
-    work: Workspace, names: Sequence[str], probe: SiteEntry, runs: int | None
+    work: Version, names: Sequence[str], probe: SiteEntry, runs: int | None
 ) -> dict[str, float]:
     found = measured_together(work, [(name,) for name in names], probe, runs)
     return {name: found[(name,)] for name in names}
 
 
 def measured_together(
-    work: Workspace,
+    work: Version,
     trials: Sequence[tuple[str, ...]],
     probe: SiteEntry = PROBE,
     runs: int | None = None,
 ) -> dict[tuple[str, ...], float]:
     """Relative squared error at the outputs with some sites in the probe format, by trial."""
-    known = work.probed.setdefault(probe.layout, {})
+    question = ("error with sites in", probe.layout)
+    known = work.facts.get(question, dict[tuple[str, ...], float])
     new = [trial for trial in trials if trial not in known]
     if new:
         known |= site_sensitivity(
             work.model,
             new,
             lambda name: work.weights.get(name, probe).decode(),
-            work.search_batches[: None if runs is None else max(1, runs // len(new))],
+            work.job.data.judge[: None if runs is None else max(1, runs // len(new))],
             lambda model: Session(model, label="sensitivity"),
             io.read_array,
-            work.report("sensitivity"),
+            work.job.report("sensitivity"),
         )
     return {trial: known[trial] for trial in trials}
 
 
-def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recipe: str) -> Plan:
+def within_bytes(work: Version, curves: Sequence[Choice], budget: float, recipe: str) -> Plan:
     """The plan of least predicted error whose saved size is at most `budget` bytes.
 
     When no plan is that small, the smallest one. The graph grows a little with every rewritten
@@ -224,7 +227,7 @@ def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recip
     """
     plan = smallest(work, curves, recipe)
     rest = _overhead(work)
-    grown = io.serialized_bytes(work.lower(plan).model) - rest - _cost_of(work, plan)
+    grown = io.serialized_bytes(with_formats(work, plan).model) - rest - _cost_of(work, plan)
     per_site = max(grown, 0) / max(len(plan.quantize), 1)
     options = [
         [
@@ -239,7 +242,7 @@ def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recip
         if picked is None:
             break
         attempt = _plan(work, curves, picked, recipe)
-        room = budget - io.serialized_bytes(work.lower(attempt).model)
+        room = budget - io.serialized_bytes(with_formats(work, attempt).model)
         cost = sum(o[i].cost for o, i in zip(options, picked, strict=True))
         if room >= 0:
             plan, fits = attempt, max(fits, limit)
@@ -254,7 +257,7 @@ def within_bytes(work: Workspace, curves: Sequence[Choice], budget: float, recip
     return plan
 
 
-def _cost_of(work: Workspace, plan: Plan) -> int:
+def _cost_of(work: Version, plan: Plan) -> int:
     """Bytes of all sites' weights under a plan, small sites aside."""
     return sum(
         _cost(work, s, plan.quantize.get(s.name))
@@ -263,9 +266,7 @@ def _cost_of(work: Workspace, plan: Plan) -> int:
     )
 
 
-def within_average_bits(
-    work: Workspace, curves: Sequence[Choice], bits: float, recipe: str
-) -> Plan:
+def within_average_bits(work: Version, curves: Sequence[Choice], bits: float, recipe: str) -> Plan:
     """The plan of least predicted error with at most `bits` stored bits per weight of all sites.
 
     Bits count scales and zero points. The smallest plan when none is that small.
@@ -279,7 +280,7 @@ def within_average_bits(
 
 
 def within_drop(
-    work: Workspace,
+    work: Version,
     curves: Sequence[Choice],
     evaluate: Callable[[Plan], Candidate],
     max_drop: float,
@@ -304,14 +305,14 @@ def within_drop(
     return best
 
 
-def bytes_at(work: Workspace, bits: float) -> float:
+def bytes_at(work: Version, bits: float) -> float:
     """Bytes of the model at an average number of stored bits per weight of all sites."""
     small = sum(s.float_bytes for s in work.analysis.sites if s.size < MIN_WEIGHTS)
     weights = sum(s.size for s in work.analysis.sites)
     return _overhead(work) - small + bits / 8 * weights
 
 
-def fitting_forms(work: Workspace, budget: float) -> dict[str, bool]:
+def fitting_forms(work: Version, budget: float) -> dict[str, bool]:
     """Options of `choices` that are needed to fit: fast forms before small ones, 2 bits last."""
     for unpack in (True, False):
         if least_bytes(work, tiny=False, unpack=unpack) <= budget:
@@ -319,13 +320,13 @@ def fitting_forms(work: Workspace, budget: float) -> dict[str, bool]:
     return {"tiny": True, "unpack": False}
 
 
-def least_bytes(work: Workspace, *, tiny: bool, unpack: bool) -> int:
+def least_bytes(work: Version, *, tiny: bool, unpack: bool) -> int:
     """Bytes of the model with every site in its smallest format, rounded to nearest."""
     picked = _smallest_entries(work, tiny, unpack)
-    return io.serialized_bytes(work.lower(_with_reasons(work, picked, "")).model)
+    return io.serialized_bytes(with_formats(work, _with_reasons(work, picked, "")).model)
 
 
-def _smallest_entries(work: Workspace, tiny: bool, unpack: bool) -> dict[str, SiteEntry | None]:
+def _smallest_entries(work: Version, tiny: bool, unpack: bool) -> dict[str, SiteEntry | None]:
     return {
         site.name: min(
             _candidates(work, site, tiny, unpack),
@@ -337,7 +338,7 @@ def _smallest_entries(work: Workspace, tiny: bool, unpack: bool) -> dict[str, Si
     }
 
 
-def least_average_bits(work: Workspace) -> float:
+def least_average_bits(work: Version) -> float:
     """Stored bits per weight of all sites when each takes its smallest format but 2 bits."""
     picked = _smallest_entries(work, tiny=False, unpack=False)
     least = sum(
@@ -347,14 +348,14 @@ def least_average_bits(work: Workspace) -> float:
     return 8 * least / max(sum(s.size for s in work.analysis.sites), 1)
 
 
-def smallest(work: Workspace, curves: Sequence[Choice], recipe: str) -> Plan:
+def smallest(work: Version, curves: Sequence[Choice], recipe: str) -> Plan:
     """Every site in its smallest format."""
     picked = [min(range(len(c.options)), key=lambda i: c.options[i].cost) for c in curves]
     return _plan(work, curves, picked, recipe)
 
 
 def ranked(
-    work: Workspace,
+    work: Version,
     importance: Mapping[str, float],
     budget: float | None,
     *,
@@ -383,7 +384,7 @@ def ranked(
 
 
 def bisected(
-    work: Workspace,
+    work: Version,
     importance: Mapping[str, float],
     limit: float,
     *,
@@ -409,7 +410,7 @@ def bisected(
             middle = (fits + fails) // 2
             changed = {s.name: levels[s.name][level] for s in order[:middle]}
             plan = _with_reasons(work, {**picked, **changed}, recipe)
-            if work.tried(plan).drop <= limit:
+            if tried(work, plan).drop <= limit:
                 fits = middle
             else:
                 fails = middle
@@ -418,7 +419,7 @@ def bisected(
     return _with_reasons(work, picked, recipe)
 
 
-def augmented_sensitivity(work: Workspace) -> dict[str, float]:
+def augmented_sensitivity(work: Version) -> dict[str, float]:
     """Measured error of each site in the probe format, plus what it adds beside its neighbours.
 
     Ω_i = L(i) + Σ_j (L(i, j) - L(i) - L(j)) / 2 over the sites next to i in graph order: a pairwise
@@ -436,7 +437,7 @@ def augmented_sensitivity(work: Workspace) -> dict[str, float]:
 
 
 def _two_levels(
-    work: Workspace, site: Site, low: WeightFormat, high: WeightFormat
+    work: Version, site: Site, low: WeightFormat, high: WeightFormat
 ) -> tuple[SiteEntry | None, SiteEntry | None]:
     """The legal entries nearest to the two formats."""
     legal = _candidates(work, site)
@@ -455,7 +456,7 @@ def _two_levels(
     return nearest(low) or nearest(high), nearest(high)
 
 
-def _plan(work: Workspace, curves: Sequence[Choice], picked: Sequence[int], recipe: str) -> Plan:
+def _plan(work: Version, curves: Sequence[Choice], picked: Sequence[int], recipe: str) -> Plan:
     return _with_reasons(
         work,
         {c.site.name: c.entries[i] for c, i in zip(curves, picked, strict=True)},
@@ -463,7 +464,7 @@ def _plan(work: Workspace, curves: Sequence[Choice], picked: Sequence[int], reci
     )
 
 
-def _with_reasons(work: Workspace, picked: Mapping[str, SiteEntry | None], recipe: str) -> Plan:
+def _with_reasons(work: Version, picked: Mapping[str, SiteEntry | None], recipe: str) -> Plan:
     kept = {}
     for site in work.analysis.sites:
         if site.size < MIN_WEIGHTS:
@@ -472,15 +473,15 @@ def _with_reasons(work: Workspace, picked: Mapping[str, SiteEntry | None], recip
             kept[site.name] = _why_float(work, site)
     return Plan(
         source=Source(name=work.name),
-        target=work.target.name,
+        target=work.job.target.name,
         recipe=recipe,
         quantize={n: e for n, e in picked.items() if e is not None},
-        rewrites=work.target.rewrites,
+        rewrites=work.job.target.rewrites,
         kept_float=kept,
     )
 
 
-def _overhead(work: Workspace) -> int:
+def _overhead(work: Version) -> int:
     """Bytes of the model that no choice changes."""
     chosen = (s for s in work.analysis.sites if s.size >= MIN_WEIGHTS)
     total = io.serialized_bytes(work.model) - sum(s.float_bytes for s in chosen)

@@ -11,7 +11,7 @@ from lwqc.compile.decisions import ParallelDecision, ParallelStep
 from lwqc.compile.gated_model import GatedModel
 from lwqc.compile.run_times import run_ms
 from lwqc.compile.steps.make_parallel import parallel_planned
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.allocators.greedy import Step, greedy
 from lwqc.decide.drop_layers import gated_session
 from lwqc.decide.scores.branches.ablation import Ablation
@@ -51,7 +51,7 @@ class ParallelOptions:
     recipe: str = ""
 
 
-def choose_parallel(work: Workspace, options: ParallelOptions) -> ParallelDecision:
+def choose_parallel(work: Version, options: ParallelOptions) -> ParallelDecision:
     """Decide which pairs read one stream. Nothing is rewritten yet.
 
     One session with gates measures every choice against the cached outputs of the original; the
@@ -64,10 +64,12 @@ def choose_parallel(work: Workspace, options: ParallelOptions) -> ParallelDecisi
     pairs = _pairs(work, options.kind)
     count = _count(work, pairs, options)
     gated = GatedModel(work.model, GateParallel(pairs), gated_session)
-    ablation = Ablation(gated.without, work.search_batches, options.measure)
+    ablation = Ablation(gated.without, work.job.data.judge, options.measure)
     curve = tuple(_curve(_steps(work, options, pairs, count, ablation), ablation, options))
     chosen = tuple(ParallelPair(first=a, second=b) for a, b in (step.pair for step in curve))
-    plan = Plan(source=Source(), target=work.target.name, recipe=options.recipe, parallel=chosen)
+    plan = Plan(
+        source=Source(), target=work.job.target.name, recipe=options.recipe, parallel=chosen
+    )
     empty = plan.model_copy(update={"parallel": ()})
     short = ""
     if options.count is not None and len(chosen) < count:
@@ -77,7 +79,7 @@ def choose_parallel(work: Workspace, options: ParallelOptions) -> ParallelDecisi
     if not chosen:
         note = f"every pair diverges by more than {options.max_divergence:g}"
         return decided(empty, note=note)
-    if not options.faster or not work.timed:
+    if not options.faster or not work.job.timed:
         return decided(plan, note=short)
     before, after = run_ms(work, work.model, parallel_planned(work.model, chosen))
     if after * NOISE < before:
@@ -101,7 +103,7 @@ def _check_options(options: ParallelOptions) -> None:
             raise InputError(f"{name} {getattr(options, name)}: expected one of {', '.join(known)}")
 
 
-def _pairs(work: Workspace, kind: Units) -> list[Pair]:
+def _pairs(work: Version, kind: Units) -> list[Pair]:
     tree = branch_tree(work.model.graph)
     adjacency = adjacent_pairs(tree)
     if not adjacency.pairs:
@@ -123,7 +125,7 @@ def _summary(tree: BranchTree, adjacency: Adjacency) -> str:
     return f"its adjacent pairs are {counts}"
 
 
-def _count(work: Workspace, pairs: Sequence[Pair], options: ParallelOptions) -> int:
+def _count(work: Version, pairs: Sequence[Pair], options: ParallelOptions) -> int:
     wanted = options.count or max(1, round((options.share or 0) * len(pairs)))
     if wanted > len(pairs):
         kind = f"{options.kind} " if options.kind != "any" else ""
@@ -135,14 +137,14 @@ def _count(work: Workspace, pairs: Sequence[Pair], options: ParallelOptions) -> 
 
 
 def _steps(
-    work: Workspace,
+    work: Version,
     options: ParallelOptions,
     pairs: Sequence[Pair],
     count: int,
     ablation: Ablation,
 ) -> list[Step[Pair]]:
     if options.search == "greedy":
-        report = work.report("making parallel")
+        report = work.job.report("making parallel")
         return list(greedy(pairs, lambda p: ablation(_seconds(p)), count, progress=report))
     scores = {pair: ablation(_seconds([pair])) for pair in pairs}
     return [Step(pair, scores[pair]) for pair in sorted(pairs, key=scores.__getitem__)[:count]]

@@ -7,7 +7,10 @@ from dataclasses import replace
 from itertools import chain
 from typing import Literal
 
-from lwqc.compile.workspace import Candidate, Workspace
+from lwqc.compile.activation_facts import activation_ranges
+from lwqc.compile.candidates import Candidate, evaluate, known_drop, measured, tried, with_formats
+from lwqc.compile.stored_sites import storable
+from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
@@ -22,12 +25,13 @@ from lwqc.runtime.stats.rounding_noise import RoundingNoise
 _LEAST, _SHARE = 256, 1000  # weights, and part of all of them, that are worth fewer bits in a file
 _FINER = 1.07  # times the bytes of a scale per channel that scales per block may take
 _FEWEST_BLOCKS = 3
+_MOST_ALONE = 64  # sites that are tried one by one
 Activations = Literal["none", "dynamic", "static"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 
 
 def uniform(
-    work: Workspace,
+    work: Version,
     bits: int,
     activations: Activations,
     *,
@@ -53,7 +57,7 @@ def uniform(
         wishes = [
             *_float_wishes(kind, block),
             # Integers beside float8 would have to share its pairs of activations.
-            *(_wishes(site, bits, activations, block, symmetric, work.target.integer_bits)
+            *(_wishes(site, bits, activations, block, symmetric, work.job.target.integer_bits)
               if kind != "fp8" else ()),
         ]  # fmt: skip
         barrier = f"its {site.op}: {barred[site.name]}" if site.name in barred else ""
@@ -68,16 +72,16 @@ def uniform(
             kept[site.name] = f"{less}: {refusal}"
     return Plan(
         source=Source(name=work.name),
-        target=work.target.name,
+        target=work.job.target.name,
         recipe=recipe,
         quantize=chosen,
-        rewrites=work.target.rewrites,
+        rewrites=work.job.target.rewrites,
         kept_float=kept,
     )
 
 
-def _refused_sites(work: Workspace) -> dict[str, str]:
-    return work.target.flow(work.model.graph, work.analysis.sites).refused
+def _refused_sites(work: Version) -> dict[str, str]:
+    return work.job.target.flow(work.model.graph, work.analysis.sites).refused
 
 
 def _float_wishes(kind: Kind, block: int | None) -> Iterator[SiteEntry]:
@@ -132,7 +136,7 @@ def _less(asked: SiteEntry, entry: SiteEntry) -> str:
 
 
 def _first_legal(
-    work: Workspace, site: Site, wishes: Iterable[SiteEntry], barrier: str = ""
+    work: Version, site: Site, wishes: Iterable[SiteEntry], barrier: str = ""
 ) -> tuple[SiteEntry, str] | str:
     """The first wish that the target has, with why it has not the first of all; or why it has none.
 
@@ -142,7 +146,7 @@ def _first_legal(
     quantizes = False  # the activation of what was asked for first
     for asked in wishes:
         quantizes = quantizes or asked.activation != "none"
-        wish = work.storable(site.name, asked)
+        wish = storable(work, site.name, asked)
         if isinstance(wish, str):
             return wish
         last = _refusal(work, site, wish, barrier)
@@ -154,14 +158,14 @@ def _first_legal(
     return f"{first}; {last}" if quantizes and first != last else last or "no format was asked for"
 
 
-def _refusal(work: Workspace, site: Site, wish: SiteEntry, barrier: str) -> str:
+def _refusal(work: Version, site: Site, wish: SiteEntry, barrier: str) -> str:
     """Why the target does not have a wish, or it is of no use; "" otherwise."""
     small = wish.activation == "none" and site.size < MIN_WEIGHTS
     few = f"has only {site.size} weights"
     if small and site.size < _least(work):
         return few
-    form = work.target.form(site, wish, work.opset)
-    if work.target.refuses(form):
+    form = work.job.target.form(site, wish, work.opset)
+    if work.job.target.refuses(form):
         return form
     if small and form != "Folded":
         return few
@@ -171,13 +175,13 @@ def _refusal(work: Workspace, site: Site, wish: SiteEntry, barrier: str) -> str:
     return "" if smaller or wish.activation != "none" else f"{wish.weight} would not be smaller"
 
 
-def _least(work: Workspace) -> int:
+def _least(work: Version) -> int:
     """Weights below which fewer bits in the file save next to nothing of it."""
     share = sum(s.size for s in work.analysis.sites) // _SHARE
     return max(_LEAST, min(share, MIN_WEIGHTS))
 
 
-def finer(work: Workspace, plan: Plan) -> Plan:
+def finer(work: Version, plan: Plan) -> Plan:
     """The plan with scales per block of inputs where 8-bit weights are only stored.
 
     A block has a narrower range than a channel: for a few percent more bytes the error is several
@@ -194,39 +198,40 @@ def finer(work: Workspace, plan: Plan) -> Plan:
         if fmt is None or fmt.blocks(site.k) < _FEWEST_BLOCKS:
             continue
         asked = entry.model_copy(update={"weight": fmt, "unpacked": True})
-        wish = work.storable(name, asked)
-        if isinstance(wish, SiteEntry) and work.target.form(site, wish, work.opset) == "Folded":
+        wish = storable(work, name, asked)
+        if isinstance(wish, SiteEntry) and work.job.target.form(site, wish, work.opset) == "Folded":
             entries[name] = wish
     return plan.model_copy(update={"quantize": {**plan.quantize, **entries}})
 
 
-def calibrate(work: Workspace, plan: Plan, method: RangeMethod) -> Plan:
+def calibrate(work: Version, plan: Plan, method: RangeMethod) -> Plan:
     """Add the activation ranges that the plan's static sites need, measured on the data."""
     owners = static_tensors(work, plan)
     if not owners:
         return plan
-    missing = sorted(o for o in set(owners.values()) if (method, o) not in work.ranges)
-    measured = ranges(work.model, missing, work.data, statistics_session, method)
-    work.ranges |= {(method, owner): found for owner, found in measured.items()}
+    known_ranges = activation_ranges(work)
+    missing = sorted(o for o in set(owners.values()) if (method, o) not in known_ranges)
+    measured = ranges(work.model, missing, work.job.data.fit, statistics_session, method)
+    known_ranges.update({(method, owner): found for owner, found in measured.items()})
     found = {
         name: ActivationRange(low=known.low, high=known.high)
         for name, owner in owners.items()
-        for known in [work.ranges[method, owner]]
+        for known in [known_ranges[method, owner]]
     }
     return plan.model_copy(update={"activations": found})
 
 
-def static_tensors(work: Workspace, plan: Plan) -> dict[str, str]:
+def static_tensors(work: Version, plan: Plan) -> dict[str, str]:
     """Tensors that static sites quantize, and the tensor whose range each takes."""
     static = [
         s
         for n, s in work.sites.items()
         if n in plan.quantize and plan.quantize[n].activation == "static"
     ]
-    return dict(work.target.flow(work.model.graph, static).tensors)
+    return dict(work.job.target.flow(work.model.graph, static).tensors)
 
 
-def by_activation_error(work: Workspace, plan: Plan, sites: Collection[str]) -> list[str]:
+def by_activation_error(work: Version, plan: Plan, sites: Collection[str]) -> list[str]:
     """The sites in order of what 8 bits cost their activation, the worst first.
 
     Before them those whose activations cannot be observed, in bodies.
@@ -236,16 +241,35 @@ def by_activation_error(work: Workspace, plan: Plan, sites: Collection[str]) -> 
     activation = {name: work.sites[name].uses[0].activation for name in seen}
     names = {n: v.name or "" for n, v in activation.items() if v is not None}
     wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
-    noise = collect(work.model, wanted, work.search_batches, statistics_session)
+    noise = collect(work.model, wanted, work.job.data.judge, statistics_session)
     costs = {n: noise[RoundingNoise(names[n])].relative for n in names}
     return [*hidden, *sorted(names, key=lambda n: (-costs[n], n))]
 
 
-def weight_only(work: Workspace, plan: Plan, sites: Iterable[str]) -> Plan:
+def by_output_error(work: Version, plan: Plan, sites: Collection[str]) -> list[str]:
+    """The sites in order of what each of them alone costs in the plan's format, the worst first.
+
+    Where that are too many to try, or the loss is a metric of the caller's, whose steps are coarse,
+    in order of what 8 bits cost their activation.
+    """
+    order = by_activation_error(work, plan, sites)
+    if work.job.metric is not None or work.is_large or len(order) > _MOST_ALONE:
+        return order
+    report = work.job.report("sites alone")
+    drops: dict[str, float] = {}
+    for name in order:
+        others = {n: "" for n in plan.quantize if n != name}
+        alone = without(plan, others)
+        known = known_drop(work, alone)
+        drops[name] = tried(work, alone).drop if known is None else known
+        report(len(drops), len(order))
+    return sorted(order, key=lambda n: -drops[n])
+
+
+def weight_only(work: Version, plan: Plan, sites: Iterable[str]) -> Plan:
     """The plan with float activations at the given sites, their weights unpacked at load.
 
-    Kernels that read 8-bit weights beside float activations are far slower than float ones; only
-    models of more than a gigabyte get them, for their memory.
+    In models of more than a gigabyte they keep the format that a product reads, in blocks.
     """
     entries, kept = dict(plan.quantize), dict(plan.kept_float)
     unpacked = [] if work.is_large else [SiteEntry(weight=WeightFormat(8))]
@@ -265,60 +289,60 @@ def weight_only(work: Workspace, plan: Plan, sites: Iterable[str]) -> Plan:
     return changed.model_copy(update={"activations": ranges})
 
 
-def folded(work: Workspace, recipe: str) -> Plan:
+def folded(work: Version, recipe: str) -> Plan:
     """8-bit weights in the file, float kernels at run time, for every site."""
     entry = SiteEntry(weight=WeightFormat(8))
     found = {s.name: _first_legal(work, s, [entry]) for s in work.analysis.sites}
     return Plan(
         source=Source(name=work.name),
-        target=work.target.name,
+        target=work.job.target.name,
         recipe=recipe,
         quantize={n: f[0] for n, f in found.items() if not isinstance(f, str)},
-        rewrites=work.target.rewrites,
+        rewrites=work.job.target.rewrites,
         kept_float={n: f for n, f in found.items() if isinstance(f, str)},
     )
 
 
-def unchanged(work: Workspace, recipe: str = "") -> Plan:
+def unchanged(work: Version, recipe: str = "") -> Plan:
     """Nothing but the exact rewrites of the target."""
     return Plan(
         source=Source(name=work.name),
-        target=work.target.name,
+        target=work.job.target.name,
         recipe=recipe,
-        rewrites=work.target.rewrites,
+        rewrites=work.job.target.rewrites,
     )
 
 
-def repaired(work: Workspace, plan: Plan) -> Plan:
+def repaired(work: Version, plan: Plan) -> Plan:
     """The plan without sites for which the runtime does not choose the expected kernel."""
-    if work.skip_checks:
+    if work.job.skip_checks:
         return plan
     trial = nearest(plan) if plan.sequential else plan  # those codes are set later
-    wrong = work.target.misplaced(work.lower(trial))
+    wrong = work.job.target.misplaced(with_formats(work, trial))
     return without(plan, wrong) if wrong else plan
 
 
-def proven(work: Workspace, plan: Plan) -> tuple[Candidate, Session] | None:
+def proven(work: Version, plan: Plan) -> tuple[Candidate, Session] | None:
     """What `repaired` leaves of a plan, evaluated; None where that is nothing.
 
     The session that is evaluated shows its kernels too, unless that is not asked for here, or what
     it shows is that another plan is needed.
     """
-    shown = work.runs_here and work.target.read_as_run
-    if work.skip_checks or plan.sequential or not shown:
+    shown = work.job.runs_here and work.job.target.read_as_run
+    if work.job.skip_checks or plan.sequential or not shown:
         plan = repaired(work, plan)
-        return work.evaluate(plan) if plan.quantize else None
-    lowered = work.lower(plan)
-    session, optimized = read_back(lowered.model, work.target.settings(), "candidate")
-    wrong = work.target.misplaced(lowered, optimized)
+        return evaluate(work, plan) if plan.quantize else None
+    lowered = with_formats(work, plan)
+    session, optimized = read_back(lowered.model, work.job.target.settings(), "candidate")
+    wrong = work.job.target.misplaced(lowered, optimized)
     if wrong:
         plan = without(plan, wrong)
-        return work.evaluate(plan) if plan.quantize else None
-    return work.measured(plan, lowered, session), session
+        return evaluate(work, plan) if plan.quantize else None
+    return measured(work, plan, lowered, session), session
 
 
 def with_method(
-    work: Workspace, plan: Plan, method: Method, sites: Collection[str] | None = None
+    work: Version, plan: Plan, method: Method, sites: Collection[str] | None = None
 ) -> Plan:
     """The plan with codes chosen by `method` wherever the site's input can be observed.
 
@@ -332,7 +356,7 @@ def with_method(
             for n, e in plan.quantize.items()
         }
         return plan.model_copy(update={"quantize": alike})
-    if not work.data.given:
+    if not work.job.data.fit.given:
         raise InputError(f"method {method} looks at the data: give --data")
     entries, kept = dict(plan.quantize), dict(plan.kept_float)
     for name, entry in plan.quantize.items():
@@ -346,7 +370,7 @@ def with_method(
     return plan.model_copy(update={"quantize": entries, "kept_float": kept})
 
 
-def with_side(work: Workspace, plan: Plan, rank: int, columns: float) -> Plan:
+def with_side(work: Version, plan: Plan, rank: int, columns: float) -> Plan:
     """The plan with a branch in float beside every quantized weight that can have one.
 
     columns: a count, or below 1 a share of the inputs (at least one). The others stay as they are,
@@ -360,8 +384,8 @@ def with_side(work: Workspace, plan: Plan, rank: int, columns: float) -> Plan:
         site = sites[name]
         count = int(columns) if columns >= 1 or not columns else max(1, round(columns * site.k))
         wish = entry.model_copy(update={"rank": rank, "columns": count})
-        form = work.target.form(site, wish, work.opset)
-        if work.target.refuses(form):
+        form = work.job.target.form(site, wish, work.opset)
+        if work.job.target.refuses(form):
             reason = f"no side branch: {form}"
         elif wish.size_bytes(site.n, site.k) >= site.float_bytes:
             reason = "no side branch: would not be smaller than float"
@@ -384,7 +408,7 @@ def without(plan: Plan, reasons: Mapping[str, str]) -> Plan:
     return plan.model_copy(update={"quantize": kept, "kept_float": {**plan.kept_float, **reasons}})
 
 
-def affordable(work: Workspace, recipe: Recipe) -> Method:
+def affordable(work: Version, recipe: Recipe) -> Method:
     """The recipe's method, or rounding to nearest where it would look at made-up data."""
-    needs_data = recipe.method in DATA_METHODS and not work.data.given
+    needs_data = recipe.method in DATA_METHODS and not work.job.data.fit.given
     return "rtn" if needs_data else recipe.method

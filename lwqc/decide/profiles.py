@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.shapes import dynamic_dimensions, named_sizes
 from lwqc.model.numerals import whole
 from lwqc.plans.plan import Plan, Profile
 
 
-def with_profile(work: Workspace, plan: Plan, asked: Mapping[str, Profile]) -> Plan:
+def with_profile(work: Version, plan: Plan, asked: Mapping[str, Profile]) -> Plan:
     """The plan with least, usual and largest size of every dynamic dimension.
 
     Those that were not asked for are taken from the data: from 1 (0 where that was seen) to the
     largest, the first feed's in the middle. Raises InputError for a name that no input has.
     """
-    if not work.target.profiles:
+    if not work.job.target.profiles:
         return plan
     names = dynamic_dimensions(work.model.graph)
     for name in asked:
@@ -26,7 +26,7 @@ def with_profile(work: Workspace, plan: Plan, asked: Mapping[str, Profile]) -> P
             raise InputError(f"profile {name}: the inputs' dynamic dimensions are {known}")
     seen = [
         named_sizes(work.model, {n: array.shape for n, array in feeds.items()})
-        for feeds in work.search_batches
+        for feeds in work.job.data.judge
     ]
     profile = {
         name: asked.get(name)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lwqc.compile.workspace import Candidate, Workspace
+from lwqc.compile.candidates import Candidate, evaluate, holds, judged, known_drop, tried
+from lwqc.compile.stored_sites import storable
+from lwqc.compile.version import Version
 from lwqc.decide import mixed, planning
 from lwqc.errors import SessionError
 from lwqc.plans.plan import Plan, SiteEntry
@@ -32,7 +34,7 @@ def with_room(plan: Plan, limit: float) -> float:
     return _UNSEEN * limit if fitted and all(e.activation == "none" for e in entries) else limit
 
 
-def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") -> Plan | None:
+def holding(work: Version, limit: float, recipe: str, method: Method = "rtn") -> Plan | None:
     """Weights in few bits that become float again at load, where they are shown to hold; or None.
 
     See `stored`. limit: the largest drop. None: not even the unquantized graph holds, as the target
@@ -47,7 +49,7 @@ def holding(work: Workspace, limit: float, recipe: str, method: Method = "rtn") 
     return unchanged.model_copy(update={"kept_float": trials.only([]).kept_float})
 
 
-def stored(work: Workspace, plan: Plan, limit: float, method: Method) -> Plan:
+def stored(work: Version, plan: Plan, limit: float, method: Method) -> Plan:
     """A plan that holds, with few bits in the file for the weights that it computes with in float.
 
     They become float again at load, so that nothing runs slower. First 8 bits with a scale per
@@ -68,7 +70,7 @@ def stored(work: Workspace, plan: Plan, limit: float, method: Method) -> Plan:
 
 
 def _most(
-    work: Workspace, around: Plan, plan: Plan, limit: float, method: Method
+    work: Version, around: Plan, plan: Plan, limit: float, method: Method
 ) -> tuple[Plan | None, _Trials]:
     """`around` with what of a plan for its other weights holds; None where that is nothing."""
     trials = _Trials(work, limit, around, plan)
@@ -78,7 +80,7 @@ def _most(
     for one in [plan] if finer == plan else [plan, finer]:
         if trials.holds(trials.beside(one)):
             return trials.beside(one), trials
-    if method != "rtn" and work.data.kind == "real" and not work.is_large:
+    if method != "rtn" and work.job.data.fit.kind == "real" and not work.is_large:
         plan = finer = planning.with_method(work, finer, method)
         allowed, limit = limit, with_room(trials.beside(plan), limit)
         room = f", {_UNSEEN:g} of the {allowed:g} allowed: {_ROOM}" if limit < allowed else ""
@@ -89,7 +91,7 @@ def _most(
     if least is not None and least.drop > _ADDS_UP * limit:
         return least.plan, trials
     kept = trials.grown([], list(plan.quantize))
-    others = [work.tried(trials.only(kept))] if kept else []
+    others = [tried(work, trials.only(kept))] if kept else []
     if least is not None:
         others.append(least)
     return min(others, key=lambda c: c.size_bytes).plan if others else None, trials
@@ -99,7 +101,7 @@ class _Trials:
     """Sets of a plan's sites beside the entries of another plan, tried on all data."""
 
     def __init__(
-        self, work: Workspace, limit: float, around: Plan, plan: Plan, room: str = ""
+        self, work: Version, limit: float, around: Plan, plan: Plan, room: str = ""
     ) -> None:
         """room: why the limit is not the one that was asked for, in words that follow it."""
         self._work, self._limit, self._around, self._plan = work, limit, around, plan
@@ -126,22 +128,22 @@ class _Trials:
         work, plan, limit = self._work, self._plan, self._limit
         curves, sites = {}, work.sites
         for name, entry in plan.quantize.items():
-            half = work.storable(name, SiteEntry(weight=HALF))
+            half = storable(work, name, SiteEntry(weight=HALF))
             levels = [None, entry, finer.quantize[name]]
             if isinstance(half, SiteEntry):
-                form = work.target.form(sites[name], half, work.opset)
+                form = work.job.target.form(sites[name], half, work.opset)
                 smaller = half.size_bytes(sites[name].n, sites[name].k) < sites[name].float_bytes
-                if smaller and not work.target.refuses(form):
+                if smaller and not work.job.target.refuses(form):
                     levels.append(half)
             curves[name] = tuple(dict.fromkeys(levels))
         try:
             probe = SiteEntry(weight=WeightFormat(8))
             choices = mixed.error_curves(work, curves, probe=probe, runs=_RUNS)
             found = mixed.within_drop(
-                work, choices, lambda some: work.judged(self.beside(some)), limit, plan.recipe
+                work, choices, lambda some: judged(work, self.beside(some)), limit, plan.recipe
             )
         except SessionError as error:
-            work.unusable[str(error)] = None
+            work.job.give_up(error)
             return None
         chosen = {n: e for n, e in found.plan.quantize.items() if n in plan.quantize}
         if not chosen or found.drop > limit:
@@ -167,15 +169,15 @@ class _Trials:
     def holds(self, plan: Plan) -> bool:
         """Whether a plan loads, runs and loses no more than is allowed."""
         try:
-            known = self._work.known_drop(plan, on_all=True)
+            known = known_drop(self._work, plan, on_all=True)
             if known is None:
-                candidate, session = self._work.evaluate(plan)
-                held = self._work.holds(candidate, session, self._limit)
+                candidate, session = evaluate(self._work, plan)
+                held = holds(self._work, candidate, session, self._limit)
             else:
                 held = known <= self._limit
         except SessionError as error:
             self._reason = str(error)
-            self._work.unusable[self._reason] = None
+            self._work.job.give_up(error)
             return False
         self._reason = f"8 bits lose more than {self._limit:g} here{self._room}"
         return held

@@ -13,7 +13,7 @@ from lwqc.compile.decisions import Price, SliceDecision
 from lwqc.compile.prunable import calibration
 from lwqc.compile.run_times import run_ms
 from lwqc.compile.steps.slice_streams import prepared, slice_planned
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.cost import node_costs, total
 from lwqc.graph.groups import find_groups
@@ -54,14 +54,14 @@ class SliceOptions:
             raise InputError(f"round_to {self.round_to}: expected a whole number of at least 1")
 
 
-def choose_slices(work: Workspace, options: SliceOptions) -> SliceDecision:
+def choose_slices(work: Version, options: SliceOptions) -> SliceDecision:
     """Decide which streams get how narrow. The plan is empty where slicing would not pay.
 
     It pays when fewer bytes are stored or a run takes less time. Without data the directions come
     from random inputs. Raises InputError when the model has no such stream, and for a width below
     1.
     """
-    kind: Literal["data", "random"] = "data" if work.data.given else "random"
+    kind: Literal["data", "random"] = "data" if work.job.data.fit.given else "random"
     streams, left = _streams(work, options.groups)
     slices = [
         SlicedStream(
@@ -72,22 +72,22 @@ def choose_slices(work: Workspace, options: SliceOptions) -> SliceDecision:
         )
         for s in streams
     ]
-    before = _price(work.model, work.search_batches[0])
-    after = _price(_outline(work.model, slices), work.search_batches[0])
+    before = _price(work.model, work.job.data.judge[0])
+    after = _price(_outline(work.model, slices), work.job.data.judge[0])
     if after.size_bytes < before.size_bytes or after.macs < before.macs:
         sliced = slice_planned(work.model, calibration(work, kind), slices, statistics_session)
         before, after = _timed(work, sliced, before, after)
     note = _refusal(before, after)
     plan = Plan(
         source=Source(),
-        target=work.target.name,
+        target=work.job.target.name,
         recipe=options.recipe,
         slice=() if note else tuple(slices),
     )
     return SliceDecision(plan, before, after, note, left)
 
 
-def _streams(work: Workspace, groups: Sequence[str]) -> tuple[list[Stream], dict[str, str]]:
+def _streams(work: Version, groups: Sequence[str]) -> tuple[list[Stream], dict[str, str]]:
     """Streams to slice, and what cannot be sliced, with the reason."""
     model, shapes = prepare_pruning(work.model)
     found = find_streams(find_groups(model, shapes))
@@ -129,7 +129,7 @@ def _price(model: ir.Model, feeds: Feeds) -> Price:
     return Price(io.serialized_bytes(model), macs)
 
 
-def _timed(work: Workspace, sliced: ir.Model, *prices: Price) -> tuple[Price, Price]:
+def _timed(work: Version, sliced: ir.Model, *prices: Price) -> tuple[Price, Price]:
     """The prices with the latencies, the two models timed in turns; without where they are not."""
     times: Sequence[float | None] = run_ms(work, work.model, sliced) or (None, None)
     before, after = (Price(p.size_bytes, p.macs, t) for p, t in zip(prices, times, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.passes.sparsify import sparse_refusal
@@ -10,17 +10,19 @@ from lwqc.plans.plan import Plan, SparseEntry
 from lwqc.plans.recipe import Recipe
 
 
-def with_sparsity(work: Workspace, plan: Plan, recipe: Recipe) -> Plan:
+def with_sparsity(work: Version, plan: Plan, recipe: Recipe) -> Plan:
     """The plan with 2:4 sparsity on every weight that can have it; the others are told why not.
 
     Raises InputError for a target without sparse kernels, and for a method that lacks data.
     """
     if recipe.sparse == "none":
         return plan
-    if not work.target.sparse:
-        raise InputError(f"recipe {recipe.name}: target {work.target.name} has no sparse kernels")
+    if not work.job.target.sparse:
+        raise InputError(
+            f"recipe {recipe.name}: target {work.job.target.name} has no sparse kernels"
+        )
     looks = recipe.sparse != "magnitude"
-    if looks and not work.data.given:
+    if looks and not work.job.data.fit.given:
         raise InputError(f"recipe {recipe.name} looks at the data: give --data")
     entries: dict[str, SparseEntry] = {}
     kept: dict[str, str] = {}

@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import execute
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.allocate import allocate
 from lwqc.decide.allocator import find_allocator
 from lwqc.decide.decided import Decided
@@ -24,7 +24,7 @@ from lwqc.runtime.memory import can_measure_memory
 
 
 def decide(
-    work: Workspace,
+    work: Version,
     goals: Goals,
     recipe: Recipe | str = "auto",
     control: SearchControl | None = None,
@@ -42,7 +42,7 @@ def decide(
 
 
 def row(
-    work: Workspace, goals: Goals, recipe: Recipe | str, control: SearchControl, count: int
+    work: Version, goals: Goals, recipe: Recipe | str, control: SearchControl, count: int
 ) -> Generator[Compressed, None, None]:
     """Models from little compressed to as much as asked, see `lwqc.decide.search.joint.pareto`."""
     chosen, notes = suited(find(recipe) if isinstance(recipe, str) else recipe, work)
@@ -51,7 +51,7 @@ def row(
         yield done.noted(*notes, *_random_trials(work))
 
 
-def _suited(work: Workspace, goals: Goals, recipe: Recipe | str) -> tuple[Recipe, tuple[str, ...]]:
+def _suited(work: Version, goals: Goals, recipe: Recipe | str) -> tuple[Recipe, tuple[str, ...]]:
     """A recipe as it is, or without data what comes closest to it; and what was done instead."""
     chosen, notes = suited(find(recipe) if isinstance(recipe, str) else recipe, work)
     if searches(work, goals, chosen):
@@ -59,15 +59,13 @@ def _suited(work: Workspace, goals: Goals, recipe: Recipe | str) -> tuple[Recipe
     return chosen, notes
 
 
-def _random_trials(work: Workspace) -> tuple[str, ...]:
+def _random_trials(work: Version) -> tuple[str, ...]:
     """The note on a search that compares on made-up data."""
     compared = "no data was given: candidates are compared on random inputs"
-    return () if work.data.given else (compared,)
+    return () if work.job.data.fit.given else (compared,)
 
 
-def _decided(
-    work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl | None
-) -> Decided:
+def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl | None) -> Decided:
     if _promises(recipe.allocator):
         goals = goals.promising()  # the loss that such recipes allow where the user says nothing
     _check_budgets(work, goals, recipe)
@@ -87,11 +85,13 @@ def _promises(allocator: str) -> bool:
     return allocator == "auto" or (known and find_allocator(allocator).promises)
 
 
-def _check_budgets(work: Workspace, goals: Goals, recipe: Recipe) -> None:
+def _check_budgets(work: Version, goals: Goals, recipe: Recipe) -> None:
     """Budgets that cannot be measured here, or that only searches know. Raises InputError."""
-    if goals.max_latency is not None and not work.timed:
-        reason = work.target.unmeasured()
-        raise InputError(f"--max-latency: target {work.target.name} is not timed here: {reason}")
+    if goals.max_latency is not None and not work.job.timed:
+        reason = work.job.target.unmeasured()
+        raise InputError(
+            f"--max-latency: target {work.job.target.name} is not timed here: {reason}"
+        )
     budgets = {"--max-macs": goals.max_macs, "--max-memory": goals.max_memory}
     asked = [name for name, amount in budgets.items() if amount is not None]
     if asked and not searches(work, goals, recipe):
@@ -99,5 +99,5 @@ def _check_budgets(work: Workspace, goals: Goals, recipe: Recipe) -> None:
             f"{asked[0]} needs a search that removes channels or layers, of a model below 1 GB: "
             "leave out --recipe or take evopress-joint, evopress-width or evopress-depth"
         )
-    if goals.max_memory is not None and not (work.runs_here and can_measure_memory()):
+    if goals.max_memory is not None and not (work.job.runs_here and can_measure_memory()):
         raise InputError("--max-memory is measured on Linux for target cpu only")

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from lwqc.compile.compressed import Compressed, Decision
 from lwqc.compile.execute import execute
 from lwqc.compile.run_times import run_ms
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.channels import decide
 from lwqc.decide.data_free import without_data
 from lwqc.decide.decided import Decided
@@ -117,7 +117,7 @@ def _check_names(options: type, job: str, changes: Mapping[str, Any]) -> None:
             raise InputError(f"{name}: {job} has no such option; it has {', '.join(fields)}")
 
 
-def _decided(work: Workspace, goals: Goals, decision: Decision) -> Decided:
+def _decided(work: Version, goals: Goals, decision: Decision) -> Decided:
     plan = _for_target(work, decision.plan)
     return Decided(
         work,
@@ -127,12 +127,12 @@ def _decided(work: Workspace, goals: Goals, decision: Decision) -> Decided:
     )
 
 
-def _for_target(work: Workspace, plan: Plan) -> Plan:
+def _for_target(work: Version, plan: Plan) -> Plan:
     """The plan with the target's float type, and sizes to build for."""
     return with_profile(work, with_floats(work, plan), {})
 
 
-def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Decided]:
+def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Version], Decided]:
     """The job of a recipe for channels, its options checked before any work is done.
 
     Raises InputError for a recipe of another kind and for options that it does not have.
@@ -148,7 +148,7 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Works
         )
     prune_options(recipe, **changes)
 
-    def job(work: Workspace) -> Decided:
+    def job(work: Version) -> Decided:
         chosen, notes = suited(recipe, work)
         done = prune_workspace(work, prune_options(chosen, **changes), goals)
         return Decided.of(done).noted(*notes)
@@ -156,12 +156,12 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Works
     return job
 
 
-def suited(recipe: Recipe, work: Workspace) -> tuple[Recipe, tuple[str, ...]]:
+def suited(recipe: Recipe, work: Version) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe, or without data what comes closest to it; and what was done instead."""
-    return (recipe, ()) if work.data.given else without_data(recipe)
+    return (recipe, ()) if work.job.data.fit.given else without_data(recipe)
 
 
-def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Workspace], Decided]:
+def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Version], Decided]:
     """The job of a recipe for branches, its options checked before any work is done.
 
     Raises InputError for a recipe of another kind and for options that it does not have.
@@ -172,7 +172,7 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Worksp
         return lambda work: _decided(work, goals, choose_parallel(work, merging))
     drop_options(recipe, goals, **changes)
 
-    def job(work: Workspace) -> Decided:
+    def job(work: Version) -> Decided:
         chosen, notes = suited(recipe, work)
         removing = drop_options(chosen, goals, **changes)
         decided = _decided(work, goals, choose_branches(work, removing))
@@ -181,9 +181,7 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Worksp
     return job
 
 
-def prune_workspace(
-    work: Workspace, options: PruneOptions, goals: Goals | None = None
-) -> Compressed:
+def prune_workspace(work: Version, options: PruneOptions, goals: Goals | None = None) -> Compressed:
     """Remove channels; where the result is slower than the original, keep rounder widths.
 
     Removing channels can leave widths that kernels handle badly. A result that measures slower is
@@ -191,10 +189,13 @@ def prune_workspace(
     """
     goals = goals or Goals()
     if options.round_to == 1:  # not asked for
-        options = dataclasses.replace(options, round_to=work.target.width_multiple)
+        options = dataclasses.replace(options, round_to=work.job.target.width_multiple)
     tried = [_pruned(work, options, goals)]
     while (
-        work.timed and not work.skip_checks and options.round_to < _ROUNDEST and _slower(tried[-1])
+        work.job.timed
+        and not work.job.skip_checks
+        and options.round_to < _ROUNDEST
+        and _slower(tried[-1])
     ):
         step = 8 if options.round_to < 8 else _ROUNDEST
         options = dataclasses.replace(options, round_to=step)
@@ -214,7 +215,7 @@ def prune_workspace(
     return dataclasses.replace(best, pruned=dataclasses.replace(best.pruned, notes=notes))
 
 
-def _pruned(work: Workspace, options: PruneOptions, goals: Goals) -> Compressed:
+def _pruned(work: Version, options: PruneOptions, goals: Goals) -> Compressed:
     decision = decide(work, options)
     done = execute(work, goals, _for_target(work, decision.plan))
     assert done.pruned is not None
@@ -224,5 +225,5 @@ def _pruned(work: Workspace, options: PruneOptions, goals: Goals) -> Compressed:
 
 
 def _slower(done: Compressed) -> bool:
-    before, after = run_ms(done.work, done.work.timed_start, done.model)
+    before, after = run_ms(done.work, done.work.begun.timed_session, done.model)
     return after > before * NOISE

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.compile.steps.transforms import version
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.graph.groups import find_groups
 from lwqc.graph.rotatable import find_streams
 from lwqc.graph.scalable import Consumer, Port, Span, find_spans
@@ -37,7 +37,7 @@ class Chosen:
     left: Mapping[str, str] = field(default_factory=dict)
 
 
-def choose_transforms(work: Workspace, recipe: Recipe) -> Chosen:
+def choose_transforms(work: Version, recipe: Recipe) -> Chosen:
     """What the recipe's `rotate` and `migrate` mean for this model."""
     left: dict[str, str] = {}
     rotations: dict[str, int] = {}
@@ -57,7 +57,7 @@ def choose_transforms(work: Workspace, recipe: Recipe) -> Chosen:
 
 
 def _scales(
-    work: Workspace, spans: Iterable[Span], recipe: Recipe, left: dict[str, str]
+    work: Version, spans: Iterable[Span], recipe: Recipe, left: dict[str, str]
 ) -> dict[str, Vector]:
     spans = list(spans)
     if recipe.migrate == "equalise":
@@ -75,12 +75,12 @@ def _scales(
     }
 
 
-def _largest(work: Workspace, spans: Iterable[Span]) -> dict[str, Vector]:
+def _largest(work: Version, spans: Iterable[Span]) -> dict[str, Vector]:
     """Largest magnitude of each span's channels where they are read."""
     wanted = {s.name: [(c, Moments(c.activation.name or "", _axis(c))) for c in s.consumers]
               for s in spans}  # fmt: skip
     moments = list(dict.fromkeys(m for pairs in wanted.values() for _, m in pairs))
-    found = collect(work.model, moments, work.data, statistics_session)
+    found = collect(work.model, moments, work.job.data.fit, statistics_session)
     result = {}
     for span in spans:
         largest = np.zeros(span.channels)
@@ -109,7 +109,7 @@ def _equalised(span: Span) -> Vector:
     return equalise(out, into)
 
 
-def _awq(work: Workspace, span: Span, fmt: WeightFormat) -> Vector | str:
+def _awq(work: Version, span: Span, fmt: WeightFormat) -> Vector | str:
     """Scales of least output error of the layers that read the span; or why there are none."""
     weights, features = [], None
     for consumer in span.consumers:

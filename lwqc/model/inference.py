@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lwqc.model.limits import limits
 
 _LEAST_BYTES = 2 << 30  # of the process; weights are left out of what goes there
 _SMALL = 1 << 10  # numbers in a tensor that shapes may be computed from
+_KEPT, _KEPT_BYTES = 1 << 12, 1 << 14  # requests about nodes whose answers are kept; of one such
 
 
 class _Inference(ChildProcess):
@@ -58,9 +61,43 @@ def infer_node(
 
     version: of the operator set. types: of the inputs. data: values of some of them, as arrays.
     """
-    known = {name: kind.SerializeToString() for name, kind in types.items()}
-    answer = _ask("node", node.SerializeToString(), node.domain, version, known, dict(data))
-    return {name: onnx.TypeProto.FromString(kind) for name, kind in answer.items()}
+    plain, names = _renamed(node)
+    known = {names[n]: kind.SerializeToString() for n, kind in types.items()}
+    arrays = {names[n]: array for n, array in data.items()}
+    request = pickle.dumps((plain.SerializeToString(), node.domain, version, known, arrays))
+    answer = (_kept if len(request) <= _KEPT_BYTES else _node_outputs)(request)
+    return {
+        name: onnx.TypeProto.FromString(answer[names[name]])
+        for name in node.output
+        if name and names[name] in answer
+    }
+
+
+def _node_outputs(request: bytes) -> dict[str, bytes]:
+    answer: dict[str, bytes] = _ask("node", *pickle.loads(request))
+    return answer
+
+
+_kept = lru_cache(_KEPT)(_node_outputs)  # what failed is asked again
+
+
+def _renamed(node: onnx.NodeProto) -> tuple[onnx.NodeProto, dict[str, str]]:
+    """The node by numbered names, and these by its own: layers of a network ask the same.
+
+    Bodies use names from around them, which stay.
+    """
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    used = dict.fromkeys(n for n in (*node.input, *node.output) if n)
+    names = {"": ""} | {name: name for name in used}
+    if not any(a.HasField("g") or a.graphs for a in node.attribute):
+        names |= {name: str(number) for number, name in enumerate(used)}
+        plain.ClearField("name")
+        plain.ClearField("doc_string")
+        plain.ClearField("metadata_props")
+        plain.input[:] = [names[n] for n in node.input]
+        plain.output[:] = [names[n] for n in node.output]
+    return plain, names
 
 
 def bare(proto: onnx.ModelProto, *, declared: bool = False) -> onnx.ModelProto:

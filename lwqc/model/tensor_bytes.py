@@ -21,6 +21,8 @@ from lwqc.errors import InputError
 from lwqc.model.weights import static_shape
 
 _CHUNK = 1 << 22
+_SMALL = 1 << 16  # bytes that are evaluated sooner than a thread is woken for it
+_READY = (ir.ExternalTensor, ir.serde.TensorProtoTensor, ir.Tensor)
 
 
 def read_array(tensor: ir.TensorProtocol) -> NDArray[Any]:
@@ -97,7 +99,7 @@ def evaluated(
     try:
         for tensor in tensors:
             # What is read or copied in no time is not evaluated ahead, which would hold it.
-            ready = isinstance(tensor, (ir.ExternalTensor, ir.serde.TensorProtoTensor))
+            ready = isinstance(tensor, _READY) or tensor.nbytes <= _SMALL
             size = 0 if ready else int(tensor.nbytes)
             while waiting and held + size > in_flight_bytes:
                 held -= _held(waiting[0])
@@ -117,9 +119,9 @@ def _held(entry: tuple[ir.TensorProtocol, Future[bytes] | None]) -> int:
 
 def _result(entry: tuple[ir.TensorProtocol, Future[bytes] | None]) -> Iterable[bytes | memoryview]:
     tensor, evaluate = entry
-    if evaluate is None:
+    if isinstance(tensor, ir.ExternalTensor):
         return chunks(tensor)
-    content = evaluate.result()
+    content = tensor.tobytes() if evaluate is None else evaluate.result()
     if len(content) != tensor.nbytes:
         raise ValueError(f"tensor {tensor.name}: {len(content)} bytes, expected {tensor.nbytes}")
     return [content]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -19,7 +21,7 @@ from lwqc.passes.registry import item_of, make, names, unknown
 PIPELINES: Mapping[str, str] = MappingProxyType(
     {
         "simplify": "fold-constants,global-pool,constant-reshape,flat-transpose,identity-gather,"
-        "late-broadcast,fold-constants,join-equal,fuse-activations,fold-affine",
+        "late-broadcast,fold-constants,join-equal,fuse-activations,fold-affine,stft-conv",
         "fuse": "raise-opset{version=23 for-fusions=true},fuse-layer-norm,fuse-rms-norm,"
         "fuse-rotary,fuse-attention",
         "clean": "simplify,fuse,nan-guards,fold-constants",
@@ -42,6 +44,19 @@ class Instrument:
 
     def after(self, step: ir.passes.PassBase, model: ir.Model, changes: int) -> None:
         """Called behind each pass that ran. changes: places that changed."""
+
+
+_WATCH: ContextVar[tuple[Callable[[], Instrument], ...]] = ContextVar("watch", default=())
+
+
+@contextmanager
+def watching(make: Callable[[], Instrument]) -> Iterator[None]:
+    """Whatever pipeline runs inside of the block is looked at, by an instrument made for it."""
+    token = _WATCH.set((*_WATCH.get(), make))
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
 
 
 @dataclass(frozen=True)
@@ -80,8 +95,10 @@ class Pipeline:
     ) -> tuple[str, ...]:
         """Run in place; returns the names of the passes that changed something, each once.
 
-        ctx: collects what passes report. settled: passes that ran on this very model before.
+        ctx: collects what passes report. instruments: look at the model, beside those of
+        `watching`. settled: passes that ran on this very model before.
         """
+        instruments = [*instruments, *(make() for make in _WATCH.get())]
         ctx = ctx or Context(model)
         done = list(settled)
         changed: dict[str, None] = {}

@@ -28,7 +28,6 @@ PLANNED: Mapping[str, str] = MappingProxyType(
         "integer-matmul": f"{_FORMATS}, and measured ranges",
         "keep-together": "needs the sites with a branch beside the weight",
         "migrate-scales": "needs one factor for each channel, found on data",
-        "permute-channels": "needs an order of the channels of each group",
         "rotate-stream": "needs the rotation of each stream",
         "side-branch": _FORMATS,
         "slice-stream": "needs a basis of each stream, found on data",

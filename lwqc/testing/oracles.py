@@ -26,10 +26,10 @@ from lwqc.graph.shapes import declared_shapes
 from lwqc.model.edit import add_initializer
 from lwqc.model.unused import RemoveUnused
 from lwqc.model.weights import is_float, stored_tensor
-from lwqc.passes.permute_channels import Reordering, order_of
 from lwqc.passes.prune_channels import empties, prune_channels
 from lwqc.passes.strided_reshape import strided_to_reshape
 from lwqc.runtime.session import Session, SessionSettings
+from lwqc.testing.reordering import Reordering, order_of
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]

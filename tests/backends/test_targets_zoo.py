@@ -68,13 +68,21 @@ class Case:
 
     def cuda(self) -> Path:
         """The file for cuda, its numbers compared where the model is not too large."""
-        work = open_workspace(self.float_model, data=self.data, target="cuda", name=self.path.stem)
-        work.skip_checks = large = self.bytes > LARGEST_RUN  # then by rules, nothing is run
+        large = self.bytes > LARGEST_RUN  # then by rules, nothing is run
+        work = open_workspace(
+            self.float_model,
+            data=self.data,
+            target="cuda",
+            name=self.path.stem,
+            skip_checks=large,
+        )
         done = execute(work, Goals(), lower_plan(work))
         file = self.folder / f"{self.path.stem}.cuda.onnx"
         io.save(done.model, file)
         if not large:
-            drop = worst_drop(compare(work.reference, work.load(file), work.data))
+            drop = worst_drop(
+                compare(work.original.session, work.job.load(file), work.job.data.fit)
+            )
             assert drop < CONVERSION_DROP
         return file
 
@@ -86,9 +94,11 @@ class Case:
         work = open_workspace(self.float_model, data=self.data, target="tensorrt")
         if self.bytes < LARGEST_TWICE:
             plain = execute(work, Goals(), with_floats(work, Plan(source=Source())))
-            drop = worst_drop(compare(work.reference, work.load(plain.model), work.data))
+            drop = worst_drop(
+                compare(work.original.session, work.job.load(plain.model), work.job.data.fit)
+            )
             assert drop < CONVERSION_DROP
-        work.skip_checks = True
+        work = open_workspace(self.float_model, data=self.data, target="tensorrt", skip_checks=True)
         plan = with_floats(work, uniform(work, 8, "static", search=False))
         ranges = dict.fromkeys(static_tensors(work, plan), FOUR)
         done = execute(work, Goals(), plan.model_copy(update={"activations": ranges}))

@@ -47,7 +47,7 @@ def test_clean_up_alone_changes_nothing_but_the_graph(run, tmp_path, monkeypatch
 
 def test_a_slower_graph_is_not_taken(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("lwqc.decide.fastest.relative_times", lambda *_, **__: [[1.0], [2.0]])
-    done = lwqc.compress(LM, recipe="clean", data=DATA)
+    done = lwqc.compress(LM, recipe="clean", data=DATA, keep_metadata=True)
     assert done.plan.clean is None
     assert "it would take 2.00 of its time" in done.plan.untransformed["stdlib_lm.onnx"]
     assert io.to_bytes(done.model) == io.to_bytes(io.load(LM))

@@ -11,6 +11,7 @@ import pytest
 
 import lwqc
 from lwqc.compile.decisions import DropDecision
+from lwqc.compile.stamped import stamped
 from lwqc.compile.steps.removed_branches import without_branches
 from lwqc.decide.compress import open_workspace
 from lwqc.errors import InputError
@@ -129,7 +130,7 @@ def test_plans_with_compensation_replay_and_need_the_data(tmp_path) -> None:
 
 def test_an_unknown_branch_in_a_plan() -> None:
     work = open_workspace(VIT)
-    plan = work.stamped(Plan(source=Source(), remove=(RemovedBranch(name="nothing"),)))
+    plan = stamped(work, Plan(source=Source(), remove=(RemovedBranch(name="nothing"),)))
     with pytest.raises(InputError, match="nothing: is no branch"):
         lwqc.apply(VIT, plan)
 
@@ -140,7 +141,7 @@ def test_removed_sites_cannot_be_quantized() -> None:
     gone = sorted(set(work.sites) - set(done.sites))
     assert len(gone) == 2
     entry = lwqc.plan(VIT, recipe="w8").quantize[gone[0]]
-    plan = work.stamped(done.plan.model_copy(update={"quantize": {gone[0]: entry}}))
+    plan = stamped(work, done.plan.model_copy(update={"quantize": {gone[0]: entry}}))
     with pytest.raises(InputError, match="names sites that the model does not have"):
         lwqc.apply(VIT, plan, data="random:1")
 

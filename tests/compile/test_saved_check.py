@@ -13,8 +13,8 @@ import pytest
 
 import lwqc
 from lwqc.backends.cpu import CpuTarget
+from lwqc.compile import compressed
 from lwqc.compile.saved_check import Expected, check_saved
-from lwqc.compile.workspace import Workspace
 from lwqc.errors import InputError, UnsoundResult
 from lwqc.model import io
 from lwqc.plans.plan import Plan
@@ -74,7 +74,7 @@ def failing(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(Workspace, "divergence", fail)
+    monkeypatch.setattr(compressed, "divergences", fail)
 
 
 # What fails leaves nothing
@@ -110,7 +110,7 @@ def test_where_measuring_fails_nothing_changes(name, error, code, folder, run, m
 
 
 def test_a_row_of_models_appears_whole_or_not_at_all(folder, run, monkeypatch):
-    real, calls = Workspace.divergence, []
+    real, calls = compressed.divergences, []
 
     def second_fails(work, session):
         calls.append(session)
@@ -118,7 +118,7 @@ def test_a_row_of_models_appears_whole_or_not_at_all(folder, run, monkeypatch):
             raise InputError("the second")
         return real(work, session)
 
-    monkeypatch.setattr(Workspace, "divergence", second_fails)
+    monkeypatch.setattr(compressed, "divergences", second_fails)
     before = content(folder)
     assert run(*arguments("pareto", folder))[0] == 2
     assert len(calls) == 2

@@ -167,8 +167,7 @@ def test_a_job_reports_statistics_and_encoding(model_and_data):
     def report(stage, done, total):
         stages.setdefault(stage, []).append((done, total))
 
-    work = open_workspace(model, data=data.feeds, progress=report)
-    work.skip_checks = True
+    work = open_workspace(model, data=data.feeds, skip_checks=True, progress=report)
     recipe = find("rtn").model_copy(update={"method": "gptq", "bits": 4})
     io.to_bytes(compress_workspace(work, Goals(), recipe).model)
     assert stages["statistics"][-1] == (2, 2)

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from lwqc.compile.losses import judged_drop
 from lwqc.compile.steps.slice_streams import slice_planned
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.slice_streams import SliceOptions, choose_slices
@@ -77,11 +78,11 @@ def test_a_vision_transformer_is_priced_and_planned(tmp_path) -> None:
     assert found.after.size_bytes < 0.8 * found.before.size_bytes
     assert found.after.macs < 0.8 * found.before.macs
     assert found.before.latency_ms is not None
-    narrow = slice_planned(work.model, work.data, found.plan.slice, statistics_session)
+    narrow = slice_planned(work.model, work.job.data.fit, found.plan.slice, statistics_session)
     assert io.serialized_bytes(narrow) == found.after.size_bytes
     found.plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == found.plan
-    assert work.drop(Session(narrow)) < 0.1
+    assert judged_drop(work, Session(narrow)) < 0.1
 
 
 def test_a_basis_for_each_branch_keeps_more_of_the_same_width() -> None:
@@ -90,8 +91,8 @@ def test_a_basis_for_each_branch_keeps_more_of_the_same_width() -> None:
     drops = []
     for shared in (False, True):
         slices = [SlicedStream(group=group, width=64, shared=shared)]
-        narrow = slice_planned(work.model, work.data, slices, statistics_session)
-        drops.append(work.drop(Session(narrow)))
+        narrow = slice_planned(work.model, work.job.data.fit, slices, statistics_session)
+        drops.append(judged_drop(work, Session(narrow)))
     assert drops[0] < 0.7 * drops[1]
 
 

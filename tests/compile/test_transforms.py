@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lwqc
+from lwqc.compile.losses import judged_drop
 from lwqc.compile.steps.transforms import transform, version
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.transforms import choose_transforms
@@ -34,7 +35,7 @@ def test_scales_leave_the_outputs_and_change_the_weights(work, migrate):
     assert len(chosen.transforms.scales) > 5
     assert any(np.ptp(s) > 0 for s in chosen.transforms.scales.values())
     changed = transform(work.model, chosen.transforms)
-    feeds = work.data.first()
+    feeds = work.job.data.fit.first()
     expected = outputs(work.model, feeds)
     error = np.abs(outputs(changed, feeds) - expected).max() / np.abs(expected).max()
     assert error < 1e-4
@@ -43,7 +44,7 @@ def test_scales_leave_the_outputs_and_change_the_weights(work, migrate):
 def test_a_rotation_leaves_the_outputs(work):
     chosen = choose_transforms(work, find("rtn").model_copy(update={"rotate": True}))
     assert chosen.transforms.rotations
-    feeds = work.data.first()
+    feeds = work.job.data.fit.first()
     expected = outputs(work.model, feeds)
     found = outputs(transform(work.model, chosen.transforms), feeds)
     assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-4
@@ -58,8 +59,8 @@ def test_what_cannot_be_transformed_has_a_reason(work):
 def test_the_transformed_work_still_compares_with_the_original(work):
     chosen = choose_transforms(work, find("awq"))
     other = version(work, chosen.transforms)
-    assert other.drop(Session(work.model, label="original")) < 1e-9
-    assert other.float_bytes == work.float_bytes
+    assert judged_drop(other, Session(work.model, label="original")) < 1e-9
+    assert other.original.size_bytes == work.original.size_bytes
 
 
 def test_awq_lowers_the_error_of_the_outputs(tmp_path):
@@ -78,7 +79,7 @@ def test_a_plan_with_transforms_replays(tmp_path):
     read = Plan.load(tmp_path / "plan.json")
     assert read.transforms.scales
     again = lwqc.apply(VIT, read)
-    feeds = open_workspace(VIT, data=DATA).data.first()
+    feeds = open_workspace(VIT, data=DATA).job.data.fit.first()
     np.testing.assert_array_equal(outputs(again.model, feeds), outputs(done.model, feeds))
 
 

@@ -58,14 +58,14 @@ def goals(recipe):
 def test_every_recipe_runs(name, target, given):
     recipe = find(name)
     data = DRAWN if given else None
-    work = open_workspace(DIGITS, target=target, data=data)
-    work.skip_checks = recipe.prune is not None  # which try other widths until one is fast
+    pruning = recipe.prune is not None  # which tries other widths until one is fast
+    work = open_workspace(DIGITS, target=target, data=data, skip_checks=pruning)
     if name in LACKING:
         with pytest.raises(InputError, match=LACKING[name]):
             compress_workspace(work, goals(recipe), recipe)
         return
     done = compress_workspace(work, goals(recipe), recipe)
-    assert Session(done.model)(work.data.first())["logits"].shape[1:] == (10,)
+    assert Session(done.model)(work.job.data.fit.first())["logits"].shape[1:] == (10,)
     missed = [note for note in done.decisions.notes if "no data was given" in note]
     if data is not None:
         assert not missed
@@ -101,8 +101,7 @@ def test_the_report_says_what_was_done_instead(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["gptq", "obspa", "ablation-refit", "smoothquant", "auto"])
 def test_a_plan_made_without_data_is_applied_without_data(name):
-    work = open_workspace(DIGITS)
-    work.skip_checks = True
+    work = open_workspace(DIGITS, skip_checks=True)
     plan = make_plan(work, Goals(), name)
     assert plan.notes
     again = apply_plan(open_workspace(DIGITS), plan)

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from lwqc.cli.report.inspection import print_inspection
+from lwqc.compile.losses import judged_drop
 from lwqc.compile.steps.removed_branches import remove_planned
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.drop_layers import DropOptions, choose_branches
@@ -59,8 +60,8 @@ def test_curves_are_those_of_the_removed_model(score) -> None:
     assert found.units == 6
     small, done = remove_planned(work.model, found.plan.remove)
     assert done.branches == tuple(r.name for r in found.plan.remove)
-    (feeds,) = work.data
-    expected = OutputDivergence(work.reference(feeds)["logits"], "kl")
+    (feeds,) = work.job.data.fit
+    expected = OutputDivergence(work.original.session(feeds)["logits"], "kl")
     assert found.curve[-1].divergence == pytest.approx(
         expected(Session(small)(feeds)["logits"]), rel=1e-3
     )
@@ -102,7 +103,7 @@ def test_the_metric_decides() -> None:
     losses = {}
     for branch in branch_tree(work.model.graph).branches:
         small, _ = remove_planned(work.model, [RemovedBranch(name=branch.name)])
-        losses[branch.name] = work.drop(Session(small))
+        losses[branch.name] = judged_drop(work, Session(small))
     assert found.plan.remove[0].name == min(losses, key=losses.__getitem__)
     assert found.curve[0].score == pytest.approx(min(losses.values()), abs=1e-6)
 

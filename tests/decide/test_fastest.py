@@ -8,8 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lwqc.compile import candidates, losses
+from lwqc.compile.candidates import evaluate, holds
+from lwqc.compile.losses import full_drop
 from lwqc.compile.timing import site_times, slow_sites
-from lwqc.compile.workspace import Workspace
 from lwqc.decide import fastest as module
 from lwqc.decide import planning
 from lwqc.decide.compress import open_workspace
@@ -73,16 +75,17 @@ def in_order(monkeypatch, times):
 def by_plan(monkeypatch, times):
     """The original takes 1, the graph of a plan what `times(plan)` says."""
     plans = {}
-    measured = Workspace.measured
+    measured = candidates.measured
 
-    def remembered(self, plan, lowered, session):
+    def remembered(work, plan, lowered, session):
         plans[session] = plan
-        return measured(self, plan, lowered, session)
+        return measured(work, plan, lowered, session)
 
     def relative(sessions, served, *_, **__):
         return [[times(plans[s]) if s in plans else 1.0] * len(served) for s in sessions]
 
-    monkeypatch.setattr(Workspace, "measured", remembered)
+    for user in (candidates, planning):
+        monkeypatch.setattr(user, "measured", remembered)
     monkeypatch.setattr(module, "relative_times", relative)
 
 
@@ -190,7 +193,7 @@ def test_nothing_faster_keeps_the_kernels(net, monkeypatch):
     in_order(monkeypatch, lambda i: 1.5)
     job = work(net)
     plan = module.fastest(job, 0.01, RECIPE)
-    assert {job.target.form(job.sites[n], e, job.opset) for n, e in plan.quantize.items()} == {
+    assert {job.job.target.form(job.sites[n], e, job.opset) for n, e in plan.quantize.items()} == {
         "Folded"
     }
 
@@ -199,7 +202,7 @@ def test_a_candidate_over_the_limit_on_all_data_is_passed_over(net, monkeypatch)
     by_form(monkeypatch, lambda entry, shape: 0.5)
     in_order(monkeypatch, lambda i: 0.5)
     job = work(net, count=5)  # more than the search looks at
-    monkeypatch.setattr(type(job), "_whole_drop", lambda self, candidate, session: 1.0)
+    monkeypatch.setattr(candidates, "_whole_drop", lambda work, candidate, session: 1.0)
     plan = module.fastest(job, 0.01, RECIPE)
     assert not plan.quantize
     assert not plan.rewrites
@@ -207,7 +210,7 @@ def test_a_candidate_over_the_limit_on_all_data_is_passed_over(net, monkeypatch)
 
 def test_a_graph_that_moves_the_outputs_is_not_taken(monkeypatch):
     job = open_workspace(MODELS / "glyph_vit.onnx", data="random:1")
-    monkeypatch.setattr(type(job), "output_error", lambda self, session: 0.01)
+    monkeypatch.setattr(losses, "outputs_error", lambda work, session, against: 0.01)
     base = module.cleaned_base(job, CleanUp(merge=False))
     assert base.clean is None
     assert "outputs would move by 0.1 of their size" in base.left["glyph_vit.onnx"]
@@ -226,7 +229,7 @@ def test_a_clean_up_that_fails_is_reported(monkeypatch):
 
 
 def test_random_inputs_have_the_sizes_asked_for(net):
-    served = work(net, shapes=[{"batch": 8}, {"batch": 3}]).served
+    served = work(net, shapes=[{"batch": 8}, {"batch": 3}]).job.data.serve
     assert [s.label for s in served] == ["batch=8", "batch=3"]
     assert np.array_equal(served[0].feeds["x"], normal(8, 64, seed=0))  # the data's own
     assert served[1].feeds["x"].shape == (3, 64)
@@ -266,7 +269,7 @@ def test_masks_get_finite_only_where_the_data_shows_no_difference(monkeypatch):
     assert guessed.clean.relaxed == ()
     job = open_workspace(path, data=feeds)
     errors = iter([0.01, 0.0])
-    monkeypatch.setattr(type(job), "output_error", lambda self, session: next(errors))
+    monkeypatch.setattr(module, "moved", lambda work, session: next(errors))
     again = module.fused_base(job)
     assert again.clean is not None
     assert (again.clean.accept, again.clean.relaxed) == ((), ())
@@ -289,15 +292,15 @@ def test_a_site_is_timed_once_though_nothing_is_kept_between_runs(net, monkeypat
 
 def test_batches_that_a_candidate_was_compared_on_are_not_run_again(net, monkeypatch):
     job = work(net, count=6)
-    candidate, session = job.evaluate(planning.uniform(job, 8, "none"))
+    candidate, session = evaluate(job, planning.uniform(job, 8, "none"))
     runs = []
     real = type(session).__call__
     monkeypatch.setattr(type(session), "__call__", lambda s, f: runs.append(s) or real(s, f))
-    whole = job.full_drop(session)
+    whole = full_drop(job, session)
     assert runs.count(session) == 6
     runs.clear()
-    assert job.holds(candidate, session, whole)
-    assert not job.holds(candidate, session, whole * (1 - 1e-9))
+    assert holds(job, candidate, session, whole)
+    assert not holds(job, candidate, session, whole * (1 - 1e-9))
     assert runs.count(session) == 2 * (6 - 4)
 
 

@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 from lwqc.compile.execute import execute
+from lwqc.compile.losses import full_drop
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.float_plan import choose_floats
 from lwqc.decide.lower import lower_plan
@@ -101,7 +102,7 @@ def test_masks_that_come_as_inputs_are_clamped_too():
     assert plan.floats.clamped == ("mask",)
     assert set(plan.floats.keep) == {"mask/clamped"}
     done = execute(work, Goals(), plan)
-    assert work.full_drop(work.load(done.model)) < 1e-6
+    assert full_drop(work, work.job.load(done.model)) < 1e-6
 
 
 def test_operators_without_a_kernel_for_the_type_are_kept_on_cuda_only():
@@ -139,6 +140,42 @@ def test_an_overflowing_model_still_gives_finite_numbers(target):
     )
     work = open_workspace(built, data=[{"x": normal(4, 64, scale=3)}], target=target)
     done = execute(work, Goals(), lower_plan(work))
-    session = work.load(done.model)
-    assert np.isfinite(session(work.data.first())["y"]).all()
-    assert work.full_drop(session) < 1e-4
+    session = work.job.load(done.model)
+    assert np.isfinite(session(work.job.data.fit.first())["y"]).all()
+    assert full_drop(work, session) < 1e-4
+
+
+def test_a_filter_that_is_computed_of_its_positions_is_computed_in_float32():
+    """Rounding the positions of a window is not rounding the window: resamplers write it so."""
+    positions = np.arange(-40, 40, dtype=np.float32)
+    built = model(
+        [
+            ("Mul", ["rows", "rate"], "phases", {}),
+            ("Add", ["phases", "columns"], "t", {}),
+            ("Mul", ["t", "t"], "squared", {}),
+            ("Exp", ["squared"], "wide", {}),
+            ("Reciprocal", ["wide"], "filter", {}),
+            ("MatMul", ["x", "filter"], "h", {}),
+            ("Mul", ["h", "v"], "y", {}),
+        ],
+        {
+            "rows": positions.reshape(-1, 1),
+            "columns": positions.reshape(1, -1) / 39.7,
+            "rate": np.float32(1 / 40.3),
+            "v": normal(80),
+        },
+        {"x": ["n", 80]},
+        ["y"],
+    )
+    found = floats(built, {"x": normal(4, 80)})
+    assert set(found.keep) == {"phases", "t", "squared", "wide", "filter"}
+    assert "made of fewer stored numbers" in found.keep["t"]
+
+
+def test_a_weight_as_large_as_what_makes_it_is_in_the_type():
+    built = chain(
+        ("Mul", ["w", "gain"], "weight", {}),
+        ("MatMul", ["x", "weight"], "y", {}),
+        weights={"w": normal(64, 64), "gain": np.float32(2)},
+    )
+    assert floats(built, {"x": normal(4, 64)}).keep == {}

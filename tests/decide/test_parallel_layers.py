@@ -34,9 +34,9 @@ def chosen(work, **options):
 
 
 def divergence(work, pairs, measure="js") -> float:
-    (feeds,) = work.data
+    (feeds,) = work.job.data.fit
     merged = parallel_planned(work.model, [ParallelPair(first=a, second=b) for a, b in pairs])
-    expected = OutputDivergence(work.reference(feeds)["logits"], measure)
+    expected = OutputDivergence(work.original.session(feeds)["logits"], measure)
     return expected(Session(merged)(feeds)["logits"])
 
 

@@ -1,12 +1,16 @@
 """Quantization of models as strangers write them, and of weights that are out of the ordinary."""
 
+import json
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lwqc
+from lwqc.compile.losses import divergences
 from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.model import io
 from lwqc.plans.goals import Amount, Goals
 from lwqc.plans.recipe import find, uniform_recipe
 from lwqc.quant.output_error import output_error
@@ -44,7 +48,7 @@ def feeds(dtype=np.float32, count=4):
 
 
 def error(work, done):
-    found = work.divergence(Session(done.model, label="compressed"))
+    found = divergences(work, Session(done.model, label="compressed"))
     return next(iter(found.values())).relative_error
 
 
@@ -211,3 +215,20 @@ def test_static_activations_are_not_held_up_by_normalization(recipe):
     assert "BatchNormalization" not in ops
     assert made.decisions.clean is not None
     assert "BatchNormalization" in [node.op_type for node in net.graph]
+
+
+def test_what_has_no_weight_is_cleaned_up_by_default_and_refused_by_formats(run, tmp_path):
+    rows = [("Identity", ["x"], "a", {}), ("Neg", ["a"], "b", {}), ("Abs", ["b"], "y", {})]
+    path, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    io.save(model(rows, {}, {"x": ["n", 8]}, ["y"]), path)
+    code, text, _ = run("compress", path, "-o", out, "--json")
+    assert code == 0
+    assert (
+        "has no weight that could take a number format: only cleaned up"
+        in json.loads(text)["notes"]
+    )
+    assert {"Neg", "Abs"} <= {n.op_type for n in onnx.load(out).graph.node}
+    code, _, err = run("compress", path, "-o", tmp_path / "p.onnx", "--recipe", "w8")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "has no weight that could take a number format" in err
+    assert not (tmp_path / "p.onnx").exists()

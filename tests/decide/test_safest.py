@@ -147,7 +147,9 @@ def test_what_a_plan_leaves_float_is_stored_in_few_bits(net):
     found = safest.stored(work, plan, 0.01, "rtn")
     added = {n: e for n, e in found.quantize.items() if n in SLOW}
     assert {n: e for n, e in found.quantize.items() if n not in SLOW} == plan.quantize
-    assert {work.target.form(work.sites[n], e, work.opset) for n, e in added.items()} == {"Folded"}
+    assert {work.job.target.form(work.sites[n], e, work.opset) for n, e in added.items()} == {
+        "Folded"
+    }
     assert set(added) == set(SLOW)
     assert found.kept_float == dict.fromkeys(SLOW, "weight only: takes longer")
 

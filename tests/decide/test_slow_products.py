@@ -49,7 +49,7 @@ def test_only_what_is_slower_is_unpacked(work) -> None:
 def test_it_computes_the_same_on_the_float_kernel(work, recipe) -> None:
     done = compress_workspace(work, Goals(max_size=Amount(0.2, True)), recipe)
     assert done.lowered.forms == {"w0": "Folded", "w1": "MatMulNBits"}
-    feeds = work.data.first()
+    feeds = work.job.data.fit.first()
     original, outputs = (Session(m)(feeds)["y"] for m in (work.model, done.model))
     assert np.linalg.norm(outputs - original) < 0.2 * np.linalg.norm(original)
 

@@ -38,7 +38,7 @@ def sparse(recipe):
 
 
 def error(work, done):
-    reference, session = Session(net()), work.load(done.model)
+    reference, session = Session(net()), work.job.load(done.model)
     feeds = data()[0]
     return np.square(reference(feeds)["y"] - session(feeds)["y"]).mean()
 

@@ -9,7 +9,6 @@ import pytest
 
 import lwqc
 from lwqc.compile.execute import apply_plan
-from lwqc.compile.workspace import stored_bytes
 from lwqc.decide import strategy
 from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
@@ -19,6 +18,7 @@ from lwqc.decide.search.control import SearchControl
 from lwqc.decide.slice_streams import SliceOptions, choose_slices
 from lwqc.errors import InputError
 from lwqc.model import io
+from lwqc.model.data_files import stored_bytes
 from lwqc.plans.goals import Goals, parse_goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import find, named
@@ -112,9 +112,7 @@ def measured(monkeypatch):
 
 
 def opened(net, target="cpu", data=FEEDS):
-    work = open_workspace(net, target=target, data=data)
-    work.allow_fallback = True
-    return work
+    return open_workspace(net, target=target, data=data, allow_fallback=True)
 
 
 def replayed(net, decided, data=FEEDS):
@@ -183,7 +181,15 @@ def test_the_commands_take_the_same_options():
     from lwqc.cli.compressing import compress
     from lwqc.cli.planning import plan
 
-    own = {"external", "plan_out", "details", "as_json", "pareto", "print_pipeline"}  # of results
+    own = {
+        "external",
+        "plan_out",
+        "details",
+        "as_json",
+        "pareto",
+        "print_pipeline",
+        "dump",
+    }  # of results
     options = signature(compress).parameters.keys() - own
     assert options <= signature(plan).parameters.keys()
     assert signature(lwqc.compress).parameters.keys() == signature(lwqc.plan).parameters.keys()
@@ -214,7 +220,7 @@ def test_widths_that_were_slow_are_rounded_in_the_plan_too(net, monkeypatch):
 def test_the_plan_of_every_command_gives_its_bytes_again(net, job, target):
     done = job(net, target)
     again = lwqc.apply(net, done.plan, data=FEEDS, allow_fallback=True)
-    assert again.plan.target == opened(net, target).target.name
+    assert again.plan.target == opened(net, target).job.target.name
     assert io.to_bytes(again.model) == io.to_bytes(done.model)
 
 

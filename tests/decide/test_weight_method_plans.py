@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lwqc
+from lwqc.compile.losses import divergences
 from lwqc.decide import mixed
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.errors import InputError
@@ -41,7 +42,7 @@ def errors(work, plan):
 
 
 def output_divergence(work, done):
-    found = work.divergence(Session(done.model, label="compressed"))
+    found = divergences(work, Session(done.model, label="compressed"))
     return max(d.relative_error for d in found.values())
 
 
@@ -91,7 +92,7 @@ def test_a_sequential_plan_replays_with_the_data_and_asks_for_it(tmp_path):
     done.plan.save(tmp_path / "plan.json")
     plan = Plan.load(tmp_path / "plan.json")
     again = lwqc.apply(RESNET, plan, data=DATA)
-    feeds = work.data.first()
+    feeds = work.job.data.fit.first()
     expected, found = (Session(m.model, label="m")(feeds) for m in (done, again))
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
@@ -137,7 +138,7 @@ def test_methods_without_data_do_not_collect_any():
     for method in ("hqq", "k-quant"):
         done = compress_workspace(work, Goals(), uniform_recipe(4, "none", "mse", True, method))
         assert {e.method for e in done.decisions.quantize.values()} == {method}
-        assert "grams" not in vars(work) or not work.grams._held
+        assert not work.facts.has("grams") or not work.grams._held
 
 
 def test_a_method_that_looks_at_data_asks_for_it(tmp_path, run):
@@ -170,7 +171,7 @@ def test_every_quantizing_recipe_makes_a_model_that_runs(vit):
         goals = Goals(avg_bits=6) if recipe.allocator == "rank" else Goals()
         done = compress_workspace(vit, goals, recipe)
         assert done.decisions.quantize, recipe.name
-        assert vit.metric(Session(done.model, label=recipe.name)) > 0.8, recipe.name
+        assert vit.job.metric(Session(done.model, label=recipe.name)) > 0.8, recipe.name
 
 
 def test_mixed_bits_beat_uniform_ones_and_the_fixed_rule_at_equal_bytes(vit):
@@ -193,9 +194,9 @@ def test_two_bits_join_when_four_do_not_fit(vit):
 
 def test_the_bisected_recipe_keeps_within_its_drop(vit):
     done = compress_workspace(vit, Goals(max_drop=0.004), find("aughess"))
-    drop = vit.metric.drop(vit.metric_reference, vit.metric(Session(done.model, label="m")))
+    drop = vit.job.metric.drop(vit.original.metric, vit.job.metric(Session(done.model, label="m")))
     assert drop <= 0.004
-    assert io.serialized_bytes(done.model) < 0.3 * vit.float_bytes
+    assert io.serialized_bytes(done.model) < 0.3 * vit.original.size_bytes
     with pytest.raises(InputError, match="max-drop"):
         compress_workspace(vit, Goals(avg_bits=4), find("aughess"))
 

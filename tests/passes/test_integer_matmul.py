@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lwqc.compile.candidates import evaluate, with_formats
+from lwqc.compile.losses import outputs_error
 from lwqc.decide import planning
 from lwqc.decide.compress import open_workspace
 from tests.build import Row, model, normal
@@ -22,9 +24,9 @@ def test_static_and_dynamic_sites_may_read_one_tensor() -> None:
     mixed = static.model_copy(
         update={"quantize": {**static.quantize, "w1": dynamic.quantize["w1"]}}
     )
-    candidate, session = work.evaluate(planning.calibrate(work, mixed, "minmax"))
+    candidate, session = evaluate(work, planning.calibrate(work, mixed, "minmax"))
     kinds = {name: entry.activation for name, entry in candidate.plan.quantize.items()}
     assert kinds == {"w0": "static", "w1": "dynamic", "w2": "static"}
-    nodes = [node.op_type for node in work.lower(candidate.plan).model.graph]
+    nodes = [node.op_type for node in with_formats(work, candidate.plan).model.graph]
     assert nodes.count("QuantizeLinear") == nodes.count("DynamicQuantizeLinear") == 1
-    assert work.output_error(session) < 1e-3
+    assert outputs_error(work, session) < 1e-3

@@ -144,7 +144,7 @@ def test_models_of_onnxruntimes_quantizer(tmp_path, target):
     assert "relu" in plan.restore.clips.values()
     expected = {"cpu": "static", "cuda": "none", "tensorrt": "static"}[target]
     assert {e.activation for e in plan.quantize.values()} == {expected}
-    found = work.load(execute(work, Goals(), plan).model)(feeds)["y"]
+    found = work.job.load(execute(work, Goals(), plan).model)(feeds)["y"]
     wanted = Session(floats)(feeds)["y"]
     assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.02 * wanted.std()
 

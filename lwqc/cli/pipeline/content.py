@@ -82,7 +82,7 @@ def facts(step: Step, models: Iterable[str]) -> dict[str, str]:
 
 def _measurable(target: str) -> str:
     """Whether the target's device is here, which decides what is chosen and what is measured."""
-    from lwqc.compile.workspace import make_target
+    from lwqc.backends.make_target import make_target
 
     return make_target(target).unmeasured() or "measured here"
 

@@ -12,7 +12,8 @@ from rich.table import Table
 from lwqc.cli.report.console import Console
 from lwqc.cli.report.terminal import print_reasons
 from lwqc.compile.blame import Blame, Comparison
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.losses import full_drop
+from lwqc.compile.version import Version
 from lwqc.runtime.session import Session, statistics_session
 
 _ROWS = 20
@@ -28,21 +29,21 @@ class Blamed:
 
 
 def blame_models(
-    work: Workspace, compressed: ir.Model, label: str, drop: float, checks: int
+    work: Version, compressed: ir.Model, label: str, drop: float, checks: int
 ) -> Blamed:
     """Rank the suspects of a compressed model, and measure the drop without the first ones.
 
     Raises InputError when the two models cannot be compared tensor by tensor.
     """
-    comparison = Comparison(work.model, compressed, work.data, statistics_session)
-    found = comparison.blame(progress=work.report("blame"))
+    comparison = Comparison(work.model, compressed, work.job.data.fit, statistics_session)
+    found = comparison.blame(progress=work.job.report("blame"))
     suspects = [s for s in found.suspects if s.separable and s.share > 0][:checks]
-    report = work.report("checking suspects")
+    report = work.job.report("checking suspects")
     without = {}
     for done, suspect in enumerate(suspects):
         report(done, len(suspects))
         repaired = Session(comparison.repaired(suspect.tensor), label=f"repaired {label}")
-        without[suspect.tensor] = work.full_drop(repaired)
+        without[suspect.tensor] = full_drop(work, repaired)
     return Blamed(found, drop, without)
 
 

@@ -14,7 +14,7 @@ from lwqc.compile.result import GroupRow, PruningReport
 from lwqc.compile.steps.batch_norm import reestimate_batch_norm
 from lwqc.compile.steps.reconstruct import reconstruct
 from lwqc.compile.steps.sliced import slices
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.consumers import SkippedNode
 from lwqc.graph.groups import Groups
@@ -50,7 +50,7 @@ class PrunedModel:
         return {site.name: site for site in find_sites(self.model).sites}
 
 
-def prune_model(work: Workspace, pruning: Pruning) -> PrunedModel:
+def prune_model(work: Version, pruning: Pruning) -> PrunedModel:
     """Remove channels from a copy and let the other weights make up for them.
 
     Raises InputError when the plan does not fit the model.
@@ -73,7 +73,7 @@ def prune_model(work: Workspace, pruning: Pruning) -> PrunedModel:
             data,
             statistics_session,
             method=pruning.compensate,
-            progress=work.report("refit"),
+            progress=work.job.report("refit"),
         )
     if pruning.batch_norm:
         reestimate_batch_norm(prunable.model, data, statistics_session)
@@ -87,10 +87,10 @@ def _keep(groups: Groups, removed: Mapping[str, list[int]]) -> Keep:
     return keep
 
 
-def pruning_report(work: Workspace, pruned: PrunedModel) -> PruningReport:
+def pruning_report(work: Version, pruned: PrunedModel) -> PruningReport:
     """What went and what could not."""
     groups, keep = pruned.before.groups, pruned.keep
-    cost = pruned.before.cost(work.data.first())
+    cost = pruned.before.cost(work.job.data.fit.first())
     return PruningReport(
         macs=(cost.macs({}), cost.macs(keep)),
         parameters=(cost.parameters({}), cost.parameters(keep)),

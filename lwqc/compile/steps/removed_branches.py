@@ -24,8 +24,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.compile.losses import outputs_error
 from lwqc.compile.steps.reconstruct import add_to_bias, window
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.branch_kinds import feature_axis
 from lwqc.graph.branches import Branch
@@ -56,12 +57,12 @@ class RemovedBranches:
     removal: what changed. compensated: branch -> what took its place, or why nothing did.
     """
 
-    work: Workspace
+    work: Version
     removal: Removal
     compensated: Mapping[str, str] = field(default_factory=dict)
 
 
-def without_branches(work: Workspace, remove: Sequence[RemovedBranch]) -> RemovedBranches:
+def without_branches(work: Version, remove: Sequence[RemovedBranch]) -> RemovedBranches:
     """The same work on a copy without the planned branches. Raises InputError."""
     asked = chosen_branches(work.model.graph, [r.name for r in remove if r.compensate != "none"])
     compensated = {b.name: f"nothing; {reason}" for b in asked if (reason := _unfit(b))}
@@ -97,14 +98,14 @@ def remove_planned(
     return copy, rewrite.done
 
 
-def _means(work: Workspace, branches: Sequence[Branch]) -> dict[str, NDArray[np.float64]]:
+def _means(work: Version, branches: Sequence[Branch]) -> dict[str, NDArray[np.float64]]:
     """Mean output of each branch, [D] or [D, 1, 1]."""
     if not branches:
         return {}
-    if not work.data.given:
+    if not work.job.data.fit.given:
         raise InputError("what takes the place of a branch is taken from the data: give --data")
     wanted = {b.name: Moments(b.branch.name or "", feature_axis(b)) for b in branches}
-    found = collect(work.model, wanted.values(), work.data, statistics_session)
+    found = collect(work.model, wanted.values(), work.job.data.fit, statistics_session)
     return {b.name: _broadcast(b, found[wanted[b.name]].mean) for b in branches}
 
 
@@ -127,7 +128,7 @@ def _broadcast(branch: Branch, vector: NDArray[np.float64]) -> NDArray[np.float6
 
 
 def _compensated(
-    small: Workspace,
+    small: Version,
     original: ir.Model,
     branches: Sequence[Branch],
     means: Mapping[str, NDArray[np.float64]],
@@ -137,7 +138,7 @@ def _compensated(
     found: dict[str, str] = {}
     order = {node: i for i, node in enumerate(original.graph)}
     branches = sorted(branches, key=lambda b: order[b.add])
-    report = small.report("compensation")
+    report = small.job.report("compensation")
     model, least = small.model, _error(small, small.model)
     for done, branch in enumerate(branches, 1):
         reasons: list[str] = []
@@ -166,8 +167,8 @@ def _compensated(
     return model, found
 
 
-def _error(work: Workspace, model: ir.Model) -> float:
-    return work.output_error(Session(model, label="compensated model"))
+def _error(work: Version, model: ir.Model) -> float:
+    return outputs_error(work, Session(model, label="compensated model"))
 
 
 def _place(graph: ir.Graph, branch: Branch) -> ir.Node | None:
@@ -227,7 +228,7 @@ def _read_once(value: ir.Value) -> bool:
 
 
 def _refit(
-    work: Workspace,
+    work: Version,
     original: ir.Model,
     model: ir.Model,
     branch: Branch,
@@ -250,7 +251,7 @@ def _refit(
         left_window=pointwise,
         right_window=window(carrier),
     )
-    sums = collect(both, [collector], work.data, statistics_session)[collector]
+    sums = collect(both, [collector], work.job.data.fit, statistics_session)[collector]
     zero = np.zeros((carrier.out, carrier.features))
     more, shift = refit(
         zero, np.eye(carrier.out), sums.gram[0], sums.cross[0], sums.left[0], sums.right[0],

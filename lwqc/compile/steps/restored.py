@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.sites import Site, find_sites
 from lwqc.model.tensor_bytes import read_array
@@ -129,7 +129,7 @@ class Restored(Mapping[str, Encoded]):
         return sum(1 for _ in self)
 
 
-def choose_clips(work: Workspace) -> Restore:
+def choose_clips(work: Version) -> Restore:
     """Which tensors quantization limited, told by what reaches them on the data without it."""
     model, step = _floats(work, None)
     sources = {name: node.inputs[0] for name, node in step.limits.items() if node.graph is not None}
@@ -138,7 +138,7 @@ def choose_clips(work: Workspace) -> Restore:
         for n, v in sources.items()
         if v is not None and v.name and v.graph is model.graph
     }
-    found = collect(model, wanted.values(), work.data, statistics_session)
+    found = collect(model, wanted.values(), work.job.data.fit, statistics_session)
     # What is in bodies cannot be observed, so that their limits stay.
     clips: dict[str, Clip] = {
         n: "clip" for n, v in sources.items() if v is not None and n not in wanted
@@ -153,42 +153,38 @@ def choose_clips(work: Workspace) -> Restore:
     return Restore(clips=clips, left=step.left)
 
 
-def _floats(work: Workspace, clips: Mapping[str, Clip] | None) -> tuple[ir.Model, RestoreFloats]:
+def _floats(work: Version, clips: Mapping[str, Clip] | None) -> tuple[ir.Model, RestoreFloats]:
     model = work.model.clone()
     step = RestoreFloats(clips)
     step(model)
     return model, step
 
 
-def restored(work: Workspace, wanted: Restore) -> Workspace:
+def restored(work: Version, wanted: Restore) -> Version:
     """The work on the float model behind a quantized one; the quantized one stays the reference."""
-    key = f"restored {' '.join(f'{name}={kind}' for name, kind in sorted(wanted.clips.items()))}"
-    if key not in work.versions:
+
+    def made() -> Version:
         model, step = _floats(work, wanted.clips)
         unknown = sorted(wanted.clips.keys() - step.limits.keys())
         if unknown:
             raise InputError(
                 f"the plan restores clips of tensors that no codes of the model limit: {unknown[0]}"
             )
-        known = Restored(
-            model,
-            dict(step.weights),
-            dict(step.ranges),
-            dict(step.left),
-            narrow=work.target.integer_bits == 7,
-        )
-        work.versions[key] = work.derived(model, known=known)
-    return work.versions[key]
+        weights, ranges, left = dict(step.weights), dict(step.ranges), dict(step.left)
+        narrow = work.job.target.integer_bits == 7
+        return work.derived(model, known=Restored(model, weights, ranges, left, narrow))
+
+    return work.facts.get(("restored", *sorted(wanted.clips.items())), made)
 
 
-def restored_plan(work: Workspace, plan: Plan) -> Plan:
+def restored_plan(work: Version, plan: Plan) -> Plan:
     """The plan with the formats that the model had, as far as the target has them."""
     known = work.known
     if not isinstance(known, Restored):
         return plan
     entries: dict[str, SiteEntry] = {}
     kept: dict[str, str] = {}
-    refused = dict(work.target.flow(work.model.graph, work.analysis.sites).refused)
+    refused = dict(work.job.target.flow(work.model.graph, work.analysis.sites).refused)
     for site in work.analysis.sites:
         if site.name not in known.stored:
             continue
@@ -208,7 +204,7 @@ def restored_plan(work: Workspace, plan: Plan) -> Plan:
 
 
 def _nearest(
-    work: Workspace, site: Site, entry: SiteEntry, known: Restored, refused: str
+    work: Version, site: Site, entry: SiteEntry, known: Restored, refused: str
 ) -> tuple[SiteEntry | None, str]:
     """The entry, or the closest one that the target has; what it lost, and why."""
     had_static = all(
@@ -218,12 +214,12 @@ def _nearest(
     wishes = [
         SiteEntry(weight=weight, activation=activation)
         for activation in (*(("static",) if static else ()), entry.activation, "none")
-        for weight in _formats(entry.weight, work.target.integer_bits)
+        for weight in _formats(entry.weight, work.job.target.integer_bits)
     ]
     reason = last = refused if had_static else ""
     for wish in wishes:
-        form = work.target.form(site, wish, work.opset)
-        if work.target.refuses(form):
+        form = work.job.target.form(site, wish, work.opset)
+        if work.job.target.refuses(form):
             reason, last = reason or form, form
         elif wish.weight != entry.weight:
             return wish, f"its {entry.weight} codes became {wish.weight}: {reason}"
@@ -236,13 +232,13 @@ def _nearest(
     return None, reason if reason == last else f"{reason}; {last}"
 
 
-def demoted(work: Workspace, plan: Plan, reasons: Mapping[str, str]) -> Plan:
+def demoted(work: Version, plan: Plan, reasons: Mapping[str, str]) -> Plan:
     """The plan with sites whose kernels were not chosen: weight only, or without a format."""
     entries, kept = dict(plan.quantize), dict(plan.kept_float)
     for name, reason in reasons.items():
         wish = entries[name].model_copy(update={"activation": "none"})
-        form = work.target.form(work.sites[name], wish, work.opset)
-        if entries[name].activation == "none" or work.target.refuses(form):
+        form = work.job.target.form(work.sites[name], wish, work.opset)
+        if entries[name].activation == "none" or work.job.target.refuses(form):
             del entries[name]
             kept[name] = reason
         else:
@@ -254,14 +250,14 @@ def demoted(work: Workspace, plan: Plan, reasons: Mapping[str, str]) -> Plan:
     return plan.model_copy(update=changes)
 
 
-def _static_tensors(work: Workspace, entries: Mapping[str, SiteEntry]) -> dict[str, str]:
+def _static_tensors(work: Version, entries: Mapping[str, SiteEntry]) -> dict[str, str]:
     """Tensors that static sites quantize, and the tensor whose range each takes."""
     static = [
         site
         for name, site in work.sites.items()
         if name in entries and entries[name].activation == "static"
     ]
-    return dict(work.target.flow(work.model.graph, static).tensors) if static else {}
+    return dict(work.job.target.flow(work.model.graph, static).tensors) if static else {}
 
 
 def _formats(stored: WeightFormat, integer_bits: int) -> list[WeightFormat]:
@@ -276,11 +272,11 @@ def _formats(stored: WeightFormat, integer_bits: int) -> list[WeightFormat]:
     return found
 
 
-def _with_ranges(work: Workspace, plan: Plan, known: Restored) -> Plan:
+def _with_ranges(work: Version, plan: Plan, known: Restored) -> Plan:
     """The plan with the ranges of its static sites: measured where there were none."""
     owners = _static_tensors(work, plan.quantize)
     missing = sorted({owner for owner in owners.values() if owner not in known.ranges})
-    measured = ranges(work.model, missing, work.data, statistics_session, "minmax")
+    measured = ranges(work.model, missing, work.job.data.fit, statistics_session, "minmax")
     found = {
         name: known.ranges[owner]
         if owner in known.ranges

@@ -5,27 +5,26 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.passes.migrate_scales import MigrateScales
 from lwqc.passes.prepare_pruning import prepare_pruning
 from lwqc.passes.rotate_stream import RotateStream
 from lwqc.plans.plan import Transforms
 
 
-def version(work: Workspace, transforms: Transforms, *, token_weights: bool = False) -> Workspace:
+def version(work: Version, transforms: Transforms, *, token_weights: bool = False) -> Version:
     """The same work on the transformed model; what the original computes stays the reference.
 
     Made once: its statistics and encoded weights serve the search and the result alike.
     """
     if not transforms and token_weights == work.token_weights:
         return work
-    key = f"{transforms.model_dump_json()} {token_weights}"
-    if key not in work.versions:
-        model = work.model
-        if transforms:
-            model = transform(work.model, transforms)
-        work.versions[key] = work.derived(model, token_weights=token_weights)
-    return work.versions[key]
+
+    def made() -> Version:
+        model = transform(work.model, transforms) if transforms else work.model
+        return work.derived(model, token_weights=token_weights)
+
+    return work.facts.get(("transformed", transforms.model_dump_json(), token_weights), made)
 
 
 def transform(model: ir.Model, transforms: Transforms) -> ir.Model:

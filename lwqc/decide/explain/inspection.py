@@ -11,7 +11,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.compile.prunable import Prunable
-from lwqc.compile.workspace import stored_bytes
 from lwqc.decide.explain.branch_diagnostics import BranchDiagnostics, diagnose_branches
 from lwqc.graph.branch_kinds import BranchTree, branch_tree, removed_cost, removed_nodes
 from lwqc.graph.cost import NodeCost, node_costs, total
@@ -20,6 +19,7 @@ from lwqc.graph.groups import Group, Groups
 from lwqc.graph.sites import SiteAnalysis, find_sites
 from lwqc.graph.value_types import is_tensor
 from lwqc.model import io
+from lwqc.model.data_files import stored_bytes
 from lwqc.passes.one_view import one_view
 from lwqc.runtime.data import Dataset, default_sizes, open_data, required_inputs
 from lwqc.runtime.legal_sizes import legal_sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lwqc.compile.gated_model import GatedModel, comparable_outputs
 from lwqc.compile.prunable import Prunable
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide import mixed, planning
 from lwqc.decide.allocators.knapsack import Option, choose
 from lwqc.decide.channel_ranking import rank
@@ -59,7 +59,7 @@ class SearchModel:
     the inputs of sites whose channels may go. gains: see `TrialTensor`.
     """
 
-    work: Workspace
+    work: Version
     prunable: Prunable
     space: SearchSpace
     groups: Mapping[int, Group]
@@ -75,7 +75,7 @@ class SearchModel:
         return trial_spec(
             self.prunable.model,
             self.space,
-            self.work.data.halves()[1],
+            self.work.job.data.fit.halves()[1],
             self.grams,
             self.gains,
             self.measure,
@@ -83,7 +83,7 @@ class SearchModel:
 
 
 def search_model(
-    work: Workspace,
+    work: Version,
     kinds: Collection[Kind],
     *,
     method: Method = "rtn",
@@ -141,10 +141,11 @@ class _Fixed:
 class _Builder:
     """Collects items kind by kind."""
 
-    def __init__(self, work: Workspace, prunable: Prunable) -> None:
+    def __init__(self, work: Version, prunable: Prunable) -> None:
         self.work, self.prunable = work, prunable
         # What makes up for removed channels is fitted to data that candidates are not judged on.
-        self.fitted = replace(work, data=work.data.halves()[0])
+        half = work.job.data.fit.halves()[0]
+        self.fitted = work.grams_of(work.model, work.analysis.sites, half)
         self.items: list[Item] = []
         self.groups: dict[int, Group] = {}
         self.keeps: dict[int, tuple[Mask, ...]] = {}
@@ -198,7 +199,7 @@ class _Builder:
             self._chain(chained)
 
     def _is_held(self, site: Site, entry: SiteEntry) -> bool:
-        return self.work.target.form(site, entry, self.work.opset) != "Folded"
+        return self.work.job.target.form(site, entry, self.work.opset) != "Folded"
 
     def _offer(self, name: str, offered: list[tuple[SiteEntry | None, Option]]) -> None:
         offered.sort(key=lambda pair: (-pair[1].error, pair[1].cost))
@@ -263,7 +264,7 @@ class _Builder:
         activations = {n: work.sites[n].uses[0].activation for n in main}
         names = {n: v.name or "" for n, v in activations.items() if v is not None}
         wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
-        noise = collect(work.model, wanted, work.search_batches, statistics_session)
+        noise = collect(work.model, wanted, work.job.data.judge, statistics_session)
 
         def made(choice: mixed.Choice) -> list[tuple[SiteEntry | None, Option]]:
             site = choice.site
@@ -271,7 +272,7 @@ class _Builder:
             found: list[tuple[SiteEntry | None, Option]] = []
             for entry in entries[site.name]:
                 weight = np.asarray(work.weights.weight(site.name), np.float32)
-                gram = work.grams(site.name) if work.data.kind == "real" else None
+                gram = work.grams(site.name) if work.job.data.fit.kind == "real" else None
                 rounded = output_error(weight, work.weights.get(site.name, entry).decode(), gram)
                 size = entry.size_bytes(site.n, site.k)
                 found.append((entry, Option(size, (rounded + lost) * choice.factor)))
@@ -292,7 +293,7 @@ class _Builder:
                 chosen.append(group)
         if not chosen:
             return
-        data = "data" if self.work.data.given else "random"
+        data = "data" if self.work.job.data.fit.given else "random"
         options = PruneOptions(0.5, score="obs", normalise="output", calibration=data)  # type: ignore[arg-type]
         for name, ranking in rank(self.work, self.prunable, chosen, options).items():
             group = self.prunable.groups.by_name[name]
@@ -314,7 +315,7 @@ class _Builder:
             return
         names = [b.name for b in tree.branches]
         gated = GatedModel(self.work.model, names, gated_session)
-        error = Ablation(gated.without, self.work.search_batches, "norm")
+        error = Ablation(gated.without, self.work.job.data.judge, "norm")
         flow = Dataflow(graph)
         for branch in tree.branches:
             self._branches[len(self.items)] = set(removed_nodes(branch.branch, flow))
@@ -324,7 +325,7 @@ class _Builder:
     def space(self) -> SearchSpace:
         """The space of all items."""
         model, work = self.prunable.model, self.work
-        first = work.data.first()
+        first = work.job.data.fit.first()
         shapes = shapes_at(model, {n: a.shape for n, a in first.items()})
         costs = node_costs(model.graph, shapes)
         macs = dict(zip(model.graph.all_nodes(), (c.macs or 0 for c in costs), strict=True))
@@ -417,8 +418,8 @@ class _Builder:
             return Stored(name, shape, itemsize, cuts, users=users, macs=own)
         assert site is not None
         item, entries = self._entries[name]
-        fits = cuts and self.work.data.kind == "real" and not self.fitted.grams.reason(name)
-        gram = self.fitted.grams(name) if fits else None
+        fits = cuts and self.work.job.data.fit.kind == "real" and not self.fitted.reason(name)
+        gram = self.fitted(name) if fits else None
         if gram is not None:
             self.grams[name] = gram
         own = float(sum(macs.get(n, 0) for n in nodes))

@@ -10,8 +10,8 @@ from typing import Any
 
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.lifted import lifted
-from lwqc.compile.timing import slow_products
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.timing import slow_products, take_slow_products
+from lwqc.compile.version import Version
 from lwqc.decide import mixed
 from lwqc.decide.allocators.evolutionary import Candidate
 from lwqc.decide.fastest import fused_base
@@ -37,7 +37,7 @@ _MILDEST = 0.5  # of the original: where a row of budgets begins
 _SHORTEST = 6  # generations for each of them
 
 
-def searches(work: Workspace, goals: Goals, recipe: Recipe) -> bool:
+def searches(work: Version, goals: Goals, recipe: Recipe) -> bool:
     """Whether a recipe searches over whole plans.
 
     `auto` does for a budget, if it has data or nothing else can keep the budget.
@@ -48,10 +48,10 @@ def searches(work: Workspace, goals: Goals, recipe: Recipe) -> bool:
         return True
     small = io.weight_bytes(work.model) <= _MOST_BYTES
     only_so = goals.max_macs is not None or goals.max_memory is not None
-    return goals.budgets and small and (work.data.given or only_so)
+    return goals.budgets and small and (work.job.data.fit.given or only_so)
 
 
-def joint(work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl) -> Compressed:
+def joint(work: Version, goals: Goals, recipe: Recipe, control: SearchControl) -> Compressed:
     """Search, make up for what the winner loses, measure, and back off if a budget is missed.
 
     Ctrl-C ends the evolution with the best so far. Raises InputError.
@@ -64,7 +64,7 @@ def joint(work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl)
 
 
 def pareto(
-    work: Workspace, goals: Goals, recipe: Recipe, control: SearchControl, count: int
+    work: Version, goals: Goals, recipe: Recipe, control: SearchControl, count: int
 ) -> Generator[Compressed, None, None]:
     """Models from little compressed to as much as asked, from one space and one set of scores.
 
@@ -80,7 +80,7 @@ def pareto(
             (field, goal) for field, goal in _ROW.items() if math.isfinite(getattr(limits, field))
         )
         last, top = getattr(limits, field), getattr(whole, field)
-        original = work.float_bytes if field == "size_bytes" else top
+        original = work.original.size_bytes if field == "size_bytes" else top
         first = _MILDEST * top
         search.settings = dataclasses.replace(
             search.settings, generations=max(search.settings.generations // count, _SHORTEST)
@@ -96,7 +96,7 @@ def pareto(
             yield _finished(work, search, done, result).noted(*notes)
 
 
-def _newer(work: Workspace, recipe: Recipe) -> tuple[Workspace, tuple[str, ...]]:
+def _newer(work: Version, recipe: Recipe) -> tuple[Version, tuple[str, ...]]:
     """The work in the operator set that formats need, where the recipe chooses any; and notes."""
     section = recipe.search_in
     return lifted(work) if section is not None and "format" in section.kinds else (work, ())
@@ -104,7 +104,7 @@ def _newer(work: Workspace, recipe: Recipe) -> tuple[Workspace, tuple[str, ...]]
 
 @contextmanager
 def _opened(
-    work: Workspace, newer: Workspace, goals: Goals, recipe: Recipe, control: SearchControl
+    work: Version, newer: Version, goals: Goals, recipe: Recipe, control: SearchControl
 ) -> Iterator[tuple[WholeSearch, Limits, CleanUp | None]]:
     """A search that is ready to run; its file of scores goes in the end.
 
@@ -115,7 +115,7 @@ def _opened(
     section = recipe.search_in
     if section is None:
         raise InputError(f"recipe {recipe.name} searches nothing; see lwqc recipes")
-    if section.measure == "metric" and work.metric is None:
+    if section.measure == "metric" and work.job.metric is None:
         raise InputError(f"recipe {recipe.name} compares by a metric; give --metric")
     if goals.avg_bits is not None:  # which count what is stored per weight that is left
         section = section.model_copy(update={"kinds": ("format",)})
@@ -140,8 +140,8 @@ def _opened(
 
 @contextmanager
 def _searching(
-    work: Workspace,
-    base: Workspace,
+    work: Version,
+    base: Version,
     goals: Goals,
     recipe: Recipe,
     section: SearchRecipe,
@@ -149,7 +149,7 @@ def _searching(
     log: SearchLog,
 ) -> Iterator[tuple[WholeSearch, Limits]]:
     """base: the work on the graph that is searched."""
-    log.must_equal("model", work.source.digest)
+    log.must_equal("model", work.begun.source.digest)
     limits = _limits(work, goals, log)
     if "format" in section.kinds:  # the space depends on times that a resumed run would take anew
         slow = log.fact(
@@ -157,7 +157,7 @@ def _searching(
             lambda: {str(b): sorted(s) for b, s in slow_products(base).items()},
             dict[int, list[str]],
         )
-        base.slow_products.update({int(bits): frozenset(sites) for bits, sites in slow.items()})
+        take_slow_products(base, {int(bits): frozenset(sites) for bits, sites in slow.items()})
     found = _model(base, section, recipe, goals, limits)
     log.must_equal("search space", [list(found.space.sizes), control.seed, recipe.name])
     if math.isfinite(limits.latency_ms):
@@ -173,15 +173,15 @@ def _searching(
         yield WholeSearch(found, recipe, settings, control, score, log), limits
 
 
-def _finished(work: Workspace, search: WholeSearch, done: Compressed, result: Result) -> Compressed:
+def _finished(work: Version, search: WholeSearch, done: Compressed, result: Result) -> Compressed:
     report = result.report(search.found, search.control, search.section)
     return dataclasses.replace(done, work=work, search=report)
 
 
-def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
+def _limits(work: Version, goals: Goals, log: SearchLog) -> Limits:
     size = latency = macs = memory = math.inf
     if goals.max_size is not None:
-        size = goals.max_size.resolve(work.float_bytes)
+        size = goals.max_size.resolve(work.original.size_bytes)
     if goals.avg_bits is not None:
         weights = sum(s.size for s in work.analysis.sites)
         rest = io.serialized_bytes(work.model) - sum(s.float_bytes for s in work.analysis.sites)
@@ -189,7 +189,7 @@ def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
     if goals.max_latency is not None:
         latency = goals.max_latency.resolve(reference_ms(work, log))
     if goals.max_macs is not None:
-        macs = goals.max_macs.resolve(work.macs)
+        macs = goals.max_macs.resolve(work.original.macs)
     if goals.max_memory is not None:
         memory = goals.max_memory.resolve(reference_memory(work, log))
     if not math.isfinite(min(size, latency, macs, memory)):
@@ -201,11 +201,11 @@ def _limits(work: Workspace, goals: Goals, log: SearchLog) -> Limits:
 
 
 def _model(
-    work: Workspace, section: SearchRecipe, recipe: Recipe, goals: Goals, limits: Limits
+    work: Version, section: SearchRecipe, recipe: Recipe, goals: Goals, limits: Limits
 ) -> SearchModel:
     """What can be chosen; see `mixed.fitting_forms`."""
     options: dict[str, Any] = {
-        "method": recipe.method if work.data.given else "rtn",
+        "method": recipe.method if work.job.data.fit.given else "rtn",
         "measure": "auto" if section.measure == "metric" else section.measure,
         "small": math.isfinite(limits.size_bytes),
         "fast": math.isfinite(min(limits.latency_ms, limits.memory_bytes)),

@@ -30,7 +30,7 @@ def planned(
     """
     work, space = found.work, found.space
     kinds = {b.name: b.kind for b in branch_tree(work.model.graph).branches}
-    given = work.data.given
+    given = work.job.data.fit.given
     remove = tuple(
         RemovedBranch(
             name=space.items[i].name,
@@ -58,7 +58,7 @@ def planned(
     entries, kept = _entries(found, candidate, prunable.model)
     plan = Plan(
         source=Source(name=work.name),
-        target=work.target.name,
+        target=work.job.target.name,
         recipe=recipe,
         remove=remove,
         prune=Pruning(
@@ -69,7 +69,7 @@ def planned(
         if units
         else None,
         quantize=entries,
-        rewrites=work.target.rewrites if entries else (),
+        rewrites=work.job.target.rewrites if entries else (),
         kept_float=kept,
     )
     if any(e.activation == "static" for e in entries.values()):
@@ -135,7 +135,7 @@ def _entries(
 
 def _legal(found: SearchModel, site: Site, entry: SiteEntry) -> SiteEntry | str:
     """The entry, or the nearest one that a narrower site can take, or why it stays float."""
-    target, opset = found.work.target, found.work.opset
+    target, opset = found.work.job.target, found.work.opset
     form = target.form(site, entry, opset)
     if not target.refuses(form):
         smaller = entry.size_bytes(site.n, site.k) < site.float_bytes

@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.candidates import with_formats
+from lwqc.compile.version import Version
 from lwqc.decide.planning import unchanged
 from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.log import SearchLog
@@ -74,34 +75,34 @@ def moments(graph: ir.Graph, count: int) -> NDArray[np.float64]:
     return table
 
 
-def reference_memory(work: Workspace, log: SearchLog) -> float:
+def reference_memory(work: Version, log: SearchLog) -> float:
     """Bytes that a process with the original takes. Measured once for a log."""
-    origin = work.origin or work
+    original = work.original
     return float(
         log.fact(
             "memory of the original",
-            lambda: peak_memory(origin.loadable, origin.served[0].feeds),
+            lambda: peak_memory(original.loadable, work.job.data.serve[0].feeds),
         )
     )
 
 
-def _float_memory(work: Workspace, log: SearchLog) -> float:
+def _float_memory(work: Version, log: SearchLog) -> float:
     """Bytes that a process with the model takes as it is searched: cleaned up, perhaps."""
-    if work.origin is None:
+    if work.model is work.original.model:
         return reference_memory(work, log)
-    feeds = work.served[0].feeds
+    feeds = work.job.data.serve[0].feeds
     return float(
         log.fact(
             "memory of the float model",
-            lambda: peak_memory(work.lower(unchanged(work)).model, feeds),
+            lambda: peak_memory(with_formats(work, unchanged(work)).model, feeds),
         )
     )
 
 
-def _held(work: Workspace, stored: Stored, entry: SiteEntry | None) -> float:
+def _held(work: Version, stored: Stored, entry: SiteEntry | None) -> float:
     """Bytes of a tensor in memory."""
     plain = float(np.prod(stored.shape, dtype=np.int64)) * stored.itemsize
     site = work.sites.get(stored.name)
-    if entry is None or site is None or work.target.form(site, entry, work.opset) == "Folded":
+    if entry is None or site is None or work.job.target.form(site, entry, work.opset) == "Folded":
         return plain
     return float(entry.size_bytes(site.n, site.k))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lwqc.compile.candidates import with_formats
 from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.joint_plan import planned
 from lwqc.decide.search.space import Stored, zero_points
@@ -48,7 +49,7 @@ def _missing_bytes(found: SearchModel, sites: list[tuple[Stored, int]]) -> float
     for stored, level in sites:
         assert stored.item is not None
         candidate[stored.item] = level
-    lowered = found.work.lower(planned(found, tuple(candidate), ""))
+    lowered = with_formats(found.work, planned(found, tuple(candidate), ""))
     return io.serialized_bytes(lowered.model) - space.cost(tuple(candidate)).size_bytes
 
 

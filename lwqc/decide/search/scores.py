@@ -77,12 +77,12 @@ def by_metric(found: SearchModel, score: Evaluate, log: SearchLog) -> Evaluate:
     Smaller stages go by divergence alone. The work must have a metric.
     """
     work, trial = found.work, TrialModel(found.spec)
-    metric = work.metric
+    metric = work.job.metric
     assert metric is not None
 
     def dropped(candidates: Sequence[Candidate], stage: int) -> list[float]:
         found = (metric(partial(trial.outputs, candidate)) for candidate in candidates)
-        return [metric.drop(work.metric_reference, value) for value in found]
+        return [metric.drop(work.original.metric, value) for value in found]
 
     drops = remembering(dropped, log, "metric")
 
@@ -129,7 +129,7 @@ def block_angles(found: SearchModel) -> NDArray[np.float64]:
     if not branches:
         return np.ones(len(space.of_kind("width")))
     effects = branch_effects(
-        model, {b.name: [b.branch] for b in branches}, found.work.search_batches, statistics_session
+        model, {b.name: [b.branch] for b in branches}, found.work.job.data.judge, statistics_session
     )
     angles = {b.name: float(np.arccos(np.clip(effects[b.name].cosine, -1, 1)) / np.pi)
               for b in branches}  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from lwqc.compile.candidates import with_formats
 from lwqc.compile.run_times import run_ms
 from lwqc.compile.timing import (
     activation_shapes,
@@ -24,7 +25,7 @@ from lwqc.compile.timing import (
     halved,
     operator_class,
 )
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.planning import unchanged
 from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.log import Amount, SearchLog
@@ -70,35 +71,35 @@ def measure_times(found: SearchModel, log: SearchLog) -> None:
     space.forget()
 
 
-def reference_ms(work: Workspace, log: SearchLog) -> float:
+def reference_ms(work: Version, log: SearchLog) -> float:
     """Of a run of the original. Measured once for a log."""
     return float(
         log.fact(
             "milliseconds of the original",
-            lambda: run_ms(work, work.timed_reference)[0],
+            lambda: run_ms(work, work.original.timed_session)[0],
         )
     )
 
 
-def time_share(work: Workspace, model: ir.Model) -> float:
+def time_share(work: Version, model: ir.Model) -> float:
     """Of the original's time that a model takes, at the first shape served.
 
     The mean of two sessions, as two of one model may differ by a few percent.
     """
-    sessions = [work.timed_reference, work.load(model), work.load(model)]
-    _, (one,), (other,) = relative_times(sessions, work.served[:1], _SECONDS)
+    sessions = [work.original.timed_session, work.job.load(model), work.job.load(model)]
+    _, (one,), (other,) = relative_times(sessions, work.job.data.serve[:1], _SECONDS)
     return (one + other) / 2
 
 
-def _float_share(work: Workspace) -> float:
+def _float_share(work: Version) -> float:
     """Of the original's time that the model takes as it is searched: cleaned up, perhaps."""
-    if work.origin is None:
+    if work.model is work.original.model:
         return 1.0
-    return time_share(work, work.lower(unchanged(work)).model)
+    return time_share(work, with_formats(work, unchanged(work)).model)
 
 
-def _operator_ms(work: Workspace) -> dict[str, float]:
-    times = operator_times(work.lower(unchanged(work)).model, work.served[0].feeds)
+def _operator_ms(work: Version) -> dict[str, float]:
+    times = operator_times(with_formats(work, unchanged(work)).model, work.job.data.serve[0].feeds)
     return {op: time.milliseconds for op, time in times.items()}
 
 
@@ -122,14 +123,14 @@ def _shared_out(
     )
 
 
-def _site_times(work: Workspace, found: SearchModel) -> dict[str, list[tuple[float, float]]]:
+def _site_times(work: Version, found: SearchModel) -> dict[str, list[tuple[float, float]]]:
     """Milliseconds by site and level, and those that stay however narrow the site gets."""
     sites = work.sites
     timed = [s for s in found.space.stored if s.name in sites and sites[s.name].op != "Gather"]
-    shapes = activation_shapes(work, work.served[0])
+    shapes = activation_shapes(work, work.job.data.serve[0])
     forms = _Forms(work)
     result: dict[str, list[tuple[float, float]]] = {}
-    report = work.report("timing forms")
+    report = work.job.report("timing forms")
     for done, stored in enumerate(timed):
         site, shape = sites[stored.name], shapes.get(stored.name)
         if shape is None:
@@ -153,7 +154,7 @@ def constant(whole: float, quarter: float) -> float:
 class _Forms:
     """Times of sites alone. Those of a class of sites are measured once."""
 
-    def __init__(self, work: Workspace) -> None:
+    def __init__(self, work: Version) -> None:
         self.work = work
         self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
         self._floats: dict[tuple[Any, ...], float] = {}
@@ -170,7 +171,7 @@ class _Forms:
         by_level: list[float | None] = []
         plain = (operator_class(site), shape, weight)
         for entry in entries:
-            if entry is None or work.target.form(site, entry, work.opset) == "Folded":
+            if entry is None or work.job.target.form(site, entry, work.opset) == "Folded":
                 by_level.append(None)  # the float kernel
                 continue
             key = (*plain, entry.layout, entry.activation)

@@ -139,7 +139,7 @@ class WholeSearch:
             note = "no candidate is predicted to meet the budget: the strongest was taken"
             return self._result(start, start_score, start, start_score, 0, begin, note)
         end = begin + self.control.time_limit_s
-        report = self.found.work.report("evolution")
+        report = self.found.work.job.report("evolution")
         history: list[Generation] = []
 
         def seen(generation: Generation) -> None:
@@ -226,7 +226,7 @@ class WholeSearch:
             share = log.fact(f"time of {candidate}", lambda: time_share(work, done.model))
             found["latency_ms"] = float(share) * reference_ms(work, log)
         if math.isfinite(limits.memory_bytes):
-            feeds = work.served[0].feeds
+            feeds = work.job.data.serve[0].feeds
             memory = log.fact(f"memory of {candidate}", lambda: peak_memory(done.model, feeds))
             found["memory_bytes"] = float(memory)
         return found
@@ -337,7 +337,7 @@ class WholeSearch:
         work = self.found.work
         plan = planned(self.found, candidate, self.recipe.name)
         done = execute(work, goals, plan)
-        wrong = {} if work.skip_checks else work.target.misplaced(done.lowered)
+        wrong = {} if work.job.skip_checks else work.job.target.misplaced(done.lowered)
         if wrong:
             plan = without(plan, wrong)
             done = execute(work, goals, plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide import mixed, planning
 from lwqc.decide.allocator import Allocator
 from lwqc.errors import InputError
@@ -11,7 +11,7 @@ from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 
 
-def _bisect(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+def _bisect(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     importance = mixed.augmented_sensitivity(work)
     if goals.wants_size:
         raise InputError(f"recipe {recipe.name} takes --max-drop, not a size")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.candidates import evaluate, holds, tried
+from lwqc.compile.version import Version
 from lwqc.decide import mixed, planning
 from lwqc.decide.allocator import Allocator
 from lwqc.plans.goals import DEFAULT_DROP, Goals
@@ -15,11 +17,11 @@ from lwqc.plans.recipe import Recipe
 _BACK_OFFS = 4
 
 
-def _knapsack(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+def _knapsack(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     score: mixed.Score = "weights" if recipe.score == "weights" else "measured"
     method = planning.affordable(work, recipe)
     if goals.max_size is not None:
-        budget = goals.max_size.resolve(work.float_bytes)
+        budget = goals.max_size.resolve(work.original.size_bytes)
         if goals.avg_bits is not None:
             budget = min(budget, mixed.bytes_at(work, goals.avg_bits))
         curves = mixed.choices(work, score, method, **mixed.fitting_forms(work, budget))
@@ -34,7 +36,7 @@ def _knapsack(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
 
 
 def _smallest_within(
-    work: Workspace, curves: Sequence[mixed.Choice], limit: float, recipe: Recipe
+    work: Version, curves: Sequence[mixed.Choice], limit: float, recipe: Recipe
 ) -> Plan:
     """The smallest plan whose drop on all data is allowed.
 
@@ -42,8 +44,8 @@ def _smallest_within(
     """
     aim = limit
     for _ in range(_BACK_OFFS):
-        found = mixed.within_drop(work, curves, work.tried, aim, recipe.name)
-        if math.isinf(found.drop) or work.holds(*work.evaluate(found.plan), limit):
+        found = mixed.within_drop(work, curves, partial(tried, work), aim, recipe.name)
+        if math.isinf(found.drop) or holds(work, *evaluate(work, found.plan), limit):
             break
         aim *= 0.7
     return found.plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide import mixed
 from lwqc.decide.allocator import Allocator
 from lwqc.decide.importance import layer_importance
@@ -15,7 +15,7 @@ from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 
 
-def _rank(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+def _rank(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     weights = sum(s.size for s in work.analysis.sites)
     kind: Literal["lim", "zd", "position"] = (
         recipe.score if recipe.score in ("zd", "position") else "lim"
@@ -24,7 +24,7 @@ def _rank(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
     budget: float | None
     if goals.max_size is not None:
         rest = io.serialized_bytes(work.model) - sum(s.float_bytes for s in work.analysis.sites)
-        budget = goals.max_size.resolve(work.float_bytes) - rest
+        budget = goals.max_size.resolve(work.original.size_bytes) - rest
     elif goals.avg_bits is not None:
         budget = goals.avg_bits / 8 * weights
     elif kind == "position":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide import planning
 from lwqc.decide.allocator import Allocator
 from lwqc.plans.goals import Goals
@@ -10,7 +10,7 @@ from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 
 
-def _uniform(work: Workspace, goals: Goals, recipe: Recipe) -> Plan:
+def _uniform(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     plan = planning.uniform(
         work,
         recipe.bits,

@@ -104,14 +104,6 @@ def instrument(
     return copy, [names[collector] for collector in collectors]
 
 
-def check_tensors(model: ir.Model, collectors: Iterable[Collector[Any]]) -> None:
-    """Raise InputError for a tensor that the main graph lacks."""
-    named = _main_values(model.graph)
-    for collector in collectors:
-        for name in collector.tensors:
-            _find(name, named, model.graph)
-
-
 def _deepest_first(
     collectors: Sequence[Collector[Any]], named: dict[str, ir.Value], graph: ir.Graph
 ) -> list[tuple[Collector[Any], list[ir.Value]]]:

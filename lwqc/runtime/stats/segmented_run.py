@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import length_hint
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import onnx_ir as ir
 
 from lwqc.errors import InputError
-from lwqc.runtime.stats.collect import NO_SAMPLE, Statistics, Totals, check_tensors, instrument
+from lwqc.runtime.stats.collect import NO_SAMPLE, Statistics, Totals, instrument
 from lwqc.runtime.stats.collector import Collector, Feeds, Runner, RunnerFactory
 from lwqc.runtime.stats.crossing import Crossing
-from lwqc.runtime.stats.segments import Segment, split
+from lwqc.runtime.stats.segments import Segment
 
 Progress = Callable[[int, int], None]
 HELD_BYTES = 256 << 20  # of activations between two segments; more of them go to files
@@ -106,64 +105,3 @@ class SegmentedRun:
                 value.shape = ir.Shape([None] * crossed.ndim)
         instrumented, outputs = instrument(part, collectors, keep)
         return self._make_runner(instrumented), outputs
-
-
-def collect_in_segments(
-    model: ir.Model,
-    collectors: Iterable[Collector[Any]],
-    data: Iterable[Feeds],
-    make_runner: RunnerFactory,
-    max_bytes: int,
-    progress: Progress = lambda done, total: None,
-    *,
-    held_bytes: int = HELD_BYTES,
-) -> Statistics:
-    """What `collect` returns, with at most `max_bytes` of weights in memory at a time.
-
-    held_bytes: of activations between segments that stay in memory.
-
-    Raises InputError for a tensor that the main graph lacks, and when `data` is empty.
-    """
-    made = {v.name: i for i, node in enumerate(model.graph) for v in node.outputs}
-    homes: dict[Collector[Any], int] = {
-        c: max((made.get(name, 0) for name in c.tensors), default=0) for c in collectors
-    }
-    if not homes:
-        return Statistics({})
-    check_tensors(model, homes)
-    feeds = iter(data)
-    first = next(feeds, None)
-    if first is None:
-        raise InputError(NO_SAMPLE)
-    observed: dict[int, dict[str, int]] = {}
-    for collector, home in homes.items():
-        observed.setdefault(home, {}).update(dict.fromkeys(collector.tensors, 0))
-    sizes = {name: array.shape for name, array in first.items()}
-    segments = split(model, max_bytes, sizes, observed)
-    stops = [s.stop for s in segments]
-    placed = {c: bisect_right(stops, home) for c, home in homes.items()}
-    segments = segments[: max(placed.values()) + 1]
-    run = SegmentedRun(
-        model, segments, _Again(first, feeds, data), make_runner,
-        held_bytes=held_bytes, progress=progress,
-    )  # fmt: skip
-    found: dict[Collector[Any], Any] = {}
-    for i in range(len(segments)):
-        here = [c for c, place in placed.items() if place == i]
-        statistics = run.advance(here)
-        found |= {c: statistics[c] for c in here}
-    return Statistics(found)
-
-
-class _Again:
-    """Data whose first feeds were looked at already."""
-
-    def __init__(self, first: Feeds, rest: Iterator[Feeds], data: Iterable[Feeds]) -> None:
-        self._first, self._rest, self._data = first, rest, data
-
-    def __iter__(self) -> Iterator[Feeds]:
-        yield self._first
-        yield from self._rest
-
-    def __length_hint__(self) -> int:
-        return length_hint(self._data, 0)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import pytest
 
-from lwqc.compile.workspace import Workspace
+from lwqc.compile.version import Version
 from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.decide.search import joint as module
@@ -34,7 +34,7 @@ QUICK = Settings(generations=4, offspring=6, survivors=(3,))
 
 
 @lru_cache(maxsize=1)
-def shared() -> Workspace:
+def shared() -> Version:
     return opened()
 
 
@@ -87,7 +87,7 @@ def test_prunes_and_quantizes_where_bits_alone_are_not_enough() -> None:
     done, plan = searched(0.05)
     assert plan.quantize
     assert plan.prune is not None or plan.remove
-    outputs = Session(done.model)(done.work.data.first())
+    outputs = Session(done.model)(done.work.job.data.fit.first())
     assert all(v.dtype.kind == "f" for v in outputs.values())
 
 
@@ -108,7 +108,7 @@ def test_recipes_change_what_they_say(recipe, share, fields) -> None:
     done, plan = searched(share, recipe)
     changed = {f for f in ("quantize", "prune", "remove") if getattr(plan, f)}
     assert changed == fields
-    assert io.serialized_bytes(done.model) <= share * done.work.float_bytes
+    assert io.serialized_bytes(done.model) <= share * done.work.original.size_bytes
     assert done.search is not None
     assert set(done.search.items) == {
         {"quantize": "format", "prune": "width", "remove": "branch"}[f] for f in fields
@@ -121,11 +121,11 @@ def test_products_are_a_budget(tmp_path) -> None:
     report = done.save(tmp_path / "out.onnx")
     (outcome,) = report.outcomes
     assert (outcome.name, outcome.met) == ("MACs", True)
-    assert 0.5 < outcome.reached / shared().macs <= 0.6
+    assert 0.5 < outcome.reached / shared().original.macs <= 0.6
     assert done.plan.prune is not None or done.plan.remove
     assert not done.plan.quantize
     other = open_workspace(tmp_path / "out.onnx", data=DATA)
-    assert other.macs == outcome.reached
+    assert other.original.macs == outcome.reached
 
 
 def test_products_that_nothing_would_remove_are_refused() -> None:
@@ -139,7 +139,7 @@ def test_the_metric_of_the_user_decides_on_all_data() -> None:
     asked: list[float] = []
 
     def brightness(run) -> float:
-        (value,) = run(work.data.first()).values()
+        (value,) = run(work.job.data.fit.first()).values()
         asked.append(float(value[:, 0].mean()))
         return asked[-1]
 
@@ -149,12 +149,12 @@ def test_the_metric_of_the_user_decides_on_all_data() -> None:
     control = SearchControl(effort="low")
     with pytest.raises(InputError, match="compares by a metric"):
         joint(work, goals(0.1), recipe, control)
-    judged = dataclasses.replace(work, metric=Metric("brightness", brightness))
+    judged = opened(metric=Metric("brightness", brightness))
     done = joint(judged, goals(0.1), recipe, control)
     assert done.search is not None
     assert done.search.measure == "metric"
     assert done.search.best <= done.search.start
-    drops = [judged.metric.drop(judged.metric_reference, value) for value in asked]
+    drops = [judged.job.metric.drop(judged.original.metric, value) for value in asked]
     assert min(abs(drop - done.search.best) for drop in drops) < 1e-4
     assert done.search.best < done.search.start
 

@@ -76,7 +76,7 @@ def test_what_is_needed_at_once() -> None:
 def test_weights_are_held_as_their_kernel_reads_them() -> None:
     """A product reads codes, a convolution with weights in few bits computes in float."""
     work = open_workspace(product(256))
-    entry = next(iter(work.target.candidates(work.sites["w"], work.opset)))
+    entry = next(iter(work.job.target.candidates(work.sites["w"], work.opset)))
     assert search_memory._held(work, Stored("w", (256, 256), 4), None) == 4 * 256**2
     held = search_memory._held(work, Stored("w", (256, 256), 4), entry)
     assert held == entry.size_bytes(256, 256) < 256**2 * 1.2

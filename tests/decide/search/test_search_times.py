@@ -38,7 +38,7 @@ def test_what_stays_lies_on_a_line_and_within_the_time(quarter, stays) -> None:
 
 def test_layers_of_half_the_width() -> None:
     work = opened()
-    shapes = activation_shapes(work, work.served[0])
+    shapes = activation_shapes(work, work.job.data.serve[0])
     halves = {n: halved(s, shapes[n]) for n, s in work.sites.items()}
     assert any(h is None for h in halves.values()), "the image has one channel"
     found = [(work.sites[n], shapes[n], h) for n, h in halves.items() if h is not None]

@@ -85,7 +85,7 @@ def test_most_widths_are_nested_and_come_from_one_factorisation() -> None:
 
 def test_the_first_stage_looks_at_a_part_of_a_batch() -> None:
     spec = found().spec
-    whole = list(found().work.data.halves()[1])
+    whole = list(found().work.job.data.fit.halves()[1])
     for name, value in whole[0].items():
         together = np.concatenate([spec.batches[0][name], spec.batches[1][name]])
         assert np.array_equal(together, value)
@@ -123,7 +123,7 @@ def test_predicted_bytes_are_those_of_the_file(seed) -> None:
 def test_costs_of_the_original_and_of_less() -> None:
     space = found().space
     whole = space.cost(space.top)
-    assert whole.size_bytes == pytest.approx(found().work.float_bytes, rel=0.01)
+    assert whole.size_bytes == pytest.approx(found().work.original.size_bytes, rel=0.01)
     assert space.cost(changed(width_0=0)).macs < whole.macs
     assert space.cost(changed(branch_0=0)).macs < whole.macs
     assert space.cost(changed(format_0=0)).macs == whole.macs

@@ -7,14 +7,12 @@ import onnx_ir as ir
 import pytest
 
 from lwqc.errors import InputError
-from lwqc.quant.activation import activation_grid
 from lwqc.runtime.stats.branch_effect import BranchEffect
 from lwqc.runtime.stats.collect import collect, instrument
 from lwqc.runtime.stats.gram import Gram
 from lwqc.runtime.stats.histogram import Histogram
 from lwqc.runtime.stats.min_max import MinMax
 from lwqc.runtime.stats.moments import Moments
-from lwqc.runtime.stats.quantization_error import QuantizationError
 from lwqc.runtime.stats.shapes import Shapes
 
 from .conftest import VALUES, capture, parse, runner
@@ -112,18 +110,6 @@ def test_scaled_histogram(scale):
     assert found.quantile(0.9) == pytest.approx(float(np.quantile(x, 0.9)), rel=2**-9)
 
 
-def test_quantization_error(conv_net, images, activations):
-    candidates = ((-4.0, 4.0), (0.0, 6.0), (-30.0, 50.0))
-    wanted = QuantizationError("s", candidates)
-    found = collect(conv_net, [wanted], images, runner)[wanted].errors
-    x = activations["s"].astype(np.float64)
-    for error, (low, high) in zip(found, candidates, strict=True):
-        grid = activation_grid(low, high)
-        codes = np.clip(np.rint(x / grid.scale) + grid.zero, 0, 255)
-        exact = (((codes - grid.zero) * grid.scale - x) ** 2).sum()
-        assert error == pytest.approx(exact, rel=1e-4)
-
-
 def test_gram(conv_net, images):
     found = collect(conv_net, [Gram("f")], images, runner)
     rows = np.concatenate([r["f"] for r in capture(conv_net, ["f"], images)]).astype(np.float64)
@@ -170,7 +156,6 @@ def test_shapes_are_not_those_that_a_file_declares():
         MinMax("s"),
         Moments("s", 1),
         Histogram("s"),
-        QuantizationError("s", ((-1.0, 1.0), (0.0, 3.0))),
         Gram("f"),
         BranchEffect("r1", output="r2", axis=1),
         Shapes("s"),

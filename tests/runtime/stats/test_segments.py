@@ -16,11 +16,12 @@ from lwqc.runtime.stats.crossing import Crossing
 from lwqc.runtime.stats.gram import Gram
 from lwqc.runtime.stats.min_max import MinMax
 from lwqc.runtime.stats.moments import Moments
-from lwqc.runtime.stats.segmented_run import SegmentedRun, collect_in_segments
+from lwqc.runtime.stats.segmented_run import SegmentedRun
 from lwqc.runtime.stats.segments import split
 from tests.zoo.materialize import materialize, sample_inputs
 
 from .conftest import parse, runner
+from .in_segments import collect_in_segments
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
 NAMES = (

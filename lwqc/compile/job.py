@@ -1,0 +1,76 @@
+"""What a model is compressed for: what the user asked for, aside from budgets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import onnx_ir as ir
+
+from lwqc.backends.target import Target
+from lwqc.compile.job_data import JobData
+from lwqc.graph.cost import node_costs, total
+from lwqc.graph.shapes import shapes_at
+from lwqc.model import io
+from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
+from lwqc.plans.options import Progress
+from lwqc.runtime.measure import Metric
+from lwqc.runtime.session import Session, SessionSettings
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What a model is compressed for, and on what; the same for every version of the model.
+
+    skip_checks: results are neither run nor measured. allow_fallback: nodes that the target would
+    run elsewhere are accepted. timings: seconds of single sites by what was timed. unusable: why
+    candidates were given up that the runtime does not load or run, a line each.
+    """
+
+    target: Target
+    data: JobData
+    metric: Metric | None = None
+    skip_checks: bool = False
+    allow_fallback: bool = False
+    progress: Progress | None = field(default=None, repr=False)
+    timings: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
+    unusable: dict[str, None] = field(default_factory=dict, repr=False)
+
+    def report(self, stage: str) -> Callable[[int, int], None]:
+        """A progress callback (done, total) for one stage."""
+        if self.progress is None:
+            return lambda done, total: None
+        return partial(self.progress, stage)
+
+    def give_up(self, error: Exception) -> None:
+        """Keep why a candidate cannot be used."""
+        self.unusable[str(error)] = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether the target's speed can be measured here."""
+        return not self.target.unmeasured()
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the target runs its graphs in default sessions, as single sites are timed in."""
+        return self.target.settings() == SessionSettings()
+
+    def load(self, model: ir.Model | str | os.PathLike[str], label: str = "candidate") -> Session:
+        """A session as the target runs its graphs here.
+
+        The CPU stands in for a missing device; it has no bfloat16, which float32 stands in for.
+        """
+        if not self.timed:
+            loaded = model if isinstance(model, ir.Model) else io.load(model)
+            if has_bfloat16(loaded):
+                model = loaded.clone()
+                WidenBfloat16()(model)
+        return Session(model, self.target.settings(), label=label)
+
+    def macs(self, model: ir.Model) -> int:
+        """Multiply-accumulates of a model at the sizes of the first feeds, where known."""
+        shapes = shapes_at(model, {n: a.shape for n, a in self.data.fit.first().items()})
+        return total(node_costs(model.graph, shapes)).known_macs

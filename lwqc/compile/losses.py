@@ -1,0 +1,70 @@
+"""What candidates lose against the model that they are compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lwqc.compile.reference import Reference
+from lwqc.compile.version import Version
+from lwqc.runtime.measure import compare, losses, worst_drop
+from lwqc.runtime.session import Session
+from lwqc.runtime.stats.divergence import Divergence, Loss, LossesMeter
+
+
+def judged_drop(work: Version, session: Session) -> float:
+    """Loss of a candidate: on the metric, or on the judging feeds against the original."""
+    metric = work.job.metric
+    if metric is not None:
+        return metric.drop(work.original.metric, metric(session))
+    return worst_drop(compared(work, session).result())
+
+
+def full_drop(work: Version, session: Session) -> float:
+    """Loss of a candidate on the metric, or on all data against the original."""
+    if work.job.metric is not None:
+        return judged_drop(work, session)
+    known, data = work.original.recorded, work.job.data.fit
+    return worst_drop(losses(known, session, data, without=work.incomparable))
+
+
+def outputs_error(work: Version, session: Session, against: Reference | None = None) -> float:
+    """Error of the outputs by channel, on the judging feeds; the worst one.
+
+    Infinite where a decision is lost that is the output itself, such as a label. against: what
+    they are compared with, the original by default.
+    """
+    return worst_error(compared(work, session, against).result())
+
+
+def moved(work: Version, session: Session) -> float:
+    """The same against the outputs of the model that plans are for."""
+    return outputs_error(work, session, work.begun)
+
+
+def divergences(work: Version, session: Session) -> dict[str, Divergence]:
+    """Full comparison with the original over all data."""
+    known, data = work.original.recorded, work.job.data.fit
+    return compare(known, session, data, without=work.incomparable)
+
+
+def compared(work: Version, session: Session, against: Reference | None = None) -> LossesMeter:
+    """Comparison with the original, or another reference, on the judging feeds."""
+    reference = against or work.original
+    expected = [comparable(work, outputs) for outputs in reference.judged]
+    known = zip(work.job.data.judge, expected, strict=True)
+    return LossesMeter().over((outputs, session(feeds)) for feeds, outputs in known)
+
+
+def comparable(work: Version, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Those outputs of a reference that the version has too."""
+    return {name: value for name, value in outputs.items() if name not in work.incomparable}
+
+
+def worst_error(found: Mapping[str, Loss | Divergence]) -> float:
+    """Error by channel of the output that moved most; infinite where a label is another one."""
+    lost = any(d.decisions.labels not in (None, 1) for d in found.values())
+    return math.inf if lost else max((d.error for d in found.values()), default=0.0)
