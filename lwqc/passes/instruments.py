@@ -18,11 +18,13 @@ from lwqc.model import io
 from lwqc.passes.base import name_of
 from lwqc.passes.pipeline import Instrument
 from lwqc.passes.registry import item_of
+from lwqc.passes.snapshot import Snapshot
 from lwqc.passes.soundness import faults
 
 Outputs = Mapping[str, NDArray[Any]]
 Step = ir.passes.PassBase
 TOLERANCE = 1e-4  # of an output's largest number: sums in another order stay below in float32
+UNREPORTED = "changed the graph but reported no change"
 
 
 class Limit(Instrument):
@@ -141,7 +143,9 @@ class Verify(Instrument):
 
     run: what gives the outputs of a model; without it nothing is run. tolerance: of an output's
     largest number. Only passes that are `exact` must keep the outputs; what the others give is what
-    the next ones must keep. What is wrong with the model at first is no fault of a pass.
+    the next ones must keep. What is wrong with the model at first is no fault of a pass. Whether a
+    pass changed something is seen in the model: one that changes it and reports nothing is wrong,
+    for nothing is tidied behind it and what is known of the model is kept.
 
     Raises UnsoundResult that names the pass.
     """
@@ -150,12 +154,15 @@ class Verify(Instrument):
     tolerance: float = TOLERANCE
     _known: list[str] | None = field(default=None, init=False)
     _expected: Outputs = field(default_factory=dict, init=False)
+    _seen: Snapshot | None = field(default=None, init=False)
 
     def before(self, step: Step, model: ir.Model) -> bool:
         """Look at the model as it comes."""
         if self._known is None:
             self._known = faults(model)
             self._expected = self.run(model) if self.run is not None else {}
+        if self._seen is None:
+            self._seen = Snapshot(model)
         return True
 
     def after(self, step: Step, model: ir.Model, changes: int) -> None:
@@ -163,6 +170,10 @@ class Verify(Instrument):
         new = [fault for fault in faults(model) if fault not in (self._known or ())]
         if new:
             raise UnsoundResult(f"{item_of(step)}: made the model invalid: {new[0]}")
+        if changes:
+            self._seen = Snapshot(model)
+        elif self._seen is not None and self._seen.differs(model):
+            raise UnsoundResult(f"{item_of(step)}: {UNREPORTED}")
         if self.run is None or not changes:
             return
         found = self.run(model)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from lwqc.passes.base import apply, name_of
 from lwqc.passes.context import Context
+from lwqc.passes.instruments import UNREPORTED
+from lwqc.passes.snapshot import Snapshot
 from lwqc.passes.soundness import faults
 from lwqc.testing.outputs import TOLERANCE, assert_same_outputs
 from lwqc.testing.text import model_of, to_text
@@ -30,10 +32,14 @@ class Applied:
 
 
 def applied(step: ir.passes.PassBase, model: ir.Model | str) -> Applied:
-    """Run a pass on a copy of a model, as a pipeline does."""
+    """Run a pass on a copy of a model, as a pipeline does.
+
+    Raises AssertionError for a pass that changes the graph and reports no change.
+    """
     copy = model_of(model) if isinstance(model, str) else model.clone()
-    ctx = Context(copy)
+    ctx, before = Context(copy), Snapshot(copy)
     changes = apply(step, ctx)
+    assert changes or not before.differs(copy), f"{name_of(step)} {UNREPORTED}"
     refused = {refusal.what: refusal.reason for refusal in ctx.refused.values()}
     return Applied(copy, changes, refused, tuple(ctx.relaxed))
 
