@@ -1,5 +1,6 @@
 """docs/writing-a-pass.md: what it shows is what `examples/my_pass` holds, and that works."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -89,3 +90,10 @@ def test_a_broken_package_is_one_line(published, run, tmp_path, value, message):
 def test_names_of_ours_are_not_taken(published):
     published["clean"] = published["join-equal"] = EntryPoint("x", "json:loads", registry.GROUP)
     assert registry.find("join-equal").__module__ == "lwqc.passes.join_equal"
+
+
+def test_random_graphs_are_tried_as_the_page_says(published):
+    (shown,) = (b for b in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "@given" in b)
+    made = {}
+    exec(compile(shown.replace("max_examples=20", "max_examples=2"), "page", "exec"), made)
+    made["test_random_graphs_stay_what_they_are"]()

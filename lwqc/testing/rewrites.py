@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from lwqc.passes.base import apply, name_of
 from lwqc.passes.context import Context
 from lwqc.passes.instruments import UNREPORTED
 from lwqc.passes.snapshot import Snapshot
 from lwqc.passes.soundness import faults
-from lwqc.testing.outputs import TOLERANCE, assert_same_outputs
-from lwqc.testing.text import model_of, to_text
-
-Feeds = Mapping[str, NDArray[Any]]
+from lwqc.testing.outputs import TOLERANCE, Feeds, assert_same_outputs
+from lwqc.testing.text import AnyModel, as_model, to_text
 
 
 @dataclass(frozen=True)
@@ -31,12 +27,13 @@ class Applied:
     relaxed: tuple[str, ...]
 
 
-def applied(step: ir.passes.PassBase, model: ir.Model | str) -> Applied:
+def applied(step: ir.passes.PassBase, model: AnyModel) -> Applied:
     """Run a pass on a copy of a model, as a pipeline does.
 
     Raises AssertionError for a pass that changes the graph and reports no change.
     """
-    copy = model_of(model) if isinstance(model, str) else model.clone()
+    copy = as_model(model)
+    copy = copy.clone() if copy is model else copy
     ctx, before = Context(copy), Snapshot(copy)
     changes = apply(step, ctx)
     assert changes or not before.differs(copy), f"{name_of(step)} {UNREPORTED}"
@@ -46,10 +43,10 @@ def applied(step: ir.passes.PassBase, model: ir.Model | str) -> Applied:
 
 def assert_rewrites(
     step: ir.passes.PassBase,
-    before: ir.Model | str,
-    after: ir.Model | str,
+    before: AnyModel,
+    after: AnyModel,
     *,
-    feeds: Feeds | None = None,
+    feeds: Feeds | Iterable[Feeds] | None = None,
     tolerance: float = TOLERANCE,
 ) -> None:
     """Assert that a pass makes one graph of another, and does it well.
@@ -60,8 +57,8 @@ def assert_rewrites(
     feeds: what the outputs are compared on; made up by default. tolerance: of an output's largest
     number. Raises AssertionError that shows the difference.
     """
-    source = model_of(before) if isinstance(before, str) else before
-    wanted = model_of(after) if isinstance(after, str) else after
+    source = as_model(before)
+    wanted = as_model(after)
     done = applied(step, source)
     assert done.changes, f"{name_of(step)} changed nothing in\n{to_text(source)}"
     _assert_equal(to_text(done.model), to_text(wanted))
@@ -73,19 +70,17 @@ def assert_rewrites(
         assert_same_outputs(source, done.model, feeds, tolerance=tolerance)
 
 
-def assert_untouched(
-    step: ir.passes.PassBase, model: ir.Model | str, reason: str | None = None
-) -> None:
+def assert_untouched(step: ir.passes.PassBase, model: AnyModel, reason: str | None = None) -> None:
     """Assert that a pass leaves a model as it is.
 
-    reason: one that the pass must give, in full; None where it need not tell. Raises
+    reason: one that the pass must give, in full; None or "" where it need not tell. Raises
     AssertionError.
     """
-    source = model_of(model) if isinstance(model, str) else model
+    source = as_model(model)
     done = applied(step, source)
     assert not done.changes, f"{name_of(step)} reported {done.changes} changes"
     _assert_equal(to_text(done.model), to_text(source))
-    if reason is not None:
+    if reason:
         told = list(done.refused.values())
         assert reason in told, f"{name_of(step)} gave {told or 'no reason'}, expected {reason!r}"
 

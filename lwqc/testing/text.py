@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.value_types import infer_types
+from lwqc.model import io
+from lwqc.model.model_scopes import check_scopes
 from lwqc.passes.graph_text import to_text
 
-__all__ = ["HEADER", "model_of", "to_text"]
+__all__ = ["HEADER", "AnyModel", "as_model", "model_of", "to_text"]
 
+AnyModel = ir.Model | onnx.ModelProto | str | Path
 HEADER = '<ir_version: 10, opset_import: ["": 20]>\n'
 
 
@@ -28,12 +32,17 @@ def model_of(
     A text without a header is of opset 20. stored: inputs of the text that are weights instead,
     with their numbers, or just their names: then numbers are drawn.
 
-    Raises InputError for what is no ONNX text.
+    Raises InputError for what is no ONNX text, and for values that nothing makes or that are made
+    twice.
     """
     try:
-        model = ir.from_onnx_text(text if text.lstrip().startswith("<") else HEADER + text)
+        proto = onnx.parser.parse_model(text if text.lstrip().startswith("<") else HEADER + text)
     except (ValueError, onnx.parser.ParseError) as error:
-        raise InputError(f"not ONNX text: {' '.join(str(error).split())}") from error
+        reason = error.args[0] if error.args else error
+        told = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        raise InputError(f"not ONNX text: {' '.join(told.split())}") from error
+    check_scopes(proto)
+    model = ir.from_proto(proto)
     rng = np.random.default_rng(seed)
     inputs = {value.name: value for value in model.graph.inputs}
     for name in stored:
@@ -43,6 +52,18 @@ def model_of(
         _store(model.graph, inputs[name], given)
     infer_types(model)
     return model
+
+
+def as_model(given: AnyModel) -> ir.Model:
+    """The model that is given as such, as a proto, as text, or as the path of its file.
+
+    Raises InputError for what cannot be read.
+    """
+    if isinstance(given, str):
+        return model_of(given)
+    if isinstance(given, Path):
+        return io.load(given)
+    return io.from_proto(given) if isinstance(given, onnx.ModelProto) else given
 
 
 def _drawn(value: ir.Value, rng: np.random.Generator) -> NDArray[Any]:

@@ -51,9 +51,9 @@ def test_chains_are_rewritten_all_the_same(monkeypatch):
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(random_models())
-def test_random_graphs_are_rewritten_all_the_same(proto):
+def test_random_graphs_are_rewritten_all_the_same(drawn):
     with pytest.MonkeyPatch.context() as patch:
-        found, expected = both(ir.from_proto(proto), patch)
+        found, expected = both(drawn, patch)
     assert written(found) == written(expected)
 
 
