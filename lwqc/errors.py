@@ -21,6 +21,10 @@ class InputError(LwqcError):
     exit_code: ClassVar[int] = 2
 
 
+class UserCodeError(InputError):
+    """Code of the user's own that failed: a pass, a score, a metric, a function that makes data."""
+
+
 class SessionError(InputError):
     """A model that ONNX Runtime does not load or run, or dies of."""
 

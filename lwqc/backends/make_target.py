@@ -10,7 +10,9 @@ from lwqc.model import extensions
 def make_target(name: str) -> Target:
     """The target of that name. Raises InputError for an unknown one."""
     known = extensions.TARGETS
-    made: Target = known.find(name)()
+    make = known.find(name)
+    with known.running(name):
+        made: Target = make()
     if name in known.installed() and made.name != name:
         raise InputError(f"target {name}: calls itself {made.name}, which plans would not find")
     return made

@@ -14,7 +14,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from lwqc.cli.shown import say
-from lwqc.errors import LwqcError
+from lwqc.errors import LwqcError, UserCodeError
 from lwqc.model import interrupts, user_code
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def _run() -> tuple[int, str]:
     except LwqcError as error:
         if debug:
             raise
-        return error.exit_code, str(error)
+        hint = "; --debug shows the traceback" if isinstance(error, UserCodeError) else ""
+        return error.exit_code, f"{error}{hint}"
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, ""

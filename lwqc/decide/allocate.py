@@ -14,6 +14,7 @@ from lwqc.decide.profiles import with_profile
 from lwqc.decide.sparse_plan import with_sparsity
 from lwqc.decide.transforms import choose_transforms
 from lwqc.errors import InputError
+from lwqc.model.extensions import ALLOCATORS
 from lwqc.plans.goals import DEFAULT_DROP, Goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe, find
@@ -85,7 +86,8 @@ def _allocated(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     work = version(work, found.transforms, token_weights=recipe.token_weights)
     work = with_float_type(work)
     allocator = find_allocator(recipe.allocator)
-    plan = allocator.plan(work, goals, recipe)
+    with ALLOCATORS.running(recipe.allocator):
+        plan = allocator.plan(work, goals, recipe)
     if not allocator.own_codes:
         plan = planning.with_method(work, plan, recipe.method)
         plan = planning.with_side(work, plan, recipe.rank, recipe.columns)

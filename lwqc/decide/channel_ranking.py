@@ -19,6 +19,7 @@ from lwqc.errors import InputError
 from lwqc.graph.groups import Group
 from lwqc.graph.readers import Reader
 from lwqc.model import io
+from lwqc.model.extensions import CHANNEL_SCORES
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collect import collect
@@ -86,16 +87,25 @@ def _known(found: Mapping[str, Ranking | None]) -> dict[str, Ranking]:
 
 def _ranking(score: ChannelScore, facts: GroupFacts, options: PruneOptions) -> Ranking | None:
     """What a score says of a group, comparable between groups; None where it says nothing."""
-    found = score.importance(facts)
-    if found is None or isinstance(found, Ranking):
-        return found
-    size = facts.group.size
-    if np.shape(found) != (size,):
+    where = f" on group {facts.group.name}"
+    with CHANNEL_SCORES.running(options.score, where):
+        found = score.importance(facts)
+        if found is None:
+            return None
+        values = np.asarray(found.cost if isinstance(found, Ranking) else found, np.float64)
+    if values.shape != (facts.group.size,):
         raise InputError(
-            f"--score {options.score}: gave the shape {np.shape(found)} for {facts.group.name}; "
-            f"expected ({size},), one number for each channel"
+            f"{CHANNEL_SCORES.told(options.score)}{where}: gave the shape {values.shape}; "
+            f"expected ({facts.group.size},), one number for each channel"
         )
-    return Ranking.of(normalised(np.asarray(found, np.float64), _between(options)))
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{CHANNEL_SCORES.told(options.score)}{where}: "
+            "gave a number that is not finite; check the weights, the data and the loss"
+        )
+    if isinstance(found, Ranking):
+        return found
+    return Ranking.of(normalised(values, _between(options)))
 
 
 def _with_the_rest(chosen: list[Group], found: Mapping[str, Ranking]) -> dict[str, Ranking]:

@@ -216,12 +216,14 @@ def _scores(
         lambda name: ablation(_names([by_name[name]])),
         options.seed,
     )
-    found = branch_score(options.score).importance(facts)
+    with BRANCH_SCORES.running(options.score):
+        told = branch_score(options.score).importance(facts)
+        found = {name: float(value) for name, value in told.items()}
     if missing := sorted(set(by_name) - set(found)):
-        raise InputError(f"score {options.score}: gave no importance for {missing[0]}")
+        raise InputError(f"{BRANCH_SCORES.told(options.score)}: gave no number for {missing[0]}")
     if strange := [name for name in by_name if math.isnan(found[name])]:
-        raise InputError(f"score {options.score}: gave no number for {strange[0]}")
-    return {unit: float(found[name]) for name, unit in by_name.items()}
+        raise InputError(f"{BRANCH_SCORES.told(options.score)}: gave NaN for {strange[0]}")
+    return {unit: found[name] for name, unit in by_name.items()}
 
 
 def _by_rank(scores: dict[Unit, float], candidates: Sequence[Unit], count: int) -> list[Step[Unit]]:

@@ -10,12 +10,14 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from lwqc.errors import InputError
+from lwqc.model.user_code import load_point, package_of, running_package
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,20 @@ class Registry:
             self._loaded[name] = self._own(name) if here else self._foreign(name)
         return self._loaded[name]
 
+    def told(self, name: str) -> str:
+        """How messages call the thing of that name: `allocator mine (of my-package)`."""
+        point = self.installed().get(name)
+        return f"{self.kind} {name}" + (f" (of {package_of(point)})" if point else "")
+
+    def running(self, name: str, where: str = "") -> AbstractContextManager[None]:
+        """Around what the thing of that name does, where it may be code of another package.
+
+        where: behind the name in messages. Raises UserCodeError for what such code raises.
+        """
+        if name in self.built_in:
+            return nullcontext()
+        return running_package(lambda: f"{self.told(name)}{where}")
+
     @cached_property
     def _tables(self) -> Mapping[str, Any]:
         found: dict[str, Any] = {}
@@ -94,11 +110,7 @@ class Registry:
     def _foreign(self, name: str) -> Any:
         point = self.installed()[name]
         where = f"{self.kind} {name}: {point.value}"
-        try:
-            found = point.load()
-        except (ImportError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{where} cannot be loaded: {reason}") from error
+        found = load_point(point, where)
         module, _, attribute = self.of.partition(":")
         if not isinstance(found, getattr(importlib.import_module(module), attribute)):
             kind = type(found).__name__

@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import EntryPoint
 from typing import Any
 
-from lwqc.errors import InputError
+from lwqc.errors import InputError, LwqcError, UserCodeError
 
 _allowed = [True]
 _files: set[str] = set()
@@ -33,11 +34,43 @@ def loaded_files() -> list[str]:
 
 @contextmanager
 def running(what: str) -> Iterator[None]:
-    """Run the user's code. What it raises, SystemExit too, is an InputError that starts so."""
+    """Run the user's code. What it raises, SystemExit too, is a UserCodeError that starts so."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        raise InputError(f"{what}: {line_of(error)}") from error
+        raise UserCodeError(f"{what}: {line_of(error)}") from error
+
+
+@contextmanager
+def running_package(what: Callable[[], str]) -> Iterator[None]:
+    """Run code of an installed package. what: gives its kind, name and package.
+
+    Raises UserCodeError for what it raises. Refusals of its own are told under its name; results
+    that do not hold and memory that is out keep their meaning.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise UserCodeError(f"{what()}: {error}") from error
+    except (LwqcError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserCodeError(f"{what()} failed: {line_of(error)}") from error
+
+
+def load_point(point: EntryPoint, where: str) -> Any:
+    """The object that an entry point names. Raises UserCodeError that starts with `where`."""
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:
+        plain = isinstance(error, (ImportError, AttributeError))
+        reason = " ".join(str(error).split())[:200] if plain else line_of(error)
+        raise UserCodeError(f"{where} cannot be loaded: {reason}") from error
+
+
+def package_of(point: EntryPoint) -> str:
+    """The package that an entry point comes from, or its module where none is noted."""
+    return point.dist.name if point.dist else point.module
 
 
 def line_of(error: BaseException) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 
 from lwqc.errors import InputError
+from lwqc.model.user_code import package_of
 from lwqc.passes.pipeline import PIPELINES
 from lwqc.passes.planned import PLANNED
-from lwqc.passes.registry import find, from_packages, names, options_of, unknown
+from lwqc.passes.registry import find, from_packages, names, options_of, running, unknown
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,14 @@ def described(name: str) -> Entry:
     if name not in names():
         raise unknown("pass", name, [*names(), *PIPELINES, *PLANNED])
     point = from_packages().get(name)
-    kind = "passes" if point is None else f"passes of {point.dist.name if point.dist else point}"
+    kind = "passes" if point is None else f"passes of {package_of(point)}"
     try:
         step = find(name)
+        with running(step):
+            hints: Mapping[str, object] = typing.get_type_hints(step)
     except InputError as error:
         return Entry(name, kind, str(error), str(error))
     specification = inspect.getdoc(step) or "(no docstring)"
-    hints: Mapping[str, object] = typing.get_type_hints(step)
     options = tuple(
         f"{key}: {_type(hints[field.name])}{_default(field.default)}"
         for key, field in options_of(step).items()

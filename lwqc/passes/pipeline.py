@@ -15,7 +15,7 @@ from lwqc.passes.base import apply, name_of
 from lwqc.passes.context import Context
 from lwqc.passes.pipeline_text import Item, parsed
 from lwqc.passes.planned import PLANNED, Planned
-from lwqc.passes.registry import item_of, make, names, unknown
+from lwqc.passes.registry import item_of, make, names, running, unknown
 
 # What a text may name beside passes; each is a text itself.
 PIPELINES: Mapping[str, str] = MappingProxyType(
@@ -107,7 +107,8 @@ class Pipeline:
                 break
             if step in done:
                 continue
-            changes = apply(step, ctx)
+            with running(type(step)):
+                changes = apply(step, ctx)
             done = [step] if changes else [*done, step]
             if changes:
                 changed[name_of(step)] = None

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import typing
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -16,6 +17,7 @@ import onnx_ir as ir
 from pydantic import TypeAdapter, ValidationError
 
 from lwqc.errors import InputError
+from lwqc.model.user_code import load_point, package_of, running_package
 from lwqc.passes.base import kebab, name_of
 from lwqc.passes.pipeline_text import Item, Option
 
@@ -59,6 +61,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
     }
 )
 PassClass = type[ir.passes.PassBase]
+_FOREIGN: dict[PassClass, str] = {}  # classes of other packages that were found, as messages say
 
 
 @cache
@@ -84,13 +87,20 @@ def find(name: str) -> PassClass:
     point = from_packages().get(name)
     if point is None:
         raise unknown("pass", name, names())
-    try:
-        loaded: object = point.load()
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"pass {name}: {point.value} cannot be loaded: {error}") from error
+    loaded: object = load_point(point, f"pass {name}: {point.value}")
     if not isinstance(loaded, type) or not issubclass(loaded, ir.passes.PassBase):
         raise InputError(f"pass {name}: {point.value} is no class of passes of onnx_ir")
+    _FOREIGN[loaded] = f"pass {name} (of {package_of(point)})"
     return loaded
+
+
+def running(step: PassClass) -> AbstractContextManager[None]:
+    """Around what a pass does, where a package brought it and a text named it.
+
+    Raises UserCodeError for what it raises. Passes that the caller made are the caller's to debug.
+    """
+    told = _FOREIGN.get(step)
+    return nullcontext() if told is None else running_package(lambda: told)
 
 
 def unknown(kind: str, name: str, known: list[str]) -> InputError:
@@ -111,7 +121,8 @@ def make(item: Item) -> ir.passes.PassBase:
     """The pass that an item of a text asks for. Raises InputError."""
     step = find(item.name)
     fields = options_of(step)
-    hints = typing.get_type_hints(step)
+    with running(step):
+        hints = typing.get_type_hints(step)
     values: dict[str, object] = {}
     for key, given in item.options.items():
         if key not in fields:
@@ -123,7 +134,8 @@ def make(item: Item) -> ir.passes.PassBase:
         raise InputError(f"{item.name}: {', '.join(missing)} must be given: {item.name}{{...}}")
     if inspect.isabstract(step):
         raise InputError(f"{item.name}: {step.__name__} does not say how it rewrites")
-    return step(**values)
+    with running(step):
+        return step(**values)
 
 
 def item_of(step: ir.passes.PassBase) -> Item:

@@ -20,7 +20,9 @@ from lwqc.graph.rules import (
     reading_shapes,
     recurrent,
 )
-from lwqc.graph.rules.context import Rule, Rules
+from lwqc.graph.rules.context import Context, Rule, Rules
+from lwqc.graph.rules.fit import BarrierError
+from lwqc.model.user_code import load_point, package_of, running_package
 
 _TABLES = (
     elementwise,
@@ -49,12 +51,26 @@ def all_rules() -> Rules:
     found: dict[tuple[str, str], Rule] = {}
     for point in entry_points(group=GROUP):
         where = f"rules {point.name}: {point.value}"
-        try:
-            table = point.load()
-        except (ImportError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{where} cannot be loaded: {reason}") from error
+        table = load_point(point, where)
         if not isinstance(table, Mapping):
             raise InputError(f"{where} is a {type(table).__name__}; expected a mapping of rules")
-        found.update(table)
+        for (domain, operator), rule in table.items():
+            name = f"{domain}.{operator}".lstrip(".")
+            found[domain, operator] = _told(f"rule for {name} (of {package_of(point)})", rule)
     return {**found, **RULES}
+
+
+def _told(what: str, rule: Rule) -> Rule:
+    """A rule of a package, whose failures are told under its name."""
+
+    def run(ctx: Context) -> None:
+        barrier = None
+        with running_package(lambda: what):
+            try:
+                rule(ctx)
+            except BarrierError as error:
+                barrier = error
+        if barrier is not None:
+            raise barrier
+
+    return run

@@ -83,10 +83,22 @@ def aggregated(
     saliency: of one member, per position along its axis. Source: SPA (arXiv 2403.18955), with the
     aggregation of DepGraph (arXiv 2301.12900).
     """
-    parts = [gathered(m.owner, saliency(m), group.size) for m in members(group, read)]
+    parts = [gathered(m.owner, _by_position(saliency, m), group.size) for m in members(group, read)]
     if not parts:
         return np.ones(group.size)  # nothing to go by: all alike
     return np.asarray(np.mean(parts, axis=0))
+
+
+def _by_position(
+    saliency: Callable[[Member], NDArray[np.floating]], member: Member
+) -> NDArray[np.floating]:
+    values = np.asarray(saliency(member), np.float64)
+    if values.shape != member.owner.shape:
+        raise InputError(
+            f"gave the shape {values.shape} for weight {member.occurrence.value.name}; "
+            f"expected {member.owner.shape}, one number for each position"
+        )
+    return values
 
 
 def normalised(importance: Importance, how: Normaliser) -> Importance:
