@@ -10,10 +10,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from lwqc.compile.timing import form_seconds
 from lwqc.decide.compress import open_workspace
 from lwqc.errors import InputError, SessionError
-from lwqc.model import inference, limits
+from lwqc.graph.sites import find_sites
+from lwqc.model import inference, io, limits
 from lwqc.model.limits import LimitError, Limits, parse_limits
+from lwqc.plans.plan import SiteEntry
+from lwqc.quant.formats import WeightFormat
 from lwqc.runtime import isolated, memory, proof
 from lwqc.runtime.counted import counted
 from lwqc.runtime.data import open_data
@@ -106,6 +110,15 @@ def test_what_is_kept_of_runs(allowed):
     crossing.put("a", 1, np.zeros(99, np.float32))
     with pytest.raises(LimitError, match="keeping activations"):
         crossing.put("b", 1, np.zeros(1, np.float32))
+
+
+def test_a_site_is_not_timed_on_what_does_not_fit(allowed):
+    built = small_model()
+    site = find_sites(io.from_proto(CASES["two_imports"]())).sites[0]
+    work = open_workspace(built, data=[{"x": np.ones((1, 100), np.float32)}])
+    allowed(traces=1e6)
+    with pytest.raises(LimitError, match="--limit traces=549"):
+        form_seconds(work, site, SiteEntry(weight=WeightFormat(8)), (2**31, 32))
 
 
 def small_model():

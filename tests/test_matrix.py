@@ -15,7 +15,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from lwqc.runtime.isolated import Isolated
 from tests import test_chains as chains
 from tests import test_odd_places as places
 from tests.odd_files import CASES
@@ -62,19 +61,6 @@ ROUNDS = [
 ]
 # What such models do not have, said in these words.
 LACKING = ("has no residual branch that could be removed", "nothing can be pruned: ")
-
-
-@pytest.fixture(scope="module")
-def process():
-    """One process for all saved files that are tried; starting it takes longer than the rest."""
-
-    class Kept(Isolated):
-        def close(self) -> None:
-            pass
-
-    kept = Kept()
-    yield kept
-    Isolated.close(kept)
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +120,8 @@ def sound(before: Path, after: Path, least: float | None) -> None:
 
 
 @pytest.mark.parametrize(("model", "command", "processor"), ROUNDS)
-def test_the_promise_holds(
-    model, command, processor, run, folder, process, tmp_path, monkeypatch
-):  # fmt: skip
+def test_the_promise_holds(model, command, processor, run, folder, tmp_path, monkeypatch):
     short(monkeypatch)
-    monkeypatch.setattr("lwqc.compile.saved_check.Isolated", lambda: process)
     (options, least) = next(c[1:] for c in COMMANDS if c[0] == command)
     source, out = folder / f"{model}.onnx", tmp_path / "o.onnx"
     options = [x for o in options for x in ([o, folder / f"{model}.npz"] if o == "--data" else [o])]

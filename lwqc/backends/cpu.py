@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from lwqc.backends.cpu_rules import RULES, CpuRules, probed
+from lwqc.backends.slow_cells import unpacks_every_run
 from lwqc.backends.target import FloatType, Form, Lowered, illegal, lower_pipeline
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow, integer_flow
@@ -105,7 +106,7 @@ class CpuTarget:
         if not (site.ops <= _BLOCK_OPS and site.has_kernels):
             grains = [(4, (64, 16)), (8, (None,))]
         if tiny:
-            grains.insert(0, (2, (64, 32, 16)))
+            grains.insert(0, (2, (128, 64, 32)))
         formats = dict.fromkeys(
             WeightFormat(bits, block, symmetric, "float16" if block else "float32").fitted(
                 site.n, site.k
@@ -282,7 +283,12 @@ def _block_form(site: Site, entry: SiteEntry) -> Form | str:
 
 
 def _unpacks(site: Site, entry: SiteEntry) -> bool:
-    return entry.unpacked and site.ops <= _LINEAR and entry.weight.kind == "int"
+    """Whether the weight becomes float at load: as the entry says, or rather than in every run."""
+    if entry.weight.kind != "int" or entry.has_side:
+        return entry.unpacked and site.ops <= _LINEAR and entry.weight.kind == "int"
+    if entry.unpacked and site.ops <= _LINEAR:
+        return True
+    return bool(site.ops & _LINEAR) and entry.activation == "none" and unpacks_every_run(entry)
 
 
 def _float4_form(site: Site, entry: SiteEntry) -> Form | str:

@@ -21,7 +21,7 @@ from lwqc.errors import SessionError, UnsoundResult
 from lwqc.model import io
 from lwqc.model.scratch import temporary_folder
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
-from lwqc.runtime.isolated import Isolated
+from lwqc.runtime.isolated import shared
 from lwqc.runtime.session import Feeds, SessionSettings, as_array, load_isolated
 
 Array = NDArray[Any]
@@ -57,7 +57,7 @@ def check_saved(
     session. label: for messages. brain: whether it computes in bfloat16, for which float32 stands
     in without a device that has it.
     """
-    process = Isolated()
+    process = shared()
     widened = brain and settings.provider == SessionSettings().provider
     try:
         with _runnable(path, widened) as file:
@@ -71,7 +71,8 @@ def check_saved(
         reason = str(error).replace(str(path), label)
         raise UnsoundResult(f"{label}: was not saved: {reason}") from error
     finally:
-        process.close()
+        if process.alive:
+            process.forget()
 
 
 def save(

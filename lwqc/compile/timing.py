@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from lwqc.compile.activation_facts import tensor_shapes
 from lwqc.compile.version import Version
 from lwqc.graph.sites import Site
 from lwqc.model import io
+from lwqc.model.limits import beyond, limits
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.runtime.served import Served, overall
@@ -191,8 +193,7 @@ def form_seconds(
         activations={"x": _RANGE, "y": _RANGE},
     )
     lowered = work.job.target.lower(model, plan, EncodedWeights(model, io.read_array)).model
-    rng = np.random.default_rng(0)
-    floats = rng.standard_normal(shape).astype(np.float32)
+    floats = _drawn(site, shape)
     feeds: dict[str, NDArray[Any]] = {"x": floats}
     if site.op == "Conv" and entry.activation == "static":
         codes = _expose_codes(lowered).numpy()
@@ -205,11 +206,19 @@ def form_seconds(
     return _quartile(before), _quartile(after)
 
 
+def _drawn(site: Site, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Numbers to time a site on. Raises LimitError: shapes may be those that a file declares."""
+    needed = 8 * math.prod(shape)
+    if needed > limits().traces:
+        raise beyond(f"{site.name}: timing it on {list(shape)}", "traces", needed)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
 def float_seconds(
     site: Site, shape: tuple[int, ...], weight: tuple[int, ...] | None = None
 ) -> float:
     """Seconds of the float operator alone, see `form_seconds`."""
-    feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    feeds = {"x": _drawn(site, shape)}
     session = Session(_alone(site, shape, weight), label=site.name)
     (times,) = time_runs([session], feeds, seconds=_SECONDS)
     return _quartile(times)

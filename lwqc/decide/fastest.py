@@ -382,7 +382,7 @@ def _relaxed(
 ) -> tuple[Candidate, Session]:
     """Leave the activations of the most sensitive sites float until the drop is allowed.
 
-    Sites are ordered by what their own 8-bit activation costs; bisection over that order.
+    Sites are ordered by what they cost alone in 8 bits; bisection over that order.
     """
     plan = candidate.plan
     integer = [n for n, e in plan.quantize.items() if e.activation != "none"]
@@ -400,7 +400,7 @@ def _relaxed(
     if trial.drop > most:
         return candidate, session  # without any 8-bit activation it is too much already
     candidate, session = trial, loaded
-    order = planning.by_activation_error(work, plan, integer)
+    order = planning.by_output_error(work, plan, integer)
     low, high = 0, len(order) - 1
     while low < high:
         middle = (low + high) // 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -12,6 +11,7 @@ import onnx_ir as ir
 
 from lwqc.backends.target import FloatType
 from lwqc.compile.version import Version
+from lwqc.graph.computed_filters import enlarging
 from lwqc.graph.float_slots import float_slots, is_float32
 from lwqc.graph.pass_through import pass_through
 from lwqc.graph.sites import MIN_WEIGHTS
@@ -29,7 +29,6 @@ _SAME = 1e-5  # relative difference of outputs that computing with other filling
 _SMALL = 1 << 20
 _CLIP_OPSET = 11  # from here on its bounds are operands
 _FILLING = {"float16": 3e4, "bfloat16": 3e38}  # of masks; sums of two are finite
-_BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _PHASES = frozenset({"Sin", "Cos", "Tan"})
 _WEIGHTED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
 
@@ -126,7 +125,7 @@ class _Islands:
         nodes = []
         for node in pass_through(self.model.graph):
             self._keep(node, "hands numbers on to an output as they are")
-        for node in _enlarging(self.model.graph):
+        for node in enlarging(self.model.graph):
             self._keep(node, "made of fewer stored numbers, once, when the model is loaded")
         for node in self.model.graph.all_nodes():
             if self._could(node):
@@ -206,39 +205,6 @@ class _Islands:
 
     def _keep(self, node: ir.Node, reason: str) -> None:
         self.keep.setdefault(node.outputs[0].name or "", reason)
-
-
-def _enlarging(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Nodes of the main graph that make more numbers than are stored of stored ones alone.
-
-    A filter that is computed of its positions costs nothing at run time, and its errors are not
-    those of rounding its own numbers. A weight as large as what it is made of is stored small.
-    """
-    stored: dict[ir.Value | None, dict[ir.Value, int]] = {}
-    for node in graph:
-        sources: dict[ir.Value, int] = {}
-        for value in node.inputs:
-            tensor = stored_tensor(value)
-            if value is not None and tensor is not None:
-                sources[value] = tensor.size
-            elif value is not None:
-                found = stored.get(value)
-                if found is None:
-                    break
-                sources |= found
-        else:
-            attributes = node.attributes.values()
-            if not sources or any(a.type in _BODIES for a in attributes):
-                continue
-            stored |= dict.fromkeys(node.outputs, sources)
-            if sum(map(_size, node.outputs)) > sum(sources.values()):
-                yield node
-
-
-def _size(value: ir.Value) -> int:
-    """How many numbers it has; 0 where that is not known."""
-    shape = value.shape
-    return math.prod(shape.numpy()) if shape is not None and shape.is_static() else 0
 
 
 def _is_float(value: ir.Value | None) -> bool:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Literal
 
 from lwqc.compile.activation_facts import activation_ranges
-from lwqc.compile.candidates import Candidate, evaluate, measured, with_formats
+from lwqc.compile.candidates import Candidate, evaluate, known_drop, measured, tried, with_formats
 from lwqc.compile.stored_sites import storable
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
@@ -25,6 +25,7 @@ from lwqc.runtime.stats.rounding_noise import RoundingNoise
 _LEAST, _SHARE = 256, 1000  # weights, and part of all of them, that are worth fewer bits in a file
 _FINER = 1.07  # times the bytes of a scale per channel that scales per block may take
 _FEWEST_BLOCKS = 3
+_MOST_ALONE = 64  # sites that are tried one by one
 Activations = Literal["none", "dynamic", "static"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 
@@ -245,11 +246,30 @@ def by_activation_error(work: Version, plan: Plan, sites: Collection[str]) -> li
     return [*hidden, *sorted(names, key=lambda n: (-costs[n], n))]
 
 
+def by_output_error(work: Version, plan: Plan, sites: Collection[str]) -> list[str]:
+    """The sites in order of what each of them alone costs in the plan's format, the worst first.
+
+    Where that are too many to try, or the loss is a metric of the caller's, whose steps are coarse,
+    in order of what 8 bits cost their activation.
+    """
+    order = by_activation_error(work, plan, sites)
+    if work.job.metric is not None or work.is_large or len(order) > _MOST_ALONE:
+        return order
+    report = work.job.report("sites alone")
+    drops: dict[str, float] = {}
+    for name in order:
+        others = {n: "" for n in plan.quantize if n != name}
+        alone = without(plan, others)
+        known = known_drop(work, alone)
+        drops[name] = tried(work, alone).drop if known is None else known
+        report(len(drops), len(order))
+    return sorted(order, key=lambda n: -drops[n])
+
+
 def weight_only(work: Version, plan: Plan, sites: Iterable[str]) -> Plan:
     """The plan with float activations at the given sites, their weights unpacked at load.
 
-    Kernels that read 8-bit weights beside float activations are far slower than float ones; only
-    models of more than a gigabyte get them, for their memory.
+    In models of more than a gigabyte they keep the format that a product reads, in blocks.
     """
     entries, kept = dict(plan.quantize), dict(plan.kept_float)
     unpacked = [] if work.is_large else [SiteEntry(weight=WeightFormat(8))]

@@ -49,3 +49,10 @@ def reduced_axes(node: ir.Node) -> list[int] | None:
     if "axes" in node.attributes:
         return list(node.attributes["axes"].as_ints())
     return stored_ints(node.inputs[1]) if len(node.inputs) > 1 else None
+
+
+def pads(node: ir.Node) -> bool:
+    """Whether a convolution or pooling pads its input."""
+    amounts, auto = node.attributes.get("pads"), node.attributes.get("auto_pad")
+    same = auto is not None and auto.as_string().startswith("SAME")
+    return same or (amounts is not None and any(amounts.as_ints()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -43,7 +43,7 @@ def insert_before(
     op_type: str,
     inputs: Sequence[ir.Value | None],
     outputs: Sequence[str],
-    attributes: dict[str, int | float] | None = None,
+    attributes: Mapping[str, int | float | Sequence[int]] | None = None,
     domain: str = "",
 ) -> tuple[ir.Value, ...]:
     """Create a node in front of `anchor`; returns its output values.

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.operands import made_by, only_reader
+from lwqc.graph.operands import made_by, only_reader, pads
 from lwqc.model.edit import (
     add_constant,
     insert_before,
@@ -99,7 +99,7 @@ def _fold_in_front(graph: ir.Graph, conv: ir.Node) -> bool:
     if found is None:
         return False
     factor, shift, value, gone = found.factor, found.shift, found.x, [found.node]
-    if _pads(conv) and shift.any():
+    if pads(conv) and shift.any():
         product = _made(value, channels, rank)
         if product is None or product.shift.any() or not product.factor.all():
             return False
@@ -220,12 +220,6 @@ def _change_bias(
         return change(bias.astype(np.float64), own.astype(np.float64))
 
     replace_stored(value, lazy_like(tensor, tensor.name, changed))
-
-
-def _pads(node: ir.Node) -> bool:
-    pads, auto = node.attributes.get("pads"), node.attributes.get("auto_pad")
-    same = auto is not None and auto.as_string().startswith("SAME")
-    return same or (pads is not None and any(pads.as_ints()))
 
 
 def _first(numbers: Vector, weight: Vector) -> Vector:

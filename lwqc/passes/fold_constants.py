@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from lwqc.graph.computed_filters import computed_filters
 from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.graph.value_types import forget_uncertain
 from lwqc.model.weights import stored_tensor
@@ -35,7 +36,8 @@ class FoldConstants(Pass):
     Rewrites to: stored tensors, fewer nodes. Exact but for the rounding of folded weights.
     Refuses: operands or results of more than `limit` numbers; without `copies` those of
         stored weights that would lie beside them in the file, or take more bytes than they do;
-        what would be another weight than one of `whole`; operators in training mode.
+        what would be another weight than one of `whole`; large filters of convolutions that are
+        made of few numbers; operators in training mode.
 
     limit: numbers. copies: of stored weights, which may then have kernels of their own. whole:
     names of stored weights of which something else is known than their numbers.
@@ -53,6 +55,7 @@ class FoldConstants(Pass):
         from onnxscript.optimizer import optimize_ir
 
         before, counts = model.clone(), _operators(model)
+        computed = computed_filters(model.graph)
         _own_constants(model)
         try:
             with shielded(model), rooted_rules(), quiet(*_TALKATIVE):
@@ -60,7 +63,7 @@ class FoldConstants(Pass):
                     model,
                     input_size_limit=self.limit,
                     output_size_limit=self.limit,
-                    should_fold=self._may_fold,
+                    should_fold=lambda node: False if node in computed else self._may_fold(node),
                 )
         except Exception as error:
             cause: BaseException = error

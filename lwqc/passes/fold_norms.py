@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lwqc.graph.consumers import bias_operand, node_name
 from lwqc.graph.linear_operand import Operand, linear_operand
+from lwqc.graph.operands import pads
 from lwqc.graph.scalable import Consumer, Port, Span, Unscalable, find_spans
 from lwqc.graph.scale_rules import MOVES
 from lwqc.model.edit import (
@@ -126,7 +127,7 @@ def _unfit(reader: Consumer, output: ir.Value, *, biased: bool) -> str | None:
         return f"{name} reads it with channels that are not the norm's"
     if not biased:
         return None
-    if _pads(reader.node):
+    if pads(reader.node):
         return f"{name} pads with zeros, which the norm's bias would change"
     operand = linear_operand(reader.node)
     assert isinstance(operand, Operand)
@@ -143,12 +144,6 @@ def _before_moves(value: ir.Value) -> ir.Value:
         assert source is not None
         value, producer = source, source.producer()
     return value
-
-
-def _pads(node: ir.Node) -> bool:
-    pads, auto = node.attributes.get("pads"), node.attributes.get("auto_pad")
-    same = auto is not None and auto.as_string().startswith("SAME")
-    return same or (pads is not None and any(pads.as_ints()))
 
 
 def _fold(graph: ir.Graph, norm: Foldable) -> None:

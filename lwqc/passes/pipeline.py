@@ -21,7 +21,7 @@ from lwqc.passes.registry import item_of, make, names, running, unknown
 PIPELINES: Mapping[str, str] = MappingProxyType(
     {
         "simplify": "fold-constants,global-pool,constant-reshape,flat-transpose,identity-gather,"
-        "late-broadcast,fold-constants,join-equal,fuse-activations,fold-affine",
+        "late-broadcast,fold-constants,join-equal,fuse-activations,fold-affine,stft-conv",
         "fuse": "raise-opset{version=23 for-fusions=true},fuse-layer-norm,fuse-rms-norm,"
         "fuse-rotary,fuse-attention",
         "clean": "simplify,fuse,nan-guards,fold-constants",

@@ -54,6 +54,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "residual-sum": f"{_HERE}.residual_sum:ResidualSum",
         "restore-floats": f"{_HERE}.by_name:RestoreAllFloats",
         "sizes-on-device": f"{_HERE}.sizes_on_device:SizesOnDevice",
+        "stft-conv": f"{_HERE}.stft_conv:StftConv",
         "strided-reshape": f"{_HERE}.strided_reshape:StridedReshape",
         "widen-bfloat16": f"{_HERE}.widen_bfloat16:WidenBfloat16",
         "widen-floats": f"{_HERE}.widen_floats:WidenFloats",

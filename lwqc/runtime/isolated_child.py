@@ -65,7 +65,8 @@ class _Loaded:
         """The outputs, if they are wanted."""
         session = self.session
         assert session is not None
-        known = {i.name: feeds[i.name] for i in session.get_inputs() if i.name in feeds}
+        given = (i for i in session.get_inputs() if i.name in feeds)
+        known = {i.name: fitting(feeds[i.name], i.type) for i in given}
         outputs = session.get_outputs()
         brain = any("bfloat16" in o.type for o in outputs)
         if not brain and not any(a.dtype.name == "bfloat16" for a in known.values()):
@@ -74,6 +75,12 @@ class _Loaded:
         held = {name: _held(array) for name, array in known.items()}
         found = session.run_with_ort_values([o.name for o in outputs], held)
         return list(map(_numbers, found)) if keep else None
+
+
+def fitting(array: Any, kind: str) -> Any:
+    """Numbers for an input of that type: a lowered model may take float32 ones in 16 bits."""
+    halved = kind == "tensor(float16)" and getattr(array, "dtype", None) == np.float32
+    return array.astype(np.float16) if halved else array
 
 
 def _held(array: Any) -> ort.OrtValue:

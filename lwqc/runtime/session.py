@@ -25,6 +25,7 @@ from lwqc.model.kept_parts import forget_parts
 from lwqc.model.limits import limits
 from lwqc.model.scratch import temporary_folder, unwritable
 from lwqc.runtime.isolated import Isolated, Signature, shared
+from lwqc.runtime.isolated_child import fitting
 from lwqc.runtime.loadable import Loadable, as_loadable
 from lwqc.runtime.proof import prove_waiting
 
@@ -165,7 +166,8 @@ class Session:
         self.outputs = [o.name for o in self._session.get_outputs()]
         self.types = {o.name: o.type for o in self._session.get_outputs()}
         self._brain = any("bfloat16" in kind for kind in self.types.values())
-        self.inputs = [i.name for i in self._session.get_inputs()]
+        self._input_types = {i.name: i.type for i in self._session.get_inputs()}
+        self.inputs = list(self._input_types)
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Run once; what is no tensor comes as one, see `as_array`.
@@ -203,7 +205,8 @@ class Session:
         binding = self._session.io_binding()
         for name in self.inputs:
             if name in feeds:
-                value = ort.OrtValue.ortvalue_from_numpy(feeds[name], device, 0)
+                array = fitting(feeds[name], self._input_types[name])
+                value = ort.OrtValue.ortvalue_from_numpy(array, device, 0)
                 binding.bind_ortvalue_input(name, value)
         for name in self.outputs:
             like = shapes[name]
@@ -227,7 +230,8 @@ class Session:
         return time.perf_counter() - start
 
     def _values(self, feeds: Feeds) -> list[Any]:
-        known = {name: _fed(feeds[name]) for name in self.inputs if name in feeds}
+        given = self._input_types.items()
+        known = {name: _fed(fitting(feeds[name], kind)) for name, kind in given if name in feeds}
         if not self._brain:
             return list(self._session.run(None, known))
         held = {n: v if isinstance(v, ort.OrtValue) else _held(v) for n, v in known.items()}

@@ -86,7 +86,8 @@ def test_where_the_saved_file_kills_its_process_nothing_changes(
 ):
     script = tmp_path_factory.mktemp("child") / "child.py"
     script.write_text(DIES)
-    monkeypatch.setattr(isolated, "CHILD", script)
+    dying = type("Dying", (isolated.Isolated,), {"script": script})()
+    monkeypatch.setattr("lwqc.compile.saved_check.shared", lambda: dying)
     before = content(folder)
     code, _, err = run(*arguments(name, folder))
     assert code == 1

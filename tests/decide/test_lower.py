@@ -1,5 +1,6 @@
 """`lwqc lower` and its neighbours, as a user meets them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,17 @@ def test_a_conversion_that_costs_too_much_exits_3(run, linear, tmp_path):
     assert code == 3
     assert "drop: asked 0" in err
     assert out.exists()
+
+
+@pytest.mark.parametrize("target", ["cuda", "tensorrt"])
+def test_inputs_and_outputs_of_16_bits_are_measured_on_the_same_data(run, linear, tmp_path, target):
+    out = tmp_path / "out.onnx"
+    asked = ["--floats", "float16", "--half-boundary", "--json"]
+    code, text, _ = run("lower", linear, "-o", out, "--target", target, *asked)
+    graph = onnx.load(out).graph
+    types = {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
+    assert (code, types) == (0, {onnx.TensorProto.FLOAT16})
+    assert json.loads(text)["drop"] < 1e-4
 
 
 REFUSED = [

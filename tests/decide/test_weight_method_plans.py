@@ -171,7 +171,7 @@ def test_every_quantizing_recipe_makes_a_model_that_runs(vit):
         goals = Goals(avg_bits=6) if recipe.allocator == "rank" else Goals()
         done = compress_workspace(vit, goals, recipe)
         assert done.decisions.quantize, recipe.name
-        assert vit.metric(Session(done.model, label=recipe.name)) > 0.8, recipe.name
+        assert vit.job.metric(Session(done.model, label=recipe.name)) > 0.8, recipe.name
 
 
 def test_mixed_bits_beat_uniform_ones_and_the_fixed_rule_at_equal_bytes(vit):
@@ -188,15 +188,16 @@ def test_mixed_bits_beat_uniform_ones_and_the_fixed_rule_at_equal_bytes(vit):
 def test_two_bits_join_when_four_do_not_fit(vit):
     done = compress_workspace(vit, Goals(avg_bits=3.5), find("knapsack"))
     assert {e.weight.bits for e in done.decisions.quantize.values()} >= {2, 4}
-    above = compress_workspace(vit, Goals(avg_bits=4.6), find("knapsack"))
+    # Scales take more where products are of 8-bit activations, which timings choose.
+    above = compress_workspace(vit, Goals(avg_bits=4.9), find("knapsack"))
     assert 2 not in {e.weight.bits for e in above.decisions.quantize.values()}
 
 
 def test_the_bisected_recipe_keeps_within_its_drop(vit):
     done = compress_workspace(vit, Goals(max_drop=0.004), find("aughess"))
-    drop = vit.metric.drop(vit.metric_reference, vit.metric(Session(done.model, label="m")))
+    drop = vit.job.metric.drop(vit.original.metric, vit.job.metric(Session(done.model, label="m")))
     assert drop <= 0.004
-    assert io.serialized_bytes(done.model) < 0.3 * vit.float_bytes
+    assert io.serialized_bytes(done.model) < 0.3 * vit.original.size_bytes
     with pytest.raises(InputError, match="max-drop"):
         compress_workspace(vit, Goals(avg_bits=4), find("aughess"))
 

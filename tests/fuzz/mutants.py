@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
+from onnx.checker import ValidationError
 
 from tests.fuzz import of_models, of_nodes, of_values
 from tests.fuzz.corpus import MODELS
@@ -45,7 +46,7 @@ def mutant(seed: int, number: int) -> Mutant:
         try:
             changes = [_change(rng, proto) for _ in range(pick(rng, (1, 1, 1, 2, 3)))]
             return Mutant(name, tuple(changes), proto.SerializeToString())
-        except (DecodeError, EncodeError, ValueError):  # protobuf itself refuses a few
+        except (DecodeError, EncodeError, ValueError, ValidationError):  # refused by libraries
             continue
     return Mutant(name, (), original(name))
 

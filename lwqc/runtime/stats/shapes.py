@@ -39,8 +39,11 @@ class Shapes(Collector[ShapesSeen]):
         return (self.tensor,)
 
     def emit(self, emit: Emitter, values: Sequence[ir.Value]) -> Sequence[ir.Value]:
-        """One Shape node."""
-        return [emit("Shape", values[0])]
+        """One Shape node, of sizes that are not declared: the runtime would take those for it."""
+        value = values[0]
+        if value.shape is not None and value.producer() is not None:
+            value.shape = ir.Shape([None] * value.shape.rank())
+        return [emit("Shape", value)]
 
     def read(self, outputs: Sequence[Array]) -> ShapesSeen:
         """Shape of one run."""

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import pytest
 
+from lwqc.compile.reference import Reference
 from lwqc.compile.version import Version
 from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.decide.compress import compress_workspace, open_workspace
@@ -149,7 +150,8 @@ def test_the_metric_of_the_user_decides_on_all_data() -> None:
     control = SearchControl(effort="low")
     with pytest.raises(InputError, match="compares by a metric"):
         joint(work, goals(0.1), recipe, control)
-    judged = opened(metric=Metric("brightness", brightness))
+    job = dataclasses.replace(work.job, metric=Metric("brightness", brightness))
+    judged = Version(work.model, job, Reference(work.model, work.name, job))
     done = joint(judged, goals(0.1), recipe, control)
     assert done.search is not None
     assert done.search.measure == "metric"

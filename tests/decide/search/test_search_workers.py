@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,27 +19,30 @@ from lwqc.errors import InputError
 from lwqc.model import limits
 from tests.decide.search.searched import changed, found, trial
 
-CANDIDATES = [
-    changed(format_0=0),
-    changed(width_0=2),
-    changed(branch_0=0),
-    changed(format_1=0, width_1=1),
-    changed(format_2=0, width_2=1),
-    changed(format_3=0, branch_1=0),
-]
+
+@cache
+def candidates():
+    return [
+        changed(format_0=0),
+        changed(width_0=2),
+        changed(branch_0=0),
+        changed(format_1=0, width_1=1),
+        changed(format_2=0, width_2=1),
+        changed(format_3=0, branch_1=0),
+    ]
 
 
 def expected():
-    return [trial().score(c, 2) for c in CANDIDATES]
+    return [trial().score(c, 2) for c in candidates()]
 
 
 def test_processes_agree_and_one_that_dies_loses_nothing() -> None:
     with workers(found().spec, 2) as evaluate:
-        assert evaluate(CANDIDATES, 2) == expected()
+        assert evaluate(candidates(), 2) == expected()
         victims = multiprocessing.active_children()
         assert len(victims) == 2
         victims[0].kill()
-        assert evaluate(CANDIDATES, 2) == expected()
+        assert evaluate(candidates(), 2) == expected()
 
 
 def test_workers_have_the_limits_of_this_process(monkeypatch) -> None:
@@ -48,12 +52,12 @@ def test_workers_have_the_limits_of_this_process(monkeypatch) -> None:
         pytest.raises(limits.LimitError, match=r"keeping outputs .* --limit traces="),
         workers(spec, 2) as evaluate,
     ):
-        evaluate(CANDIDATES, 2)
+        evaluate(candidates(), 2)
 
 
 def test_short_searches_stay_in_this_process() -> None:
     with workers(found().spec, None, expected=10) as evaluate:
-        assert evaluate(CANDIDATES[:2], 0) == [trial().score(c, 0) for c in CANDIDATES[:2]]
+        assert evaluate(candidates()[:2], 0) == [trial().score(c, 0) for c in candidates()[:2]]
         assert not multiprocessing.active_children()
 
 
@@ -65,7 +69,7 @@ def test_dask_workers_agree_and_one_that_dies_loses_nothing() -> None:
         ) as cluster,
         workers(found().spec, cluster=cluster.scheduler_address) as evaluate,
     ):
-        assert evaluate(CANDIDATES, 2) == expected()
+        assert evaluate(candidates(), 2) == expected()
         victim = cluster.workers[0].process.process.pid
 
         def kill() -> None:
@@ -74,9 +78,9 @@ def test_dask_workers_agree_and_one_that_dies_loses_nothing() -> None:
 
         killer = threading.Thread(target=kill)
         killer.start()
-        assert evaluate(CANDIDATES * 5, 2) == expected() * 5
+        assert evaluate(candidates() * 5, 2) == expected() * 5
         killer.join()
-        assert evaluate(CANDIDATES, 2) == expected()
+        assert evaluate(candidates(), 2) == expected()
 
 
 def test_no_scheduler_is_one_line() -> None:

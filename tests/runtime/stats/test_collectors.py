@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from lwqc.errors import InputError
 from lwqc.runtime.stats.branch_effect import BranchEffect
-from lwqc.runtime.stats.collect import collect
+from lwqc.runtime.stats.collect import collect, instrument
 from lwqc.runtime.stats.gram import Gram
 from lwqc.runtime.stats.histogram import Histogram
 from lwqc.runtime.stats.min_max import MinMax
@@ -136,6 +137,17 @@ def test_shapes(conv_net, images):
     assert found[Shapes("x")].largest == (3, 3, 48, 48)
     assert found[Shapes("x")].last == (2, 3, 40, 40)
     assert found[Shapes("y")].last == (2, 10)
+
+
+def test_shapes_are_not_those_that_a_file_declares():
+    built = parse("""<ir_version: 8, opset_import: ["": 17]>
+        net (float[n,4,1,1] x) => (float[n,4] y) { f = Flatten(x) y = Relu(f) }""")
+    built.graph[0].outputs[0].shape = ir.Shape([2**31, 4])
+    feeds = {"x": np.ones((3, 4, 1, 1), np.float32)}
+    assert collect(built, [Shapes("f")], [feeds], runner)[Shapes("f")].last == (3, 4)
+    copy, _ = instrument(built, [Shapes("f")])
+    (node,) = [n for n in copy.graph if n.op_type == "Flatten"]
+    assert node.outputs[0].shape == [None, None]
 
 
 @pytest.mark.parametrize(
