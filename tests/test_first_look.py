@@ -98,7 +98,7 @@ def test_reasons_name_the_bound_that_was_asked_for(monkeypatch):
         ir.serde.deserialize_model(tied_oblong_matrix()), data=[{"x": normal(8, 64)}]
     )
     monkeypatch.setattr(
-        type(work), "known_drop", lambda self, plan, *, on_all=False: float(bool(plan.quantize))
+        safest, "known_drop", lambda work, plan, *, on_all=False: float(bool(plan.quantize))
     )
     monkeypatch.setattr(planning, "with_method", lambda work, plan, method: plan)
     monkeypatch.setattr(safest._Trials, "fewest_bytes", lambda self, finer: None)

@@ -93,10 +93,10 @@ def test_the_report_says_what_was_done_instead(run, tmp_path):
     code, text, _ = run("compress", DIGITS, "-o", out, "--recipe", "gptq", "--json")
     assert code == 0
     note = "no data was given: codes are chosen by k-quant instead of gptq-order"
-    assert json.loads(text)["notes"] == [note]
+    assert json.loads(text)["notes"][-1] == note
     assert note in " ".join(run("compress", DIGITS, "-o", out, "--recipe", "gptq")[1].split())
     given = run("compress", DIGITS, "-o", out, "--recipe", "gptq", "--data", DATA, "--json")
-    assert json.loads(given[1])["notes"] == []
+    assert not any("no data was given" in note for note in json.loads(given[1])["notes"])
 
 
 @pytest.mark.parametrize("name", ["gptq", "obspa", "ablation-refit", "smoothquant", "auto"])
