@@ -203,7 +203,7 @@ def measured_together(
     runs: int | None = None,
 ) -> dict[tuple[str, ...], float]:
     """Relative squared error at the outputs with some sites in the probe format, by trial."""
-    question = ("error with sites in", probe.layout)
+    question = ("error with sites in", probe.layout, runs)
     known = work.facts.get(question, dict[tuple[str, ...], float])
     new = [trial for trial in trials if trial not in known]
     if new:

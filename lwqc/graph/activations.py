@@ -14,11 +14,13 @@ Kind = Literal["identity", "relu", "leaky", "clip", "sigmoid", "hard-sigmoid"]
 _STEP = 1 / 16  # around 0, where none of the functions has a kink
 _FAR = 1e4
 _NEAR = np.linspace(-20, 20, 4001)
-# Kinks lie at small fractions; far away nothing new begins.
-SAMPLES: Array = np.concatenate(
-    [_NEAR, [-_FAR, -300.0, -50.0, 50.0, 300.0, _FAR], [-1.0, -_STEP, 0.0, _STEP, 1.0]]
-)
-_TOLERANCE = 1e-6  # of the larger of 1 and |x|: float32 has no more
+# Kinks lie at small fractions; far away only guards of a type's ends begin.
+_BEYOND = np.array([50.0, 300.0, _FAR, 1e6, 1e12, 3.4e38, np.inf])
+SAMPLES: Array = np.concatenate([_NEAR, -_BEYOND[::-1], _BEYOND, [-1.0, -_STEP, 0.0, _STEP, 1.0]])
+_IS_NEAR = np.abs(SAMPLES) <= np.abs(_NEAR).max()
+_FINITE = np.isfinite(SAMPLES)
+_TOLERANCE = 1e-6  # float32 has no more
+_NOTHING = 1e-37  # what float32 has no number for
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,19 @@ class Activation:
 
 def named(y: Array) -> Activation | None:
     """The activation whose values at `SAMPLES` are `y`; None if it is none of those known."""
-    if not np.isfinite(y).all():
+    if not np.isfinite(y[_FINITE]).all():
         return None
-    allowed = _TOLERANCE * np.maximum(1, np.abs(SAMPLES))
-    for guess in _guesses(y):
-        if (np.abs(guess(SAMPLES) - y) <= allowed).all():
+    # Near its kinks a function is rounded as its largest values are. Far away it is told from one
+    # with a floor, however small that is: a logarithm or a quotient behind it depends on it.
+    size = min(1.0, float(np.abs(y[_IS_NEAR]).max()))
+    rounded = size * np.maximum(1, np.abs(SAMPLES))
+    allowed = _TOLERANCE * np.where(_IS_NEAR, rounded, np.abs(y)) + _NOTHING
+    for guess in _guesses(y[_FINITE]):
+        with np.errstate(invalid="ignore"):
+            made = guess(SAMPLES)
+            same = bool((np.abs(made - y) <= allowed)[_FINITE].all())
+        ends = guess.kind in _STRAIGHT and not guess.gated
+        if same and (not ends or np.array_equal(made[~_FINITE], y[~_FINITE])):
             return guess
     return None
 
@@ -72,6 +82,7 @@ def _guesses(y: Array) -> Iterator[Activation]:
         yield Activation("sigmoid", float(np.log(plus / (1 - plus))), gated=True)
 
 
+_STRAIGHT = ("identity", "relu", "leaky", "clip")  # what they do to infinities counts: masks
 _VALUES: Mapping[Kind, Callable[[Array, float, float], Array]] = {
     "identity": lambda x, a, b: x,
     "relu": lambda x, a, b: np.maximum(x, 0),

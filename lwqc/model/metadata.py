@@ -48,15 +48,15 @@ def _described(model: ir.Model) -> Iterator[ir.Node | ir.Function]:
 
 
 def _entries(model: ir.Model) -> Iterator[MutableMapping[str, str]]:
-    yield model.metadata_props
     yield from (function.metadata_props for function in model.functions.values())
+    signature = {*model.graph.inputs, *model.graph.outputs}
     for graph in _graphs(model):
         yield graph.metadata_props
-        for value in (*graph.inputs, *graph.initializers.values()):
-            yield value.metadata_props
-        for node in graph:
-            yield node.metadata_props
-            yield from (value.metadata_props for value in node.outputs)
+        made = (value for node in graph for value in node.outputs)
+        for value in (*graph.inputs, *graph.initializers.values(), *made):
+            if value not in signature:
+                yield value.metadata_props
+        yield from (node.metadata_props for node in graph)
 
 
 def _graphs(model: ir.Model) -> Iterator[ir.Graph]:

@@ -79,8 +79,10 @@ def _is_own(conv: ir.Node) -> bool:
 
 def _fold_behind(graph: ir.Graph, conv: ir.Node) -> bool:
     reader = only_reader(conv.outputs[0])
+    if reader is None or reader.graph is not graph:  # a body reads it
+        return False
     weight = _shape(conv)
-    found = _affine(reader, conv.outputs[0], weight[0], len(weight)) if reader else None
+    found = _affine(reader, conv.outputs[0], weight[0], len(weight))
     if found is None:
         return False
     factor, shift = (np.broadcast_to(v, weight[:1]) for v in (found.factor, found.shift))
@@ -105,6 +107,8 @@ def _fold_in_front(graph: ir.Graph, conv: ir.Node) -> bool:
             return False
         # a * x + b is a * (x + b / a), and what is added stays in front of the padding.
         factor, gone = factor * product.factor, [found.node, product.node]
+        if not np.isfinite((shift / product.factor).astype(np.float32)).all():
+            return False
         value = _sum(graph, found.node, product.x, shift / factor, rank)
         shift = np.zeros(1)
 
@@ -144,7 +148,12 @@ def _made(value: ir.Value | None, channels: int, rank: int) -> _Affine | None:
     if node is None or value is None or only_reader(value) is None or len(node.inputs) != 2:
         return None
     x = next((v for v in node.inputs if v is not None and stored_tensor(v) is None), None)
-    return _affine(node, x, channels, rank) if x is not None else None
+    found = _affine(node, x, channels, rank) if x is not None else None
+    if found is None or x is None or x.shape is None or len(x.shape) != rank:
+        return None
+    # Numbers of each channel may broadcast an operand of one channel.
+    single = found.factor.size == found.shift.size == 1
+    return found if single or x.shape[1] == channels else None
 
 
 def _affine(node: ir.Node, x: ir.Value, channels: int, rank: int) -> _Affine | None:

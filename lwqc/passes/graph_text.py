@@ -14,9 +14,16 @@ _SHOWN = 8  # numbers of a stored tensor that are written out
 Numbers = Callable[[ir.TensorProtocol], str]
 
 
+def content(tensor: ir.TensorProtocol) -> bytes:
+    """What a tensor holds; texts, which have no bytes in a row, as a list of them."""
+    if tensor.dtype == ir.DataType.STRING:
+        return repr(tensor.numpy().tolist()).encode()
+    return tensor.tobytes()
+
+
 def digest_of(tensor: ir.TensorProtocol) -> str:
     """What stands for the numbers of a larger tensor."""
-    return hashlib.sha256(tensor.tobytes()).hexdigest()[:8]
+    return hashlib.sha256(content(tensor)).hexdigest()[:8]
 
 
 def to_text(model: ir.Model, large: Numbers = digest_of) -> str:
@@ -39,7 +46,10 @@ def _lines(
     names = dict(around)
     for value in graph.inputs:
         names[value] = value.name or ""
-        yield f"{indent}input {value.name}: {_type(value)}"
+        default = (
+            f" = {_numbers(value.const_value, large)}" if value.const_value is not None else ""
+        )
+        yield f"{indent}input {value.name}: {_type(value)}{default}"
     made = f"{indent.replace(' ', '_')}v"
     for number, node in enumerate(_from_outputs(graph)):
         for place, value in enumerate(node.outputs):

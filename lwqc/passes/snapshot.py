@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from lwqc.passes.graph_text import to_text
+from lwqc.passes.graph_text import content, to_text
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class _Stored:
         """Whether both hold the same numbers; their type and shape are part of the text."""
         if self.tensor is other.tensor:
             return self.digest == other.digest
-        return bool(self.tensor.tobytes() == other.tensor.tobytes())
+        return content(self.tensor) == content(other.tensor)
 
 
 class Snapshot:
@@ -55,4 +55,4 @@ def _digest(tensor: ir.TensorProtocol) -> bytes:
     flags = getattr(tensor.raw, "flags", None)
     if isinstance(tensor, ir.LazyTensor) or flags is None or not flags.writeable:
         return b""
-    return hashlib.blake2b(tensor.tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(content(tensor), digest_size=16).digest()

@@ -16,6 +16,7 @@ from lwqc.passes.base import Pass
 from lwqc.passes.context import Context
 
 _FFT_WINS = 1024  # frames of powers of two from here on
+_LARGEST = 1 << 22  # numbers in filters: computing them takes memory and time at load
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class StftConv(Pass):
         so that the file stays small. onnxruntime 1.31.1 sums frames whose length is no power of two
         up number by number: 400 numbers take 30 to 40 times as long as so, with a hundred times the
         error, and its CUDA provider has no STFT. Sums in another order.
-    Refuses: complex signals, parameters that are computed, and frames of 1024 numbers or a higher
-        power of two, whose fast transform wins.
+    Refuses: complex signals, parameters that are computed, frames of 1024 numbers or a higher power
+        of two, whose fast transform wins, and frames whose filters would take more than 16 MB.
     """
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
@@ -78,6 +79,8 @@ def _matched(node: ir.Node) -> _Transform | str:
     sided = node.attributes.get("onesided")
     whole = sided is not None and not sided.as_int()
     count = size if whole else size // 2 + 1
+    if 2 * count * size > _LARGEST:
+        return f"filters for frames of {size} numbers would take {8 * count * size >> 20} MB"
     return _Transform(len(shape), int(step), window.astype(np.float32), count)
 
 
@@ -97,11 +100,13 @@ def _rewrite(graph: ir.Graph, node: ir.Node, made: _Transform) -> None:
         (row,) = insert_before(node, "Unsqueeze", [signal, axes], [f"{name}/row"])
     strides = {"strides": (made.step,)}
     (parts,) = insert_before(node, "Conv", [row, filters], [f"{name}/parts"], strides)
-    sizes = add_constant(graph, f"{name}/sizes", np.array([0, 2, made.count, -1]))
-    (split,) = insert_before(node, "Reshape", [parts, sizes], [f"{name}/split"])
-    back = {"perm": (0, 3, 2, 1)}
-    (result,) = insert_before(node, "Transpose", [split], [f"{name}/complex"], back)
-    for value in (row, parts, split):
+    behind = {"perm": (0, 2, 1)}
+    (frames,) = insert_before(node, "Transpose", [parts], [f"{name}/frames"], behind)
+    sizes = add_constant(graph, f"{name}/sizes", np.array([0, 0, 2, made.count]))
+    (split,) = insert_before(node, "Reshape", [frames, sizes], [f"{name}/split"])
+    last = {"perm": (0, 1, 3, 2)}
+    (result,) = insert_before(node, "Transpose", [split], [f"{name}/complex"], last)
+    for value in (row, parts, frames, split):
         value.type = ir.TensorType(ir.DataType.FLOAT)
     replace_node(node, result)
 

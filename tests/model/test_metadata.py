@@ -32,6 +32,7 @@ def described() -> onnx.ModelProto:
     """Written as exporters do, in every graph and function; some of it is not theirs."""
     proto = onnx.parser.parse_model(TEXT)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(32, 32), "w"))
+    helper.set_model_props(proto, {"names": "cat, dog", "namespace": "ours", "pkg.version": "3"})
     proto.doc_string = proto.graph.doc_string = proto.graph.input[0].doc_string = "of the model"
     branches = [a.g for n in proto.graph.node for a in n.attribute if a.HasField("g")]
     for graph in (proto.graph, *branches):
@@ -63,7 +64,8 @@ def test_only_what_exporters_wrote_for_themselves_goes():
     text = proto.SerializeToString()
     assert TRACE.encode() not in text
     assert taken > 15 * len(TRACE)
-    assert {e.key: e.value for e in proto.metadata_props} == {"names": "cat, dog"}
+    own = {"names": "cat, dog", "namespace": "ours", "pkg.version": "3"}
+    assert {e.key: e.value for e in proto.metadata_props} == own
     assert text.count(b"of the model") == 3
     assert text.count(b"layer_ann") == 7  # onnxruntime places nodes by it
     assert TRACE.encode() in io.to_bytes(model)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
+import lwqc
 from lwqc.passes.fold_affine import FoldAffine
 from lwqc.runtime.session import Session
 from tests.build import Row, model, normal
@@ -99,3 +102,40 @@ def test_near_misses_stay(name):
 
 def test_weights_that_are_known_otherwise_stay():
     assert not FoldAffine(whole=("w",))(built(BEHIND["Mul"])).modified
+
+
+def grey(shape, numbers):
+    rows = [("Sub", ["x", "mean"], "a", {}), ("Conv", ["a", "w"], "y", {})]
+    weights = {"mean": numbers, "w": normal(4, 3, 3, 3)}
+    return model(rows, weights, {"x": shape}, ["y"])
+
+
+@pytest.mark.parametrize("shape", [["n", 1, 9, 9], ["n", "c", 9, 9]])
+def test_numbers_that_make_more_channels_of_one_stay(shape):
+    net = grey(shape, normal(1, 3, 1, 1))
+    assert FoldAffine()(net).modified is False
+
+
+def test_numbers_of_a_higher_rank_than_the_operand_stay():
+    rows = [("Mul", ["x", "k"], "a", {}), ("Conv", ["a", "w"], "y", {})]
+    weights = {"k": normal(1, 1, 1, 1), "w": normal(4, 3, 3, 3)}
+    assert FoldAffine()(model(rows, weights, {"x": [3, 9, 9]}, ["y"])).modified is False
+
+
+def test_a_product_in_a_body_stays_there():
+    net = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 20]>
+    net (float[1, 3, 9, 9] x, bool c) => (float[1, 4, 7, 7] z) {
+        t = Conv (x, w)
+        z = If (c) <
+            then_branch = a () => (float[1, 4, 7, 7] y1) { y1 = Mul (t, k) },
+            else_branch = b () => (float[1, 4, 7, 7] y2) { y2 = Neg (t) }
+        >
+    }""")
+    for name, array in {"w": normal(4, 3, 3, 3), "k": np.float32([2])}.items():
+        net.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    built = ir.from_proto(net)
+    assert FoldAffine()(built).modified is False
+    found = lwqc.compress(
+        built, recipe="clean", data=[{"x": normal(1, 3, 9, 9), "c": np.array(True)}]
+    )
+    assert {n.op_type for n in found.model.graph.all_nodes()} >= {"Conv", "If", "Mul", "Neg"}

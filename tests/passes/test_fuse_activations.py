@@ -162,3 +162,54 @@ def test_old_opsets_stay():
     rows += [("Abs", ["same"], "y", {})]
     assert not FuseActivations()(built(rows, opset=10)).modified
     assert FuseActivations()(built(rows, opset=11)).modified
+
+
+NUMBERS = {
+    "low": np.float32(1e-7),
+    "high": np.float32(1 - 1e-7),
+    "tiny": np.float32(1e-8),
+    "far": np.float32(65504),
+    "neg": np.float32(-65504),
+    "small": np.float32(5e-7),
+    "least": np.float32(np.finfo(np.float32).min),
+}
+GUARDS: dict[str, list[Row]] = {
+    "a floor for a logarithm": [
+        ("Sigmoid", ["x"], "s", {}),
+        ("Clip", ["s", "low", "high"], "c", {}),
+        ("Log", ["c"], "y", {}),
+    ],
+    "a divisor that is never zero": [
+        ("Relu", ["x"], "r", {}),
+        ("Add", ["r", "tiny"], "a", {}),
+        ("Reciprocal", ["a"], "y", {}),
+    ],
+    "the end of float16": [
+        ("Max", ["x", "neg"], "m", {}),
+        ("Min", ["m", "far"], "y", {}),
+    ],
+    "that of a ReLU": [
+        ("Relu", ["x"], "r", {}),
+        ("Clip", ["r", "", "far"], "y", {}),
+    ],
+    "no infinities for a mask": [
+        ("Max", ["x", "least"], "m", {}),
+        ("Softmax", ["m"], "y", {}),
+    ],
+    "a small tangent": [
+        ("Tanh", ["x"], "t", {}),
+        ("Mul", ["t", "small"], "y", {}),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_guards_are_kept(name):
+    """What is behind them depends on numbers that are too small or too large to look at."""
+    rows = GUARDS[name]
+    used = {n: a for n, a in NUMBERS.items() if any(n in row[1] for row in rows)}
+    net = model(rows, used, {"x": ["n", 8]}, ["y"])
+    x = np.array([[-np.inf, -3e38, -1e6, -100, 100, 1e6, 3e38, 0]], np.float32)
+    before = Session(net)({"x": x})["y"]
+    FuseActivations()(net)
+    assert np.array_equal(Session(net)({"x": x})["y"], before, equal_nan=True)

@@ -136,3 +136,26 @@ def test_near_misses_stay(name):
 def test_a_layer_norm_is_not_taken_for_a_root_mean_square_norm():
     net = built(TORCH, opset=23)
     assert not FuseRmsNorm()(net).modified
+
+
+def test_a_limit_behind_the_norm_stays():
+    """Only a row with one number far from all others reaches it."""
+    rows = [
+        ("ReduceMean", ["x", "axes"], "m", {}),
+        ("Sub", ["x", "m"], "d", {}),
+        ("Mul", ["d", "d"], "s", {}),
+        ("ReduceMean", ["s", "axes"], "v", {}),
+        ("Add", ["v", "eps"], "e", {}),
+        ("Sqrt", ["e"], "r", {}),
+        ("Div", ["d", "r"], "n", {}),
+        ("Neg", ["n"], "p", {}),
+        ("Max", ["p", "low"], "q", {}),
+        ("Neg", ["q"], "y", {}),
+    ]
+    numbers = {"axes": np.array([-1]), "eps": np.float32(1e-5), "low": np.float32(-5)}
+    net = model(rows, numbers, {"x": ["n", 64]}, ["y"])
+    x = np.eye(64, dtype=np.float32)
+    before = Session(net)({"x": x})["y"]
+    FuseLayerNorm()(net)
+    assert before.max() == 5
+    assert np.abs(Session(net)({"x": x})["y"] - before).max() < 1e-4

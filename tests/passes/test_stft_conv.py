@@ -53,6 +53,11 @@ def test_it_is_the_transform_of_each_frame(built, count):
     assert_harmless(StftConv(), built, "stft", feeds={"x": signal}, tolerance=1e-3)
 
 
+def test_an_empty_batch():
+    built = applied(StftConv(), transform()).model
+    assert Session(built)({"x": normal(0, 400, 1)})["y"].shape == (0, 23, 21, 2)
+
+
 def test_a_signal_of_two_axes():
     built = transform(shape=("n", 400))
     assert applied(StftConv(), built).changes == 1
@@ -65,6 +70,7 @@ def test_a_signal_of_two_axes():
     ("built", "reason"),
     [
         (transform(1024), "frames of 1024 numbers have a fast transform"),
+        (transform(6000), "filters for frames of 6000 numbers would take 137 MB"),
         (transform(shape=("n", "l", 2), sided=0), "its signal is not known to be real"),
     ],
 )

@@ -117,3 +117,24 @@ def test_what_changes_nothing_may_be_left_unreported():
     node = ir.node("Exp", [model.graph.inputs[0]])
     model.graph.insert_before(model.graph[0], node)
     assert not before.differs(model)
+
+
+def test_texts_and_defaults_of_inputs_are_looked_at():
+    def labelled(words, default):
+        model = model_of(MODEL, ["w"])
+        for name, tensor in {
+            "labels": ir.StringTensor(words, shape=ir.Shape([len(words)]), name="labels"),
+            "m0": ir.tensor(np.array([default], np.float32), name="m0"),
+        }.items():
+            value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape))
+            value.type = ir.TensorType(tensor.dtype)
+            model.graph.register_initializer(value)
+        model.graph.inputs.append(model.graph.initializers["m0"])
+        model.graph.outputs.append(model.graph.initializers["labels"])
+        return model
+
+    words = [bytes([65 + i]) for i in range(12)]
+    taken = Snapshot(labelled(words, 1))
+    assert not taken.differs(labelled(words, 1))
+    assert taken.differs(labelled(words[::-1], 1))
+    assert taken.differs(labelled(words, 2))
