@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+import lwqc
 from lwqc.model import io
 from lwqc.passes.cleanup import clean_up
+from lwqc.runtime.session import Session
 from tests.build import model, normal
 from tests.odd_files import CASES
 
@@ -58,3 +62,31 @@ def test_numbers_that_overflow_are_told_in_one_line(run, tmp_path, recwarn):
     )
     assert error == f"{told}, the data and the loss\n"
     assert not [w for w in recwarn if w.category is RuntimeWarning]
+
+
+SIZES_GIVEN = """<ir_version: 10, opset_import: ["": 20]>
+net (float[1, 4, 8, 8] x, int64[2] s) => (float[1, 8] y) <float[1, 1152] f> {
+    h = Conv (x, w)
+    r = Relu (h)
+    f = Reshape (r, s)
+    y = MatMul (f, v)
+}"""
+
+
+def test_sizes_that_callers_give_in_a_list_of_unknown_length():
+    """How many there are is told by the rank of what a Reshape makes."""
+    proto = onnx.parser.parse_model(SIZES_GIVEN)
+    for name, array in {"w": normal(32, 4, 3, 3), "v": normal(32 * 36, 8)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    proto.graph.input[1].type.tensor_type.ClearField("shape")
+    feeds = [{"x": normal(1, 4, 8, 8), "s": np.array([1, 32 * 36])}]
+    done = lwqc.prune(ir.from_proto(proto), ratio=0.3, data=feeds, score="l2")
+    assert done.plan.prune.units
+    assert Session(done.model)(feeds[0])["y"].shape == (1, 8)
+
+
+def test_what_libraries_log_is_not_told(run, tmp_path, monkeypatch):
+    logger = logging.getLogger("onnx_ir")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    run("passes")
+    assert not logger.isEnabledFor(logging.WARNING)

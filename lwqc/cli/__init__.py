@@ -7,6 +7,7 @@ comes, the command ends with one line.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -47,6 +48,8 @@ def _run() -> tuple[int, str]:
     debug = "--debug" in sys.argv
     if not debug:
         warnings.filterwarnings("ignore", module=_LIBRARIES)
+        for name in ("onnx_ir", "onnxscript"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     user_code.allow()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every encoding has what names hold

@@ -82,15 +82,24 @@ def _steps_fit(weight: Weight) -> bool:
     for at, node in enumerate(weight.steps):
         if node.op_type == "DequantizeLinear":
             shape = weight_shape(Weight(weight.source, weight.steps[:at]))
-            if shape is not None and not all(_follows(node, v, shape) for v in node.inputs[1:]):
+            if shape is not None and not all(
+                scales_fit(node, _sizes(v), shape) for v in node.inputs[1:]
+            ):
                 return False
     return True
 
 
-def _follows(node: ir.Node, value: ir.Value | None, shape: tuple[int, ...]) -> bool:
-    """Whether scales or zero points are for a tensor: one, one per index, or one per block."""
+def _sizes(value: ir.Value | None) -> tuple[int, ...]:
     tensor = stored_tensor(value)
-    sizes = () if tensor is None else static_shape(tensor)
+    return () if tensor is None else static_shape(tensor)
+
+
+def scales_fit(node: ir.Node, sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether scales or zero points of these sizes are for codes: one, one per index, or per block.
+
+    node: DequantizeLinear. shape: of the codes. Not even onnxruntime looks, where it makes one
+    operator of the pairs around another.
+    """
     axis, block = _int(node, "axis", 1), _int(node, "block_size", 0)
     if math.prod(sizes) == 1 and not block:
         return True

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.errors import InputError
 from lwqc.graph.axes import Factor, Masks
 from lwqc.graph.axis_analysis import AxisAnalysis
 from lwqc.graph.repairs import (
@@ -212,13 +213,20 @@ def _rewrite(
     else:
         known = analysis.operand(node, operand)
         # A value that another repair put there is not in the analysis, but carries its shape.
-        length = known[0].size if known else _length(value)
+        length = known[0].size if known else _length(node, value)
         node.replace_input_with(operand, _computed(node, value, length, entries, before=True))
 
 
-def _length(value: ir.Value) -> int:
-    size = value.shape[0] if value.shape is not None and len(value.shape) else 0
-    return size if isinstance(size, int) else 0
+def _length(node: ir.Node, value: ir.Value) -> int:
+    """How many sizes the node reads. Raises InputError where that is not known."""
+    size = value.shape[0] if value.shape is not None and len(value.shape) else None
+    result = node.outputs[0].shape
+    if not isinstance(size, int) and node.op_type == "Reshape" and result is not None:
+        size = len(result)
+    if not isinstance(size, int):
+        name = node.name or node.outputs[0].name
+        raise InputError(f"{node.op_type} {name}: how many sizes it reads is not known")
+    return size
 
 
 def _edited(old: Ints, entries: Sequence[_Entry], keeps: Callable[[_Entry, int], bool]) -> Ints:

@@ -22,7 +22,7 @@ from lwqc.model.names import unique_name
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.unused import RemoveUnused
 from lwqc.model.weights import (
-    static_shape,
+    scales_fit,
     stored_tensor,
     trace_weight,
 )
@@ -127,11 +127,12 @@ class RestoreFloats(Rewrite):
             return self._bias(graph, node, codes, scale)
         if codes.dtype not in OFFSETS:
             return f"codes of type {codes.dtype.name.lower()}"
+        numbers = [c for c in (scale, constant(operand(node, 2))) if c is not None]
+        if not all(c.shape is None or scales_fit(node, c.shape, codes.shape) for c in numbers):
+            return "its scales or zero points do not fit its codes"
         block = number(node, "block_size")
         rank = len(codes.shape)
         many = scale.size > 1
-        if not block and many and len(static_shape(scale.tensor)) != 1:
-            return f"scales of shape {list(static_shape(scale.tensor))}"
         stored = self._eight(codes, scale, operand(node, 2))
         axis = number(node, "axis", 1) % max(rank, 1) if many or block else None
         stored = dataclasses.replace(stored, axis=axis, block=block or None)
@@ -403,6 +404,9 @@ class RestoreFloats(Rewrite):
             return "its weight is not stored"
         if zero is not None and constant(zero) is None:
             return "its zero point is not stored"
+        numbers = [c for c in (scale, constant(zero)) if c is not None]
+        if any(c.size not in (1, codes.shape[axis]) for c in numbers):
+            return "its scales or zero points do not fit its weight"
         stored = dataclasses.replace(
             self._eight(codes, scale, zero),
             axis=axis if scale.size > 1 else None,

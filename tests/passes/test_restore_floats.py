@@ -174,3 +174,23 @@ def test_what_has_no_name_in_lwqc_is_told():
     done = execute(work, Goals(), plan)
     onnx.checker.check_model(ir.serde.serialize_model(done.model), full_check=True)
     assert find_sites(done.model).sites
+
+
+@pytest.mark.parametrize(("axis", "kept"), [(0, False), (3, True), (-1, True), (9, True)])
+def test_scales_that_do_not_fit_their_codes_are_left(axis, kept):
+    """onnxruntime makes one operator of pairs and convolution without a look at the axis."""
+    rows = [
+        ("DequantizeLinear", ["codes", "scale"], "w", {"axis": axis}),
+        ("Conv", ["x", "w"], "y", {}),
+    ]
+    stored = {
+        "codes": np.arange(32 * 4 * 9).reshape(32, 4, 3, 3).astype(np.int8),
+        "scale": np.abs(normal(32)) + 1,
+    }
+    built = model(rows, stored, {"x": ["n", 4, 8, 8]}, ["y"])
+    restore = RestoreFloats()
+    restore(built)
+    assert (
+        restore.left == {"w": "DequantizeLinear: its scales or zero points do not fit its codes"}
+    ) is kept
+    assert ("DequantizeLinear" in {n.op_type for n in built.graph}) is kept

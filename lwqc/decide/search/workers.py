@@ -14,8 +14,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+)
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import wait
@@ -34,6 +41,7 @@ Evaluate = Callable[[Sequence[Candidate], int], list[float]]
 _RESTARTS = 3
 _WORTH_SECONDS = 30.0  # of evaluations, before starting processes can pay
 _STILL_PAYS = 0.8
+_PATIENCE_S = 1800.0  # without any candidate done; then a cluster is taken to have lost them
 _built: dict[str, TrialModel] = {}
 _building = threading.Lock()
 
@@ -225,17 +233,28 @@ class _Cluster:
                 )
                 for i in left
             }
-            for i, future in futures.items():
+            for i, future in _as_they_end(futures):
                 try:
-                    known[i] = future.result()
+                    known[i] = future.result(timeout=0)
                 except LwqcError:
                     raise
                 except Exception as error:
                     lost = error
         if len(known) < len(candidates):
-            reason = " ".join(str(lost).split())[:200]
+            reason = " ".join(str(lost).split())[:200] or type(lost).__name__
             raise LwqcError(f"--cluster: candidates are lost again and again: {reason}")
         return [known[i] for i in range(len(candidates))]
+
+
+def _as_they_end(futures: Mapping[int, Future[float]]) -> Iterator[tuple[int, Future[float]]]:
+    """Futures as they are done; where none has been for too long, the others as they are."""
+    pending = dict(futures)
+    while pending:
+        done, _ = wait_for(pending.values(), _PATIENCE_S, FIRST_COMPLETED)
+        ended = {i: f for i, f in pending.items() if f in done} or dict(pending)
+        for i, future in ended.items():
+            del pending[i]
+            yield i, future
 
 
 def _paying(spec: TrialSpec, local: TrialModel, expected: int) -> int:

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from lwqc.decide.search import workers as module
 from lwqc.decide.search.workers import workers
-from lwqc.errors import InputError
+from lwqc.errors import InputError, LwqcError
 from lwqc.model import limits
 from tests.decide.search.searched import changed, found, trial
 
@@ -81,6 +83,35 @@ def test_dask_workers_agree_and_one_that_dies_loses_nothing() -> None:
         assert evaluate(candidates() * 5, 2) == expected() * 5
         killer.join()
         assert evaluate(candidates(), 2) == expected()
+
+
+class Forgetful:
+    """A cluster that never answers for the first `lost` candidates that it gets."""
+
+    def __init__(self, lost: int) -> None:
+        self.lost, self.given = lost, 0
+
+    def get_executor(self, **_: object) -> Forgetful:
+        return self
+
+    def scatter(self, data: bytes, **_: object) -> bytes:
+        return data
+
+    def submit(self, function: object, source: bytes, digest: str, candidate: int, stage: int):
+        future: Future[float] = Future()
+        self.given += 1
+        if self.given > self.lost:
+            future.set_result(float(candidate))
+        return future
+
+
+def test_candidates_that_a_cluster_never_answers_for_are_sent_again(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
+    forgetful = Forgetful(lost=3)
+    assert module._Cluster(forgetful, b"")([5, 6, 7, 8, 9], 1) == [5, 6, 7, 8, 9]
+    assert forgetful.given == 8
+    with pytest.raises(LwqcError, match="lost again and again: TimeoutError"):
+        module._Cluster(Forgetful(lost=99), b"")([5], 1)
 
 
 def test_no_scheduler_is_one_line() -> None:
