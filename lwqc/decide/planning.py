@@ -252,18 +252,17 @@ def by_output_error(work: Version, plan: Plan, sites: Collection[str]) -> list[s
     Where that are too many to try, or the loss is a metric of the caller's, whose steps are coarse,
     in order of what 8 bits cost their activation.
     """
-    order = by_activation_error(work, plan, sites)
-    if work.job.metric is not None or work.is_large or len(order) > _MOST_ALONE:
-        return order
+    if work.job.metric is not None or work.is_large or len(sites) > _MOST_ALONE:
+        return by_activation_error(work, plan, sites)
     report = work.job.report("sites alone")
     drops: dict[str, float] = {}
-    for name in order:
+    for name in sorted(sites):
         others = {n: "" for n in plan.quantize if n != name}
         alone = without(plan, others)
         known = known_drop(work, alone)
         drops[name] = tried(work, alone).drop if known is None else known
-        report(len(drops), len(order))
-    return sorted(order, key=lambda n: -drops[n])
+        report(len(drops), len(sites))
+    return sorted(drops, key=lambda n: -drops[n])
 
 
 def weight_only(work: Version, plan: Plan, sites: Iterable[str]) -> Plan:

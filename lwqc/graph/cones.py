@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from lwqc.model.weights import stored_tensor
 
 Array = NDArray[np.float64]
+T = TypeVar("T")
 _MOST = 16  # nodes
 _DOMAIN = ""
 
@@ -95,6 +97,27 @@ def cones(
             yield Cone(next(iter(open_)), out, tuple(reversed(nodes)))
         if not open_:
             return
+
+
+def largest(
+    graph: ir.Graph, takes: Callable[[ir.Node], bool], told: Callable[[Cone], T | None]
+) -> Iterator[tuple[Cone, T]]:
+    """The largest cones that are told to be something, from the last node to the first.
+
+    Each is found before anything is asked of those in front of it, so that it may be replaced.
+    """
+    order = {node: place for place, node in enumerate(graph)}
+    gone: set[ir.Node] = set()
+    for node in reversed(order):
+        if node in gone or not takes(node):
+            continue
+        found = None
+        for cone in cones(node.outputs[0], order, takes):
+            known = told(cone)
+            found = found if known is None else (cone, known)
+        if found is not None:
+            gone |= set(found[0].nodes)
+            yield found
 
 
 def _is_closed(nodes: Sequence[ir.Node], out: ir.Value) -> bool:

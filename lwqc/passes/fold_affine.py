@@ -190,17 +190,21 @@ def _numbers(value: ir.Value | None, channels: int, rank: int) -> Vector | None:
     return numbers if np.isfinite(numbers).all() else None
 
 
+def _stored(conv: ir.Node, index: int) -> tuple[ir.Value, ir.TensorProtocol]:
+    """An operand that `_is_own` has looked at."""
+    value = conv.inputs[index]
+    tensor = stored_tensor(value)
+    if value is None or tensor is None:
+        raise ValueError(f"operand {index} of {conv.name} is not stored")
+    return value, tensor
+
+
 def _shape(conv: ir.Node) -> tuple[int, ...]:
-    tensor = stored_tensor(conv.inputs[1])
-    assert tensor is not None
-    return static_shape(tensor)
+    return static_shape(_stored(conv, 1)[1])
 
 
 def _change_weight(conv: ir.Node, change: Callable[[Vector], Vector]) -> None:
-    value = conv.inputs[1]
-    assert value is not None
-    tensor = stored_tensor(value)
-    assert tensor is not None
+    value, tensor = _stored(conv, 1)
 
     def changed() -> Vector:
         return change(tensor.numpy().astype(np.float64))
@@ -212,17 +216,12 @@ def _change_bias(
     graph: ir.Graph, conv: ir.Node, change: Callable[[Vector, Vector], Vector]
 ) -> None:
     """change: of the bias and the weight as they are."""
-    weight = stored_tensor(conv.inputs[1])
-    assert weight is not None
-    assert conv.inputs[1] is not None
+    of_weight, weight = _stored(conv, 1)
     if len(conv.inputs) < 3 or conv.inputs[2] is None:
         zeros = np.zeros(_shape(conv)[0], np.float32)
         conv.resize_inputs(3)
-        conv.replace_input_with(2, add_constant(graph, f"{conv.inputs[1].name}/bias", zeros))
-    value = conv.inputs[2]
-    assert value is not None
-    tensor = stored_tensor(value)
-    assert tensor is not None
+        conv.replace_input_with(2, add_constant(graph, f"{of_weight.name}/bias", zeros))
+    value, tensor = _stored(conv, 2)
 
     def changed() -> Vector:
         bias, own = tensor.numpy(), weight.numpy()

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.graph.activations import SAMPLES, Activation, named
-from lwqc.graph.cones import Cone, cones
+from lwqc.graph.cones import Cone, largest
 from lwqc.model.edit import add_constant, insert_before, replace_node
 from lwqc.model.weights import static_shape, stored_tensor
 from lwqc.passes.base import Pass
@@ -43,34 +43,28 @@ class FuseActivations(Pass):
         opset = model.opset_imports.get("", 1)
         if opset < _OPSET:
             return 0
-        order = {node: place for place, node in enumerate(model.graph)}
         known: dict[tuple[object, ...], Activation | None] = {}
-        gone: set[ir.Node] = set()
-        for node in reversed(order):
-            if node in gone or node.domain != "" or node.op_type not in _OPERATORS:
-                continue
-            found = None
-            for cone in cones(node.outputs[0], order, _takes):
-                activation = _told(cone, opset, known) if _is_float(cone.source) else None
-                if activation is not None and _saves(cone, activation):
-                    found = (cone, activation)
-            if found is not None:
-                gone |= set(found[0].nodes)
-                _write(model.graph, *found)
-        return len(gone)
+        done = 0
+        for cone, activation in largest(model.graph, _takes, lambda c: _told(c, opset, known)):
+            _write(model.graph, cone, activation)
+            done += 1
+        return done
 
 
 def _told(
     cone: Cone, opset: int, known: dict[tuple[object, ...], Activation | None]
 ) -> Activation | None:
-    if _cost(cone) < 2:  # fewer than one operator is only the identity, which folding knows
+    """What a cone computes, if that can be written in fewer operators."""
+    # Fewer than one operator is only the identity, which folding knows.
+    if cone.source.dtype != ir.DataType.FLOAT or _cost(cone) < 2:
         return None
     key = cone.key()
     if key not in known:
         rank = len(cone.source.shape or ())
         x = SAMPLES.reshape((1,) * (rank - 1) + SAMPLES.shape)
         known[key] = named(cone.compute(x, opset).ravel())
-    return known[key]
+    found = known[key]
+    return found if found is not None and _saves(cone, found) else None
 
 
 def _cost(cone: Cone) -> int:
@@ -95,10 +89,6 @@ def _takes(node: ir.Node) -> bool:
         return False
     stored = [t for v in node.inputs if (t := stored_tensor(v)) is not None]
     return all(t.size == 1 and len(static_shape(t)) <= max(ranks, default=0) for t in stored)
-
-
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype == ir.DataType.FLOAT
 
 
 def _write(graph: ir.Graph, cone: Cone, activation: Activation) -> None:

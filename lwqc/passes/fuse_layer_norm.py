@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.cones import Cone, cones
+from lwqc.graph.cones import Cone, largest
 from lwqc.graph.operands import reduced_axes
 from lwqc.model.edit import add_constant, insert_before, replace_node
 from lwqc.model.weights import static_shape, stored_tensor
@@ -59,23 +59,13 @@ class FuseLayerNorm(Pass):
         opset = model.opset_imports.get("", 1)
         if opset < OPSET:
             return 0
-        order = {node: place for place, node in enumerate(model.graph)}
-        if not any(node.op_type in _MEANS for node in order):
+        if not any(node.op_type in _MEANS for node in model.graph):
             return 0
         known: dict[tuple[object, ...], _Norm | None] = {}
-        gone: set[ir.Node] = set()
         done = 0
-        for node in reversed(order):
-            if node in gone or not _takes(node):
-                continue
-            found = None
-            for cone in cones(node.outputs[0], order, _takes):
-                norm = _told(cone, opset, known) if _may_be(cone) else None
-                found = found if norm is None else (cone, norm)
-            if found is not None:
-                gone |= set(found[0].nodes)
-                _write(model.graph, *found)
-                done += 1
+        for cone, norm in largest(model.graph, _takes, lambda c: _told(c, opset, known)):
+            _write(model.graph, cone, norm)
+            done += 1
         return done
 
 
@@ -112,6 +102,8 @@ def _width(cone: Cone) -> int:
 
 
 def _told(cone: Cone, opset: int, known: dict[tuple[object, ...], _Norm | None]) -> _Norm | None:
+    if not _may_be(cone):
+        return None
     key = (*cone.key(), _width(cone))
     if key not in known:
         known[key] = _fitted(cone, opset)
