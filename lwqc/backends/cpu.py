@@ -284,11 +284,11 @@ def _block_form(site: Site, entry: SiteEntry) -> Form | str:
 
 def _unpacks(site: Site, entry: SiteEntry) -> bool:
     """Whether the weight becomes float at load: as the entry says, or rather than in every run."""
-    if entry.weight.kind != "int" or entry.has_side:
-        return entry.unpacked and site.ops <= _LINEAR and entry.weight.kind == "int"
-    if entry.unpacked and site.ops <= _LINEAR:
-        return True
-    return bool(site.ops & _LINEAR) and entry.activation == "none" and unpacks_every_run(entry)
+    if entry.weight.kind != "int":
+        return False
+    asked = entry.unpacked and site.ops <= _LINEAR
+    multiplies = bool(site.ops & _LINEAR) and entry.activation == "none" and not entry.has_side
+    return asked or (multiplies and unpacks_every_run(entry))
 
 
 def _float4_form(site: Site, entry: SiteEntry) -> Form | str:
