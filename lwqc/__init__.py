@@ -21,7 +21,9 @@ if TYPE_CHECKING:
         plan,
         prune,
         quantize,
+        to_torch,
         verify,
+        write_back,
     )
     from lwqc.compile.compressed import Compressed
     from lwqc.compile.saved_check import save
@@ -59,7 +61,9 @@ __all__ = [
     "prune",
     "quantize",
     "save",
+    "to_torch",
     "verify",
+    "write_back",
 ]
 
 # Where the names come from that `lwqc.api` does not hold.

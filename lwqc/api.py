@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import onnx_ir as ir
 
@@ -32,6 +32,7 @@ from lwqc.decide.structural import (
     pruning_recipe,
 )
 from lwqc.errors import InputError
+from lwqc.learn.needed import require_torch
 from lwqc.model import io
 from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
 from lwqc.plans.options import (
@@ -58,6 +59,10 @@ from lwqc.runtime.measure import Latency, latencies
 from lwqc.runtime.proof import prove
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.divergence import Divergence
+
+if TYPE_CHECKING:
+    from lwqc.learn.module import OnnxModule
+    from lwqc.learn.to_torch import Trainable
 
 Source = Any  # a path, an onnx_ir.Model, an onnx.ModelProto, a torch module, or a `Chainable`
 
@@ -241,6 +246,33 @@ def bench(
     work = _compared(models, data, shapes)
     sessions: Sequence[Session] = [_session(m, f"model {i}", work) for i, m in enumerate(models)]
     return latencies(sessions, work.job.data.serve[0].feeds, seconds)
+
+
+def to_torch(
+    source: Source, *, trainable: Trainable = "weights", codes: bool = False
+) -> OnnxModule:
+    """A model as a torch module with gradients: its inputs by name give its outputs by name.
+
+    trainable: `weights`, see `lwqc.learn.weights`; `all` stored floats; `none`; names of stored
+    tensors; or a function that is asked for each name. codes: codes of weights are trained too,
+    rounded in every run. `write_back` stores what was trained.
+
+    Raises InputError without torch, and for operators that it knows no function of.
+    """
+    require_torch()
+    from lwqc.learn.to_torch import module_of
+
+    return module_of(_model(source), trainable, codes=codes)
+
+
+def write_back(module: OnnxModule, source: Source) -> ir.Model:
+    """A copy of the model with the numbers of a module of `to_torch`; all else is as it was.
+
+    Raises InputError where the model does not store such tensors.
+    """
+    from lwqc.learn import to_torch
+
+    return to_torch.write_back(module, _model(source))
 
 
 @dataclass(frozen=True)
