@@ -47,6 +47,8 @@ from lwqc.plans.options import (
     Pruning,
     PruningSources,
     Reading,
+    Recovering,
+    RecoveringSources,
     Searching,
     Shapes,
     Sizes,
@@ -61,6 +63,7 @@ from lwqc.runtime.session import Session
 from lwqc.runtime.stats.divergence import Divergence
 
 if TYPE_CHECKING:
+    from lwqc.compile.recovered import Recovered
     from lwqc.learn.module import OnnxModule
     from lwqc.learn.to_torch import Trainable
 
@@ -273,6 +276,40 @@ def write_back(module: OnnxModule, source: Source) -> ir.Model:
     from lwqc.learn import to_torch
 
     return to_torch.write_back(module, _model(source))
+
+
+@spelled_out(RecoveringSources)
+def recover(
+    small: Source, *, teacher: Source = None, **options: Unpack[RecoveringSources]
+) -> Recovered:
+    """Fit a small model to the outputs of the one that it was made of, by gradients.
+
+    teacher: needed, unless `small` is a result of another function: then its first original. data:
+    as elsewhere; one of five feeds is held back, and the result is what is best on those: the model
+    as it was where nothing is. options: see `lwqc.plans.options.Recovering`.
+
+    Returns the fitted model, its report, and `save`. Raises InputError without torch, for operators
+    without known gradients, and for anything wrong with the arguments.
+    """
+    from lwqc.compile.recover import recover as fitted
+
+    if isinstance(small, Compressed):
+        original = small.work.original
+        teacher = original.model if teacher is None else teacher
+        if options.get("data") is None:
+            options["data"] = original.job.data.fit
+    if teacher is None:
+        raise InputError("recover needs a teacher: the model that the small one was made of")
+    constant = options.get("constant_inputs", False)
+    own, taught = (_model(s, constant_inputs=constant) for s in (small, teacher))
+    names = (_name(small, "model"), _name(teacher, "teacher"))
+    progress = options.get("progress")
+    return fitted(own, taught, part(Recovering, options), names=names, progress=progress)
+
+
+def _name(source: Source, usual: str) -> str:
+    """For messages and reports."""
+    return os.path.basename(source) if isinstance(source, (str, os.PathLike)) else usual
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def cosine(a, b):
 
 
 def check_module(model, feeds, reference):
-    """The same numbers from torch. Noise: a change of one ulp of the weights gives up to 3e-5."""
+    """The same numbers from torch. Moving weights by one ulp gives up to 1e-5."""
     torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
     from lwqc.learn.to_torch import module_of
 
