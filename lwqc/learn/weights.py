@@ -12,7 +12,7 @@ from lwqc.learn.functions.codes import RANGES
 from lwqc.learn.grids import Grid
 from lwqc.learn.stored import Stored, stored_tensors
 from lwqc.model.tensor_bytes import read_array
-from lwqc.model.weights import static_shape
+from lwqc.model.weights import static_shape, stored_tensor
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 # What a stored tensor goes through on its way to the operator that uses it.
@@ -21,6 +21,7 @@ _MOVES = {
     "Unsqueeze",
 }  # fmt: skip
 _TABLES = {"Gather", "GatherElements", "GatherND"}
+_PRODUCTS = {"Conv", "Gemm", "MatMul"}
 _SUMS = {"Add", "Div", "Mul", "Sub"}
 _HIDDEN = -50.0  # what masks add to scores that are not to count; exp(-50) is nothing
 Use = tuple[ir.Node, int]
@@ -31,7 +32,8 @@ class Uses:
     """Who reads what in a model.
 
     readers: nodes and indices by value. moving: values that depend on float inputs of the model,
-    as activations do. counted: those that depend on its integers and on sizes alone.
+    as activations do, or on products of what is counted with weights. counted: those that depend
+    on its integers and on sizes alone.
     """
 
     readers: dict[ir.Value, list[Use]] = field(default_factory=dict)
@@ -89,7 +91,8 @@ class Uses:
         ):  # fmt: skip
             self.moving.update(node.outputs)
         elif read & self.counted:
-            self.counted.update(node.outputs)
+            sums = any(_sums_up(node, index) for index in range(len(node.inputs)))
+            (self.moving if sums else self.counted).update(node.outputs)
 
 
 def why_no_weights(model: ir.Model) -> dict[ir.Value, str]:
@@ -138,7 +141,22 @@ def _is_fixed(node: ir.Node, index: int) -> bool:
 
 def _meets(node: ir.Node, index: int, uses: Uses) -> bool:
     others = [v for i, v in enumerate(node.inputs) if i != index and v is not None]
-    return (node.op_type in _TABLES and index == 0) or any(v in uses.moving for v in others)
+    table = node.op_type in _TABLES and index == 0
+    return table or _sums_up(node, index) or any(v in uses.moving for v in others)
+
+
+def _sums_up(node: ir.Node, index: int) -> bool:
+    """Whether a product sums over several numbers of a stored operand, as frequencies never do."""
+    value = node.inputs[index]
+    tensor = stored_tensor(value)
+    if tensor is None or tensor.dtype not in FLOATS or node.op_type not in _PRODUCTS:
+        return False
+    shape = static_shape(tensor)
+    if node.op_type == "Conv":
+        return index == 1 and int(np.prod(shape[1:])) > 1
+    turned = node.attributes.get("transB" if index else "transA")
+    last = (index == 0) != (turned is not None and turned.as_int() == 1)
+    return len(shape) > 1 and shape[-1 if last else -2] > 1
 
 
 def _reached(value: ir.Value, uses: Uses, model: ir.Model) -> list[Use]:

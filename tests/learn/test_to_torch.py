@@ -154,6 +154,14 @@ def test_frequencies_masks_and_constants_of_inputs_are_no_weights():
     }
 
 
+def test_weights_that_meet_whole_numbers_are_weights():
+    model = stored(
+        "g (int64[2,3] i) => (float[2,4] y) { c = Cast<to = 1>(i) h = MatMul(c, w) y = Add(h, b) }",
+        w=x(3, 4), b=x(4),
+    )  # fmt: skip
+    assert {n for n, _ in module_of(model).named_parameters()} == {"w", "b"}
+
+
 def test_statistics_of_a_normalisation_are_no_weights_whatever_the_mode():
     model = stored(
         "g (float[N,3,5] x) => (float[N,3,5] y) { c = Conv(x, w) "
