@@ -54,7 +54,7 @@ def recover(
 
     steps, lr, limit = _checked(options)
     begin = time.monotonic()
-    module = module_of(small, codes=True)
+    module = module_of(small, codes=True, widen=True)
     dataset = _data(teacher, options)
     feeds = [dict(f) for f in counted(dataset, "the data of the fit")]
     lesson = Lesson(small, teacher, feeds, tuple(options.get("inner", ())), names)

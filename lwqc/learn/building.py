@@ -18,6 +18,7 @@ from lwqc.learn.tensors import to_torch_tensor, torch_type
 
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_datatype"})
 _READS_SCOPE = ir.AttributeType.GRAPH
+_CONSTANT = ("", "Constant")
 Attributes = Mapping[str, ir.Attr]
 
 
@@ -28,8 +29,9 @@ class Builder:
     draw random numbers.
     """
 
-    def __init__(self, model: ir.Model) -> None:
-        self._model = model
+    def __init__(self, model: ir.Model, given: frozenset[ir.Node] = frozenset()) -> None:
+        """given: nodes whose results are there already."""
+        self._model, self._given = model, given
         self.places: dict[ir.Value, int] = {}
         self.missing: dict[str, str] = {}
         self.drawn: list[str] = []
@@ -44,22 +46,16 @@ class Builder:
     def graph(self, graph: ir.Graph, opsets: Mapping[str, int], bound: Attributes) -> Program:
         """bound: attributes of the call, where the graph is that of a function."""
         inputs = tuple(self.place(v) for v in graph.inputs)
-        steps = [
-            self.step(node, opsets, bound)
-            for node in graph
-            if (node.domain, node.op_type) != ("", "Constant")
-        ]
+        # Constants stay where they are: a body runs again.
+        nodes = [n for n in graph if (n.domain, n.op_type) != _CONSTANT and n not in self._given]
+        steps = [self.step(node, opsets, bound) for node in nodes]
         outputs = tuple(self.place(v) for v in graph.outputs)
-        return Program(inputs, outputs, self._with_dead(graph, steps, outputs))
+        return Program(inputs, outputs, self._with_dead(graph, nodes, steps))
 
-    def _with_dead(
-        self, graph: ir.Graph, steps: list[Step], outputs: tuple[int, ...]
-    ) -> list[Step]:
+    def _with_dead(self, graph: ir.Graph, nodes: list[ir.Node], steps: list[Step]) -> list[Step]:
         """Steps that know which values of this graph are read for the last time."""
-        # Constants stay: a body runs again.
-        nodes = [n for n in graph if (n.domain, n.op_type) != ("", "Constant")]
         own = {self.place(v) for v in (*graph.inputs, *(o for n in nodes for o in n.outputs))}
-        alive, made = set(outputs), []
+        alive, made = {self.place(v) for v in graph.outputs}, []
         for node, step in zip(reversed(nodes), reversed(steps), strict=True):
             read = {i for i in step.inputs if i is not None}
             read |= {self.place(v) for v in _captured(node)} | set(step.outputs)

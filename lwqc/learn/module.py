@@ -20,13 +20,20 @@ from lwqc.learn.stored import Place
 class Held:
     """A parameter or buffer. number: its place in the program. place: where the model stores it.
 
-    grid: of codes that are trained.
+    grid: of codes that are trained. narrow: the type that operators read, where it is another one.
     """
 
     number: int
     place: Place
     kind: ir.DataType
     grid: Grid | None = None
+    narrow: torch.dtype | None = None
+
+    def read(self, value: torch.Tensor) -> torch.Tensor:
+        """What operators read of a parameter or buffer."""
+        if self.grid is not None:
+            return self.grid.codes(value)
+        return value if self.narrow is None else value.to(self.narrow)
 
 
 class OnnxModule(torch.nn.Module):
@@ -121,7 +128,7 @@ class OnnxModule(torch.nn.Module):
         device = None
         for name, held in self.held.items():
             value = getattr(self, name)
-            scope[held.number] = value if held.grid is None else held.grid.codes(value)
+            scope[held.number] = held.read(value)
             device = device or value.device
         for name, given in inputs.items():
             if name not in self._inputs:

@@ -14,6 +14,7 @@ from lwqc.learn.grids import Grid
 from lwqc.learn.module import Held, OnnxModule
 from lwqc.learn.stored import Stored, replaced, stored_tensors
 from lwqc.learn.tensors import to_array, to_torch_tensor
+from lwqc.learn.unpacking import unpackings
 from lwqc.learn.weights import FLOATS, code_grids, why_no_weights
 
 Trainable = Literal["weights", "all", "none"] | Collection[str] | Callable[[str], bool]
@@ -21,32 +22,38 @@ _ON_CPU = 64  # elements up to which whole numbers stay there: shapes, axes, ind
 
 
 def module_of(
-    model: ir.Model, trainable: Trainable = "weights", *, codes: bool = False
+    model: ir.Model,
+    trainable: Trainable = "weights",
+    *,
+    codes: bool = False,
+    widen: bool = False,
 ) -> OnnxModule:
     """The module of a model.
 
     trainable: `weights`, see `why_no_weights`; `all` floats; `none`; names of stored tensors; or a
     function that is asked for each name. codes: those of weights are parameters too, rounded in
-    every run, with gradients that go straight through.
+    every run, with gradients that go straight through. widen: weights of 16 bits are parameters of
+    32, which operators read in 16.
 
     Raises InputError for operators whose torch function is not known, before anything runs, and
     for names that the model does not store.
     """
-    builder = Builder(model)
+    grids = code_grids(model) if codes else {}
+    by_arithmetic = {u.codes: u for u in unpackings(model)} if codes else {}
+    grids |= {value: unpacking.grid for value, unpacking in by_arithmetic.items()}
+    made = [u.nodes for u in by_arithmetic.values()]
+    builder = Builder(model, frozenset().union(*made))
     module = OnnxModule(model, builder)
     reasons = _untrained(model, trainable)
-    grids = code_grids(model) if codes else {}
     for default in model.graph.inputs:
         if default.is_initializer() and default.const_value is not None:
             given = to_torch_tensor(default.const_value, default.name or "")
             module.constant(builder.place(default), given)
     for stored in stored_tensors(model):
         value = to_torch_tensor(stored.tensor, stored.name)
-        number, kind, grid = (
-            builder.place(stored.value),
-            stored.tensor.dtype,
-            grids.get(stored.value),
-        )
+        unpacking = by_arithmetic.get(stored.value)
+        number = builder.place(stored.value if unpacking is None else unpacking.end)
+        kind, grid = stored.tensor.dtype, grids.get(stored.value)
         reason = grid if isinstance(grid, str) else reasons.get(stored.value)
         if reason:
             module.untrained[stored.name] = reason
@@ -55,7 +62,9 @@ def module_of(
             module.hold(held, grid.parameter(value), trained=True)
         elif kind in FLOATS or value.numel() > _ON_CPU:
             trained = kind in FLOATS and reason is None
-            module.hold(Held(number, stored.place, kind), value, trained=trained)
+            wide = trained and widen and kind.bitwidth == 16
+            held = Held(number, stored.place, kind, narrow=value.dtype if wide else None)
+            module.hold(held, value.float() if wide else value, trained=trained)
         else:
             module.constant(number, value)
     return module

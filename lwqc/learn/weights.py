@@ -23,6 +23,7 @@ _MOVES = {
 _TABLES = {"Gather", "GatherElements", "GatherND"}
 _PRODUCTS = {"Conv", "Gemm", "MatMul"}
 _SUMS = {"Add", "Div", "Mul", "Sub"}
+_FEW = 64  # whole numbers that are hardly codes of a weight
 _HIDDEN = -50.0  # what masks add to scores that are not to count; exp(-50) is nothing
 Use = tuple[ir.Node, int]
 
@@ -192,13 +193,22 @@ def _of_constants(node: ir.Node, index: int, uses: Uses) -> bool:
 def code_grids(model: ir.Model) -> dict[ir.Value, Grid | str]:
     """The codes that each stored tensor of codes may hold; or why they cannot be trained.
 
-    Of tensors that a quantized operator reads as codes.
+    Of tensors that a quantized operator reads as codes, and of those of 8 bits that might be codes.
     """
     uses, found = Uses.of(model), dict[ir.Value, Grid | str]()
     for stored in stored_tensors(model):
         readers = uses.readers.get(stored.value, [])
         kind = stored.tensor.dtype
-        if kind not in RANGES or not any(_reads_codes(n, i) for n, i in readers):
+        if kind not in RANGES:
+            continue
+        if not any(_reads_codes(n, i) for n, i in readers):
+            beside = all((o := operation_of(n)) is not None and o.codes for n, _ in readers)
+            if (
+                kind.bitwidth <= 8
+                and int(np.prod(static_shape(stored.tensor))) > _FEW
+                and not beside
+            ):
+                found[stored.value] = "whole numbers that no quantized operator reads"
             continue
         others = sorted({n.op_type for n, i in readers if not _reads_codes(n, i)})
         grids = {_grid(n, kind) for n, i in readers if _reads_codes(n, i)}
