@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lwqc.backends.target import Lowered
+from lwqc.compile.budget import counted
 from lwqc.compile.cleaned import cleaned
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.lifted import raised
@@ -100,7 +101,7 @@ def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
         removed,
         fallbacks=_fallbacks(work, lowered.model, plan),
         # Of the model before formats, which change what a product takes but not how many there are.
-        macs=None if goals.max_macs is None else work.job.macs(model),
+        counted=counted(goals, work, model),
     )
 
 
