@@ -45,9 +45,8 @@ class Goals:
             if (given := bounds[name]) is not None
         }
         if fastest and read:
-            raise InputError(
-                "the fastest model has no budget: leave sizes, times, MACs and memory out"
-            )
+            flag = next(iter(read)).replace("_", "-")
+            raise InputError(f"the fastest model has no budget: leave out --{flag}")
         for name, value in {"bounds": read, "max_drop": max_drop, "fastest": fastest}.items():
             object.__setattr__(self, name, value)
 

@@ -171,9 +171,10 @@ class Budgets(Storage, total=False):
     """What the result may cost. Each bound is a file in `lwqc.decide.budgets`.
 
     max_latency: 0.5 (of the first original) or "8ms". max_macs: 0.5 or "300M". max_memory: 0.5 or
-    "200MB", of a process that loads and runs the model, beside what it takes without one. With
-    `max_drop` and without a budget the smallest model within it is made, or with `fastest` the
-    fastest.
+    "200MB", of a process that loads and runs the model, beside what it takes without one.
+    max_activations: 0.5 or "256kB", the most that nodes have written and that is still to be read.
+    With `max_drop` and without a budget the smallest model within it is made, or with `fastest`
+    the fastest.
     """
 
     max_latency: Annotated[
@@ -190,6 +191,11 @@ class Budgets(Storage, total=False):
         str | float | None,
         Flag("0.5 of what a process with the original takes, or 200MB"),
         Bound("memory", BYTES, "a size such as 200MB"),
+    ]
+    max_activations: Annotated[
+        str | float | None,
+        Flag("0.5 of what the original's nodes write that is needed at once, or 256kB"),
+        Bound("activations", BYTES, "a size such as 256kB"),
     ]
     fastest: Annotated[bool, Flag("with --max-drop: the fastest, not the smallest", bool, False)]
 
