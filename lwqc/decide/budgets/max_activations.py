@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from lwqc.compile.budget import Reached
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.version import Version
-from lwqc.decide.budgets.max_memory import moments
 from lwqc.decide.search.bounded import Bounded
 from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.pace import Parts
 from lwqc.decide.search.predicted import Predicted
+from lwqc.graph.alive import moments
 from lwqc.graph.shapes import shapes_at
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Outcome
@@ -27,7 +27,7 @@ class Activations(Bounded):
     """The most that nodes have written and that is still to be read.
 
     Counted at the sizes of the first feeds, in the order of the graph, before formats, see
-    `max_memory.moments`: what a device needs beside weights, whatever its runtime adds to that.
+    `lwqc.graph.alive`: what a device needs beside weights, whatever its runtime adds to that.
     """
 
     option = "max_activations"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.compile.budget import Reached
@@ -29,13 +28,12 @@ from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.pace import Parts
 from lwqc.decide.search.predicted import Predicted
 from lwqc.decide.search.space import Stored
+from lwqc.graph.alive import moments
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import SiteEntry
 from lwqc.runtime.memory import can_measure_memory, peak_memory
 
-_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
-_IN_PLACE = frozenset({"Relu", "Clip", "Add", "Mul", "Sub", "Div", "Sigmoid", "Tanh", "Softmax"})
 _WEIGHTS = 0.9  # of the float model's memory that its weights may account for
 _CONSTANT = 0.05
 _NOISE = 0.02  # processes with one model differ by as much, now and then by more
@@ -147,35 +145,6 @@ class PredictedMemory(Predicted):
         """[3]"""
         peak = (self._together @ rows[tensors:, 1]).max(initial=0.0)
         return np.array([rows[:, 0].sum(), peak, 1.0])
-
-
-def moments(graph: ir.Graph, count: int) -> NDArray[np.float64]:
-    """Which nodes' outputs are in memory while each node runs [nodes, count], with 1.
-
-    In the order of the graph. Outputs last until their last reader, those of the graph to its end.
-    Reshapes share the memory of what they read; operators on single elements write into an input
-    that nothing else reads.
-    """
-    nodes = list(graph)
-    place: dict[ir.Value, int] = {}
-    last: dict[int, int] = {}
-    for index, node in enumerate(nodes):
-        read = [place[v] for v in node.inputs if v is not None and v in place]
-        shares = node.op_type in _VIEWS and read
-        own = read[0] if shares else index
-        for value in node.outputs:
-            place[value] = own
-        for made in (*read, own):
-            last[made] = index
-    for value in graph.outputs:
-        if value in place:
-            last[place[value]] = len(nodes)
-    table = np.zeros((len(nodes), count))
-    for made, end in last.items():
-        # Written over by its last reader, which then stands for both.
-        over = end < len(nodes) and nodes[end].op_type in _IN_PLACE
-        table[made : end if over and end > made else end + 1, made] = 1
-    return table
 
 
 def _held(work: Version, stored: Stored, entry: SiteEntry | None) -> float:

@@ -9,11 +9,11 @@ import onnx_ir as ir
 import pytest
 
 from lwqc.decide.budgets import max_memory
-from lwqc.decide.budgets.max_memory import moments
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.space import Stored
 from lwqc.errors import InputError, LwqcError
+from lwqc.graph.alive import moments
 from lwqc.model import io
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Goals
