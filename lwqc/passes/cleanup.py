@@ -81,7 +81,7 @@ def clean_up(
     ctx = Context(copy)
     passes = clean_pipeline(fuse=fuse, copies=copies, folding=folding, accept=accept, whole=whole)
     changes = passes.run(copy, ctx)
-    left = {refusal.what: refusal.reason for refusal in ctx.refused.values()}
+    left = {refusal.name: refusal.reason for refusal in ctx.refused.values()}
     done = Cleaned(copy, changes, tuple(ctx.relaxed), left)
     return _merged(done, copy, folding) if merge else done
 

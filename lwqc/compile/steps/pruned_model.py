@@ -16,9 +16,9 @@ from lwqc.compile.steps.sliced import slices
 from lwqc.compile.steps.step import Looks, Made, Step
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
-from lwqc.graph.consumers import SkippedNode
 from lwqc.graph.groups import Groups
 from lwqc.graph.pruned_cost import Keep
+from lwqc.model.refusal import Refusal
 from lwqc.model.unused import RemoveUnused
 from lwqc.passes.prune_channels import prune_channels
 from lwqc.plans.goals import Outcome
@@ -39,7 +39,7 @@ class PrunedModel:
     model: ir.Model
     before: Prunable
     keep: Keep
-    skipped: tuple[SkippedNode, ...] = ()
+    skipped: tuple[Refusal, ...] = ()
     whole: Mapping[str, str] = field(default_factory=dict)
     outcome: Outcome | None = None
     notes: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ def prune_model(work: Version, pruning: Pruning) -> PrunedModel:
         removed.setdefault(unit.group, []).append(unit.index)
     done = prune_channels(prunable.groups, removed)
     RemoveUnused()(prunable.model)
-    skipped: list[SkippedNode] = []
+    skipped: list[Refusal] = []
     if pruning.compensate != "none":
         skipped = reconstruct(
             before.model,
@@ -100,8 +100,8 @@ def pruning_report(work: Version, pruned: PrunedModel) -> PruningReport:
             for g in groups
         ),
         frozen=tuple((f.tensor, f.axis, f.size, f.reason) for f in groups.frozen),
-        barriers=groups.barriers,
-        not_refitted=tuple((s.node, s.reason) for s in pruned.skipped),
+        barriers=tuple((b.name, b.reason) for b in groups.barriers),
+        not_refitted=tuple((s.name, s.reason) for s in pruned.skipped),
         notes=pruned.notes,
     )
 
