@@ -38,7 +38,7 @@ class _OneHot:
 class OneHotGather(Pass):
     """Read rows of a weight instead of multiplying it with one-hot vectors.
 
-    Matches: MatMul of a stored weight [classes, outputs] and a one-hot tensor: OneHot of 0 and 1
+    Matches: MatMul, or Gemm, of a stored weight [classes, outputs] and a one-hot tensor: OneHot of 0 and 1
         over the last axis, or Equal with 0, 1, ... in this order, cast to a float, and maybe
         reshaped in front of its last axis. So lookups come out of JAX and of Keras.
     Rewrites to: Gather on the weight with a row of zeros behind it, for numbers that are no class.
@@ -56,7 +56,7 @@ class OneHotGather(Pass):
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every match of the main graph."""
         found: list[tuple[ir.Node, _OneHot]] = []
-        products = [n for n in model.graph if (n.domain, n.op_type) == ("", "MatMul")]
+        products = [n for n in model.graph if _is_product(n)]
         if not any(n.op_type in ("OneHot", "Equal") for n in model.graph):
             return 0
         for node in products:
@@ -86,12 +86,24 @@ class OneHotGather(Pass):
         return ""
 
 
+def _is_product(node: ir.Node) -> bool:
+    """Whether it multiplies its operands, and perhaps adds a third, as they are."""
+    if node.domain != "" or node.op_type not in ("MatMul", "Gemm"):
+        return False
+    factors = [node.attributes[n].as_float() for n in ("alpha", "beta") if n in node.attributes]
+    return not _flag(node, "transA") and all(factor == 1 for factor in factors)
+
+
+def _flag(node: ir.Node, name: str) -> bool:
+    return name in node.attributes and bool(node.attributes[name].as_int())
+
+
 def _one_hot(node: ir.Node, ctx: Context) -> _OneHot | None:
     """What the first operand of a product is, if the second is a stored matrix."""
     tensor = stored_tensor(node.inputs[1])
     if tensor is None or not tensor.dtype.is_floating_point() or len(tensor.shape) != 2:
         return None
-    classes = static_shape(tensor)[0]
+    classes = static_shape(tensor)[1 if _flag(node, "transB") else 0]
     value, shape = node.inputs[0], None
     while (step := made_by(value, "Reshape", "Cast", "Identity")) is not None:
         if step.op_type == "Reshape":
@@ -159,7 +171,8 @@ def _rewrite(graph: ir.Graph, node: ir.Node, hot: _OneHot) -> None:
     tensor = stored_tensor(weight)
     assert weight is not None
     assert tensor is not None
-    rows = np.asarray(read_array(tensor))
+    stored_rows = np.asarray(read_array(tensor))
+    rows = stored_rows.T if _flag(node, "transB") else stored_rows
     classes = len(rows)
     padded = np.concatenate([rows, np.zeros_like(rows[:1])])
     table = add_initializer(
@@ -194,4 +207,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, hot: _OneHot) -> None:
     if hot.shape is not None:
         places = step("Reshape", [places, stored("shape", hot.shape)], "shaped")
     (result,) = insert_before(node, "Gather", [table, places], [f"{name}/rows"], {"axis": 0})
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None:
+        (result,) = insert_before(node, "Add", [result, bias], [f"{name}/biased"])
     replace_node(node, result)

@@ -71,9 +71,26 @@ def equal(*, kind=INT64, table=None, shape=("n", "t", 1), expand=False, swap=Fal
     return model(rows, stored, {"x": shape}, ["y"], types={"x": kind})
 
 
+def linear(*, bias=True, **attributes):
+    stored = {
+        "depth": np.array(CLASSES),
+        "pair": np.array([0, 1], np.float32),
+        "w": normal(5, CLASSES) if attributes.get("transB") else normal(CLASSES, 5),
+        "b": normal(5),
+    }
+    rows = [
+        ("OneHot", ["x", "depth", "pair"], "hot", {}),
+        ("Gemm", ["hot", "w", *(["b"] if bias else [])], "y", attributes),
+    ]
+    return model(rows, stored, {"x": ["n"]}, ["y"], types={"x": INT64})
+
+
 @pytest.mark.parametrize(
     ("built", "feed"),
     [
+        (linear(), PLACES[1]),
+        (linear(transB=1, alpha=1.0), PLACES[1]),
+        (linear(bias=False), PLACES[1]),
         (one_hot(), PLACES),
         (one_hot(axis=2), PLACES),
         (one_hot(kind=INT32), PLACES.astype(np.int32)),
@@ -94,7 +111,7 @@ def test_rows_are_read(built, feed):
     done = applied(OneHotGather(), built)
     kinds = {node.op_type for node in done.model.graph}
     assert "Gather" in kinds
-    assert "MatMul" not in kinds
+    assert not kinds & {"MatMul", "Gemm"}
     ours, theirs = (Session(m)({"x": feed})["y"] for m in (done.model, built))
     assert np.array_equal(ours, theirs)
     assert_harmless(OneHotGather(), built, "one-hot", feeds={"x": feed}, tolerance=1e-7)
@@ -104,6 +121,8 @@ def test_rows_are_read(built, feed):
     "built",
     [
         one_hot(values=(0.0, 2.0)),
+        linear(alpha=0.5),
+        linear(beta=0.0),
         one_hot(values=(1.0, 0.0)),
         one_hot(axis=1, shape=("n", CLASSES)),
         one_hot(target=[-1, CLASSES, 0], weight=normal(2, 5), depth=2, shape=(CLASSES, 2)),
