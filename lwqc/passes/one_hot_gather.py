@@ -38,8 +38,8 @@ class _OneHot:
 class OneHotGather(Pass):
     """Read rows of a weight instead of multiplying it with one-hot vectors.
 
-    Matches: MatMul, or Gemm, of a stored weight [classes, outputs] and a one-hot tensor: OneHot of 0 and 1
-        over the last axis, or Equal with 0, 1, ... in this order, cast to a float, and maybe
+    Matches: MatMul or Gemm of a stored weight [classes, outputs] and a one-hot tensor: OneHot of 0
+        and 1 over the last axis, or Equal with 0, 1, ... in this order, cast to a float, and maybe
         reshaped in front of its last axis. So lookups come out of JAX and of Keras.
     Rewrites to: Gather on the weight with a row of zeros behind it, for numbers that are no class.
         Exact.
