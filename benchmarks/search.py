@@ -35,7 +35,8 @@ from lwqc.decide.search.joint_plan import planned
 from lwqc.decide.search.start import starts
 from lwqc.decide.search.trial_model import TrialModel
 from lwqc.errors import InputError
-from lwqc.plans.goals import Amount, Goals
+from lwqc.plans.bounds import Amount
+from lwqc.plans.goals import Goals
 from lwqc.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,7 +150,7 @@ def speed(name: str, generations: int = 40, offspring: int = 16, few: int = 8) -
     limit = 0.2 * work.original.size_bytes
 
     def size(candidate: tuple[int, ...]) -> float:
-        return space.cost(candidate).size_bytes
+        return space.cost(candidate)["size_bytes"]
 
     def fits(candidate: tuple[int, ...]) -> bool:
         return size(candidate) <= limit

@@ -35,7 +35,8 @@ from onnxruntime.quantization import matmul_nbits_quantizer as peer
 from lwqc.compile.version import Version
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.model import io
-from lwqc.plans.goals import Amount, Goals
+from lwqc.plans.bounds import Amount
+from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe, find, uniform_recipe
 from lwqc.quant.output_error import output_error

@@ -34,7 +34,7 @@ from lwqc.decide.structural import (
 from lwqc.errors import InputError
 from lwqc.learn.needed import require_torch
 from lwqc.model import io
-from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
+from lwqc.plans.goals import CONVERSION_DROP, Goals
 from lwqc.plans.options import (
     Bounded,
     Budgets,
@@ -85,7 +85,7 @@ def compress(
     Returns the compressed model; `save` writes it, measures the file and returns the report.
     Raises InputError, in one line, for anything wrong with the arguments, model or data.
     """
-    goals = parse_goals(**part(Budgets, options))
+    goals = Goals(**part(Budgets, options))
     work = _opened(source, part(Sources, options))
     return _chainable(compress_workspace(work, goals, recipe, _control(options)))
 
@@ -185,7 +185,7 @@ def drop_layers(
 @spelled_out(Compressing)
 def plan(source: Source, *, recipe: str | Recipe = "auto", **options: Unpack[Compressing]) -> Plan:
     """Decide as `compress` does, by the same arguments; `apply` then gives what it would give."""
-    goals = parse_goals(**part(Budgets, options))
+    goals = Goals(**part(Budgets, options))
     work = _opened(source, part(Sources, options))
     return make_plan(work, goals, recipe, _control(options))
 

@@ -13,7 +13,7 @@ from lwqc.compile.execute import apply_plan
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.passes import raise_opset as module
 from lwqc.passes.raise_opset import raise_opset
-from lwqc.plans.goals import parse_goals
+from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import find
 from lwqc.runtime.session import Session
 from tests.build import normal
@@ -109,7 +109,7 @@ def test_what_formats_do_not_need_is_not_raised():
 def test_the_plan_says_it_and_is_applied_again(recipe):
     model = ir.serde.deserialize_model(convolutions(9))
     work = open_workspace(model, data=FEEDS, skip_checks=True)
-    goals = parse_goals() if recipe == "auto" else parse_goals(max_size=0.5)
+    goals = Goals() if recipe == "auto" else Goals(max_size=0.5)
     done = compress_workspace(work, goals, find(recipe))
     again = apply_plan(open_workspace(model, data=FEEDS), done.plan)
     assert ir.to_proto(again.model) == ir.to_proto(done.model)
@@ -118,7 +118,7 @@ def test_the_plan_says_it_and_is_applied_again(recipe):
 
 def test_a_search_for_formats_raises_it_too():
     model = ir.serde.deserialize_model(convolutions(9))
-    goals, recipe = parse_goals(max_size=0.4), find("evopress-bits")
+    goals, recipe = Goals(max_size=0.4), find("evopress-bits")
     done = compress_workspace(open_workspace(model, data=FEEDS), goals, recipe)
     assert done.decisions.opset == 13
     assert "opset 9 became 13" in done.decisions.notes[0]

@@ -2,22 +2,28 @@
 
 import dataclasses
 import inspect
+import re
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
 import lwqc
 from lwqc.cli import app
+from lwqc.compile.budget import find_budget
+from lwqc.decide import budgets
 from lwqc.decide.drop_layers import DropOptions
 from lwqc.decide.parallel_layers import ParallelOptions
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.slice_streams import SliceOptions
 from lwqc.errors import InputError
 from lwqc.plans import options
-from lwqc.plans.goals import Goals
+from lwqc.plans.goals import BOUNDS, Goals
 from lwqc.plans.spelled_out import flag_of
 from tests.test_layers import FILES
 
+# What recipes and allocators turn on, and builds check.
+STEERING = {"max_size", "avg_bits", "max_latency"}
 SECTIONS = {
     "compress": options.Compressing,
     "plan": options.Compressing,
@@ -49,11 +55,29 @@ def test_the_command_line_has_what_has_a_flag(name, section):
     } or name == "lower"  # which has a default of its own for the loss
 
 
+def test_every_bound_is_a_file():
+    """That file and the option are all that lwqc has of a budget."""
+    files = {p.stem for p in Path(budgets.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == BOUNDS.keys()
+    found = {option: find_budget(option) for option in BOUNDS}
+    assert {option: budget.option for option, budget in found.items()} == {o: o for o in BOUNDS}
+    assert all(budget.flag == f"--{o.replace('_', '-')}" for o, budget in found.items())
+    for option in BOUNDS:
+        users = [name for name, file in FILES.items() if option in _words(file.read_text())]
+        assert (
+            users == [f"lwqc.decide.budgets.{option}", "lwqc.plans.options"] or option in STEERING
+        )
+
+
+def _words(text):
+    return set(re.findall(r"\w+", text))
+
+
 def test_every_option_is_a_field_of_what_it_sets():
     def fields(*kinds):
         return {field.name for kind in kinds for field in dataclasses.fields(kind)}
 
-    assert set(options.Budgets.__annotations__) <= fields(Goals)
+    assert set(get_type_hints(options.Budgets)) == BOUNDS.keys() | fields(Goals) - {"bounds"}
     assert set(options.Pruning.__annotations__) == fields(PruneOptions, SliceOptions) - {"recipe"}
     dropping = fields(DropOptions, ParallelOptions) - {"recipe", "seed", "max_drop"}
     assert set(options.Dropping.__annotations__) == dropping

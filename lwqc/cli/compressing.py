@@ -38,7 +38,7 @@ from lwqc.cli.running import (
 from lwqc.cli.sections import command
 from lwqc.errors import InputError
 from lwqc.model.numerals import real, whole
-from lwqc.plans.goals import CONVERSION_DROP, Goals, parse_goals
+from lwqc.plans.goals import CONVERSION_DROP, Goals
 from lwqc.plans.options import Budgets, Dropping, Pruning, Searching, Storage
 from lwqc.plans.spelled_out import part
 
@@ -95,7 +95,7 @@ def compress(
     chosen = find(recipe)
     searching = part(Searching, options)
     control = search_control(searching, options["seed"], log_name(output), resume)
-    goals = parse_goals(**budgets)
+    goals = Goals(**budgets)
     if pareto is not None and not 2 <= pareto <= _MOST_MODELS:
         raise InputError(f"--pareto {pareto}: expected 2 to {_MOST_MODELS} models")
     row = [] if pareto is None else [p for i in range(pareto) for p in row_names(output, i + 1)]
@@ -149,7 +149,7 @@ def quantize(
     from lwqc.quant.methods import DATA_METHODS
 
     check_bound(options)
-    goals = parse_goals(**part(Storage, options))
+    goals = Goals(**part(Storage, options))
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
     if method in DATA_METHODS and "data" not in options:
         raise InputError(f"--method {method} looks at the data: give --data")

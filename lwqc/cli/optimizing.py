@@ -185,7 +185,9 @@ def _report(
 ) -> None:
     """Changes by pass, what passes say they left alone, and what was saved."""
     if as_json:
-        refused = [vars(refusal) for refusal in ctx.refused.values()]
+        refused = [
+            {"what": r.name, "step": r.step, "reason": r.reason} for r in ctx.refused.values()
+        ]
         result = {"passes": trace.rows, "relaxed": ctx.relaxed, "refused": refused, **saved}
         print(json.dumps(result, indent=1))
         return
@@ -198,7 +200,7 @@ def _report(
         if time_passes or row["changes"]:
             console.print(line, highlight=False, soft_wrap=True)
     for refusal in ctx.refused.values():
-        line = f"{refusal.step} left {refusal.what}: {refusal.reason}"
+        line = f"{refusal.step} left {refusal.name}: {refusal.reason}"
         console.print(line, highlight=False, soft_wrap=True)
     if saved:
         put(_summary(saved, trace))

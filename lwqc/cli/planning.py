@@ -23,7 +23,7 @@ from lwqc.cli.options import (
 from lwqc.cli.running import Files, errors_console, finish, log_name, opened
 from lwqc.cli.sections import command
 from lwqc.errors import InputError
-from lwqc.plans.goals import parse_goals
+from lwqc.plans.goals import Goals
 from lwqc.plans.options import Budgets, Searching
 from lwqc.plans.spelled_out import part
 
@@ -78,7 +78,7 @@ def plan(
         log = None if output is None else log_name(output)
         control = search_control(part(Searching, options), options["seed"], log, resume)
         chosen = find(recipe)
-        goals = parse_goals(**budgets)
+        goals = Goals(**budgets)
         files = Files([] if output is None else [output], [], [control.log], [recipe])
         with opened(model, files, part(Opened, options)) as work:
             made = make_plan(work, goals, chosen, control)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,11 +14,12 @@ from lwqc.backends.device_bench import build_engines
 from lwqc.backends.provider_options import options_path, options_text
 from lwqc.backends.target import Lowered
 from lwqc.compile.branch_reports import parallel_report, removal_report, slicing_report
+from lwqc.compile.budget import Reached, asked, weighed
 from lwqc.compile.decisions import DropDecision, ParallelDecision, SliceDecision
 from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
 from lwqc.compile.idle_branches import idle_branches
 from lwqc.compile.losses import divergences
-from lwqc.compile.outcomes import drop_outcome, latency_outcomes, size_outcome
+from lwqc.compile.outcomes import drop_outcome
 from lwqc.compile.result import Report, SearchReport, ShapeLatency, SiteRow
 from lwqc.compile.saved_check import Expected, check_saved
 from lwqc.compile.stamped import stamped
@@ -32,11 +33,9 @@ from lwqc.passes.widen_bfloat16 import has_bfloat16
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan
 from lwqc.runtime.measure import OperatorRow, latencies, operator_rows
-from lwqc.runtime.memory import peak_memory
 from lwqc.runtime.session import has_bodies, statistics_session
 
 _FEEDS = 64  # that tell which branches of an If run
-_MEMORY_NOISE = 0.02  # processes with one model differ by as much, now and then by more
 Decision = DropDecision | ParallelDecision | SliceDecision
 
 
@@ -46,8 +45,8 @@ class Compressed:
 
     sites: of the model just before formats were applied, by name. decision: what was
     chosen and at what price, unless the plan was given. fallbacks: what the target would not run
-    as it should, one line each. search: how, where a search chose. macs: where they were asked
-    for, of one run at the sizes of the first feeds.
+    as it should, one line each. search: how, where a search chose. counted: by option of a bound,
+    see `lwqc.compile.budget.counted`.
     """
 
     work: Version
@@ -60,7 +59,7 @@ class Compressed:
     decision: Decision | None = None
     fallbacks: tuple[str, ...] = ()
     search: SearchReport | None = None
-    macs: int | None = None
+    counted: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -180,6 +179,7 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
             *(f"not chosen: {why}" for why in work.job.unusable),
         ),
         search=result.search,
+        weighed=weighed(result.goals, work, None),
     )
     if result.pruned is not None:
         report = report.with_measurements(pruning=pruning_report(work, result.pruned))
@@ -238,12 +238,8 @@ def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
     if work.job.metric is not None:
         metric_before, metric_after = work.original.metric, work.job.metric(session)
         metric_drop = work.job.metric.drop(metric_before, metric_after)
-    memory = None
-    if result.goals.max_memory is not None:
-        feeds = work.job.data.serve[0].feeds
-        memory = (peak_memory(work.original.loadable, feeds), peak_memory(saved.path, feeds))
     return report.with_measurements(
-        memory=memory,
+        weighed=weighed(result.goals, work, saved.path),
         divergence=divergences(result.removed.work if result.removed else work, session),
         latencies=tuple(timed),
         operators=_operators(work, saved),
@@ -295,41 +291,13 @@ def _float_bytes(site: Site, plan: Plan) -> int:
     return min(site.float_bytes, 2 * site.size) if plan.floats is not None else site.float_bytes
 
 
-def _made_of(result: Compressed, report: Report) -> str:
-    """What a file consists of, in bytes."""
-    low = [row for row in report.sites if row.format != "float"]
-    formats = ", ".join(sorted({row.format for row in low})) or "no format"
-    in_low = sum(row.bytes_after for row in low)
-    in_float = sum(row.bytes_after for row in report.sites) - in_low
-    stored = io.weight_bytes(result.model)
-    return (
-        f"{in_low} in weights in {formats}; {in_float} in weights in float; "
-        f"{max(stored - in_low - in_float, 0)} in other tensors; "
-        f"{max(report.output_bytes - stored, 0)} in nodes and names"
-    )
-
-
 def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
-    goals, work = result.goals, result.work
     found = []
     if result.pruned is not None and result.pruned.outcome is not None:
         found.append(result.pruned.outcome)
-    if goals.max_size is not None:
-        outcome = size_outcome(goals.max_size, work.original.size_bytes, report.output_bytes)
-        found.append(outcome if outcome.met else replace(outcome, why=_made_of(result, report)))
-    if goals.avg_bits is not None:
-        found.append(Outcome("average bits", goals.avg_bits, report.average_bits, "bits"))
-    if goals.max_memory is not None and report.memory is not None:
-        before, after = report.memory
-        asked = goals.max_memory.resolve(before)
-        found.append(Outcome("memory", asked, after, "bytes", _MEMORY_NOISE))
-    if goals.max_macs is not None and result.macs is not None:
-        asked = goals.max_macs.resolve(work.original.macs)
-        found.append(Outcome("MACs", asked, result.macs, "MACs"))
-    drop = report.drop
-    if drop is not None and goals.max_drop is not None:
-        found.append(drop_outcome(goals.max_drop, drop))
-    if goals.max_latency is not None:
-        rows = [(r.shape, r.before.median_ms, r.after.median_ms) for r in report.latencies]
-        found += latency_outcomes(goals.max_latency, rows)
+    for budget, bound in asked(result.goals):
+        counted = result.counted.get(budget.option)
+        found += budget.outcomes(bound, Reached(result.work, result.model, report, counted))
+    if report.drop is not None and result.goals.max_drop is not None:
+        found.append(drop_outcome(result.goals.max_drop, report.drop))
     return found

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from lwqc.plans.plan import DataSource, Plan, Source
 from lwqc.plans.version import VERSION
-from lwqc.quant.methods import DATA_METHODS
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.session import VERSION as RUNTIME
 
@@ -51,43 +50,22 @@ def _bytes(array: NDArray[Any]) -> bytes | memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def differences(plan: Plan, source: Source, data: Callable[[], DataSource]) -> list[str]:
+def differences(
+    plan: Plan, source: Source, data: Callable[[], DataSource], *, draws: bool
+) -> list[str]:
     """How a model, its data and the versions here differ from those of a plan, a line each.
 
     Given data has to be the same. Where none was given, for the plan or now, its shapes have to be,
-    if steps of the plan take statistics on random inputs of those shapes. A plan that does not say
-    what its data or versions were (version 1) fits all. data: asked only where the plan says.
+    where `draws`: steps of the plan take statistics on random inputs of those shapes. A plan that
+    does not say what its data or versions were (version 1) fits all. data: asked only if it does.
     """
     return list(
         chain(
             _of_model(plan.source, source),
-            _of_data(plan, plan.data, data()) if plan.data is not None else (),
+            _of_data(plan.data, data(), draws) if plan.data is not None else (),
             _of_tools(plan.tools, tool_versions()),
         )
     )
-
-
-def looks_at_data(plan: Plan) -> bool:
-    """Whether executing the plan takes statistics on the caller's data."""
-    return (
-        (plan.prune is not None and plan.prune.calibration == "data" and _compensates(plan))
-        or any(entry.calibration == "data" for entry in plan.slice)
-        or any(entry.compensate != "none" for entry in plan.remove)
-        or plan.sequential
-        or any(e.method == "sparsegpt" or e.refine for e in plan.sparse.values())
-        or any(e.method in DATA_METHODS for e in plan.quantize.values())
-    )
-
-
-def _draws_data(plan: Plan) -> bool:
-    """Whether executing the plan takes statistics on random inputs."""
-    return (
-        plan.prune is not None and plan.prune.calibration == "random" and _compensates(plan)
-    ) or any(entry.calibration == "random" for entry in plan.slice)
-
-
-def _compensates(plan: Plan) -> bool:
-    return plan.prune is not None and (plan.prune.compensate != "none" or plan.prune.batch_norm)
 
 
 def _of_model(made: Source, here: Source) -> Iterator[str]:
@@ -98,11 +76,11 @@ def _of_model(made: Source, here: Source) -> Iterator[str]:
         )
 
 
-def _of_data(plan: Plan, made: DataSource, here: DataSource) -> Iterator[str]:
+def _of_data(made: DataSource, here: DataSource, draws: bool) -> Iterator[str]:
     if made.given and here.given:
         if made.digest != here.digest:
             yield f"the plan was made on {_told(made)}, not on {_told(here)}{_alike(made, here)}"
-    elif _draws_data(plan) and made.shapes != here.shapes:
+    elif draws and made.shapes != here.shapes:
         yield f"the plan was made on inputs {_sizes(made)}, not {_sizes(here)}"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lwqc.plans.goals import Amount, Outcome
+from lwqc.plans.bounds import Amount
+from lwqc.plans.goals import Outcome
 from lwqc.runtime.measure import NOISE
 
 

@@ -178,8 +178,8 @@ class Report:
     that came before this one, by recipe or by the file that they left; channels, branches and sites
     are those of what they left. latencies: at each shape served. operators: where the time goes at
     the first one. kept_float32: operators that do not compute in the 16-bit type, and why.
-    fallbacks: what the target would run elsewhere. unmeasured: why there are no latencies. memory:
-    bytes that a process takes with the original and with the result, where they were asked for.
+    fallbacks: what the target would run elsewhere. unmeasured: why there are no latencies. weighed:
+    by budget, what was measured of the original and of the result; None where that was not asked.
     notes: what was done to the file so that it could be read, what was left undone, or done
     otherwise than asked.
     """
@@ -213,7 +213,7 @@ class Report:
     fallbacks: tuple[str, ...] = ()
     unmeasured: str = ""
     search: SearchReport | None = None
-    memory: tuple[int, int] | None = None
+    weighed: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -252,7 +252,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; infinities become None."""
-        document = dataclasses.asdict(self)
+        document: dict[str, Any] = {}
+        for name, value in dataclasses.asdict(self).items():
+            document |= value if name == "weighed" else {name: value}
         document["outcomes"] = [{**dataclasses.asdict(o), "met": o.met} for o in self.outcomes]
         document |= {
             "drop": self.drop,

@@ -104,7 +104,9 @@ def _allocated(work: Version, goals: Goals, recipe: Recipe) -> Plan:
 
 def _auto(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     """The best within a budget, or the fastest within the allowed drop."""
-    wants_small = goals.max_drop is not None and not goals.fastest and goals.max_latency is None
+    wants_small = (
+        goals.max_drop is not None and not goals.fastest and "max_latency" not in goals.bounds
+    )
     if goals.wants_size or wants_small:
         base = fused_base(work) if recipe.clean else Base(work).ready()
         return base.stamped(find_allocator("knapsack").plan(base.work, goals, recipe))

@@ -21,6 +21,7 @@ from lwqc.decide import planning
 from lwqc.decide.float_plan import with_float_type, with_floats
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.safest import holding, stored, with_room
+from lwqc.decide.site_order import by_output_error
 from lwqc.errors import LwqcError, SessionError
 from lwqc.plans.plan import CleanUp, Plan, Relaxation
 from lwqc.plans.recipe import Recipe
@@ -382,7 +383,7 @@ def _relaxed(
 ) -> tuple[Candidate, Session]:
     """Leave the activations of the most sensitive sites float until the drop is allowed.
 
-    Sites are ordered by what they cost alone in 8 bits; bisection over that order.
+    Bisection over the order of what sites cost alone in 8 bits.
     """
     plan = candidate.plan
     integer = [n for n, e in plan.quantize.items() if e.activation != "none"]
@@ -399,8 +400,9 @@ def _relaxed(
     trial, loaded = evaluate(work, floating)
     if trial.drop > most:
         return candidate, session  # without any 8-bit activation it is too much already
+    whole = candidate.drop
     candidate, session = trial, loaded
-    order = planning.by_output_error(work, plan, integer)
+    order = by_output_error(work, plan, integer, whole - limit)
     low, high = 0, len(order) - 1
     while low < high:
         middle = (low + high) // 2

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Literal
 
 from lwqc.compile.activation_facts import activation_ranges
-from lwqc.compile.candidates import Candidate, evaluate, known_drop, measured, tried, with_formats
+from lwqc.compile.candidates import Candidate, evaluate, measured, with_formats
 from lwqc.compile.stored_sites import storable
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
@@ -18,14 +18,11 @@ from lwqc.plans.recipe import Recipe
 from lwqc.quant.formats import BLOCKS, Kind, WeightFormat
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.runtime.session import Session, read_back, statistics_session
-from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.ranges import ranges
-from lwqc.runtime.stats.rounding_noise import RoundingNoise
 
 _LEAST, _SHARE = 256, 1000  # weights, and part of all of them, that are worth fewer bits in a file
 _FINER = 1.07  # times the bytes of a scale per channel that scales per block may take
 _FEWEST_BLOCKS = 3
-_MOST_ALONE = 64  # sites that are tried one by one
 Activations = Literal["none", "dynamic", "static"]
 RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 
@@ -229,40 +226,6 @@ def static_tensors(work: Version, plan: Plan) -> dict[str, str]:
         if n in plan.quantize and plan.quantize[n].activation == "static"
     ]
     return dict(work.job.target.flow(work.model.graph, static).tensors)
-
-
-def by_activation_error(work: Version, plan: Plan, sites: Collection[str]) -> list[str]:
-    """The sites in order of what 8 bits cost their activation, the worst first.
-
-    Before them those whose activations cannot be observed, in bodies.
-    """
-    hidden = sorted(name for name in sites if work.sites[name].in_body)
-    seen = [name for name in sites if not work.sites[name].in_body]
-    activation = {name: work.sites[name].uses[0].activation for name in seen}
-    names = {n: v.name or "" for n, v in activation.items() if v is not None}
-    wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
-    noise = collect(work.model, wanted, work.job.data.judge, statistics_session)
-    costs = {n: noise[RoundingNoise(names[n])].relative for n in names}
-    return [*hidden, *sorted(names, key=lambda n: (-costs[n], n))]
-
-
-def by_output_error(work: Version, plan: Plan, sites: Collection[str]) -> list[str]:
-    """The sites in order of what each of them alone costs in the plan's format, the worst first.
-
-    Where that are too many to try, or the loss is a metric of the caller's, whose steps are coarse,
-    in order of what 8 bits cost their activation.
-    """
-    if work.job.metric is not None or work.is_large or len(sites) > _MOST_ALONE:
-        return by_activation_error(work, plan, sites)
-    report = work.job.report("sites alone")
-    drops: dict[str, float] = {}
-    for name in sorted(sites):
-        others = {n: "" for n in plan.quantize if n != name}
-        alone = without(plan, others)
-        known = known_drop(work, alone)
-        drops[name] = tried(work, alone).drop if known is None else known
-        report(len(drops), len(sites))
-    return sorted(drops, key=lambda n: -drops[n])
 
 
 def weight_only(work: Version, plan: Plan, sites: Iterable[str]) -> Plan:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from lwqc.compile.budget import asked
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import execute
 from lwqc.compile.version import Version
@@ -20,7 +21,6 @@ from lwqc.errors import InputError
 from lwqc.model.extensions import ALLOCATORS
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import Recipe, find
-from lwqc.runtime.memory import can_measure_memory
 
 
 def decide(
@@ -87,17 +87,13 @@ def _promises(allocator: str) -> bool:
 
 def _check_budgets(work: Version, goals: Goals, recipe: Recipe) -> None:
     """Budgets that cannot be measured here, or that only searches know. Raises InputError."""
-    if goals.max_latency is not None and not work.job.timed:
-        reason = work.job.target.unmeasured()
-        raise InputError(
-            f"--max-latency: target {work.job.target.name} is not timed here: {reason}"
-        )
-    budgets = {"--max-macs": goals.max_macs, "--max-memory": goals.max_memory}
-    asked = [name for name, amount in budgets.items() if amount is not None]
-    if asked and not searches(work, goals, recipe):
-        raise InputError(
-            f"{asked[0]} needs a search that removes channels or layers, of a model below 1 GB: "
-            "leave out --recipe or take evopress-joint, evopress-width or evopress-depth"
-        )
-    if goals.max_memory is not None and not (work.job.runs_here and can_measure_memory()):
-        raise InputError("--max-memory is measured on Linux for target cpu only")
+    searched = searches(work, goals, recipe)
+    for budget, _ in asked(goals):
+        if budget.needs_search and not searched:
+            raise InputError(
+                f"{budget.flag} needs a search that removes channels or layers, of a model below "
+                "1 GB: leave out --recipe or take evopress-joint, evopress-width or evopress-depth"
+            )
+        reason = budget.unmeasured(work.job)
+        if reason:
+            raise InputError(f"{budget.flag}{reason}")

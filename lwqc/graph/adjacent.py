@@ -9,8 +9,9 @@ from functools import cached_property
 import onnx_ir as ir
 
 from lwqc.graph.branch_kinds import BranchTree, last_join
-from lwqc.graph.branches import Branch, Refused
+from lwqc.graph.branches import Branch
 from lwqc.graph.dataflow import Dataflow
+from lwqc.model.refusal import Refusal
 
 Pair = tuple[str, str]
 
@@ -24,7 +25,7 @@ class Adjacency:
     """
 
     pairs: tuple[Pair, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[Refusal, ...]
 
     @cached_property
     def first_of(self) -> dict[str, str]:
@@ -49,14 +50,14 @@ def adjacent_pairs(tree: BranchTree) -> Adjacency:
         return Adjacency((), ())
     flow, joins = Dataflow(graph), {b.add: b for b in branches}
     pairs: list[Pair] = []
-    refused: list[Refused] = []
+    refused: list[Refusal] = []
     for second in branches:
         join = last_join(second, joins, flow)
         if join is None:
             continue
         first = joins[join]
         if reason := _refusal(first, second):
-            refused.append(Refused(second.name, reason))
+            refused.append(Refusal(second.name, reason))
         else:
             pairs.append((first.name, second.name))
     return Adjacency(tuple(pairs), tuple(refused))

@@ -16,6 +16,7 @@ from lwqc.graph.rules import all_rules
 from lwqc.graph.rules.context import Context, Rules
 from lwqc.graph.rules.fit import BarrierError, Dims
 from lwqc.graph.sampled import Sampled
+from lwqc.model.refusal import Refusal
 from lwqc.model.weights import is_float, static_shape, stored_tensor
 
 
@@ -26,14 +27,6 @@ class Use:
     value: ir.Value
     node: ir.Node
     index: int
-
-
-@dataclass(frozen=True)
-class Barrier:
-    """A node through which nothing can be told, and why."""
-
-    node: ir.Node
-    reason: str
 
 
 @dataclass
@@ -50,7 +43,7 @@ class AxisAnalysis:
     dims: dict[ir.Value, Dims] = field(default_factory=dict)
     stored: dict[Use | ir.Value, Dims] = field(default_factory=dict)
     repairs: list[Repair] = field(default_factory=list)
-    barriers: list[Barrier] = field(default_factory=list)
+    barriers: list[Refusal] = field(default_factory=list)
 
     def operand(self, node: ir.Node, index: int) -> Sequence[Factor] | None:
         """Dimensions of an operand; None where it is left out or not known."""
@@ -160,7 +153,7 @@ class _Run:
         ctx.barrier(reason)
         for value in self.captured.get(ctx.node, ()):
             self.freeze(value, f"{ctx.where}: read in its body")
-        self.result.barriers.append(Barrier(ctx.node, reason))
+        self.result.barriers.append(Refusal(f"{ctx.node.op_type} {ctx.node.name}", reason))
 
     def freeze(self, value: ir.Value, reason: str) -> None:
         for dim in self.result.dims.get(value, ()):

@@ -10,9 +10,10 @@ from typing import Literal, get_args
 
 import onnx_ir as ir
 
-from lwqc.graph.branches import LINEAR, Branch, BranchAnalysis, Refused, find_branches
+from lwqc.graph.branches import LINEAR, Branch, BranchAnalysis, find_branches
 from lwqc.graph.cost import NodeCost
 from lwqc.graph.dataflow import Dataflow
+from lwqc.model.refusal import Refusal
 from lwqc.model.weights import static_shape, trace_weight
 
 Kind = Literal["attention", "mlp", "convolution", "other"]
@@ -55,7 +56,7 @@ class BranchTree:
     """Typed branches in topological order, and the residual additions that are none."""
 
     branches: tuple[TypedBranch, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[Refusal, ...]
 
     @cached_property
     def blocks(self) -> tuple[tuple[TypedBranch, ...], ...]:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from lwqc.graph.dataflow import SHAPE_ONLY, Dataflow
 from lwqc.graph.shapes import known_equal
+from lwqc.model.refusal import Refusal
 from lwqc.model.weights import trace_weight
 
 _JOINS = frozenset({"Add", "Sum"})
@@ -56,19 +57,11 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A residual addition whose branch cannot go as a unit. name: of its output."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class BranchAnalysis:
     """Branches of the main graph and refused additions, both in topological order."""
 
     branches: tuple[Branch, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[Refusal, ...]
 
     @cached_property
     def by_name(self) -> dict[str, Branch]:
@@ -299,9 +292,9 @@ class _Finder:
             shares = joins[branch.add] > 1
             yield replace(branch, name=branch.branch.name or "") if shares else branch
 
-    def _reasons(self) -> Iterator[Refused]:
+    def _reasons(self) -> Iterator[Refusal]:
         for node, reason in sorted(self._refused, key=lambda r: self.flow.position[r[0]]):
-            yield Refused(node.outputs[0].name or "", reason)
+            yield Refusal(node.outputs[0].name or "", reason)
 
 
 _PROJECTION = "a projection shortcut: both sides of the sum have layers of their own"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lwqc.graph.changes import Changes, bodies
 from lwqc.graph.linear_operand import Operand, linear_operand
+from lwqc.model.refusal import Refusal
 from lwqc.model.weights import static_shape, stored_tensor, trace_weight
 
 Slices = Mapping[str, Mapping[int, NDArray[np.intp]]]
@@ -40,20 +41,12 @@ class Consumer:
         return node_name(self.pruned.node)
 
 
-@dataclass(frozen=True)
-class SkippedNode:
-    """A layer that keeps its sliced weight, and why."""
-
-    node: str
-    reason: str
-
-
 @dataclass
 class Found:
     """Consumers in topological order, and the layers that cannot be refitted."""
 
     consumers: list[Consumer] = field(default_factory=list)
-    skipped: list[SkippedNode] = field(default_factory=list)
+    skipped: list[Refusal] = field(default_factory=list)
 
 
 # Operators with learned matrices or kernels that have no refit here.
@@ -79,7 +72,7 @@ def find_consumers(original: ir.Model, pruned: ir.Model, slices: Slices) -> Foun
             if isinstance(answer, Consumer):
                 found.consumers.append(answer)
             elif answer:
-                found.skipped.append(SkippedNode(node_name(node), answer))
+                found.skipped.append(Refusal(node_name(node), answer))
             found.skipped += _in_bodies(node)
         changes.visit(node, is_layer)
     return found
@@ -90,10 +83,10 @@ def node_name(node: ir.Node) -> str:
     return node.name or node.outputs[0].name or ""
 
 
-def _in_bodies(node: ir.Node) -> list[SkippedNode]:
+def _in_bodies(node: ir.Node) -> list[Refusal]:
     inner = [n for body in bodies(node) for n in body.all_nodes()]
     reason = "is inside the body of an If, Loop or Scan"
-    return [SkippedNode(node_name(n), reason) for n in inner if linear_operand(n) is not None]
+    return [Refusal(node_name(n), reason) for n in inner if linear_operand(n) is not None]
 
 
 def _consumer(

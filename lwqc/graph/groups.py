@@ -15,6 +15,7 @@ from lwqc.graph.axes import STATISTICS, Factor, positions
 from lwqc.graph.axis_analysis import AxisAnalysis, Use, analyse_axes
 from lwqc.graph.rules.context import Rules
 from lwqc.graph.sampled import Sampled
+from lwqc.model.refusal import Refusal
 from lwqc.model.weights import is_float, stored_tensor
 
 if TYPE_CHECKING:
@@ -123,9 +124,9 @@ class Groups:
         return {group.name: group for group in self.groups}
 
     @property
-    def barriers(self) -> tuple[tuple[str, str], ...]:
+    def barriers(self) -> tuple[Refusal, ...]:
         """Nodes through which nothing could be told, and why."""
-        return tuple((f"{b.node.op_type} {b.node.name}", b.reason) for b in self.analysis.barriers)
+        return tuple(self.analysis.barriers)
 
     def to_networkx(self) -> nx.Graph[tuple[str, str]]:
         """Groups and stored tensors as a bipartite graph.

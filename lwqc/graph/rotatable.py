@@ -19,6 +19,7 @@ from lwqc.graph.groups import Groups
 from lwqc.graph.stream import Stream
 from lwqc.graph.stream_rules import RULES
 from lwqc.graph.stream_walk import FixedError, Walk, where
+from lwqc.model.refusal import Refusal
 
 _NORMS = {
     ("", "LayerNormalization"), ("", "RMSNormalization"), ("", "SimplifiedLayerNormalization"),
@@ -28,19 +29,11 @@ _NORMS = {
 
 
 @dataclass(frozen=True)
-class FixedStream:
-    """A normalised axis that cannot be rotated, and why. name: its group or norm."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Streams:
     """What can be rotated, and what was looked at and cannot."""
 
     streams: tuple[Stream, ...]
-    fixed: tuple[FixedStream, ...]
+    fixed: tuple[Refusal, ...]
 
 
 def find_streams(groups: Groups) -> Streams:
@@ -51,7 +44,7 @@ def find_streams(groups: Groups) -> Streams:
             try:
                 found.append(Walk(groups.analysis, group, RULES).stream())
             except FixedError as error:
-                fixed.append(FixedStream(group.name, str(error)))
+                fixed.append(Refusal(group.name, str(error)))
     return Streams(tuple(found), tuple(fixed))
 
 
@@ -62,7 +55,7 @@ def _is_norm(node: ir.Node) -> bool:
     return (node.domain, node.op_type) in _NORMS
 
 
-def _frozen_norms(analysis: AxisAnalysis) -> Iterator[FixedStream]:
+def _frozen_norms(analysis: AxisAnalysis) -> Iterator[Refusal]:
     seen = set()
     for node in analysis.graph:
         dims = analysis.operand(node, 0)
@@ -71,4 +64,4 @@ def _frozen_norms(analysis: AxisAnalysis) -> Iterator[FixedStream]:
         reasons = "; ".join(dict.fromkeys(leaf.frozen for leaf in dims[-1].leaves()))
         if all(leaf.frozen for leaf in dims[-1].leaves()) and reasons not in seen:
             seen.add(reasons)
-            yield FixedStream(where(node), reasons)
+            yield Refusal(where(node), reasons)

@@ -197,6 +197,8 @@ def _classify(node: ir.Node, index: int, weight: Weight) -> _Found | str:
     shape = weight_shape(weight)
     if shape is None:
         return "its shape is not known"
+    if 0 in shape:
+        return "has no values"
     if weight.source.is_graph_output():
         return "is also a graph output"
     return operand(node, index, shape)

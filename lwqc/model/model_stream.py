@@ -13,11 +13,12 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from lwqc.errors import InputError
@@ -30,6 +31,10 @@ INLINE_UP_TO_BYTES = 256  # smaller tensors stay in the model file
 _ALIGN_ABOVE, _ALIGNMENT = 1 << 20, 4096  # pages can then be mapped straight from the file
 # Field numbers of onnx.proto as protobuf tags (number * 8 + 2, length-delimited).
 _GRAPH_TAG, _INITIALIZER_TAG, _RAW_DATA_TAG = b"\x3a", b"\x2a", b"\x4a"
+_NUMPY_TYPES = frozenset(
+    ir.DataType.from_numpy(np.dtype(kind))
+    for kind in ("f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "?")
+)
 
 
 class Sink(Protocol):
@@ -84,16 +89,16 @@ def write_data(
 
 
 def external_proto(model: ir.Model, offsets: dict[str, int], location: str) -> bytes:
-    """A model file whose larger weights are in the data file at `location`."""
+    """A model file whose weights with an offset are in the data file at `location`."""
     proto = skeleton(model)
     leave_to_inference(model, proto)
     for value, tensor in _weights(model):
-        if _is_large(tensor):
+        if value.name in offsets:
             stored = _described(value, tensor)
             stored.data_location = onnx.TensorProto.EXTERNAL
             where = {
                 "location": location,
-                "offset": offsets[value.name or ""],
+                "offset": offsets[value.name],
                 "length": tensor.nbytes,
             }
             for key, entry in where.items():
@@ -108,6 +113,21 @@ def external_proto(model: ir.Model, offsets: dict[str, int], location: str) -> b
     if proto.ByteSize() > PROTOBUF_LIMIT_BYTES:
         raise InputError("the graph without its weights is over the 2 GB of a protobuf file")
     return bytes(proto.SerializeToString())
+
+
+def apart(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
+    """A model that only describes its larger weights, and their values by name.
+
+    Types that numpy does not know, such as 4 bits, stay in the model, and what nothing reads: the
+    runtime has removed it when it looks for the values.
+    """
+    weights = {
+        v.name or "": t
+        for v, t in _weights(model)
+        if _is_large(t) and t.dtype in _NUMPY_TYPES and v.uses()
+    }
+    proto = external_proto(model, dict.fromkeys(weights, 0), "in memory")
+    return proto, {n: np.ascontiguousarray(read_array(t)) for n, t in weights.items()}
 
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:

@@ -12,6 +12,7 @@ from lwqc.passes.drop_nan_guards import DropNanGuards
 from lwqc.passes.fold_affine import FoldAffine
 from lwqc.passes.fold_constants import FOLDING, FoldConstants
 from lwqc.passes.fuse_attention import FuseAttention
+from lwqc.passes.one_hot_gather import OneHotGather
 from lwqc.passes.pipeline import Pipeline
 from lwqc.plans.plan import Relaxation
 
@@ -48,6 +49,7 @@ def clean_pipeline(
             "fold-constants": FoldConstants(folding, copies=copies, whole=tuple(whole)),
             "fuse-attention": FuseAttention(finite_masks="finite-masks" in accept),
             "nan-guards": DropNanGuards(accept="nan-guards" in accept),
+            "one-hot-gather": OneHotGather(whole=tuple(whole)),
         }
     )
 
@@ -81,7 +83,7 @@ def clean_up(
     ctx = Context(copy)
     passes = clean_pipeline(fuse=fuse, copies=copies, folding=folding, accept=accept, whole=whole)
     changes = passes.run(copy, ctx)
-    left = {refusal.what: refusal.reason for refusal in ctx.refused.values()}
+    left = {refusal.name: refusal.reason for refusal in ctx.refused.values()}
     done = Cleaned(copy, changes, tuple(ctx.relaxed), left)
     return _merged(done, copy, folding) if merge else done
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
 import onnx_ir as ir
@@ -13,16 +12,8 @@ from lwqc.graph.sampled import Sampled
 from lwqc.graph.shapes import MOST_NAMES, declared_shapes, dynamic_dimensions
 from lwqc.graph.sites import SiteAnalysis, find_sites
 from lwqc.model.names import gather_names, own_values
+from lwqc.model.refusal import Refusal
 from lwqc.model.weights import static_shape, stored_tensor
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a pass left a place as it was. what: name of a value or input. step: name of the pass."""
-
-    what: str
-    step: str
-    reason: str
 
 
 class _Facts:
@@ -112,7 +103,7 @@ class Context:
 
     def refuse(self, where: str, why: str) -> None:
         """Note why the running pass leaves a place as it is."""
-        self.refused.setdefault(where, Refusal(where, self.step, why))
+        self.refused.setdefault(where, Refusal(where, why, self.step))
 
     def relax(self, where: str, kind: str) -> None:
         """Note that the running pass wrote something there that is not exact for every input."""

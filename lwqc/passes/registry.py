@@ -46,6 +46,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "late-broadcast": f"{_HERE}.late_broadcast:LateBroadcast",
         "merge-parallel": f"{_HERE}.merge_parallel:MergeParallel",
         "nan-guards": f"{_HERE}.drop_nan_guards:DropNanGuards",
+        "one-hot-gather": f"{_HERE}.one_hot_gather:OneHotGather",
         "parallel-branches": f"{_HERE}.by_name:ParallelNamedBranches",
         "plain-gemm": f"{_HERE}.plain_gemm:PlainGemm",
         "raise-opset": f"{_HERE}.raise_opset:RaiseOpset",

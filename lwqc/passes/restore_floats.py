@@ -103,7 +103,7 @@ class RestoreFloats(Rewrite):
         ctx = Context(model)  # these two share the names, and the tidying below
         widened = WidenFloats().rewrite(model, ctx)
         expanded = ExpandIntegers().rewrite(model, ctx)
-        self.left |= {refusal.what: refusal.reason for refusal in ctx.refused.values()}
+        self.left |= {refusal.name: refusal.reason for refusal in ctx.refused.values()}
         for node in list(graph.all_nodes()):
             step = _STEPS.get((node.domain, node.op_type))
             if step is not None and isinstance(node.graph, ir.Graph):

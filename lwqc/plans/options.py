@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 from lwqc.model.user_code import load_callable
+from lwqc.plans.bounds import BYTES, COUNT, MILLISECONDS, Bound, Number
 from lwqc.plans.option_texts import parse_shapes, parse_shares
 
 Sizes = Mapping[str, int]  # of dynamic dimensions
@@ -156,23 +157,45 @@ class Storage(Loss, total=False):
     max_size: 0.25 (of the first original) or "20MB". avg_bits: stored bits per weight.
     """
 
-    max_size: Annotated[str | float | None, Flag("0.25 of the original, or 20MB")]
-    avg_bits: Annotated[float | None, Flag("stored bits per weight", float | None)]
+    max_size: Annotated[
+        str | float | None,
+        Flag("0.25 of the original, or 20MB"),
+        Bound("size", BYTES, "a size such as 20MB"),
+    ]
+    avg_bits: Annotated[
+        float | None, Flag("stored bits per weight", float | None), Number("avg-bits", most=32)
+    ]
 
 
 class Budgets(Storage, total=False):
-    """What the result may cost, see `lwqc.plans.goals.Goals`.
+    """What the result may cost. Each bound is a file in `lwqc.decide.budgets`.
 
     max_latency: 0.5 (of the first original) or "8ms". max_macs: 0.5 or "300M". max_memory: 0.5 or
-    "200MB", of a process that loads and runs the model, beside what it takes without one. With
-    `max_drop` and without a budget the smallest model within it is made, or with `fastest` the
-    fastest.
+    "200MB", of a process that loads and runs the model, beside what it takes without one.
+    max_activations: 0.5 or "256kB", the most that nodes have written and that is still to be read.
+    With `max_drop` and without a budget the smallest model within it is made, or with `fastest`
+    the fastest.
     """
 
-    max_latency: Annotated[str | float | None, Flag("0.5 of the original, or 8ms")]
-    max_macs: Annotated[str | float | None, Flag("0.5 of the original's products, or 300M")]
+    max_latency: Annotated[
+        str | float | None,
+        Flag("0.5 of the original, or 8ms"),
+        Bound("latency", MILLISECONDS, "a time such as 8ms"),
+    ]
+    max_macs: Annotated[
+        str | float | None,
+        Flag("0.5 of the original's products, or 300M"),
+        Bound("macs", COUNT, "a number such as 300M"),
+    ]
     max_memory: Annotated[
-        str | float | None, Flag("0.5 of what a process with the original takes, or 200MB")
+        str | float | None,
+        Flag("0.5 of what a process with the original takes, or 200MB"),
+        Bound("memory", BYTES, "a size such as 200MB"),
+    ]
+    max_activations: Annotated[
+        str | float | None,
+        Flag("0.5 of what the original's nodes write that is needed at once, or 256kB"),
+        Bound("activations", BYTES, "a size such as 256kB"),
     ]
     fastest: Annotated[bool, Flag("with --max-drop: the fastest, not the smallest", bool, False)]
 

@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from lwqc.errors import InputError
+from lwqc.plans.bounds import Bound, Number
 from lwqc.plans.options import Flag
 
 Section = TypeVar("Section")
@@ -22,8 +23,23 @@ def part(section: type[Section], options: Mapping[str, object]) -> Section:
 
 def flag_of(annotation: Any) -> Flag | None:
     """How the command line takes an option; None where it does not."""
-    found = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-    return next((one for one in found if isinstance(one, Flag)), None)
+    return next((one for one in _said(annotation) if isinstance(one, Flag)), None)
+
+
+def bounds_of(section: type) -> dict[str, Bound | Number]:
+    """Options of a section that are bounds, and how they are written."""
+    hints = get_type_hints(section, include_extras=True)
+    return {
+        name: one
+        for name, hint in hints.items()
+        for one in _said(hint)
+        if isinstance(one, Bound | Number)
+    }
+
+
+def _said(annotation: Any) -> tuple[Any, ...]:
+    """What an option says of itself beside its type."""
+    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
 
 
 def spelled_out(section: type) -> Callable[[Function], Function]:

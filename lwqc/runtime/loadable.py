@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 
 import onnx_ir as ir
 
@@ -10,9 +11,15 @@ from lwqc.model import io
 from lwqc.model.scratch import Scratch, temporary
 
 Loadable = ir.Model | bytes | str | os.PathLike[str]
+_IN_MEMORY_BYTES = 1_500_000_000  # of weights; what has more goes through a file
 
 
-class as_loadable:
+def over_memory(model: ir.Model) -> bool:
+    """Whether a model is loaded from a temporary file."""
+    return io.weight_bytes(model) >= _IN_MEMORY_BYTES
+
+
+class as_loadable(AbstractContextManager[str | bytes]):
     """What a session loads: a path, bytes, or a temporary file for models over 2 GB."""
 
     def __init__(self, model: Loadable) -> None:
@@ -24,7 +31,7 @@ class as_loadable:
             return self._model
         if not isinstance(self._model, ir.Model):
             return os.fspath(self._model)
-        if io.weight_bytes(self._model) < 1_500_000_000:
+        if not over_memory(self._model):
             return io.to_bytes(self._model)
         self._folder = temporary()
         path = self._folder.path / "model.onnx"

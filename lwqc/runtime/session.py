@@ -7,7 +7,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,10 +24,11 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError, LwqcError, SessionError
 from lwqc.model.kept_parts import forget_parts
 from lwqc.model.limits import limits
+from lwqc.model.model_stream import apart
 from lwqc.model.scratch import temporary_folder, unwritable
 from lwqc.runtime.isolated import Isolated, Signature, shared
 from lwqc.runtime.isolated_child import fitting
-from lwqc.runtime.loadable import Loadable, as_loadable
+from lwqc.runtime.loadable import Loadable, as_loadable, over_memory
 from lwqc.runtime.proof import prove_waiting
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -149,7 +151,8 @@ class Session:
             risky = isinstance(model, ir.Model) and has_bodies(model)
         self._label = label
         self._unproven: tuple[Loadable, SessionSettings] | None = None
-        with as_loadable(model) as source:
+        whole = risky or optimized_path is not None
+        with _loadable(model, options, whole=whole) as source:
             if risky and chosen.provider == _CPU:
                 _try_load(source, chosen, label)
                 if not isinstance(model, ir.Model) or isinstance(source, bytes):
@@ -376,6 +379,26 @@ def provider_error(provider: str) -> str:
     except LwqcError as error:
         return str(error)
     return ""
+
+
+@contextmanager
+def _loadable(
+    model: Loadable, options: ort.SessionOptions, *, whole: bool
+) -> Iterator[str | bytes]:
+    """What to load; whole: with its weights, for others who load it too.
+
+    Otherwise the options have the weights: the runtime copies them while it loads, once. Inside
+    the model they would be copied three times.
+    """
+    if whole or not isinstance(model, ir.Model) or over_memory(model):
+        with as_loadable(model) as source:
+            yield source
+        return
+    graph, weights = apart(model)
+    if weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
+    yield graph
 
 
 def _providers(settings: SessionSettings) -> list[str | tuple[str, dict[str, str]]]:

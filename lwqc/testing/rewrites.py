@@ -37,7 +37,7 @@ def applied(step: ir.passes.PassBase, model: AnyModel) -> Applied:
     ctx, before = Context(copy), Snapshot(copy)
     changes = apply(step, ctx)
     assert changes or not before.differs(copy), f"{name_of(step)} {UNREPORTED}"
-    refused = {refusal.what: refusal.reason for refusal in ctx.refused.values()}
+    refused = {refusal.name: refusal.reason for refusal in ctx.refused.values()}
     return Applied(copy, changes, refused, tuple(ctx.relaxed))
 
 

@@ -291,7 +291,7 @@ def skipped_reasons(second, weights, slices, **kwargs):
     pruned = prune(original, slices)
     data = [{"x": normal(40, 8)}]
     skipped = reconstruct(original, pruned, slices, data, statistics_session)
-    return {s.node: s.reason for s in skipped}
+    return {s.name: s.reason for s in skipped}
 
 
 def test_what_cannot_be_refitted_is_named():

@@ -16,7 +16,7 @@ from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
 from lwqc.decide.data_free import without_data
 from lwqc.demo import digits
 from lwqc.errors import InputError
-from lwqc.plans.goals import Goals, parse_goals
+from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import Recipe, find, named
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.runtime.session import Session
@@ -49,7 +49,7 @@ def quick(monkeypatch):
 
 def goals(recipe):
     budget = recipe.allocator in ("rank", "search")
-    return parse_goals(max_size=0.4) if budget else Goals()
+    return Goals(max_size=0.4) if budget else Goals()
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["without", "with"])

@@ -11,7 +11,8 @@ import lwqc
 from lwqc.compile.losses import divergences
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.model import io
-from lwqc.plans.goals import Amount, Goals
+from lwqc.plans.bounds import Amount
+from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import find, uniform_recipe
 from lwqc.quant.output_error import output_error
 from lwqc.runtime.session import Session

@@ -15,7 +15,7 @@ from lwqc.decide import fastest, planning, safest
 from lwqc.decide.compress import open_workspace
 from lwqc.errors import SessionError
 from lwqc.model import io
-from lwqc.plans.goals import Goals, Outcome, parse_goals
+from lwqc.plans.goals import Goals, Outcome
 from lwqc.runtime.session import Session
 from tests.build import model, normal
 from tests.short import short
@@ -227,7 +227,7 @@ def test_promising():
     assert Goals().promising() == Goals(max_drop=0.01, fastest=True)
     assert Goals(max_drop=0.3).promising() == Goals(max_drop=0.3)
     for budget in ({"max_size": "1MB"}, {"max_latency": "1ms"}, {"avg_bits": 4}):
-        assert parse_goals(**budget).promising() == parse_goals(**budget)
+        assert Goals(**budget).promising() == Goals(**budget)
 
 
 def test_a_loss_that_is_no_number_is_not_within_the_bound():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lwqc.decide import planning
 from lwqc.decide.compress import open_workspace
+from lwqc.decide.site_order import _worst_first, by_activation_error, by_output_error
 from tests.build import Row, model, normal
 
 
@@ -35,11 +39,62 @@ def work():
 def test_what_counts_is_the_loss_at_the_outputs(work) -> None:
     plan = planning.calibrate(work, planning.uniform(work, 8, "static"), "minmax")
     assert {e.activation for e in plan.quantize.values()} == {"static"}
-    assert planning.by_activation_error(work, plan, ["w0", "w1"]) == ["w0", "w1"]
-    assert planning.by_output_error(work, plan, ["w0", "w1"]) == ["w1", "w0"]
+    assert by_activation_error(work, plan, ["w0", "w1"]) == ["w0", "w1"]
+    assert by_output_error(work, plan, ["w0", "w1"]) == ["w1", "w0"]
 
 
-def test_the_rounding_decides_where_there_are_too_many_sites(work, monkeypatch) -> None:
+class Costs:
+    """Sites whose costs add up, and how many trials were made of them."""
+
+    def __init__(self, costs: dict[str, float]) -> None:
+        self.costs, self.trials = costs, 0
+
+    def __call__(self, group: Sequence[str]) -> float:
+        self.trials += 1
+        return sum(self.costs[site] for site in group)
+
+
+def _costs(count: int, worst: dict[int, float]) -> Costs:
+    return Costs({f"s{i:03}": worst.get(i, 1e-4 * (i % 7)) for i in range(count)})
+
+
+def test_the_worst_are_found_by_their_groups() -> None:
+    costs = _costs(36, {31: 0.5, 4: 0.2, 17: 0.1})
+    order = _worst_first(list(costs.costs), costs, 0.75)
+    assert order[:3] == ["s031", "s004", "s017"]
+    assert sorted(order) == sorted(costs.costs)
+    assert costs.trials == 6 + 3 * 6
+
+
+def test_no_more_is_tried_than_has_to_go() -> None:
+    costs = _costs(36, {31: 0.5, 4: 0.2, 17: 0.1})
+    order = _worst_first(list(costs.costs), costs, 0.3)
+    assert order[0] == "s031"
+    assert costs.trials == 6 + 6
+    assert order[1:7] == [f"s{i:03}" for i in range(6)]  # the next group, not looked into
+
+
+def test_all_are_ordered_where_all_have_to_go() -> None:
+    costs = _costs(36, {31: 0.5, 4: 0.2})
+    order = _worst_first(list(costs.costs), costs, np.inf)
+    assert [costs.costs[s] for s in order] == sorted(costs.costs.values(), reverse=True)
+    assert costs.trials == 6 + 36
+
+
+def test_trials_are_bounded() -> None:
+    costs = _costs(400, {399: 0.5})
+    order = _worst_first(list(costs.costs), costs, np.inf)
+    assert order[0] == "s399"
+    assert len(order) == len(set(order)) == 400
+    assert costs.trials <= 64
+
+
+def test_what_cannot_be_run_comes_first_and_ends_nothing() -> None:
+    costs = _costs(9, {7: np.inf, 2: 0.4})
+    assert _worst_first(list(costs.costs), costs, 0.1)[:2] == ["s007", "s002"]
+
+
+def test_the_rounding_decides_where_the_loss_is_a_metric(work) -> None:
     plan = planning.calibrate(work, planning.uniform(work, 8, "static"), "minmax")
-    monkeypatch.setattr(planning, "_MOST_ALONE", 1)
-    assert planning.by_output_error(work, plan, ["w0", "w1"]) == ["w0", "w1"]
+    judged = replace(work, job=replace(work.job, metric=lambda session: 1.0))
+    assert by_output_error(judged, plan, ["w0", "w1"]) == ["w0", "w1"]

@@ -8,7 +8,8 @@ import pytest
 from lwqc.compile.timing import slow_products
 from lwqc.decide import mixed
 from lwqc.decide.compress import compress_workspace, open_workspace
-from lwqc.plans.goals import Amount, Goals
+from lwqc.plans.bounds import Amount
+from lwqc.plans.goals import Goals
 from lwqc.runtime.session import Session
 from tests.build import Row, model, normal
 

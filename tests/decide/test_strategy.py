@@ -19,7 +19,7 @@ from lwqc.decide.slice_streams import SliceOptions, choose_slices
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.model.data_files import stored_bytes
-from lwqc.plans.goals import Goals, parse_goals
+from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import find, named
 from tests.build import model, normal
@@ -105,10 +105,9 @@ def measured(monkeypatch):
         "lwqc.compile.run_times.medians_ms", lambda sessions, feeds: SHORTER[: len(sessions)]
     )
     monkeypatch.setattr("lwqc.decide.search.times.operator_times", lambda model, feeds: {})
-    for module in ("memory", "whole"):
-        monkeypatch.setattr(
-            f"lwqc.decide.search.{module}.peak_memory", lambda model, feeds: stored_bytes(model)
-        )
+    monkeypatch.setattr(
+        "lwqc.decide.budgets.max_memory.peak_memory", lambda model, feeds: stored_bytes(model)
+    )
 
 
 def opened(net, target="cpu", data=FEEDS):
@@ -129,7 +128,7 @@ CONTROL = SearchControl(processes=1)
 @pytest.mark.parametrize(("name", "budget"), CASES, ids=lambda v: v)
 def test_a_plan_is_executed_as_it_was_made(net, name, budget):
     work = opened(net, "tensorrt" if find(name).sparse != "none" else "cpu")
-    goals = parse_goals(**BUDGETS[budget])
+    goals = Goals(**BUDGETS[budget])
     if (name, budget) in REFUSED:
         with pytest.raises(InputError, match=REFUSED[name, budget]):
             make_plan(work, goals, name)
@@ -152,7 +151,7 @@ def same(net, name, goals, target="cpu"):
 
 @pytest.mark.parametrize("budget", ["nothing", "size"])
 def test_both_commands_decide_alike(net, budget):
-    assert same(net, "auto", parse_goals(**BUDGETS[budget])).recipe == "auto"
+    assert same(net, "auto", Goals(**BUDGETS[budget])).recipe == "auto"
 
 
 STRUCTURAL = ["spa-l2", "finercut", "shallow", "slicegpt-shared"]
@@ -225,7 +224,7 @@ def test_the_plan_of_every_command_gives_its_bytes_again(net, job, target):
 
 
 def test_a_row_of_models_does_without_data_what_compress_does(net):
-    work, goals = opened(net, data=None), parse_goals(max_size=0.4)
+    work, goals = opened(net, data=None), Goals(max_size=0.4)
     control = SearchControl(effort="low", processes=1)
     for done in strategy.row(work, goals, "auto", control, 2):
         assert "no data was given: candidates are compared on random inputs" in done.decisions.notes

@@ -11,7 +11,8 @@ from lwqc.decide import mixed
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.errors import InputError
 from lwqc.model import io
-from lwqc.plans.goals import Amount, Goals
+from lwqc.plans.bounds import Amount
+from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import find, named, uniform_recipe
 from lwqc.quant.output_error import output_error

@@ -99,7 +99,7 @@ def test_unknown_operator_is_a_barrier() -> None:
     x = s.linear(s.input(2, 5, 6), 6, 8, name="first")
     x = s.op("Det", s.op("Reshape", x, s.ints(2, 5, 2, 2, 2)))
     _, groups = groups_of(s, s.linear(x, 2, 4, name="last"))
-    assert [why for _, why in groups.barriers] == ["lwqc has no rule for this operator"]
+    assert [barrier.reason for barrier in groups.barriers] == ["lwqc has no rule for this operator"]
     assert not names(groups)
     assert reason(groups, "first", 1) == "Det Det2: lwqc has no rule for this operator"
 

@@ -157,3 +157,11 @@ def test_every_large_float_tensor_of_the_zoo_is_a_site_or_has_a_reason(skeleton)
     }
     assert large <= named
     assert analysis.sites
+
+
+@pytest.mark.parametrize("shape", [(0, 50), (40, 0)])
+def test_a_weight_without_values_is_no_site(shape):
+    built = model(
+        [("MatMul", ["x", "w"], "y", {})], {"w": normal(*shape)}, {"x": ["b", shape[0]]}, ["y"]
+    )
+    assert find_sites(built).sites == ()

@@ -95,7 +95,7 @@ def test_no_analysis_raises(name):
             change(rng, model, shapes)
         groups = find_groups(model, shapes)
         find_readers(groups)
-        assert all(reason for _, reason in groups.barriers)
+        assert all(barrier.reason for barrier in groups.barriers)
         find_spans(model, shapes)
         find_sites(model)
         node_costs(model.graph, {n: s.first for n, s in shapes.items()})

@@ -179,6 +179,15 @@ def test_verify_names_the_pass_that_broke_the_model():
         Pipeline((Break(), Dangle())).run(model_of(TWICE), instruments=[Verify()])
 
 
+def test_every_pipeline_of_a_test_is_verified():
+    """As pyproject.toml asks for; a model that comes broken is no fault of a pass."""
+    with pytest.raises(UnsoundResult, match="dangle: made the model invalid"):
+        Pipeline((Break(), Dangle())).run(model_of(TWICE))
+    broken = model_of(TWICE)
+    apply(Dangle(), Context(broken))
+    Pipeline((Break(),)).run(broken)
+
+
 def test_verify_names_the_exact_pass_that_moved_the_outputs():
     feeds = feeds_of(model_of(TWICE))
     look = Verify(lambda model: outputs_of(model, feeds))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lwqc.cli.pipeline.spelling import check_known
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
-from lwqc.plans.goals import Goals, parse_goals
+from lwqc.plans.goals import Goals
 
 SHARED = (
     "data",
@@ -41,7 +41,7 @@ class Gates(BaseModel):
     @property
     def goals(self) -> Goals:
         """The bounds. Raises InputError."""
-        return parse_goals(self.max_size, self.max_latency, max_drop=self.max_drop)
+        return Goals(**self.model_dump())
 
 
 class StepTable(BaseModel):

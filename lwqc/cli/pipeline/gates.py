@@ -76,11 +76,12 @@ def _checked(gates: Gates, found: _Measured) -> Iterator[Gate]:
         drop = found.drop
         why = "the report holds no finite loss"
         yield Gate("drop", None, why) if drop is None else _of(drop_outcome(goals.max_drop, drop))
-    if goals.max_latency is not None:
+    latency = goals.bounds.get("max_latency")
+    if latency is not None:
         rows = [(r.shape, r.before.median_ms, r.after.median_ms) for r in found.latencies]
         if not rows:
             yield Gate("latency", None, found.unmeasured or "the target is not timed here")
-        yield from map(_of, latency_outcomes(goals.max_latency, rows))
+        yield from map(_of, latency_outcomes(latency, rows))
 
 
 def _of(outcome: Outcome) -> Gate:

@@ -120,7 +120,7 @@ def _print_groups(groups: Groups, console: Console) -> None:
     )
     print_reasons(
         "operators that nothing can be pruned through:",
-        [(reason, node) for node, reason in groups.barriers],
+        [(barrier.reason, barrier.name) for barrier in groups.barriers],
         console,
     )
 

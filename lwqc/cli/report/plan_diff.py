@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lwqc.cli.report.plan_text import channels_by_group, entry_text
 from lwqc.plans.plan import Plan, SiteEntry
+from lwqc.plans.wording import channels_by_group, entry_text
 
 _ABSENT = "absent"
 _LONG = 60  # characters of a value that a line shows

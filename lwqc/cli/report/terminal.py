@@ -166,9 +166,10 @@ def _summary(report: Report) -> Table:
             latency_text(row.after),
             f"{row.speedup:.2f}x faster" if row.speedup >= 1 else f"{1 / row.speedup:.2f}x slower",
         )
-    if report.memory is not None:
-        old, new = report.memory
-        table.add_row("memory", size_text(old), size_text(new), f"{new / max(old, 1):.3f}")
+    for name, pair in report.weighed.items():
+        if pair is not None:
+            old, new = pair
+            table.add_row(name, size_text(old), size_text(new), f"{new / max(old, 1):.3f}")
     if report.metric and report.metric_before is not None and report.metric_after is not None:
         table.add_row(
             report.metric,

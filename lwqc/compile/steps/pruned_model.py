@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -14,16 +13,17 @@ from lwqc.compile.result import GroupRow, PruningReport
 from lwqc.compile.steps.batch_norm import reestimate_batch_norm
 from lwqc.compile.steps.reconstruct import reconstruct
 from lwqc.compile.steps.sliced import slices
+from lwqc.compile.steps.step import Looks, Made, Step
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
-from lwqc.graph.consumers import SkippedNode
 from lwqc.graph.groups import Groups
 from lwqc.graph.pruned_cost import Keep
-from lwqc.graph.sites import Site, find_sites
+from lwqc.model.refusal import Refusal
 from lwqc.model.unused import RemoveUnused
 from lwqc.passes.prune_channels import prune_channels
 from lwqc.plans.goals import Outcome
-from lwqc.plans.plan import Pruning
+from lwqc.plans.plan import Plan, Pruning
+from lwqc.plans.wording import amount_text, channels_by_group, names_text
 from lwqc.runtime.session import statistics_session
 
 
@@ -39,15 +39,10 @@ class PrunedModel:
     model: ir.Model
     before: Prunable
     keep: Keep
-    skipped: tuple[SkippedNode, ...] = ()
+    skipped: tuple[Refusal, ...] = ()
     whole: Mapping[str, str] = field(default_factory=dict)
     outcome: Outcome | None = None
     notes: tuple[str, ...] = ()
-
-    @cached_property
-    def sites(self) -> dict[str, Site]:
-        """Quantizable sites of what is left, by name."""
-        return {site.name: site for site in find_sites(self.model).sites}
 
 
 def prune_model(work: Version, pruning: Pruning) -> PrunedModel:
@@ -64,7 +59,7 @@ def prune_model(work: Version, pruning: Pruning) -> PrunedModel:
         removed.setdefault(unit.group, []).append(unit.index)
     done = prune_channels(prunable.groups, removed)
     RemoveUnused()(prunable.model)
-    skipped: list[SkippedNode] = []
+    skipped: list[Refusal] = []
     if pruning.compensate != "none":
         skipped = reconstruct(
             before.model,
@@ -105,8 +100,8 @@ def pruning_report(work: Version, pruned: PrunedModel) -> PruningReport:
             for g in groups
         ),
         frozen=tuple((f.tensor, f.axis, f.size, f.reason) for f in groups.frozen),
-        barriers=groups.barriers,
-        not_refitted=tuple((s.node, s.reason) for s in pruned.skipped),
+        barriers=tuple((b.name, b.reason) for b in groups.barriers),
+        not_refitted=tuple((s.name, s.reason) for s in pruned.skipped),
         notes=pruned.notes,
     )
 
@@ -121,3 +116,37 @@ def _check_slices(prunable: Prunable, pruning: Pruning) -> None:
             raise InputError(
                 f"the plan's slices of {unit.group}[{unit.index}] do not fit the model"
             )
+
+
+def _run(made: Made) -> Made:
+    wanted = made.plan.prune
+    if wanted is None:
+        return made
+    pruned = prune_model(made.version, wanted)
+    # Codes that the model had are of whole weights.
+    return made.on(made.version.derived(pruned.model, known=None), prune=pruned)
+
+
+def _text(plan: Plan) -> Iterator[str]:
+    if (prune := plan.prune) is None:
+        return
+    groups = channels_by_group(plan)
+    counts = names_text(f"{group} {len(gone)}" for group, gone in groups.items())
+    inputs = f", on {'random' if prune.calibration == 'random' else 'the given'} inputs"
+    yield (
+        f"{len(prune.units)} channels of {len(groups)} groups are removed: {counts}; "
+        f"compensation: {prune.compensate}{inputs if prune.compensate != 'none' else ''}"
+    )
+
+
+def _short(plan: Plan) -> str:
+    return "" if plan.prune is None else amount_text(len(plan.prune.units), "channels removed")
+
+
+def _looks(plan: Plan) -> Iterator[Looks]:
+    prune = plan.prune
+    if prune is not None and (prune.compensate != "none" or prune.batch_norm):
+        yield prune.calibration
+
+
+STEP = Step("prune", _run, _text, _short, _looks)

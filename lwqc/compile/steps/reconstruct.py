@@ -14,9 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.consumers import Consumer, SkippedNode, Slices, find_consumers
+from lwqc.graph.consumers import Consumer, Slices, find_consumers
 from lwqc.graph.linear_operand import Operand
 from lwqc.model.edit import add_initializer, replace_stored
+from lwqc.model.refusal import Refusal
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import stored_tensor
 from lwqc.quant.refit import bias_correction, refit
@@ -45,7 +46,7 @@ def reconstruct(
     damp: float = 0.01,
     all_layers: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[SkippedNode]:
+) -> list[Refusal]:
     """Refit the pruned model's linear layers in place; returns those that stay as sliced, and why.
 
     slices: stored tensor of the original -> axis -> indices left, ascending; whole ones are absent.
@@ -62,7 +63,7 @@ def reconstruct(
     for consumer in found.consumers:
         reason = _refusal(consumer, method) if consumer.narrowed or all_layers else None
         if reason:
-            skipped.append(SkippedNode(consumer.name, reason))
+            skipped.append(Refusal(consumer.name, reason))
         elif consumer.narrowed or all_layers:
             wanted.append(consumer)
     done = 0
@@ -74,7 +75,7 @@ def reconstruct(
         for consumer, collector in zip(batch, collectors, strict=True):
             reason = _compensate(consumer, statistics[collector], method, damp)
             if reason:
-                skipped.append(SkippedNode(consumer.name, reason))
+                skipped.append(Refusal(consumer.name, reason))
             done += 1
             progress(done, len(wanted))
     return skipped

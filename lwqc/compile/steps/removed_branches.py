@@ -17,7 +17,8 @@ the refit is the general form.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from lwqc.compile.losses import outputs_error
 from lwqc.compile.steps.reconstruct import add_to_bias, window
+from lwqc.compile.steps.step import Looks, Made, Step
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.branch_kinds import feature_axis
@@ -36,7 +38,8 @@ from lwqc.model.edit import insert_before, replace_node, replace_stored
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.remove_branches import Removal, RemoveBranches, chosen_branches
-from lwqc.plans.plan import RemovedBranch
+from lwqc.plans.plan import Plan, RemovedBranch
+from lwqc.plans.wording import amount_text, counts_text, names_text
 from lwqc.quant.refit import refit
 from lwqc.runtime.session import Session, statistics_session
 from lwqc.runtime.stats.collect import collect
@@ -303,3 +306,31 @@ def _bypass(place: ir.Node) -> None:
         replace_node(place, value)
     else:
         replace_node(place, stream)
+
+
+def _run(made: Made) -> Made:
+    removed = without_branches(made.version, made.plan.remove)
+    return made.on(removed.work, remove=removed)
+
+
+def _text(plan: Plan) -> Iterator[str]:
+    removed = (f"{b.name} ({b.kind})" if b.kind else b.name for b in plan.remove)
+    instead: Counter[str] = Counter(b.compensate for b in plan.remove)
+    yield (
+        f"{len(plan.remove)} branches are removed: {names_text(removed)}; "
+        f"in their place: {counts_text(instead)}"
+    )
+
+
+def _looks(plan: Plan) -> Iterator[Looks]:
+    if any(entry.compensate != "none" for entry in plan.remove):
+        yield "data"
+
+
+STEP = Step(
+    "remove",
+    _run,
+    _text,
+    short=lambda plan: amount_text(len(plan.remove), "branches removed"),
+    looks=_looks,
+)

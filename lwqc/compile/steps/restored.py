@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.compile.steps.step import Made, Step
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.sites import Site, find_sites
@@ -284,3 +285,11 @@ def _with_ranges(work: Version, plan: Plan, known: Restored) -> Plan:
         for name, owner in owners.items()
     }
     return plan.model_copy(update={"activations": found})
+
+
+def _run(made: Made) -> Made:
+    wanted = made.plan.restore
+    return made if wanted is None else made.on(restored(made.version, wanted))
+
+
+STEP = Step("restore", _run, lambda plan: ["quantized operators become float ones again"])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.compile.prunable import calibration
+from lwqc.compile.steps.step import Made, Step
 from lwqc.errors import InputError
 from lwqc.graph.linear_operand import Operand
 from lwqc.passes.prepare_pruning import prepare_pruning
 from lwqc.passes.slice_stream import Part, Slice, SliceStream, prepare_slicing
-from lwqc.plans.plan import SlicedStream
+from lwqc.plans.plan import Plan, SlicedStream
+from lwqc.plans.wording import amount_text, names_text
 from lwqc.quant.basis import principal
+from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collect import Statistics, collect
 from lwqc.runtime.stats.collector import Feeds, RunnerFactory
 from lwqc.runtime.stats.gram import Gram
@@ -87,3 +91,22 @@ def _check_rows(parts: Sequence[Part], found: Statistics) -> None:
                 f"{stream}: {rows} rows of data do not tell the directions of a stream with "
                 f"{mine[0].size} channels: give more --data"
             )
+
+
+def _run(made: Made) -> Made:
+    planned, version = made.plan.slice, made.version
+    data = calibration(made.work, planned[0].calibration)
+    return made.on(version.derived(slice_planned(version.model, data, planned, statistics_session)))
+
+
+def _text(plan: Plan) -> Iterator[str]:
+    yield f"streams are narrowed: {names_text(f'{s.group} to {s.width}' for s in plan.slice)}"
+
+
+STEP = Step(
+    "slice",
+    _run,
+    _text,
+    short=lambda plan: amount_text(len(plan.slice), "streams narrowed"),
+    looks=lambda plan: (entry.calibration for entry in plan.slice),
+)

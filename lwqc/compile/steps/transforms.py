@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 
+from lwqc.compile.steps.step import Made, Step
 from lwqc.compile.version import Version
 from lwqc.passes.migrate_scales import MigrateScales
 from lwqc.passes.prepare_pruning import prepare_pruning
 from lwqc.passes.rotate_stream import RotateStream
-from lwqc.plans.plan import Transforms
+from lwqc.plans.plan import Plan, Transforms
 
 
 def version(work: Version, transforms: Transforms, *, token_weights: bool = False) -> Version:
@@ -33,3 +36,19 @@ def transform(model: ir.Model, transforms: Transforms) -> ir.Model:
     RotateStream(transforms.rotations)(copy)
     MigrateScales({name: np.asarray(s) for name, s in transforms.scales.items()})(copy)
     return copy
+
+
+def _run(made: Made) -> Made:
+    plan = made.plan
+    return made.on(version(made.version, plan.transforms, token_weights=plan.token_weights))
+
+
+def _text(plan: Plan) -> Iterator[str]:
+    if plan.transforms:
+        yield (
+            f"{len(plan.transforms.rotations)} streams are rotated, channels scaled in "
+            f"{len(plan.transforms.scales)} places"
+        )
+
+
+STEP = Step("transforms", _run, _text)

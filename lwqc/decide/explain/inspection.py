@@ -87,7 +87,7 @@ class Inspection:
             "costs": [asdict(c) for c in self.costs],
             "groups": [_group(g) for g in self.groups],
             "frozen": [asdict(f) for f in self.groups.frozen],
-            "barriers": [{"node": n, "reason": r} for n, r in self.groups.barriers],
+            "barriers": [{"node": b.name, "reason": b.reason} for b in self.groups.barriers],
             "branches": [
                 {
                     "name": b.name,
@@ -99,7 +99,7 @@ class Inspection:
                 }
                 for b in self.branches.branches
             ],
-            "not_removable": [asdict(r) for r in self.branches.refused],
+            "not_removable": [{"name": r.name, "reason": r.reason} for r in self.branches.refused],
         }
 
     def _diagnosis(self, branch: str) -> dict[str, Any]:

@@ -1,15 +1,13 @@
-"""How long a search over whole plans runs, where, and within which limits."""
+"""How long a search over whole plans runs, and where."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lwqc.decide.allocators.evolutionary import Settings
-from lwqc.decide.search.space import Cost
 from lwqc.errors import InputError
 from lwqc.plans.options import Effort, Searching
 
@@ -45,28 +43,6 @@ class SearchControl:
         if self.processes is not None and not 1 <= self.processes <= _MOST_PROCESSES:
             few = "at least 1" if self.processes < 1 else f"at most {_MOST_PROCESSES}"
             raise InputError(f"--workers {self.processes}: expected {few}")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Upper bounds of a candidate's cost."""
-
-    size_bytes: float = math.inf
-    macs: float = math.inf
-    latency_ms: float = math.inf
-    memory_bytes: float = math.inf
-
-    def excess(self, cost: Cost) -> float:
-        """Cost over limit of the budget that binds most; 1 is just within."""
-        return max((getattr(cost, name) / limit for name, limit in self._bounded()), default=0.0)
-
-    def binding(self, cost: Cost) -> str:
-        """The budget that binds most."""
-        return max(self._bounded(), key=lambda b: getattr(cost, b[0]) / b[1])[0]
-
-    def _bounded(self) -> list[tuple[str, float]]:
-        pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
-        return [(name, limit) for name, limit in pairs if math.isfinite(limit)]
 
 
 def search_control(

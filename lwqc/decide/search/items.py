@@ -21,7 +21,7 @@ from lwqc.decide.channel_ranking import rank
 from lwqc.decide.drop_layers import gated_session
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.scores.branches.ablation import Ablation
-from lwqc.decide.search.space import Cost, Item, Kind, SearchSpace, Stored, Written, flipped, widths
+from lwqc.decide.search.space import Item, Kind, SearchSpace, Stored, Written, flipped, widths
 from lwqc.decide.search.trial_model import Cut, Mask, TrialSpec
 from lwqc.decide.search.trial_spec import rounds_activation, trial_spec
 from lwqc.graph.axes import Factor, positions
@@ -342,7 +342,7 @@ class _Builder:
             tuple(self.items),
             tuple(stored),
             self.keeps,
-            Cost(fixed_bytes, 0),
+            fixed_bytes,
             written=tuple(self._written(shapes, macs)),
             left_out=self.left_out,
         )

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lwqc.compile.budget import asked
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.lifted import lifted
 from lwqc.compile.timing import slow_products, take_slow_products
 from lwqc.compile.version import Version
-from lwqc.decide import mixed
 from lwqc.decide.allocators.evolutionary import Candidate
 from lwqc.decide.fastest import fused_base
-from lwqc.decide.search.control import EFFORTS, Limits, SearchControl
+from lwqc.decide.search.bounded import bounded, by_cost, every
+from lwqc.decide.search.control import EFFORTS, SearchControl
 from lwqc.decide.search.items import SearchModel, search_model
+from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.log import SearchLog
-from lwqc.decide.search.memory import measure_memory, reference_memory
 from lwqc.decide.search.overhead import measure_overhead
 from lwqc.decide.search.scores import by_metric
-from lwqc.decide.search.times import measure_times, reference_ms
-from lwqc.decide.search.whole import Result, WholeSearch, aimed
+from lwqc.decide.search.whole import Result, WholeSearch
 from lwqc.decide.search.workers import remembering, workers
 from lwqc.errors import InputError
 from lwqc.model import io
-from lwqc.plans.goals import Amount, Goals
+from lwqc.plans.bounds import Amount
+from lwqc.plans.goals import Goals
 from lwqc.plans.plan import CleanUp
 from lwqc.plans.recipe import Recipe, SearchRecipe
 
 _MOST_BYTES = 1_000_000_000  # of weights: a trial session holds them all
-_ROW = {"size_bytes": "max_size", "latency_ms": "max_latency", "macs": "max_macs",
-        "memory_bytes": "max_memory"}  # fmt: skip
 _MILDEST = 0.5  # of the original: where a row of budgets begins
 _SHORTEST = 6  # generations for each of them
 
@@ -47,8 +45,8 @@ def searches(work: Version, goals: Goals, recipe: Recipe) -> bool:
     if recipe.allocator == "search":
         return True
     small = io.weight_bytes(work.model) <= _MOST_BYTES
-    only_so = goals.max_macs is not None or goals.max_memory is not None
-    return goals.budgets and small and (work.job.data.fit.given or only_so)
+    only_so = any(budget.needs_search for budget, _ in asked(goals))
+    return bool(goals.bounds) and small and (work.job.data.fit.given or only_so)
 
 
 def joint(work: Version, goals: Goals, recipe: Recipe, control: SearchControl) -> Compressed:
@@ -58,7 +56,7 @@ def joint(work: Version, goals: Goals, recipe: Recipe, control: SearchControl) -
     """
     newer, notes = _newer(work, recipe)
     with _opened(work, newer, goals, recipe, control) as (search, limits, clean):
-        result = search.run(aimed(limits))
+        result = search.run(search.aimed(limits))
         done, result = search.verified(goals, limits, result, clean)
         return _finished(work, search, done, result).noted(*notes)
 
@@ -76,22 +74,21 @@ def pareto(
     newer, notes = _newer(work, recipe)
     with _opened(work, newer, goals, recipe, control) as (search, limits, clean):
         whole = search.found.space.cost(search.found.space.top)
-        field, goal = next(
-            (field, goal) for field, goal in _ROW.items() if math.isfinite(getattr(limits, field))
-        )
-        last, top = getattr(limits, field), getattr(whole, field)
-        original = work.original.size_bytes if field == "size_bytes" else top
+        budget = next(iter(search.budgets.values()))
+        last, top = limits[budget.cost], whole[budget.cost]
+        original = budget.reference(work, search.log)
         first = _MILDEST * top
         search.settings = dataclasses.replace(
             search.settings, generations=max(search.settings.generations // count, _SHORTEST)
         )
         before: Candidate | None = None
         for step in range(count):
-            budget = max(first, last) * (last / max(first, last)) ** (step / (count - 1))
-            own = Limits(**{field: budget})
-            wanted = Goals(**{goal: Amount(budget / original, True)})  # type: ignore[arg-type]
-            also = None if before is None else search.repaired(before, aimed(own))
-            done, result = search.verified(wanted, own, search.run(aimed(own), also), clean)
+            bound = max(first, last) * (last / max(first, last)) ** (step / (count - 1))
+            own = Limits({budget.cost: bound})
+            share = Amount(bound / original, True)
+            wanted = Goals.of({budget.as_share or budget.option: share})
+            also = None if before is None else search.repaired(before, search.aimed(own))
+            done, result = search.verified(wanted, own, search.run(search.aimed(own), also), clean)
             before = result.best
             yield _finished(work, search, done, result).noted(*notes)
 
@@ -117,12 +114,12 @@ def _opened(
         raise InputError(f"recipe {recipe.name} searches nothing; see lwqc recipes")
     if section.measure == "metric" and work.job.metric is None:
         raise InputError(f"recipe {recipe.name} compares by a metric; give --metric")
-    if goals.avg_bits is not None:  # which count what is stored per weight that is left
-        section = section.model_copy(update={"kinds": ("format",)})
+    budgets = [budget for budget, _ in bounded(goals)]
+    for kinds in (budget.kinds for budget in budgets if budget.kinds is not None):
+        section = section.model_copy(update={"kinds": kinds})
     base, clean = newer, None
-    measured = goals.max_latency is not None or goals.max_memory is not None
-    if recipe.clean and measured and goals.max_macs is None:
-        # Merged operators do the same products, which are then counted less well.
+    measured = any(budget.noisy for budget in budgets)
+    if recipe.clean and measured and not any(budget.as_given for budget in budgets):
         fused = fused_base(newer)
         base, clean = fused.work, fused.clean
     log = SearchLog(control.log, resume=control.resume)
@@ -160,17 +157,16 @@ def _searching(
         take_slow_products(base, {int(bits): frozenset(sites) for bits, sites in slow.items()})
     found = _model(base, section, recipe, goals, limits)
     log.must_equal("search space", [list(found.space.sizes), control.seed, recipe.name])
-    if math.isfinite(limits.latency_ms):
-        measure_times(found, log)
-    if math.isfinite(limits.memory_bytes):
-        measure_memory(found, log)
+    budgets = by_cost(budget for budget, _ in bounded(goals))
+    for budget in budgets.values():
+        budget.prepare(found, log)
     settings = dataclasses.replace(EFFORTS[control.effort], seed=control.seed)
     expected = settings.generations * settings.offspring
     with workers(found.spec, control.processes, control.cluster, expected) as evaluate:
         score = remembering(evaluate, log, "joint")
         if section.measure == "metric":
             score = by_metric(found, score, log)
-        yield WholeSearch(found, recipe, settings, control, score, log), limits
+        yield WholeSearch(found, recipe, settings, control, score, log, budgets), limits
 
 
 def _finished(work: Version, search: WholeSearch, done: Compressed, result: Result) -> Compressed:
@@ -179,25 +175,14 @@ def _finished(work: Version, search: WholeSearch, done: Compressed, result: Resu
 
 
 def _limits(work: Version, goals: Goals, log: SearchLog) -> Limits:
-    size = latency = macs = memory = math.inf
-    if goals.max_size is not None:
-        size = goals.max_size.resolve(work.original.size_bytes)
-    if goals.avg_bits is not None:
-        weights = sum(s.size for s in work.analysis.sites)
-        rest = io.serialized_bytes(work.model) - sum(s.float_bytes for s in work.analysis.sites)
-        size = min(size, rest + goals.avg_bits / 8 * weights)
-    if goals.max_latency is not None:
-        latency = goals.max_latency.resolve(reference_ms(work, log))
-    if goals.max_macs is not None:
-        macs = goals.max_macs.resolve(work.original.macs)
-    if goals.max_memory is not None:
-        memory = goals.max_memory.resolve(reference_memory(work, log))
-    if not math.isfinite(min(size, latency, macs, memory)):
-        raise InputError(
-            "a search needs a budget: give --max-size, --avg-bits, --max-macs, --max-memory or "
-            "--max-latency"
-        )
-    return Limits(size_bytes=size, latency_ms=latency, macs=macs, memory_bytes=memory)
+    found: dict[str, float] = {}
+    for budget, bound in bounded(goals):
+        limit = budget.limit(work, bound, log)
+        found[budget.cost] = min(limit, found.get(budget.cost, limit))
+    if not found:
+        *flags, last = (budget.flag for budget in every())
+        raise InputError(f"a search needs a budget: give {', '.join(flags)} or {last}")
+    return Limits(found)
 
 
 def _model(
@@ -207,17 +192,14 @@ def _model(
     options: dict[str, Any] = {
         "method": recipe.method if work.job.data.fit.given else "rtn",
         "measure": "auto" if section.measure == "metric" else section.measure,
-        "small": math.isfinite(limits.size_bytes),
-        "fast": math.isfinite(min(limits.latency_ms, limits.memory_bytes)),
-        "held": math.isfinite(limits.memory_bytes),
-        "size_bytes": limits.size_bytes,
+        "small": False,
     }
-    if goals.avg_bits is not None:  # which leave out the nodes that unpack; a size does not
-        options |= {"tiny": mixed.least_average_bits(work) > goals.avg_bits, "unpack": False}
-    elif options["held"]:  # what is unpacked at load takes no less memory
-        options["unpack"] = math.isfinite(limits.latency_ms)
-    elif "format" in section.kinds and options["small"]:
-        options |= mixed.fitting_forms(work, limits.size_bytes)
+    budgets = [budget for budget, _ in bounded(goals)]
+    for budget in budgets:
+        options |= budget.choices(work, limits)
+    if "format" in section.kinds:  # the last budget that has a say
+        said = (budget.forms(work, goals, limits) for budget in reversed(budgets))
+        options |= next((forms for forms in said if forms is not None), {})
     found = search_model(work, section.kinds, **options)
     measure_overhead(found)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lwqc.compile.candidates import with_formats
 from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.joint_plan import planned
-from lwqc.decide.search.space import Stored, zero_points
+from lwqc.decide.search.space import SIZE, Stored, zero_points
 from lwqc.model import io
 from lwqc.plans.plan import SiteEntry
 
@@ -50,7 +50,7 @@ def _missing_bytes(found: SearchModel, sites: list[tuple[Stored, int]]) -> float
         assert stored.item is not None
         candidate[stored.item] = level
     lowered = with_formats(found.work, planned(found, tuple(candidate), ""))
-    return io.serialized_bytes(lowered.model) - space.cost(tuple(candidate)).size_bytes
+    return io.serialized_bytes(lowered.model) - space.cost(tuple(candidate))[SIZE]
 
 
 def _zeros(stored: Stored, level: int) -> int:

@@ -2,8 +2,8 @@
 
 One interface for all of them: an item has levels, from the strongest to untouched, each with a
 predicted error (relative squared error at the model's outputs) and, with the levels of all other
-items, a cost in bytes, multiply-accumulates and milliseconds. Costs do not add up, as a narrow
-layer also has fewer weights to store in few bits: `SearchSpace.cost` counts them exactly.
+items, a cost in bytes and in what else is bounded. Costs do not add up, as a narrow layer also has
+fewer weights to store in few bits: `SearchSpace.cost` counts them exactly.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.decide.allocators.evolutionary import Candidate
-from lwqc.decide.search.pace import TIME, Parts
+from lwqc.decide.search.pace import Parts
+from lwqc.decide.search.predicted import Predicted
 from lwqc.decide.search.trial_model import Cut, Mask, axis_masks, matrix_masks
 from lwqc.plans.plan import SiteEntry
 
 Kind = Literal["format", "width", "branch"]
-_TIMES = slice(2, 2 + len(TIME))
-_GONE = (0.0,) * (2 + len(TIME) + 2)
-_FLOAT = 4  # bytes of an element
+Cost = Mapping[str, float]  # of a candidate: `size_bytes`, and what else is predicted
+SIZE = "size_bytes"
 
 
 @dataclass(frozen=True)
@@ -47,26 +48,12 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Of a candidate: bytes of the file, multiply-accumulates and milliseconds of one run, memory.
-
-    Time and memory are 0 where nothing is known of them, see `search_times`, `search_memory`.
-    """
-
-    size_bytes: float
-    macs: float
-    latency_ms: float = 0.0
-    memory_bytes: float = 0.0
-
-
-@dataclass(frozen=True)
 class Stored:
     """A stored tensor whose bytes depend on the candidate.
 
     item: of its format, if it is a site, with `entries` by level. users: for each node that reads
-    it, the items of branches any of which takes that node along. macs: of a site's nodes.
-    milliseconds: of a site's nodes by level, when whole. constant: of these, those that stay
-    however narrow it gets. held: bytes in memory, when whole. op: operator of a site.
+    it, the items of branches any of which takes that node along. macs: of a site's nodes. op:
+    operator of a site.
     """
 
     name: str
@@ -78,9 +65,6 @@ class Stored:
     flipped: bool = False
     users: tuple[frozenset[int], ...] = ()
     macs: float = 0.0
-    milliseconds: tuple[float, ...] = (0.0,)
-    constant: tuple[float, ...] = (0.0,)
-    held: tuple[float, ...] = (0.0,)
     op: str = ""
 
     @property
@@ -96,7 +80,7 @@ class Written:
 
     op: of the node, "" of a site's. elements, shape, cuts: of its outputs, which shrink together;
     cuts of the first. branches: items of branches any of which takes the node along. codes: item
-    below whose highest level the elements are bytes. milliseconds: when whole.
+    below whose highest level the elements are bytes.
     """
 
     op: str
@@ -106,27 +90,25 @@ class Written:
     branches: frozenset[int] = frozenset()
     codes: int | None = None
     macs: float = 0.0
-    milliseconds: float = 0.0
 
 
 @dataclass
 class SearchSpace:
     """Items, and what candidates cost.
 
-    keeps: item of a width -> mask of channels by level. fixed: what no item changes. overhead:
-    operator and layout -> bytes beside codes and scales, per site and per zero point. pace: what
-    each part of a candidate's time, and of its memory, counts, see `search_pace`. together: which
-    of `written` [moments, written] are in memory at once, with 1. left_out: what could not become
-    an item, with the reason.
+    keeps: item of a width -> mask of channels by level. fixed_bytes: what no item changes.
+    overhead: operator and layout -> bytes beside codes and scales, per site and per zero point.
+    costs: those beside bytes, see `predict`. pace: what each part of such a cost counts, see
+    `lwqc.decide.search.pace`. left_out: what could not become an item, with the reason.
     """
 
     items: tuple[Item, ...]
     stored: tuple[Stored, ...]
     keeps: Mapping[int, tuple[Mask, ...]]
-    fixed: Cost = Cost(0, 0)
+    fixed_bytes: float = 0.0
     overhead: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     written: tuple[Written, ...] = ()
-    together: NDArray[np.float64] | None = None
+    costs: dict[str, Predicted] = field(default_factory=dict)
     pace: dict[str, Parts] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     _last: tuple[Candidate, NDArray[np.float64]] | None = field(default=None, repr=False)
@@ -145,35 +127,30 @@ class SearchSpace:
         """Numbers of the items of a kind."""
         return [i for i, item in enumerate(self.items) if item.kind == kind]
 
+    def predict(self, cost: str, predicted: Predicted) -> None:
+        """Candidates have that cost too from now on."""
+        self.costs[cost], self.pace[cost] = predicted, predicted.pace
+        self.forget()
+
     def forget(self) -> None:
-        """Costs are counted anew, as `overhead` or times have changed."""
+        """Costs are counted anew, as something else is known of them."""
         self._known.clear()
         self._last = None
 
     def cost(self, candidate: Candidate) -> Cost:
         """Of the whole model."""
-        total = self._counted(candidate).sum(0)
-        fixed = self.fixed
-        return Cost(
-            fixed.size_bytes + float(total[0]),
-            fixed.macs + float(total[1]),
-            *(
-                float(self.parts(candidate, kind) @ self.pace[kind]) if kind in self.pace else 0.0
-                for kind in ("latency_ms", "memory_bytes")
-            ),
-        )
+        size = self.fixed_bytes + float(self._counted(candidate).sum(0)[0])
+        others = {n: float(self.parts(candidate, n) @ pace) for n, pace in self.pace.items()}
+        return {SIZE: size, **others}
 
-    def parts(self, candidate: Candidate, kind: str) -> Parts:
-        """Parts of a candidate's `latency_ms` [5] or `memory_bytes` [3] as `pace` counts them.
-
-        Of memory: bytes of weights, the most that is written and still needed at a time, and 1.
-        """
-        counted = self._counted(candidate)
-        if kind == "latency_ms":
-            return np.asarray(counted[:, _TIMES].sum(0))
-        alive = counted[len(self.stored) :, -1]
-        peak = 0.0 if self.together is None else (self.together @ alive).max(initial=0.0)
-        return np.array([counted[:, -2].sum(), peak, 1.0])
+    def parts(self, candidate: Candidate, cost: str) -> Parts:
+        """Parts of a candidate's cost beside bytes, as `pace` counts them."""
+        rows, first = self._counted(candidate), 1
+        for name, predicted in self.costs.items():
+            if name == cost:
+                return predicted.parts(rows[:, first : first + predicted.columns], len(self.stored))
+            first += predicted.columns
+        raise KeyError(cost)
 
     def _counted(self, candidate: Candidate) -> NDArray[np.float64]:
         """All parts of the cost. What is the same as in the last candidate is not redone."""
@@ -181,7 +158,7 @@ class SearchSpace:
             return self._last[1]
         if self._last is None:
             rows = [self._part(i, candidate) for i in range(self._count)]
-            parts = np.array(rows).reshape(-1, len(_GONE))
+            parts = np.array(rows).reshape(-1, self._columns)
         else:
             before, parts = self._last
             pairs = enumerate(zip(before, candidate, strict=True))
@@ -194,6 +171,10 @@ class SearchSpace:
     @property
     def _count(self) -> int:
         return len(self.stored) + len(self.written)
+
+    @property
+    def _columns(self) -> int:
+        return 1 + sum(p.columns for p in self.costs.values())
 
     @cached_property
     def _known(self) -> dict[tuple[int, ...], tuple[float, float]]:
@@ -213,37 +194,33 @@ class SearchSpace:
         return found
 
     def _part(self, part: int, candidate: Candidate) -> tuple[float, ...]:
-        """Bytes, multiply-accumulates, parts of the time and of the memory."""
+        """Bytes, and what the other costs are predicted from."""
         if part >= len(self.stored):
-            made = self.written[part - len(self.stored)]
-            if any(candidate[b] == 0 for b in made.branches):
-                return _GONE
-            key = (part, *(candidate[cut.item] for cut in made.cuts))
-            known = self._known.get(key)
-            if known is None:
-                share = self._share(made.shape, axis_masks(made.cuts, candidate, self.keeps))
-                known = self._known[key] = (0.0, share)
-            share, time = known[1], made.milliseconds
-            narrow = made.codes is not None and candidate[made.codes] < self.items[made.codes].top
-            alive = made.elements * share * (1 if narrow else _FLOAT)
-            rest = (0.0, 0.0, 0.0, time * share, time, 0.0, alive)
-            return 0.0, made.macs * share, *rest
+            return self._of_written(part - len(self.stored), candidate)
         tensor = self.stored[part]
         if tensor.users and all(any(candidate[b] == 0 for b in u) for u in tensor.users):
-            return _GONE
+            return (0.0,) * self._columns
         level = 0 if tensor.item is None else candidate[tensor.item]
         key = (part, level, *(candidate[cut.item] for cut in tensor.cuts))
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._one(tensor, candidate)
         size, share = known
-        times = tensor.milliseconds
-        time = times[min(level, len(times) - 1)]
-        stays = tensor.constant[min(level, len(tensor.constant) - 1)]
-        shrunk = (time - stays) * share
-        wide = (shrunk, 0.0) if time == times[-1] else (0.0, shrunk)
-        held = tensor.held[min(level, len(tensor.held) - 1)]
-        return size, tensor.macs * share, *wide, stays, 0.0, 0.0, held * share, 0.0
+        others = (p.of_stored(part, level, share) for p in self.costs.values())
+        return (size, *chain.from_iterable(others))
+
+    def _of_written(self, number: int, candidate: Candidate) -> tuple[float, ...]:
+        made = self.written[number]
+        if any(candidate[b] == 0 for b in made.branches):
+            return (0.0,) * self._columns
+        key = (len(self.stored) + number, *(candidate[cut.item] for cut in made.cuts))
+        known = self._known.get(key)
+        if known is None:
+            share = self._share(made.shape, axis_masks(made.cuts, candidate, self.keeps))
+            known = self._known[key] = (0.0, share)
+        narrow = made.codes is not None and candidate[made.codes] < self.items[made.codes].top
+        others = (p.of_written(number, known[1], narrow) for p in self.costs.values())
+        return (0.0, *chain.from_iterable(others))
 
     @cached_property
     def _branches(self) -> list[int]:

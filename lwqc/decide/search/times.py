@@ -4,14 +4,14 @@ A site's time shrinks with the share of its weights that is left, by as much as 
 width saves: kernels do not get faster in proportion. What the float model takes beside its sites is
 spread over the other operators: each type gets what the profiler tells of it, within a type by the
 bytes that are written. A branch takes its share along. Predictions are corrected by what whole
-candidates measure, see `search_pace`.
+candidates measure, see `lwqc.decide.search.pace`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
@@ -29,7 +29,8 @@ from lwqc.compile.version import Version
 from lwqc.decide.planning import unchanged
 from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.log import Amount, SearchLog
-from lwqc.decide.search.pace import TIME
+from lwqc.decide.search.pace import TIME, Parts
+from lwqc.decide.search.predicted import Predicted
 from lwqc.decide.search.space import Written
 from lwqc.errors import InputError
 from lwqc.graph.sites import Site
@@ -43,8 +44,36 @@ _CONSTANT = 0.1  # of a site's time, where a narrower one cannot be timed
 _MOST_SITES = 0.95  # of the whole model's time that its sites may account for
 
 
-def measure_times(found: SearchModel, log: SearchLog) -> None:
-    """Set the times of the space. Measured once for a log: resumed searches use the same."""
+@dataclass(frozen=True)
+class Times(Predicted):
+    """Milliseconds by number of a stored tensor and level, and by number of a node; when whole.
+
+    constant: of those of a tensor, what stays however narrow it gets.
+    """
+
+    stored: Sequence[tuple[float, ...]]
+    constant: Sequence[tuple[float, ...]]
+    written: Sequence[float]
+    pace: Parts = field(default_factory=lambda: TIME)
+    columns: int = len(TIME)
+
+    def of_stored(self, number: int, level: int, share: float) -> tuple[float, ...]:
+        """In float kernels or in low-bit ones, and what stays."""
+        times, constant = self.stored[number], self.constant[number]
+        time = times[min(level, len(times) - 1)]
+        stays = constant[min(level, len(constant) - 1)]
+        shrunk = (time - stays) * share
+        wide = (shrunk, 0.0) if time == times[-1] else (0.0, shrunk)
+        return (*wide, stays, 0.0, 0.0)
+
+    def of_written(self, number: int, share: float, narrow: bool) -> tuple[float, ...]:
+        """By the share of what is written, and whole."""
+        time = self.written[number]
+        return (0.0, 0.0, 0.0, time * share, time)
+
+
+def measured_times(found: SearchModel, log: SearchLog) -> Times:
+    """Times in a space. Measured once for a log: resumed searches use the same."""
     times = log.fact("milliseconds, constant", lambda: _site_times(found.work, found), _SITES)
     share = log.fact("share of the float model", lambda: _float_share(found.work))
     whole = float(share) * reference_ms(found.work, log)
@@ -54,21 +83,14 @@ def measure_times(found: SearchModel, log: SearchLog) -> None:
         raise InputError("the search file has times of other formats: run without --resume")
     floats = sum(times[s.name][-1][0] for s in space.stored if s.name in times)
     scale = min(1.0, _MOST_SITES * whole / max(floats, 1e-12))
-    space.stored = tuple(
-        dataclasses.replace(
-            s,
-            milliseconds=tuple(t * scale for t, _ in times[s.name]),
-            constant=tuple(stays * scale for _, stays in times[s.name]),
-        )
-        if s.name in times
-        else s
-        for s in space.stored
-    )
+    of_stored = [times.get(s.name, [(0.0, 0.0)]) for s in space.stored]
     in_sites = {s.op for s in found.sites.values()}
     named = {op: t for op, t in by_type.items() if op not in in_sites}
-    space.written = _shared_out(space.written, max(whole - floats * scale, 0.0), named)
-    space.pace["latency_ms"] = TIME
-    space.forget()
+    return Times(
+        [tuple(t * scale for t, _ in levels) for levels in of_stored],
+        [tuple(stays * scale for _, stays in levels) for levels in of_stored],
+        _shared_out(space.written, max(whole - floats * scale, 0.0), named),
+    )
 
 
 def reference_ms(work: Version, log: SearchLog) -> float:
@@ -103,10 +125,8 @@ def _operator_ms(work: Version) -> dict[str, float]:
     return {op: time.milliseconds for op, time in times.items()}
 
 
-def _shared_out(
-    made: Sequence[Written], total: float, by_type: Mapping[str, float]
-) -> tuple[Written, ...]:
-    """Milliseconds of all operators beside sites, shared out among them."""
+def _shared_out(made: Sequence[Written], total: float, by_type: Mapping[str, float]) -> list[float]:
+    """Milliseconds of all operators beside sites, shared out among them; of sites none."""
     names = [one.op if one.op in by_type else "" for one in made]
     elements: dict[str, float] = {}
     for name, one in zip(names, made, strict=True):
@@ -117,10 +137,9 @@ def _shared_out(
     times = {name: time * scale for name, time in times.items()}
     times[""] = total - math.fsum(times.values())
     rates = {name: times[name] / max(count, 1e-12) for name, count in elements.items()}
-    return tuple(
-        dataclasses.replace(one, milliseconds=one.elements * rates[name]) if one.op else one
-        for name, one in zip(names, made, strict=True)
-    )
+    return [
+        one.elements * rates[name] if one.op else 0.0 for name, one in zip(names, made, strict=True)
+    ]
 
 
 def _site_times(work: Version, found: SearchModel) -> dict[str, list[tuple[float, float]]]:

@@ -9,7 +9,6 @@ corrected by as much.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,11 @@ from lwqc.decide.allocators.evolutionary import Candidate, Generation, Settings,
 from lwqc.decide.allocators.knapsack import choose
 from lwqc.decide.allocators.rate_distortion import allocate as curves
 from lwqc.decide.planning import without
-from lwqc.decide.search.control import Limits, SearchControl
+from lwqc.decide.search.bounded import Bounded
+from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.joint_plan import planned
+from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.pace import Parts, fitted
 from lwqc.decide.search.scores import (
@@ -33,21 +34,22 @@ from lwqc.decide.search.scores import (
     pairwise_allocator,
     zeroth_order,
 )
+from lwqc.decide.search.space import SIZE
 from lwqc.decide.search.start import Allocate, lowered, raised, starts
-from lwqc.decide.search.times import reference_ms, time_share
 from lwqc.decide.search.trial_model import ALL, PART
 from lwqc.decide.search.workers import Evaluate
 from lwqc.model import io
 from lwqc.model.interrupts import taken
-from lwqc.plans.goals import Amount, Goals
+from lwqc.plans.bounds import Amount
+from lwqc.plans.goals import Goals
 from lwqc.plans.plan import CleanUp
 from lwqc.plans.recipe import Recipe, SearchRecipe
-from lwqc.runtime.memory import peak_memory
 
 _PATIENCE = 12  # generations without a better candidate
 _ROUNDS = 4  # of tightening a budget that was missed
 _KEPT_STARTS = 4
 _AIM = 0.98  # of the asked time or memory: repeated measurements differ by more
+_WHOLE = Amount(1.0, True)  # a bound that asks to count, and allows everything
 _USED = 0.93  # a result that takes less than that share of what is allowed could have been better
 
 
@@ -111,11 +113,14 @@ class WholeSearch:
         control: SearchControl,
         score: Evaluate,
         log: SearchLog,
+        budgets: Mapping[str, Bounded],
     ) -> None:
+        """budgets: by cost, those that have limits."""
         assert recipe.search_in is not None
         self.log, self.section = log, recipe.search_in
         self.found, self.recipe, self.settings = found, recipe, settings
         self.control, self._score = control, score
+        self.budgets = budgets
         self.evaluations = 0
         self._measured: dict[str, list[tuple[Parts, float]]] = {}
         self._guess = dict(found.space.pace)
@@ -187,28 +192,30 @@ class WholeSearch:
         """What prediction misses of a candidate's cost is taken to be the same for its kin."""
         space = self.found.space
         done = self._plain(candidate)
-        missed = io.serialized_bytes(done.model) - space.cost(candidate).size_bytes
-        fixed = space.fixed
-        space.fixed = dataclasses.replace(fixed, size_bytes=fixed.size_bytes + missed)
+        space.fixed_bytes += io.serialized_bytes(done.model) - space.cost(candidate)[SIZE]
         self._learn(candidate, self._real(candidate, done, limits))
 
     def _try_formats(self, limits: Limits) -> None:
         """Measure the cheapest formats of everything, so that nothing is removed that can stay."""
         space = self.found.space
         formats = space.of_kind("format")
-        kinds = [k for k in ("latency_ms", "memory_bytes") if math.isfinite(getattr(limits, k))]
-        if not kinds or not formats or len(formats) == len(space.items):
+        noisy = list(self._limited(limits, noisy=True))
+        if not noisy or not formats or len(formats) == len(space.items):
             return
 
         def cost(item: int, level: int) -> float:
             trial = (*space.top[:item], level, *space.top[item + 1 :])
-            return float(getattr(space.cost(trial), kinds[0]))
+            return space.cost(trial)[noisy[0]]
 
         candidate = list(space.top)
         for i in formats:
             candidate[i] = min(range(space.sizes[i]), key=lambda level: cost(i, level))
         known = tuple(candidate)
         self._learn(known, self._real(known, self._plain(known), limits))
+
+    def _limited(self, limits: Limits, *, noisy: bool) -> dict[str, Bounded]:
+        """Budgets that have a limit, by cost: those that are measured, or that are counted."""
+        return {c: b for c, b in self.budgets.items() if c in limits and b.noisy == noisy}
 
     def _learn(self, candidate: Candidate, real: Mapping[str, float]) -> None:
         """Predictions are fitted to what candidates took."""
@@ -220,16 +227,8 @@ class WholeSearch:
 
     def _real(self, candidate: Candidate, done: Compressed, limits: Limits) -> dict[str, float]:
         """Measured costs of an executed candidate that have limits."""
-        work, log = self.found.work, self.log
-        found = {}
-        if math.isfinite(limits.latency_ms):  # as a share of the original's, at the same moment
-            share = log.fact(f"time of {candidate}", lambda: time_share(work, done.model))
-            found["latency_ms"] = float(share) * reference_ms(work, log)
-        if math.isfinite(limits.memory_bytes):
-            feeds = work.job.data.serve[0].feeds
-            memory = log.fact(f"memory of {candidate}", lambda: peak_memory(done.model, feeds))
-            found["memory_bytes"] = float(memory)
-        return found
+        noisy = self._limited(limits, noisy=True)
+        return {cost: budget.real(str(candidate), done, self.log) for cost, budget in noisy.items()}
 
     def _best_start(
         self, limits: Limits, fits: Callable[[Candidate], bool], also: Candidate | None
@@ -238,9 +237,9 @@ class WholeSearch:
         binding = limits.binding(space.cost(space.top))
 
         def cost(candidate: Candidate) -> float:
-            return float(getattr(space.cost(candidate), binding))
+            return space.cost(candidate)[binding]
 
-        offered = self._offered(cost, getattr(limits, binding), fits)
+        offered = self._offered(cost, limits[binding], fits)
         if also is not None:  # as it is, and with what is left of the budget used
             more = (also, raised(space, also, cost, fits))
             offered = list(dict.fromkeys((*offered, *more)))
@@ -275,17 +274,17 @@ class WholeSearch:
         The best of those that are within the limits, else the one that comes closest.
         """
         found: list[tuple[bool, float, Compressed, Result]] = []
-        aim = aimed(limits)
+        aim = self.aimed(limits)
         for _ in range(_ROUNDS):
             result = self._sized(limits, result)
             done = self._executed(goals, result.best, clean)
             real = self._real(result.best, done, limits)
             if not real:
                 return done, result
-            excess = max(cost / getattr(limits, kind) for kind, cost in real.items())
+            excess = max(cost / limits[kind] for kind, cost in real.items())
             over = excess > 1
             found.append((over, excess if over else result.score, done, result))
-            counted = dataclasses.replace(limits, **dict.fromkeys(real, math.inf))
+            counted = Limits({c: limits[c] for c in self._limited(limits, noisy=False)})
             used = max(excess, counted.excess(self.found.space.cost(result.best)))
             if not over and used > _USED:
                 break
@@ -293,23 +292,24 @@ class WholeSearch:
             again = self.run(aim, self.repaired(result.best, aim))
             if again.best == result.best:
                 break
-            result = result.followed_by(again, f"{_shown(real, limits)}: searched again")
+            result = result.followed_by(again, f"{self._shown(real, limits)}: searched again")
         _, _, done, best = min(found, key=lambda f: f[:2])
         return done, best
 
     def _sized(self, limits: Limits, result: Result) -> Result:
-        """Bytes and MACs need no compensation, so they are checked, and repaired, before it."""
-        counted = {"size_bytes": "bytes", "macs": "MACs"}
-        wanted = {n: v for n in counted if math.isfinite(v := getattr(limits, n))}
+        """What is counted needs no compensation, so it is checked, and repaired, before it."""
+        wanted = self._limited(limits, noisy=False)
         for _ in range(_ROUNDS if wanted else 0):
-            real = self._counted(result.best, "macs" in wanted)
-            over = {n: real[n] - v for n, v in wanted.items() if real[n] > v}
+            name = str(result.best)
+            done = self._plain(result.best, Goals.of({b.option: _WHOLE for b in wanted.values()}))
+            real = {cost: budget.real(name, done, self.log) for cost, budget in wanted.items()}
+            over = {cost: real[cost] - limits[cost] for cost in wanted if real[cost] > limits[cost]}
             if not over:
                 break
             predicted = self.found.space.cost(result.best)
-            aims = {n: getattr(predicted, n) - more for n, more in over.items()}
-            best = self.repaired(result.best, dataclasses.replace(limits, **aims))
-            missed = ", ".join(f"{more:.0f} {counted[n]}" for n, more in over.items())
+            aims = limits.with_bounds({cost: predicted[cost] - more for cost, more in over.items()})
+            best = self.repaired(result.best, aims)
+            missed = ", ".join(f"{more:.0f} {wanted[cost].unit}" for cost, more in over.items())
             note = f"{missed} over when executed: repaired"
             result = dataclasses.replace(result, best=best, notes=(*result.notes, note))
         return result
@@ -322,11 +322,6 @@ class WholeSearch:
             return limits.excess(space.cost(c))
 
         return lowered(space, candidate, excess, lambda c: excess(c) <= 1)
-
-    def _counted(self, candidate: Candidate, macs: bool) -> Mapping[str, float]:
-        """Bytes, and if asked for MACs, of the candidate as a model."""
-        done = self._plain(candidate, Goals(max_macs=Amount(1, True) if macs else None))
-        return {"size_bytes": io.serialized_bytes(done.model), "macs": done.macs or 0}
 
     def _plain(self, candidate: Candidate, goals: Goals | None = None) -> Compressed:
         """The candidate as a model. Nothing makes up for what it loses: costs stay the same."""
@@ -344,18 +339,14 @@ class WholeSearch:
         led_here = {"opset": work.raised, "clean": clean}
         return dataclasses.replace(done, decisions=done.decisions.model_copy(update=led_here))
 
+    def aimed(self, limits: Limits) -> Limits:
+        """What a search is asked for: a little less of what is measured, as that is not exact."""
+        noisy = self._limited(limits, noisy=True)
+        return limits.with_bounds({cost: limits[cost] * _AIM for cost in noisy})
 
-def aimed(limits: Limits) -> Limits:
-    """What a search is asked for: a little less of what is measured, as that is not exact."""
-    return dataclasses.replace(
-        limits, latency_ms=limits.latency_ms * _AIM, memory_bytes=limits.memory_bytes * _AIM
-    )
-
-
-def _shown(real: Mapping[str, float], limits: Limits) -> str:
-    units = {"latency_ms": (1.0, "ms"), "memory_bytes": (1e6, "MB")}
-    return ", ".join(
-        f"{cost / scale:.3g} of {getattr(limits, kind) / scale:.3g} {unit} measured"
-        for kind, cost in real.items()
-        for scale, unit in [units[kind]]
-    )
+    def _shown(self, real: Mapping[str, float], limits: Limits) -> str:
+        budgets = [(cost, self.budgets[cost]) for cost in real]
+        return ", ".join(
+            f"{real[cost] / b.scale:.3g} of {limits[cost] / b.scale:.3g} {b.short} measured"
+            for cost, b in budgets
+        )

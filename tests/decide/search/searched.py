@@ -6,8 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import lwqc
+from lwqc.decide.budgets.max_macs import BUDGET as MACS
 from lwqc.decide.compress import open_workspace
 from lwqc.decide.search.items import SearchModel, search_model
+from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.overhead import measure_overhead
 from lwqc.decide.search.trial_model import TrialModel
 
@@ -24,6 +26,7 @@ def found() -> SearchModel:
     """Formats, widths and branches of the demo model, to nearest."""
     made = search_model(opened(), {"format", "width", "branch"})
     measure_overhead(made)
+    MACS.prepare(made, SearchLog())
     return made
 
 

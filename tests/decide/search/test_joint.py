@@ -15,6 +15,7 @@ import pytest
 from lwqc.compile.reference import Reference
 from lwqc.compile.version import Version
 from lwqc.decide.allocators.evolutionary import Settings
+from lwqc.decide.budgets import max_latency
 from lwqc.decide.compress import compress_workspace, open_workspace
 from lwqc.decide.search import joint as module
 from lwqc.decide.search import whole as whole_search
@@ -22,10 +23,11 @@ from lwqc.decide.search.control import EFFORTS, SearchControl
 from lwqc.decide.search.items import SearchModel, search_model
 from lwqc.decide.search.joint import joint, pareto, searches
 from lwqc.decide.search.log import SearchLog
-from lwqc.decide.search.pace import TIME
+from lwqc.decide.search.times import Times
 from lwqc.errors import InputError
 from lwqc.model import io
-from lwqc.plans.goals import Amount, Goals
+from lwqc.plans.bounds import Amount
+from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import find
 from lwqc.runtime.measure import Metric
 from lwqc.runtime.session import Session
@@ -51,7 +53,7 @@ def quick(monkeypatch) -> None:
     def known(work, kinds, **options):
         found = space(kinds, **options)
         own = copy.copy(found.space)
-        own.pace = {}
+        own.costs, own.pace = {}, {}
         own.forget()
         same = work if work.model is found.work.model else found.work
         return dataclasses.replace(found, work=same, space=own)
@@ -251,24 +253,20 @@ def test_a_time_budget_takes_8_bit_activations_and_removes_no_more(monkeypatch, 
 
     However little 8 bits are predicted to save, they are measured before anything is removed.
     """
-    monkeypatch.setattr(module, "reference_ms", lambda work, log: 1.0)
-    monkeypatch.setattr(whole_search, "reference_ms", lambda work, log: 1.0)
-    monkeypatch.setattr(whole_search, "time_share", lambda work, model: 0.55)
+    monkeypatch.setattr(max_latency, "reference_ms", lambda work, log: 1.0)
+    monkeypatch.setattr(max_latency, "time_share", lambda work, model: 0.55)
 
     def times(found, log):
-        space = found.space
-        space.stored = tuple(
-            dataclasses.replace(
-                s, milliseconds=tuple(predicted if e is not None else 0.15 for e in s.entries)
-            )
+        stored = [
+            tuple(predicted if e is not None else 0.15 for e in s.entries)
             if s.item is not None
-            else s
-            for s in space.stored
-        )
-        space.pace["latency_ms"] = TIME
-        space.forget()
+            else (0.0,)
+            for s in found.space.stored
+        ]
+        nothing = [(0.0,) for _ in stored]
+        return Times(stored, nothing, [0.0] * len(found.space.written))
 
-    monkeypatch.setattr(module, "measure_times", times)
+    monkeypatch.setattr(max_latency, "measured_times", times)
     wanted = Goals(max_latency=Amount(0.6, True))
     done = joint(shared(), wanted, find("auto"), SearchControl(effort="low"))
     assert {e.activation for e in done.plan.quantize.values()} & {"static", "dynamic"}

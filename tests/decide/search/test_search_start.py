@@ -6,7 +6,7 @@ import numpy as np
 
 from lwqc.decide.allocators.knapsack import choose
 from lwqc.decide.search.scores import pairwise_allocator
-from lwqc.decide.search.space import Cost, Item, SearchSpace, Stored, widths
+from lwqc.decide.search.space import Item, SearchSpace, Stored, widths
 from lwqc.decide.search.start import allocated, lowered, raised, starts
 from lwqc.decide.search.trial_model import Cut
 from lwqc.plans.plan import SiteEntry
@@ -29,26 +29,26 @@ def space() -> SearchSpace:
         Stored("b", (128, 64), 4, (Cut(1, 2, owner),), 1, (FOUR, EIGHT, None)),
         Stored("c", (32, 32), 4, users=(frozenset({3}),)),
     )
-    return SearchSpace(items, stored, {2: masks}, Cost(100, 0))
+    return SearchSpace(items, stored, {2: masks}, 100)
 
 
 def test_costs_multiply_and_branches_take_their_weights_along() -> None:
     found = space()
-    whole = found.cost(found.top).size_bytes
+    whole = found.cost(found.top)["size_bytes"]
     assert whole == 100 + 4 * (2 * 64 * 128 + 32 * 32)
-    assert found.cost((2, 2, 7, 0)).size_bytes == whole - 4 * 32 * 32
+    assert found.cost((2, 2, 7, 0))["size_bytes"] == whole - 4 * 32 * 32
     narrow = (0, 2, 3, 1)
     expected = 100 + FOUR.size_bytes(32, 128) + 4 * 128 * 32 + 4 * 32 * 32
-    assert found.cost(narrow).size_bytes == expected
-    assert found.cost(found.top).size_bytes == whole  # and nothing is left of the others
+    assert found.cost(narrow)["size_bytes"] == expected
+    assert found.cost(found.top)["size_bytes"] == whole  # and nothing is left of the others
 
 
 def test_starts_fit_and_formats_alone_come_first() -> None:
     found = space()
-    limit = 0.3 * found.cost(found.top).size_bytes
+    limit = 0.3 * found.cost(found.top)["size_bytes"]
 
     def size(candidate):
-        return found.cost(candidate).size_bytes
+        return found.cost(candidate)["size_bytes"]
 
     offered = starts(found, size, limit, lambda c: size(c) <= limit)
     assert offered[0][2:] == (7, 1)
@@ -58,12 +58,12 @@ def test_starts_fit_and_formats_alone_come_first() -> None:
 
 def test_what_is_left_of_a_budget_is_used() -> None:
     found = space()
-    limit = 0.4 * found.cost(found.top).size_bytes
+    limit = 0.4 * found.cost(found.top)["size_bytes"]
 
     def fits(candidate):
-        return found.cost(candidate).size_bytes <= limit
+        return found.cost(candidate)["size_bytes"] <= limit
 
-    full = raised(found, (0, 0, 0, 0), lambda c: found.cost(c).size_bytes, fits)
+    full = raised(found, (0, 0, 0, 0), lambda c: found.cost(c)["size_bytes"], fits)
     assert fits(full)
     for i, level in enumerate(full):
         more = (*full[:i], level + 1, *full[i + 1 :])
@@ -72,7 +72,7 @@ def test_what_is_left_of_a_budget_is_used() -> None:
 
 def test_what_cannot_fit_ends_at_the_strongest() -> None:
     found = space()
-    assert lowered(found, found.top, lambda c: found.cost(c).size_bytes, lambda c: False) == (
+    assert lowered(found, found.top, lambda c: found.cost(c)["size_bytes"], lambda c: False) == (
         0, 0, 0, 0,
     )  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_two_sites_that_err_together_are_not_both_lowered() -> None:
         return [sum(e) + 10 * float(np.sqrt(e[0] * e[1])) for e in errors]
 
     def size(candidate):
-        return found.cost(candidate).size_bytes
+        return found.cost(candidate)["size_bytes"]
 
     limit = size((0, 0, 1, 1))
     plain = allocated(found, found.top, range(4), size, limit, choose)

@@ -10,7 +10,7 @@ from lwqc.decide.search import times as search_times
 from lwqc.decide.search.items import search_model
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.space import Written
-from lwqc.decide.search.times import _shared_out, constant, measure_times
+from lwqc.decide.search.times import _shared_out, constant, measured_times
 from tests.decide.search.searched import opened
 
 
@@ -19,13 +19,13 @@ def test_types_get_their_own_time_and_the_rest_goes_by_bytes() -> None:
         Written(op, elements)
         for op, elements in (("Attention", 1), ("Attention", 3), ("Relu", 10), ("Add", 30))
     )
-    times = [b.milliseconds for b in _shared_out(made, 10.0, {"Attention": 4.0, "Gelu": 9.0})]
+    times = _shared_out(made, 10.0, {"Attention": 4.0, "Gelu": 9.0})
     assert times == pytest.approx([1.0, 3.0, 1.5, 4.5])
 
 
 def test_a_profile_that_claims_more_than_there_is_is_scaled_down() -> None:
     made = (Written("Attention", 1), Written("", 5), Written("Add", 1))
-    times = [b.milliseconds for b in _shared_out(made, 2.0, {"Attention": 4.0})]
+    times = _shared_out(made, 2.0, {"Attention": 4.0})
     assert times == pytest.approx([2.0, 0.0, 0.0])
 
 
@@ -63,11 +63,12 @@ def test_a_narrower_site_saves_what_half_of_it_saves(monkeypatch, tmp_path) -> N
     monkeypatch.setattr(search_times, "reference_ms", lambda work, log: 1e3)
     monkeypatch.setattr(search_times, "_operator_ms", lambda work: {})
     found = search_model(opened(), {"format", "width"}, fast=True, small=False)
-    measure_times(found, SearchLog(tmp_path / "log", resume=False))
-    stored = {s.name: s for s in found.space.stored if len(s.milliseconds) > 1 and s.cuts}
+    times = measured_times(found, SearchLog(tmp_path / "log", resume=False))
+    pairs = zip(found.space.stored, times.stored, times.constant, strict=True)
+    stored = [(ms, stays) for s, ms, stays in pairs if len(ms) > 1 and s.cuts]
     assert stored
-    for tensor in stored.values():
-        assert tensor.milliseconds[-1] == pytest.approx(2.0)
-        for whole, stays in zip(tensor.milliseconds, tensor.constant, strict=True):
+    for milliseconds, constants in stored:
+        assert milliseconds[-1] == pytest.approx(2.0)
+        for whole, stays in zip(milliseconds, constants, strict=True):
             assert stays in (pytest.approx(whole / 2), pytest.approx(whole / 10))
-    assert any(s.constant[-1] == pytest.approx(1.0) for s in stored.values())
+    assert any(constants[-1] == pytest.approx(1.0) for _, constants in stored)

@@ -8,16 +8,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from lwqc.compile import compressed as compressed_module
+from lwqc.decide.budgets import max_memory
 from lwqc.decide.compress import compress_workspace, open_workspace
-from lwqc.decide.search import memory as search_memory
-from lwqc.decide.search import whole as whole_search
 from lwqc.decide.search.control import SearchControl
-from lwqc.decide.search.memory import moments
 from lwqc.decide.search.space import Stored
 from lwqc.errors import InputError, LwqcError
+from lwqc.graph.alive import moments
 from lwqc.model import io
-from lwqc.plans.goals import Amount, Goals
+from lwqc.plans.bounds import Amount
+from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import find
 from lwqc.runtime.memory import can_measure_memory, peak_memory
 from tests.build import Row, model, normal
@@ -77,17 +76,17 @@ def test_weights_are_held_as_their_kernel_reads_them() -> None:
     """A product reads codes, a convolution with weights in few bits computes in float."""
     work = open_workspace(product(256))
     entry = next(iter(work.job.target.candidates(work.sites["w"], work.opset)))
-    assert search_memory._held(work, Stored("w", (256, 256), 4), None) == 4 * 256**2
-    held = search_memory._held(work, Stored("w", (256, 256), 4), entry)
+    assert max_memory._held(work, Stored("w", (256, 256), 4), None) == 4 * 256**2
+    held = max_memory._held(work, Stored("w", (256, 256), 4), entry)
     assert held == entry.size_bytes(256, 256) < 256**2 * 1.2
-    assert found().space.cost(found().space.top).memory_bytes == 0  # nothing is known of it yet
+    assert "memory_bytes" not in found().space.cost(found().space.top)  # nobody asked for it
     convolutions = [s for s in found().space.stored if s.op == "Conv" and len(s.entries) > 1]
     assert convolutions
     for stored in convolutions:
         lowest = stored.entries[0]
         assert lowest is not None
         whole = 4.0 * math.prod(stored.shape)
-        assert search_memory._held(found().work, stored, lowest) == whole
+        assert max_memory._held(found().work, stored, lowest) == whole
 
 
 def test_a_budget_is_met_and_reported(monkeypatch, tmp_path) -> None:
@@ -97,16 +96,16 @@ def test_a_budget_is_met_and_reported(monkeypatch, tmp_path) -> None:
         loaded = source if isinstance(source, ir.Model) else io.load(source)
         return 100_000 + io.weight_bytes(loaded)
 
-    for module in (search_memory, whole_search, compressed_module):
-        monkeypatch.setattr(module, "peak_memory", memory)
+    monkeypatch.setattr(max_memory, "peak_memory", memory)
     goals = Goals(max_memory=Amount(0.5, True))
     nearest = find("auto").model_copy(update={"method": "rtn"})
     done = compress_workspace(opened(), goals, nearest, SearchControl(effort="low"))
     report = done.save(tmp_path / "out.onnx")
     (outcome,) = report.outcomes
     assert (outcome.name, outcome.met) == ("memory", True)
-    assert report.memory is not None
-    before, after = report.memory
+    assert report.weighed["memory"] is not None
+    before, after = report.weighed["memory"]
+    assert report.to_dict()["memory"] == [before, after]
     assert outcome.reached == after
     assert 0.3 * before < after <= 0.51 * before
     top_1 = report.divergence["logits"].decisions.top_1

@@ -1,0 +1,1 @@
+"""What budgets bound: one file each, called like its option in `lwqc.plans.options.Budgets`."""

@@ -1,0 +1,89 @@
+"""Which sites cost most in 8 bits: the order in which they go back to float."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Collection, Sequence
+from itertools import count
+
+from lwqc.compile.candidates import known_drop, tried
+from lwqc.compile.version import Version
+from lwqc.decide.planning import without
+from lwqc.plans.plan import Plan
+from lwqc.runtime.session import statistics_session
+from lwqc.runtime.stats.collect import collect
+from lwqc.runtime.stats.rounding_noise import RoundingNoise
+
+_MOST_TRIALS = 64
+_MARGIN = 1.5  # times the drop that has to go: drops of sites add up only roughly
+
+
+def by_activation_error(work: Version, plan: Plan, sites: Collection[str]) -> list[str]:
+    """The sites in order of what 8 bits cost their activation, the worst first.
+
+    Before them those whose activations cannot be observed, in bodies.
+    """
+    hidden = sorted(name for name in sites if work.sites[name].in_body)
+    seen = [name for name in sites if not work.sites[name].in_body]
+    activation = {name: work.sites[name].uses[0].activation for name in seen}
+    names = {n: v.name or "" for n, v in activation.items() if v is not None}
+    wanted = [RoundingNoise(name) for name in sorted(set(names.values()))]
+    noise = collect(work.model, wanted, work.job.data.judge, statistics_session)
+    costs = {n: noise[RoundingNoise(names[n])].relative for n in names}
+    return [*hidden, *sorted(names, key=lambda n: (-costs[n], n))]
+
+
+def by_output_error(
+    work: Version, plan: Plan, sites: Collection[str], excess: float = math.inf
+) -> list[str]:
+    """The sites in order of what each of them alone costs in the plan's format, the worst first.
+
+    excess: the drop that has to go. Sites are tried in groups, and one by one in the groups that
+    cost most, until those found cost more than that; the order of the others is rough.
+    Where the loss is a metric of the caller's, whose steps are coarse, or the model is large, the
+    order is that of what 8 bits cost their activation.
+    """
+    rough = by_activation_error(work, plan, sites)
+    if work.job.metric is not None or work.is_large:
+        return rough
+    report = work.job.report("sites alone")
+    trials = count(1)
+
+    def cost(group: Sequence[str]) -> float:
+        alone = without(plan, {n: "" for n in plan.quantize if n not in group})
+        known = known_drop(work, alone)
+        report(min(next(trials), len(sites)), len(sites))
+        return tried(work, alone).drop if known is None else known
+
+    return _worst_first(rough, cost, excess * _MARGIN)
+
+
+def _worst_first(
+    sites: Sequence[str], cost: Callable[[Sequence[str]], float], enough: float
+) -> list[str]:
+    """Sites by what they cost alone, until those found together cost enough; then the others.
+
+    sites: in rough order. A group costs at least what each of its sites does, but for noise, so
+    that the costliest site is in the costliest group.
+    """
+    size = max(1, math.isqrt(len(sites)))
+    groups = [sites[i : i + size] for i in range(0, len(sites), size)]
+    waiting: list[tuple[float, float, Sequence[str]]]
+    waiting = [(-cost(g), i, g) for i, g in enumerate(groups)]
+    left, order = _MOST_TRIALS - len(groups), list[str]()
+    heapq.heapify(waiting)
+    while waiting and enough > 0:
+        found, place, group = waiting[0]
+        if len(group) > 1 and len(group) > left:
+            break
+        heapq.heappop(waiting)
+        if len(group) == 1:
+            order += group
+            enough += found if math.isfinite(found) else 0.0
+            continue
+        left -= len(group)
+        for i, site in enumerate(group):
+            heapq.heappush(waiting, (-cost([site]), place + i / len(group), [site]))
+    rest = sorted(waiting, key=lambda w: (w[0] / len(w[2]), w[1]))
+    return [*order, *(site for _, _, group in rest for site in group)]
