@@ -15,6 +15,7 @@ from lwqc.decide.scores.channels.final_error import FinalError, without
 from lwqc.decide.scores.channels.magnitude import l2
 from lwqc.decide.scores.channels.ranking import Normaliser, Ranking, aggregated, normalised
 from lwqc.decide.scores.channels.score import ChannelScore, GroupFacts, Observed, channel_score
+from lwqc.decide.scores.channels.slopes import is_differentiable
 from lwqc.errors import InputError
 from lwqc.graph.groups import Group
 from lwqc.graph.readers import Reader
@@ -69,13 +70,16 @@ def _perturbed(
     trial = FinalError(prunable.model, operands, data, statistics_session, io.read_array)
     score = channel_score(options.score)
     loss = None if options.loss is None else partial(trial.loss, loss=options.loss)
+    slopes = None
+    if options.loss is not None and is_differentiable(options.loss):
+        loss, slopes = None, trial.slopes(options.loss)
     result: dict[str, Ranking | None] = {}
     report = work.job.report("scores")
     for done, group in enumerate(chosen):
         readers = needed[group.name]
         if not readers:
             continue
-        facts = GroupFacts(group, io.read_array, readers, error=trial, loss=loss)
+        facts = GroupFacts(group, io.read_array, readers, (), trial, loss, slopes)
         result[group.name] = _ranking(score, facts, options)
         report(done + 1, len(chosen))
     return _with_the_rest(chosen, _known(result))

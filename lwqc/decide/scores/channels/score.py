@@ -40,6 +40,8 @@ class GroupFacts:
     part; none for scores that look at weights. observed: those whose inputs were seen, for scores
     that look at inputs. error, loss: of the outputs with other matrices [out, features] in some of
     these layers, for scores that look at outputs; loss is the caller's, None where there is none.
+    slopes: of the loss along the entries of a layer's matrix, in place of it where it is one of
+    torch.
     """
 
     group: Group
@@ -48,6 +50,7 @@ class GroupFacts:
     observed: Sequence[Observed] = ()
     error: Trial | None = None
     loss: Trial | None = None
+    slopes: Callable[[Operand], Matrix] | None = None
 
 
 @dataclass(frozen=True)
