@@ -5,9 +5,12 @@ A part of the data is held back: the fit never sees it, and its best point is wh
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 _STEPS, _LR = 1000, 0.01
 _BATCH, _LEAST_BATCHES = 32, 20  # samples at once, where there are enough of them
+_SAMPLES = {".npy", ".npz"}  # files of single samples, which may be put together as one likes
 _HELD = 5  # one of so many is held back
 _ALL_STEPS = 10**9  # as many as the time allows
 
@@ -66,7 +70,8 @@ def recover(
     distillation = Distillation(
         module, lesson.scales(fit), settings, None if loss is None else _guarded(loss)
     )
-    found = distillation.run(fit, held)
+    with _told_where(names[0]):
+        found = distillation.run(fit, held)
     made = small if found.unchanged else write_back(module, small)
     before, after = (lesson.drop(model, held) for model in (small, made))
     if after > before and loss is None:
@@ -110,6 +115,8 @@ def _data(teacher: ir.Model, options: Recovering) -> Dataset:
     asked = as_sequence(options.get("shapes"))
     if asked:
         return open_data(spec, teacher, seed=seed, shapes=asked[0])
+    if not isinstance(spec, (str, os.PathLike)) or Path(spec).suffix not in _SAMPLES:
+        return open_data(spec, teacher, seed=seed)
     first = {_symbol(v) for v in required_inputs(teacher).values()}
     if len(first) != 1 or None in first:
         return open_data(spec, teacher, seed=seed)
@@ -142,6 +149,17 @@ def _guarded(loss: Callable[..., Any]) -> Loss:
         return value.reshape(())
 
     return run
+
+
+@contextmanager
+def _told_where(name: str) -> Iterator[None]:
+    """What torch cannot compute, such as sizes that it does not take, is told with the node."""
+    try:
+        yield
+    except RuntimeError as error:
+        node = next(iter(getattr(error, "__notes__", ())), "in the backward pass")
+        line = str(error).strip().partition("\n")[0][:300]
+        raise InputError(f"{name}: {node}: torch says: {line}") from error
 
 
 def _told(progress: Progress | None) -> Callable[[int, int], None]:

@@ -232,3 +232,20 @@ def test_the_command_saves_what_it_fitted_and_takes_no_input_for_its_output(run,
         assert code == 2
         assert len(stderr.strip().splitlines()) == 1
         assert taken.read_bytes() == before
+
+
+def test_a_result_of_another_function_brings_its_teacher_and_data():
+    pruned = lwqc.prune(teacher(), ratio=0.4, data=feeds(30))
+    done = lwqc.recover(pruned, steps=60)
+    assert done.report.fitted + done.report.held_back == 30
+    assert done.report.drop_after <= done.report.drop_before
+    assert set(done.model.graph.initializers) == set(pruned.model.graph.initializers)
+
+
+def test_sizes_that_torch_does_not_take_are_told_with_the_node():
+    text = """g (float[N,3,S,8] x) => (float[N,3,T,4] y) { c = Conv(x, w)
+        y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c) }"""
+    small = stored(text, w=np.ones((3, 3, 1, 1), np.float32))
+    data = [{"x": np.ones((2, 3, 1, 8), np.float32)}] * 25
+    with pytest.raises(InputError, match="model: in MaxPool y: torch says: Given input size"):
+        lwqc.recover(small, teacher=small, data=data)
