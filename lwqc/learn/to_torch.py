@@ -38,36 +38,48 @@ def module_of(
     Raises InputError for operators whose torch function is not known, before anything runs, and
     for names that the model does not store.
     """
-    grids = code_grids(model) if codes else {}
-    by_arithmetic = {u.codes: u for u in unpackings(model)} if codes else {}
-    grids |= {value: unpacking.grid for value, unpacking in by_arithmetic.items()}
-    made = [u.nodes for u in by_arithmetic.values()]
-    builder = Builder(model, frozenset().union(*made))
-    module = OnnxModule(model, builder)
-    reasons = _untrained(model, trainable)
-    for default in model.graph.inputs:
-        if default.is_initializer() and default.const_value is not None:
-            given = to_torch_tensor(default.const_value, default.name or "")
-            module.constant(builder.place(default), given)
+    making = _Making(model, trainable, codes=codes, widen=widen)
     for stored in stored_tensors(model):
-        value = to_torch_tensor(stored.tensor, stored.name)
-        unpacking = by_arithmetic.get(stored.value)
-        number = builder.place(stored.value if unpacking is None else unpacking.end)
-        kind, grid = stored.tensor.dtype, grids.get(stored.value)
-        reason = grid if isinstance(grid, str) else reasons.get(stored.value)
+        making.add(stored)
+    return making.module
+
+
+class _Making:
+    """A module to which the stored tensors of its model are added."""
+
+    def __init__(self, model: ir.Model, trainable: Trainable, *, codes: bool, widen: bool) -> None:
+        """Build the program, and decide what is trained."""
+        self._widen = widen
+        self._grids = code_grids(model) if codes else {}
+        self._unpackings = {u.codes: u for u in unpackings(model)} if codes else {}
+        self._grids |= {value: unpacking.grid for value, unpacking in self._unpackings.items()}
+        unpacked = (u.nodes for u in self._unpackings.values())
+        self._builder = Builder(model, frozenset().union(*unpacked))
+        self._reasons = _untrained(model, trainable)
+        self.module = OnnxModule(model, self._builder)
+        for value in model.graph.inputs:
+            if value.is_initializer() and value.const_value is not None:
+                given = to_torch_tensor(value.const_value, value.name or "")
+                self.module.constant(self._builder.place(value), given)
+
+    def add(self, stored: Stored) -> None:
+        """Hold a tensor as codes, parameter, buffer or constant."""
+        value, kind = to_torch_tensor(stored.tensor, stored.name), stored.tensor.dtype
+        unpacking, grid = self._unpackings.get(stored.value), self._grids.get(stored.value)
+        number = self._builder.place(stored.value if unpacking is None else unpacking.end)
+        reason = grid if isinstance(grid, str) else self._reasons.get(stored.value)
         if reason:
-            module.untrained[stored.name] = reason
+            self.module.untrained[stored.name] = reason
         if isinstance(grid, Grid):
             held = Held(number, stored.place, kind, grid)
-            module.hold(held, grid.parameter(value), trained=True)
+            self.module.hold(held, grid.parameter(value), trained=True)
         elif kind in FLOATS or value.numel() > _ON_CPU:
             trained = kind in FLOATS and reason is None
-            wide = trained and widen and kind.bitwidth == 16
+            wide = trained and self._widen and kind.bitwidth == 16
             held = Held(number, stored.place, kind, narrow=value.dtype if wide else None)
-            module.hold(held, value.float() if wide else value, trained=trained)
+            self.module.hold(held, value.float() if wide else value, trained=trained)
         else:
-            module.constant(number, value)
-    return module
+            self.module.constant(number, value)
 
 
 def _untrained(model: ir.Model, trainable: Trainable) -> dict[ir.Value, str]:
