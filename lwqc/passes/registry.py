@@ -35,6 +35,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "fold-norms": f"{_HERE}.fold_norms:FoldNorms",
         "fuse-activations": f"{_HERE}.fuse_activations:FuseActivations",
         "fuse-attention": f"{_HERE}.fuse_attention:FuseAttention",
+        "fuse-gelu": f"{_HERE}.fuse_gelu:FuseGelu",
         "fuse-layer-norm": f"{_HERE}.fuse_layer_norm:FuseLayerNorm",
         "fuse-rms-norm": f"{_HERE}.fuse_rms_norm:FuseRmsNorm",
         "fuse-rotary": f"{_HERE}.fuse_rotary:FuseRotary",
