@@ -73,7 +73,7 @@ def recover(
     with _told_where(names[0]):
         found = distillation.run(fit, held)
     made = small if found.unchanged else write_back(module, small)
-    before, after = (lesson.drop(model, held) for model in (small, made))
+    before, after = (lesson.drop(model, held or fit) for model in (small, made))
     if after > before and loss is None:
         made, after = small, before
         found = replace(found, unchanged="onnxruntime computes no better outputs with it")

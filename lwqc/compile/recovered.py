@@ -22,9 +22,9 @@ class RecoverReport:
     """What a fit did.
 
     fitted, held_back: numbers of feeds. loss_before, loss_after: distance from the teacher, or what
-    `loss` says, on the feeds that were held back, as torch computes it. drop_before, drop_after:
-    `Divergence.drop` from the teacher on them, as onnxruntime does. unchanged: why the model is as
-    it was, or "". trained: how many numbers were fitted.
+    `loss` says, on the feeds that were held back (all, where none was), as torch computes it.
+    drop_before, drop_after: `Divergence.drop` from the teacher on them, as onnxruntime does.
+    unchanged: why the model is as it was, or "". trained: how many numbers were fitted.
     """
 
     source: str

@@ -83,7 +83,7 @@ class Distillation:
 
         They end as they were where that is no better by more than chance, or cannot be told.
         """
-        before = self._held_losses(held)
+        before = self._held_losses(held or fit)
         start = float(before.mean())
         if len(held) < _TOLD:
             return Fit(start, start, 0, f"{len(held)} held-back inputs are too few to judge by")
