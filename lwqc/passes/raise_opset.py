@@ -28,6 +28,7 @@ class RaiseOpset(Pass):
         attention.
     """
 
+    keeps_sizes = True
     version: int
     for_fusions: bool = False
 
