@@ -21,7 +21,10 @@ if TYPE_CHECKING:
         plan,
         prune,
         quantize,
+        recover,
+        to_torch,
         verify,
+        write_back,
     )
     from lwqc.compile.compressed import Compressed
     from lwqc.compile.saved_check import save
@@ -58,8 +61,11 @@ __all__ = [
     "plan",
     "prune",
     "quantize",
+    "recover",
     "save",
+    "to_torch",
     "verify",
+    "write_back",
 ]
 
 # Where the names come from that `lwqc.api` does not hold.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import onnx_ir as ir
 
@@ -32,6 +32,7 @@ from lwqc.decide.structural import (
     pruning_recipe,
 )
 from lwqc.errors import InputError
+from lwqc.learn.needed import require_torch
 from lwqc.model import io
 from lwqc.plans.goals import CONVERSION_DROP, Goals
 from lwqc.plans.options import (
@@ -46,6 +47,8 @@ from lwqc.plans.options import (
     Pruning,
     PruningSources,
     Reading,
+    Recovering,
+    RecoveringSources,
     Searching,
     Shapes,
     Sizes,
@@ -58,6 +61,11 @@ from lwqc.runtime.measure import Latency, latencies
 from lwqc.runtime.proof import prove
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.divergence import Divergence
+
+if TYPE_CHECKING:
+    from lwqc.compile.recovered import Recovered
+    from lwqc.learn.module import OnnxModule
+    from lwqc.learn.to_torch import Trainable
 
 Source = Any  # a path, an onnx_ir.Model, an onnx.ModelProto, a torch module, or a `Chainable`
 
@@ -241,6 +249,67 @@ def bench(
     work = _compared(models, data, shapes)
     sessions: Sequence[Session] = [_session(m, f"model {i}", work) for i, m in enumerate(models)]
     return latencies(sessions, work.job.data.serve[0].feeds, seconds)
+
+
+def to_torch(
+    source: Source, *, trainable: Trainable = "weights", codes: bool = False
+) -> OnnxModule:
+    """A model as a torch module with gradients: its inputs by name give its outputs by name.
+
+    trainable: `weights`, see `lwqc.learn.weights`; `all` stored floats; `none`; names of stored
+    tensors; or a function that is asked for each name. codes: codes of weights are trained too,
+    rounded in every run. `write_back` stores what was trained.
+
+    Raises InputError without torch, and for operators that it knows no function of.
+    """
+    require_torch()
+    from lwqc.learn.to_torch import module_of
+
+    return module_of(_model(source), trainable, codes=codes)
+
+
+def write_back(module: OnnxModule, source: Source) -> ir.Model:
+    """A copy of the model with the numbers of a module of `to_torch`; all else is as it was.
+
+    Raises InputError where the model does not store such tensors.
+    """
+    from lwqc.learn import to_torch
+
+    return to_torch.write_back(module, _model(source))
+
+
+@spelled_out(RecoveringSources)
+def recover(
+    small: Source, *, teacher: Source = None, **options: Unpack[RecoveringSources]
+) -> Recovered:
+    """Fit a small model to the outputs of the one that it was made of, by gradients.
+
+    teacher: needed, unless `small` is a result of another function: then its first original. data:
+    as elsewhere; one of five feeds is held back, and the result is what is best on those: the model
+    as it was where nothing is. options: see `lwqc.plans.options.Recovering`.
+
+    Returns the fitted model, its report, and `save`. Raises InputError without torch, for operators
+    without known gradients, and for anything wrong with the arguments.
+    """
+    from lwqc.compile.recover import recover as fitted
+
+    if isinstance(small, Compressed):
+        original = small.work.original
+        teacher = original.model if teacher is None else teacher
+        if options.get("data") is None:
+            options["data"] = original.job.data.fit
+    if teacher is None:
+        raise InputError("recover needs a teacher: the model that the small one was made of")
+    constant = options.get("constant_inputs", False)
+    own, taught = (_model(s, constant_inputs=constant) for s in (small, teacher))
+    names = (_name(small, "model"), _name(teacher, "teacher"))
+    progress = options.get("progress")
+    return fitted(own, taught, part(Recovering, options), names=names, progress=progress)
+
+
+def _name(source: Source, usual: str) -> str:
+    """For messages and reports."""
+    return os.path.basename(source) if isinstance(source, (str, os.PathLike)) else usual
 
 
 @dataclass(frozen=True)

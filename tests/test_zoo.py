@@ -1,4 +1,4 @@
-"""Every architecture of the zoo compresses, loads and runs, in every uniform form."""
+"""Every architecture of the zoo compresses, loads and runs, in every uniform form, and in torch."""
 
 import numpy as np
 import onnx
@@ -19,6 +19,20 @@ def cosine(a, b):
     return (a @ b) / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30)
 
 
+def check_module(model, feeds, reference):
+    """The same numbers from torch. Moving weights by one ulp gives up to 1e-5."""
+    torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
+    from lwqc.learn.to_torch import module_of
+
+    with torch.no_grad():
+        found = module_of(model)(**feeds)
+    for name, expected in reference.items():
+        assert found[name].dtype == torch.from_numpy(expected).dtype
+        np.testing.assert_allclose(
+            found[name], expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+        )
+
+
 @pytest.mark.slow
 def test_every_form(skeleton):
     proto = materialize(skeleton)
@@ -27,6 +41,7 @@ def test_every_form(skeleton):
     built = ir.serde.deserialize_model(proto)
     work = open_workspace(built, data=[feeds], name=skeleton.stem)
     reference = Session(built)(feeds)
+    check_module(built, feeds, reference)
     for bits, activations in FORMS:
         done = compress_workspace(work, Goals(), uniform_recipe(bits, activations, "minmax"))
         assert done.decisions.quantize

@@ -25,6 +25,7 @@ from lwqc.backends.target import (
 )
 from lwqc.graph.integer_flow import IntegerFlow
 from lwqc.graph.sites import Site
+from lwqc.graph.size_arithmetic import on_sizes
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.block_quantize import BlockQuantize
 from lwqc.passes.encoded_weights import EncodedWeights
@@ -151,11 +152,16 @@ class CudaTarget:
         return {}
 
     def violations(self, model: ir.Model) -> list[str]:
-        """Nodes that would run on the CPU, with copies around them."""
+        """Nodes that would run on the CPU, with copies around them.
+
+        What comes from shapes alone is on the CPU already.
+        """
+        sizes = {node for graph in model.graphs() for node in on_sizes(graph)}
         return [
             f"{node.op_type} {node.name or node.outputs[0].name}: {reason}"
             for node in model.graph.all_nodes()
             if node.op_type != "Constant"
+            and node not in sizes
             and not _folded(node)
             and (reason := missing_kernel(node, model.opset_imports.get(node.domain, 1)))
         ]

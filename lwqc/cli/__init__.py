@@ -91,7 +91,15 @@ def _command() -> int:
 
 
 def _app() -> typer.Typer:
-    from lwqc.cli import building, compressing, looking, optimizing, planning, running  # noqa: F401
+    from lwqc.cli import (  # noqa: F401
+        building,
+        compressing,
+        fitting,
+        looking,
+        optimizing,
+        planning,
+        running,
+    )
 
     return running.app
 

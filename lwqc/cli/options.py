@@ -23,6 +23,7 @@ from lwqc.plans.options import (
     Measured,
     Opening,
     Pruning,
+    Recovering,
     Resizable,
     Searching,
     Shaped,
@@ -162,6 +163,10 @@ class PruningCommand(Pruning, Changing, total=False):
 
 class DroppingCommand(Dropping, Changing, total=False):
     """Options of `drop`."""
+
+
+class RecoveringCommand(Recovering, RunningCode, Storing, Printing, Checking, total=False):
+    """Options of `recover`."""
 
 
 class Lowering(Opened, Saved, Checking, FallingBack, total=False):

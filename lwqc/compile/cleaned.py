@@ -6,19 +6,46 @@ from collections.abc import Mapping
 
 from lwqc.compile.activation_facts import activation_ranges, tensor_shapes
 from lwqc.compile.version import Version
+from lwqc.graph.computed_filters import at_run_time
+from lwqc.model.io import serialized_bytes
 from lwqc.model.limits import beyond, limits
 from lwqc.passes.cleanup import Cleaned, clean_up, merged_layers
 from lwqc.plans.plan import CleanUp, Relaxation
+
+_GROWTH = 1.02  # times the bytes of a file that are about as many
+_SHAPES = 64  # numbers in what tells of sizes and axes, which other passes want to know
 
 
 def cleanup_for(
     work: Version, *, merge: bool, copies: bool = True, accept: tuple[Relaxation, ...] = ()
 ) -> CleanUp:
-    """What is asked of a clean-up for the target of the work, within the limits."""
+    """What is asked of a clean-up for the target of the work, within the limits.
+
+    Tables that are computed of few numbers stay so where they would make the file larger: the
+    runtime computes them when it loads the model.
+    """
     folding = limits().folded_numbers
-    return CleanUp(
-        fuse=work.job.target.fuses, merge=merge, copies=copies, folding=folding, accept=accept
+    plain = CleanUp(
+        fuse=work.job.target.fuses, merge=False, copies=copies, folding=folding, accept=accept
     )
+    return _no_larger(work, plain).model_copy(update={"merge": merge})
+
+
+def _no_larger(work: Version, plain: CleanUp) -> CleanUp:
+    """With less folded where that keeps the file small, and leaves the same to run."""
+    allowed = _GROWTH * serialized_bytes(work.model)
+    single = plain.model_copy(update={"copies": False})
+    if _bytes(work, plain) > allowed and _bytes(work, single) > allowed:
+        less = plain.model_copy(update={"folding": min(plain.folding, _SHAPES)})
+        models = [_version(work, wanted)[0].model for wanted in (plain, less)]
+        same = at_run_time(models[0].graph) == at_run_time(models[1].graph)
+        if same and _bytes(work, less) < _bytes(work, plain):
+            return less
+    return plain
+
+
+def _bytes(work: Version, wanted: CleanUp) -> int:
+    return serialized_bytes(_version(work, wanted)[0].model)
 
 
 def cleaned(work: Version, wanted: CleanUp) -> Version:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 import onnx_ir as ir
@@ -23,6 +24,12 @@ def enlarging(graph: ir.Graph) -> Iterator[ir.Node]:
     for node, sources in _made_of_stored(graph).items():
         if _made(node) > sum(sources.values()):
             yield node
+
+
+def at_run_time(graph: ir.Graph) -> Counter[str]:
+    """Operators of the nodes that read more than stored numbers: those left when it is loaded."""
+    made = _made_of_stored(graph)
+    return Counter(f"{node.domain}.{node.op_type}" for node in graph if node not in made)
 
 
 def computed_filters(graph: ir.Graph) -> frozenset[ir.Node]:

@@ -43,7 +43,7 @@ def insert_before(
     op_type: str,
     inputs: Sequence[ir.Value | None],
     outputs: Sequence[str],
-    attributes: Mapping[str, int | float | Sequence[int]] | None = None,
+    attributes: Mapping[str, int | float | str | Sequence[int]] | None = None,
     domain: str = "",
 ) -> tuple[ir.Value, ...]:
     """Create a node in front of `anchor`; returns its output values.

@@ -28,6 +28,7 @@ from lwqc.model.untrusted import PROTOBUF_LIMIT_BYTES, tensor_protos
 from lwqc.model.weights import static_shape
 
 INLINE_UP_TO_BYTES = 256  # smaller tensors stay in the model file
+_SIZES_UP_TO_BYTES, _PARAMETERS_UP_TO_BYTES = 1 << 16, 1 << 12  # of integers, of others
 _ALIGN_ABOVE, _ALIGNMENT = 1 << 20, 4096  # pages can then be mapped straight from the file
 # Field numbers of onnx.proto as protobuf tags (number * 8 + 2, length-delimited).
 _GRAPH_TAG, _INITIALIZER_TAG, _RAW_DATA_TAG = b"\x3a", b"\x2a", b"\x4a"
@@ -119,15 +120,21 @@ def apart(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
     """A model that only describes its larger weights, and their values by name.
 
     Types that numpy does not know, such as 4 bits, stay in the model, and what nothing reads: the
-    runtime has removed it when it looks for the values.
+    runtime has removed it when it looks for the values. It needs sizes before that, such as those
+    of many parts.
     """
     weights = {
         v.name or "": t
         for v, t in _weights(model)
-        if _is_large(t) and t.dtype in _NUMPY_TYPES and v.uses()
+        if t.dtype in _NUMPY_TYPES and t.nbytes > _small(t.dtype) and v.uses()
     }
     proto = external_proto(model, dict.fromkeys(weights, 0), "in memory")
     return proto, {n: np.ascontiguousarray(read_array(t)) for n, t in weights.items()}
+
+
+def _small(dtype: ir.DataType) -> int:
+    """Bytes up to which a tensor may tell of sizes."""
+    return _SIZES_UP_TO_BYTES if dtype is ir.DataType.INT64 else _PARAMETERS_UP_TO_BYTES
 
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:

@@ -155,6 +155,8 @@ def _check_form(node: onnx.NodeProto, here: str, *, inside: bool) -> None:
         if attribute.ref_attr_name:
             if not inside:
                 raise InputError(f"{label}: refers to that of a function, but is in none")
+            if attribute.type in (_Attribute.GRAPH, _Attribute.GRAPHS):
+                raise InputError(f"{label}: takes its body from whoever calls the function")
             continue
         field = _FIELDS.get(attribute.type)
         if field is None:

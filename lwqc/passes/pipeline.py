@@ -22,8 +22,8 @@ PIPELINES: Mapping[str, str] = MappingProxyType(
     {
         "simplify": "fold-constants,global-pool,constant-reshape,flat-transpose,identity-gather,"
         "late-broadcast,fold-constants,join-equal,fuse-activations,fold-affine,stft-conv",
-        "fuse": "raise-opset{version=23 for-fusions=true},fuse-layer-norm,fuse-rms-norm,"
-        "fuse-rotary,fuse-attention",
+        "fuse": "raise-opset{version=23 for-fusions=true},one-hot-gather,fuse-gelu,"
+        "fuse-layer-norm,fuse-rms-norm,fuse-rotary,fuse-attention",
         "clean": "simplify,fuse,nan-guards,fold-constants",
         "merge": "merge-parallel{operators=MatMul,Gemm},fold-constants",
         "lower-cpu": "residual-sum,insert-qdq,side-branch,integer-matmul,integer-bias,"

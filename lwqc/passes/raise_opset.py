@@ -11,6 +11,10 @@ from lwqc.graph.attention_core import find_attention
 from lwqc.passes.base import Pass
 from lwqc.passes.context import Context
 from lwqc.passes.fuse_attention import refuse_attention
+from lwqc.passes.fuse_gelu import OPSET as GELU
+from lwqc.passes.fuse_gelu import find_gelus, fused_at_load
+from lwqc.passes.fuse_layer_norm import OPSET as LAYER_NORM
+from lwqc.passes.fuse_layer_norm import find_layer_norms, plainly_spelled
 from lwqc.passes.fuse_rms_norm import find_rms_norms
 from lwqc.passes.quiet import quiet
 
@@ -19,8 +23,8 @@ from lwqc.passes.quiet import quiet
 class RaiseOpset(Pass):
     """Convert a model to a version of the default operator set.
 
-    Matches: models of older versions; with `for_fusions` those with an attention or an RMS norm,
-        see `fuse-attention` and `fuse-rms-norm`.
+    Matches: models of older versions; with `for_fusions` those with an attention, an RMS norm, or a
+        GELU or layer norm in a spelling that the runtime does not recognise.
     Rewrites to: every operator as that version has it, by onnxscript's converter, before opset 18
         by that of onnx; functions are inlined.
     Refuses: models that a converter cannot lift, or that have an operator the version does not
@@ -47,10 +51,19 @@ def _raise_for_fusions(model: ir.Model, version: int, ctx: Context) -> None:
         return
     cores, refused = find_attention(model.graph, ctx.shapes)
     attentions = [*refused, *(core.softmax.outputs[0].name or "" for core in cores)]
-    if cores or find_rms_norms(model.graph):
+    if cores or find_rms_norms(model.graph) or _is_spelled_out(model):
         reason = raise_opset(model, version)
         refused = dict.fromkeys(attentions, reason) if reason else refused
     refuse_attention(ctx, refused)
+
+
+def _is_spelled_out(model: ir.Model) -> bool:
+    """Whether it has a GELU or layer norm that newer operators compute, and the runtime misses."""
+    gelus = model.opset_imports.get("", 1) < GELU and find_gelus(model)
+    if any(not fused_at_load(cone) for cone, _ in gelus or ()):
+        return True
+    norms = model.opset_imports.get("", 1) < LAYER_NORM and find_layer_norms(model)
+    return any(not plainly_spelled(cone) for cone, _ in norms or ())
 
 
 def raise_opset(model: ir.Model, version: int) -> str:

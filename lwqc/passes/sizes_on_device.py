@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from lwqc.graph.size_arithmetic import from_sizes
 from lwqc.model.edit import add_constant, insert_before
-from lwqc.model.weights import stored_tensor
 from lwqc.passes.base import Pass
 from lwqc.passes.context import Context
 
@@ -36,7 +36,7 @@ class SizesOnDevice(Pass):
         sizes: set[ir.Value] = set()
         made: dict[ir.Value, ir.Value] = {}
         for node in list(graph):
-            if _from_sizes(node, sizes):
+            if from_sizes(node, sizes):
                 sizes.update(node.outputs)
             elif node.domain == "" and node.op_type in _ELEMENTWISE:
                 for index, value in enumerate(node.inputs):
@@ -45,18 +45,6 @@ class SizesOnDevice(Pass):
                             made[value] = _on_device(graph, node, value)
                         node.replace_input_with(index, made[value])
         return len(made)
-
-
-def _from_sizes(node: ir.Node, sizes: set[ir.Value]) -> bool:
-    """Whether a node computes on shapes alone."""
-    if node.domain != "":
-        return False
-    if node.op_type in ("Shape", "Size"):
-        return True
-    given = [v for v in node.inputs if v is not None and stored_tensor(v) is None]
-    if node.op_type == "Range" or not given or any(v not in sizes for v in given):
-        return False
-    return all(v.dtype is not None and v.dtype.is_integer() for v in node.outputs)
 
 
 def _is_single(value: ir.Value) -> bool:

@@ -299,6 +299,42 @@ class Dropping(TypedDict, total=False):
     faster: bool
 
 
+class Recovering(Feeding, Constant, total=False):
+    """How a model is fitted to another one, see `lwqc.compile.recover`.
+
+    steps: 1000, or as many as the time allows. time_limit: seconds. lr: share of a weight's size
+    that the largest step changes it by. loss: of outputs (tensors of torch by name) and feeds,
+    in place of the distance from the teacher's outputs; the teacher still judges. inner: names of
+    tensors that both models have.
+    """
+
+    steps: Annotated[
+        int | None,
+        Flag("steps of the fit (default: 1000, or all that the time allows)", int | None),
+    ]
+    time_limit: Annotated[float | None, Flag("seconds of the fit", float | None)]
+    lr: Annotated[
+        float, Flag("share of a weight's size that the largest step changes it by", float, 0.01)
+    ]
+    loss: Annotated[
+        Callable[..., Any],
+        Flag("module:function(outputs, feeds) -> torch number, instead", read=load_callable),
+    ]
+    inner: Annotated[
+        Sequence[str],
+        Flag("inner tensor of both models that is fitted too", list[str] | None, read=tuple),
+    ]
+
+
+class RecoveringSources(Recovering, total=False):
+    """Options of `lwqc.recover`.
+
+    progress: called with the stage, what is done of it and all of it.
+    """
+
+    progress: Progress | None
+
+
 class Compressing(Sources, Budgets, Searching, total=False):
     """Options of `lwqc.compress` and `lwqc.plan`."""
 

@@ -100,6 +100,22 @@ def test_nodes_without_a_kernel_are_an_error_unless_accepted():
     assert "DynamicQuantizeLinear" in execute(work, Goals(), plan).fallbacks[0]
 
 
+@pytest.mark.parametrize(("source", "refused"), [("Shape", False), ("Cast", True)])
+def test_arithmetic_on_shapes_needs_no_kernel(source, refused):
+    """ReduceProd of int64, which CUDA lacks: shapes are on the CPU, other numbers are not."""
+    attributes = {"to": onnx.TensorProto.INT64} if source == "Cast" else {}
+    rows = [
+        (source, ["x"], "sizes", attributes),
+        ("ReduceProd", ["sizes"], "count", {"keepdims": 0}),
+        ("Cast", ["count"], "number", {"to": onnx.TensorProto.FLOAT}),
+        ("MatMul", ["x", "w"], "a", {}),
+        ("Div", ["a", "number"], "y", {}),
+    ]
+    built = model(rows, {"w": normal(40, 50)}, {"x": ["m", 40]}, ["y"])
+    found = [line for line in TARGET.violations(built) if "ReduceProd" in line]
+    assert bool(found) == refused
+
+
 def test_kernels_are_looked_up_by_version_and_type():
     value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))
     relu = ir.node("Relu", [value])

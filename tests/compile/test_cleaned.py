@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 import lwqc
+from lwqc.compile.cleaned import cleaned, cleanup_for
+from lwqc.decide.compress import open_workspace
 from lwqc.model import io
 from lwqc.plans.plan import Plan
+from lwqc.runtime.session import Session
+from tests.build import model, normal
 
 LM = Path(__file__).parents[2] / "models" / "stdlib_lm.onnx"
 DATA = "tests.compile.test_cleaned:tokens"
@@ -71,3 +76,52 @@ def test_conflicting_options(run, tmp_path, extra) -> None:
     code, _, shown = run("compress", LM, "-o", tmp_path / "o.onnx", "--no-quantize", *extra)
     assert code == 2
     assert "--no-quantize only cleans up" in shown
+
+
+def _tables(*, few: bool):
+    """A transform whose table is computed of its positions, or of as many numbers."""
+    table = np.arange(64 * 64).reshape(64, 64)
+    rows = [
+        ("Mul", ["down", "along"] if few else ["all", "step"], "turns", {}),
+        ("Cos", ["turns"], "waves", {}),
+        ("MatMul", ["x", "waves"], "a", {}),
+        ("MatMul", ["a", "w"], "y", {}),
+    ]
+    stored = {
+        "down": np.arange(64, dtype=np.float32).reshape(64, 1),
+        "along": np.arange(64, dtype=np.float32) * np.float32(0.1),
+        "all": table.astype(np.float32),
+        "step": np.float32(0.01),
+        "w": normal(64, 64),
+    }
+    used = {n: stored[n] for n in ("w", *(("down", "along") if few else ("all", "step")))}
+    return model(rows, used, {"x": ["n", 64]}, ["y"])
+
+
+def test_tables_stay_computed_where_they_would_make_the_file_larger() -> None:
+    built = _tables(few=True)
+    made = lwqc.compress(built, recipe="clean", data="random:2").model
+    assert "Cos" in [node.op_type for node in made.graph]
+    assert io.serialized_bytes(made) <= 1.02 * io.serialized_bytes(built)
+    x = {"x": normal(3, 64)}
+    assert np.allclose(Session(made)(x)["y"], Session(built)(x)["y"], atol=1e-3)
+
+
+def test_tables_are_stored_where_that_takes_no_more() -> None:
+    built = _tables(few=False)
+    work = open_workspace(built, data="random:2")
+    clean = cleanup_for(work, merge=True)
+    assert clean.folding > 64 * 64
+    assert "Cos" not in [node.op_type for node in cleaned(work, clean).model.graph]
+
+
+def test_copies_of_weights_are_made_though_they_take_space() -> None:
+    rows = [
+        ("MatMul", ["x", "w"], "a", {}),
+        ("Transpose", ["w"], "t", {"perm": [1, 0]}),
+        ("MatMul", ["a", "t"], "y", {}),
+    ]
+    work = open_workspace(model(rows, {"w": normal(64, 96)}, {"x": ["n", 64]}, ["y"]))
+    clean = cleanup_for(work, merge=True)
+    assert clean.folding > 64 * 96
+    assert len(cleaned(work, clean).model.graph.initializers) == 2

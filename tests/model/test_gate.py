@@ -96,6 +96,12 @@ def reference(m: onnx.ModelProto) -> None:
     m.graph.node[1].attribute.add(name="alpha", type=1, ref_attr_name="slope")
 
 
+def borrowed(kind: int) -> onnx.NodeProto:
+    made = node("LeakyRelu", ["p"], ["q"])
+    made.attribute.add(name="alpha", type=kind, ref_attr_name="slope")
+    return made
+
+
 LAYER = node("Layer", ["p"], ["q"], domain="own")
 CASES: dict[str, tuple[Change, str]] = {
     "reads nothing": (operator(1, node("Relu", ["none"], ["r"])), "reads none, which nothing"),
@@ -121,6 +127,8 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "function reads what is outside": (called(node("Relu", ["x"], ["q"])), "function Layer: Relu"),
     "function makes nothing": (called(node("Relu", ["p"], ["z"])), "output q: nothing makes it"),
+    "function with a borrowed body": (called(borrowed(5)), "takes its body from whoever calls"),
+    "function with borrowed bodies": (called(borrowed(10)), "takes its body from whoever calls"),
     "function calls itself": (called(LAYER), "function Layer: calls itself"),
     "functions in a circle": (
         both(called(node("Other", ["p"], ["q"], domain="own")), called(LAYER, name="Other")),

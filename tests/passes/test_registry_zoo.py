@@ -28,6 +28,7 @@ MATCHES = [
     ("fold-norms", "", "deit_tiny_distilled_patch16_224.dynamo"),
     ("fuse-attention", "simplify,raise-opset{version=23}", "vit_small_patch16_224.dynamo"),
     ("fuse-attention", "simplify,raise-opset{version=23}", "bert.dynamo"),
+    ("fuse-gelu", "simplify,raise-opset{version=23}", "vit_small_patch16_224.dynamo"),
     ("fuse-rms-norm", "simplify,raise-opset{version=23}", "llama.dynamo"),
     ("fuse-rotary", "simplify,raise-opset{version=23}", "llama.dynamo"),
     ("global-pool", "", "mobilenet_v2.dynamo"),
@@ -46,8 +47,8 @@ MATCHES = [
 # every model when it is opened, or asked for by name.
 NOWHERE = {
     "expand-integers", "fuse-activations", "fuse-layer-norm", "graphsurgeon", "integer-bias",
-    "parallel-branches", "plain-gemm", "remove-branches", "remove-unused", "restore-floats",
-    "stft-conv", "widen-bfloat16", "widen-floats",
+    "one-hot-gather", "parallel-branches", "plain-gemm", "remove-branches", "remove-unused",
+    "restore-floats", "stft-conv", "widen-bfloat16", "widen-floats",
 }  # fmt: skip
 TOLERANCE = 1e-4  # of an output's largest number, in deep models
 

@@ -35,7 +35,7 @@ def _rows(model: ir.Model) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_of_each_type_arrive(kind: str) -> None:
-    weight = (np.arange(600).reshape(20, 30) % 7).astype(kind)
+    weight = (np.arange(9000).reshape(20, 450) % 7).astype(kind)
     node = helper.make_node("Gather", ["w", "i"], ["y"])
     model = _model(numpy_helper.from_array(weight, "w"), [node], "y")
 
@@ -47,9 +47,9 @@ def test_values_of_each_type_arrive(kind: str) -> None:
 
 
 def test_types_that_numpy_does_not_know_stay_in_the_model() -> None:
-    weight = np.arange(600).reshape(20, 30).astype(ml_dtypes.bfloat16)
+    weight = np.arange(9000).reshape(20, 450).astype(ml_dtypes.bfloat16)
     node = helper.make_node("Gather", ["w", "i"], ["y"])
-    tensor = helper.make_tensor("w", TensorProto.BFLOAT16, [20, 30], weight.tobytes(), raw=True)
+    tensor = helper.make_tensor("w", TensorProto.BFLOAT16, [20, 450], weight.tobytes(), raw=True)
     model = _model(tensor, [node], "y")
 
     assert apart(model)[1] == {}
@@ -58,7 +58,7 @@ def test_types_that_numpy_does_not_know_stay_in_the_model() -> None:
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_weight_that_no_node_reads_stays_in_the_model(listed: bool) -> None:
-    weight = np.arange(600, dtype=np.float32).reshape(20, 30)
+    weight = np.arange(9000, dtype=np.float32).reshape(20, 450)
     node = helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT)
     model = _model(numpy_helper.from_array(weight, "w"), [node], "w" if listed else "y")
 
@@ -68,7 +68,7 @@ def test_a_weight_that_no_node_reads_stays_in_the_model(listed: bool) -> None:
 
 
 def test_the_runtime_keeps_no_view_of_the_values() -> None:
-    weight = np.arange(600, dtype=np.float32).reshape(20, 30)
+    weight = np.arange(9000, dtype=np.float32).reshape(20, 450)
     node = helper.make_node("Gather", ["w", "i"], ["y"])
     model = _model(numpy_helper.from_array(weight, "w"), [node], "y")
     array = weight.copy()
@@ -79,3 +79,19 @@ def test_the_runtime_keeps_no_view_of_the_values() -> None:
 
     (rows,) = session({"i": np.array([3, 0])}).values()
     assert np.array_equal(rows, weight[[3, 0]]), ort.__version__
+
+
+def test_sizes_stay_in_the_model() -> None:
+    """The runtime reads them before it looks for the values."""
+    parts = 700
+    nodes = [
+        helper.make_node("Cast", ["i"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Split", ["x", "w"], [f"p{k}" for k in range(parts)], axis=0),
+        helper.make_node("Neg", [f"p{parts - 1}"], ["y"]),
+    ]
+    sizes = numpy_helper.from_array(np.ones(parts, np.int64), "w")
+    model = _model(sizes, nodes, "z")
+    model.graph.outputs[0] = model.graph[-1].outputs[0]
+    model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    (rows,) = Session(model)({"i": np.arange(parts)}).values()
+    assert rows.tolist() == [1.0 - parts]

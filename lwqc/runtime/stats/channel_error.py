@@ -101,6 +101,16 @@ class _Sums:
 
     def errors(self, together: bool) -> Array:
         """Squared error over variance, by channel; of all channels `together` as one."""
+        variance, error = self._moments(together)
+        found = error / variance
+        return np.where(np.isnan(found), np.inf, found)
+
+    def variance(self, together: bool) -> Array:
+        """What errors are measured by, for each channel."""
+        return np.broadcast_to(self._moments(together)[0], self.total.shape)
+
+    def _moments(self, together: bool) -> tuple[Array, Array]:
+        """Variance of the reference and mean squared error, of each channel or of all as one."""
         if together or self.count < _ENOUGH:
             count = self.count * max(len(self.total), 1)
             pooled = [np.atleast_1d(a.sum()) for a in (self.total, self.square, self.error)]
@@ -110,9 +120,7 @@ class _Sums:
         least = _LEAST_SPREAD**2 * square
         variance = np.maximum(square - total**2, least)
         empty = variance <= 0  # a channel of zeros is measured by its neighbours
-        variance = np.where(empty, max(float(variance.mean()), 1e-300), variance)
-        found = error / variance
-        return np.where(np.isnan(found), np.inf, found)
+        return np.where(empty, max(float(variance.mean()), 1e-300), variance), error
 
 
 @dataclass
@@ -149,3 +157,14 @@ class ChannelMeter:
         together = self._distribution or self.axis is None
         found = [sums.errors(together) for sums in self._by_width.values()]
         return ChannelErrors(self.axis, np.concatenate(found) if found else np.zeros(0))
+
+    def variances(self) -> tuple[int | None, Array]:
+        """The channel axis, and what the error of each channel is measured by.
+
+        One number for all where they are one distribution, or their number differs by batch.
+        """
+        together = self._distribution or self.axis is None
+        found = [sums.variance(together) for sums in self._by_width.values()]
+        if len(found) == 1:
+            return self.axis, found[0]
+        return None, np.atleast_1d(np.mean([f.mean() for f in found])) if found else np.ones(1)

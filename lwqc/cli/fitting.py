@@ -1,0 +1,71 @@
+"""Commands that change weights by gradients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Unpack
+
+import typer
+
+from lwqc.cli.hosting import answer, work_begins
+from lwqc.cli.options import Model, Output, RecoveringCommand
+from lwqc.cli.running import Files, progress_bars
+from lwqc.cli.sections import command
+from lwqc.cli.shown import put
+from lwqc.plans.options import Recovering
+from lwqc.plans.spelled_out import part
+
+if TYPE_CHECKING:
+    from lwqc.compile.recovered import RecoverReport
+
+
+@command(RecoveringCommand)
+def recover(
+    model: Model,
+    output: Output,
+    teacher: Annotated[
+        Path, typer.Option("--teacher", help="the model that MODEL was made of", show_default=False)
+    ],
+    **options: Unpack[RecoveringCommand],
+) -> None:
+    """Fit a smaller model to the outputs of the one that it was made of, by gradients."""
+    from lwqc.compile.recover import recover as fitted
+    from lwqc.learn.needed import require_torch
+    from lwqc.model import io
+    from lwqc.model.data_files import model_files
+    from lwqc.model.user_code import loaded_files
+    from lwqc.runtime.data import data_sources
+
+    require_torch()
+    work_begins()
+    constant = options.get("constant_inputs", False)
+    small, original = (io.load(path, constant_inputs=constant) for path in (model, teacher))
+    files = Files([output])
+    read = [*model_files(small), *model_files(original), *data_sources(options.get("data"))]
+    files.check([*read, *loaded_files()])
+    with progress_bars() as progress:
+        names = (model.name, teacher.name)
+        done = fitted(small, original, part(Recovering, options), names=names, progress=progress)
+        files.check(loaded_files())
+        report = done.save(output, external_data=options.get("external"), verify=options["verify"])
+    answer(report.to_dict())
+    if options["as_json"]:
+        print(json.dumps(report.to_dict(), indent=1))
+    else:
+        for line in lines(report):
+            put(line)
+
+
+def lines(report: RecoverReport) -> list[str]:
+    """The report for readers."""
+    made = f"{report.steps} steps on {report.fitted} sets of inputs, {report.held_back} held back"
+    told = [
+        f"{report.output}: {report.output_bytes} bytes; {made}; {report.trained} numbers trained; "
+        f"{report.seconds:.0f} s",
+        f"held-back loss {report.loss_before:.4g} -> {report.loss_after:.4g}; drop from "
+        f"{report.teacher} {report.drop_before:.4g} -> {report.drop_after:.4g}",
+    ]
+    if report.unchanged:
+        told.append(f"the model is unchanged: {report.unchanged}")
+    return [*told, *report.notes]

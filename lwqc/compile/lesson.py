@@ -1,0 +1,117 @@
+"""What a small model is fitted to: the outputs of its teacher, and what errors of them count by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from lwqc.compile.saved_check import Expected
+from lwqc.errors import InputError
+from lwqc.runtime.counted import counted
+from lwqc.runtime.data import required_inputs
+from lwqc.runtime.measure import worst_drop
+from lwqc.runtime.session import Session
+from lwqc.runtime.stats.channel_error import ChannelMeter
+from lwqc.runtime.stats.divergence import LossesMeter
+
+if TYPE_CHECKING:
+    from lwqc.learn.distill import Batch, Scale
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Lesson:
+    """Both models on the data. names: for messages. notes: what is not fitted, and why."""
+
+    small: ir.Model
+    teacher: ir.Model
+    feeds: list[dict[str, Array]]
+    inner: tuple[str, ...]
+    names: tuple[str, str]
+
+    def __post_init__(self) -> None:
+        self.notes: list[str] = []
+        self._session = Session(self.small, label=self.names[0])
+        self._needed = set(required_inputs(self.small))
+        first = self._own(self.feeds[0])
+        self.expected = Expected(first, self._session(first), self._session.types)
+
+    def _own(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs that the small model has."""
+        missing = sorted(self._needed - set(feeds))
+        if missing:
+            raise InputError(f"{self.names[0]}: {self.names[1]} has no input {missing[0]}")
+        return {n: v for n, v in feeds.items() if n in self._needed}
+
+    def batches(self) -> list[Batch]:
+        """All feeds with what the teacher gives for them."""
+        from lwqc.learn.distill import Batch
+
+        run = Session(with_outputs(self.teacher, self.inner, self.names[1]), label=self.names[1])
+        own = Session(with_outputs(self.small, self.inner, self.names[0]), label=self.names[0])
+        wanted = self._shared(run(self.feeds[0]), own(self._own(self.feeds[0])))
+        made = counted(map(run, self.feeds), "outputs of the teacher", len(self.feeds))
+        return [
+            Batch(self._own(feeds), {n: v for n, v in outputs.items() if n in wanted})
+            for feeds, outputs in zip(self.feeds, made, strict=True)
+        ]
+
+    def _shared(self, teacher: Mapping[str, Array], small: Mapping[str, Array]) -> set[str]:
+        """Outputs that can be fitted. Raises InputError where there are none."""
+        shared = set()
+        for name, value in small.items():
+            if name not in teacher:
+                reason = f"{self.names[1]} has no such output"
+            elif value.shape != teacher[name].shape:
+                sizes = [list(v.shape) for v in (value, teacher[name])]
+                reason = f"its shape is {sizes[0]}, the teacher's {sizes[1]}"
+            elif value.dtype.kind != "f":
+                reason = "it holds no floats"
+            else:
+                shared.add(name)
+                continue
+            if name in self.inner:
+                raise InputError(f"--inner {name}: {reason}")
+            self.notes.append(f"output {name} is not fitted: {reason}")
+        if not shared - set(self.inner):
+            raise InputError(f"{self.names[0]} and {self.names[1]} share no output of floats")
+        return shared
+
+    def scales(self, batches: Sequence[Batch]) -> dict[str, Scale]:
+        """What errors of each output count by: the variance of its channels."""
+        from lwqc.learn.distill import Scale
+
+        meters: dict[str, ChannelMeter] = {}
+        for batch in batches:
+            for name, value in batch.wanted.items():
+                meters.setdefault(name, ChannelMeter()).add(value, value)
+        return {name: Scale(*meter.variances()) for name, meter in meters.items()}
+
+    def drop(self, model: ir.Model, held: Sequence[Batch]) -> float:
+        """Loss of a model on the feeds that were held back, as onnxruntime computes it."""
+        session = self._session if model is self.small else Session(model, label=self.names[0])
+        outputs = set(session.outputs)
+        meter = LossesMeter()
+        for batch in held:
+            wanted = {n: v for n, v in batch.wanted.items() if n in outputs}
+            meter.add(wanted, session(batch.feeds))
+        return worst_drop(meter.result())
+
+
+def with_outputs(model: ir.Model, names: Sequence[str], label: str) -> ir.Model:
+    """The model, or a copy that also gives inner tensors. Raises InputError."""
+    if not names:
+        return model
+    made = model.clone()
+    known = {v.name: v for node in made.graph for v in node.outputs}
+    for name in names:
+        if name not in known:
+            raise InputError(f"--inner {name}: {label} has no such tensor")
+        if known[name] not in made.graph.outputs:
+            made.graph.outputs.append(known[name])
+    return made

@@ -1,0 +1,80 @@
+"""A model that was fitted to another one, and the report on that."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from lwqc.compile.saved_check import Expected, check_saved
+from lwqc.model import io
+from lwqc.model.outputs import check_outputs
+from lwqc.passes.widen_bfloat16 import has_bfloat16
+from lwqc.runtime.session import SessionSettings
+
+
+@dataclass(frozen=True)
+class RecoverReport:
+    """What a fit did.
+
+    fitted, held_back: numbers of feeds. loss_before, loss_after: distance from the teacher, or what
+    `loss` says, on the feeds that were held back, as torch computes it. drop_before, drop_after:
+    `Divergence.drop` from the teacher on them, as onnxruntime does. unchanged: why the model is as
+    it was, or "". trained: how many numbers were fitted.
+    """
+
+    source: str
+    teacher: str
+    data: str
+    fitted: int
+    held_back: int
+    steps: int
+    seconds: float
+    trained: int
+    loss_before: float
+    loss_after: float
+    drop_before: float
+    drop_after: float
+    unchanged: str = ""
+    notes: tuple[str, ...] = ()
+    output: str = ""
+    output_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "notes": list(self.notes)}
+
+
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """A fitted model. read: files that it was made of, which no result takes the place of."""
+
+    model: ir.Model
+    report: RecoverReport
+    expected: Expected
+    read: Sequence[Path]
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        external_data: bool | None = None,
+        verify: bool = True,
+    ) -> RecoverReport:
+        """Write the model, check what was written in another process, put it in its place.
+
+        Raises InputError when it cannot be written, UnsoundResult when it does not hold; nothing
+        is left then, and what was there stays.
+        """
+        check_outputs([Path(path)], list(self.read))
+        with io.drafted(self.model, path, external_data=external_data) as draft:
+            if verify:
+                brain = has_bfloat16(self.model)
+                label = str(draft.target)
+                check_saved(draft.path, self.expected, SessionSettings(), label, brain=brain)
+            saved = draft.publish()
+        return replace(self.report, output=str(saved.path), output_bytes=saved.size_bytes)

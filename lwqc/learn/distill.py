@@ -1,0 +1,208 @@
+"""Fitting a module to what another model gives for the same inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lwqc.learn.module import OnnxModule
+from lwqc.learn.schedule import Schedule
+
+Array = NDArray[Any]
+Loss = Callable[[Mapping[str, Any], Mapping[str, Any]], torch.Tensor]
+# Share of zeros from which they are a pattern that stays; few low codes are other than zero.
+_SPARSE, _SPARSE_CODES = 0.25, 0.5
+_LEAST_SIZE = 1e-2  # of a parameter near zero, for how far it may move in a step
+_CHECKS = 20  # of the held-back inputs during a fit
+_PATIENCE = 6  # checks without a better one after which a fit ends
+_SETTLING = 0.6  # share of a fit in which steps are so large that it may yet get better
+_SURE = 2.0  # standard errors by which held-back losses must fall
+_TOLD = 4  # held-back inputs from which that can be said
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs by name, and what outputs and inner tensors are to be for them."""
+
+    feeds: Mapping[str, Array]
+    wanted: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What errors of an output count by. axis: of its channels; variance: of each, or of all."""
+
+    axis: int | None
+    variance: Array
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a fit runs. lr: share of a parameter's size that the largest step changes it by."""
+
+    steps: int
+    lr: float
+    seed: int = 0
+    time_limit_s: float | None = None
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came of a fit. start, best: mean loss on held-back inputs. steps: those that were made.
+
+    unchanged: why the parameters are as they were; "" where they are the best ones. ended: why
+    there were no more steps; "" where all were made.
+    """
+
+    start: float
+    best: float
+    steps: int
+    unchanged: str = ""
+    ended: str = ""
+
+
+@dataclass
+class Distillation:
+    """A fit of a module. loss: of outputs and feeds, in place of the errors by `scales`."""
+
+    module: OnnxModule
+    scales: Mapping[str, Scale]
+    settings: Settings
+    loss: Loss | None = None
+    _zeros: dict[torch.nn.Parameter, torch.Tensor] = field(default_factory=dict)
+
+    def run(self, fit: Sequence[Batch], held: Sequence[Batch]) -> Fit:
+        """Fit to some inputs; the parameters end as those that were best on the others.
+
+        They end as they were where that is no better by more than chance, or cannot be told.
+        """
+        before = self._held_losses(held)
+        start = float(before.mean())
+        if len(held) < _TOLD:
+            return Fit(start, start, 0, f"{len(held)} held-back inputs are too few to judge by")
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        if not parameters:
+            return Fit(start, start, 0, "the model has no weights that can be trained")
+        first = [p.detach().clone() for p in parameters]
+        best, losses, steps, ended = self._descend(parameters, fit, held, before)
+        gain = before - losses
+        error = float(gain.std(ddof=1)) / math.sqrt(len(gain))
+        sure = float(gain.mean()) > _SURE * error and float(losses.mean()) < start
+        _set(parameters, best if sure else first)
+        if not sure:
+            why = "it got no better on held-back inputs than by chance"
+            return Fit(start, start, steps, why, ended)
+        return Fit(start, float(losses.mean()), steps, "", ended)
+
+    def _descend(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        fit: Sequence[Batch],
+        held: Sequence[Batch],
+        losses: Array,
+    ) -> tuple[list[torch.Tensor], Array, int, str]:
+        """The best parameters, their losses on held-back inputs, steps made, and why no more."""
+        settings = self.settings
+        schedule = Schedule(settings.steps, settings.time_limit_s)
+        rng = np.random.default_rng(settings.seed)
+        torch.manual_seed(settings.seed)
+        self._keep_patterns(parameters)
+        sizes = [_size(p) for p in parameters]
+        optimizer = torch.optim.Adam([{"params": [p]} for p in parameters])
+        best, stale, checked, step = _copies(parameters), 0, 0, 0
+        lowest = math.inf  # since the start, which large steps may lead away from at first
+        order: list[int] = []
+        while (done := schedule.done(step)) < 1:
+            order = order or rng.permutation(len(fit)).tolist()
+            for group, size in zip(optimizer.param_groups, sizes, strict=True):
+                group["lr"] = settings.lr * size * Schedule.factor(done)
+            if not self._step(optimizer, fit[order.pop()]):
+                return best, losses, step, f"the loss is no number after {step} steps"
+            step += 1
+            settings.progress(min(round(schedule.done(step) * 100), 100), 100)
+            if schedule.done(step) * _CHECKS >= checked + 1:
+                checked = int(schedule.done(step) * _CHECKS)
+                found = self._held_losses(held)
+                if float(found.mean()) < float(losses.mean()):
+                    best, losses = _copies(parameters), found
+                stale = 0 if float(found.mean()) < lowest else stale + 1
+                lowest = min(lowest, float(found.mean()))
+                if stale >= _PATIENCE and schedule.done(step) > _SETTLING:
+                    return best, losses, step, f"no better for {_PATIENCE} of {_CHECKS} checks"
+        ended = "" if step >= settings.steps else "the time was over"
+        return best, losses, step, ended
+
+    def _step(self, optimizer: torch.optim.Optimizer, batch: Batch) -> bool:
+        """One step; False where the loss is no number."""
+        optimizer.zero_grad()
+        loss = self._loss(batch)
+        if not bool(torch.isfinite(loss)):
+            return False
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, there in self._zeros.items():
+                parameter.mul_(there)
+        return True
+
+    def _held_losses(self, held: Sequence[Batch]) -> Array:
+        """Of each batch."""
+        with torch.no_grad():
+            return np.asarray([float(self._loss(batch)) for batch in held])
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        inner = [name for name in batch.wanted if name not in self.module.output_names]
+        made = self.module.values(batch.feeds, inner)
+        if self.loss is not None:
+            return self.loss(made, batch.feeds)
+        parts = [
+            relative_error(made[name], wanted, self.scales[name])
+            for name, wanted in batch.wanted.items()
+        ]
+        return torch.stack(parts).mean()
+
+    def _keep_patterns(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Zeros of sparse weights stay zero."""
+        codes = {getattr(self.module, name) for name in self.module.codes}
+        for parameter in parameters:
+            there = parameter.detach() != 0
+            least = _SPARSE_CODES if parameter in codes else _SPARSE
+            if parameter.ndim > 1 and float((~there).float().mean()) >= least:
+                self._zeros[parameter] = there.to(parameter.dtype)
+
+
+def relative_error(found: torch.Tensor, wanted: Array, scale: Scale) -> torch.Tensor:
+    """Mean squared error in units of each channel's variance; what is not finite is left out."""
+    target = torch.from_numpy(np.asarray(wanted)).to(found.device, found.dtype)
+    variance = torch.from_numpy(np.array(scale.variance)).to(found.device, found.dtype)
+    if scale.axis is not None and variance.numel() == found.shape[scale.axis]:
+        shape = [-1 if i == scale.axis else 1 for i in range(found.ndim)]
+        variance = variance.reshape(shape)
+    else:
+        variance = variance.mean()
+    there = torch.isfinite(target)
+    error = torch.where(there, found - torch.where(there, target, 0.0), 0.0)
+    return (error.square() / variance).mean()
+
+
+def _size(parameter: torch.nn.Parameter) -> float:
+    """Root mean square of a parameter."""
+    size = float(parameter.detach().double().square().mean().sqrt())
+    return max(size, _LEAST_SIZE)
+
+
+def _copies(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in parameters]
+
+
+@torch.no_grad()
+def _set(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

@@ -1,0 +1,135 @@
+"""An ONNX model as a torch module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from lwqc.errors import InputError
+from lwqc.learn.building import Builder
+from lwqc.learn.grids import Grid
+from lwqc.learn.program import Program, Scope
+from lwqc.learn.stored import Place
+
+
+@dataclass(frozen=True)
+class Held:
+    """A parameter or buffer. number: its place in the program. place: where the model stores it.
+
+    grid: of codes that are trained.
+    """
+
+    number: int
+    place: Place
+    kind: ir.DataType
+    grid: Grid | None = None
+
+
+class OnnxModule(torch.nn.Module):
+    """A model as a torch module: called with its inputs, it gives its outputs by name.
+
+    Statistics of normalisations are what the file says, and so is dropout, in both modes of the
+    module. held: parameters and buffers by their names in torch, see `tensors`.
+    untrained: stored tensors that are no parameters, by name in the model, each with the reason.
+    drawn: nodes that draw random numbers in every run, by torch's generator.
+    """
+
+    def __init__(self, model: ir.Model, builder: Builder) -> None:
+        super().__init__()
+        self._program: Program = builder.program
+        self._inputs = {v.name or "": builder.place(v) for v in model.graph.inputs}
+        self._outputs = {v.name or "": builder.place(v) for v in model.graph.outputs}
+        self._places = {
+            v.name or "": n for v, n in builder.places.items() if v.graph is model.graph
+        }
+        self._constants: Scope = {}
+        self.held: dict[str, Held] = {}
+        self.untrained: dict[str, str] = {}
+        self.drawn: tuple[str, ...] = tuple(builder.drawn)
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """Name in the model by name of parameter or buffer: torch allows fewer names."""
+        return {name: held.place[-1] for name, held in self.held.items()}
+
+    @property
+    def codes(self) -> dict[str, Grid]:
+        """Parameters that are codes, in units of a code, unpacked."""
+        return {name: h.grid for name, h in self.held.items() if h.grid is not None}
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        return tuple(self._inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return tuple(self._outputs)
+
+    def constant(self, number: int, value: torch.Tensor) -> None:
+        """Hold what never changes and stays on the CPU, where shapes are computed."""
+        self._constants[number] = value
+
+    def hold(self, held: Held, value: torch.Tensor, *, trained: bool) -> None:
+        """Hold a parameter or a buffer, under a name that torch allows."""
+        name = self._allowed(held.place[-1])
+        self.held[name] = held
+        if trained:
+            self.register_parameter(name, torch.nn.Parameter(value))
+        else:
+            self.register_buffer(name, value)
+
+    def _allowed(self, name: str) -> str:
+        usable = name.replace(".", "_") or "unnamed"
+        number, tried = 1, usable
+        while hasattr(self, tried):
+            number += 1
+            tried = f"{usable}_{number}"
+        return tried
+
+    def forward(self, *positional: Any, **named: Any) -> dict[str, Any]:
+        """Outputs by name. Inputs: tensors or arrays, in order or by name.
+
+        Raises InputError for inputs that the model has not, and for those that are missing.
+        """
+        if len(positional) > len(self._inputs):
+            raise InputError(f"{len(positional)} inputs; the model has {len(self._inputs)}")
+        return self.values(dict(zip(self._inputs, positional, strict=False)) | named)
+
+    def values(self, inputs: Mapping[str, Any], inner: Iterable[str] = ()) -> dict[str, Any]:
+        """Outputs by name, and what other tensors of the main graph hold, by name.
+
+        Raises InputError for names that the graph has not.
+        """
+        names = list(inner)
+        for name in names:
+            if name not in self._places:
+                raise InputError(f"{name}: the graph has no such tensor")
+        wanted = {name: self._places[name] for name in names} | self._outputs
+        scope = self._scope(inputs)
+        self._program.run(scope, frozenset(wanted.values()))
+        return {name: scope[number] for name, number in wanted.items()}
+
+    def _scope(self, inputs: Mapping[str, Any]) -> Scope:
+        """Values that are there before anything runs."""
+        scope = dict(self._constants)
+        device = None
+        for name, held in self.held.items():
+            value = getattr(self, name)
+            scope[held.number] = value if held.grid is None else held.grid.codes(value)
+            device = device or value.device
+        for name, given in inputs.items():
+            if name not in self._inputs:
+                raise InputError(f"{name}: no input; expected {', '.join(self._inputs)}")
+            value = given if isinstance(given, (torch.Tensor, list)) else torch.as_tensor(given)
+            on = value.to(device) if isinstance(value, torch.Tensor) else value
+            scope[self._inputs[name]] = on
+        missing = [n for n, number in self._inputs.items() if number not in scope]
+        if missing:
+            raise InputError(f"{missing[0]}: the input is missing")
+        return scope

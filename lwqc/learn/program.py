@@ -1,0 +1,96 @@
+"""A graph as a list of steps, each a torch function with places of its inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lwqc.learn.operation import Call, Function
+
+Scope = dict[int, Any]  # values by the number of their place
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node. inputs: places; None where one is left out. dead: places that no later step reads.
+
+    numbers: inputs that need not be where the others are.
+    """
+
+    run: Function
+    call: Call
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int, ...]
+    numbers: tuple[int, ...] = ()
+    scoped: bool = False
+    dead: tuple[int, ...] = ()
+
+
+@dataclass
+class Program:
+    """The steps of a graph, a body or a function.
+
+    constants: of the graph itself; a module adds what it holds.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    steps: list[Step] = field(default_factory=list)
+
+    def run(self, scope: Scope, kept: frozenset[int] = frozenset()) -> None:
+        """Compute everything in a scope that holds the inputs and what is stored.
+
+        kept: places whose values stay there although nothing reads them any more.
+        """
+        for step in self.steps:
+            values = [None if i is None else scope[i] for i in step.inputs]
+            values = _together(values, step.numbers)
+            try:
+                made = (
+                    step.run(step.call, scope, *values)
+                    if step.scoped
+                    else step.run(step.call, *values)
+                )
+            except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                error.add_note(f"in {step.call.label}")
+                raise
+            if isinstance(made, tuple):
+                # Outputs that nobody asked for may be more than those of the node.
+                scope.update(zip(step.outputs, made, strict=False))
+            else:
+                scope[step.outputs[0]] = made
+            for place in step.dead:
+                if place not in kept:
+                    scope.pop(place, None)
+
+    def run_body(self, scope: Scope, inputs: Iterable[Any]) -> list[Any]:
+        """The outputs of a body, which may read everything in the scope around it."""
+        scope.update(zip(self.inputs, inputs, strict=True))
+        self.run(scope)
+        return [scope[i] for i in self.outputs]
+
+
+def _together(values: list[Any], numbers: Sequence[int]) -> list[Any]:
+    """Inputs on one device: shapes are computed on the CPU, where some of them stay."""
+    device = next(
+        (v.device for v in values if isinstance(v, torch.Tensor) and v.device.type != "cpu"), None
+    )
+    if device is None:
+        return values
+    return [
+        v.to(device) if isinstance(v, torch.Tensor) and i not in numbers else v
+        for i, v in enumerate(values)
+    ]
+
+
+def function_call(program: Program) -> Function:
+    """What a call of a function computes: its program, in the scope of the call."""
+
+    def run(call: Call, scope: Scope, *inputs: Any) -> Any:
+        missing = len(program.inputs) - len(inputs)
+        return tuple(program.run_body(scope, (*inputs, *[None] * missing)))
+
+    return run

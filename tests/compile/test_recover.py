@@ -1,0 +1,234 @@
+"""Fitting a small model to its teacher: better on inputs that it never saw, or as it was."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
+
+import lwqc  # noqa: E402
+from lwqc.errors import InputError  # noqa: E402
+from lwqc.learn.to_torch import module_of, write_back  # noqa: E402
+from lwqc.model import io  # noqa: E402
+from lwqc.runtime.session import Session  # noqa: E402
+from lwqc.testing import model_of  # noqa: E402
+from tests.learn.test_to_torch import stored, weights  # noqa: E402
+
+TEACHER = """g (float[N,6] x) => (float[N,3] y) {
+    h = MatMul(x, w) b = Add(h, bias) r = Relu(b) y = MatMul(r, v) }"""
+SIZES = {"w": (6, 12), "bias": (12,), "v": (12, 3)}
+
+
+def teacher():
+    return stored(TEACHER, **weights(SIZES))
+
+
+def narrow(units=6):
+    """The teacher without half of its hidden units, and nothing that makes up for them."""
+    full = weights(SIZES)
+    kept = {"w": full["w"][:, :units], "bias": full["bias"][:units], "v": full["v"][:units]}
+    return stored(TEACHER, **kept)
+
+
+def feeds(count, rows=16, seed=5):
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((rows, 6)).astype(np.float32)} for _ in range(count)]
+
+
+def outputs(model, given):
+    run = Session(model)
+    return np.concatenate([run(f)["y"] for f in given])
+
+
+def test_a_pruned_model_gets_closer_to_its_teacher_on_inputs_that_the_fit_never_saw():
+    done = lwqc.recover(narrow(), teacher=teacher(), data=feeds(40), steps=200, lr=0.02)
+    assert done.report.held_back == 8
+    assert done.report.fitted == 32
+    assert done.report.unchanged == ""
+    assert done.report.drop_after < 0.5 * done.report.drop_before
+    new = feeds(10, seed=9)
+    wanted = outputs(teacher(), new)
+    before, after = (np.square(outputs(m, new) - wanted).mean() for m in (narrow(), done.model))
+    assert after < 0.5 * before
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    one, two, other = (
+        lwqc.recover(narrow(), teacher=teacher(), data=feeds(20), steps=30, seed=s).model
+        for s in (1, 1, 2)
+    )
+    assert io.to_bytes(one) == io.to_bytes(two)
+    assert io.to_bytes(one) != io.to_bytes(other)
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "reason"),
+    [
+        (1, 4, "0 held-back inputs are too few to judge by"),
+        (10, 2, "2 held-back inputs are too few"),
+    ],
+)
+def test_tiny_data_ends_with_the_model_as_it_was(count, rows, reason):
+    small = narrow()
+    done = lwqc.recover(small, teacher=teacher(), data=feeds(count, rows), steps=50)
+    assert reason in done.report.unchanged
+    assert done.report.drop_after == done.report.drop_before
+    assert io.to_bytes(done.model) == io.to_bytes(small)
+
+
+def test_a_fit_that_learns_its_inputs_by_heart_ends_with_the_model_as_it_was():
+    """Twenty inputs of one row, for more weights than they could tell: held-back ones say so."""
+    rng = np.random.default_rng(0)
+    noise = {n: rng.standard_normal(s).astype(np.float32) for n, s in SIZES.items()}
+    noisy = stored(
+        TEACHER.replace("MatMul(x, w)", "MatMul(s, w)").replace(
+            "{", "{ k = Constant<value_float = 99.0>() m = Mul(x, k) s = Sin(m) ", 1
+        ),
+        **noise,
+    )
+    small = narrow()
+    done = lwqc.recover(noisy, teacher=small, data=feeds(20, 1), steps=300, lr=0.05)
+    assert done.report.drop_after <= done.report.drop_before
+    assert done.report.unchanged == "it got no better on held-back inputs than by chance"
+    assert io.to_bytes(done.model) == io.to_bytes(noisy)
+
+
+def test_a_model_that_is_its_own_teacher_stays_as_it_is():
+    done = lwqc.recover(teacher(), teacher=teacher(), data=feeds(20), steps=20)
+    assert done.report.unchanged
+    assert io.to_bytes(done.model) == io.to_bytes(teacher())
+
+
+def coded():
+    """The teacher's weights in 3 bits, held as int8 behind DequantizeLinear."""
+    full = weights(SIZES)
+    scale = np.abs(full["w"]).max(0).astype(np.float32) / 3
+    codes = np.clip(np.round(full["w"] / scale), -3, 3).astype(np.int8)
+    text = TEACHER.replace("h = ", "d = DequantizeLinear<axis = 1>(q, s) h = ").replace(
+        "x, w", "x, d"
+    )
+    return stored(text, q=codes, s=scale, bias=full["bias"], v=full["v"])
+
+
+def test_codes_stay_codes_of_the_same_scales_and_torch_computes_what_onnxruntime_does():
+    small = coded()
+    done = lwqc.recover(small, teacher=teacher(), data=feeds(40), steps=300, lr=0.02)
+    assert done.report.unchanged == ""
+    before, after = small.graph.initializers, done.model.graph.initializers
+    assert after["q"].const_value.dtype is ir.DataType.INT8
+    assert (after["q"].const_value.numpy() != before["q"].const_value.numpy()).any()
+    np.testing.assert_array_equal(after["s"].const_value.numpy(), before["s"].const_value.numpy())
+    assert "not trained: s: it says how an operator works" in done.report.notes
+    module = module_of(done.model, codes=True)
+    given = feeds(1)[0]
+    expected = Session(done.model)(given)["y"]
+    np.testing.assert_allclose(module(**given)["y"].detach(), expected, atol=1e-5)
+    assert module(**given)["y"].requires_grad
+
+
+def test_packed_codes_come_back_packed():
+    packed = model_of(
+        """g (float[N,40] x, uint8[6,2,16] q, float[6,2] s) => (float[N,6] y) {
+        y = com.microsoft.MatMulNBits<K = 40, N = 6, bits = 4, block_size = 32>(x, q, s) }""".join(
+            ['<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>\n', ""]
+        ),
+        {
+            "q": np.random.default_rng(0).integers(0, 256, (6, 2, 16)).astype(np.uint8),
+            "s": np.full((6, 2), 0.1, np.float32),
+        },
+    )
+    module = module_of(packed, codes=True)
+    assert {tuple(p.shape) for p in module.parameters()} == {(6, 2, 32)}
+    assert io.to_bytes(write_back(module, packed)) == io.to_bytes(packed)
+    given = {"x": np.random.default_rng(1).standard_normal((3, 40)).astype(np.float32)}
+    with torch.no_grad():
+        next(module.parameters()).add_(1.4)  # rounded to one more, up to the largest code
+    found = Session(write_back(module, packed))(given)["y"]
+    np.testing.assert_allclose(module(**given)["y"].detach(), found, atol=1e-5)
+    assert np.abs(found - Session(packed)(given)["y"]).max() > 0.1
+
+
+def test_zeros_of_a_sparse_weight_stay_zero():
+    arrays = weights(SIZES)
+    arrays["w"][::2] = 0
+    small = stored(TEACHER, **arrays)
+    done = lwqc.recover(small, teacher=teacher(), data=feeds(40), steps=100)
+    found = done.model.graph.initializers["w"].const_value.numpy()
+    assert done.report.unchanged == ""
+    assert not found[::2].any()
+    assert (found[1::2] != arrays["w"][1::2]).any()
+
+
+def test_inner_tensors_are_fitted_where_both_models_have_them():
+    options = {"teacher": teacher(), "data": feeds(40), "steps": 60}
+    done = lwqc.recover(narrow(12), inner=["h"], **options)
+    assert done.report.unchanged  # nothing is left to be learnt
+    with pytest.raises(InputError, match=r"--inner h: its shape is \[16, 6\]"):
+        lwqc.recover(narrow(), inner=["h"], **options)
+    with pytest.raises(InputError, match="--inner u: teacher has no such tensor"):
+        lwqc.recover(narrow(), inner=["u"], **options)
+
+
+def test_a_loss_of_ones_own_is_what_is_fitted():
+    def loss(outputs, given):
+        assert outputs["y"].shape[0] == len(given["x"])
+        return outputs["y"].square().mean()
+
+    done = lwqc.recover(narrow(), teacher=teacher(), data=feeds(40), steps=100, loss=loss)
+    assert done.report.loss_after < done.report.loss_before
+    sizes = [np.square(outputs(m, feeds(2))).mean() for m in (done.model, narrow())]
+    assert sizes[0] < sizes[1]
+    with pytest.raises(InputError, match="--loss: the function failed: KeyError"):
+        lwqc.recover(narrow(), teacher=teacher(), data=feeds(40), loss=lambda o, f: o["z"])
+    with pytest.raises(InputError, match="--loss: expected a torch tensor with one number"):
+        lwqc.recover(narrow(), teacher=teacher(), data=feeds(40), loss=lambda o, f: 1.0)
+
+
+def test_what_cannot_be_fitted_is_refused_or_told():
+    labels = stored(
+        TEACHER.replace("=> (float[N,3] y)", "=> (int64[N] z)").replace(
+            "y = MatMul(r, v)", "u = MatMul(r, v) z = ArgMax<axis = 1, keepdims = 0>(u)"
+        ),
+        **weights(SIZES),
+    )
+    with pytest.raises(InputError, match="model and teacher share no output of floats"):
+        lwqc.recover(labels, teacher=labels, data=feeds(5))
+    with pytest.raises(InputError, match="recover needs a teacher"):
+        lwqc.recover(narrow(), data=feeds(5))
+    for wrong, message in (
+        ({"steps": 0}, "--steps 0"), ({"lr": 2.0}, "--lr 2"),
+        ({"time_limit": 0.0}, "--time-limit 0"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            lwqc.recover(narrow(), teacher=teacher(), data=feeds(5), **wrong)
+
+
+def test_a_time_limit_ends_the_fit_in_words():
+    done = lwqc.recover(narrow(), teacher=teacher(), data=feeds(40), time_limit=0.5)
+    assert done.report.steps > 0
+    assert any("the time was over" in note for note in done.report.notes)
+
+
+def test_the_command_saves_what_it_fitted_and_takes_no_input_for_its_output(run, tmp_path):
+    small, original, out = (tmp_path / f"{n}.onnx" for n in ("small", "teacher", "out"))
+    io.save(narrow(), small)
+    io.save(teacher(), original)
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.concatenate([f["x"] for f in feeds(40)]))
+    base = ["recover", small, "--teacher", original, "--data", data, "--steps", "100"]
+    code, stdout, _ = run(*base, "-o", out)
+    assert code == 0
+    assert "100 steps on 16 sets of inputs, 4 held back" in stdout
+    assert not np.array_equal(outputs(io.load(out), feeds(1)), outputs(narrow(), feeds(1)))
+    code, stdout, _ = run(*base, "-o", out, "--json")
+    told = json.loads(stdout)
+    assert told["drop_after"] < told["drop_before"]
+    assert told["output_bytes"] == out.stat().st_size
+    for taken in (small, original, data):
+        before = taken.read_bytes()
+        code, _, stderr = run(*base, "-o", taken)
+        assert code == 2
+        assert len(stderr.strip().splitlines()) == 1
+        assert taken.read_bytes() == before
