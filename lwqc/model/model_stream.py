@@ -28,7 +28,7 @@ from lwqc.model.untrusted import PROTOBUF_LIMIT_BYTES, tensor_protos
 from lwqc.model.weights import static_shape
 
 INLINE_UP_TO_BYTES = 256  # smaller tensors stay in the model file
-_SIZES_UP_TO_BYTES, _PARAMETERS_UP_TO_BYTES = 1 << 16, 1 << 12  # of integers, of others
+_SIZES_UP_TO_BYTES = 1 << 16  # integers that may tell of sizes, which the runtime needs at once
 _ALIGN_ABOVE, _ALIGNMENT = 1 << 20, 4096  # pages can then be mapped straight from the file
 # Field numbers of onnx.proto as protobuf tags (number * 8 + 2, length-delimited).
 _GRAPH_TAG, _INITIALIZER_TAG, _RAW_DATA_TAG = b"\x3a", b"\x2a", b"\x4a"
@@ -126,15 +126,10 @@ def apart(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
     weights = {
         v.name or "": t
         for v, t in _weights(model)
-        if t.dtype in _NUMPY_TYPES and t.nbytes > _small(t.dtype) and v.uses()
+        if _is_large(t) and t.dtype in _NUMPY_TYPES and v.uses()
     }
     proto = external_proto(model, dict.fromkeys(weights, 0), "in memory")
     return proto, {n: np.ascontiguousarray(read_array(t)) for n, t in weights.items()}
-
-
-def _small(dtype: ir.DataType) -> int:
-    """Bytes up to which a tensor may tell of sizes."""
-    return _SIZES_UP_TO_BYTES if dtype is ir.DataType.INT64 else _PARAMETERS_UP_TO_BYTES
 
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:
@@ -207,7 +202,9 @@ def _verbatim(tensor: ir.TensorProtocol) -> bool:
 
 
 def _is_large(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype is not ir.DataType.STRING and tensor.nbytes > INLINE_UP_TO_BYTES
+    """Whether a tensor may be kept outside of the model; integers that may be sizes may not."""
+    least = _SIZES_UP_TO_BYTES if tensor.dtype is ir.DataType.INT64 else INLINE_UP_TO_BYTES
+    return tensor.dtype is not ir.DataType.STRING and tensor.nbytes > least
 
 
 def _described(value: ir.Value, tensor: ir.TensorProtocol) -> onnx.TensorProto:

@@ -25,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.model.scratch import beside
+from lwqc.runtime.session import Session
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((16, 32)).astype(np.float32)
@@ -996,3 +997,20 @@ def test_serialized_bytes_is_a_close_upper_bound(tmp_path, shape):
     saved = io.save(built, tmp_path / "m.onnx")
     estimate = io.serialized_bytes(built)
     assert saved.size_bytes <= estimate <= saved.size_bytes + 20 * 16
+
+
+def test_sizes_stay_in_the_model_file(tmp_path):
+    """The runtime reads them before it opens the file of weights."""
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Split", ["x", "sizes"], [f"p{i}" for i in range(40)])],
+        "g",
+        [info("x", TensorProto.FLOAT, [40, 8])],
+        [info("p39", TensorProto.FLOAT, [1, 8])],
+        [numpy_helper.from_array(np.ones(40, np.int64), "sizes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    path = tmp_path / "m.onnx"
+    io.save(io.from_proto(model), path, external_data=True)
+    found = Session(path)({"x": np.arange(320, dtype=np.float32).reshape(40, 8)})["p39"]
+    assert found.tolist() == [list(range(312, 320))]
