@@ -29,7 +29,7 @@ from benchmarks.gpu_models import FULL, SMALL, Sizes
 from lwqc.backends.device_bench import device_settings, off_device, without_graph
 from lwqc.backends.make_target import make_target
 from lwqc.compile.execute import execute
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.float_plan import with_floats
 from lwqc.decide.lower import lower_plan
 from lwqc.decide.planning import uniform
@@ -97,7 +97,7 @@ def ort_float16(model: Path, out: Path) -> None:
 
 def lwqc_file(model: Path, out: Path, feeds: Feeds, bits: int | None) -> None:
     """What `lwqc lower --target cuda`, or `lwqc quantize --target cuda --bits`, writes."""
-    work = open_workspace(str(model), data=[dict(feeds)], target="cuda")
+    work = open_version(str(model), data=[dict(feeds)], target="cuda")
     plan = lower_plan(work) if bits is None else with_floats(work, uniform(work, bits, "none"))
     io.save(execute(work, Goals(), plan).model, out)
 

@@ -33,7 +33,7 @@ from lwqc.compile.gated_model import GatedModel
 from lwqc.compile.steps.removed_branches import remove_planned, without_branches
 from lwqc.compile.version import Version
 from lwqc.decide.allocators.greedy import greedy
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.drop_layers import DropOptions, choose_branches, gated_session
 from lwqc.decide.explain.inspection import inspect_model
 from lwqc.decide.scores.branches.ablation import Ablation
@@ -66,7 +66,7 @@ def opened(name: str, folder: str) -> Version:
         from models import minilm
 
         minilm.export(path)
-    return open_workspace(path, data=data, metric=metric)
+    return open_version(path, data=data, metric=metric)
 
 
 def orders(work: Version, measure: str, count: int) -> Iterator[tuple[str, list[list[str]]]]:

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from lwqc.compile.execute import execute
 from lwqc.compile.prunable import Prunable
 from lwqc.decide.channels import decide
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.graph.cost import node_costs, total
 from lwqc.graph.groups import Groups, find_groups
@@ -119,7 +119,7 @@ def median(run: Callable[[], object], repeats: int = 5) -> float:
 
 def halved(model: ir.Model, feeds: dict[str, Any]) -> dict[str, Any]:
     """Half of every group removed, checked and run."""
-    work = open_workspace(model, data=[feeds])
+    work = open_version(model, data=[feeds])
     options = PruneOptions(ratio=0.5, by="channels", score="l2", statistics=True)
     decision = decide(work, options)
     done = execute(work, Goals(), decision.plan)

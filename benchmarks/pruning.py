@@ -28,7 +28,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lwqc.compile.execute import execute
 from lwqc.decide.channels import decide
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.structural import prune_options, pruning_recipe
 from lwqc.plans.goals import Goals
 from lwqc.runtime.session import Session
@@ -134,7 +134,7 @@ def measured(name: str, ratios: list[float], methods: list[str]) -> Iterator[dic
     for method in methods:
         recipe, options, kind = METHODS[method]
         feeds: Any = data if kind == "real" else list(shifted())
-        work = open_workspace(ROOT / file, data=feeds, metric=metric)
+        work = open_version(ROOT / file, data=feeds, metric=metric)
         assert work.job.metric is not None
         for ratio in ratios:
             start = time.perf_counter()

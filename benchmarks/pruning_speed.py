@@ -22,7 +22,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lwqc.compile.execute import execute
 from lwqc.decide.channels import decide
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.plans.goals import Goals
 from lwqc.runtime.session import Session
@@ -66,7 +66,7 @@ def rows(name: str, seconds: float) -> list[tuple[str, ...]]:
             ir.from_proto(materialize(ROOT / file)),
             [sample_inputs(ROOT / file, 0, batch)],
         )
-    work = open_workspace(model, data=data)
+    work = open_version(model, data=data)
     found = []
     for widths in (1, 8):
         if trained:

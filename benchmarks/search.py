@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lwqc.compile.execute import execute
 from lwqc.compile.version import Version
 from lwqc.decide.allocators.evolutionary import mutated
-from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.items import search_model
 from lwqc.decide.search.joint_plan import planned
@@ -107,7 +107,7 @@ def opened(name: str) -> Version:
     """The model with its data and its metric."""
     file, data, metric = MODELS[name]
     path = Path(file) if file.endswith(".onnx") else ROOT / "models" / f"{file}.onnx"
-    return open_workspace(path, data=data, metric=metric)
+    return open_version(path, data=data, metric=metric)
 
 
 def compressed(work: Version, kind: str, budget: float, method: str, seed: int, effort: str) -> Row:
@@ -118,7 +118,7 @@ def compressed(work: Version, kind: str, budget: float, method: str, seed: int, 
     control = SearchControl(effort=effort, seed=seed)
     start = time.perf_counter()
     try:
-        done = compress_workspace(work, Goals() if method in _FIXED else goals, method, control)
+        done = compress_version(work, Goals() if method in _FIXED else goals, method, control)
     except InputError as error:
         return {**row, "error": str(error)}
     seconds = time.perf_counter() - start

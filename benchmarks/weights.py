@@ -33,7 +33,7 @@ from onnxruntime.quantization import CalibrationDataReader
 from onnxruntime.quantization import matmul_nbits_quantizer as peer
 
 from lwqc.compile.version import Version
-from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.model import io
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Goals
@@ -110,7 +110,7 @@ def measured(name: str, only: str) -> Iterator[Row]:
 
             path = Path(folder) / "minilm.onnx"
             minilm.export(path)
-        work = open_workspace(path, data=data, metric=metric)
+        work = open_version(path, data=data, metric=metric)
         assert work.job.metric is not None
         yield {"model": name, "tool": "float", "metric": work.original.metric,
                "bytes": work.original.size_bytes, "bits": 32, "seconds": 0.0}  # fmt: skip
@@ -160,7 +160,7 @@ def equal_bytes(work: Version, name: str, only: str) -> Iterator[Row]:
 def ours(work: Version, name: str, tool: str, bits: float, recipe: Recipe, goals: Goals) -> Row:
     """A row of lwqc."""
     start = time.process_time()
-    done = compress_workspace(work, goals, recipe)
+    done = compress_version(work, goals, recipe)
     size = io.serialized_bytes(done.model)
     seconds = time.process_time() - start
     error, share = layer_errors(work, done.decisions)

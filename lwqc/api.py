@@ -20,7 +20,7 @@ from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import apply_plan, execute
 from lwqc.compile.losses import divergences
 from lwqc.compile.version import Version
-from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
+from lwqc.decide.compress import compress_version, make_plan, open_version
 from lwqc.decide.continued import after
 from lwqc.decide.explain.inspection import Inspection, inspect_model
 from lwqc.decide.lower import lower_plan
@@ -87,7 +87,7 @@ def compress(
     """
     goals = Goals(**part(Budgets, options))
     work = _opened(source, part(Sources, options))
-    return _chainable(compress_workspace(work, goals, recipe, _control(options)))
+    return _chainable(compress_version(work, goals, recipe, _control(options)))
 
 
 @spelled_out(Sources)
@@ -107,7 +107,7 @@ def quantize(
     """
     work = _opened(source, options)
     recipe = uniform_recipe(bits, activations, ranges, True, method, sequential)
-    return _chainable(compress_workspace(work, Goals(), recipe, exact=True))
+    return _chainable(compress_version(work, Goals(), recipe, exact=True))
 
 
 @spelled_out(Bounded)
@@ -339,7 +339,7 @@ def _compared(models: Sequence[Source], data: Data, shapes: Shapes) -> Version:
         data = brought.job.data.fit if data is None else data
         shapes = brought.job.data.shapes if shapes is None else shapes
     if isinstance(models[0], Compressed):
-        return open_workspace(models[0].model, data=data, shapes=shapes)
+        return open_version(models[0].model, data=data, shapes=shapes)
     return _opened(models[0], {"data": data, "shapes": shapes})
 
 
@@ -362,7 +362,7 @@ def _opened(source: Source, options: Sources, allow_fallback: bool = False) -> V
     if not isinstance(source, (str, os.PathLike)):
         source = _model(source, **part(Reading, options))
     opening = part(Opening, options)
-    return open_workspace(source, **opening, allow_fallback=allow_fallback, progress=progress)
+    return open_version(source, **opening, allow_fallback=allow_fallback, progress=progress)
 
 
 def _model(

@@ -167,10 +167,10 @@ def test_looking_functions_take_results_too(original, first, tmp_path):
 
 
 def test_a_model_that_is_no_version_of_the_original_is_refused(original):
-    from lwqc.decide.compress import open_workspace
+    from lwqc.decide.compress import open_version
     from lwqc.decide.continued import continued
 
-    work = open_workspace(original)
+    work = open_version(original)
     other = model([("Relu", ["z"], "y", {})], {}, {"z": ["batch", 96]}, ["y"])
     with pytest.raises(
         lwqc.InputError, match=r"other: was not made of net\.onnx, which has no input z"

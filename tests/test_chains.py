@@ -22,7 +22,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 import lwqc
 from lwqc.compile.execute import execute
 from lwqc.compile.steps.restored import restored
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.float_plan import with_floats
 from lwqc.decide.lower import lower_plan
 from lwqc.decide.planning import calibrate, uniform
@@ -172,7 +172,7 @@ class Reader(CalibrationDataReader):
 def by_lwqc(target, bits, activations):
     def make(source, folder):
         data = [feeds(source, seed) for seed in range(4)]
-        work = open_workspace(SOURCES[source](), data=data, target=target)
+        work = open_version(SOURCES[source](), data=data, target=target)
         plan = calibrate(work, uniform(work, bits, activations), "minmax")
         plan = with_floats(work, plan)
         return io.to_bytes(execute(work, Goals(), plan).model)
@@ -295,7 +295,7 @@ def run(data: bytes, given):
 
 
 def lowered(data: bytes, source: str, target: str):
-    work = open_workspace(
+    work = open_version(
         ir.from_proto(onnx.load_from_string(data)), data=[feeds(source, 7)], target=target
     )
     plan = lower_plan(work)
@@ -328,7 +328,7 @@ def test_files_of_the_float16_converter_compute_in_float32_on_the_cpu(folder):
     """onnxruntime.transformers.float16 of 1.31.1; signature and stored tensors stay 16 bits."""
     before = by_tool(halves)("mlp", folder)
     given = {"x": feeds("mlp")["x"].astype(np.float16)}
-    work = open_workspace(ir.from_proto(onnx.load_from_string(before)), data=[given])
+    work = open_version(ir.from_proto(onnx.load_from_string(before)), data=[given])
     after = io.to_bytes(execute(work, Goals(), lower_plan(work)).model)
     onnx.checker.check_model(onnx.load_from_string(after), full_check=True)
     assert signature(after) == signature(before)
@@ -461,7 +461,7 @@ def test_a_file_that_cannot_run_is_told_in_a_line():
         "w_s": np.full((32, 1, 1), 0.01, np.float32),
     }
     built = model(rows, weights, {"x": ["batch", 16, 6, 6]}, ["y"], opset=17)
-    work = open_workspace(built, data=[feeds("convolutions")])
+    work = open_version(built, data=[feeds("convolutions")])
     with pytest.raises(InputError, match="the file cannot be used as it is"):
         lower_plan(work)
 
@@ -470,7 +470,7 @@ def test_nothing_left_of_the_quantization_is_said(folder, tmp_path):
     """TensorRT has no weight-only form of 8 bits: the file becomes float16."""
     before = tmp_path / "w8.onnx"
     before.write_bytes(produced("mlp", "lwqc-w8", folder))
-    work = open_workspace(before, data=[feeds("mlp")], target="tensorrt")
+    work = open_version(before, data=[feeds("mlp")], target="tensorrt")
     report = execute(work, Goals(), lower_plan(work)).save(tmp_path / "out.onnx")
     assert report.notes == (
         "nothing of the quantization is left: tensorrt has none of its formats",
@@ -480,7 +480,7 @@ def test_nothing_left_of_the_quantization_is_said(folder, tmp_path):
 
 def test_restored_models_are_kept_apart_by_their_clips():
     built = ir.from_proto(onnx.load_from_string(io.to_bytes(pairs_around_floats())))
-    work = open_workspace(built, data=[feeds("mlp")])
+    work = open_version(built, data=[feeds("mlp")])
     with_clip = restored(work, Restore(clips={"x": "clip"}))
     without = restored(work, Restore())
     operators = [[n.op_type for n in w.model.graph] for w in (with_clip, without)]
@@ -511,7 +511,7 @@ def test_pruned_then_quantized_then_lowered_twice(source, tmp_path):
     io.save(SOURCES[source](), tmp_path / "float.onnx")
     data = [feeds(source, seed) for seed in range(4)]
     pruned = lwqc.prune(str(tmp_path / "float.onnx"), ratio=0.25, data=data).model
-    work = open_workspace(pruned, data=data, target=NATIVE)
+    work = open_version(pruned, data=data, target=NATIVE)
     plan = calibrate(work, uniform(work, 8, "static"), "minmax")
     first = io.to_bytes(execute(work, Goals(), plan).model)
     given = feeds(source, 8)

@@ -12,7 +12,7 @@ import lwqc
 from lwqc.compile.candidates import evaluate
 from lwqc.compile.losses import full_drop
 from lwqc.decide import planning, safest
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.search.joint import search_model
 from lwqc.model import io
 from tests.build import model, normal
@@ -46,7 +46,7 @@ def weights(blocks, factor=300):
 
 
 def held(blocks, limit=0.002, factor=300):
-    work = open_workspace(chain(weights(blocks, factor)), data=[{"x": normal(16, 96, seed=7)}])
+    work = open_version(chain(weights(blocks, factor)), data=[{"x": normal(16, 96, seed=7)}])
     plan = safest.holding(work, limit, "auto")
     assert plan is not None
     candidate, session = evaluate(work, plan)
@@ -79,7 +79,7 @@ def test_finer_scales_are_for_stored_weights_with_many_inputs():
     ]
     nets = model(rows, {"deep": normal(64, 1, 3, 3), "wide": normal(64, 64, 3, 3)},
                  {"x": [1, 64, 8, 8]}, ["y"])  # fmt: skip
-    work = open_workspace(nets, data=[{"x": normal(1, 64, 8, 8)}])
+    work = open_version(nets, data=[{"x": normal(1, 64, 8, 8)}])
     plain = planning.folded(work, "")
     found = planning.finer(work, plain).quantize
     assert {n: str(e.weight) for n, e in found.items()} == {"deep": "w8c", "wide": "w8b32h"}
@@ -93,7 +93,7 @@ def test_what_is_small_is_told_by_the_share_of_all_weights(count, kept):
     large = count * 10_000
     rows = [("MatMul", ["x", "w0"], "a", {}), ("MatMul", ["a", "w1"], "y", {})]
     sizes = {"w0": normal(large // 200, 200), "w1": normal(200, 3)}
-    work = open_workspace(model(rows, sizes, {"x": [1, large // 200]}, ["y"]), data="random:1")
+    work = open_version(model(rows, sizes, {"x": [1, large // 200]}, ["y"]), data="random:1")
     plan = planning.folded(work, "")
     assert ("w1" in plan.quantize) == bool(kept)
     assert ("has only 600 weights" in plan.kept_float.get("w1", "")) != bool(kept)
@@ -132,7 +132,7 @@ def test_weights_that_the_data_does_not_show_take_their_part_of_a_size(tmp_path)
     other = body([node("MatMul", ["x", "q"], ["e"])], [], [v("e", "n", 64)], [w("q", 64, 64)])
     onnx.save(made([either(then, other)], [X, COND], [Y]), tmp_path / "m.onnx")
     data = [{"x": normal(4, 64, seed=i), "c": np.array(True)} for i in range(2)]
-    work = open_workspace(tmp_path / "m.onnx", data=data)
+    work = open_version(tmp_path / "m.onnx", data=data)
     options = {"method": "rtn", "tiny": True, "unpack": False}
     wide = search_model(work, {"format"}, **options).constant
     few = search_model(

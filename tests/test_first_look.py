@@ -10,7 +10,7 @@ from onnx import helper
 
 import lwqc
 from lwqc.decide import planning, safest
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.explain.inspection import inspect_model
 from lwqc.errors import InputError
 from tests.build import model, normal
@@ -94,7 +94,7 @@ def test_there_is_no_cosine_of_single_numbers_and_of_labels(run, tmp_path):
 
 def test_reasons_name_the_bound_that_was_asked_for(monkeypatch):
     """Codes that were fitted to the data have to hold within a part of it."""
-    work = open_workspace(
+    work = open_version(
         ir.serde.deserialize_model(tied_oblong_matrix()), data=[{"x": normal(8, 64)}]
     )
     monkeypatch.setattr(

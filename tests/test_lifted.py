@@ -10,7 +10,7 @@ from onnx import helper
 
 import lwqc
 from lwqc.compile.execute import apply_plan
-from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.passes import raise_opset as module
 from lwqc.passes.raise_opset import raise_opset
 from lwqc.plans.goals import Goals
@@ -108,10 +108,10 @@ def test_what_formats_do_not_need_is_not_raised():
 @pytest.mark.parametrize("recipe", ["auto", "w8a8-fused", "knapsack"])
 def test_the_plan_says_it_and_is_applied_again(recipe):
     model = ir.serde.deserialize_model(convolutions(9))
-    work = open_workspace(model, data=FEEDS, skip_checks=True)
+    work = open_version(model, data=FEEDS, skip_checks=True)
     goals = Goals() if recipe == "auto" else Goals(max_size=0.5)
-    done = compress_workspace(work, goals, find(recipe))
-    again = apply_plan(open_workspace(model, data=FEEDS), done.plan)
+    done = compress_version(work, goals, find(recipe))
+    again = apply_plan(open_version(model, data=FEEDS), done.plan)
     assert ir.to_proto(again.model) == ir.to_proto(done.model)
     near(convolutions(9), done.model, 0.1)
 
@@ -119,10 +119,10 @@ def test_the_plan_says_it_and_is_applied_again(recipe):
 def test_a_search_for_formats_raises_it_too():
     model = ir.serde.deserialize_model(convolutions(9))
     goals, recipe = Goals(max_size=0.4), find("evopress-bits")
-    done = compress_workspace(open_workspace(model, data=FEEDS), goals, recipe)
+    done = compress_version(open_version(model, data=FEEDS), goals, recipe)
     assert done.decisions.opset == 13
     assert "opset 9 became 13" in done.decisions.notes[0]
-    again = apply_plan(open_workspace(model, data=FEEDS), done.plan)
+    again = apply_plan(open_version(model, data=FEEDS), done.plan)
     assert ir.to_proto(again.model) == ir.to_proto(done.model)
 
 

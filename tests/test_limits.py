@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from lwqc.compile.timing import form_seconds
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.errors import InputError, SessionError
 from lwqc.graph.sites import find_sites
 from lwqc.model import inference, io, limits
@@ -103,7 +103,7 @@ def test_what_is_kept_of_runs(allowed):
     with pytest.raises(LimitError, match="keeping outputs takes 400 B; allowed are 399 B"):
         list(counted(iter(runs), "outputs", len(runs)))
     with pytest.raises(LimitError, match="--limit traces=400B"):
-        open_workspace(small_model(), data=[{"x": np.ones((1, 100), np.float32)}]).job.data.judge  # noqa: B018
+        open_version(small_model(), data=[{"x": np.ones((1, 100), np.float32)}]).job.data.judge  # noqa: B018
     crossing = Crossing(0)
     crossing.put("a", 0, np.zeros(99, np.float32))
     crossing.drop("a", 0)
@@ -115,7 +115,7 @@ def test_what_is_kept_of_runs(allowed):
 def test_a_site_is_not_timed_on_what_does_not_fit(allowed):
     built = small_model()
     site = find_sites(io.from_proto(CASES["two_imports"]())).sites[0]
-    work = open_workspace(built, data=[{"x": np.ones((1, 100), np.float32)}])
+    work = open_version(built, data=[{"x": np.ones((1, 100), np.float32)}])
     allowed(traces=1e6)
     with pytest.raises(LimitError, match="--limit traces=549"):
         form_seconds(work, site, SiteEntry(weight=WeightFormat(8)), (2**31, 32))

@@ -7,7 +7,7 @@ import pytest
 
 from lwqc.compile.candidates import evaluate
 from lwqc.decide import planning
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.errors import InputError
 from lwqc.model import extensions, io
 from lwqc.model.extensions import TARGETS
@@ -26,7 +26,7 @@ def test_extensions_are_looked_for_only_where_a_name_is_not_ours(monkeypatch):
 
 def test_the_size_of_a_candidate_is_counted_when_it_is_asked_for(monkeypatch):
     net = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(64, 64)}, {"x": [2, 64]}, ["y"])
-    work = open_workspace(net, data=[{"x": np.ones((2, 64), np.float32)}])
+    work = open_version(net, data=[{"x": np.ones((2, 64), np.float32)}])
     counted = []
     real = io.serialized_bytes
     monkeypatch.setattr(io, "serialized_bytes", lambda m: counted.append(m) or real(m))

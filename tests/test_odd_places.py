@@ -8,7 +8,7 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from lwqc import lower, quantize
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.explain.inspection import inspect_model
 from lwqc.graph.sites import find_sites
 from lwqc.passes.cleanup import clean_up
@@ -318,7 +318,7 @@ def test_every_command_takes_it(place):
     proto = place()
     names = {s.name for s in inspect_model(ir.serde.deserialize_model(proto)).sites.sites}
     assert names
-    work = open_workspace(ir.serde.deserialize_model(proto))
+    work = open_version(ir.serde.deserialize_model(proto))
     assert set(work.sites) == names
     check(proto, clean_up(work.model).model, 1 - 1e-5, larger=40_000)  # transposed once
 
@@ -406,7 +406,7 @@ def test_factors_of_a_gemm_are_no_obstacle(made_of, least):
 
 
 def test_a_transposed_input_is_refused_with_the_reason():
-    work = open_workspace(ir.serde.deserialize_model(gemm_of_a_transposed_input()))
+    work = open_version(ir.serde.deserialize_model(gemm_of_a_transposed_input()))
     assert [(s.name, "transA" in s.reason) for s in work.analysis.skipped] == [("w", True)]
 
 

@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import uniform_recipe
 from lwqc.runtime.session import Session
@@ -39,11 +39,11 @@ def test_every_form(skeleton):
     inputs = {v.name for v in proto.graph.input}
     feeds = {n: v for n, v in sample_inputs(skeleton, batch=1).items() if n in inputs}
     built = ir.serde.deserialize_model(proto)
-    work = open_workspace(built, data=[feeds], name=skeleton.stem)
+    work = open_version(built, data=[feeds], name=skeleton.stem)
     reference = Session(built)(feeds)
     check_module(built, feeds, reference)
     for bits, activations in FORMS:
-        done = compress_workspace(work, Goals(), uniform_recipe(bits, activations, "minmax"))
+        done = compress_version(work, Goals(), uniform_recipe(bits, activations, "minmax"))
         assert done.decisions.quantize
         left = {s.name for s in work.analysis.sites} - set(done.decisions.quantize)
         assert left <= set(done.decisions.kept_float)

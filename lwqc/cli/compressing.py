@@ -79,7 +79,7 @@ def compress(
     """Compress a model: the fastest within 1 % loss, or the best within a budget."""
     from lwqc.compile.dump_steps import dump_steps
     from lwqc.compile.plan_pipelines import pipelines_of
-    from lwqc.decide.compress import compress_workspace
+    from lwqc.decide.compress import compress_version
     from lwqc.decide.search.control import search_control
     from lwqc.decide.strategy import row as row_of_models
     from lwqc.passes.instruments import Dump
@@ -106,7 +106,7 @@ def compress(
             finish_row(models, output, options["as_json"])
             return
         shown = None if dump is None else Dump(dump)
-        done = compress_workspace(work, goals, chosen, control)
+        done = compress_version(work, goals, chosen, control)
         if print_pipeline:
             for stage, text in pipelines_of(done.plan).items():
                 errors_console().print(f"{stage}: {text}", soft_wrap=True)
@@ -145,7 +145,7 @@ def quantize(
     **options: Unpack[Quantizing],
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
-    from lwqc.decide.compress import compress_workspace
+    from lwqc.decide.compress import compress_version
     from lwqc.quant.methods import DATA_METHODS
 
     check_bound(options)
@@ -156,7 +156,7 @@ def quantize(
     files = Files([output], [options.get("plan_out")])
     verify = options["verify"]
     with opened(model, files, part(Opened, options), verify=verify) as work:
-        done = compress_workspace(work, goals, recipe, exact=True)
+        done = compress_version(work, goals, recipe, exact=True)
         finish(done, output, part(Saved, options), verify=verify)
 
 

@@ -336,7 +336,7 @@ def demo(
     **options: Unpack[Showing],
 ) -> None:
     """Compress a small trained digit classifier that comes with lwqc."""
-    from lwqc.decide.compress import compress_workspace, open_workspace
+    from lwqc.decide.compress import compress_version, open_version
     from lwqc.demo import digits
     from lwqc.model.scratch import temporary_folder
     from lwqc.plans.goals import Goals
@@ -347,8 +347,8 @@ def demo(
     ):
         target = output or folder / "digits.lwqc.onnx"
         with progress_bars() as report:
-            work = open_workspace(
+            work = open_version(
                 model, data=digits.calibration(), metric=digits.accuracy, progress=report
             )
-            done = compress_workspace(work, Goals(max_drop=None), "auto")
+            done = compress_version(work, Goals(max_drop=None), "auto")
         finish(done, target, {"as_json": options["as_json"]})

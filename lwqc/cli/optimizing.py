@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
@@ -63,7 +63,6 @@ def opt(
     **options: Unpack[Optimizing],
 ) -> None:
     """Run passes on a model, in the order of a text."""
-    from lwqc.compile.saved_check import save
     from lwqc.model import io
     from lwqc.model.data_files import data_files
     from lwqc.passes.context import Context
@@ -73,22 +72,15 @@ def opt(
     from lwqc.runtime.data import data_sources
 
     pipeline = Pipeline.parse(text)
+    _check_numbers(limit, tolerance)
     if output is None and not bisect:
         raise InputError("give -o for the result, or --bisect to find the pass that moves outputs")
-    if limit is not None and limit < 0:
-        raise InputError(f"--limit {limit}: must not be negative")
-    if not tolerance >= 0:
-        raise InputError(f"--tolerance {tolerance:g}: must not be negative")
     trace = Trace()
     instruments = _instruments(pipeline, limit, print_after, dump)
     loaded = io.load(model, constant_inputs=options["constant_inputs"])
-    if output is not None:
-        io.check_output(output, [model, *data_files(loaded), *data_sources(options.get("data"))])
-    run = None
-    if bisect or verify_each:
-        run = _runner(model, part(Opened, options))
-        if output is not None:
-            io.check_output(output, loaded_files())
+    _check_output(output, [model, *data_files(loaded), *data_sources(options.get("data"))])
+    run = _runner(model, part(Opened, options)) if bisect or verify_each else None
+    _check_output(output, loaded_files())
     if bisect and run is not None:
         _bisect(pipeline, loaded, run, tolerance, options["as_json"])
         return
@@ -97,13 +89,38 @@ def opt(
     ctx = Context(loaded)
     with _failures_told():
         pipeline.run(loaded, ctx, [*instruments, trace])
-    saved: dict[str, Any] = {}
-    if output is not None:
-        external, verify = options.get("external"), options["verify"]
-        written = save(loaded, output, external_data=external, verify=verify)
-        saved = {"output": str(output), "output_bytes": written.size_bytes}
-        saved |= {"verified": verify, "verified_each": verify_each}
+    saved = {} if output is None else _saved(loaded, output, verify_each, options)
     _report(ctx, trace, saved, time_passes, options["as_json"])
+
+
+def _check_numbers(limit: int | None, tolerance: float) -> None:
+    """Raises InputError."""
+    if limit is not None and limit < 0:
+        raise InputError(f"--limit {limit}: must not be negative")
+    if not tolerance >= 0:
+        raise InputError(f"--tolerance {tolerance:g}: must not be negative")
+
+
+def _check_output(output: Path | None, read: Iterable[Path | str]) -> None:
+    """Raises InputError for a result that would take the place of a file that is read."""
+    from lwqc.model.outputs import check_output
+
+    if output is not None:
+        check_output(output, read)
+
+
+def _saved(model: ir.Model, output: Path, verify_each: bool, options: Optimizing) -> dict[str, Any]:
+    """Write the result; what was written, as `--json` has it."""
+    from lwqc.compile.saved_check import save
+
+    verify = options["verify"]
+    written = save(model, output, external_data=options.get("external"), verify=verify)
+    return {
+        "output": str(output),
+        "output_bytes": written.size_bytes,
+        "verified": verify,
+        "verified_each": verify_each,
+    }
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def opened(
     `lwqc.compile.job.Job`.
     """
     from lwqc.backends.provider_options import options_path
-    from lwqc.decide.compress import bare, open_workspace
+    from lwqc.decide.compress import bare, open_version
     from lwqc.decide.continued import continued
     from lwqc.model import io
     from lwqc.model.data_files import data_files
@@ -132,7 +132,7 @@ def opened(
     if files is not None:
         files.check([options_path(model), *read, *data_sources(options.get("data"))])
     with progress_bars() as report:
-        work = open_workspace(
+        work = open_version(
             first,
             name=(original or model).name,
             **part(Opening, options),

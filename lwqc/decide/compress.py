@@ -39,7 +39,7 @@ from lwqc.runtime.session import Session, tensor_types
 _WEIGHT = 16  # numbers in a Constant node that count as a weight, as Paddle2ONNX writes them
 
 
-def open_workspace(
+def open_version(
     source: ir.Model | str | os.PathLike[str],
     *,
     name: str | None = None,
@@ -163,11 +163,11 @@ def make_plan(
     recipe: Recipe | str = "auto",
     control: SearchControl | None = None,
 ) -> Plan:
-    """What `compress_workspace` would do, without writing anything. Raises InputError."""
+    """What `compress_version` would do, without writing anything. Raises InputError."""
     return decide(work, goals, recipe, control).stamped
 
 
-def compress_workspace(
+def compress_version(
     work: Version,
     goals: Goals,
     recipe: Recipe | str = "auto",

@@ -11,7 +11,7 @@ from lwqc.compile.compressed import Compressed
 from lwqc.compile.job import Job
 from lwqc.compile.reference import Reference
 from lwqc.compile.version import Version
-from lwqc.decide.compress import explicit, open_workspace
+from lwqc.decide.compress import explicit, open_version
 from lwqc.errors import InputError
 from lwqc.passes.one_view import one_view
 from lwqc.plans.options import Data, MetricSource, Progress, Shapes
@@ -66,14 +66,14 @@ def after(
 ) -> Version:
     """Work on a result, for the next step. Whatever is not given is as in that result's step.
 
-    Raises InputError for what `lwqc.decide.compress.open_workspace` refuses.
+    Raises InputError for what `lwqc.decide.compress.open_version` refuses.
     """
     work = result.work
     original, before = work.original, work.job
     target = None if target == before.target.name else target
     if any(given is not None for given in (target, data, metric, shapes)):
         known = before.data.fit
-        original = open_workspace(
+        original = open_version(
             original.model,
             name=original.name,
             target=target or before.target.name,

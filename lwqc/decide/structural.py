@@ -150,7 +150,7 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versi
 
     def job(work: Version) -> Decided:
         chosen, notes = suited(recipe, work)
-        done = prune_workspace(work, prune_options(chosen, **changes), goals)
+        done = prune_version(work, prune_options(chosen, **changes), goals)
         return Decided.of(done).noted(*notes)
 
     return job
@@ -181,7 +181,7 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versio
     return job
 
 
-def prune_workspace(work: Version, options: PruneOptions, goals: Goals | None = None) -> Compressed:
+def prune_version(work: Version, options: PruneOptions, goals: Goals | None = None) -> Compressed:
     """Remove channels; where the result is slower than the original, keep rounder widths.
 
     Removing channels can leave widths that kernels handle badly. A result that measures slower is

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -28,6 +29,7 @@ _PRIMES = (
     (59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107),
 )
 _STRIDES = (32, 224)  # multiples of 2 to the 5th; of windows of 7 too
+_NOTHING: Mapping[str, Sampled] = MappingProxyType({})
 MOST_NAMES = len(_PRIMES[0])  # dynamic dimensions that can be told from each other
 _ARITHMETIC: dict[type[ast.AST], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -39,12 +41,19 @@ _ARITHMETIC: dict[type[ast.AST], Callable[[int, int], int]] = {
 }
 
 
-def declared_shapes(model: ir.Model) -> tuple[dict[str, Sampled], tuple[str, ...]]:
+def declared_shapes(
+    model: ir.Model, known: Mapping[str, Sampled] = _NOTHING
+) -> tuple[dict[str, Sampled], tuple[str, ...]]:
     """What the file and ONNX shape inference tell, and the tensors they leave open.
 
     The model is not changed. Images of any size are none of a network with strides: where sizes
-    that are prime leave tensors open, multiples of what strides add up to are tried.
+    that are prime leave tensors open, multiples of what strides add up to are tried. known: what
+    this told of tensors that are there still; only those between them are inferred.
     """
+    if known and (factor := _factor_of(model.graph, known)):
+        found, missing = _declared(model, factor, known)
+        if not missing:
+            return found, ()
     best, left = _declared(model, 1)
     if left and _takes_pictures(model.graph):
         for factor in _STRIDES:
@@ -54,12 +63,34 @@ def declared_shapes(model: ir.Model) -> tuple[dict[str, Sampled], tuple[str, ...
     return best, tuple(sorted(left))
 
 
-def _declared(model: ir.Model, factor: int) -> tuple[dict[str, Sampled], set[str]]:
+def _factor_of(graph: ir.Graph, known: Mapping[str, Sampled]) -> int:
+    """What primes were multiplied with when these sizes were told; 0 where nothing fits."""
+    fed = [value for value in graph.inputs if value.name in known]
+    for factor in (1, *_STRIDES):
+        first, second = _scaled(graph, factor)
+        sizes = ((known[v.name or ""], _sizes(v, first), _sizes(v, second)) for v in fed)
+        if all((k.first, k.second) == (a, b) for k, a, b in sizes):
+            return factor
+    return 0
+
+
+def _scaled(graph: ir.Graph, factor: int) -> list[dict[str, int]]:
+    """Both settings, at primes times a factor."""
+    return [{n: s * factor for n, s in one.items()} for one in _settings(graph)]
+
+
+def _declared(
+    model: ir.Model, factor: int, known: Mapping[str, Sampled] = _NOTHING
+) -> tuple[dict[str, Sampled], set[str]]:
     """The same at primes times a factor."""
-    settings = [{n: s * factor for n, s in one.items()} for one in _settings(model.graph)]
-    found = [_evaluated(model, setting) for setting in settings]
+    settings = _scaled(model.graph, factor)
+    told = ({n: s.first for n, s in known.items()}, {n: s.second for n, s in known.items()})
+    found = [
+        {**_evaluated(model, setting), **sizes}
+        for setting, sizes in zip(settings, told, strict=True)
+    ]
     if any(_missing(model.graph, shapes) for shapes in found):
-        found = [_inferred(model, setting) for setting in settings]
+        found = [_inferred(model, shapes) for shapes in found]
     return pair(*found), _missing(model.graph, found[0]) | _missing(model.graph, found[1])
 
 
@@ -111,9 +142,11 @@ def _evaluated(model: ir.Model, setting: Mapping[str, int]) -> dict[str, Sizes]:
     return found
 
 
-def _inferred(model: ir.Model, setting: Mapping[str, int]) -> dict[str, Sizes]:
-    """ONNX's own inference node by node, with what the shape arithmetic computed so far."""
-    found = _evaluated(model, setting)
+def _inferred(model: ir.Model, found: dict[str, Sizes]) -> dict[str, Sizes]:
+    """ONNX's own inference node by node, with what the shape arithmetic computed so far.
+
+    found: what is told already.
+    """
     types = {
         v.name: ir.serde.serialize_type(v.type)
         for v in _values(model.graph)
@@ -231,7 +264,7 @@ def shapes_at(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[str,
     """Sizes of all tensors that can be told for inputs of the given sizes, by input name."""
     setting = named_sizes(model, inputs)
     found = _evaluated(model, setting)
-    return _inferred(model, setting) if _missing(model.graph, found) else found
+    return _inferred(model, found) if _missing(model.graph, found) else found
 
 
 def named_sizes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[str, int]:

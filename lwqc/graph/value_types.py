@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from lwqc.errors import SessionError
 from lwqc.model.inference import infer
+from lwqc.model.names import nodes_of
 
 _SMALL = 1 << 10  # numbers in a tensor that shapes may be computed from
 
@@ -25,7 +26,7 @@ def forget_uncertain(model: ir.Model) -> None:
     The elements of a sequence may differ in shape; a shape stored for one of them makes a file that
     does not run.
     """
-    for node in model.graph.all_nodes():
+    for node in nodes_of(model.graph):
         opaque = not all(map(is_tensor, node.inputs))
         for value in node.outputs:
             if opaque or not is_tensor(value):

@@ -30,6 +30,15 @@ def scopes(graph: ir.Graph | ir.Function, path: str = "") -> Iterator[tuple[str,
             yield from scopes(body, f"{path}{_label(node, i)}/{attribute}/")
 
 
+def nodes_of(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Every node of a graph and of the bodies in it, faster than `Graph.all_nodes`."""
+    for node in graph:
+        yield node
+        if node.attributes:
+            for _, body in bodies(node):
+                yield from nodes_of(body)
+
+
 def _label(node: ir.Node, position: int) -> str:
     first = next((v.name for v in node.outputs if v.name), None)
     return node.name or first or f"{node.op_type}{position}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from lwqc.model.names import nodes_of, scopes
+
 _PAST = slice(4, 6)  # inputs of Attention
 _OUTPUTS = 3  # of Attention that keeps keys and values
 
@@ -23,9 +25,9 @@ class RemoveUnused(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Remove nodes, initializers and optional outputs, subgraphs included."""
-        kept = {n: [v.name for v in n.outputs] for n in model.graph.all_nodes() if _has_past(n)}
+        kept = {n: [v.name for v in n.outputs] for n in nodes_of(model.graph) if _has_past(n)}
         modified = RemoveUnusedNodesPass()(model).modified
-        for graph in model.graphs():
+        for _, graph in scopes(model.graph):
             modified |= _remove_weights(graph)
         for node, names in kept.items():
             if node.graph is not None and len(names) == _OUTPUTS:

@@ -25,7 +25,7 @@ class Pass(ir.passes.InPlacePass):
     name: as pipelines write it, by default that of the class in kebab case. exact: outputs stay but
     for rounding. planned: a step of a plan brings it, no text does. needs_sizes: it does not run
     where dynamic dimensions cannot be told from each other. keeps_sizes: `ctx.shapes` holds for
-    what it leaves; values that it adds are stored, or take the place and the name of another.
+    what it leaves; values that it adds have names of their own, or take the place of another.
     """
 
     name: ClassVar[str]

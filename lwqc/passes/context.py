@@ -19,27 +19,27 @@ from lwqc.model.weights import static_shape, stored_tensor
 class _Facts:
     """What is inferred of a model when it is first asked for; true until the model changes."""
 
-    def __init__(self, model: ir.Model, shapes: dict[str, Sampled] | None = None) -> None:
+    def __init__(self, model: ir.Model, shapes: Mapping[str, Sampled]) -> None:
         self._model = model
-        if shapes is not None:
-            self.declared = (shapes, ())
+        self._kept = shapes
 
     @cached_property
     def declared(self) -> tuple[dict[str, Sampled], tuple[str, ...]]:
-        return declared_shapes(self._model)
+        return declared_shapes(self._model, self._kept)
 
-    def kept_shapes(self) -> dict[str, Sampled] | None:
-        """The shapes of what is there now; None where some were not known, or are new."""
-        if "declared" not in self.__dict__ or self.declared[1]:
-            return None
-        kept = {}
+    def kept_shapes(self) -> dict[str, Sampled]:
+        """The shapes of what is there now and was there; nothing where some were not known."""
+        if "declared" in self.__dict__ and self.declared[1]:
+            return {}
+        before = self.declared[0] if "declared" in self.__dict__ else self._kept
+        if not before:
+            return {}
+        kept: dict[str, Sampled] = {}
         for value in own_values(self._model.graph):
             name, tensor = value.name or "", stored_tensor(value)
-            known = self.declared[0].get(name)
+            known = before.get(name)
             if tensor is not None:
                 known = Sampled(static_shape(tensor), static_shape(tensor))
-            if known is None and name and not value.is_initializer():
-                return None
             if known is not None:
                 kept[name] = known
         return kept
@@ -73,7 +73,7 @@ class Context:
         self.step = ""
         self.refused: dict[str, Refusal] = {}
         self.relaxed: list[str] = []
-        self._facts = _Facts(model)
+        self._facts = _Facts(model, {})
 
     @property
     def shapes(self) -> Mapping[str, Sampled]:
@@ -114,4 +114,4 @@ class Context:
 
         keeps_sizes: values that are left have the sizes that they had.
         """
-        self._facts = _Facts(self.model, self._facts.kept_shapes() if keeps_sizes else None)
+        self._facts = _Facts(self.model, self._facts.kept_shapes() if keeps_sizes else {})

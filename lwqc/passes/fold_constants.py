@@ -10,9 +10,11 @@ import onnx_ir as ir
 from lwqc.graph.computed_filters import computed_filters
 from lwqc.graph.sites import MIN_WEIGHTS
 from lwqc.graph.value_types import forget_uncertain
+from lwqc.model.names import nodes_of, scopes
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.base import Pass, adopt
 from lwqc.passes.context import Context
+from lwqc.passes.inferred_once import inferred_once
 from lwqc.passes.one_view import distinguish
 from lwqc.passes.quiet import quiet
 from lwqc.passes.rooted_rules import rooted_rules
@@ -43,6 +45,7 @@ class FoldConstants(Pass):
     names of stored weights of which something else is known than their numbers.
     """
 
+    keeps_sizes = True
     limit: int = FOLDING
     copies: bool = True
     whole: tuple[str, ...] = ()
@@ -58,7 +61,7 @@ class FoldConstants(Pass):
         computed = computed_filters(model.graph)
         _own_constants(model)
         try:
-            with shielded(model), rooted_rules(), quiet(*_TALKATIVE):
+            with shielded(model), rooted_rules(), inferred_once(), quiet(*_TALKATIVE):
                 optimize_ir(
                     model,
                     input_size_limit=self.limit,
@@ -77,7 +80,8 @@ class FoldConstants(Pass):
         _keep_stored_outputs(model)
         forget_uncertain(model)
         distinguish(model)  # the rules name what they make without a look at other bodies
-        ctx.changed()  # types and shapes are told, and equal constants joined, in any case
+        # Types and shapes are told, and equal constants joined, in any case.
+        ctx.changed(keeps_sizes=True)
         return int(_operators(model) != counts)
 
     def _may_fold(self, node: ir.Node) -> bool | None:
@@ -103,7 +107,7 @@ def _stored_once(node: ir.Node) -> bool | None:
 
 def _own_constants(model: ir.Model) -> None:
     """Copy what Constant nodes hold: it will be renamed, and clones of a model share it."""
-    for node in model.graph.all_nodes():
+    for node in nodes_of(model.graph):
         value = node.attributes.get("value")
         if (node.domain, node.op_type) == ("", "Constant") and value is not None:
             tensor = value.as_tensor()
@@ -116,7 +120,7 @@ def _keep_stored_outputs(model: ir.Model) -> None:
 
     onnxscript 0.7.2 takes away those that no node reads once its rules have matched.
     """
-    for graph in model.graphs():
+    for _, graph in scopes(model.graph):
         for value in graph.outputs:
             made = value.producer() is not None or value.is_graph_input()
             if value.const_value is not None and not made and not value.is_initializer():
@@ -129,11 +133,11 @@ def _drop_new_attributes(model: ir.Model) -> None:
     onnxscript 0.7.2 writes the one with shapes of known numbers, in which it says nothing.
     """
     old = model.opset_imports.get("", 1) < _ALLOWZERO_SINCE
-    for node in model.graph.all_nodes():
+    for node in nodes_of(model.graph):
         node.metadata_props.pop(_RULE, None)
         if old and (node.domain, node.op_type) == ("", "Reshape"):
             node.attributes.pop("allowzero", None)
 
 
 def _operators(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.all_nodes())
+    return Counter(node.op_type for node in nodes_of(model.graph))

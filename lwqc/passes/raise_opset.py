@@ -32,6 +32,7 @@ class RaiseOpset(Pass):
         attention.
     """
 
+    keeps_sizes = True
     version: int
     for_fusions: bool = False
 

@@ -63,4 +63,7 @@ class _Rooted:
 def _operator(pattern: Any) -> _Operator | None:
     """The one operator that a node of a pattern can be; None where it may be several."""
     found = getattr(pattern, "op_identifier", lambda: None)()
-    return None if found is None else (found[0], found[1])
+    if found is None:  # rules whose operands were exchanged have their operator as two words
+        words = (getattr(getattr(pattern, at, None), "_value", None) for at in ("domain", "op"))
+        found = tuple(words)
+    return (found[0], found[1]) if all(isinstance(word, str) for word in found[:2]) else None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from lwqc.model.edit import add_initializer
-from lwqc.model.names import unique_name
+from lwqc.model.names import nodes_of, unique_name
 from lwqc.model.weights import stored_tensor
 
 _DOMAIN = "lwqc.shielded"
@@ -31,7 +31,7 @@ def shielded(model: ir.Model) -> Iterator[None]:
     kept = [
         node
         for graph in graphs
-        for node in graph.all_nodes()
+        for node in nodes_of(graph)
         if in_training(node, opset) or _limits_again(node)
     ]
     for index, node in enumerate(kept):
@@ -45,7 +45,7 @@ def shielded(model: ir.Model) -> Iterator[None]:
     finally:
         graphs = [model.graph, *(f.graph for f in model.functions.values())]
         for graph in graphs:
-            for node in graph.all_nodes():
+            for node in nodes_of(graph):
                 if node.domain == _DOMAIN:
                     node.domain = ""
                     node.attributes.pop(_MARK)

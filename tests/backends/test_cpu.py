@@ -6,7 +6,7 @@ import pytest
 
 from lwqc.backends.cpu import CpuTarget
 from lwqc.compile.stored_sites import storable
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
 from lwqc.model import io
@@ -307,7 +307,7 @@ def test_a_site_whose_name_starts_like_anothers_is_judged_by_its_own_codes():
 def test_blocks_with_integer_activations_are_right_without_optimizations(weight, kept):
     """onnxruntime 1.31.1 takes scales that a Cast makes for zeros there: they are float32."""
     built = linear("MatMul", 256, 64)
-    work = open_workspace(built, data=[{"x": normal(8, 256, seed=1)}])
+    work = open_version(built, data=[{"x": normal(8, 256, seed=1)}])
     entry = SiteEntry(weight=weight, activation="dynamic")
     stored = entry if kept else storable(work, "w", entry)
     assert isinstance(stored, SiteEntry)

@@ -13,7 +13,7 @@ from lwqc.backends.cuda import CudaTarget
 from lwqc.backends.cuda_kernels import missing_kernel
 from lwqc.backends.device_bench import device_latencies
 from lwqc.compile.execute import execute
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.lower import lower_plan
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
@@ -92,11 +92,11 @@ def test_nodes_without_a_kernel_are_an_error_unless_accepted():
     )
     node = built.graph[0]
     node.outputs[0].name = "q"
-    work = open_workspace(built, data=[{"x": normal(2, 8)}], target="cuda")
+    work = open_version(built, data=[{"x": normal(2, 8)}], target="cuda")
     plan = Plan(source=Source(), target="cuda", rewrites=TARGET.rewrites)
     with pytest.raises(InputError, match=r"no kernel of DynamicQuantizeLinear.*--allow-fallback"):
         execute(work, Goals(), plan)
-    work = open_workspace(built, data=[{"x": normal(2, 8)}], target="cuda", allow_fallback=True)
+    work = open_version(built, data=[{"x": normal(2, 8)}], target="cuda", allow_fallback=True)
     assert "DynamicQuantizeLinear" in execute(work, Goals(), plan).fallbacks[0]
 
 
@@ -160,7 +160,7 @@ def test_bound_sessions_are_timed_without_transfers():
 
 def test_plans_for_cuda_are_replayed_to_the_same_bytes(tmp_path):
     built = linear(128, 64)
-    work = open_workspace(built, data=[{"x": normal(4, 128)}], target="cuda")
+    work = open_version(built, data=[{"x": normal(4, 128)}], target="cuda")
     plan = lower_plan(work)
     plan.save(tmp_path / "plan.json")
     again = Plan.load(tmp_path / "plan.json")

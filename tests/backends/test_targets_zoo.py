@@ -24,7 +24,7 @@ import pytest
 from lwqc.backends.cuda import SIZE_OPERATORS
 from lwqc.backends.tensorrt_lint import lint
 from lwqc.compile.execute import execute
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.float_plan import with_floats
 from lwqc.decide.lower import lower_plan
 from lwqc.decide.planning import static_tensors, uniform
@@ -69,7 +69,7 @@ class Case:
     def cuda(self) -> Path:
         """The file for cuda, its numbers compared where the model is not too large."""
         large = self.bytes > LARGEST_RUN  # then by rules, nothing is run
-        work = open_workspace(
+        work = open_version(
             self.float_model,
             data=self.data,
             target="cuda",
@@ -91,14 +91,14 @@ class Case:
 
         Numbers are compared in float16. The clean-up is that of cuda and is left out.
         """
-        work = open_workspace(self.float_model, data=self.data, target="tensorrt")
+        work = open_version(self.float_model, data=self.data, target="tensorrt")
         if self.bytes < LARGEST_TWICE:
             plain = execute(work, Goals(), with_floats(work, Plan(source=Source())))
             drop = worst_drop(
                 compare(work.original.session, work.job.load(plain.model), work.job.data.fit)
             )
             assert drop < CONVERSION_DROP
-        work = open_workspace(self.float_model, data=self.data, target="tensorrt", skip_checks=True)
+        work = open_version(self.float_model, data=self.data, target="tensorrt", skip_checks=True)
         plan = with_floats(work, uniform(work, 8, "static", search=False))
         ranges = dict.fromkeys(static_tensors(work, plan), FOUR)
         done = execute(work, Goals(), plan.model_copy(update={"activations": ranges}))

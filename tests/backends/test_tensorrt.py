@@ -10,7 +10,7 @@ import pytest
 from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.backends.tensorrt_lint import lint
 from lwqc.compile.execute import execute
-from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
+from lwqc.decide.compress import compress_version, make_plan, open_version
 from lwqc.decide.lower import lower_plan
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
@@ -131,7 +131,7 @@ def test_scales_that_float16_cannot_hold_leave_the_site_in_floats():
     rows = [("MatMul", ["x", "w"], "h", {}), ("MatMul", ["h", "v"], "y", {})]
     weights = {"w": normal(32, 32, scale=1e-4), "v": normal(32, 32, seed=1)}
     built = model(rows, weights, {"x": ["n", 32]}, ["y"])
-    work = open_workspace(built, data=[{"x": normal(4, 32)}], target="tensorrt")
+    work = open_version(built, data=[{"x": normal(4, 32)}], target="tensorrt")
     plan = make_plan(work, Goals(), uniform_recipe(8, "static", "minmax"))
     # w has small scales itself, and gives v an input of small numbers.
     assert plan.quantize == {}
@@ -275,8 +275,8 @@ def test_a_model_that_the_parser_cannot_read_is_refused():
 
 def test_recipes_and_options_beside_the_model(tmp_path):
     data = [{"x": normal(4, 32, 8, 8, seed=i)} for i in range(2)]
-    work = open_workspace(residual(), data=data, target="tensorrt")
-    done = compress_workspace(work, Goals(), uniform_recipe(8, "static", "minmax"))
+    work = open_version(residual(), data=data, target="tensorrt")
+    done = compress_version(work, Goals(), uniform_recipe(8, "static", "minmax"))
     assert {e.activation for e in done.plan.quantize.values()} == {"static"}
     report = done.save(tmp_path / "out.onnx")
     assert report.drop < 1e-3
@@ -291,7 +291,7 @@ def test_recipes_and_options_beside_the_model(tmp_path):
 
 
 def test_profiles_can_be_given():
-    work = open_workspace(residual(), data=[{"x": normal(2, 32, 8, 8)}], target="tensorrt")
+    work = open_version(residual(), data=[{"x": normal(2, 32, 8, 8)}], target="tensorrt")
     plan = lower_plan(work, profile={"n": (1, 8, 64)})
     assert plan.profile == {"n": (1, 8, 64)}
     assert execute(work, Goals(), plan).plan.profile == plan.profile

@@ -11,7 +11,7 @@ import pytest
 
 import lwqc
 from lwqc.compile.cleaned import cleaned, cleanup_for
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.model import io
 from lwqc.plans.plan import Plan
 from lwqc.runtime.session import Session
@@ -109,7 +109,7 @@ def test_tables_stay_computed_where_they_would_make_the_file_larger() -> None:
 
 def test_tables_are_stored_where_that_takes_no_more() -> None:
     built = _tables(few=False)
-    work = open_workspace(built, data="random:2")
+    work = open_version(built, data="random:2")
     clean = cleanup_for(work, merge=True)
     assert clean.folding > 64 * 64
     assert "Cos" not in [node.op_type for node in cleaned(work, clean).model.graph]
@@ -121,7 +121,7 @@ def test_copies_of_weights_are_made_though_they_take_space() -> None:
         ("Transpose", ["w"], "t", {"perm": [1, 0]}),
         ("MatMul", ["a", "t"], "y", {}),
     ]
-    work = open_workspace(model(rows, {"w": normal(64, 96)}, {"x": ["n", 64]}, ["y"]))
+    work = open_version(model(rows, {"w": normal(64, 96)}, {"x": ["n", 64]}, ["y"]))
     clean = cleanup_for(work, merge=True)
     assert clean.folding > 64 * 96
     assert len(cleaned(work, clean).model.graph.initializers) == 2

@@ -13,7 +13,7 @@ import lwqc
 from lwqc.compile.decisions import DropDecision
 from lwqc.compile.stamped import stamped
 from lwqc.compile.steps.removed_branches import without_branches
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.plans.plan import Plan, RemovedBranch, Source
@@ -63,7 +63,7 @@ FEEDS = [{"x": np.abs(normal(400, WIDTH, seed=seed))} for seed in (7, 8)]
 
 
 def removed(built, name: str, how: str):
-    work = open_workspace(built, data=FEEDS)
+    work = open_version(built, data=FEEDS)
     return without_branches(work, [RemovedBranch(name=name, compensate=how)])
 
 
@@ -129,14 +129,14 @@ def test_plans_with_compensation_replay_and_need_the_data(tmp_path) -> None:
 
 
 def test_an_unknown_branch_in_a_plan() -> None:
-    work = open_workspace(VIT)
+    work = open_version(VIT)
     plan = stamped(work, Plan(source=Source(), remove=(RemovedBranch(name="nothing"),)))
     with pytest.raises(InputError, match="nothing: is no branch"):
         lwqc.apply(VIT, plan)
 
 
 def test_removed_sites_cannot_be_quantized() -> None:
-    work = open_workspace(VIT)
+    work = open_version(VIT)
     done = lwqc.drop_layers(VIT, branches=1, recipe="llm-drop-mlp", data="random:1")
     gone = sorted(set(work.sites) - set(done.sites))
     assert len(gone) == 2
@@ -330,7 +330,7 @@ def test_features_before_time(time) -> None:
     """[batch, channels, time]: what takes a branch's place fits any length."""
     built = convnext(time)
     data = [{"x": normal(4, 8, 20)}]
-    work = open_workspace(built, data=data)
+    work = open_version(built, data=data)
     found = without_branches(work, [RemovedBranch(name="y1", compensate="mean")])
     assert found.compensated == {"y1": "mean"}
     (constant,) = [
@@ -361,7 +361,7 @@ def test_outputs_keep_their_names() -> None:
         (hidden_state(zero), "x2", ["out", "x2"]),
         (single(zero), "y", ["y"]),
     ):
-        work = open_workspace(built, data=data)
+        work = open_version(built, data=data)
         small = without_branches(work, [RemovedBranch(name=name, compensate="linear")]).work.model
         assert [v.name for v in small.graph.outputs] == outputs
         onnx.checker.check_model(onnx.load_from_string(io.to_bytes(small)), full_check=True)
@@ -387,7 +387,7 @@ def test_parallel_branches_get_nothing_in_their_place() -> None:
     )
     names = [b["name"] for b in lwqc.inspect(built).to_dict()["branches"]]
     assert len(names) == 2
-    work = open_workspace(built, data=[{"x": normal(40, 4)}])
+    work = open_version(built, data=[{"x": normal(40, 4)}])
     for chosen in (names, names[:1]):
         plan = [RemovedBranch(name=n, compensate="mean" if n in chosen else "none") for n in names]
         found = without_branches(work, plan)
@@ -401,7 +401,7 @@ def test_parallel_branches_get_nothing_in_their_place() -> None:
 def test_a_mean_that_does_harm_is_not_kept() -> None:
     """A few enormous outputs make a mean that fits no token."""
     rare = normal(4, 4, seed=3)
-    work = open_workspace(
+    work = open_version(
         model(
             [
                 ("Mul", ["x", "x"], "sq", {}),

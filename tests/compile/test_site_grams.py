@@ -13,7 +13,7 @@ import pytest
 
 from lwqc.compile import site_grams
 from lwqc.compile.site_grams import SiteGrams
-from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.graph.sites import find_sites
 from lwqc.model import io
 from lwqc.plans.goals import Goals
@@ -167,9 +167,9 @@ def test_a_job_reports_statistics_and_encoding(model_and_data):
     def report(stage, done, total):
         stages.setdefault(stage, []).append((done, total))
 
-    work = open_workspace(model, data=data.feeds, skip_checks=True, progress=report)
+    work = open_version(model, data=data.feeds, skip_checks=True, progress=report)
     recipe = find("rtn").model_copy(update={"method": "gptq", "bits": 4})
-    io.to_bytes(compress_workspace(work, Goals(), recipe).model)
+    io.to_bytes(compress_version(work, Goals(), recipe).model)
     assert stages["statistics"][-1] == (2, 2)
     done = [at for at, _ in stages["encoding"]]
     assert done == sorted(done)

@@ -11,7 +11,7 @@ import pytest
 
 from lwqc.compile.losses import judged_drop
 from lwqc.compile.steps.slice_streams import slice_planned
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.slice_streams import SliceOptions, choose_slices
 from lwqc.errors import InputError
 from lwqc.model import io
@@ -66,7 +66,7 @@ def test_a_quarter_less_of_a_language_model(language, principal_loss, shared) ->
 
 
 def glyph_work(data, **options):
-    return open_workspace(MODELS / "glyph_vit.onnx", data=list(data), **options)
+    return open_version(MODELS / "glyph_vit.onnx", data=list(data), **options)
 
 
 def test_a_vision_transformer_is_priced_and_planned(tmp_path) -> None:
@@ -99,7 +99,7 @@ def test_a_basis_for_each_branch_keeps_more_of_the_same_width() -> None:
 def test_refused_where_it_does_not_pay() -> None:
     """Matrices [56, 56] in four shortcuts weigh more than eight channels of layers 8 wide."""
     built = decoder(hidden=8, layers=4)
-    work = open_workspace(built, data=[IDS])
+    work = open_version(built, data=[IDS])
     found = choose_slices(work, SliceOptions(ratio=0.1))
     assert found.plan.slice == ()
     assert found.after.size_bytes > found.before.size_bytes
@@ -111,13 +111,13 @@ def test_refused_where_it_does_not_pay() -> None:
 
 
 def test_without_data_directions_come_from_random_inputs() -> None:
-    found = choose_slices(open_workspace(decoder()), SliceOptions(ratio=0.25))
+    found = choose_slices(open_version(decoder()), SliceOptions(ratio=0.25))
     assert {entry.calibration for entry in found.plan.slice} == {"random"}
 
 
 def test_models_without_streams() -> None:
     feeds = list(few_samples.glyph_calibration())
-    work = open_workspace(MODELS / "glyph_resnet.onnx", data=feeds)
+    work = open_version(MODELS / "glyph_resnet.onnx", data=feeds)
     with pytest.raises(InputError, match="has no residual stream that could be sliced; "):
         choose_slices(work, SliceOptions(ratio=0.25))
     built = decoder()
@@ -127,7 +127,7 @@ def test_models_without_streams() -> None:
     length.outputs[0].name, length.outputs[0].type = "l", ir.TensorType(ir.DataType.FLOAT)
     built.graph.outputs.append(length.outputs[0])
     with pytest.raises(InputError, match="could be sliced; table:1: ReduceL2 length adds over"):
-        choose_slices(open_workspace(built, data=[IDS]), SliceOptions(ratio=0.25))
+        choose_slices(open_version(built, data=[IDS]), SliceOptions(ratio=0.25))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_models_without_streams() -> None:
     ],
 )
 def test_errors_say_what_is_wrong(options, message) -> None:
-    work = open_workspace(decoder(), data=[IDS])
+    work = open_version(decoder(), data=[IDS])
     with pytest.raises(InputError, match=message):
         choose_slices(work, SliceOptions(**options))
 

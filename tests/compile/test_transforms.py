@@ -8,7 +8,7 @@ import pytest
 import lwqc
 from lwqc.compile.losses import judged_drop
 from lwqc.compile.steps.transforms import transform, version
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.transforms import choose_transforms
 from lwqc.plans.plan import Plan, Transforms
 from lwqc.plans.recipe import find
@@ -21,7 +21,7 @@ DATA = "tests.few_samples:glyph_calibration"
 
 @pytest.fixture(scope="module")
 def work():
-    return open_workspace(VIT, data=DATA)
+    return open_version(VIT, data=DATA)
 
 
 def outputs(model, feeds):
@@ -79,7 +79,7 @@ def test_a_plan_with_transforms_replays(tmp_path):
     read = Plan.load(tmp_path / "plan.json")
     assert read.transforms.scales
     again = lwqc.apply(VIT, read)
-    feeds = open_workspace(VIT, data=DATA).job.data.fit.first()
+    feeds = open_version(VIT, data=DATA).job.data.fit.first()
     np.testing.assert_array_equal(outputs(again.model, feeds), outputs(done.model, feeds))
 
 

@@ -12,7 +12,7 @@ import pytest
 import lwqc
 import lwqc.demo
 from lwqc.compile.execute import apply_plan
-from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
+from lwqc.decide.compress import compress_version, make_plan, open_version
 from lwqc.decide.data_free import without_data
 from lwqc.demo import digits
 from lwqc.errors import InputError
@@ -59,12 +59,12 @@ def test_every_recipe_runs(name, target, given):
     recipe = find(name)
     data = DRAWN if given else None
     pruning = recipe.prune is not None  # which tries other widths until one is fast
-    work = open_workspace(DIGITS, target=target, data=data, skip_checks=pruning)
+    work = open_version(DIGITS, target=target, data=data, skip_checks=pruning)
     if name in LACKING:
         with pytest.raises(InputError, match=LACKING[name]):
-            compress_workspace(work, goals(recipe), recipe)
+            compress_version(work, goals(recipe), recipe)
         return
-    done = compress_workspace(work, goals(recipe), recipe)
+    done = compress_version(work, goals(recipe), recipe)
     assert Session(done.model)(work.job.data.fit.first())["logits"].shape[1:] == (10,)
     missed = [note for note in done.decisions.notes if "no data was given" in note]
     if data is not None:
@@ -101,10 +101,10 @@ def test_the_report_says_what_was_done_instead(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["gptq", "obspa", "ablation-refit", "smoothquant", "auto"])
 def test_a_plan_made_without_data_is_applied_without_data(name):
-    work = open_workspace(DIGITS, skip_checks=True)
+    work = open_version(DIGITS, skip_checks=True)
     plan = make_plan(work, Goals(), name)
     assert plan.notes
-    again = apply_plan(open_workspace(DIGITS), plan)
+    again = apply_plan(open_version(DIGITS), plan)
     assert again.decisions.notes == plan.notes
 
 
@@ -132,10 +132,10 @@ def normed():
 
 
 def test_streams_are_narrowed_along_random_inputs_and_the_plan_knows():
-    plan = make_plan(open_workspace(normed()), Goals(), "slicegpt-shared")
+    plan = make_plan(open_version(normed()), Goals(), "slicegpt-shared")
     assert [entry.calibration for entry in plan.slice] == ["random"]
     assert "no data was given: the directions that stay come from random inputs" in plan.notes
-    first, second = (apply_plan(open_workspace(normed()), plan).model for _ in range(2))
+    first, second = (apply_plan(open_version(normed()), plan).model for _ in range(2))
     feeds = {"ids": np.arange(16)[None]}
     assert np.array_equal(Session(first)(feeds)["y"], Session(second)(feeds)["y"])
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from lwqc.cli.report.inspection import print_inspection
 from lwqc.compile.losses import judged_drop
 from lwqc.compile.steps.removed_branches import remove_planned
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.drop_layers import DropOptions, choose_branches
 from lwqc.decide.explain.inspection import inspect_model
 from lwqc.errors import InputError
@@ -30,7 +30,7 @@ MODELS = Path(__file__).parents[2] / "models"
 
 def opened(name: str = "glyph_vit", **options):
     feeds = [{"image": next(iter(glyphs.calibration()))["image"][:24]}]
-    return open_workspace(MODELS / f"{name}.onnx", data=feeds, **options)
+    return open_version(MODELS / f"{name}.onnx", data=feeds, **options)
 
 
 def chosen(work, **options):
@@ -146,7 +146,7 @@ def test_errors_say_what_is_there(options, message) -> None:
 def test_models_without_branches() -> None:
     plain = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(4, 4)}, {"x": ["n", 4]}, ["y"])
     with pytest.raises(InputError, match="has no residual branch that could be removed"):
-        chosen(open_workspace(plain), count=1)
+        chosen(open_version(plain), count=1)
     with pytest.raises(InputError, match="has no residual branch"):
         chosen(opened("glyph_shufflenet"), count=1)
 

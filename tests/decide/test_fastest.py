@@ -14,7 +14,7 @@ from lwqc.compile.losses import full_drop
 from lwqc.compile.timing import site_times, slow_sites
 from lwqc.decide import fastest as module
 from lwqc.decide import planning
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.safest import with_room
 from lwqc.errors import InputError
 from lwqc.plans.plan import CleanUp
@@ -44,7 +44,7 @@ def net():
 
 
 def work(net, count=4, **options):
-    return open_workspace(net, data=[{"x": normal(8, 64, seed=i)} for i in range(count)], **options)
+    return open_version(net, data=[{"x": normal(8, 64, seed=i)} for i in range(count)], **options)
 
 
 def by_form(monkeypatch, seconds):
@@ -168,7 +168,7 @@ def test_first_convolutions_stay_float_where_the_whole_is_faster(monkeypatch):
         return {n for n, e in plan.quantize.items() if e.activation == "static"}
 
     by_plan(monkeypatch, lambda plan: 0.4 + 0.01 * abs(len(static(plan)) - 2))
-    plan = module.fastest(open_workspace(graph, data=data), 1.0, RECIPE)
+    plan = module.fastest(open_version(graph, data=data), 1.0, RECIPE)
     assert static(plan) == {"w2", "w3"}
     assert set(plan.quantize) == set(weights)
 
@@ -209,7 +209,7 @@ def test_a_candidate_over_the_limit_on_all_data_is_passed_over(net, monkeypatch)
 
 
 def test_a_graph_that_moves_the_outputs_is_not_taken(monkeypatch):
-    job = open_workspace(MODELS / "glyph_vit.onnx", data="random:1")
+    job = open_version(MODELS / "glyph_vit.onnx", data="random:1")
     monkeypatch.setattr(losses, "outputs_error", lambda work, session, against: 0.01)
     base = module.cleaned_base(job, CleanUp(merge=False))
     assert base.clean is None
@@ -217,7 +217,7 @@ def test_a_graph_that_moves_the_outputs_is_not_taken(monkeypatch):
 
 
 def test_a_clean_up_that_fails_is_reported(monkeypatch):
-    job = open_workspace(MODELS / "glyph_vit.onnx", data="random:1")
+    job = open_version(MODELS / "glyph_vit.onnx", data="random:1")
 
     def failing(*_, **__):
         raise ir.passes.PassError("a rule broke")
@@ -261,13 +261,13 @@ def test_masks_get_finite_only_where_the_data_shows_no_difference(monkeypatch):
 
     feeds = [{k: v[:1, :32] for k, v in next(iter(stdlib_lm.calibration())).items()}]
     path = MODELS / "stdlib_lm.onnx"
-    base = module.fused_base(open_workspace(path, data=feeds))
+    base = module.fused_base(open_version(path, data=feeds))
     assert base.clean is not None
     assert len(base.clean.relaxed) == 1
-    guessed = module.fused_base(open_workspace(path, data="random:1"))
+    guessed = module.fused_base(open_version(path, data="random:1"))
     assert guessed.clean is not None
     assert guessed.clean.relaxed == ()
-    job = open_workspace(path, data=feeds)
+    job = open_version(path, data=feeds)
     errors = iter([0.01, 0.0])
     monkeypatch.setattr(module, "moved", lambda work, session: next(errors))
     again = module.fused_base(job)

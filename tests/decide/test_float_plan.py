@@ -6,7 +6,7 @@ import pytest
 
 from lwqc.compile.execute import execute
 from lwqc.compile.losses import full_drop
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.float_plan import choose_floats
 from lwqc.decide.lower import lower_plan
 from lwqc.plans.goals import Goals
@@ -14,7 +14,7 @@ from tests.build import model, normal
 
 
 def floats(built, feeds, dtype="float16", target="cuda"):
-    return choose_floats(open_workspace(built, data=[feeds], target=target), dtype)
+    return choose_floats(open_version(built, data=[feeds], target=target), dtype)
 
 
 def chain(*rows, weights=None, outputs=("y",), opset=20):
@@ -97,7 +97,7 @@ def test_masks_that_come_as_inputs_are_clamped_too():
         ["y"],
     )
     mask = np.where(np.arange(64) < 32, 0, np.finfo(np.float32).min).astype(np.float32)[None]
-    work = open_workspace(built, data=[{"x": normal(4, 64), "mask": mask}], target="cuda")
+    work = open_version(built, data=[{"x": normal(4, 64), "mask": mask}], target="cuda")
     plan = lower_plan(work)
     assert plan.floats.clamped == ("mask",)
     assert set(plan.floats.keep) == {"mask/clamped"}
@@ -138,7 +138,7 @@ def test_an_overflowing_model_still_gives_finite_numbers(target):
         weights={"w": normal(64, 64)},
         opset=17,
     )
-    work = open_workspace(built, data=[{"x": normal(4, 64, scale=3)}], target=target)
+    work = open_version(built, data=[{"x": normal(4, 64, scale=3)}], target=target)
     done = execute(work, Goals(), lower_plan(work))
     session = work.job.load(done.model)
     assert np.isfinite(session(work.job.data.fit.first())["y"]).all()

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from lwqc.compile.steps.make_parallel import parallel_planned
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
 from lwqc.errors import InputError
 from lwqc.graph.adjacent import adjacent_pairs
@@ -26,7 +26,7 @@ MODELS = Path(__file__).parents[2] / "models"
 
 def opened(name: str = "glyph_vit"):
     feeds = [{"image": next(iter(glyphs.calibration()))["image"][:24]}]
-    return open_workspace(MODELS / f"{name}.onnx", data=feeds)
+    return open_version(MODELS / f"{name}.onnx", data=feeds)
 
 
 def chosen(work, **options):
@@ -133,6 +133,6 @@ def test_errors_say_what_is_there(options, message) -> None:
 def test_models_without_pairs() -> None:
     plain = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(4, 4)}, {"x": ["n", 4]}, ["y"])
     with pytest.raises(InputError, match="has no residual branches that could be parallel"):
-        chosen(open_workspace(plain), count=1)
+        chosen(open_version(plain), count=1)
     with pytest.raises(InputError, match="parallel; add_91: it reads the output of Relu, not that"):
         chosen(opened("glyph_resnet"), count=1)

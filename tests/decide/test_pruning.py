@@ -13,7 +13,7 @@ import lwqc
 import lwqc.demo
 from lwqc.compile.prunable import Prunable
 from lwqc.decide.channels import decide
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.model import io
 from lwqc.runtime.session import Session
@@ -108,7 +108,7 @@ def test_ratio_by_parameters_and_by_channels():
 
 
 def test_local_scope_takes_the_same_share_of_every_group():
-    work = open_workspace(perceptron(), data=feeds())
+    work = open_version(perceptron(), data=feeds())
     keep = decide(work, PruneOptions(ratio=0.4, scope="local")).keep
     shares = [mask.mean() for mask in keep.values()]
     assert len(shares) == 2
@@ -116,7 +116,7 @@ def test_local_scope_takes_the_same_share_of_every_group():
 
 
 def test_rounding_and_minimum_widths():
-    work = open_workspace(perceptron(), data=feeds())
+    work = open_version(perceptron(), data=feeds())
     keep = decide(work, PruneOptions(ratio=0.5, round_to=8)).keep
     assert keep
     assert all(mask.sum() % 8 == 0 for mask in keep.values())

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lwqc
 from lwqc.compile.losses import divergences
-from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.model import io
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Goals
@@ -56,8 +56,8 @@ def error(work, done):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("recipe", ["rtn", "gptq", "gpfq", "awq", "smoothquant", "dgq", "lorc"])
 def test_nodes_without_names_and_tensors_without_types(recipe, dtype):
-    work = open_workspace(bare_ir(dtype), data=feeds(dtype))
-    done = compress_workspace(work, Goals(), find(recipe))
+    work = open_version(bare_ir(dtype), data=feeds(dtype))
+    done = compress_version(work, Goals(), find(recipe))
     assert len(done.decisions.quantize) == 3
     assert error(work, done) < 0.03
 
@@ -77,8 +77,8 @@ def test_weights_of_any_magnitude_keep_their_values(scale, bits):
         "w2": normal(96, 64, seed=1, scale=rest),
         "w3": normal(64, 32, seed=2, scale=rest),
     }
-    work = open_workspace(bare_ir(weights=weights), data=feeds())
-    done = compress_workspace(work, Goals(), uniform_recipe(bits, "none", "mse"))
+    work = open_version(bare_ir(weights=weights), data=feeds())
+    done = compress_version(work, Goals(), uniform_recipe(bits, "none", "mse"))
     assert len(done.decisions.quantize) == 3
     assert error(work, done) < (0.0005 if bits == 8 else 0.03)
 
@@ -88,17 +88,17 @@ def test_a_weight_with_nan_stays_float_with_that_reason():
     weights["w2"][3, 4] = np.nan
     for recipe in ("rtn", "knapsack"):
         goals = Goals(avg_bits=20) if recipe == "knapsack" else Goals()
-        work = open_workspace(bare_ir(weights=weights))
-        plan = compress_workspace(work, goals, find(recipe)).decisions
+        work = open_version(bare_ir(weights=weights))
+        plan = compress_version(work, goals, find(recipe)).decisions
         assert "NaN" in plan.kept_float["w2"]
         assert set(plan.quantize) == {"w1", "w3"}
 
 
 def test_two_budgets_are_both_kept():
-    work = open_workspace(bare_ir(), data=feeds())
+    work = open_version(bare_ir(), data=feeds())
     for bound, bits in ((0.9, 5.0), (0.3, 20.0)):
         goals = Goals(max_size=Amount(bound, True), avg_bits=bits)
-        done = compress_workspace(work, goals, find("knapsack"))
+        done = compress_version(work, goals, find("knapsack"))
         rows = [(e.size_bytes(*shape(work, n)), n) for n, e in done.decisions.quantize.items()]
         stored = sum(b for b, _ in rows)
         assert 8 * stored / sum(s.size for s in work.analysis.sites) <= bits
@@ -159,10 +159,10 @@ def test_an_embedding_that_is_also_the_head_is_fitted_to_the_head():
 def test_dead_inputs_do_not_mislead_greedy_path_following():
     """Calibration shows nothing on half of the inputs; the codes there stay the nearest ones."""
     dead = [{"x": f["x"] * (np.arange(64) < 32).astype(np.float32)} for f in feeds()]
-    work = open_workspace(bare_ir(), data=dead)
-    judged = open_workspace(bare_ir(), data=feeds())
+    work = open_version(bare_ir(), data=dead)
+    judged = open_version(bare_ir(), data=feeds())
     plain, greedy = (
-        error(judged, compress_workspace(work, Goals(), uniform_recipe(4, "none", "mse", True, m)))
+        error(judged, compress_version(work, Goals(), uniform_recipe(4, "none", "mse", True, m)))
         for m in ("rtn", "gpfq")
     )
     assert greedy < 1.2 * plain
@@ -174,8 +174,8 @@ def test_an_exact_weight_does_not_count_as_insensitive():
     codes[::32] = -8
     weights = {"w1": codes / 64, "w2": normal(96, 64, seed=1, scale=0.1),
                "w3": normal(64, 32, seed=2, scale=0.1)}  # fmt: skip
-    work = open_workspace(bare_ir(weights=weights), data=feeds())
-    plan = compress_workspace(work, Goals(avg_bits=3.9), find("knapsack")).decisions
+    work = open_version(bare_ir(weights=weights), data=feeds())
+    plan = compress_version(work, Goals(avg_bits=3.9), find("knapsack")).decisions
     assert plan.quantize["w1"].weight.bits == 4
 
 

@@ -12,7 +12,7 @@ import pytest
 import lwqc
 from lwqc.backends.cpu import CpuTarget
 from lwqc.decide import fastest, planning, safest
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.errors import SessionError
 from lwqc.model import io
 from lwqc.plans.goals import Goals, Outcome
@@ -136,7 +136,7 @@ SLOW = {"w1": "takes longer", "w5": "takes longer"}
 
 def partly(net):
     """Products of 8-bit numbers, but for some that are slow."""
-    work = open_workspace(net)
+    work = open_version(net)
     plan = planning.uniform(work, 8, "dynamic")
     assert set(plan.quantize) == set(SITES)
     return work, planning.without(plan, SLOW)
@@ -187,7 +187,7 @@ def test_the_default_stores_in_few_bits_what_is_slow_in_them(net, run, tmp_path,
 def test_the_search_for_what_holds_ends(net, monkeypatch):
     monkeypatch.setattr(safest, "_TRIALS", 3)
     broken(monkeypatch, lambda plan: "w0" in plan.quantize)
-    job = open_workspace(net)
+    job = open_version(net)
     plan = safest.holding(job, 0.01, "auto")
     assert "w0" not in plan.quantize
     assert set(SITES) - set(plan.quantize) <= set(plan.kept_float)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lwqc.decide import planning
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.site_order import _worst_first, by_activation_error, by_output_error
 from tests.build import Row, model, normal
 
@@ -33,7 +33,7 @@ def work():
         "w1": normal(16, 8, 3, 3, seed=1),
     }
     net = model(rows, weights, {"x": [1, 8, 9, 9]}, ["y"])
-    return open_workspace(net, data=[{"x": normal(1, 8, 9, 9, seed=i)} for i in range(3)])
+    return open_version(net, data=[{"x": normal(1, 8, 9, 9, seed=i)} for i in range(3)])
 
 
 def test_what_counts_is_the_loss_at_the_outputs(work) -> None:

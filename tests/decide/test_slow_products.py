@@ -7,7 +7,7 @@ import pytest
 
 from lwqc.compile.timing import slow_products
 from lwqc.decide import mixed
-from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Goals
 from lwqc.runtime.session import Session
@@ -34,7 +34,7 @@ def work(net, monkeypatch):
         "lwqc.compile.timing.form_seconds",
         lambda work, site, entry, shape: (1.0, 2.0 if site.name == "w0" else 0.5),
     )
-    return open_workspace(net, data=[{"x": normal(256, 192, seed=i)} for i in range(4)])
+    return open_version(net, data=[{"x": normal(256, 192, seed=i)} for i in range(4)])
 
 
 def test_only_what_is_slower_is_unpacked(work) -> None:
@@ -48,7 +48,7 @@ def test_only_what_is_slower_is_unpacked(work) -> None:
 
 @pytest.mark.parametrize("recipe", ["knapsack", "auto"])
 def test_it_computes_the_same_on_the_float_kernel(work, recipe) -> None:
-    done = compress_workspace(work, Goals(max_size=Amount(0.2, True)), recipe)
+    done = compress_version(work, Goals(max_size=Amount(0.2, True)), recipe)
     assert done.lowered.forms == {"w0": "Folded", "w1": "MatMulNBits"}
     feeds = work.job.data.fit.first()
     original, outputs = (Session(m)(feeds)["y"] for m in (work.model, done.model))

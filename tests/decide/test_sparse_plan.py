@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
 from lwqc.plans.goals import Goals
@@ -33,8 +33,8 @@ def data():
 
 
 def sparse(recipe):
-    work = open_workspace(net(), data=data(), target="tensorrt")
-    return work, compress_workspace(work, Goals(), recipe)
+    work = open_version(net(), data=data(), target="tensorrt")
+    return work, compress_version(work, Goals(), recipe)
 
 
 def error(work, done):
@@ -66,14 +66,14 @@ def test_it_is_called_eligible_and_the_options_allow_it(tmp_path):
 
 def test_what_does_not_go_is_told():
     with pytest.raises(InputError, match=r"target cpu-[a-z0-9]+ has no sparse kernels"):
-        compress_workspace(open_workspace(net(), data=data()), Goals(), "sparse24")
-    without = compress_workspace(open_workspace(net(), target="tensorrt"), Goals(), "sparse24")
+        compress_version(open_version(net(), data=data()), Goals(), "sparse24")
+    without = compress_version(open_version(net(), target="tensorrt"), Goals(), "sparse24")
     assert {e.method for e in without.decisions.sparse.values()} == {"magnitude"}
     note = "no data was given: zeros by magnitude instead of sparsegpt"
     assert without.decisions.notes == (note,)
     with pytest.raises(ValueError, match="sparse weights stay float"):
         Plan(source=Source(), quantize={"w": SiteEntry(weight="w8c")}, sparse={"w": SparseEntry()})
     odd = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(54, 64)}, {"x": ["n", 54]}, ["y"])
-    work = open_workspace(odd, target="tensorrt")
-    plan = compress_workspace(work, Goals(), "sparse24-magnitude").plan
+    work = open_version(odd, target="tensorrt")
+    plan = compress_version(work, Goals(), "sparse24-magnitude").plan
     assert "not a multiple of 4" in plan.kept_float["w"]

@@ -11,7 +11,7 @@ import lwqc
 from lwqc.compile.execute import apply_plan
 from lwqc.decide import strategy
 from lwqc.decide.allocators.evolutionary import Settings
-from lwqc.decide.compress import compress_workspace, make_plan, open_workspace
+from lwqc.decide.compress import compress_version, make_plan, open_version
 from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
 from lwqc.decide.search import control as search_control
 from lwqc.decide.search.control import SearchControl
@@ -111,7 +111,7 @@ def measured(monkeypatch):
 
 
 def opened(net, target="cpu", data=FEEDS):
-    return open_workspace(net, target=target, data=data, allow_fallback=True)
+    return open_version(net, target=target, data=data, allow_fallback=True)
 
 
 def replayed(net, decided, data=FEEDS):
@@ -145,7 +145,7 @@ def test_also_without_data(net, name):
 def same(net, name, goals, target="cpu"):
     """The plan that `plan` and `compress` make, each for itself."""
     made = make_plan(opened(net, target), goals, name, CONTROL)
-    assert compress_workspace(opened(net, target), goals, name, CONTROL).plan == made
+    assert compress_version(opened(net, target), goals, name, CONTROL).plan == made
     return made
 
 

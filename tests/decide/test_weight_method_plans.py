@@ -8,7 +8,7 @@ import pytest
 import lwqc
 from lwqc.compile.losses import divergences
 from lwqc.decide import mixed
-from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.plans.bounds import Amount
@@ -28,7 +28,7 @@ METRIC = "tests.few_samples:glyph_accuracy"
 
 @pytest.fixture(scope="module")
 def vit():
-    return open_workspace(VIT, data=DATA, metric=METRIC)
+    return open_version(VIT, data=DATA, metric=METRIC)
 
 
 def errors(work, plan):
@@ -49,9 +49,9 @@ def output_divergence(work, done):
 
 @pytest.mark.parametrize("path", [VIT, RESNET])
 def test_gptq_beats_rounding_on_nearly_every_layer(path):
-    work = open_workspace(path, data=DATA)
+    work = open_version(path, data=DATA)
     plain, better = (
-        errors(work, compress_workspace(work, Goals(), find(r)).decisions) for r in ("rtn", "gptq")
+        errors(work, compress_version(work, Goals(), find(r)).decisions) for r in ("rtn", "gptq")
     )
     assert len(plain) > 10
     assert np.mean([better[n] < plain[n] for n in plain]) >= 0.95
@@ -60,7 +60,7 @@ def test_gptq_beats_rounding_on_nearly_every_layer(path):
 @pytest.mark.parametrize("method", ["gptq", "gptq-order", "gptq-refit", "gpfq", "descent"])
 def test_methods_that_look_at_data_lower_the_error_of_the_outputs(vit, method):
     plain, done = (
-        compress_workspace(vit, Goals(), uniform_recipe(3, "none", "mse", True, m))
+        compress_version(vit, Goals(), uniform_recipe(3, "none", "mse", True, m))
         for m in ("rtn", method)
     )
     assert io.serialized_bytes(done.model) == io.serialized_bytes(plain.model)
@@ -69,17 +69,17 @@ def test_methods_that_look_at_data_lower_the_error_of_the_outputs(vit, method):
 
 def test_what_runs_is_what_the_method_chose(vit):
     """The codes in the file are those of the method, not of plain rounding."""
-    done = compress_workspace(vit, Goals(), find("gptq"))
+    done = compress_version(vit, Goals(), find("gptq"))
     name, entry = next((n, e) for n, e in done.decisions.quantize.items() if e.weight.bits == 4)
     stored = done.model.graph.initializers[f"{name}_q4"].const_value.numpy()
-    plain = compress_workspace(vit, Goals(), find("rtn")).model.graph.initializers[f"{name}_q4"]
+    plain = compress_version(vit, Goals(), find("rtn")).model.graph.initializers[f"{name}_q4"]
     assert entry.method == "gptq-order"
     assert (stored != plain.const_value.numpy()).mean() > 0.05
 
 
 def test_sequential_calibration_lowers_the_error_of_the_outputs(vit):
     alone, after_others = (
-        compress_workspace(vit, Goals(), uniform_recipe(3, "none", "mse", True, "gptq", sequential))
+        compress_version(vit, Goals(), uniform_recipe(3, "none", "mse", True, "gptq", sequential))
         for sequential in (False, True)
     )
     assert after_others.decisions.sequential
@@ -88,8 +88,8 @@ def test_sequential_calibration_lowers_the_error_of_the_outputs(vit):
 
 def test_a_sequential_plan_replays_with_the_data_and_asks_for_it(tmp_path):
     recipe = uniform_recipe(4, "none", "mse", True, "gptq", True)
-    work = open_workspace(RESNET, data=DATA)
-    done = compress_workspace(work, Goals(), recipe)
+    work = open_version(RESNET, data=DATA)
+    done = compress_version(work, Goals(), recipe)
     done.plan.save(tmp_path / "plan.json")
     plan = Plan.load(tmp_path / "plan.json")
     again = lwqc.apply(RESNET, plan, data=DATA)
@@ -125,8 +125,8 @@ def test_sequential_calibration_handles_shared_embedded_and_biased_layers():
     rng = np.random.default_rng(0)
     data = [{"ids": rng.integers(0, 64, (4, n))} for n in (7, 16, 30)]
     before = {n: v.const_value.numpy().copy() for n, v in built.graph.initializers.items()}
-    work = open_workspace(built, data=data)
-    done = compress_workspace(work, Goals(), uniform_recipe(4, "none", "mse", True, "gptq", True))
+    work = open_version(built, data=data)
+    done = compress_version(work, Goals(), uniform_recipe(4, "none", "mse", True, "gptq", True))
     assert set(done.decisions.quantize) == {"table", "w1", "w2"}
     assert output_divergence(work, done) < 0.05
     for name, values in before.items():
@@ -135,9 +135,9 @@ def test_sequential_calibration_handles_shared_embedded_and_biased_layers():
 
 
 def test_methods_without_data_do_not_collect_any():
-    work = open_workspace(VIT)
+    work = open_version(VIT)
     for method in ("hqq", "k-quant"):
-        done = compress_workspace(work, Goals(), uniform_recipe(4, "none", "mse", True, method))
+        done = compress_version(work, Goals(), uniform_recipe(4, "none", "mse", True, method))
         assert {e.method for e in done.decisions.quantize.values()} == {method}
         assert not work.facts.has("grams") or not work.grams._held
 
@@ -170,7 +170,7 @@ def test_every_quantizing_recipe_makes_a_model_that_runs(vit):
     assert len(others) > 6
     for recipe in others:
         goals = Goals(avg_bits=6) if recipe.allocator == "rank" else Goals()
-        done = compress_workspace(vit, goals, recipe)
+        done = compress_version(vit, goals, recipe)
         assert done.decisions.quantize, recipe.name
         assert vit.job.metric(Session(done.model, label=recipe.name)) > 0.8, recipe.name
 
@@ -179,28 +179,28 @@ def test_mixed_bits_beat_uniform_ones_and_the_fixed_rule_at_equal_bytes(vit):
     knapsack = find("knapsack").model_copy(update={"method": "rtn"})
     alike = uniform_recipe(4, "dynamic", "mse")  # activations as mixed plans have them
     for rival in (alike, find("k-quant-mixed")):
-        done = compress_workspace(vit, Goals(), rival)
+        done = compress_version(vit, Goals(), rival)
         bound = Goals(max_size=Amount(float(io.serialized_bytes(done.model)), False))
-        ours = compress_workspace(vit, bound, knapsack)
+        ours = compress_version(vit, bound, knapsack)
         assert io.serialized_bytes(ours.model) <= io.serialized_bytes(done.model)
         assert output_divergence(vit, ours) < output_divergence(vit, done), rival.name
 
 
 def test_two_bits_join_when_four_do_not_fit(vit):
-    done = compress_workspace(vit, Goals(avg_bits=3.5), find("knapsack"))
+    done = compress_version(vit, Goals(avg_bits=3.5), find("knapsack"))
     assert {e.weight.bits for e in done.decisions.quantize.values()} >= {2, 4}
     # Scales take more where products are of 8-bit activations, which timings choose.
-    above = compress_workspace(vit, Goals(avg_bits=4.9), find("knapsack"))
+    above = compress_version(vit, Goals(avg_bits=4.9), find("knapsack"))
     assert 2 not in {e.weight.bits for e in above.decisions.quantize.values()}
 
 
 def test_the_bisected_recipe_keeps_within_its_drop(vit):
-    done = compress_workspace(vit, Goals(max_drop=0.004), find("aughess"))
+    done = compress_version(vit, Goals(max_drop=0.004), find("aughess"))
     drop = vit.job.metric.drop(vit.original.metric, vit.job.metric(Session(done.model, label="m")))
     assert drop <= 0.004
     assert io.serialized_bytes(done.model) < 0.3 * vit.original.size_bytes
     with pytest.raises(InputError, match="max-drop"):
-        compress_workspace(vit, Goals(avg_bits=4), find("aughess"))
+        compress_version(vit, Goals(avg_bits=4), find("aughess"))
 
 
 def test_error_curves_fall_with_bits(vit):

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 import pytest
 
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.planning import uniform
 from tests.build import model, normal
 from tests.test_odd_places import (
@@ -25,7 +25,7 @@ PLACES = {
 def opened(place, target="cpu-vnni"):
     model = ir.serde.deserialize_model(PLACES[place]())
     data = [{**FEEDS, "c": True}] if len(model.graph.inputs) > 1 else [FEEDS]
-    return open_workspace(model, target=target, data=data)
+    return open_version(model, target=target, data=data)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -60,7 +60,7 @@ def test_the_reason_is_that_of_what_was_asked(place, bits, activations, reason):
 def test_what_stays_float_has_both_reasons():
     rows = [("Conv", ["x", "w"], "y", {"pads": [1] * 4})]
     built = model(rows, {"w": normal(8, 3, 3, 3)}, {"x": ["n", 3, 8, 8]}, ["y"])
-    work = open_workspace(built, data=[{"x": normal(1, 3, 8, 8)}], target="cpu-vnni")
+    work = open_version(built, data=[{"x": normal(1, 3, 8, 8)}], target="cpu-vnni")
     assert uniform(work, 8, "dynamic").kept_float["w"] == (
         "convolutions with dynamic activations are slower than float (ConvInteger); "
         "has only 216 weights"

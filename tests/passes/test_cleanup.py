@@ -12,7 +12,7 @@ import pytest
 import lwqc
 from lwqc.compile.activation_facts import activation_ranges
 from lwqc.compile.cleaned import cleaned
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.model import io
 from lwqc.passes.cleanup import Cleaned, clean_up
 from lwqc.passes.fold_constants import FoldConstants
@@ -235,7 +235,7 @@ def test_merging_starts_from_the_graph_that_is_clean_already(monkeypatch):
     rows = [("MatMul", ["x", f"w{i}"], f"m{i}", {}) for i in range(2)]
     rows += [("Add", ["m0", "m1"], "y", {})]
     weights = {f"w{i}": normal(8, 8, seed=i) for i in range(2)}
-    job = open_workspace(model(rows, weights, {"x": ["n", 8]}, ["y"]), data="random:1")
+    job = open_version(model(rows, weights, {"x": ["n", 8]}, ["y"]), data="random:1")
     taken = []
 
     def counted(*arguments, **options):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lwqc.compile.candidates import evaluate, with_formats
 from lwqc.compile.losses import outputs_error
 from lwqc.decide import planning
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from tests.build import Row, model, normal
 
 
@@ -19,7 +19,7 @@ def test_static_and_dynamic_sites_may_read_one_tensor() -> None:
     ]
     weights = {f"w{i}": normal(64, 32, seed=i, scale=0.1) for i in range(3)}
     data = [{"x": normal(8, 64, seed=i)} for i in range(3)]
-    work = open_workspace(model(rows, weights, {"x": ["batch", 64]}, ["y"]), data=data)
+    work = open_version(model(rows, weights, {"x": ["batch", 64]}, ["y"]), data=data)
     static, dynamic = (planning.uniform(work, 8, kind) for kind in ("static", "dynamic"))
     mixed = static.model_copy(
         update={"quantize": {**static.quantize, "w1": dynamic.quantize["w1"]}}

@@ -8,7 +8,7 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
 from lwqc.backends.cpu import CpuTarget
 from lwqc.compile.execute import execute
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.lower import lower_plan
 from lwqc.graph.sites import find_sites
 from lwqc.model import io
@@ -51,7 +51,7 @@ ENTRIES = [
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: "-".join(e.values()))
 def test_forms_of_the_cpu_are_recognised_and_come_back_the_same(entry):
     before = quantized(entry)
-    work = open_workspace(before, data=[X])
+    work = open_version(before, data=[X])
     plan = lower_plan(work)
     assert [str(e.weight) for e in plan.quantize.values()] == [entry["weight"]]
     assert [e.activation for e in plan.quantize.values()] == [entry.get("activation", "none")]
@@ -101,7 +101,7 @@ def test_pairs_of_another_tool_go_and_their_ranges_are_kept():
 
 def test_a_relu_that_the_quantizer_left_out_comes_back():
     before = qdq(relu=True)
-    work = open_workspace(before, data=[X])
+    work = open_version(before, data=[X])
     plan = lower_plan(work)
     assert plan.restore.clips == {"h": "relu"}
     found = Session(execute(work, Goals(), plan).model)(X)["y"]
@@ -139,7 +139,7 @@ def test_models_of_onnxruntimes_quantizer(tmp_path, target):
     path = tmp_path / "qdq.onnx"
     quantize_static(tmp_path / "float.onnx", path, Reader(), per_channel=True)
     feeds = {"x": normal(2, 16, 8, 8, seed=9)}
-    work = open_workspace(str(path), data=[feeds], target=target)
+    work = open_version(str(path), data=[feeds], target=target)
     plan = lower_plan(work)
     assert "relu" in plan.restore.clips.values()
     expected = {"cpu": "static", "cuda": "none", "tensorrt": "static"}[target]
@@ -150,7 +150,7 @@ def test_models_of_onnxruntimes_quantizer(tmp_path, target):
 
 
 def test_codes_with_a_zero_point_are_encoded_again_for_tensorrt():
-    work = open_workspace(qdq(zero=3, dtype=np.int8), data=[X], target="tensorrt")
+    work = open_version(qdq(zero=3, dtype=np.int8), data=[X], target="tensorrt")
     done = execute(work, Goals(), lower_plan(work))
     zeros = [
         n.inputs[2].const_value.numpy() for n in done.model.graph if n.op_type == "QuantizeLinear"
@@ -167,7 +167,7 @@ def test_what_has_no_name_in_lwqc_is_told():
         np.full(64, 0.001, np.float32), name="ws"
     )
     built.graph.initializers["ws"].shape = ir.Shape([64])
-    work = open_workspace(built, data=[X], target="cuda")
+    work = open_version(built, data=[X], target="cuda")
     plan = lower_plan(work)
     assert plan.quantize == {}
     assert "no name" in plan.kept_float["wq/float"]

@@ -15,7 +15,7 @@ import lwqc.demo
 from lwqc import cli
 from lwqc.backends.cpu import CpuTarget
 from lwqc.decide import planning
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
 from lwqc.model import io
@@ -318,7 +318,7 @@ def test_planning_sets_branches_where_they_are_legal_and_small():
     ]
     weights = {"big": normal(256, 200), "thin": normal(200, 8), "rows": normal(50, 64)}
     built = model(rows, weights, {"x": ["m", 256], "i": ["b"]}, ["t", "g"], types={"i": 7})
-    work = open_workspace(built)
+    work = open_version(built)
     plan = planning.uniform(work, 4, "none")
     assert set(plan.quantize) == set(weights)
     done = planning.with_side(work, plan, 8, 0.01)
@@ -335,7 +335,7 @@ def test_planning_sets_branches_where_they_are_legal_and_small():
 def test_float4_where_it_has_a_kernel():
     rows = [("MatMul", ["x", "a"], "h", {}), ("MatMul", ["h", "b"], "y", {})]
     built = model(rows, {"a": normal(128, 100), "b": normal(100, 64)}, {"x": ["m", 128]}, ["y"])
-    plan = planning.uniform(open_workspace(built), 4, "none", kind="fp4")
+    plan = planning.uniform(open_version(built), 4, "none", kind="fp4")
     assert {n: str(e.weight) for n, e in plan.quantize.items()} == {"a": "fp4b64h", "b": "w4b16h"}
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from lwqc.decide.budgets import max_memory
-from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.space import Stored
 from lwqc.errors import InputError, LwqcError
@@ -74,7 +74,7 @@ def test_what_is_needed_at_once() -> None:
 
 def test_weights_are_held_as_their_kernel_reads_them() -> None:
     """A product reads codes, a convolution with weights in few bits computes in float."""
-    work = open_workspace(product(256))
+    work = open_version(product(256))
     entry = next(iter(work.job.target.candidates(work.sites["w"], work.opset)))
     assert max_memory._held(work, Stored("w", (256, 256), 4), None) == 4 * 256**2
     held = max_memory._held(work, Stored("w", (256, 256), 4), entry)
@@ -99,7 +99,7 @@ def test_a_budget_is_met_and_reported(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(max_memory, "peak_memory", memory)
     goals = Goals(max_memory=Amount(0.5, True))
     nearest = find("auto").model_copy(update={"method": "rtn"})
-    done = compress_workspace(opened(), goals, nearest, SearchControl(effort="low"))
+    done = compress_version(opened(), goals, nearest, SearchControl(effort="low"))
     report = done.save(tmp_path / "out.onnx")
     (outcome,) = report.outcomes
     assert (outcome.name, outcome.met) == ("memory", True)
@@ -116,10 +116,10 @@ def test_a_budget_is_met_and_reported(monkeypatch, tmp_path) -> None:
 def test_budgets_that_cannot_be_measured_are_refused() -> None:
     goals = Goals(max_memory=Amount(0.5, True))
     with pytest.raises(InputError, match="--max-memory needs a search"):
-        compress_workspace(open_workspace(DIGITS), goals, "w8")
-    cuda = open_workspace(DIGITS, data=DATA, target="cuda")
+        compress_version(open_version(DIGITS), goals, "w8")
+    cuda = open_version(DIGITS, data=DATA, target="cuda")
     with pytest.raises(InputError, match="Linux for target cpu only"):
-        compress_workspace(cuda, goals)
+        compress_version(cuda, goals)
 
 
 @pytest.mark.parametrize("text", ["2", "half", "-1MB"])

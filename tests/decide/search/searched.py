@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lwqc
 from lwqc.decide.budgets.max_macs import BUDGET as MACS
-from lwqc.decide.compress import open_workspace
+from lwqc.decide.compress import open_version
 from lwqc.decide.search.items import SearchModel, search_model
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.overhead import measure_overhead
@@ -18,7 +18,7 @@ DATA = "models.digits:calibration"
 
 
 def opened(**options):
-    return open_workspace(DIGITS, **{"data": DATA, **options})
+    return open_version(DIGITS, **{"data": DATA, **options})
 
 
 @lru_cache(maxsize=1)

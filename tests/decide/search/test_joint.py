@@ -16,7 +16,7 @@ from lwqc.compile.reference import Reference
 from lwqc.compile.version import Version
 from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.decide.budgets import max_latency
-from lwqc.decide.compress import compress_workspace, open_workspace
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.decide.search import joint as module
 from lwqc.decide.search import whole as whole_search
 from lwqc.decide.search.control import EFFORTS, SearchControl
@@ -68,9 +68,7 @@ def goals(share: float, **more) -> Goals:
 
 def searched(share: float, recipe: str = "auto", **control):
     nearest = find(recipe).model_copy(update={"method": "rtn"})
-    done = compress_workspace(
-        shared(), goals(share), nearest, SearchControl(effort="low", **control)
-    )
+    done = compress_version(shared(), goals(share), nearest, SearchControl(effort="low", **control))
     return done, done.plan.model_copy(update={"recipe": ""})
 
 
@@ -120,21 +118,21 @@ def test_recipes_change_what_they_say(recipe, share, fields) -> None:
 
 def test_products_are_a_budget(tmp_path) -> None:
     control = SearchControl(effort="low")
-    done = compress_workspace(shared(), Goals(max_macs=Amount(0.6, True)), "auto", control)
+    done = compress_version(shared(), Goals(max_macs=Amount(0.6, True)), "auto", control)
     report = done.save(tmp_path / "out.onnx")
     (outcome,) = report.outcomes
     assert (outcome.name, outcome.met) == ("MACs", True)
     assert 0.5 < outcome.reached / shared().original.macs <= 0.6
     assert done.plan.prune is not None or done.plan.remove
     assert not done.plan.quantize
-    other = open_workspace(tmp_path / "out.onnx", data=DATA)
+    other = open_version(tmp_path / "out.onnx", data=DATA)
     assert other.original.macs == outcome.reached
 
 
 def test_products_that_nothing_would_remove_are_refused() -> None:
-    work = open_workspace(shared().model, data="random:1")
+    work = open_version(shared().model, data="random:1")
     with pytest.raises(InputError, match="--max-macs needs a search"):
-        compress_workspace(work, Goals(max_macs=Amount(0.6, True)), "w8")
+        compress_version(work, Goals(max_macs=Amount(0.6, True)), "w8")
 
 
 def test_the_metric_of_the_user_decides_on_all_data() -> None:
@@ -314,7 +312,7 @@ def test_a_row_of_models_from_one_search(tmp_path) -> None:
 def test_average_bits_are_those_of_the_sites(tmp_path) -> None:
     nearest = find("auto").model_copy(update={"method": "rtn"})
     wanted = Goals(avg_bits=5.0)
-    done = compress_workspace(shared(), wanted, nearest, SearchControl(effort="low"))
+    done = compress_version(shared(), wanted, nearest, SearchControl(effort="low"))
     report = done.save(tmp_path / "out.onnx")
     assert report.met
     assert 4.5 < report.average_bits <= 5
