@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -20,17 +20,24 @@ def is_tensor(value: ir.Value | None) -> bool:
     return value is None or value.type is None or isinstance(value.type, ir.TensorType)
 
 
-def forget_uncertain(model: ir.Model) -> None:
+def forget_uncertain(model: ir.Model, stated: Sequence[ir.Shape | None]) -> None:
     """Forget shapes of sequences and optionals, and of what is taken out of them, in place.
 
     The elements of a sequence may differ in shape; a shape stored for one of them makes a file that
-    does not run.
+    does not run. stated: what the file says of its outputs, which stays.
     """
     for node in nodes_of(model.graph):
         opaque = not all(map(is_tensor, node.inputs))
         for value in node.outputs:
             if opaque or not is_tensor(value):
                 value.shape = None
+    for value, shape in zip(model.graph.outputs, stated, strict=True):
+        value.shape = value.shape if shape is None else shape
+
+
+def output_shapes(model: ir.Model) -> list[ir.Shape | None]:
+    """What a model states of its outputs."""
+    return [value.shape for value in model.graph.outputs]
 
 
 def infer_types(model: ir.Model) -> None:
@@ -39,13 +46,13 @@ def infer_types(model: ir.Model) -> None:
     Types that the file states stay, and so do sizes that are numbers. ONNX Runtime's own operators
     are not known to ONNX: their results stay without a type.
     """
-    proto = light(model)
+    proto, stated = light(model), output_shapes(model)
     try:
         inferred = infer(proto, data=True)
     except SessionError:
         return
     _take(model.graph, inferred.graph)
-    forget_uncertain(model)
+    forget_uncertain(model, stated)
 
 
 def with_own_sizes(model: ir.Model, symbol: str) -> ir.Model:

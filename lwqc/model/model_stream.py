@@ -123,10 +123,11 @@ def apart(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
     runtime has removed it when it looks for the values. It needs sizes before that, such as those
     of many parts.
     """
+    read = {value for node in model.graph.all_nodes() for value in node.inputs}
     weights = {
         v.name or "": t
         for v, t in _weights(model)
-        if _is_large(t) and t.dtype in _NUMPY_TYPES and v.uses()
+        if _is_large(t) and t.dtype in _NUMPY_TYPES and v in read
     }
     proto = external_proto(model, dict.fromkeys(weights, 0), "in memory")
     return proto, {n: np.ascontiguousarray(read_array(t)) for n, t in weights.items()}
@@ -203,7 +204,8 @@ def _verbatim(tensor: ir.TensorProtocol) -> bool:
 
 def _is_large(tensor: ir.TensorProtocol) -> bool:
     """Whether a tensor may be kept outside of the model; integers that may be sizes may not."""
-    least = _SIZES_UP_TO_BYTES if tensor.dtype is ir.DataType.INT64 else INLINE_UP_TO_BYTES
+    sizes = tensor.dtype in (ir.DataType.INT32, ir.DataType.INT64)
+    least = _SIZES_UP_TO_BYTES if sizes else INLINE_UP_TO_BYTES
     return tensor.dtype is not ir.DataType.STRING and tensor.nbytes > least
 
 

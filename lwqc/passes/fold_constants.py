@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from lwqc.graph.computed_filters import computed_filters
 from lwqc.graph.sites import MIN_WEIGHTS
-from lwqc.graph.value_types import forget_uncertain
+from lwqc.graph.value_types import forget_uncertain, output_shapes
 from lwqc.model.names import nodes_of, scopes
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.base import Pass, adopt
@@ -57,7 +57,7 @@ class FoldConstants(Pass):
         """
         from onnxscript.optimizer import optimize_ir
 
-        before, counts = model.clone(), _operators(model)
+        before, counts, stated = model.clone(), _operators(model), output_shapes(model)
         computed = computed_filters(model.graph)
         _own_constants(model)
         try:
@@ -78,7 +78,7 @@ class FoldConstants(Pass):
             return 0
         _drop_new_attributes(model)
         _keep_stored_outputs(model)
-        forget_uncertain(model)
+        forget_uncertain(model, stated)
         distinguish(model)  # the rules name what they make without a look at other bodies
         # Types and shapes are told, and equal constants joined, in any case.
         ctx.changed(keeps_sizes=True)

@@ -147,11 +147,12 @@ class Session:
         options = chosen.build()
         if optimized_path:
             options.optimized_model_filepath = optimized_path
-        if risky is None:
-            risky = isinstance(model, ir.Model) and has_bodies(model)
+        bodies = isinstance(model, ir.Model) and has_bodies(model)
+        risky = bodies if risky is None else risky
         self._label = label
         self._unproven: tuple[Loadable, SessionSettings] | None = None
-        whole = risky or optimized_path is not None
+        # Where an If is decided while the model is loaded, what only its bodies read is gone.
+        whole = risky or bodies or optimized_path is not None
         with _loadable(model, options, whole=whole) as source:
             if risky and chosen.provider == _CPU:
                 _try_load(source, chosen, label)

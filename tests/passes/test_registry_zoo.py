@@ -28,7 +28,7 @@ MATCHES = [
     ("fold-norms", "", "deit_tiny_distilled_patch16_224.dynamo"),
     ("fuse-attention", "simplify,raise-opset{version=23}", "vit_small_patch16_224.dynamo"),
     ("fuse-attention", "simplify,raise-opset{version=23}", "bert.dynamo"),
-    ("fuse-gelu", "simplify,raise-opset{version=23}", "vit_small_patch16_224.dynamo"),
+    ("fuse-gelu", "simplify,raise-opset{version=23}", "vit_small_patch16_224.legacy"),
     ("fuse-rms-norm", "simplify,raise-opset{version=23}", "llama.dynamo"),
     ("fuse-rotary", "simplify,raise-opset{version=23}", "llama.dynamo"),
     ("global-pool", "", "mobilenet_v2.dynamo"),

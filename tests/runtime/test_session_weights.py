@@ -35,7 +35,7 @@ def _rows(model: ir.Model) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_of_each_type_arrive(kind: str) -> None:
-    weight = (np.arange(9000).reshape(20, 450) % 7).astype(kind)
+    weight = (np.arange(18000).reshape(20, 900) % 7).astype(kind)
     node = helper.make_node("Gather", ["w", "i"], ["y"])
     model = _model(numpy_helper.from_array(weight, "w"), [node], "y")
 

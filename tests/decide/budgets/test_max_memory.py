@@ -58,7 +58,7 @@ def test_what_is_needed_at_once() -> None:
         ("Relu", ["a"], "b", {}),  # writes over a
         ("Reshape", ["b", "shape"], "c", {}),  # is b
         ("MatMul", ["c", "w"], "d", {}),
-        ("Add", ["c", "d"], "y", {}),  # writes over what it reads
+        ("Add", ["c", "d"], "y", {}),  # writes over one of both
     ]
     stored = {"w": normal(4, 4), "shape": np.array([1, 4])}
     graph = model(rows, stored, {"x": [1, 4]}, ["y"]).graph
@@ -67,7 +67,7 @@ def test_what_is_needed_at_once() -> None:
         [0, 1, 0, 0, 0],
         [0, 1, 0, 0, 0],
         [0, 1, 0, 1, 0],
-        [0, 0, 0, 0, 1],
+        [0, 0, 0, 1, 1],
     ]
     assert moments(graph, 5).tolist() == wanted
 
