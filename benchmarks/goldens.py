@@ -46,7 +46,7 @@ COMMANDS: dict[str, list[str]] = {
     "plan": ["plan", "{m}", "-o", "{o}", "--recipe", "w8a8-static", "--data", "{d}", *VNNI],
 }  # fmt: skip
 SHIPPED = {
-    "lwqc/demo/digits.onnx": "lwqc.demo.digits:calibration",
+    "lwqc/cli/demo/digits.onnx": "lwqc.cli.demo.digits:calibration",
     "models/glyph_mobilenet.onnx": "models.glyphs:calibration",
     "models/glyph_resnet.onnx": "models.glyphs:calibration",
     "models/glyph_vit.onnx": "models.glyphs:calibration",

@@ -78,7 +78,7 @@ def english() -> Iterator[Feeds]:
 GLYPHS = ("models.glyphs:calibration", "models.glyphs:accuracy", digits_as_glyphs)
 MODELS: dict[str, tuple[str, str, str, Callable[[], Iterator[Feeds]]]] = {
     "digits": (
-        "lwqc/demo/digits.onnx",
+        "lwqc/cli/demo/digits.onnx",
         "models.digits:calibration",
         "models.digits:accuracy",
         glyphs_as_digits,

@@ -10,7 +10,7 @@ import numpy as np
 
 from models.training import Feeds, Run, batches, command, export, top1
 
-DEMO = Path(__file__).parent.parent / "lwqc" / "demo"
+DEMO = Path(__file__).parent.parent / "lwqc" / "cli" / "demo"
 MODEL = DEMO / "digits.onnx"
 DATA = DEMO / "digits.npz"
 CLASSES = 10

@@ -41,7 +41,7 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("digits", FOLDER.parent / "lwqc/demo/digits.onnx", "models.digits:accuracy"),
+    Subject("digits", FOLDER.parent / "lwqc/cli/demo/digits.onnx", "models.digits:accuracy"),
     Subject("glyph_resnet", FOLDER / "glyph_resnet.onnx", "models.glyphs:accuracy"),
     Subject("glyph_mobilenet", FOLDER / "glyph_mobilenet.onnx", "models.glyphs:accuracy"),
     Subject("glyph_vit", FOLDER / "glyph_vit.onnx", "models.glyphs:accuracy", branches=2),

@@ -3,4 +3,4 @@
 from importlib import resources
 from pathlib import Path
 
-Path("model.onnx").write_bytes((resources.files("lwqc") / "demo" / "digits.onnx").read_bytes())
+Path("model.onnx").write_bytes((resources.files("lwqc.cli.demo") / "digits.onnx").read_bytes())

@@ -336,14 +336,14 @@ def demo(
     **options: Unpack[Showing],
 ) -> None:
     """Compress a small trained digit classifier that comes with lwqc."""
+    from lwqc.cli.demo import digits
     from lwqc.decide.compress import compress_version, open_version
-    from lwqc.demo import digits
     from lwqc.model.scratch import temporary_folder
     from lwqc.plans.goals import Goals
 
     with (
         temporary_folder() as folder,
-        resources.as_file(resources.files("lwqc") / "demo" / "digits.onnx") as model,
+        resources.as_file(resources.files("lwqc.cli.demo") / "digits.onnx") as model,
     ):
         target = output or folder / "digits.lwqc.onnx"
         with progress_bars() as report:

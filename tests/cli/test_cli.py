@@ -11,16 +11,16 @@ import numpy as np
 import onnx
 import pytest
 
-import lwqc.demo
+import lwqc.cli.demo
 from lwqc import cli
 from lwqc.model import io
 from lwqc.plans.plan import Plan
 from lwqc.runtime.session import Session
 from tests.build import model, normal
 
-DIGITS = Path(lwqc.demo.__file__).parent / "digits.onnx"
-DATA = "lwqc.demo.digits:calibration"
-METRIC = "lwqc.demo.digits:accuracy"
+DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
+DATA = "lwqc.cli.demo.digits:calibration"
+METRIC = "lwqc.cli.demo.digits:accuracy"
 
 
 @pytest.fixture
@@ -199,7 +199,9 @@ def test_bad_data(run, tmp_path, linear, arrays, words):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("spec", ["nothing.npz", "no.such.module:f", "lwqc.demo.digits:no", "huh"])
+@pytest.mark.parametrize(
+    "spec", ["nothing.npz", "no.such.module:f", "lwqc.cli.demo.digits:no", "huh"]
+)
 def test_data_that_cannot_be_opened(run, tmp_path, spec):
     assert refused(run("compress", DIGITS, "-o", tmp_path / "o.onnx", "--data", spec), spec)
 

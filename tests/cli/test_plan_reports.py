@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lwqc
-import lwqc.demo
+import lwqc.cli.demo
 from lwqc.cli.report.plan_diff import plan_diff
 from lwqc.cli.report.plan_text import plan_text
 from lwqc.plans import schemas
@@ -19,8 +19,8 @@ from lwqc.plans.recipe import Recipe, named, source_text
 from lwqc.plans.schemas import schema_text
 from lwqc.quant.formats import WeightFormat
 
-DIGITS = Path(lwqc.demo.__file__).parent / "digits.onnx"
-DATA = "lwqc.demo.digits:calibration"
+DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
+DATA = "lwqc.cli.demo.digits:calibration"
 DOCS = Path(lwqc.__file__).parents[1] / "docs"
 
 PLAN = Plan.model_validate(

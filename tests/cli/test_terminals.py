@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 import lwqc
-import lwqc.demo
+import lwqc.cli.demo
 from lwqc.cli.report.console import Console
 from lwqc.cli.shown import shown
 
-DIGITS = Path(lwqc.demo.__file__).parent / "digits.onnx"
+DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
 DATA = "tests.hostile_names:calibration"
 EVIL = "\x1b[31m[red]\u202e\n:smile:[/bold] \x9b\u200b"
 

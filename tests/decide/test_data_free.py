@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 
 import lwqc
-import lwqc.demo
+import lwqc.cli.demo
+from lwqc.cli.demo import digits
 from lwqc.compile.execute import apply_plan
 from lwqc.decide.compress import compress_version, make_plan, open_version
 from lwqc.decide.data_free import without_data
-from lwqc.demo import digits
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import Recipe, find, named
@@ -23,8 +23,8 @@ from lwqc.runtime.session import Session
 from tests.build import model, normal
 from tests.short import short
 
-DIGITS = Path(lwqc.demo.__file__).parent / "digits.onnx"
-DATA = "lwqc.demo.digits:calibration"
+DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
+DATA = "lwqc.cli.demo.digits:calibration"
 FIRST = next(digits.calibration())["image"]
 DRAWN = [{"image": FIRST[i : i + 8]} for i in (0, 8)]
 PROCESSORS = ["cpu-vnni", "cpu-avx2", "cpu-arm"]

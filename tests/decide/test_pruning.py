@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 import lwqc
-import lwqc.demo
+import lwqc.cli.demo
 from lwqc.compile.prunable import Prunable
 from lwqc.decide.channels import decide
 from lwqc.decide.compress import open_version
@@ -19,9 +19,9 @@ from lwqc.model import io
 from lwqc.runtime.session import Session
 from tests.build import model, normal
 
-DIGITS = Path(lwqc.demo.__file__).parent / "digits.onnx"
-DATA = "lwqc.demo.digits:calibration"
-METRIC = "lwqc.demo.digits:accuracy"
+DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
+DATA = "lwqc.cli.demo.digits:calibration"
+METRIC = "lwqc.cli.demo.digits:accuracy"
 
 
 def perceptron(**options):

@@ -26,7 +26,7 @@ from tests.zoo.materialize import materialize, sample_inputs
 
 MODELS = Path(__file__).parent.parent.parent / "models"
 SHIPPED = [
-    MODELS.parent / "lwqc/demo/digits.onnx",
+    MODELS.parent / "lwqc/cli/demo/digits.onnx",
     *sorted(p for p in MODELS.glob("*.onnx") if p.stem != "minilm"),
 ]
 _WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "LSTM": (1, 2), "GRU": (1, 2)}

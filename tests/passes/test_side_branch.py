@@ -11,7 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 from pydantic import ValidationError
 
-import lwqc.demo
+import lwqc.cli.demo
 from lwqc import cli
 from lwqc.backends.cpu import CpuTarget
 from lwqc.decide import planning
@@ -29,7 +29,7 @@ from tests.quant.correlated import inputs
 
 TARGET = CpuTarget()
 GLYPHS = Path(__file__).parents[2] / "models" / "glyph_vit.onnx"
-DIGITS = Path(lwqc.demo.__file__).parent / "digits.onnx"
+DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
 BRANCHES = [{"rank": 3}, {"columns": 5}, {"rank": 3, "columns": 5}]
 FORMATS = ["w4b32h", "w2b16", "w8c", "nf4b32"]
 every_branch = pytest.mark.parametrize("branch", BRANCHES, ids=str)
@@ -367,7 +367,7 @@ def test_recipes_on_the_command_line(recipe, tmp_path, monkeypatch, capsys):
 
 
 def test_without_a_linear_layer_the_report_says_why():
-    done = lwqc.compress(DIGITS, data="lwqc.demo.digits:calibration", recipe="lorc")
+    done = lwqc.compress(DIGITS, data="lwqc.cli.demo.digits:calibration", recipe="lorc")
     assert done.plan.quantize
     for name, entry in done.plan.quantize.items():
         assert not entry.has_side

@@ -13,7 +13,7 @@ from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.overhead import measure_overhead
 from lwqc.decide.search.trial_model import TrialModel
 
-DIGITS = Path(lwqc.__file__).parent / "demo/digits.onnx"
+DIGITS = Path(lwqc.__file__).parent / "cli/demo/digits.onnx"
 DATA = "models.digits:calibration"
 
 

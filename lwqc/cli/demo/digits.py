@@ -14,7 +14,7 @@ _BATCH = 64
 
 def _arrays() -> dict[str, NDArray[Any]]:
     with (
-        resources.as_file(resources.files("lwqc") / "demo" / "digits.npz") as path,
+        resources.as_file(resources.files("lwqc.cli.demo") / "digits.npz") as path,
         np.load(path) as archive,
     ):
         return {name: archive[name] for name in archive.files}
