@@ -16,7 +16,7 @@ from lwqc.learn.program import Program, Step, function_call
 from lwqc.learn.table import OPERATIONS
 from lwqc.learn.tensors import to_torch_tensor, torch_type
 
-_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_datatype"})
+_TYPE_ATTRIBUTES = frozenset({"dtype", "output_datatype"})
 _READS_SCOPE = ir.AttributeType.GRAPH
 _CONSTANT = ("", "Constant")
 Attributes = Mapping[str, ir.Attr]
@@ -88,6 +88,9 @@ class Builder:
             tuple(bool(v.name) for v in node.outputs),
             tuple(None if v is None else v.dtype for v in node.inputs),
         )
+        refusal = operation.refused(call, node)
+        if refusal:
+            self.missing[label] = refusal
         return Step(operation.run, call, inputs, outputs, operation.numbers, operation.scoped)
 
     def _function(self, node: ir.Node, function: ir.Function, bound: Attributes) -> Program:

@@ -53,7 +53,8 @@ class Operation:
     codes of weights; with gradients they are floats that hold whole numbers. packed: codes of bytes
     are packed in them, by the attribute `bits`; floats are not. scoped: `run` gets the
     values that bodies may read as its second argument. drawn_from: with so many inputs numbers are
-    drawn anew in every run; None for never.
+    drawn anew in every run; None for never. refused: why a node of the operator cannot be computed,
+    or "", asked before anything runs.
     """
 
     run: Function
@@ -63,6 +64,7 @@ class Operation:
     packed: bool = False
     scoped: bool = False
     drawn_from: int | None = None
+    refused: Callable[[Call, ir.Node], str] = lambda call, node: ""
 
 
 Table = Mapping[Key, Operation]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lwqc.learn.functions import (
     attention,
+    casts,
     codes,
     control,
     convolution,
@@ -26,6 +27,7 @@ from lwqc.learn.operation import Key, Operation
 
 _FAMILIES = (
     attention,
+    casts,
     codes,
     control,
     convolution,

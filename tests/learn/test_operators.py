@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 
+from lwqc.errors import InputError  # noqa: E402
 from lwqc.learn.table import OPERATIONS  # noqa: E402
 from lwqc.learn.to_torch import module_of  # noqa: E402
 from lwqc.runtime.session import Session  # noqa: E402
@@ -301,6 +302,23 @@ CASES = {
     "GatherBlockQuantized": "uint8[5,16] w, int64[2,2] i, float[5,2] p -> float y: "
     "y = com.microsoft.GatherBlockQuantized<bits = 4, block_size = 16, gather_axis = 0, "
     "quantize_axis = 1>(w, i, p)",
+    "DFT": "float[2,5,4,1] x -> float y: y = DFT(x)",
+    **{
+        f"DFT along {axis}": f"float[2,5,4,2] x -> float y: a = Constant<value_int = {axis}>() "
+        "y = DFT(x, , a)"
+        for axis in (-3, -2, 1, 2)
+    },
+    "DFT with a half": "float[2,5,1] x -> float y: a = Constant<value_int = -2>() "
+    "y = DFT<onesided = 1>(x, , a)",
+    "RNN of scaled tanh": "float[4,2,3] x, float[1,5,3] w, float[1,5,5] r -> float y: "
+    'y = RNN<hidden_size = 5, activations = ["ScaledTanh"], activation_alpha = [0.7], '
+    "activation_beta = [0.4]>(x, w, r)",
+    "GRU of sums": "float[4,2,3] x, float[1,15,3] w, float[1,15,5] r -> float y: "
+    'y = GRU<hidden_size = 5, activations = ["HardSigmoid", "Affine"], '
+    "activation_alpha = [0.3, 0.6], activation_beta = [0.4, 0.1]>(x, w, r)",
+    "LSTM of all kinds": "float[4,2,3] x, float[1,20,3] w, float[1,20,5] r -> float y: "
+    'y = LSTM<hidden_size = 5, activations = ["HardSigmoid", "ScaledTanh", "Affine"], '
+    "activation_alpha = [0.3, 0.6, 0.8], activation_beta = [0.4, 0.9, 0.1]>(x, w, r)",
     # attention
     "MultiHeadAttention": "float[2,3,8] q, float[2,5,8] k, float[2,5,8] v, float[24] b, "
     "float[1,1,3,5] a -> float y: "
@@ -319,6 +337,12 @@ CASES = {
     "float y: y = com.microsoft.RotaryEmbedding(x, i, c, s)",
 }
 LATER = {
+    **{
+        f"scores {mode} of Attention": "float[2,2,3,8] q, float[2,2,5,8] k, float[2,2,5,8] v, "
+        "float[3,5] m -> float y, float s: "
+        f"y, , , s = Attention<softcap = 2.0, qk_matmul_output_mode = {mode}>(q, k, v, m)"
+        for mode in (0, 3)
+    },
     "Attention": "float[2,4,3,8] q, float[2,2,5,8] k, float[2,2,5,8] v, float[3,5] m -> float y: "
     "y = Attention(q, k, v, m)",
     "causal Attention": "float[2,3,16] q, float[2,3,16] k, float[2,3,16] v -> float y: "
@@ -336,6 +360,32 @@ LATER = {
     "DequantizeLinear of blocks": "int8[2,6] x, float[2,3] p -> float y: "
     "y = DequantizeLinear<axis = 1, block_size = 2>(x, p)",
 }
+# Nothing comes out that has gradients.
+CODED = {
+    **{
+        f"Cast to {kind} with saturate {how}": "float[9] x -> float y: "
+        "f = Constant<value = float[9] {1.3, 448, 463, 464, 465, -1e9, 61439, 1e9, -57345}>() "
+        "z = Sub(x, x) m = Add(z, f) "
+        f"c = Cast<to = {number}, saturate = {how}>(m) y = Cast<to = 1>(c)"
+        for kind, number in (("E4M3", 17), ("E5M2", 19))
+        for how in (0, 1)
+    },
+    **{
+        f"QLinearSoftmax of opset {opset}": "uint8[2,3,4] x -> uint8 y: "
+        "s = Constant<value_float = 0.1>() t = Constant<value_float = 0.00390625>() "
+        "z = Constant<value = uint8 {0}>() "
+        f"y = com.microsoft.QLinearSoftmax<axis = 1, opset = {opset}>(x, s, z, t, z)"
+        for opset in (12, 13)
+    },
+    "Resize of integers": "int32[1,1,3,4] x -> int32 y: s = Constant<value = float[4] "
+    "{1, 1, 2, 3}>() y = Resize(x, , s)",
+    **{
+        f"Cast to {kind}": "float[4] x -> int32 y: z = Sub(x, x) "
+        "v = Constant<value = float[4] {1.3, 9.5, -12.5, 19}>() m = Add(z, v) "
+        f"c = Cast<to = {number}>(m) y = Cast<to = 6>(c)"
+        for kind, number in (("int4", 22), ("uint4", 21))
+    },
+}
 EARLIER = {
     "Softmax": "float[2,3,4] x -> float y: y = Softmax<axis = 1>(x)",
     "Squeeze": "float[2,1,3] x -> float y: y = Squeeze<axes = [1]>(x)",
@@ -344,6 +394,11 @@ EARLIER = {
     "ReduceSum": "float[2,3,4] x -> float y: y = ReduceSum<axes = [1]>(x)",
     "Split": "float[2,6] x -> float y, float z: y, z = Split<axis = 1, split = [2, 4]>(x)",
     "Dropout": "float[2,3] x -> float y: y = Dropout(x)",
+}
+MIDDLE = {
+    "DFT": "float[2,5,4,1] x -> float y: y = DFT(x)",
+    "DFT of an axis from the end": "float[2,5,4,2] x -> float y: y = DFT<axis = -3>(x)",
+    "inverse DFT of real numbers": "float[2,5,1] x -> float y: y = DFT<inverse = 1>(x)",
 }
 OLDEST = {
     "Slice": "float[4,5] x -> float y: y = Slice<axes = [1], starts = [1], ends = [-1]>(x)",
@@ -354,7 +409,14 @@ OLDEST = {
 }
 ALL = [
     pytest.param(body, opset, id=f"{name}-{opset}")
-    for cases, opset in ((CASES, 20), (LATER, 23), (EARLIER, 11), (OLDEST, 9))
+    for cases, opset in (
+        (CASES, 20),
+        (LATER, 23),
+        (CODED, 23),
+        (MIDDLE, 17),
+        (EARLIER, 11),
+        (OLDEST, 9),
+    )
     for name, body in cases.items()
 ]
 
@@ -371,6 +433,42 @@ def test_an_operator_computes_what_onnxruntime_does(body, opset):
         assert value.dtype == expected.dtype
         assert value.shape == expected.shape
         np.testing.assert_allclose(value, expected, rtol=2e-5, atol=2e-5)
+
+
+REFUSED = {
+    "GroupQueryAttention": (
+        20, "smooth_softmax is not known here", "float[2,3,32] q, float[2,3,16] k, float[2,3,16] v "
+        "-> float y: l = Constant<value = int32[2,1] {2, 2}>() t = Constant<value = int32 {3}>() "
+        "y, a, b = com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2, "
+        "smooth_softmax = 1>(q, k, v, , , l, t)",
+    ),
+    "RoiAlign": (
+        16, "the mode max is not known here", "float[1,1,4,4] x, float[1,4] r, int64[1] i -> float "
+        'y: y = RoiAlign<mode = "max">(x, r, i)',
+    ),
+    "Attention": (
+        24, "is_causal with nonpad_kv_seqlen is not known here", "float[2,2,3,8] q, "
+        "float[2,2,5,8] k, int64[2] n -> float y: y = Attention<is_causal = 1>(q, k, k, , , , n)",
+    ),
+    "Attention's scores": (
+        23, "qk_matmul_output_mode 2 is not known here", "float[2,2,3,8] q, float[2,2,5,8] k -> "
+        "float y, float s: y, , , s = Attention<qk_matmul_output_mode = 2>(q, k, k)",
+    ),
+    "Resize": (
+        20, "values between those of integers are not known here", "uint8[1,1,3,4] x -> uint8 y: "
+        's = Constant<value = float[4] {1, 1, 2, 3}>() y = Resize<mode = "linear">(x, , s)',
+    ),
+    "Cast": (
+        20, "torch has no type for string", "float[2] x -> string y: y = Cast<to = 8>(x)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_torch_would_compute_otherwise_is_refused_before_anything_runs(name):
+    opset, why, body = REFUSED[name]
+    with pytest.raises(InputError, match=f"{name.partition(chr(39))[0]} .*: {why}"):
+        module_of(built(body, opset=opset))
 
 
 def test_every_row_of_the_table_is_an_operator_of_onnx_or_of_onnxruntime():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 
 from lwqc.errors import InputError
 from lwqc.learn.operation import Call, Operation, Table, Tensor
+
+_PRODUCTS, _SHARES = 0, 3  # what qk_matmul_output_mode asks for
 
 
 def _heads(x: Tensor, count: int) -> Tensor:
@@ -93,7 +96,7 @@ def attend(
     """Values [B, heads, S, d] that queries take, and the scores where they are asked for.
 
     mask: bool (what may be seen) or added. Heads of keys may be fewer. scores_at: 0 the products,
-    1 with the mask, 2 with the cap, 3 the shares.
+    3 the shares.
     """
     if q.shape[1] != k.shape[1]:
         each = q.shape[1] // k.shape[1]
@@ -103,8 +106,7 @@ def attend(
             mask = mask.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, mask, scale=scale), None
     factor = scale if scale else q.shape[-1] ** -0.5
-    stages = [(q * factor) @ k.mT]
-    scores = stages[0]
+    scores = (q * factor) @ k.mT
     capped = softcap * torch.tanh(scores / softcap) if softcap else scores
     if mask is None:
         masked = capped
@@ -113,7 +115,8 @@ def attend(
     else:
         masked = capped + mask.to(capped.dtype)
     shares = torch.softmax(masked, -1)
-    return shares @ v, None if scores_at is None else (scores, masked, capped, shares)[scores_at]
+    wanted = None if scores_at is None else scores if scores_at == _PRODUCTS else shares
+    return shares @ v, wanted
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -247,11 +250,8 @@ def _grouped(
     total: Tensor | None = None,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
-    *more: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """com.microsoft.GroupQueryAttention: causal; lengths [B] of the keys, less one."""
-    if any(each is not None for each in more):
-        raise InputError(f"{call.label}: places, biases and sinks are not known here")
     heads, groups = call.get("num_heads"), call.get("kv_num_heads")
     if key is None or value is None:
         size = query.shape[-1] // (heads + 2 * groups)
@@ -286,13 +286,29 @@ def _grouped(
     return _flat(made), k, v
 
 
+def _why_not_grouped(call: Call, node: ir.Node) -> str:
+    if call.get("smooth_softmax", 0) > 0:
+        return "smooth_softmax is not known here"
+    more = any(value is not None for value in node.inputs[9:])
+    return "places, biases and sinks are not known here" if more else ""
+
+
+def _why_not_attention(call: Call, node: ir.Node) -> str:
+    if call.get("is_causal", 0) and len(node.inputs) > 6 and node.inputs[6] is not None:
+        return "is_causal with nonpad_kv_seqlen is not known here"
+    mode = call.get("qk_matmul_output_mode", 0)
+    if _wants(call, 3) and mode not in (_PRODUCTS, _SHARES):
+        return f"qk_matmul_output_mode {mode} is not known here"
+    return ""
+
+
 _MS = "com.microsoft"
 
 TABLE: Table = {
-    ("", "Attention"): Operation(_attention),
+    ("", "Attention"): Operation(_attention, refused=_why_not_attention),
     ("", "RotaryEmbedding"): Operation(_rotary_onnx, fixed=(1, 2)),
     (_MS, "Attention"): Operation(_packed),
-    (_MS, "GroupQueryAttention"): Operation(_grouped, fixed=(7, 8)),
+    (_MS, "GroupQueryAttention"): Operation(_grouped, fixed=(7, 8), refused=_why_not_grouped),
     (_MS, "MultiHeadAttention"): Operation(_multi_head),
     (_MS, "RotaryEmbedding"): Operation(_rotary_microsoft, fixed=(2, 3)),
 }

@@ -80,14 +80,6 @@ def _is_inf(call: Call, x: Tensor) -> Tensor:
     return found
 
 
-def _cast(call: Call, x: Tensor) -> Tensor:
-    return x.to(call.get("to"))
-
-
-def _cast_like(call: Call, x: Tensor, like: Tensor) -> Tensor:
-    return x.to(like.dtype)
-
-
 def _celu(call: Call, x: Tensor) -> Tensor:
     return F.celu(x, call.get("alpha", 1.0))
 
@@ -207,8 +199,6 @@ TABLE: Table = {
     **onnx(**{name: _many(function) for name, function in _MANY.items()}),
     **onnx(
         BitShift=_shift,
-        Cast=_cast,
-        CastLike=_cast_like,
         Celu=_celu,
         Div=_div,
         Elu=_elu,

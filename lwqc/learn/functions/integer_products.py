@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from lwqc.learn.functions.codes import along, dequantize, dynamic, quantize
 from lwqc.learn.functions.convolution import conv
 from lwqc.learn.functions.products import gemm
+from lwqc.learn.functions.reductions import softmax
 from lwqc.learn.operation import Call, Operation, Table, Tensor
 
 
@@ -172,7 +175,7 @@ def _qlinear_unary(name: str) -> Operation:
         elif name == "leaky":
             made = F.leaky_relu(value, call.get("alpha", 0.01))
         elif name == "softmax":
-            made = torch.softmax(value, call.get("axis", -1))
+            made = softmax(replace(call, opset=call.get("opset", 13)), value)
         else:
             last = bool(call.get("channels_last", 0))
             axes = list(range(1, x.ndim - 1) if last else range(2, x.ndim))

@@ -26,8 +26,11 @@ _BY_NAME: dict[str, Callable[..., Tensor]] = {
     "tanh": lambda x, a, b: torch.tanh(x),
     "thresholdedrelu": lambda x, a, b: torch.where(x > a, x, torch.zeros_like(x)),
 }
-_ALPHA = {"elu": 1.0, "hardsigmoid": 0.2, "leakyrelu": 0.01, "thresholdedrelu": 1.0, "affine": 1.0}
-_BETA = {"hardsigmoid": 0.5}
+_ALPHA = {
+    "affine": 1.0, "elu": 1.0, "hardsigmoid": 0.2, "leakyrelu": 0.01, "scaledtanh": 1.0,
+    "thresholdedrelu": 1.0,
+}  # fmt: skip
+_BETA = {"affine": 0.0, "hardsigmoid": 0.5, "scaledtanh": 1.0}
 
 
 def _activations(

@@ -98,6 +98,9 @@ def _softmax(x: Tensor, axis: int) -> Tensor:
     return torch.softmax(x, axis)
 
 
+softmax = _along(_softmax)
+
+
 def _log_softmax(x: Tensor, axis: int) -> Tensor:
     return torch.log_softmax(x, axis)
 
@@ -158,7 +161,7 @@ TABLE: Table = {
         Hardmax=_along(_hardmax),
         LogSoftmax=_along(_log_softmax),
         NegativeLogLikelihoodLoss=_likelihood,
-        Softmax=_along(_softmax),
+        Softmax=softmax,
         SoftmaxCrossEntropyLoss=_cross_entropy,
     ),
     ("", "CumProd"): Operation(_cumulative(torch.cumprod, 1), numbers=(1,)),

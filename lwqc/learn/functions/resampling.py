@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 
@@ -12,10 +13,31 @@ from lwqc.errors import InputError
 from lwqc.learn.operation import Call, Operation, Table, Tensor, numbers
 
 
+def _why_not_resize(call: Call, node: ir.Node) -> str:
+    if call.get("antialias", 0):
+        return "antialias is not known here"
+    kind = call.type_of(0)
+    floats = kind is None or kind.is_floating_point()
+    return "" if floats else _of_integers(call)
+
+
+def _of_integers(call: Call) -> str:
+    # onnxruntime rounds what it makes of integers in ways of its own.
+    between = call.get("mode", "nearest") != "nearest"
+    return "values between those of integers are not known here" if between else ""
+
+
+def _check_floats(call: Call, floats: bool) -> None:
+    """For types that the file does not say. Raises InputError."""
+    if not floats and _of_integers(call):
+        raise InputError(f"{call.label}: {_of_integers(call)}")
+
+
 def _upsample(call: Call, x: Tensor, scales: Tensor | None = None) -> Tensor:
     """Resize before opset 10."""
     factors = call.get("scales") if scales is None else scales.tolist()
     mode = "linear" if call.get("mode", "nearest") in ("linear", "bilinear") else "nearest"
+    _check_floats(call, x.is_floating_point())
     sizes = [math.floor(n * f) for n, f in zip(x.shape, factors, strict=True)]
     for axis, (size, factor) in enumerate(zip(sizes, factors, strict=True)):
         if size != x.shape[axis]:
@@ -33,8 +55,7 @@ def _resize(
 ) -> Tensor:
     if call.opset < 11:
         return _upsample(call, x, roi)  # its second input was the scales
-    if call.get("antialias", 0):
-        raise InputError(f"{call.label}: antialias is not known here")
+    _check_floats(call, x.is_floating_point())
     axes = [a % x.ndim for a in call.get("axes") or range(x.ndim)]
     factors, wanted = _sizes(call, x, axes, scales, sizes)
     region = None if roi is None or roi.numel() == 0 else roi.tolist()
@@ -170,7 +191,7 @@ def _affine_grid(call: Call, theta: Tensor, size: Tensor) -> Tensor:
 
 
 def _roi_align(call: Call, x: Tensor, rois: Tensor, batches: Tensor) -> Tensor:
-    """Means, or largest, of bilinear samples in each cell of each region [x1, y1, x2, y2]."""
+    """Means of bilinear samples in each cell of each region [x1, y1, x2, y2]."""
     high, wide = call.get("output_height", 1), call.get("output_width", 1)
     scale, samples = call.get("spatial_scale", 1.0), call.get("sampling_ratio", 0)
     half = call.opset >= 16 and call.get("coordinate_transformation_mode") == "half_pixel"
@@ -185,9 +206,13 @@ def _roi_align(call: Call, x: Tensor, rois: Tensor, batches: Tensor) -> Tensor:
         ys = top + (torch.arange(high * rows, device=x.device) + 0.5) * height / (high * rows)
         xs = left + (torch.arange(wide * columns, device=x.device) + 0.5) * width / (wide * columns)
         found = _bilinear(x[int(batch)], ys, xs).reshape(-1, high, rows, wide, columns)
-        largest = call.get("mode", "avg") == "max"
-        made.append(found.amax((2, 4)) if largest else found.mean((2, 4)))
+        made.append(found.mean((2, 4)))
     return torch.stack(made)
+
+
+def _why_not_roi_align(call: Call, node: ir.Node) -> str:
+    # onnxruntime takes the largest weighted neighbour, the standard the largest sample.
+    return "the mode max is not known here" if call.get("mode", "avg") == "max" else ""
 
 
 def _bilinear(x: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
@@ -209,7 +234,7 @@ def _bilinear(x: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
 TABLE: Table = {
     ("", "AffineGrid"): Operation(_affine_grid, numbers=(1,)),
     ("", "GridSample"): Operation(_grid_sample),
-    ("", "Resize"): Operation(_resize, numbers=(1, 2, 3)),
-    ("", "RoiAlign"): Operation(_roi_align, fixed=(1,)),
-    ("", "Upsample"): Operation(_upsample, numbers=(1,)),
+    ("", "Resize"): Operation(_resize, numbers=(1, 2, 3), refused=_why_not_resize),
+    ("", "RoiAlign"): Operation(_roi_align, fixed=(1,), refused=_why_not_roi_align),
+    ("", "Upsample"): Operation(_upsample, numbers=(1,), refused=_why_not_resize),
 }

@@ -31,8 +31,9 @@ def _complex(x: Tensor) -> Tensor:
 
 
 def _dft(call: Call, x: Tensor, length: Tensor | None = None, axis: Tensor | None = None) -> Tensor:
-    """Real and imaginary parts along the last axis."""
-    along = call.get("axis", 1) if axis is None else int(axis.item())
+    """Real and imaginary parts along the last axis, which negative axes count too."""
+    usual = call.get("axis", 1) if call.opset < 20 else -2
+    along = (usual if axis is None else int(axis.item())) % x.ndim
     size = None if length is None else int(length.item())
     value = _complex(x)
     if call.get("inverse", 0):
@@ -41,7 +42,7 @@ def _dft(call: Call, x: Tensor, length: Tensor | None = None, axis: Tensor | Non
         made = torch.fft.rfft(value, size, along)
     else:
         made = torch.fft.fft(value, size, along)
-    return torch.view_as_real(made)
+    return torch.view_as_real(made.resolve_conj())
 
 
 def _stft(
