@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from lwqc.compile.prunable import Prunable
 from lwqc.compile.steps.sliced import slices
@@ -24,6 +25,8 @@ from lwqc.errors import InputError
 from lwqc.graph.groups import Group, Groups
 from lwqc.graph.pruned_cost import Keep
 from lwqc.graph.widths import width_step
+from lwqc.model.names import bodies
+from lwqc.model.weights import is_float, stored_tensor
 from lwqc.plans.plan import Plan, PrunedUnit, Pruning, Source
 
 
@@ -93,7 +96,18 @@ def _frozen_reasons(groups: Groups) -> str:
             f"its weights ({overridable[0]}, ...) are also graph inputs, which callers may "
             "override; --constant-inputs makes them constants"
         )
+    for node in groups.analysis.graph:
+        if any(_has_weights(body) for _, body in bodies(node)):
+            name = node.name or node.outputs[0].name
+            reasons.append(f"bodies of {node.op_type} {name} hold weights, and are not pruned")
+            break
     return "; ".join(reasons) or "it has no weights"
+
+
+def _has_weights(body: ir.Graph) -> bool:
+    """Whether a body, or one inside of it, stores a matrix of floats."""
+    stored = (stored_tensor(v) for node in body.all_nodes() for v in node.inputs)
+    return any(t is not None and is_float(t) and len(t.shape) > 1 for t in stored)
 
 
 def _overrides(groups: Groups, wanted: Mapping[str, float]) -> dict[str, int]:

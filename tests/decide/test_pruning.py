@@ -291,6 +291,27 @@ def test_everything_frozen_is_refused_with_the_reasons(run, tmp_path):
     )
 
 
+def test_weights_in_bodies_are_the_reason(run, tmp_path):
+    info = onnx.helper.make_tensor_value_info
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["r"], name="inner")],
+        "body",
+        [],
+        [info("r", 1, ["n", 32])],
+        [onnx.numpy_helper.from_array(normal(64, 32), "w")],
+    )
+    choice = onnx.helper.make_node(
+        "If", ["flag"], ["y"], name="choice", then_branch=body, else_branch=body
+    )
+    inputs = [info("x", 1, ["n", 64]), info("flag", 9, [])]
+    graph = onnx.helper.make_graph([choice], "g", inputs, [info("y", 1, ["n", 32])])
+    source, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    imports = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=imports, ir_version=9), source)
+    reason = "bodies of If choice hold weights, and are not pruned"
+    refused(run("prune", source, "-o", out), "nothing can be pruned", reason)
+
+
 def test_inspect_lists_groups_and_reasons(run, tmp_path):
     source = tmp_path / "m.onnx"
     io.save(perceptron(), source)
