@@ -8,9 +8,14 @@ from typing import Any
 
 import torch
 
+from lwqc.errors import InputError
 from lwqc.learn.operation import Call, Function
 
 Scope = dict[int, Any]  # values by the number of their place
+
+
+class NodeError(InputError):
+    """A node that torch does not compute for what it is given, such as sizes that do not fit."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Program:
         """Compute everything in a scope that holds the inputs and what is stored.
 
         kept: places whose values stay there although nothing reads them any more.
+        Raises NodeError for what torch does not compute.
         """
         for step in self.steps:
             values = [None if i is None else scope[i] for i in step.inputs]
@@ -54,9 +60,11 @@ class Program:
                     if step.scoped
                     else step.run(step.call, *values)
                 )
-            except (RuntimeError, IndexError, ValueError, TypeError) as error:
-                error.add_note(f"in {step.call.label}")
+            except torch.OutOfMemoryError:
                 raise
+            except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                line = str(error).strip().partition("\n")[0][:300]
+                raise NodeError(f"{step.call.label}: torch says: {line}") from error
             if isinstance(made, tuple):
                 # Outputs that nobody asked for may be more than those of the node.
                 scope.update(zip(step.outputs, made, strict=False))

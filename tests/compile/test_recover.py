@@ -1,6 +1,7 @@
 """Fitting a small model to its teacher: better on inputs that it never saw, or as it was."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -76,6 +77,10 @@ def test_tiny_data_ends_with_the_model_as_it_was(count, rows, reason):
     assert reason in done.report.unchanged
     assert done.report.drop_after == done.report.drop_before > 0
     assert done.report.loss_after == done.report.loss_before > 0
+    assert done.report.trained == 0
+    told = any("nothing was held back" in note for note in done.report.notes)
+    assert told == (done.report.held_back == 0)
+    assert replace(done.report, loss_after=float("nan")).to_dict()["loss_after"] is None
     assert io.to_bytes(done.model) == io.to_bytes(small)
 
 
@@ -179,12 +184,18 @@ def test_a_loss_of_ones_own_is_what_is_fitted():
 
     done = lwqc.recover(narrow(), teacher=teacher(), data=feeds(40), steps=100, loss=loss)
     assert done.report.loss_after < done.report.loss_before
+    assert done.report.drop_after > done.report.drop_before
+    assert "by --loss the outputs got further from those of teacher" in done.report.notes
     sizes = [np.square(outputs(m, feeds(2))).mean() for m in (done.model, narrow())]
     assert sizes[0] < sizes[1]
     with pytest.raises(InputError, match="--loss: the function failed: KeyError"):
         lwqc.recover(narrow(), teacher=teacher(), data=feeds(40), loss=lambda o, f: o["z"])
     with pytest.raises(InputError, match="--loss: expected a torch tensor with one number"):
         lwqc.recover(narrow(), teacher=teacher(), data=feeds(40), loss=lambda o, f: 1.0)
+    with pytest.raises(InputError, match="--loss: expected a tensor with a gradient"):
+        lwqc.recover(
+            narrow(), teacher=teacher(), data=feeds(40), loss=lambda o, f: o["y"].detach().sum()
+        )
 
 
 def test_what_cannot_be_fitted_is_refused_or_told():
@@ -248,5 +259,5 @@ def test_sizes_that_torch_does_not_take_are_told_with_the_node():
         y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c) }"""
     small = stored(text, w=np.ones((3, 3, 1, 1), np.float32))
     data = [{"x": np.ones((2, 3, 1, 8), np.float32)}] * 25
-    with pytest.raises(InputError, match="model: in MaxPool y: torch says: Given input size"):
+    with pytest.raises(InputError, match="model: MaxPool y: torch says: Given input size"):
         lwqc.recover(small, teacher=small, data=data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx_ir as ir
 import torch
 
 from lwqc.learn.operation import Call, Operation, Table, Tensor
@@ -55,8 +56,12 @@ def _scan(call: Call, scope: Any, *inputs: Tensor) -> Any:
     return (*state, *stacks)
 
 
+def _why_not_scan(call: Call, node: ir.Node) -> str:
+    return "Scan of opset 8 is not known here" if call.opset < 9 else ""
+
+
 TABLE: Table = {
     ("", "If"): Operation(_if, numbers=(0,), scoped=True),
     ("", "Loop"): Operation(_loop, numbers=(0, 1), scoped=True),
-    ("", "Scan"): Operation(_scan, scoped=True),
+    ("", "Scan"): Operation(_scan, scoped=True, refused=_why_not_scan),
 }

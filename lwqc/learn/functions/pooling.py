@@ -100,13 +100,9 @@ def _max_unpool(call: Call, x: Tensor, places: Tensor, shape: Tensor | None = No
         (x.shape[2 + i] - 1) * strides[i] - pads[i] - pads[rank + i] + kernel[i]
         for i in range(rank)
     ]
-    sizes = [*x.shape[:2], *usual]
+    sizes = [*x.shape[:2], *usual] if shape is None else [int(n) for n in shape.tolist()]
     flat = torch.zeros(math.prod(sizes), dtype=x.dtype, device=x.device)
-    made = flat.scatter(0, places.reshape(-1), x.reshape(-1)).reshape(sizes)
-    if shape is None:
-        return made
-    wanted = [int(n) for n in shape.tolist()]
-    return F.pad(made, [n for i in reversed(range(len(sizes))) for n in (0, wanted[i] - sizes[i])])
+    return flat.scatter(0, places.reshape(-1), x.reshape(-1)).reshape(sizes)
 
 
 def _spatial(x: Tensor) -> list[int]:

@@ -45,8 +45,9 @@ def _transpose(call: Call, x: Tensor) -> Tensor:
 
 
 def _squeeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    """No axes are all of them, as onnxruntime has it."""
     chosen = numbers(call.get("axes") if axes is None else axes)
-    return x.squeeze() if chosen is None else x.squeeze(tuple(chosen))
+    return x.squeeze(tuple(chosen)) if chosen else x.squeeze()
 
 
 def _unsqueeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
@@ -154,6 +155,9 @@ def _pad(
         flat = [n for a in reversed(range(x.ndim)) for n in sides.get(a, (0, 0))]
         return F.pad(x, flat, value=filler)
     for axis, (before, after) in sides.items():
+        if mode == "wrap":  # of what is left where elements are cut off
+            x = x.narrow(axis, max(-before, 0), x.shape[axis] + min(before, 0) + min(after, 0))
+            before, after = max(before, 0), max(after, 0)
         if before or after:
             x = x.index_select(axis, _padded(x.shape[axis], before, after, mode).to(x.device))
     return x
