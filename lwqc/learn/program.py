@@ -38,12 +38,13 @@ class Step:
 class Program:
     """The steps of a graph, a body or a function.
 
-    constants: of the graph itself; a module adds what it holds.
+    empty: for each output a tensor of no rows of what it declares, None where that is not known.
     """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     steps: list[Step] = field(default_factory=list)
+    empty: tuple[torch.Tensor | None, ...] = ()
 
     def run(self, scope: Scope, kept: frozenset[int] = frozenset()) -> None:
         """Compute everything in a scope that holds the inputs and what is stored.

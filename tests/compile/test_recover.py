@@ -254,6 +254,29 @@ def test_a_result_of_another_function_brings_its_teacher_and_data():
     assert set(done.model.graph.initializers) == set(pruned.model.graph.initializers)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ("p = GlobalAveragePool(x) y = InstanceNormalization(p, w, b)", ""),
+        (
+            "t = Cast<to = 12>(x) u = Sub(t, t) z = Cast<to = 1>(u) "
+            "y = InstanceNormalization(z, w, b)",
+            "model: Sub u: torch says: ",
+        ),
+    ],
+)
+def test_what_torch_knows_is_fitted_and_what_it_does_not_is_one_error(nodes, message):
+    arrays = {"w": np.ones(3, np.float32), "b": np.ones(3, np.float32)}
+    text = f"g (float[N,3,S,T] x) => (float[N,3,U,V] y) {{ {nodes} }}"
+    data = [{"x": np.full((2, 3, 4, 4), i, np.float32)} for i in range(25)]
+    one, other = stored(text, **arrays), stored(text, **(arrays | {"b": 2 * arrays["b"]}))
+    if message:
+        with pytest.raises(InputError, match=message):
+            lwqc.recover(one, teacher=other, data=data, steps=2)
+    else:
+        assert lwqc.recover(one, teacher=other, data=data, steps=2).report.steps == 2
+
+
 def test_sizes_that_torch_does_not_take_are_told_with_the_node():
     text = """g (float[N,3,S,8] x) => (float[N,3,T,4] y) { c = Conv(x, w)
         y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c) }"""

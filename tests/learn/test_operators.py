@@ -389,6 +389,9 @@ CODED = {
     "y = ReduceMean(x, a)",
     "QuantizeLinear of 16 bits": "float[4] x -> uint16 y: s = Constant<value_float = 0.001>() "
     "z = Constant<value = uint16 {32768}>() y = QuantizeLinear(x, s, z)",
+    "Loop of no rounds": "int64[3] x -> int64 z, int64 y: n = Constant<value = int64 {0}>() "
+    "z, y = Loop(n, , x) <body = b (int64 i, bool c, int64[3] s) => (bool d, int64[3] t, "
+    "int64[3] u) { d = Identity(c) t = Add(s, x) u = Neg(t) }>",
     "OneHot of floats": "float[4] x, float[2] v -> float y: d = Constant<value_float = 3.0>() "
     "z = Sub(x, x) f = Constant<value = float[4] {0, 1.6, -0.4, -1}>() i = Add(z, f) "
     "y = OneHot(i, d, v)",

@@ -7,6 +7,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from lwqc.errors import InputError
 from lwqc.learn.operation import Call, Operation, Table, Tensor
 
 
@@ -27,7 +28,10 @@ def _loop(call: Call, scope: Any, trips: Tensor | None, going: Tensor | None, *c
         state = list(made[1 : 1 + len(state)])
         for rows, row in zip(scanned, made[1 + len(state) :], strict=True):
             rows.append(row)
-    stacks = [torch.stack(rows) if rows else torch.zeros(0) for rows in scanned]
+    empty = body.empty[1 + len(state) :]
+    stacks = [torch.stack(rows) if rows else e for rows, e in zip(scanned, empty, strict=True)]
+    if any(stack is None for stack in stacks):
+        raise InputError(f"{call.label}: no rounds, and the body does not declare what it stacks")
     return (*state, *stacks)
 
 
