@@ -80,6 +80,10 @@ CASES = {
     "Slice": "float[6,7] x -> float y: s = Constant<value = int64[2] {-4, 5}>() "
     "e = Constant<value = int64[2] {9999, -9999}>() a = Constant<value = int64[2] {0, 1}>() "
     "t = Constant<value = int64[2] {2, -2}>() y = Slice(x, s, e, a, t)",
+    "Slice from before the first": "float[6] x -> float y: "
+    "s = Constant<value = int64[1] {-100}>() e = Constant<value = int64[1] {-101}>() "
+    "a = Constant<value = int64[1] {0}>() t = Constant<value = int64[1] {-1}>() "
+    "y = Slice(x, s, e, a, t)",
     "Slice of nothing": "float[6] x -> float y: s = Constant<value = int64[1] {4}>() "
     "e = Constant<value = int64[1] {2}>() y = Slice(x, s, e)",
     "Expand": "float[3,1] x -> float y: s = Constant<value = int64[3] {2, 1, 4}>() y = "
@@ -497,6 +501,10 @@ REFUSED = {
     "Resize": (
         20, "values between those of integers are not known here", "uint8[1,1,3,4] x -> uint8 y: "
         's = Constant<value = float[4] {1, 1, 2, 3}>() y = Resize<mode = "linear">(x, , s)',
+    ),
+    "MaxPool": (
+        12, "auto_pad of dilated windows is not known here", "float[1,1,9,9] x -> float y: "
+        'y = MaxPool<kernel_shape = [3, 2], dilations = [2, 2], auto_pad = "SAME_UPPER">(x)',
     ),
     "Resize of nearest": (
         19, "the nearest of half_pixel_symmetric", "float[1,1,5,7] x -> float y: "

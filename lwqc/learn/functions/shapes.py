@@ -91,6 +91,7 @@ def _slice(
             index = [slice(None)] * (axis % x.ndim) + [slice(start, max(start, end), step)]
             x = x[tuple(index)]
         else:
+            start = max(start, -size)  # the first element, where Python takes none
             taken = list(range(*slice(start, None if end < -size else end, step).indices(size)))
             x = x.index_select(axis, torch.tensor(taken, dtype=torch.int64, device=x.device))
     return x
