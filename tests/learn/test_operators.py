@@ -318,6 +318,9 @@ CASES = {
     'y = ConvTranspose<auto_pad = "SAME_UPPER", strides = [3, 3]>(x, w)',
     "ConvTranspose of a shape": "float[1,1,3,3] x, float[1,1,2,2] w -> float y: "
     "y = ConvTranspose<output_shape = [9, 7], strides = [3, 3]>(x, w)",
+    "MaxRoiPool": "float[1,2,8,8] x -> float y: "
+    "r = Constant<value = float[2,5] {0, 0, 0, 3, 4, 0, 1, 1, 5, 4}>() "
+    "y = MaxRoiPool<pooled_shape = [2, 2], spatial_scale = 0.9>(x, r)",
     "MaxUnpool to a shape": "float[1,1,4,4] x -> float y: "
     "m, i = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(x) "
     "s = Constant<value = int64[4] {1, 1, 5, 5}>() "

@@ -135,9 +135,9 @@ def _max_roi_pool(call: Call, x: Tensor, rois: Tensor) -> Tensor:
     high, wide = call.get("pooled_shape")
     scale = call.get("spatial_scale", 1.0)
     made = []
-    for row in rois.tolist():
-        batch = int(row[0])
-        left, top, right, bottom = (math.floor(v * scale + 0.5) for v in row[1:])
+    corners = (rois[:, 1:] * scale).tolist()  # in float32, which decides between pixels
+    for batch, row in zip(rois[:, 0].long().tolist(), corners, strict=True):
+        left, top, right, bottom = (math.floor(v + 0.5) for v in row)
         h, w = max(bottom - top + 1, 1), max(right - left + 1, 1)
         cells = []
         for i in range(high):
