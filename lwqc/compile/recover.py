@@ -74,9 +74,14 @@ def recover(
         found = distillation.run(fit, held)
     made = small if found.unchanged else write_back(module, small)
     before, after = (lesson.drop(model, held or fit) for model in (small, made))
-    if after > before and loss is None:
-        made, after = small, before
-        found = replace(found, unchanged="onnxruntime computes no better outputs with it")
+    if not held:
+        lesson.notes.append("nothing was held back: loss and drop are those of all inputs")
+    if not after <= before and made is not small:
+        if loss is None:
+            made, after = small, before
+            found = replace(found, unchanged="onnxruntime computes no better outputs with it")
+        else:
+            lesson.notes.append(f"by --loss the outputs got further from those of {names[1]}")
     report = RecoverReport(
         source=names[0],
         teacher=names[1],
@@ -85,7 +90,7 @@ def recover(
         held_back=len(held),
         steps=found.steps,
         seconds=time.monotonic() - begin,
-        trained=sum(p.numel() for p in module.parameters()),
+        trained=sum(p.numel() for p in module.parameters()) if found.steps else 0,
         loss_before=found.start,
         loss_after=found.best,
         drop_before=before,
@@ -146,6 +151,8 @@ def _guarded(loss: Callable[..., Any]) -> Loss:
             value = loss(outputs, feeds)
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
             raise InputError("--loss: expected a torch tensor with one number")
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise InputError("--loss: expected a tensor with a gradient, not a detached one")
         return value.reshape(())
 
     return run
@@ -154,12 +161,15 @@ def _guarded(loss: Callable[..., Any]) -> Loss:
 @contextmanager
 def _told_where(name: str) -> Iterator[None]:
     """What torch cannot compute, such as sizes that it does not take, is told with the node."""
+    from lwqc.learn.program import NodeError
+
     try:
         yield
+    except NodeError as error:
+        raise InputError(f"{name}: {error}") from error
     except RuntimeError as error:
-        node = next(iter(getattr(error, "__notes__", ())), "in the backward pass")
         line = str(error).strip().partition("\n")[0][:300]
-        raise InputError(f"{name}: {node}: torch says: {line}") from error
+        raise InputError(f"{name}: torch says: {line}") from error
 
 
 def _told(progress: Progress | None) -> Callable[[int, int], None]:

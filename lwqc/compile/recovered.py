@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -45,8 +46,13 @@ class RecoverReport:
     output_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {**asdict(self), "notes": list(self.notes)}
+        """As JSON has it: null for what is no number."""
+        told = {**asdict(self), "notes": list(self.notes)}
+        return {n: None if _no_number(value) else value for n, value in told.items()}
+
+
+def _no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,13 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+import torch
 
 from lwqc.errors import InputError
 from lwqc.learn.operation import Call, Operation
 from lwqc.learn.program import Program, Step, function_call
 from lwqc.learn.table import OPERATIONS
-from lwqc.learn.tensors import to_torch_tensor, torch_type
+from lwqc.learn.tensors import TYPES, to_torch_tensor, torch_type
 
 _TYPE_ATTRIBUTES = frozenset({"dtype", "output_datatype"})
 _READS_SCOPE = ir.AttributeType.GRAPH
@@ -50,7 +51,8 @@ class Builder:
         nodes = [n for n in graph if (n.domain, n.op_type) != _CONSTANT and n not in self._given]
         steps = [self.step(node, opsets, bound) for node in nodes]
         outputs = tuple(self.place(v) for v in graph.outputs)
-        return Program(inputs, outputs, self._with_dead(graph, nodes, steps))
+        empty = tuple(_no_rows(v) for v in graph.outputs)
+        return Program(inputs, outputs, self._with_dead(graph, nodes, steps), empty)
 
     def _with_dead(self, graph: ir.Graph, nodes: list[ir.Node], steps: list[Step]) -> list[Step]:
         """Steps that know which values of this graph are read for the last time."""
@@ -121,6 +123,14 @@ def _nothing(call: Call, *inputs: Any) -> None:
 def operation_of(node: ir.Node) -> Operation | None:
     """The row of a node's operator."""
     return OPERATIONS.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+
+
+def _no_rows(value: ir.Value) -> torch.Tensor | None:
+    """What a loop of no rounds stacks of an output; sizes that are not known are 0."""
+    kind = None if value.dtype is None else TYPES.get(value.dtype)
+    if kind is None or value.shape is None:
+        return None
+    return torch.zeros([0, *(d if isinstance(d, int) else 0 for d in value.shape)], dtype=kind)
 
 
 def _resolved(attribute: ir.Attr, bound: Attributes) -> ir.Attr | None:

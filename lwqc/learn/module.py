@@ -102,7 +102,8 @@ class OnnxModule(torch.nn.Module):
     def forward(self, *positional: Any, **named: Any) -> dict[str, Any]:
         """Outputs by name. Inputs: tensors or arrays, in order or by name.
 
-        Raises InputError for inputs that the model has not, and for those that are missing.
+        Raises InputError for inputs that the model has not, for those that are missing, and for
+        those of sizes or types that torch does not compute a node for.
         """
         if len(positional) > len(self._inputs):
             raise InputError(f"{len(positional)} inputs; the model has {len(self._inputs)}")

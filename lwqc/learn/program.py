@@ -8,9 +8,14 @@ from typing import Any
 
 import torch
 
+from lwqc.errors import InputError
 from lwqc.learn.operation import Call, Function
 
 Scope = dict[int, Any]  # values by the number of their place
+
+
+class NodeError(InputError):
+    """A node that torch does not compute for what it is given, such as sizes that do not fit."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +38,19 @@ class Step:
 class Program:
     """The steps of a graph, a body or a function.
 
-    constants: of the graph itself; a module adds what it holds.
+    empty: for each output a tensor of no rows of what it declares, None where that is not known.
     """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     steps: list[Step] = field(default_factory=list)
+    empty: tuple[torch.Tensor | None, ...] = ()
 
     def run(self, scope: Scope, kept: frozenset[int] = frozenset()) -> None:
         """Compute everything in a scope that holds the inputs and what is stored.
 
         kept: places whose values stay there although nothing reads them any more.
+        Raises NodeError for what torch does not compute.
         """
         for step in self.steps:
             values = [None if i is None else scope[i] for i in step.inputs]
@@ -54,9 +61,11 @@ class Program:
                     if step.scoped
                     else step.run(step.call, *values)
                 )
-            except (RuntimeError, IndexError, ValueError, TypeError) as error:
-                error.add_note(f"in {step.call.label}")
+            except torch.OutOfMemoryError:
                 raise
+            except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                line = str(error).strip().partition("\n")[0][:300]
+                raise NodeError(f"{step.call.label}: torch says: {line}") from error
             if isinstance(made, tuple):
                 # Outputs that nobody asked for may be more than those of the node.
                 scope.update(zip(step.outputs, made, strict=False))

@@ -18,6 +18,7 @@ from lwqc.learn.unpacking import unpackings
 from lwqc.learn.weights import FLOATS, code_grids, why_no_weights
 
 Trainable = Literal["weights", "all", "none"] | Collection[str] | Callable[[str], bool]
+_OVERRIDABLE = "it is an input of the model too, so that callers may give another"
 _ON_CPU = 64  # elements up to which whole numbers stay there: shapes, axes, indices
 
 
@@ -61,6 +62,8 @@ class _Making:
             if value.is_initializer() and value.const_value is not None:
                 given = to_torch_tensor(value.const_value, value.name or "")
                 self.module.constant(self._builder.place(value), given)
+                if value.const_value.dtype in FLOATS:
+                    self.module.untrained[value.name or ""] = _OVERRIDABLE
 
     def add(self, stored: Stored) -> None:
         """Hold a tensor as codes, parameter, buffer or constant."""

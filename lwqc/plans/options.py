@@ -304,8 +304,8 @@ class Recovering(Feeding, Constant, total=False):
 
     steps: 1000, or as many as the time allows. time_limit: seconds. lr: share of a weight's size
     that the largest step changes it by. loss: of outputs (tensors of torch by name) and feeds,
-    in place of the distance from the teacher's outputs; the teacher still judges. inner: names of
-    tensors that both models have.
+    in place of the distance from the teacher's outputs, which may grow: the report tells it. inner:
+    names of tensors that both models have.
     """
 
     steps: Annotated[

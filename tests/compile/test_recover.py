@@ -1,6 +1,7 @@
 """Fitting a small model to its teacher: better on inputs that it never saw, or as it was."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -76,6 +77,10 @@ def test_tiny_data_ends_with_the_model_as_it_was(count, rows, reason):
     assert reason in done.report.unchanged
     assert done.report.drop_after == done.report.drop_before > 0
     assert done.report.loss_after == done.report.loss_before > 0
+    assert done.report.trained == 0
+    told = any("nothing was held back" in note for note in done.report.notes)
+    assert told == (done.report.held_back == 0)
+    assert replace(done.report, loss_after=float("nan")).to_dict()["loss_after"] is None
     assert io.to_bytes(done.model) == io.to_bytes(small)
 
 
@@ -179,12 +184,18 @@ def test_a_loss_of_ones_own_is_what_is_fitted():
 
     done = lwqc.recover(narrow(), teacher=teacher(), data=feeds(40), steps=100, loss=loss)
     assert done.report.loss_after < done.report.loss_before
+    assert done.report.drop_after > done.report.drop_before
+    assert "by --loss the outputs got further from those of teacher" in done.report.notes
     sizes = [np.square(outputs(m, feeds(2))).mean() for m in (done.model, narrow())]
     assert sizes[0] < sizes[1]
     with pytest.raises(InputError, match="--loss: the function failed: KeyError"):
         lwqc.recover(narrow(), teacher=teacher(), data=feeds(40), loss=lambda o, f: o["z"])
     with pytest.raises(InputError, match="--loss: expected a torch tensor with one number"):
         lwqc.recover(narrow(), teacher=teacher(), data=feeds(40), loss=lambda o, f: 1.0)
+    with pytest.raises(InputError, match="--loss: expected a tensor with a gradient"):
+        lwqc.recover(
+            narrow(), teacher=teacher(), data=feeds(40), loss=lambda o, f: o["y"].detach().sum()
+        )
 
 
 def test_what_cannot_be_fitted_is_refused_or_told():
@@ -243,10 +254,33 @@ def test_a_result_of_another_function_brings_its_teacher_and_data():
     assert set(done.model.graph.initializers) == set(pruned.model.graph.initializers)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ("p = GlobalAveragePool(x) y = InstanceNormalization(p, w, b)", ""),
+        (
+            "t = Cast<to = 12>(x) u = Sub(t, t) z = Cast<to = 1>(u) "
+            "y = InstanceNormalization(z, w, b)",
+            "model: Sub u: torch says: ",
+        ),
+    ],
+)
+def test_what_torch_knows_is_fitted_and_what_it_does_not_is_one_error(nodes, message):
+    arrays = {"w": np.ones(3, np.float32), "b": np.ones(3, np.float32)}
+    text = f"g (float[N,3,S,T] x) => (float[N,3,U,V] y) {{ {nodes} }}"
+    data = [{"x": np.full((2, 3, 4, 4), i, np.float32)} for i in range(25)]
+    one, other = stored(text, **arrays), stored(text, **(arrays | {"b": 2 * arrays["b"]}))
+    if message:
+        with pytest.raises(InputError, match=message):
+            lwqc.recover(one, teacher=other, data=data, steps=2)
+    else:
+        assert lwqc.recover(one, teacher=other, data=data, steps=2).report.steps == 2
+
+
 def test_sizes_that_torch_does_not_take_are_told_with_the_node():
     text = """g (float[N,3,S,8] x) => (float[N,3,T,4] y) { c = Conv(x, w)
         y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c) }"""
     small = stored(text, w=np.ones((3, 3, 1, 1), np.float32))
     data = [{"x": np.ones((2, 3, 1, 8), np.float32)}] * 25
-    with pytest.raises(InputError, match="model: in MaxPool y: torch says: Given input size"):
+    with pytest.raises(InputError, match="model: MaxPool y: torch says: Given input size"):
         lwqc.recover(small, teacher=small, data=data)

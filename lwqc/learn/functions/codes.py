@@ -28,7 +28,7 @@ _HELD = {
     ir.DataType.INT8: torch.int8,
     ir.DataType.UINT8: torch.uint8,
     ir.DataType.INT16: torch.int16,
-    ir.DataType.UINT16: torch.int32,
+    ir.DataType.UINT16: torch.uint16,
     ir.DataType.INT32: torch.int32,
 }
 
@@ -100,6 +100,7 @@ _KINDS = {
     torch.int8: ir.DataType.INT8,
     torch.uint8: ir.DataType.UINT8,
     torch.int16: ir.DataType.INT16,
+    torch.uint16: ir.DataType.UINT16,
     torch.int32: ir.DataType.INT32,
 }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx_ir as ir
 import torch
 
+from lwqc.errors import InputError
 from lwqc.learn.operation import Call, Operation, Table, Tensor
 
 
@@ -26,7 +28,10 @@ def _loop(call: Call, scope: Any, trips: Tensor | None, going: Tensor | None, *c
         state = list(made[1 : 1 + len(state)])
         for rows, row in zip(scanned, made[1 + len(state) :], strict=True):
             rows.append(row)
-    stacks = [torch.stack(rows) if rows else torch.zeros(0) for rows in scanned]
+    empty = body.empty[1 + len(state) :]
+    stacks = [torch.stack(rows) if rows else e for rows, e in zip(scanned, empty, strict=True)]
+    if any(stack is None for stack in stacks):
+        raise InputError(f"{call.label}: no rounds, and the body does not declare what it stacks")
     return (*state, *stacks)
 
 
@@ -55,8 +60,12 @@ def _scan(call: Call, scope: Any, *inputs: Tensor) -> Any:
     return (*state, *stacks)
 
 
+def _why_not_scan(call: Call, node: ir.Node) -> str:
+    return "Scan of opset 8 is not known here" if call.opset < 9 else ""
+
+
 TABLE: Table = {
     ("", "If"): Operation(_if, numbers=(0,), scoped=True),
     ("", "Loop"): Operation(_loop, numbers=(0, 1), scoped=True),
-    ("", "Scan"): Operation(_scan, scoped=True),
+    ("", "Scan"): Operation(_scan, scoped=True, refused=_why_not_scan),
 }

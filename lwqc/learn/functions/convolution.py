@@ -35,12 +35,14 @@ def _conv_transpose(call: Call, x: Tensor, w: Tensor, bias: Tensor | None = None
         for i in range(rank)
     ]
     wanted, auto = call.get("output_shape"), call.get("auto_pad", "NOTSET")
+    short = [max(n - w, 0) for n, w in zip(list(wanted or whole)[-rank:], whole, strict=True)]
     if auto in ("SAME_UPPER", "SAME_LOWER") and wanted is None:
         wanted = [size * stride for size, stride in zip(sizes, strides, strict=True)]
     if wanted is not None:
-        total = [whole[i] - list(wanted)[-rank:][i] for i in range(rank)]
-        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-        before, after = (small, large) if auto == "SAME_UPPER" else (large, small)
+        # Where the whole is smaller than a size by auto_pad, onnxruntime gives the whole.
+        total = [max(whole[i] - list(wanted)[-rank:][i], 0) for i in range(rank)]
+        before = [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in total]
+        after = [t - b - s for t, b, s in zip(total, before, short, strict=True)]
     group = call.get("group", 1)
     made = _TRANSPOSED[rank](x, w, None, strides, 0, 0, group, dilations)
     # Padding of the output is more of it at the end, which nothing reaches.

@@ -77,7 +77,7 @@ def _scatter_nd(call: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tens
 
 def _one_hot(call: Call, indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
     size, axis = int(depth.reshape(-1)[0].item()), call.get("axis", -1)
-    places = indices.long()
+    places = indices if indices.is_floating_point() else indices.long()
     places = torch.where(places < 0, places + size, places)
     axis = axis if axis >= 0 else axis + indices.ndim + 1
     hot = places.unsqueeze(axis) == torch.arange(size, device=places.device).reshape(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 
@@ -30,8 +31,15 @@ def _batch_norm(
     )
 
 
+def _why_not_batch_norm(call: Call, node: ir.Node) -> str:
+    whole = call.opset < 9 and not call.get("spatial", 1)
+    return "statistics of each place (spatial = 0) are not known here" if whole else ""
+
+
 def _instance_norm(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return F.instance_norm(x, weight=scale, bias=bias, eps=call.get("epsilon", 1e-5))
+    """That of a single pixel is the bias, which torch's own function of it does not take."""
+    epsilon = call.get("epsilon", 1e-5)
+    return torch.instance_norm(x, scale, bias, None, None, True, 0.0, epsilon, False)
 
 
 def _group_norm(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -40,7 +48,7 @@ def _group_norm(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     if call.opset < 21:
         each = x.shape[1] // groups
         scale, bias = scale.repeat_interleave(each), bias.repeat_interleave(each)
-    return F.group_norm(x, groups, scale, bias, call.get("epsilon", 1e-5))
+    return torch.group_norm(x, groups, scale, bias, call.get("epsilon", 1e-5))
 
 
 def _layer_norm(
@@ -54,10 +62,11 @@ def _layer_norm(
         made = F.layer_norm(x, sizes, eps=epsilon) * scale
         return made if bias is None else made + bias
     axes = list(range(axis, x.ndim))
-    mean = x.mean(axes, True)
-    inverse = torch.rsqrt((x - mean).square().mean(axes, True) + epsilon)
-    made = (x - mean) * inverse * scale
-    return (made if bias is None else made + bias), mean, inverse
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    mean = wide.mean(axes, True)
+    inverse = torch.rsqrt((wide - mean).square().mean(axes, True) + epsilon)
+    made = (wide - mean) * inverse * scale
+    return (made if bias is None else made + bias).to(x.dtype), mean, inverse
 
 
 def rms_norm(call: Call, x: Tensor, scale: Tensor) -> Tensor:
@@ -71,7 +80,7 @@ def rms_norm(call: Call, x: Tensor, scale: Tensor) -> Tensor:
 def _lp_norm(call: Call, x: Tensor) -> Tensor:
     p, axis = call.get("p", 2), call.get("axis", -1)
     size = torch.linalg.vector_norm(x, p, axis, True)
-    return torch.where(size == 0, torch.zeros_like(x), x / size)
+    return x / torch.where(size == 0, torch.ones_like(size), size)
 
 
 def _mean_variance(call: Call, x: Tensor) -> Tensor:
@@ -147,7 +156,7 @@ TABLE: Table = {
         # onnxruntime knows these two under ONNX's own domain.
         SimplifiedLayerNormalization=rms_norm,
     ),
-    ("", "BatchNormalization"): Operation(_batch_norm, fixed=(3, 4)),
+    ("", "BatchNormalization"): Operation(_batch_norm, fixed=(3, 4), refused=_why_not_batch_norm),
     (_MS, "EmbedLayerNormalization"): Operation(_embed_layer_norm),
     (_MS, "SimplifiedLayerNormalization"): Operation(rms_norm),
     (_MS, "SkipLayerNormalization"): Operation(_skip_layer_norm),

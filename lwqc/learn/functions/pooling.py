@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 
 from lwqc.learn.functions.windows import Windows, windows
-from lwqc.learn.operation import Call, Table, Tensor, onnx
+from lwqc.learn.operation import Call, Operation, Table, Tensor, onnx
 
 _MAX: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -18,6 +19,13 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 def _windows(call: Call, x: Tensor) -> Windows:
     return windows(call, list(x.shape[2:]), list(call.get("kernel_shape")))
+
+
+def _why_not_pool(call: Call, node: ir.Node) -> str:
+    # onnxruntime gives fewer windows than the standard says.
+    same = call.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+    wide = any(d != 1 for d in call.get("dilations") or ())
+    return "auto_pad of dilated windows is not known here" if same and wide else ""
 
 
 def _max_pool(call: Call, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -100,13 +108,9 @@ def _max_unpool(call: Call, x: Tensor, places: Tensor, shape: Tensor | None = No
         (x.shape[2 + i] - 1) * strides[i] - pads[i] - pads[rank + i] + kernel[i]
         for i in range(rank)
     ]
-    sizes = [*x.shape[:2], *usual]
+    sizes = [*x.shape[:2], *usual] if shape is None else [int(n) for n in shape.tolist()]
     flat = torch.zeros(math.prod(sizes), dtype=x.dtype, device=x.device)
-    made = flat.scatter(0, places.reshape(-1), x.reshape(-1)).reshape(sizes)
-    if shape is None:
-        return made
-    wanted = [int(n) for n in shape.tolist()]
-    return F.pad(made, [n for i in reversed(range(len(sizes))) for n in (0, wanted[i] - sizes[i])])
+    return flat.scatter(0, places.reshape(-1), x.reshape(-1)).reshape(sizes)
 
 
 def _spatial(x: Tensor) -> list[int]:
@@ -131,9 +135,9 @@ def _max_roi_pool(call: Call, x: Tensor, rois: Tensor) -> Tensor:
     high, wide = call.get("pooled_shape")
     scale = call.get("spatial_scale", 1.0)
     made = []
-    for row in rois.tolist():
-        batch = int(row[0])
-        left, top, right, bottom = (math.floor(v * scale + 0.5) for v in row[1:])
+    corners = (rois[:, 1:] * scale).tolist()  # in float32, which decides between pixels
+    for batch, row in zip(rois[:, 0].long().tolist(), corners, strict=True):
+        left, top, right, bottom = (math.floor(v + 0.5) for v in row)
         h, w = max(bottom - top + 1, 1), max(right - left + 1, 1)
         cells = []
         for i in range(high):
@@ -151,13 +155,13 @@ def _max_roi_pool(call: Call, x: Tensor, rois: Tensor) -> Tensor:
 
 TABLE: Table = {
     **onnx(
-        AveragePool=_average_pool,
         GlobalAveragePool=_global_average,
         GlobalLpPool=_global_lp,
         GlobalMaxPool=_global_max,
-        LpPool=_lp_pool,
-        MaxPool=_max_pool,
         MaxRoiPool=_max_roi_pool,
         MaxUnpool=_max_unpool,
     ),
+    ("", "AveragePool"): Operation(_average_pool, refused=_why_not_pool),
+    ("", "LpPool"): Operation(_lp_pool, refused=_why_not_pool),
+    ("", "MaxPool"): Operation(_max_pool, refused=_why_not_pool),
 }

@@ -32,6 +32,8 @@ def _sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 
 def _mean(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
+    if not _count(x, axes):
+        return _sum(x, axes, keep)
     if x.is_floating_point():
         return x.mean(axes, keep)
     return torch.div(_sum(x, axes, keep), _count(x, axes), rounding_mode="trunc")
@@ -65,9 +67,14 @@ def _l1(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return _sum(x.abs(), axes, keep)
 
 
+def _real(x: Tensor) -> Tensor:
+    """Integers as floats."""
+    return x if x.is_floating_point() else x.double()
+
+
 def _l2(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    made: Tensor = torch.linalg.vector_norm(x, 2, axes, keep)
-    return made
+    made: Tensor = torch.linalg.vector_norm(_real(x), 2, axes, keep)
+    return made.to(x.dtype)
 
 
 def _squares(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
@@ -75,11 +82,11 @@ def _squares(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 
 def _log_sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    return _sum(x, axes, keep).log()
+    return _sum(_real(x), axes, keep).log().to(x.dtype)
 
 
 def _log_sum_exp(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    return torch.logsumexp(x, axes, keep)
+    return torch.logsumexp(_real(x), axes, keep).to(x.dtype)
 
 
 def _along(function: Callable[[Tensor, int], Tensor]) -> Function:

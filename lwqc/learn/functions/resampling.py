@@ -16,6 +16,9 @@ from lwqc.learn.operation import Call, Operation, Table, Tensor, numbers
 def _why_not_resize(call: Call, node: ir.Node) -> str:
     if call.get("antialias", 0):
         return "antialias is not known here"
+    how = call.get("coordinate_transformation_mode", "half_pixel")
+    if how == "half_pixel_symmetric" and call.get("mode", "nearest") == "nearest":
+        return "the nearest of half_pixel_symmetric, where ties are common, is not known here"
     kind = call.type_of(0)
     floats = kind is None or kind.is_floating_point()
     return "" if floats else _of_integers(call)
@@ -42,7 +45,8 @@ def _upsample(call: Call, x: Tensor, scales: Tensor | None = None) -> Tensor:
     for axis, (size, factor) in enumerate(zip(sizes, factors, strict=True)):
         if size != x.shape[axis]:
             places = torch.arange(size, dtype=torch.float32) / factor
-            x = _taken(x, axis, *_neighbours(places, x.shape[axis], mode, "floor", -0.75, False))
+            nearest = "ceil" if factor < 1 else "floor"  # as onnxruntime has it
+            x = _taken(x, axis, *_neighbours(places, x.shape[axis], mode, nearest, -0.75, False))
     return x
 
 
@@ -118,10 +122,10 @@ def _places(
         return (at + 0.5) / scale
     if how == "pytorch_half_pixel" and after == 1:
         return torch.zeros_like(at)
-    made = (at + 0.5) / scale - 0.5
     if how == "half_pixel_symmetric":
-        return made + before / 2 * (1 - after / (before * factor))
-    return made
+        offset = before / 2 * (1 - after / (scale * before))
+        return offset + (at + 0.5) / scale - 0.5
+    return (at + 0.5) / scale - 0.5
 
 
 _ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {

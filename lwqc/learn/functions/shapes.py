@@ -45,8 +45,9 @@ def _transpose(call: Call, x: Tensor) -> Tensor:
 
 
 def _squeeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    """No axes are all of them, as onnxruntime has it."""
     chosen = numbers(call.get("axes") if axes is None else axes)
-    return x.squeeze() if chosen is None else x.squeeze(tuple(chosen))
+    return x.squeeze(tuple(chosen)) if chosen else x.squeeze()
 
 
 def _unsqueeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
@@ -90,6 +91,7 @@ def _slice(
             index = [slice(None)] * (axis % x.ndim) + [slice(start, max(start, end), step)]
             x = x[tuple(index)]
         else:
+            start = max(start, -size)  # the first element, where Python takes none
             taken = list(range(*slice(start, None if end < -size else end, step).indices(size)))
             x = x.index_select(axis, torch.tensor(taken, dtype=torch.int64, device=x.device))
     return x
@@ -154,6 +156,9 @@ def _pad(
         flat = [n for a in reversed(range(x.ndim)) for n in sides.get(a, (0, 0))]
         return F.pad(x, flat, value=filler)
     for axis, (before, after) in sides.items():
+        if mode == "wrap":  # of what is left where elements are cut off
+            x = x.narrow(axis, max(-before, 0), x.shape[axis] + min(before, 0) + min(after, 0))
+            before, after = max(before, 0), max(after, 0)
         if before or after:
             x = x.index_select(axis, _padded(x.shape[axis], before, after, mode).to(x.device))
     return x
