@@ -19,33 +19,11 @@ _SHAPES = 64  # numbers in what tells of sizes and axes, which other passes want
 def cleanup_for(
     work: Version, *, merge: bool, copies: bool = True, accept: tuple[Relaxation, ...] = ()
 ) -> CleanUp:
-    """What is asked of a clean-up for the target of the work, within the limits.
-
-    Tables that are computed of few numbers stay so where they would make the file larger: the
-    runtime computes them when it loads the model.
-    """
+    """What is asked of a clean-up for the target of the work, within the limits."""
     folding = limits().folded_numbers
-    plain = CleanUp(
-        fuse=work.job.target.fuses, merge=False, copies=copies, folding=folding, accept=accept
+    return CleanUp(
+        fuse=work.job.target.fuses, merge=merge, copies=copies, folding=folding, accept=accept
     )
-    return _no_larger(work, plain).model_copy(update={"merge": merge})
-
-
-def _no_larger(work: Version, plain: CleanUp) -> CleanUp:
-    """With less folded where that keeps the file small, and leaves the same to run."""
-    allowed = _GROWTH * serialized_bytes(work.model)
-    single = plain.model_copy(update={"copies": False})
-    if _bytes(work, plain) > allowed and _bytes(work, single) > allowed:
-        less = plain.model_copy(update={"folding": min(plain.folding, _SHAPES)})
-        models = [_version(work, wanted)[0].model for wanted in (plain, less)]
-        same = at_run_time(models[0].graph) == at_run_time(models[1].graph)
-        if same and _bytes(work, less) < _bytes(work, plain):
-            return less
-    return plain
-
-
-def _bytes(work: Version, wanted: CleanUp) -> int:
-    return serialized_bytes(_version(work, wanted)[0].model)
 
 
 def cleaned(work: Version, wanted: CleanUp) -> Version:
@@ -59,9 +37,31 @@ def cleaned(work: Version, wanted: CleanUp) -> Version:
 
 
 def cleaning(work: Version, wanted: CleanUp) -> tuple[CleanUp, Mapping[str, str]]:
-    """The entry of a plan with what changed, and what could not be rewritten with the reason."""
+    """The entry of a plan with what changed, and what could not be rewritten with the reason.
+
+    Tables that are computed of few numbers stay so where they would make the file larger: the
+    runtime computes them when it loads the model.
+    """
+    wanted = wanted.model_copy(update={"folding": _folding(work, wanted)})
     done = _version(work, wanted)[1]
     return wanted.model_copy(update={"changes": done.changes, "relaxed": done.relaxed}), done.left
+
+
+def _folding(work: Version, wanted: CleanUp) -> int:
+    """Numbers to fold at most: less where that keeps the file small, and leaves the same to run."""
+    plain = wanted.model_copy(update={"merge": False})
+    less = plain.model_copy(update={"folding": min(plain.folding, _SHAPES)})
+    single = plain.model_copy(update={"copies": False})
+    allowed = _GROWTH * serialized_bytes(work.model)
+    if _bytes(work, plain) <= allowed or _bytes(work, single) <= allowed:
+        return plain.folding
+    ours, theirs = (at_run_time(_version(work, one)[0].model.graph) for one in (less, plain))
+    smaller = _bytes(work, less) < _bytes(work, plain)
+    return less.folding if ours == theirs and smaller else plain.folding
+
+
+def _bytes(work: Version, wanted: CleanUp) -> int:
+    return serialized_bytes(_version(work, wanted)[0].model)
 
 
 def _version(work: Version, wanted: CleanUp) -> tuple[Version, Cleaned]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import lwqc
-from lwqc.compile.cleaned import cleaned, cleanup_for
+from lwqc.compile.cleaned import cleaned, cleaning, cleanup_for
 from lwqc.decide.compress import open_version
 from lwqc.model import io
 from lwqc.plans.plan import Plan
@@ -110,7 +111,7 @@ def test_tables_stay_computed_where_they_would_make_the_file_larger() -> None:
 def test_tables_are_stored_where_that_takes_no_more() -> None:
     built = _tables(few=False)
     work = open_version(built, data="random:2")
-    clean = cleanup_for(work, merge=True)
+    clean, _ = cleaning(work, cleanup_for(work, merge=True))
     assert clean.folding > 64 * 64
     assert "Cos" not in [node.op_type for node in cleaned(work, clean).model.graph]
 
@@ -122,6 +123,17 @@ def test_copies_of_weights_are_made_though_they_take_space() -> None:
         ("MatMul", ["a", "t"], "y", {}),
     ]
     work = open_version(model(rows, {"w": normal(64, 96)}, {"x": ["n", 64]}, ["y"]))
-    clean = cleanup_for(work, merge=True)
+    clean, _ = cleaning(work, cleanup_for(work, merge=True))
     assert clean.folding > 64 * 96
     assert len(cleaned(work, clean).model.graph.initializers) == 2
+
+
+def test_a_clean_up_that_fails_leaves_the_graph_as_it_is(monkeypatch) -> None:
+    def fails(*_, **__):
+        raise ir.passes.PassError("broken")
+
+    monkeypatch.setattr("lwqc.compile.cleaned.clean_up", fails)
+    built = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(64, 64)}, {"x": ["n", 64]}, ["y"])
+    plan = lwqc.compress(built, data="random:2").plan
+    assert plan.clean is None
+    assert "not cleaned up: broken" in plan.untransformed.values()
