@@ -54,6 +54,8 @@ COMMANDS: Mapping[str, tuple[Sequence[str], Sequence[tuple[str, ...]]]] = {
               [("out.json", "out.onnx")]),
     "drop": (["drop", "m.onnx", *OUT, "--branches", "1", "--plan-out", "out.json"],
              [("out.json", "out.onnx")]),
+    "recover": (["recover", "m.onnx", *OUT, "--teacher", "e.onnx", "--data", "d.npz",
+                 "--steps", "20"], [("out.onnx",)]),
     "lower": (["lower", "m.onnx", *OUT, "--external-data"], [("out.onnx",)]),
     "plan": (["plan", "m.onnx", "-o", "out.json", "--recipe", "w8"], [("out.json",)]),
     "apply": (["apply", "m.onnx", "p.json", *OUT, "--external-data"], [("out.onnx",)]),

@@ -54,15 +54,18 @@ class Lesson:
 
         run = Session(with_outputs(self.teacher, self.inner, self.names[1]), label=self.names[1])
         own = Session(with_outputs(self.small, self.inner, self.names[0]), label=self.names[0])
-        wanted = self._shared(run(self.feeds[0]), own(self._own(self.feeds[0])))
+        tensors = {n for n, kind in own.types.items() if kind.startswith("tensor")}
+        wanted = self._shared(run(self.feeds[0]), own(self._own(self.feeds[0])), tensors)
         made = counted(map(run, self.feeds), "outputs of the teacher", len(self.feeds))
         return [
             Batch(self._own(feeds), {n: v for n, v in outputs.items() if n in wanted})
             for feeds, outputs in zip(self.feeds, made, strict=True)
         ]
 
-    def _shared(self, teacher: Mapping[str, Array], small: Mapping[str, Array]) -> set[str]:
-        """Outputs that can be fitted. Raises InputError where there are none."""
+    def _shared(
+        self, teacher: Mapping[str, Array], small: Mapping[str, Array], tensors: set[str]
+    ) -> set[str]:
+        """Outputs that can be fitted. tensors: no sequences. Raises InputError without any."""
         shared = set()
         for name, value in small.items():
             if name not in teacher:
@@ -70,6 +73,8 @@ class Lesson:
             elif value.shape != teacher[name].shape:
                 sizes = [list(v.shape) for v in (value, teacher[name])]
                 reason = f"its shape is {sizes[0]}, the teacher's {sizes[1]}"
+            elif name not in tensors:
+                reason = "it is no tensor"
             elif value.dtype.kind != "f":
                 reason = "it holds no floats"
             else:

@@ -57,6 +57,10 @@ def decide(work: Version, options: PruneOptions, prunable: Prunable | None = Non
     cost = prunable.cost(work.job.data.fit.first())
     measure = cost.parameters if options.by == "parameters" else cost.macs
     before = measure({})
+    if not before and options.by != "channels":
+        raise InputError(
+            f"{work.name}: nothing can be saved: it has no {options.by} at these sizes"
+        )
     candidates = [
         _candidate(
             groups.by_name[n],

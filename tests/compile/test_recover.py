@@ -15,6 +15,8 @@ from lwqc.learn.to_torch import module_of, write_back  # noqa: E402
 from lwqc.model import io  # noqa: E402
 from lwqc.runtime.session import Session  # noqa: E402
 from lwqc.testing import model_of  # noqa: E402
+from tests import odd_files  # noqa: E402
+from tests.build import normal  # noqa: E402
 from tests.learn.test_to_torch import stored, weights  # noqa: E402
 
 TEACHER = """g (float[N,6] x) => (float[N,3] y) {
@@ -53,6 +55,13 @@ def test_a_pruned_model_gets_closer_to_its_teacher_on_inputs_that_the_fit_never_
     wanted = outputs(teacher(), new)
     before, after = (np.square(outputs(m, new) - wanted).mean() for m in (narrow(), done.model))
     assert after < 0.5 * before
+
+
+def test_sequences_are_not_fitted_and_the_report_says_so():
+    built = io.from_proto(odd_files.CASES["uneven_sequence"]())
+    data = [{"x": normal(2, 64, seed=i)} for i in range(20)]
+    done = lwqc.recover(built, teacher=built, data=data, steps=2)
+    assert "output t is not fitted: it is no tensor" in done.report.notes
 
 
 def test_the_same_seed_gives_the_same_bytes():

@@ -15,6 +15,7 @@ from lwqc.compile.prunable import Prunable
 from lwqc.decide.channels import decide
 from lwqc.decide.compress import open_version
 from lwqc.decide.prune_options import PruneOptions
+from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.runtime.session import Session
 from tests.build import model, normal
@@ -289,6 +290,13 @@ def test_everything_frozen_is_refused_with_the_reasons(run, tmp_path):
     refused(
         run("prune", source, "-o", out), "nothing can be pruned", "graph input x", "graph output y"
     )
+
+
+def test_nothing_to_save_at_the_sizes_of_the_data():
+    built = perceptron()
+    nothing = [{built.graph.inputs[0].name: normal(4, 16)[:0]}]
+    with pytest.raises(InputError, match="nothing can be saved: it has no macs at these sizes"):
+        lwqc.prune(built, ratio=0.3, data=nothing)
 
 
 def test_weights_in_bodies_are_the_reason(run, tmp_path):

@@ -15,6 +15,8 @@ COMMANDS: Mapping[str, str] = {
     "compress": f"compress {{m}} {WRITE}",
     "compress-clean": f"compress {{m}} {WRITE} --no-quantize",
     "compress-size": f"compress {{m}} {WRITE} --max-size 0.5 --effort low --time-limit 2",
+    "compress-activations": f"compress {{m}} {WRITE} --max-activations 0.8 --effort low "
+    "--time-limit 2",
     "compress-constant": f"compress {{m}} {WRITE} --constant-inputs --plan-out {{o}}.json",
     "quantize-8": f"quantize {{m}} {WRITE} --bits 8",
     "quantize-unverified": f"quantize {{m}} {WRITE} --bits 4 --no-verify",
@@ -31,5 +33,6 @@ COMMANDS: Mapping[str, str] = {
     "lower-cuda": f"lower {{m}} {WRITE} --target cuda --allow-fallback",
     "lower-tensorrt": f"lower {{m}} {WRITE} --target tensorrt --allow-fallback --no-verify",
     "lower-half": f"lower {{m}} {WRITE} --target cuda --floats float16 --half-boundary",
+    "recover": f"recover {{m}} {WRITE} --teacher {{m}} --data random:20 --steps 4",
     "apply": f"apply {{m}} {{p}} {WRITE}",
 }

@@ -13,6 +13,7 @@ from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.space import Kind
+from lwqc.errors import InputError
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import BOUNDS, Goals
 
@@ -39,8 +40,11 @@ class Bounded(Budget):
         """Of the original."""
 
     def limit(self, work: Version, bound: Amount, log: SearchLog) -> float:
-        """Upper bound of the cost."""
-        return bound.resolve(self.reference(work, log))
+        """Upper bound of the cost. Raises InputError for a share of nothing."""
+        found = bound.resolve(self.reference(work, log))
+        if found <= 0:
+            raise InputError(f"{work.name}: {self.name}: the original takes none at these sizes")
+        return found
 
     def choices(self, work: Version, limits: Limits) -> Mapping[str, Any]:
         """Options of `search_model` that it asks for."""

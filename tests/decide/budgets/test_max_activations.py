@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 
 from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.decide.budgets.max_activations import BUDGET
 from lwqc.decide.compress import compress_version, open_version
 from lwqc.decide.search.control import EFFORTS, SearchControl
 from lwqc.decide.search.log import SearchLog
+from lwqc.errors import InputError
 from lwqc.graph.alive import moments
 from lwqc.model import io
 from lwqc.plans.goals import Goals
@@ -84,3 +86,10 @@ def test_a_budget_is_met_and_reported(monkeypatch, tmp_path) -> None:
     assert done.decisions.prune is not None
     again = open_version(tmp_path / "out.onnx", data=DATA)
     assert BUDGET.reference(again, SearchLog()) == outcome.reached
+
+
+def test_a_share_of_nothing_is_an_error() -> None:
+    net = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(40, 40)}, {"x": ["n", 40]}, ["y"])
+    nothing = [{"x": np.zeros((0, 40), np.float32)}]
+    with pytest.raises(InputError, match="activations: the original takes none at these sizes"):
+        compress_version(open_version(net, data=nothing), Goals(max_activations="0.5"))
