@@ -59,6 +59,7 @@ def test_every_bound_is_a_file():
     """That file and the option are all that lwqc has of a budget."""
     files = {p.stem for p in Path(budgets.__file__).parent.glob("*.py")} - {"__init__"}
     assert files == BOUNDS.keys()
+    budgets.register_all()
     found = {option: find_budget(option) for option in BOUNDS}
     assert {option: budget.option for option, budget in found.items()} == {o: o for o in BOUNDS}
     assert all(budget.flag == f"--{o.replace('_', '-')}" for o, budget in found.items())

@@ -1,16 +1,14 @@
 """What a budget is: something that a bound of `lwqc.plans.options.Budgets` is about.
 
-Each is one file of `lwqc/decide/budgets`, called like its option, with `BUDGET`. They are looked up
-by name, as a search knows more of them than what compiles and reports has to know.
+A search knows more of them than what compiles and reports has to know, so they are defined there,
+see `lwqc.decide.budgets`, and whoever opens a job makes them known here.
 """
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +18,7 @@ from lwqc.compile.job import Job
 from lwqc.compile.result import Report
 from lwqc.compile.version import Version
 from lwqc.plans.bounds import Amount
-from lwqc.plans.goals import BOUNDS, Goals, Outcome
+from lwqc.plans.goals import Goals, Outcome
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,17 @@ class Budget(ABC):
         """The bound and what was reached; nothing where that was not measured."""
 
 
-@cache
+_KNOWN: dict[str, Budget] = {}  # by option
+
+
+def register(budget: Budget) -> None:
+    """Make a budget known."""
+    _KNOWN[budget.option] = budget
+
+
 def find_budget(option: str) -> Any:
     """The budget of an option; searches know it as a `lwqc.decide.search.bounded.Bounded`."""
-    return importlib.import_module(f"lwqc.decide.budgets.{option}").BUDGET
+    return _KNOWN[option]
 
 
 def asked(goals: Goals) -> Iterator[tuple[Budget, Amount]]:
@@ -89,9 +94,8 @@ def counted(goals: Goals, work: Version, model: ir.Model) -> dict[str, float]:
 
 def weighed(goals: Goals, work: Version, file: Path | None) -> dict[str, Any]:
     """By name: what budgets weigh of a file, (original, result); None where that is not asked."""
-    every = {option: find_budget(option) for option in BOUNDS}
     return {
         budget.name: budget.weigh(work, file) if file and option in goals.bounds else None
-        for option, budget in every.items()
+        for option, budget in _KNOWN.items()
         if budget.weighs_file
     }

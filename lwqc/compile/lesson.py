@@ -53,7 +53,9 @@ class Lesson:
         from lwqc.learn.distill import Batch
 
         run = Session(with_outputs(self.teacher, self.inner, self.names[1]), label=self.names[1])
-        own = Session(with_outputs(self.small, self.inner, self.names[0]), label=self.names[0])
+        own = self._session
+        if self.inner:
+            own = Session(with_outputs(self.small, self.inner, self.names[0]), label=self.names[0])
         tensors = {n for n, kind in own.types.items() if kind.startswith("tensor")}
         wanted = self._shared(run(self.feeds[0]), own(self._own(self.feeds[0])), tensors)
         made = counted(map(run, self.feeds), "outputs of the teacher", len(self.feeds))

@@ -122,11 +122,9 @@ def _data(teacher: ir.Model, options: Recovering) -> Dataset:
         return open_data(spec, teacher, seed=seed, shapes=asked[0])
     if not isinstance(spec, (str, os.PathLike)) or Path(spec).suffix not in _SAMPLES:
         return open_data(spec, teacher, seed=seed)
-    first = {_symbol(v) for v in required_inputs(teacher).values()}
-    if len(first) != 1 or None in first:
+    name, *others = {_symbol(v) for v in required_inputs(teacher).values()} or [None]
+    if name is None or others:
         return open_data(spec, teacher, seed=seed)
-    (name,) = first
-    assert name is not None
     size = _BATCH
     while True:
         dataset = open_data(spec, teacher, seed=seed, shapes={name: size})

@@ -17,6 +17,7 @@ from lwqc.compile.job import Job
 from lwqc.compile.job_data import JobData
 from lwqc.compile.reference import Reference
 from lwqc.compile.version import Version
+from lwqc.decide.budgets import register_all
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.strategy import decide
 from lwqc.errors import LwqcError
@@ -53,6 +54,7 @@ def open_version(
     skip_checks, allow_fallback: see `lwqc.compile.job.Job`. opening: the target is `cpu` where none
     is named; the first of several shapes is that of the data too.
     """
+    register_all()
     target = make_target(opening.get("target") or "cpu")
     constant = opening.get("constant_inputs", False)
     loaded = source if isinstance(source, ir.Model) else io.load(source, constant_inputs=constant)

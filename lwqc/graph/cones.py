@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.model.weights import stored_tensor
+from lwqc.model.weights import static_shape, stored_tensor
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
@@ -118,6 +118,26 @@ def largest(
         if found is not None:
             gone |= set(found[0].nodes)
             yield found
+
+
+def is_elementwise(node: ir.Node, operators: Set[str]) -> bool:
+    """Whether a node is one of these operators, with single numbers as stored operands.
+
+    operators: of the default domain, that compute element by element.
+    """
+    if node.domain != "" or node.op_type not in operators:
+        return False
+    computed = [v for v in node.inputs if v is not None and stored_tensor(v) is None]
+    ranks = [len(v.shape) for v in computed if v.shape is not None]
+    if len(ranks) < len(computed):
+        return False
+    stored = [t for v in node.inputs if (t := stored_tensor(v)) is not None]
+    return all(t.size == 1 and len(static_shape(t)) <= max(ranks, default=0) for t in stored)
+
+
+def along_last(x: Array, rank: int) -> Array:
+    """Numbers as the last axis of an array of that rank."""
+    return x.reshape((1,) * (rank - 1) + x.shape)
 
 
 def _is_closed(nodes: Sequence[ir.Node], out: ir.Value) -> bool:

@@ -8,9 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.graph.cones import Cone, largest
+from lwqc.graph.cones import Cone, along_last, is_elementwise, largest
 from lwqc.model.edit import insert_before, replace_node
-from lwqc.model.weights import static_shape, stored_tensor
 from lwqc.passes.base import Pass
 from lwqc.passes.context import Context
 
@@ -67,15 +66,7 @@ def fused_at_load(cone: Cone) -> bool:
 
 
 def _takes(node: ir.Node) -> bool:
-    """Whether a node computes element by element, the stored operands being single numbers."""
-    if node.domain != "" or node.op_type not in _OPERATORS:
-        return False
-    computed = [v for v in node.inputs if v is not None and stored_tensor(v) is None]
-    ranks = [len(v.shape) for v in computed if v.shape is not None]
-    if len(ranks) < len(computed):
-        return False
-    stored = [t for v in node.inputs if (t := stored_tensor(v)) is not None]
-    return all(t.size == 1 and len(static_shape(t)) <= max(ranks, default=0) for t in stored)
+    return is_elementwise(node, _OPERATORS)
 
 
 def _told(
@@ -86,8 +77,7 @@ def _told(
         return None
     key = cone.key()
     if key not in known:
-        rank = len(cone.source.shape or ())
-        x = _SAMPLES.reshape((1,) * (rank - 1) + _SAMPLES.shape)
+        x = along_last(_SAMPLES, len(cone.source.shape or ()))
         known[key] = _named(cone.compute(x, opset).ravel())
     return known[key]
 

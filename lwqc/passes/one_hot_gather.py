@@ -21,17 +21,29 @@ _WHOLE = frozenset({ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8, ir.
 
 
 @dataclass(frozen=True)
-class _OneHot:
-    """places: whole numbers; the row of each is 1 there and 0 elsewhere, or all 0.
+class _Places:
+    """value: whole numbers; the one-hot row of each is 1 there and 0 elsewhere, or all 0.
 
-    column: places have a last axis of one, that the classes take. wraps: negative numbers count
-    from the end. shape: that the rows are brought into afterwards, the classes left out.
+    column: they have a last axis of one, that the classes take. wraps: negative numbers count
+    from the end.
     """
 
-    places: ir.Value
+    value: ir.Value
     column: bool
     wraps: bool
-    shape: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class _OneHot:
+    """The operands of a product. weight, table: one factor, and what is stored of it.
+
+    shape: that the one-hot rows are brought into before the product, the classes left out.
+    """
+
+    weight: ir.Value
+    table: ir.TensorProtocol
+    places: _Places
+    shape: NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ class OneHotGather(Pass):
             hot = _one_hot(node, ctx)
             if hot is None:
                 continue
-            refused = self._refused(node, model.opset_imports.get("", 1))
+            refused = self._refused(hot, model.opset_imports.get("", 1))
             if refused:
                 ctx.refuse(node.outputs[0].name or "", f"product with one-hot vectors: {refused}")
             else:
@@ -72,16 +84,13 @@ class OneHotGather(Pass):
             _rewrite(model.graph, node, hot)
         return len(found)
 
-    def _refused(self, node: ir.Node, opset: int) -> str:
-        weight = node.inputs[1]
-        tensor = stored_tensor(weight)
-        assert weight is not None
-        assert tensor is not None
+    def _refused(self, hot: _OneHot, opset: int) -> str:
+        weight = hot.weight
         if opset < OPSET:
             return f"opset {opset} is below {OPSET}"
         if weight.name in self.whole or len(list(weight.uses())) > 1 or weight.is_graph_output():
             return "its weight has another use"
-        if not np.isfinite(np.asarray(read_array(tensor), np.float32)).all():
+        if not np.isfinite(np.asarray(read_array(hot.table), np.float32)).all():
             return "its weight is not finite"
         return ""
 
@@ -100,8 +109,11 @@ def _flag(node: ir.Node, name: str) -> bool:
 
 def _one_hot(node: ir.Node, ctx: Context) -> _OneHot | None:
     """What the first operand of a product is, if the second is a stored matrix."""
-    tensor = stored_tensor(node.inputs[1])
-    if tensor is None or not tensor.dtype.is_floating_point() or len(tensor.shape) != 2:
+    weight = node.inputs[1]
+    tensor = stored_tensor(weight)
+    if weight is None or tensor is None or len(tensor.shape) != 2:
+        return None
+    if not tensor.dtype.is_floating_point():
         return None
     classes = static_shape(tensor)[1 if _flag(node, "transB") else 0]
     value, shape = node.inputs[0], None
@@ -113,9 +125,9 @@ def _one_hot(node: ir.Node, ctx: Context) -> _OneHot | None:
             shape = np.asarray(read_array(target), np.int64)[:-1]
         value = step.inputs[0]
     for told in (_of_one_hot, _of_equal):
-        hot = told(value, classes, ctx)
-        if hot is not None:
-            return _OneHot(hot.places, hot.column, hot.wraps, shape)
+        places = told(value, classes, ctx)
+        if places is not None:
+            return _OneHot(weight, tensor, places, shape)
     return None
 
 
@@ -131,7 +143,7 @@ def _keeps_last(node: ir.Node, target: ir.TensorProtocol, classes: int) -> bool:
     )
 
 
-def _of_one_hot(value: ir.Value | None, classes: int, ctx: Context) -> _OneHot | None:
+def _of_one_hot(value: ir.Value | None, classes: int, ctx: Context) -> _Places | None:
     node = made_by(value, "OneHot")
     if node is None or value is None:
         return None
@@ -145,10 +157,10 @@ def _of_one_hot(value: ir.Value | None, classes: int, ctx: Context) -> _OneHot |
     ends = (-1,) if known is None else (-1, known.rank - 1)
     if (axis is not None and axis.as_int() not in ends) or count != [classes] or pair != [0, 1]:
         return None
-    return _OneHot(places, column=False, wraps=True)
+    return _Places(places, column=False, wraps=True)
 
 
-def _of_equal(value: ir.Value | None, classes: int, ctx: Context) -> _OneHot | None:
+def _of_equal(value: ir.Value | None, classes: int, ctx: Context) -> _Places | None:
     node = made_by(value, "Equal")
     if node is None or value is None:
         return None
@@ -162,21 +174,18 @@ def _of_equal(value: ir.Value | None, classes: int, ctx: Context) -> _OneHot | N
             continue
         single = known.first[-1:] == known.second[-1:] == (1,) and known.rank >= len(sizes)
         if single and (np.asarray(read_array(table)).reshape(-1) == np.arange(classes)).all():
-            return _OneHot(places, column=True, wraps=False)
+            return _Places(places, column=True, wraps=False)
     return None
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, hot: _OneHot) -> None:
-    name, weight = node.outputs[0].name, node.inputs[1]
-    tensor = stored_tensor(weight)
-    assert weight is not None
-    assert tensor is not None
-    stored_rows = np.asarray(read_array(tensor))
+    name, source = node.outputs[0].name, hot.places
+    stored_rows = np.asarray(read_array(hot.table))
     rows = stored_rows.T if _flag(node, "transB") else stored_rows
     classes = len(rows)
     padded = np.concatenate([rows, np.zeros_like(rows[:1])])
     table = add_initializer(
-        graph, ir.Tensor(padded, dtype=tensor.dtype, name=f"{weight.name}/rows")
+        graph, ir.Tensor(padded, dtype=hot.table.dtype, name=f"{hot.weight.name}/rows")
     )
 
     def step(op_type: str, inputs: list[ir.Value], what: str, **attributes: int) -> ir.Value:
@@ -188,17 +197,16 @@ def _rewrite(graph: ir.Graph, node: ir.Node, hot: _OneHot) -> None:
     def stored(what: str, numbers: object) -> ir.Value:
         return add_constant(graph, f"{name}/{what}", np.asarray(numbers, np.int64))
 
-    places = hot.places
-    if hot.column:
-        kind = places.type
+    places = source.value
+    if source.column:
         (places,) = insert_before(
             node, "Squeeze", [places, stored("last", [-1])], [f"{name}/column"]
         )
-        places.type = kind
-    if hot.places.dtype != ir.DataType.INT64:
+        places.type = source.value.type
+    if source.value.dtype != ir.DataType.INT64:
         places = step("Cast", [places], "whole", to=int(ir.DataType.INT64))
     count = stored("classes", classes)
-    if hot.wraps:
+    if source.wraps:
         negative = step("Less", [places, stored("zero", 0)], "negative")
         behind = step("Add", [places, count], "from-the-end")
         places = step("Where", [negative, behind, places], "from-the-start")

@@ -59,11 +59,12 @@ def _raise_for_fusions(model: ir.Model, version: int, ctx: Context) -> None:
 
 def _is_spelled_out(model: ir.Model) -> bool:
     """Whether it has a GELU or layer norm that newer operators compute, and the runtime misses."""
-    gelus = model.opset_imports.get("", 1) < GELU and find_gelus(model)
-    if any(not fused_at_load(cone) for cone, _ in gelus or ()):
-        return True
-    norms = model.opset_imports.get("", 1) < LAYER_NORM and find_layer_norms(model)
-    return any(not plainly_spelled(cone) for cone, _ in norms or ())
+    opset = model.opset_imports.get("", 1)
+    gelus = find_gelus(model) if opset < GELU else []
+    norms = find_layer_norms(model) if opset < LAYER_NORM else []
+    return not all(fused_at_load(cone) for cone, _ in gelus) or not all(
+        plainly_spelled(cone) for cone, _ in norms
+    )
 
 
 def raise_opset(model: ir.Model, version: int) -> str:

@@ -258,7 +258,8 @@ def _grouped(
         query, key, value = torch.split(query, [heads * size, groups * size, groups * size], -1)
     q, k, v = _heads(query, heads), _heads(key, groups), _heads(value, groups)
     new = q.shape[2]
-    assert lengths is not None
+    if lengths is None:
+        raise InputError(f"{call.label}: leaves out the lengths of the keys")
     ends = lengths.reshape(-1).long() + 1
     first = 0 if past_key is None else past_key.shape[2]
     prompt = first == 0 or bool((ends == new).all())
@@ -266,8 +267,8 @@ def _grouped(
     begins = torch.zeros_like(ends) if prompt else ends - new
     places = begins[:, None] + torch.arange(new, device=q.device)
     if call.get("do_rotary", 0):
-        assert cos is not None
-        assert sin is not None
+        if cos is None or sin is None:
+            raise InputError(f"{call.label}: rotates, but leaves out cosines or sines")
         turn = bool(call.get("rotary_interleaved", 0))
         at = places.clamp(max=cos.shape[0] - 1)
         q, k = (rotated(x, cos[at][:, None], sin[at][:, None], turn) for x in (q, k))

@@ -90,7 +90,8 @@ def _sizes(
     """Factor and new size of each axis that is named."""
     old = [x.shape[a] for a in axes]
     if sizes is None or sizes.numel() == 0:
-        assert scales is not None
+        if scales is None:
+            raise InputError(f"{call.label}: has neither scales nor sizes")
         factors = scales.tolist()
         return factors, [math.floor(n * f) for n, f in zip(old, factors, strict=True)]
     wanted = numbers(sizes) or []
