@@ -44,10 +44,13 @@ def trial_spec(
     stored = {v.name: v for v in stored_float_tensors(model.graph)}
     model = model.clone()
     keep_results(model)
-    tensors, names = [], {}
     gather_names(model)
+    switches = _switches(model, space)
+    RemoveUnused()(model)
+    read = {v.name for v in stored_float_tensors(model.graph)}  # by what has a result
+    tensors, names = [], {}
     for part in space.stored:
-        if part.item is None and not part.cuts:
+        if (part.item is None and not part.cuts) or part.name not in read:
             continue
         tensor = stored_tensor(stored[part.name])
         assert tensor is not None
@@ -64,7 +67,6 @@ def trial_spec(
                 grams.get(part.name),
             )
         )
-    switches = _switches(model, space)
     promote(model, names)
     RemoveUnused()(model)
     batches = _with_a_small_first(model, _batches(data))

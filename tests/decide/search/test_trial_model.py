@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from lwqc.compile.execute import execute
+from lwqc.decide.allocators.evolutionary import Settings
+from lwqc.decide.compress import compress_version, open_version
 from lwqc.decide.scores.channels.nested import NestedRefit
+from lwqc.decide.search.control import EFFORTS, SearchControl
 from lwqc.decide.search.joint_plan import planned
 from lwqc.decide.search.trial_model import TrialModel, nested_order
 from lwqc.model import io
 from lwqc.plans.goals import Goals
 from lwqc.runtime.session import Session
+from tests.build import model, normal
 from tests.decide.search.searched import changed, found, trial
 
 
@@ -136,3 +140,18 @@ def test_levels_go_from_the_strongest_to_untouched() -> None:
         assert list(item.errors) == sorted(item.errors, reverse=True)
         assert item.errors[-1] == 0
     assert {i.kind for i in found().space.items} == {"format", "width", "branch"}
+
+
+def test_a_weight_whose_result_nothing_reads_is_no_part_of_a_trial(monkeypatch) -> None:
+    rows = [
+        ("MatMul", ["x", "w"], "a", {}),
+        ("Relu", ["a"], "b", {}),
+        ("MatMul", ["b", "v"], "y", {}),
+        ("MatMul", ["b", "dead"], "nobody", {}),
+    ]
+    stored = {"w": normal(40, 64), "v": normal(64, 40), "dead": normal(64, 48)}
+    net = model(rows, stored, {"x": ["n", 40]}, ["y"])
+    monkeypatch.setitem(EFFORTS, "low", Settings(generations=2, offspring=4, survivors=(2,)))
+    work = open_version(net, data="random:8")
+    done = compress_version(work, Goals(max_macs="0.6"), "auto", SearchControl(effort="low"))
+    assert done.plan.prune is not None
