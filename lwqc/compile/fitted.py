@@ -167,8 +167,12 @@ class _Run:
         feeds = [b.feeds for b in (*self.fit, *self.held)]
         own = self._settings(_OF_PARTS, "fitting each part")
         teacher = module_of(self.lesson.teacher, "none")
-        how = Reconstruction(self.parts == "layers", self.fitting.soft)
-        return how.run(self.module, teacher, feeds, len(self.fit), self.lesson.scales, own)
+        floats = self.lesson.floats
+        soft = None
+        if self.fitting.soft:
+            soft = teacher if floats is None else module_of(floats, "none")
+        how = Reconstruction(self.module, teacher, soft, layers=self.parts == "layers")
+        return how.run(feeds, len(self.fit), self.lesson.scales, own)
 
     def as_a_whole(self) -> Fit:
         """Fit the outputs of the model."""

@@ -29,6 +29,7 @@ LEAST_FEEDS = 20  # of which some are held back
 class Lesson:
     """Both models on the data. names: for messages. load: makes a session of a model and its name.
 
+    floats: a model with the weights that codes of the small one stand for; None: the teacher is.
     notes: what is not fitted, and why.
     """
 
@@ -38,6 +39,7 @@ class Lesson:
     inner: tuple[str, ...]
     names: tuple[str, str]
     load: Callable[[ir.Model, str], Session] = lambda model, label: Session(model, label=label)
+    floats: ir.Model | None = None
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []

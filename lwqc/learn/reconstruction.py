@@ -26,32 +26,33 @@ _ALIKE = 1.0  # error, as a share of the variance, from which tensors are two di
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How parts are fitted.
+    """How parts of a module are fitted to those of its teacher.
 
-    layers: each weight is a part, otherwise blocks of at least two. soft: codes are learned between
-    two neighbours, where their weights are known without rounding; otherwise straight through.
+    floats: the model with the weights that codes stand for: codes are learned between the two
+    neighbours of those; None: they are rounded in every run. layers: each weight is a part,
+    otherwise blocks of at least two.
     """
 
+    module: OnnxModule
+    teacher: OnnxModule
+    floats: OnnxModule | None = None
     layers: bool = False
-    soft: bool = True
 
     def run(
         self,
-        module: OnnxModule,
-        teacher: OnnxModule,
         inputs: Sequence[Inputs],
         fitted: int,
         scales: Callable[[Sequence[Batch]], Mapping[str, Scale]],
         settings: Settings,
     ) -> list[Fit]:
-        """Fit each part of a module; what came of each, in their order.
+        """Fit each part; what came of each, in their order.
 
         fitted: how many of the inputs, from the first one on; the others judge. settings: steps
         are those of each part, and the time is that of all.
         """
-        known = shared(module, teacher, inputs[0])
-        found = parts(module, known, least=1 if self.layers else 2)
-        walk, taught = Walk(module, inputs), Walk(teacher, inputs)
+        known = shared(self.module, self.teacher, inputs[0])
+        found = parts(self.module, known, least=1 if self.layers else 2)
+        walk, taught = Walk(self.module, inputs), Walk(self.teacher, inputs)
         begin, fits = time.monotonic(), list[Fit]()
         for index, part in enumerate(found):
             own = _of_part(settings, index, len(found), time.monotonic() - begin)
@@ -59,20 +60,21 @@ class Reconstruction:
             wanted = taught.to(taught.end_of(part.wanted), part.wanted)
             batches = [Batch(s, w) for s, w in zip(walk.scopes, wanted, strict=True)]
             fit, held = batches[:fitted], batches[fitted:]
-            soft = SoftRounding(soft_codes(module, teacher, part) if self.soft else {})
-            made = PartModule(module, part, soft)
+            soft = SoftRounding(self._soft_codes(part))
+            made = PartModule(self.module, part, soft)
             fits.append(Distillation(made, scales(fit), own, relaxed=soft).run(fit, held))
         return fits
 
-
-def soft_codes(module: OnnxModule, floats: OnnxModule, part: Part) -> dict[int, SoftCodes]:
-    """Codes of a part whose weights are known without rounding, by the place they are read at."""
-    return {
-        module.held[name].number: SoftCodes.between(
-            getattr(module, name), module.codes[name], target
-        )
-        for name, target in unrounded(module, floats, part).items()
-    }
+    def _soft_codes(self, part: Part) -> dict[int, SoftCodes]:
+        """Codes whose weights are known without rounding, by the place they are read at."""
+        module = self.module
+        known = {} if self.floats is None else unrounded(module, self.floats, part)
+        return {
+            module.held[name].number: SoftCodes.between(
+                getattr(module, name), module.codes[name], target
+            )
+            for name, target in known.items()
+        }
 
 
 def _of_part(settings: Settings, index: int, count: int, behind: float) -> Settings:

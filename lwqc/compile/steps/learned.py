@@ -20,7 +20,7 @@ def _run(made: Made) -> Made:
     feeds = [dict(f) for f in counted(job.data.fit, "the data of the fit")]
     pieces = in_pieces(feeds, original.model)
     names = ("the compressed model", original.name)
-    lesson = Lesson(lowered.model, original.model, pieces, (), names, job.load)
+    lesson = Lesson(lowered.model, original.model, pieces, (), names, job.load, made.model)
     fitting = Fitting(
         learn.steps, learn.lr, learn.seed,
         parts=learn.parts, soft=learn.rounding == "soft", whole=learn.whole,
