@@ -94,6 +94,9 @@ class Relaxed(Protocol):
     def rate(self, parameter: torch.nn.Parameter) -> float | None:
         """How far a step may change one of its own parameters; None for others."""
 
+    def is_whole(self, done: float) -> bool:
+        """Whether it is worth looking at the codes rounded."""
+
     def penalty(self, done: float) -> torch.Tensor:
         """What is added to the loss. done: share of the fit that is behind."""
 
@@ -167,7 +170,8 @@ class Distillation:
                 return best, losses, step, f"the loss is no number after {step} steps"
             step += 1
             settings.progress(min(round(schedule.done(step) * 100), 100), 100)
-            if schedule.done(step) * _CHECKS >= checked + 1:
+            due = schedule.done(step) * _CHECKS >= checked + 1
+            if due and (self.relaxed is None or self.relaxed.is_whole(done)):
                 checked = int(schedule.done(step) * _CHECKS)
                 found = self.held_losses(held)
                 if float(found.mean()) < float(losses.mean()):
@@ -215,10 +219,14 @@ class Distillation:
         """Zeros of sparse weights stay zero."""
         codes = set(self.module.coded)
         for parameter in parameters:
-            there = parameter.detach() != 0
-            least = _SPARSE_CODES if parameter in codes else _SPARSE
-            if parameter.ndim > 1 and float((~there).float().mean()) >= least:
-                self._zeros[parameter] = there.to(parameter.dtype)
+            if is_sparse(parameter, coded=parameter in codes):
+                self._zeros[parameter] = (parameter.detach() != 0).to(parameter.dtype)
+
+
+def is_sparse(parameter: torch.Tensor, *, coded: bool) -> bool:
+    """Whether so many numbers are zero that this is a pattern."""
+    least = _SPARSE_CODES if coded else _SPARSE
+    return parameter.ndim > 1 and float((parameter == 0).float().mean()) >= least
 
 
 def relative_error(found: torch.Tensor, wanted: Array, scale: Scale) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lwqc.learn.distill import Array, Batch, Distillation, Fit, Scale, Settings
+from lwqc.learn.distill import Array, Batch, Distillation, Fit, Scale, Settings, is_sparse
 from lwqc.learn.module import OnnxModule
 from lwqc.learn.parts import Part, parts
 from lwqc.learn.program import Program, Scope
@@ -60,9 +60,11 @@ class Reconstruction:
             wanted = taught.to(taught.end_of(part.wanted), part.wanted)
             batches = [Batch(s, w) for s, w in zip(walk.scopes, wanted, strict=True)]
             fit, held = batches[:fitted], batches[fitted:]
-            soft = SoftRounding(self._soft_codes(part))
+            codes = self._soft_codes(part)
+            soft = SoftRounding(codes)
             made = PartModule(self.module, part, soft)
-            fits.append(Distillation(made, scales(fit), own, relaxed=soft).run(fit, held))
+            relaxed = soft if codes else None
+            fits.append(Distillation(made, scales(fit), own, relaxed=relaxed).run(fit, held))
         return fits
 
     def _soft_codes(self, part: Part) -> dict[int, SoftCodes]:
@@ -74,6 +76,7 @@ class Reconstruction:
                 getattr(module, name), module.codes[name], target
             )
             for name, target in known.items()
+            if not is_sparse(getattr(module, name), coded=True)
         }
 
 

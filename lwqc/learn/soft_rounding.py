@@ -82,6 +82,10 @@ class SoftRounding:
         """How far a step may change one of its own parameters; None for others."""
         return _RATE if any(parameter is own for own in self.parameters()) else None
 
+    def is_whole(self, done: float) -> bool:
+        """Whether most codes are at either end."""
+        return done >= _ALL_SHARP
+
     def penalty(self, done: float) -> torch.Tensor:
         """On codes that are not whole yet. done: share of the fit that is behind."""
         behind = min(max(done - _WARM_UP, 0.0) / (_ALL_SHARP - _WARM_UP), 1.0)

@@ -78,7 +78,7 @@ def _their_weights(floats: OnnxModule, step: Step, shape: torch.Size) -> Iterato
 
 def _moved(codes: torch.Tensor, weight: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor | None:
     """The codes that give a wanted weight; None where the weight is not made of them."""
-    if not weight.requires_grad:
+    if not weight.requires_grad or weight.numel() > codes.numel():
         return None
     error = (wanted - weight).detach()
     (scale,) = torch.autograd.grad(weight.sum(), codes, retain_graph=True, allow_unused=True)

@@ -33,6 +33,6 @@ COMMANDS: Mapping[str, str] = {
     "lower-cuda": f"lower {{m}} {WRITE} --target cuda --allow-fallback",
     "lower-tensorrt": f"lower {{m}} {WRITE} --target tensorrt --allow-fallback --no-verify",
     "lower-half": f"lower {{m}} {WRITE} --target cuda --floats float16 --half-boundary",
-    "recover": f"recover {{m}} {WRITE} --teacher {{m}} --data random:20 --steps 4",
+    "recover": f"recover {{m}} {WRITE} --teacher {{m}} --data random:20 --steps 4 --parts blocks",
     "apply": f"apply {{m}} {{p}} {WRITE}",
 }
