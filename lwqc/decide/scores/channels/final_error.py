@@ -7,6 +7,7 @@ removed channels are zero and the others make up for them in closed form.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray

@@ -93,9 +93,10 @@ class Gradients:
         return sum(float((p.detach() * g).abs().double().sum()) for p, g in pairs if g is not None)
 
     def curved(self, temperature: float) -> Arrays:
-        """Hessian of the mean loss times its gradient, by stored tensor; two passes over each batch.
+        """Hessian of the mean loss times its gradient, by stored tensor.
 
-        temperature: outputs of floats are divided by it before they reach the caller's loss.
+        Two passes over each batch. temperature: outputs are divided by it before they reach the
+        caller's loss; `OwnLoss` counts errors in units of the outputs, so that it changes nothing.
         """
         import torch
         from torch.nn.attention import SDPBackend, sdpa_kernel

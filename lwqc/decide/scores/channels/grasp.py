@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from lwqc.decide.scores.channels.ranking import Ranking, together
 from lwqc.decide.scores.channels.score import ChannelScore, GroupFacts
 
