@@ -15,6 +15,7 @@ from lwqc.errors import InputError
 from lwqc.learn.batch_statistics import ByMode, Mode, claim
 from lwqc.learn.operation import Call, Operation
 from lwqc.learn.program import Program, Step, function_call
+from lwqc.learn.relevance import Rule, relevant
 from lwqc.learn.table import OPERATIONS
 from lwqc.learn.tensors import TYPES, to_torch_tensor, torch_type
 
@@ -38,9 +39,10 @@ class Builder:
         given: frozenset[ir.Node] = frozenset(),
         *,
         batch_statistics: bool = False,
+        rule: Rule | None = None,
     ) -> None:
-        """given: nodes whose results are there already."""
-        self._model, self._given = model, given
+        """given: nodes whose results are there already. rule: by which slopes are relevance."""
+        self._model, self._given, self._rule = model, given, rule
         self.mode = Mode() if batch_statistics else None
         self.moving: dict[ir.Value, str] = {}
         self.places: dict[ir.Value, int] = {}
@@ -101,7 +103,7 @@ class Builder:
             tuple(None if v is None else v.dtype for v in node.inputs),
         )
         refusal = operation.refused(call, node)
-        run = operation.run
+        run = operation.run if self._rule is None else relevant(node, operation, self._rule)
         if self.mode is not None and operation.by_batch and not call.get("training_mode", 0):
             refusal = refusal or claim(self.moving, label, node)
             run = ByMode(operation, self.mode)

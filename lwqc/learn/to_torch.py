@@ -12,6 +12,7 @@ from lwqc.errors import InputError
 from lwqc.learn.building import Builder
 from lwqc.learn.grids import Grid
 from lwqc.learn.module import Held, OnnxModule
+from lwqc.learn.relevance import Rule
 from lwqc.learn.stored import Stored, replaced, stored_tensors
 from lwqc.learn.tensors import to_array, to_torch_tensor
 from lwqc.learn.unpacking import unpackings
@@ -30,6 +31,7 @@ def module_of(
     codes: bool = False,
     widen: bool = False,
     batch_statistics: bool = False,
+    rule: Rule | None = None,
 ) -> OnnxModule:
     """The module of a model.
 
@@ -37,12 +39,14 @@ def module_of(
     function that is asked for each name. codes: those of weights are parameters too, rounded in
     every run, with gradients that go straight through. widen: weights of 16 bits are parameters of
     32, which operators read in 16. batch_statistics: in `train()` BatchNormalization goes by each
-    batch, whose statistics move those of the file.
+    batch, whose statistics move those of the file. rule: slopes are relevance by that rule.
 
     Raises InputError for operators whose torch function is not known, before anything runs; for
     names that the model does not store; and for statistics that are not a normalisation's own.
     """
-    making = _Making(model, trainable, codes=codes, widen=widen, batch_statistics=batch_statistics)
+    making = _Making(
+        model, trainable, codes=codes, widen=widen, batch_statistics=batch_statistics, rule=rule
+    )
     for stored in stored_tensors(model):
         making.add(stored)
     return making.module
@@ -59,6 +63,7 @@ class _Making:
         codes: bool,
         widen: bool,
         batch_statistics: bool,
+        rule: Rule | None,
     ) -> None:
         """Build the program, and decide what is trained."""
         self._widen = widen
@@ -67,7 +72,7 @@ class _Making:
         self._grids |= {value: unpacking.grid for value, unpacking in self._unpackings.items()}
         unpacked = (u.nodes for u in self._unpackings.values())
         inside = frozenset().union(*unpacked)
-        self._builder = Builder(model, inside, batch_statistics=batch_statistics)
+        self._builder = Builder(model, inside, batch_statistics=batch_statistics, rule=rule)
         moving = dict.fromkeys(self._builder.moving, _OF_BATCHES)
         self._reasons = _untrained(model, trainable) | moving
         self.module = OnnxModule(model, self._builder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.decide.scores.channels.gates import Gates
-from lwqc.decide.scores.channels.own_loss import OwnLoss, own_scales
+from lwqc.decide.scores.channels.own_loss import OwnLoss, largest, own_scales
 from lwqc.decide.scores.channels.ranking import Importance
 from lwqc.errors import InputError
 from lwqc.learn.needed import require_torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from lwqc.learn.distill import Scale
+    from lwqc.learn.relevance import Rule
 
     Slopes = Sequence[torch.Tensor | None]
 
@@ -48,23 +49,26 @@ class Gradients:
         label: str,
         gates: Mapping[str, Gates] | None = None,
         untrained: bool = False,
+        rule: Rule | None = None,
     ) -> None:
         """data: iterated over several times. loss: of outputs and feeds; None for `OwnLoss`.
 
         label: of the model, for messages. gates: of groups, by name. untrained: normalisations
-        whose statistics are of no data go by the batch. Raises InputError without torch, for
-        operators that gradients are not known of, and for a model without such weights.
+        whose statistics are of no data go by the batch. rule: see `relevance`.
+        Raises InputError without torch, for operators that gradients are not known of, and for a
+        model without such weights.
         """
         require_torch()
         from lwqc.learn.batch_statistics import saw_no_data
         from lwqc.learn.guarded import guarded
         from lwqc.learn.to_torch import module_of
 
-        self._data, self._label, self._gates = data, label, gates or {}
+        self._model, self._data, self._label, self._gates = model, data, label, gates or {}
+        self._given, self._rule = loss, rule
         self._loss = None if loss is None else guarded(loss)
         self._free = has_free_batch(model)
         self._by_batch = untrained and saw_no_data(model)
-        self._module = module_of(model, widen=True, batch_statistics=self._by_batch)
+        self._module = module_of(model, widen=True, batch_statistics=self._by_batch, rule=rule)
         for parameter in self._module.parameters():
             parameter.requires_grad_(parameter.ndim > 1)
         chosen = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
@@ -75,6 +79,7 @@ class Gradients:
         # Those of bodies and functions count, but no group has them.
         self._names = [place[0] if len(place) == 1 else None for place in places]
         self._curved: dict[float, Arrays] = {}
+        self._relevance: dict[Rule, dict[str, Importance]] = {}
 
     @cached_property
     def weights(self) -> Arrays:
@@ -134,6 +139,23 @@ class Gradients:
         self._check(steep)
         return {name: np.stack(found) for name, found in rows.items()}
 
+    def relevance(self, rule: Rule) -> dict[str, Importance]:
+        """Relevance of the channels of each group in each sample [samples, size], where it is read.
+
+        Of what `loss` gives, or without one of the largest channel at each place of the outputs.
+        """
+        if rule not in self._relevance:
+            by_rule = Gradients(
+                self._model,
+                self._data,
+                self._given,
+                label=self._label,
+                gates=self._gates,
+                rule=rule,
+            )
+            self._relevance[rule] = by_rule.by_sample
+        return self._relevance[rule]
+
     @cached_property
     def _mean(self) -> Slopes:
         return self._over(self._slopes)
@@ -177,7 +199,9 @@ class Gradients:
         return rebatched(self._data, _BATCH) if self._by_batch and self._free else self._data
 
     def _fresh_loss(self) -> Loss:
-        return self._loss or OwnLoss(self._scales)
+        if self._loss is not None:
+            return self._loss
+        return OwnLoss(self._scales) if self._rule is None else partial(largest, self._scales)
 
     @cached_property
     def _scales(self) -> dict[str, Scale]:

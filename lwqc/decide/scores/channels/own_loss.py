@@ -61,6 +61,17 @@ class OwnLoss:
         return torch.stack(parts).mean()
 
 
+def largest(
+    scales: Mapping[str, Scale], outputs: Mapping[str, Any], feeds: Mapping[str, Any]
+) -> torch.Tensor:
+    """Sum over the outputs of their largest channel at each place, as of the class that is told."""
+    import torch
+
+    found = ((outputs[name], scale.axis) for name, scale in scales.items())
+    parts = (value if axis is None else value.amax(axis) for value, axis in found)
+    return torch.stack([part.sum() for part in parts]).sum()
+
+
 def _spread(scale: Scale, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Standard deviation of each channel, to multiply outputs of a shape with."""
     variance = np.asarray(scale.variance, np.float64)
