@@ -22,7 +22,7 @@ from models.training import open_run
 SEED, BATCH, SCORED = 5, 96, 360  # images that channels are scored on: two of each character
 
 
-def images(step: int, count: int = BATCH) -> Images:
+def images(step: int, count: int) -> Images:
     """The training images of a step; no image is seen twice."""
     return make(count, 1_000_003 + step, fonts=TRAIN_FONTS)
 
@@ -66,7 +66,7 @@ def train(source: Path, steps: int, rate: float, path: Path) -> None:
         optimizer, rate, total_steps=steps, pct_start=0.1
     )
     for step in range(steps):
-        batch = images(step)
+        batch = images(step, BATCH)
         logits = module(image=as_input(batch.pixels))["logits"]
         labels = torch.from_numpy(batch.labels.astype(np.int64))
         loss = cross_entropy(logits, labels, label_smoothing=0.05)

@@ -29,7 +29,6 @@ from lwqc.runtime.measure import NOISE
 
 _ROUNDEST = 16  # widths beyond this multiple gain nothing on the CPU
 _UNITS = {"macs": "MACs", "parameters": "parameters", "channels": "MACs"}
-_OWN_LOSS = "no --loss was given: slopes are those of the distance from outputs with noise on them"
 _NUMBERS = {
     "count", "share", "keep_first", "keep_last", "protect", "max_divergence", "max_drop", "seed",
 }  # fmt: skip
@@ -152,8 +151,9 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versi
     def job(work: Version) -> Decided:
         chosen, notes = suited(recipe, work)
         options = prune_options(chosen, **changes)
-        if options.loss is None and channel_score(options.score).takes_loss:
-            notes = (*notes, _OWN_LOSS)
+        score = channel_score(options.score)
+        if options.loss is None and score.takes_loss:
+            notes = (*notes, f"no --loss was given: {score.own_loss}")
         return Decided.of(prune_version(work, options, goals)).noted(*notes)
 
     return job

@@ -1,5 +1,7 @@
 """Scores of slopes: by hand, by differences, over all that goes with a channel."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ from lwqc.runtime.rebatched import has_free_batch, rebatched  # noqa: E402
 from lwqc.runtime.session import Session  # noqa: E402
 from lwqc.testing import model_of  # noqa: E402
 from tests.build import normal  # noqa: E402
+from tests.doc_pages import DOCS  # noqa: E402
 from tests.learn.test_to_torch import stored  # noqa: E402
 
 MLP = "g (float[N,5] x) => (float[N,3] y) { a = MatMul(x, w) b = Tanh(a) y = MatMul(b, v) }"
@@ -270,12 +273,14 @@ def test_without_a_loss_fisher_is_what_the_outputs_lose_by_channel():
 
 def test_without_a_loss_scores_are_the_same_each_time_and_the_report_says_what_they_are(tmp_path):
     data = feeds(3, 4, 4)
-    for recipe in ("snip", "grasp", "fisher"):
+    told = {"lrp": "what is explained is the largest channel"}
+    for recipe in ("snip", "grasp", "fisher", "lrp"):
         one, two = (lwqc.prune(network(), recipe=recipe, ratio=0.3, data=data) for _ in range(2))
         assert one.plan.prune.units == two.plan.prune.units
         report = one.save(tmp_path / "small.onnx")
         assert report.met
-        assert any("no --loss was given" in note for note in report.notes)
+        note = f"no --loss was given: {told.get(recipe, 'slopes are those of the distance')}"
+        assert any(note in line for line in report.notes)
 
 
 def test_without_data_inputs_are_random_and_the_report_says_so(tmp_path):
@@ -296,7 +301,7 @@ def test_losses_that_say_nothing_are_refused():
             mlp(), recipe="snip", ratio=0.3, data=feeds(5), loss=lambda o, f: o["y"].detach().sum()
         )
     with pytest.raises(
-        InputError, match=r"--loss is for --score fisher, grasp, taylor, snip, not for l2"
+        InputError, match=r"--loss is for --score fisher, grasp, lrp, .*taylor, snip, not for l2"
     ):
         lwqc.prune(mlp(), recipe="spa-l2", ratio=0.3, data=feeds(5), loss=by_torch)
     labels = stored(
@@ -350,3 +355,18 @@ def test_before_training_normalisation_goes_by_the_batch_and_the_file_keeps_its_
     trained = stored(NORM, **weights, **norm | {"m": norm["m"] + 1})
     facts = facts_of(trained, data, untrained=True)["w1:0"]
     assert np.abs(facts.gradients.mean["w1"] - torch_weights["w1"].grad.numpy()).max() > 1e-4
+
+
+def test_the_loss_with_labels_of_the_page_finds_them_in_any_batch(tmp_path, monkeypatch):
+    page = (DOCS / "pruning.md").read_text()
+    (code,) = re.findall(r"```python\n(# own_loss.py\n.*?)```", page, re.DOTALL)
+    images, labels = normal(6, 3, 4, 4, seed=1), np.arange(6) % 5
+    monkeypatch.chdir(tmp_path)
+    np.savez("labelled.npz", image=images, label=labels)
+    scope = {}
+    exec(compile(code, "own_loss.py", "exec"), scope)
+    logits = torch.from_numpy(normal(2, 5, seed=2))
+    found = scope["loss"]({"logits": logits}, {"image": images[[4, 1]]})
+    torch.testing.assert_close(
+        found, torch.nn.functional.cross_entropy(logits, torch.tensor([4, 1]))
+    )

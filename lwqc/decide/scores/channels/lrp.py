@@ -31,8 +31,13 @@ def lrp(rule: Rule) -> Callable[[GroupFacts], Importance | None]:
     return score
 
 
+def _by(rule: Rule) -> ChannelScore:
+    own = "what is explained is the largest channel at each place of the outputs"
+    return ChannelScore(lrp(rule), "gradients", own_loss=own)
+
+
 SCORES = {
-    "lrp": ChannelScore(lrp("z-plus"), "gradients"),
-    "lrp-epsilon": ChannelScore(lrp("epsilon"), "gradients"),
-    "lrp-alpha-beta": ChannelScore(lrp("alpha-beta"), "gradients"),
+    "lrp": _by("z-plus"),
+    "lrp-epsilon": _by("epsilon"),
+    "lrp-alpha-beta": _by("alpha-beta"),
 }

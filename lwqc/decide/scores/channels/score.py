@@ -61,7 +61,7 @@ class ChannelScore:
     importance: of each channel of a group [size], the least important goes first; or a `Ranking`,
     where the order is not that of single numbers; or None where nothing can be told, and magnitude
     decides. looks_at: what `GroupFacts` holds for it. needs_loss: the caller must give one; one
-    that looks at gradients takes the caller's or `OwnLoss`.
+    that looks at gradients takes the caller's or has its own. own_loss: what that is, for the user.
     own_scale: its costs are errors of the layers that read a group, which `normalise = "output"`
     brings to the scale of the outputs.
     """
@@ -69,6 +69,7 @@ class ChannelScore:
     importance: Callable[[GroupFacts], Importance | Ranking | None]
     looks_at: Literal["weights", "inputs", "outputs", "gradients"] = "weights"
     needs_loss: bool = False
+    own_loss: str = "slopes are those of the distance from the outputs with noise on them"
     own_scale: bool = False
 
     @property
