@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
-pytest.importorskip("matplotlib", reason="its fonts are the images")
+pytest.importorskip("sklearn", reason="it has the digits")
 
 import lwqc
 from examples.before_training import before_training
 from tests.build import normal
 from tests.learn.test_to_torch import stored
 
-NETWORK = """g (float[N,1,32,32] image) => (float[N,180] logits) {
-    a = Conv<pads = [1,1,1,1], strides = [4,4]>(image, w1)
+NETWORK = """g (float[N,1,8,8] image) => (float[N,10] logits) {
+    a = Conv<pads = [1,1,1,1], strides = [2,2]>(image, w1)
     b = BatchNormalization(a, s1, t1, m1, u1) c = Relu(b)
     d = Conv<pads = [1,1,1,1]>(c, w2) e = BatchNormalization(d, s2, t2, m2, u2) f = Relu(e)
     p = GlobalAveragePool(f) q = Flatten(p) logits = Gemm<transB = 1>(q, w3, b3) }"""
@@ -30,23 +30,21 @@ def network():
     }
     return stored(
         NETWORK, w1=normal(8, 1, 3, 3, seed=1), w2=normal(12, 8, 3, 3, seed=2, scale=0.2),
-        w3=normal(180, 12, seed=3, scale=0.3), b3=np.zeros(180, np.float32), **norms,
+        w3=normal(10, 12, seed=3, scale=0.3), b3=np.zeros(10, np.float32), **norms,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", ["snip"])
-def test_a_network_is_pruned_trained_and_quantized(recipe, tmp_path, monkeypatch, capsys):
+def test_a_network_is_pruned_trained_and_quantized(tmp_path, monkeypatch, capsys):
     start = tmp_path / "start.onnx"
     lwqc.save(network(), start)
-    arguments = ["--untrained", start, "--recipe", recipe, "--steps", 4, "--folder", tmp_path]
+    arguments = ["--untrained", start, "--steps", 20, "--folder", tmp_path]
     monkeypatch.setattr(sys, "argv", ["before_training", *map(str, arguments)])
-    monkeypatch.setattr(before_training, "BATCH", 16)
     before_training.main()
     rows = capsys.readouterr().out.splitlines()[-3:]
     found = [re.search(r"accuracy (\S+) +([\d,]+) bytes +([\d,]+) MACs", row) for row in rows]
     accuracies = [float(row[1]) for row in found]
     sizes, macs = ([int(row[i].replace(",", "")) for row in found] for i in (2, 3))
-    assert all(0 <= accuracy < 0.1 for accuracy in accuracies)
+    assert all(0 < accuracy < 1 for accuracy in accuracies)
     assert sizes[0] > sizes[1] > sizes[2]
     assert macs[1] == macs[2] <= 0.5 * macs[0]
     assert sizes[2] == (tmp_path / "quantized.onnx").stat().st_size

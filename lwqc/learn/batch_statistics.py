@@ -48,13 +48,13 @@ def claim(owners: dict[ir.Value, str], label: str, node: ir.Node) -> str:
 
 
 def saw_no_data(model: ir.Model) -> bool:
-    """Whether batch normalisation is as it is before any training: mean 0 and variance 1."""
+    """Whether normalisations are as before any training: means 0, variances 1, each its own."""
     nodes = [n for n in model.graph.all_nodes() if n.op_type == "BatchNormalization"]
-    return bool(nodes) and all(
-        _all(node.inputs[index], number)
-        for node in nodes
-        for index, number in zip(_STATISTICS, (0, 1), strict=True)
-    )
+    found = [
+        (n.inputs[i], start) for n in nodes for i, start in zip(_STATISTICS, (0, 1), strict=True)
+    ]
+    own = len({value for value, _ in found}) == len(found)
+    return bool(nodes) and own and all(_all(value, start) for value, start in found)
 
 
 def _all(value: ir.Value | None, number: int) -> bool:

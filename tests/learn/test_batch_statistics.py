@@ -92,6 +92,8 @@ def test_statistics_that_two_share_or_that_are_computed_are_refused():
 def test_a_model_that_saw_no_data_is_known_by_its_statistics():
     assert saw_no_data(network(**NEW))
     assert not saw_no_data(network())
+    twice = TEXT.replace("y = Batch", "d = BatchNormalization(c, s, b, m, v) y = Batch")
+    assert not saw_no_data(network(twice, **NEW))
     assert not saw_no_data(network(**{**NEW, "v": USED["v"]}))
     assert not saw_no_data(
         stored("g (float[N,4] x) => (float[N,2] y) { y = MatMul(x, w) }", w=x(4, 2))
