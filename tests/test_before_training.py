@@ -22,15 +22,15 @@ NETWORK = """g (float[N,1,8,8] image) => (float[N,10] logits) {
 
 
 def network():
-    sizes = {"1": 8, "2": 12}
+    sizes = {"1": 24, "2": 32}
     norms = {
         name + which: np.full(size, value, np.float32)
         for which, size in sizes.items()
         for name, value in (("s", 1), ("t", 0), ("m", 0), ("u", 1))
     }
     return stored(
-        NETWORK, w1=normal(8, 1, 3, 3, seed=1), w2=normal(12, 8, 3, 3, seed=2, scale=0.2),
-        w3=normal(10, 12, seed=3, scale=0.3), b3=np.zeros(10, np.float32), **norms,
+        NETWORK, w1=normal(24, 1, 3, 3, seed=1), w2=normal(32, 24, 3, 3, seed=2, scale=0.2),
+        w3=normal(10, 32, seed=3, scale=0.3), b3=np.zeros(10, np.float32), **norms,
     )  # fmt: skip
 
 
