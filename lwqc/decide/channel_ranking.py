@@ -99,7 +99,7 @@ def _by_gradients(
         calibration(work, options.calibration),
         options.loss,
         label=work.name,
-        gates={g.name: Gates.of(g, needed[g.name], io.read_array) for g in chosen},
+        gates={g.name: Gates(g, needed[g.name], io.read_array) for g in chosen},
         untrained=True,
     )
     found: dict[str, Ranking | None] = {}

@@ -88,7 +88,7 @@ def facts_of(model, data, loss=by_torch, **options):
         g.name: [r for r in prunable.readers if g.factor in set(r.features.leaves())]
         for g in prunable.groups
     }
-    gates = {g.name: Gates.of(g, readers[g.name], io.read_array) for g in prunable.groups}
+    gates = {g.name: Gates(g, readers[g.name], io.read_array) for g in prunable.groups}
     gradients = Gradients(prunable.model, data, loss, label="model", gates=gates, **options)
     return {
         g.name: GroupFacts(g, io.read_array, readers[g.name], gradients=gradients)

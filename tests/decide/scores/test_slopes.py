@@ -64,7 +64,7 @@ def test_one_backward_pass_gives_the_slopes_of_all_channels():
         readers = [r for r in prunable.readers if group.factor in set(r.features.leaves())]
         if readers:
             slow = taylor(group, readers, lambda w: trial.loss(w, by_numpy), io.read_array)
-            gates = Gates.of(group, readers, io.read_array)
+            gates = Gates(group, readers, io.read_array)
             fast = np.abs(gates.slopes(gradients.mean))
             np.testing.assert_allclose(fast, slow, rtol=0.02, atol=1e-4 * slow.max())
             compared += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
@@ -19,33 +19,33 @@ from lwqc.model.weights import ReadArray
 
 @dataclass(frozen=True)
 class Gates:
-    """Gates of a group. layers: each with its matrix and the channel of each of its features."""
+    """Gates of a group. readers: layers that read it. read: the numbers of a stored tensor."""
 
-    size: int
-    layers: tuple[tuple[Operand, Matrix, NDArray[np.intp]], ...]
+    group: Group
+    readers: Sequence[Reader]
+    read: ReadArray
 
-    @classmethod
-    def of(cls, group: Group, readers: Sequence[Reader], read: ReadArray) -> Gates:
-        """readers: layers that read the group."""
+    @cached_property
+    def _layers(self) -> list[tuple[Operand, Matrix, NDArray[np.intp]]]:
+        """Each with its matrix, and the channel of each of its features."""
         # A stored tensor counts once, whatever number of layers read it: its slope is their sum.
-        once = {reader.operand.weight.name: reader for reader in readers}.values()
-        found = ((r.operand, r.operand.matrix(read), r.owners(group)) for r in once)
-        return cls(group.size, tuple(found))
+        once = {reader.operand.weight.name: reader for reader in self.readers}.values()
+        return [(r.operand, r.operand.matrix(self.read), r.owners(self.group)) for r in once]
 
     def slopes(self, gradients: Mapping[str, NDArray[np.floating]]) -> Importance:
         """Slope of a loss along each gate [size]: sum of weight times gradient where it is read.
 
         gradients: of the loss, by stored tensor; layers without one do not count.
         """
-        result = np.zeros(self.size)
-        for operand, matrix, owners in self.layers:
+        result = np.zeros(self.group.size)
+        for operand, matrix, owners in self._layers:
             gradient = gradients.get(operand.weight.name)
             if gradient is None:
                 continue
             terms = matrix * operand.matrix(partial(_itself, gradient))
             shares = terms.reshape(len(owners), -1, terms.shape[1]).sum(1)
             mine = owners >= 0
-            result += np.bincount(owners[mine], shares[mine], self.size)
+            result += np.bincount(owners[mine], shares[mine], self.group.size)
         return result
 
 

@@ -72,7 +72,7 @@ def _ablation(facts: GroupFacts) -> Importance:
 
 def _taylor(facts: GroupFacts) -> Importance:
     if facts.gradients is not None:  # the same by one backward pass
-        gates = Gates.of(facts.group, facts.readers, facts.read)
+        gates = Gates(facts.group, facts.readers, facts.read)
         return np.abs(gates.slopes(facts.gradients.mean))
     assert facts.loss is not None
     return taylor(facts.group, facts.readers, facts.loss, facts.read)
