@@ -10,7 +10,8 @@ pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 pytest.importorskip("sklearn", reason="it has the digits")
 
 import lwqc
-from examples.before_training import before_training
+from examples.before_training import before_training, tasks
+from lwqc.learn.batch_statistics import saw_no_data
 from tests.build import normal
 from tests.learn.test_to_torch import stored
 
@@ -57,3 +58,17 @@ def test_a_network_is_pruned_trained_and_quantized(tmp_path, monkeypatch, capsys
         assert not np.array_equal(
             pruned[name].const_value.numpy(), trained[name].const_value.numpy()
         )
+
+
+@pytest.mark.slow
+def test_a_network_is_exported_with_normalisations_of_its_own(tmp_path):
+    task = tasks.find("digits")
+    task.export(tmp_path / "untrained.onnx")
+    model = lwqc.load(tmp_path / "untrained.onnx")
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("BatchNormalization") == kinds.count("Conv") == 6
+    assert not {"Expand", "CastLike", "Identity"} & set(kinds)
+    module = lwqc.to_torch(model, batch_statistics=True).train()
+    images, labels = task.draw(0, 16)
+    assert module(images)["logits"].shape == (len(labels), 10)
+    assert saw_no_data(model)

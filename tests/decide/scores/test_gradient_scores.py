@@ -326,6 +326,22 @@ def test_operators_without_gradients_are_named(run, tmp_path):
     assert not (tmp_path / "o.onnx").exists()
 
 
+CODED = """g (float[N,5] x) => (float[N,3] y) {
+    d = DequantizeLinear(w, scale) a = MatMul(x, d) b = Tanh(a) y = MatMul(b, v) }"""
+
+
+def test_weights_that_are_codes_do_not_count_and_nothing_but_codes_is_refused():
+    rng = np.random.default_rng(0)
+    codes = {"w": rng.integers(-90, 90, (5, 6)).astype(np.int8), "scale": np.float32([0.01])[0]}
+    (facts,) = facts_of(stored(CODED, **codes, v=normal(6, 3)), feeds(5)).values()
+    each = np.abs(facts.gradients.weights["v"] * facts.gradients.mean["v"]).sum(1)
+    np.testing.assert_allclose(snip(facts), each / each.sum(), rtol=1e-5)
+    text = CODED.replace("y = MatMul(b, v)", "e = DequantizeLinear(v, scale) y = MatMul(b, e)")
+    coded = stored(text, **codes, v=rng.integers(-90, 90, (6, 3)).astype(np.int8))
+    with pytest.raises(InputError, match="it has no weights that a loss could have slopes along"):
+        lwqc.prune(coded, recipe="snip", ratio=0.3, data=feeds(5))
+
+
 def test_without_torch_the_scores_say_what_they_need(monkeypatch):
     monkeypatch.setattr(needed, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="gradients need torch"):
