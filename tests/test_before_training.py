@@ -60,7 +60,6 @@ def test_a_network_is_pruned_trained_and_quantized(tmp_path, monkeypatch, capsys
         )
 
 
-@pytest.mark.slow
 def test_a_network_is_exported_with_normalisations_of_its_own(tmp_path):
     task = tasks.find("digits")
     task.export(tmp_path / "untrained.onnx")
