@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
@@ -271,6 +272,18 @@ def test_without_a_loss_fisher_is_what_the_outputs_lose_by_channel():
     np.testing.assert_allclose(ratio, ratio.mean(), rtol=0.15)
 
 
+def test_a_channel_of_the_outputs_that_hardly_moves_is_measured_by_the_others():
+    model = mlp()
+    held = model.graph.initializers["v"]
+    held.const_value = ir.tensor(held.const_value.numpy() * np.float32([1, 1, 1e-32]), name="v")
+    (facts,) = facts_of(model, feeds(5, rows=20), loss=None).values()
+    assert np.isfinite(snip(facts)).all()
+    assert np.isfinite(grasp(facts).cost).all()
+    held.const_value = ir.tensor(np.zeros((6, 3), np.float32), name="v")
+    with pytest.raises(InputError, match="no output of floats that varies: give a --loss"):
+        lwqc.prune(model, recipe="fisher", ratio=0.3, data=feeds(5))
+
+
 def test_without_a_loss_scores_are_the_same_each_time_and_the_report_says_what_they_are(tmp_path):
     data = feeds(3, 4, 4)
     told = {"lrp": "what is explained is the largest channel"}
@@ -308,7 +321,7 @@ def test_losses_that_say_nothing_are_refused():
         MLP.replace("float[N,3] y", "int64[N] y").replace("y = M", "z = M").replace("v) }", "v) "
         "y = ArgMax<axis = 1, keepdims = 0>(z) }"), w=normal(5, 6), v=normal(6, 3)
     )  # fmt: skip
-    with pytest.raises(InputError, match="no output of floats to take slopes of: give a --loss"):
+    with pytest.raises(InputError, match="no output of floats that varies: give a --loss"):
         lwqc.prune(labels, recipe="snip", ratio=0.3, data=feeds(5))
 
 

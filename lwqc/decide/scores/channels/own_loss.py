@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
     from lwqc.learn.distill import Scale
 
+_STILL = 1e-12  # of the mean variance: the square of what floats of 32 bits tell
+
 
 def own_scales(outputs: Iterable[Mapping[str, Any]]) -> dict[str, Scale]:
-    """Channels and their variances of each output that holds floats. outputs: of torch, by run.
+    """Channels and their variances of each output of floats that varies. outputs: of torch, by run.
 
     Raises InputError where there is no such output.
     """
@@ -36,9 +38,20 @@ def own_scales(outputs: Iterable[Mapping[str, Any]]) -> dict[str, Scale]:
             if _is_float(value):
                 array = value.detach().cpu().double().numpy()
                 meters.setdefault(name, ChannelMeter()).add(array, array)
-    if not meters:
-        raise InputError("the model has no output of floats to take slopes of: give a --loss")
-    return {name: Scale(*meter.variances()) for name, meter in meters.items()}
+    scales = {}
+    for name, meter in meters.items():
+        axis, variance = meter.variances()
+        if variance.mean() > np.finfo(np.float32).tiny:
+            scales[name] = Scale(axis, _without_still(variance))
+    if not scales:
+        raise InputError("the model has no output of floats that varies: give a --loss")
+    return scales
+
+
+def _without_still(variance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Channels that do not vary by more than rounding are measured by the others."""
+    mean = variance.mean()
+    return np.where(variance < _STILL * mean, mean, variance)
 
 
 class OwnLoss:
