@@ -133,7 +133,8 @@ def quantize(
     method: Annotated[
         str,
         typer.Option(
-            help="rtn, hqq or k-quant; with --data gptq, gptq-order, gptq-refit, gpfq or descent"
+            help="rtn, hqq or k-quant; with --data gptq, gptq-order, gptq-refit, gpfq or descent, "
+            "and learned with torch: adaround, brecq or distill"
         ),
     ] = "rtn",
     sequential: Annotated[
@@ -151,7 +152,7 @@ def quantize(
     check_bound(options)
     goals = Goals(**part(Storage, options))
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
-    if method in DATA_METHODS and "data" not in options:
+    if recipe.method in DATA_METHODS and "data" not in options:
         raise InputError(f"--method {method} looks at the data: give --data")
     files = Files([output], [options.get("plan_out")])
     verify = options["verify"]

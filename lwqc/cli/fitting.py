@@ -59,7 +59,9 @@ def recover(
 
 def lines(report: RecoverReport) -> list[str]:
     """The report for readers."""
-    made = f"{report.steps} steps on {report.fitted} sets of inputs, {report.held_back} held back"
+    parts = f"{report.parts} parts, then " if report.parts else ""
+    inputs = f"{report.fitted} sets of inputs, {report.held_back} held back"
+    made = f"{parts}{report.steps} steps on {inputs}"
     told = [
         f"{report.output}: {report.output_bytes} bytes; {made}; {report.trained} numbers trained; "
         f"{report.seconds:.0f} s",

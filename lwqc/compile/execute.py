@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from lwqc.backends.target import Lowered
@@ -13,7 +15,7 @@ from lwqc.compile.steps.table import looks_at, of
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
-from lwqc.plans.plan import Plan
+from lwqc.plans.plan import Learn, Plan
 
 
 def apply_plan(work: Version, plan: Plan, *, allow_drift: bool = False) -> Compressed:
@@ -39,11 +41,10 @@ def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
     _check_target(work, plan)
     made = Made(work, plan, work, work.model)
     for step in of(plan):
-        made = step.run(made)
-    plan, model = made.plan, made.model
-    lowered = Lowered(model, {})
-    if plan.quantize or plan.rewrites or plan.floats or plan.sparse:
-        lowered = work.job.target.lower(model, plan, made.weights)
+        made = step.run(_lowered(made) if step.late else made)
+    made = _lowered(made)
+    plan, lowered = made.plan, made.lowered
+    assert lowered is not None
     return Compressed(
         work,
         goals,
@@ -54,8 +55,29 @@ def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
         made.found.get("remove"),
         fallbacks=_fallbacks(work, lowered.model, plan),
         # Of the model before formats, which change what a product takes but not how many there are.
-        counted=counted(goals, work, model),
+        counted=counted(goals, work, made.model),
     )
+
+
+def finished(done: Compressed, learn: Learn | None) -> Compressed:
+    """What was executed without it, with learning at the end."""
+    plan = done.decisions.model_copy(update={"learn": learn})
+    made = Made(done.work, plan, done.work, done.work.model, lowered=done.lowered)
+    for step in of(plan):
+        if step.late:
+            made = step.run(made)
+    assert made.lowered is not None
+    return replace(done, decisions=made.plan, lowered=made.lowered)
+
+
+def _lowered(made: Made) -> Made:
+    """With what the model becomes for the target, if it is not there yet."""
+    if made.lowered is not None:
+        return made
+    plan, lowered = made.plan, Lowered(made.model, {})
+    if plan.quantize or plan.rewrites or plan.floats or plan.sparse:
+        lowered = made.work.job.target.lower(made.model, plan, made.weights)
+    return replace(made, lowered=lowered)
 
 
 def _check_target(work: Version, plan: Plan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +22,28 @@ if TYPE_CHECKING:
     from lwqc.learn.distill import Batch, Scale
 
 Array = NDArray[Any]
+LEAST_FEEDS = 20  # of which some are held back
 
 
 @dataclass
 class Lesson:
-    """Both models on the data. names: for messages. notes: what is not fitted, and why."""
+    """Both models on the data. names: for messages. load: makes a session of a model and its name.
+
+    floats: a model with the weights that codes of the small one stand for; None: the teacher is.
+    notes: what is not fitted, and why.
+    """
 
     small: ir.Model
     teacher: ir.Model
     feeds: list[dict[str, Array]]
     inner: tuple[str, ...]
     names: tuple[str, str]
+    load: Callable[[ir.Model, str], Session] = lambda model, label: Session(model, label=label)
+    floats: ir.Model | None = None
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
-        self._session = Session(self.small, label=self.names[0])
+        self._session = self.load(self.small, self.names[0])
         self._needed = set(required_inputs(self.small))
         first = self._own(self.feeds[0])
         self.expected = Expected(first, self._session(first), self._session.types)
@@ -55,7 +62,7 @@ class Lesson:
         run = Session(with_outputs(self.teacher, self.inner, self.names[1]), label=self.names[1])
         own = self._session
         if self.inner:
-            own = Session(with_outputs(self.small, self.inner, self.names[0]), label=self.names[0])
+            own = self.load(with_outputs(self.small, self.inner, self.names[0]), self.names[0])
         tensors = {n for n, kind in own.types.items() if kind.startswith("tensor")}
         wanted = self._shared(run(self.feeds[0]), own(self._own(self.feeds[0])), tensors)
         made = counted(map(run, self.feeds), "outputs of the teacher", len(self.feeds))
@@ -101,7 +108,7 @@ class Lesson:
 
     def drop(self, model: ir.Model, held: Sequence[Batch]) -> float:
         """Loss of a model on the feeds that were held back, as onnxruntime computes it."""
-        session = self._session if model is self.small else Session(model, label=self.names[0])
+        session = self._session if model is self.small else self.load(model, self.names[0])
         outputs = set(session.outputs)
         meter = LossesMeter()
         for batch in held:
@@ -122,3 +129,34 @@ def with_outputs(model: ir.Model, names: Sequence[str], label: str) -> ir.Model:
         if known[name] not in made.graph.outputs:
             made.graph.outputs.append(known[name])
     return made
+
+
+def batch_symbol(model: ir.Model) -> str | None:
+    """The name of the first dimension, where all inputs that are needed share it."""
+    name, *others = {_symbol(v) for v in required_inputs(model).values()} or [None]
+    return None if others else name
+
+
+def _symbol(value: ir.Value) -> str | None:
+    first = value.shape[0] if value.shape is not None and len(value.shape) else None
+    return first.value if isinstance(first, ir.SymbolicDim) else None
+
+
+def in_pieces(feeds: list[dict[str, Array]], model: ir.Model) -> list[dict[str, Array]]:
+    """Feeds in smaller batches, where there are few and their samples can be taken apart.
+
+    There are at least `LEAST_FEEDS` then, if there are as many samples: so many that some can be
+    held back.
+    """
+    if len(feeds) >= LEAST_FEEDS or batch_symbol(model) is None:
+        return feeds
+    needed = required_inputs(model).keys()
+    counts = [next(len(f[name]) for name in f if name in needed) for f in feeds]
+    if any(len(f[n]) != count for f, count in zip(feeds, counts, strict=True) for n in f):
+        return feeds
+    size = max(sum(counts) // LEAST_FEEDS, 1)
+    return [
+        {name: value[start : start + size] for name, value in f.items()}
+        for f, count in zip(feeds, counts, strict=True)
+        for start in range(0, count, size)
+    ]

@@ -22,8 +22,10 @@ from lwqc.runtime.session import SessionSettings
 class RecoverReport:
     """What a fit did.
 
-    fitted, held_back: numbers of feeds. loss_before, loss_after: distance from the teacher, or what
-    `loss` says, on the feeds that were held back (all, where none was), as torch computes it.
+    fitted, held_back: numbers of feeds. steps: of the whole. parts: how many parts were fitted one
+    by one before, each in as many steps at most. loss_before, loss_after: distance from the
+    teacher, or what `loss` says, on the feeds that were held back (all, where none was), as torch
+    computes it.
     drop_before, drop_after: `Divergence.drop` from the teacher on them, as onnxruntime does.
     unchanged: why the model is as it was, or "". trained: how many numbers were fitted.
     """
@@ -34,6 +36,7 @@ class RecoverReport:
     fitted: int
     held_back: int
     steps: int
+    parts: int
     seconds: float
     trained: int
     loss_before: float

@@ -29,6 +29,8 @@ def without_data(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
         own = recipe.allocator in ("uniform", "rank") and recipe.kind == "int"
         method = "k-quant" if own else "rtn"
         instead("method", method, f"codes are chosen by {method} instead of {recipe.method}")
+    if recipe.learn is not None:
+        instead("learn", None, "nothing is learned by gradients")
     if recipe.sequential:
         instead("sequential", False, "each layer is quantized for itself, not in sequence")
     if recipe.token_weights:

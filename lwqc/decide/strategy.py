@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 from lwqc.compile.budget import asked
 from lwqc.compile.compressed import Compressed
-from lwqc.compile.execute import execute
+from lwqc.compile.execute import execute, finished
 from lwqc.compile.version import Version
 from lwqc.decide.allocate import allocate
 from lwqc.decide.allocator import find_allocator
@@ -18,6 +18,7 @@ from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.joint import joint, pareto, searches
 from lwqc.decide.structural import branch_job, channel_job, suited
 from lwqc.errors import InputError
+from lwqc.learn.needed import require_torch
 from lwqc.model.extensions import ALLOCATORS
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import Recipe, find
@@ -36,9 +37,9 @@ def decide(
     exact: the recipe is done as it is or refused, also where it looks at data and none was given.
     """
     if exact and isinstance(recipe, Recipe):
-        return _decided(work, goals, recipe, control)
+        return _learned(_decided(work, goals, recipe, control), recipe)
     chosen, notes = _suited(work, goals, recipe)
-    return _decided(work, goals, chosen, control).noted(*notes)
+    return _learned(_decided(work, goals, chosen, control), chosen).noted(*notes)
 
 
 def row(
@@ -77,6 +78,17 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl
         return branch_job(recipe, goals)(work)
     plan = allocate(work, goals, recipe)
     return Decided(work, goals, plan, lambda: execute(work, goals, plan))
+
+
+def _learned(decided: Decided, recipe: Recipe) -> Decided:
+    """With what a recipe learns in the end. Raises InputError without data, and without torch."""
+    if recipe.learn is None:
+        return decided
+    require_torch()
+    if not decided.work.job.data.fit.given:
+        raise InputError(f"recipe {recipe.name} learns from data: give --data")
+    plan = decided.plan.model_copy(update={"learn": recipe.learn})
+    return Decided(decided.work, decided.goals, plan, lambda: finished(decided.make(), plan.learn))
 
 
 def _promises(allocator: str) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -64,18 +63,7 @@ class Builder:
         steps = [self.step(node, opsets, bound) for node in nodes]
         outputs = tuple(self.place(v) for v in graph.outputs)
         empty = tuple(_no_rows(v) for v in graph.outputs)
-        return Program(inputs, outputs, self._with_dead(graph, nodes, steps), empty)
-
-    def _with_dead(self, graph: ir.Graph, nodes: list[ir.Node], steps: list[Step]) -> list[Step]:
-        """Steps that know which values of this graph are read for the last time."""
-        own = {self.place(v) for v in (*graph.inputs, *(o for n in nodes for o in n.outputs))}
-        alive, made = {self.place(v) for v in graph.outputs}, []
-        for node, step in zip(reversed(nodes), reversed(steps), strict=True):
-            read = {i for i in step.inputs if i is not None}
-            read |= {self.place(v) for v in _captured(node)} | set(step.outputs)
-            made.append(replace(step, dead=tuple(sorted((read & own) - alive))))
-            alive |= read
-        return made[::-1]
+        return Program.of(inputs, outputs, steps, empty)
 
     def step(self, node: ir.Node, opsets: Mapping[str, int], bound: Attributes) -> Step:
         """The step of a node; a nameless one where there is no function for it."""
@@ -85,7 +73,8 @@ class Builder:
         outputs = tuple(self.place(v) for v in node.outputs)
         if function is not None:
             inner = self._function(node, function, bound)
-            return Step(function_call(inner), Call(label, 0, {}), inputs, outputs, scoped=True)
+            call, read = Call(label, 0, {}), tuple(sorted(inner.reads))
+            return Step(function_call(inner), call, inputs, outputs, scoped=True, captured=read)
         domain = "" if node.domain == "ai.onnx" else node.domain
         operation = OPERATIONS.get((domain, node.op_type))
         opset = opsets.get(domain, 1)
@@ -109,7 +98,9 @@ class Builder:
             run = ByMode(operation, self.mode)
         if refusal:
             self.missing[label] = refusal
-        return Step(run, call, inputs, outputs, operation.numbers, operation.scoped)
+        bodies = [a for a in call.attributes.values() if isinstance(a, Program)]
+        read = tuple(sorted({place for body in bodies for place in body.reads}))
+        return Step(run, call, inputs, outputs, operation.numbers, operation.scoped, captured=read)
 
     def _function(self, node: ir.Node, function: ir.Function, bound: Attributes) -> Program:
         """A program for each call, as the attributes of the call are its own."""
@@ -178,14 +169,3 @@ def _defaults(op_type: str, opset: int) -> dict[str, Any]:
             if isinstance(given, ir.Attr):
                 found[name] = _python(given, op_type)
     return found
-
-
-def _captured(node: ir.Node) -> Iterator[ir.Value]:
-    """Values that the bodies of a node read, of whatever graph."""
-    for attribute in node.attributes.values():
-        if attribute.type is _READS_SCOPE and not attribute.is_ref():
-            body = attribute.as_graph()
-            for inner in body:
-                yield from (v for v in inner.inputs if v is not None)
-                yield from _captured(inner)
-            yield from body.outputs

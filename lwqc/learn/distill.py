@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lwqc.learn.module import OnnxModule
 from lwqc.learn.schedule import Schedule
 
 Array = NDArray[Any]
@@ -26,11 +25,29 @@ _SURE = 2.0  # standard errors by which held-back losses must fall
 _TOLD = 4  # held-back inputs from which that can be said
 
 
+class Fitted(Protocol):
+    """What is fitted: `lwqc.learn.module.OnnxModule`, or a part of one."""
+
+    @property
+    def output_names(self) -> Sequence[str]:
+        """What is fitted in any case."""
+
+    @property
+    def coded(self) -> Sequence[torch.nn.Parameter]:
+        """Parameters in units of a code."""
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """What is fitted."""
+
+    def values(self, inputs: Mapping[Any, Any], inner: Iterable[str] = ()) -> dict[str, Any]:
+        """Outputs, and other tensors by name."""
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Inputs by name, and what outputs and inner tensors are to be for them."""
+    """What `Fitted.values` takes, and what outputs and inner tensors are to be for it."""
 
-    feeds: Mapping[str, Array]
+    feeds: Mapping[Any, Any]
     wanted: Mapping[str, Array]
 
 
@@ -68,14 +85,31 @@ class Fit:
     ended: str = ""
 
 
+class Relaxed(Protocol):
+    """Codes that are not whole while they are fitted, see `lwqc.learn.soft_rounding`."""
+
+    def begin(self, loss: float) -> None:
+        """From now on they are. loss: before the fit."""
+
+    def rate(self, parameter: torch.nn.Parameter) -> float | None:
+        """How far a step may change one of its own parameters; None for others."""
+
+    def penalty(self, done: float) -> torch.Tensor:
+        """What is added to the loss. done: share of the fit that is behind."""
+
+    def end(self, *, kept: bool) -> None:
+        """They are whole again; as they were before where what was found is not kept."""
+
+
 @dataclass
 class Distillation:
     """A fit of a module. loss: of outputs and feeds, in place of the errors by `scales`."""
 
-    module: OnnxModule
+    module: Fitted
     scales: Mapping[str, Scale]
     settings: Settings
     loss: Loss | None = None
+    relaxed: Relaxed | None = None
     _zeros: dict[torch.nn.Parameter, torch.Tensor] = field(default_factory=dict)
 
     def run(self, fit: Sequence[Batch], held: Sequence[Batch]) -> Fit:
@@ -83,10 +117,12 @@ class Distillation:
 
         They end as they were where that is no better by more than chance, or cannot be told.
         """
-        before = self._held_losses(held or fit)
+        before = self.held_losses(held or fit)
         start = float(before.mean())
         if len(held) < _TOLD:
             return Fit(start, start, 0, f"{len(held)} held-back inputs are too few to judge by")
+        if self.relaxed is not None:
+            self.relaxed.begin(start)
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         if not parameters:
             return Fit(start, start, 0, "the model has no weights that can be trained")
@@ -96,6 +132,8 @@ class Distillation:
         error = float(gain.std(ddof=1)) / math.sqrt(len(gain))
         sure = float(gain.mean()) > _SURE * error and float(losses.mean()) < start
         _set(parameters, best if sure else first)
+        if self.relaxed is not None:
+            self.relaxed.end(kept=sure)
         if not sure:
             why = "it got no better on held-back inputs than by chance"
             return Fit(start, start, steps, why, ended)
@@ -122,27 +160,32 @@ class Distillation:
         while (done := schedule.done(step)) < 1:
             order = order or rng.permutation(len(fit)).tolist()
             for group, size in zip(optimizer.param_groups, sizes, strict=True):
-                group["lr"] = settings.lr * size * Schedule.factor(done)
-            if not self._step(optimizer, fit[order.pop()]):
+                rate = settings.lr * size * Schedule.factor(done)
+                own = None if self.relaxed is None else self.relaxed.rate(group["params"][0])
+                group["lr"] = rate if own is None else own
+            if not self._step(optimizer, fit[order.pop()], done):
                 return best, losses, step, f"the loss is no number after {step} steps"
             step += 1
             settings.progress(min(round(schedule.done(step) * 100), 100), 100)
             if schedule.done(step) * _CHECKS >= checked + 1:
                 checked = int(schedule.done(step) * _CHECKS)
-                found = self._held_losses(held)
+                found = self.held_losses(held)
                 if float(found.mean()) < float(losses.mean()):
                     best, losses = _copies(parameters), found
                 stale = 0 if float(found.mean()) < lowest else stale + 1
                 lowest = min(lowest, float(found.mean()))
-                if stale >= _PATIENCE and schedule.done(step) > _SETTLING:
+                settled = self.relaxed is None and stale >= _PATIENCE
+                if settled and schedule.done(step) > _SETTLING:
                     return best, losses, step, f"no better for {_PATIENCE} of {_CHECKS} checks"
         ended = "" if step >= settings.steps else "the time was over"
         return best, losses, step, ended
 
-    def _step(self, optimizer: torch.optim.Optimizer, batch: Batch) -> bool:
+    def _step(self, optimizer: torch.optim.Optimizer, batch: Batch, done: float) -> bool:
         """One step; False where the loss is no number."""
         optimizer.zero_grad()
         loss = self._loss(batch)
+        if self.relaxed is not None:
+            loss = loss + self.relaxed.penalty(done)
         if not bool(torch.isfinite(loss)):
             return False
         loss.backward()  # type: ignore[no-untyped-call]
@@ -152,8 +195,8 @@ class Distillation:
                 parameter.mul_(there)
         return True
 
-    def _held_losses(self, held: Sequence[Batch]) -> Array:
-        """Of each batch."""
+    def held_losses(self, held: Sequence[Batch]) -> Array:
+        """Loss of each batch, as the module is now."""
         with torch.no_grad():
             return np.asarray([float(self._loss(batch)) for batch in held])
 
@@ -170,7 +213,7 @@ class Distillation:
 
     def _keep_patterns(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Zeros of sparse weights stay zero."""
-        codes = {getattr(self.module, name) for name in self.module.codes}
+        codes = set(self.module.coded)
         for parameter in parameters:
             there = parameter.detach() != 0
             least = _SPARSE_CODES if parameter in codes else _SPARSE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,14 +46,15 @@ class OnnxModule(torch.nn.Module):
     held: parameters and buffers by their names in torch, see `tensors`.
     untrained: stored tensors that are no parameters, by name in the model, each with the reason.
     drawn: nodes that draw random numbers in every run, by torch's generator.
+    program: all steps. places: of tensors of the main graph, by name.
     """
 
     def __init__(self, model: ir.Model, builder: Builder) -> None:
         super().__init__()
-        self._program: Program = builder.program
+        self.program: Program = builder.program
         self._inputs = {v.name or "": builder.place(v) for v in model.graph.inputs}
         self._outputs = {v.name or "": builder.place(v) for v in model.graph.outputs}
-        self._places = {
+        self.places: dict[str, int] = {
             v.name or "": n for v, n in builder.places.items() if v.graph is model.graph
         }
         self._constants: Scope = {}
@@ -71,6 +72,11 @@ class OnnxModule(torch.nn.Module):
     def codes(self) -> dict[str, Grid]:
         """Parameters that are codes, in units of a code, unpacked."""
         return {name: h.grid for name, h in self.held.items() if h.grid is not None}
+
+    @property
+    def coded(self) -> list[torch.nn.Parameter]:
+        """Those parameters themselves."""
+        return [getattr(self, name) for name in self.codes]
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -120,30 +126,38 @@ class OnnxModule(torch.nn.Module):
         """
         names = list(inner)
         for name in names:
-            if name not in self._places:
+            if name not in self.places:
                 raise InputError(f"{name}: the graph has no such tensor")
-        wanted = {name: self._places[name] for name in names} | self._outputs
+        wanted = {name: self.places[name] for name in names} | self._outputs
         scope = self._scope(inputs)
         if self._mode is not None:
             self._mode.training = self.training
-        self._program.run(scope, frozenset(wanted.values()))
+        self.program.run(scope, frozenset(wanted.values()))
         return {name: scope[number] for name, number in wanted.items()}
 
     def _scope(self, inputs: Mapping[str, Any]) -> Scope:
         """Values that are there before anything runs."""
-        scope = dict(self._constants)
-        device = None
-        for name, held in self.held.items():
-            value = getattr(self, name)
-            scope[held.number] = held.read(value)
-            device = device or value.device
+        return {**self.stored(), **self.given(inputs)}
+
+    def stored(self, places: Collection[int] | None = None) -> Scope:
+        """What the model stores; all of it, or what lies in some places."""
+        held = self.held.items() if places is None else self._held_in(places)
+        return {**self._constants, **{h.number: h.read(getattr(self, name)) for name, h in held}}
+
+    def _held_in(self, places: Collection[int]) -> list[tuple[str, Held]]:
+        return [(name, held) for name, held in self.held.items() if held.number in places]
+
+    def given(self, inputs: Mapping[str, Any]) -> Scope:
+        """Inputs by their places. Raises InputError for those that are missing or that it lacks."""
+        scope: Scope = {}
+        device = next((getattr(self, name).device for name in self.held), None)
         for name, given in inputs.items():
             if name not in self._inputs:
                 raise InputError(f"{name}: no input; expected {', '.join(self._inputs)}")
             value = given if isinstance(given, (torch.Tensor, list)) else torch.as_tensor(given)
             on = value.to(device) if isinstance(value, torch.Tensor) else value
             scope[self._inputs[name]] = on
-        missing = [n for n, number in self._inputs.items() if number not in scope]
+        missing = [n for n, i in self._inputs.items() if i not in scope | self._constants]
         if missing:
             raise InputError(f"{missing[0]}: the input is missing")
         return scope

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ class NodeError(InputError):
 class Step:
     """One node. inputs: places; None where one is left out. dead: places that no later step reads.
 
-    numbers: inputs that need not be where the others are.
+    numbers: inputs that need not be where the others are. captured: places that its bodies read.
     """
 
     run: Function
@@ -32,6 +32,12 @@ class Step:
     numbers: tuple[int, ...] = ()
     scoped: bool = False
     dead: tuple[int, ...] = ()
+    captured: tuple[int, ...] = ()
+
+    @property
+    def reads(self) -> set[int]:
+        """All places whose values it may look at."""
+        return {i for i in self.inputs if i is not None} | set(self.captured)
 
 
 @dataclass
@@ -45,6 +51,26 @@ class Program:
     outputs: tuple[int, ...]
     steps: list[Step] = field(default_factory=list)
     empty: tuple[torch.Tensor | None, ...] = ()
+
+    @staticmethod
+    def of(
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        steps: Sequence[Step],
+        empty: tuple[torch.Tensor | None, ...],
+    ) -> Program:
+        """Steps in the order that they are done in, which know what is read for the last time."""
+        ordered = _late(steps, inputs)
+        return Program(inputs, outputs, _with_dead(ordered, inputs, outputs), empty)
+
+    @property
+    def reads(self) -> set[int]:
+        """All places whose values it may look at, its own among them."""
+        return {place for step in self.steps for place in step.reads} | set(self.outputs)
+
+    def part(self, begin: int, end: int) -> Program:
+        """Some of its steps, for a scope that holds what the steps before them computed."""
+        return Program((), (), self.steps[begin:end])
 
     def run(self, scope: Scope, kept: frozenset[int] = frozenset()) -> None:
         """Compute everything in a scope that holds the inputs and what is stored.
@@ -80,6 +106,36 @@ class Program:
         scope.update(zip(self.inputs, inputs, strict=True))
         self.run(scope)
         return [scope[i] for i in self.outputs]
+
+
+def _late(steps: Sequence[Step], inputs: Iterable[int]) -> list[Step]:
+    """What depends on no input, such as weights that are decoded, just before it is first read."""
+    moving, fixed = set(inputs), [False] * len(steps)
+    for index, step in enumerate(steps):
+        fixed[index] = moving.isdisjoint(step.reads)
+        if not fixed[index]:
+            moving.update(step.outputs)
+    at, first = [0] * len(steps), dict[int, int]()
+    for index in reversed(range(len(steps))):
+        step, end = steps[index], len(steps)
+        at[index] = min((first.get(o, end) for o in step.outputs), default=end)
+        if not fixed[index]:
+            at[index] = index
+        for place in step.reads:
+            first[place] = min(first.get(place, end), at[index])
+    order = sorted(range(len(steps)), key=lambda i: (at[i], not fixed[i]))
+    return [steps[i] for i in order]
+
+
+def _with_dead(steps: Sequence[Step], inputs: Iterable[int], outputs: Iterable[int]) -> list[Step]:
+    """Steps that know which values of this graph are read for the last time."""
+    own = {*inputs, *(place for step in steps for place in step.outputs)}
+    alive, made = set(outputs), []
+    for step in reversed(steps):
+        touched = step.reads | set(step.outputs)
+        made.append(replace(step, dead=tuple(sorted((touched & own) - alive))))
+        alive |= touched
+    return made[::-1]
 
 
 def _together(values: list[Any], numbers: Sequence[int]) -> list[Any]:

@@ -88,7 +88,7 @@ class Uses:
             self.counted.update(node.outputs)
         elif read & self.moving or (
             node.op_type in _TABLES and table is not None and table not in self.counted
-            and table.dtype in FLOATS
+            and (table.dtype is None or table.dtype in FLOATS)
         ):  # fmt: skip
             self.moving.update(node.outputs)
         elif read & self.counted:

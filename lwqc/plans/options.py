@@ -306,9 +306,11 @@ class Recovering(Feeding, Constant, total=False):
     """How a model is fitted to another one, see `lwqc.compile.recover`.
 
     steps: 1000, or as many as the time allows. time_limit: seconds. lr: share of a weight's size
-    that the largest step changes it by. loss: of outputs (tensors of torch by name) and feeds,
-    in place of the distance from the teacher's outputs, which may grow: the report tells it. inner:
-    names of tensors that both models have.
+    that the largest step changes it by. parts: `layers`, or `blocks` such as residual ones, are
+    fitted to the teacher's one by one before the whole is, or `none`; None: blocks where weights
+    are codes. loss: of outputs (tensors of torch by name) and feeds for the whole, in place of the
+    distance from the teacher's outputs, which may grow: the report tells it. inner: names of
+    tensors that both models have.
     """
 
     steps: Annotated[
@@ -316,6 +318,10 @@ class Recovering(Feeding, Constant, total=False):
         Flag("steps of the fit (default: 1000, or all that the time allows)", int | None),
     ]
     time_limit: Annotated[float | None, Flag("seconds of the fit", float | None)]
+    parts: Annotated[
+        str | None,
+        Flag("none, layers or blocks, fitted before the whole (default: blocks with codes)"),
+    ]
     lr: Annotated[
         float, Flag("share of a weight's size that the largest step changes it by", float, 0.01)
     ]

@@ -257,6 +257,27 @@ class SparseEntry(_Model):
     refine: bool = False
 
 
+Parts = Literal["none", "layers", "blocks"]
+
+
+class Learn(_Model):
+    """Weights and codes are fitted to the original by gradients, see `lwqc.compile.steps.learned`.
+
+    steps: of each part, and of the whole. lr: share of a weight's size that the largest step
+    changes it by. parts: fitted one by one before the whole is, `layers`, residual `blocks` and the
+    like, or `none`. rounding: how codes of parts are learned, between two neighbours that the
+    original's weight lies between (`soft`), or free, with gradients that go `straight` through.
+    whole: the whole is fitted then, straight.
+    """
+
+    steps: int = Field(default=500, ge=1)
+    lr: float = Field(default=0.01, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    parts: Parts = "blocks"
+    rounding: Literal["soft", "straight"] = "soft"
+    whole: bool = True
+
+
 class Transforms(_Model):
     """Rewrites that leave the outputs: first streams are rotated, then channels scaled.
 
@@ -283,7 +304,8 @@ class Plan(_Model):
     site name -> entry. quantize: site name -> entry. activations: tensor name -> range, for static
     sites. floats: the type to compute in, None for the model's own. profile: dynamic dimension ->
     least, usual and largest size that engines are built for.
-    rewrites: names of exact graph rewrites the target asked for, in order.
+    rewrites: names of exact graph rewrites the target asked for, in order. learn: weights and codes
+    are fitted by gradients, None for not.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     sequential: each layer is quantized for what the quantized layers before it give.
     kept_float: site name -> reason why it stays as it is. untransformed: the same for norms,
@@ -315,6 +337,7 @@ class Plan(_Model):
     floats: Floats | None = None
     profile: dict[str, Profile] = Field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
+    learn: Learn | None = None
     sequential: bool = False
     token_weights: bool = False
     kept_float: dict[str, str] = Field(default_factory=dict)

@@ -21,12 +21,19 @@ from pydantic import (
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
 from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry, expected
-from lwqc.plans.plan import Compensation, Format
+from lwqc.plans.plan import Compensation, Format, Learn
 from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
 
 _BITS = (2, 3, 4, 8)  # of weights, where the user chooses
 TRIALS = ("ablation", "metric", "accept")  # of branches: what is left decides what goes next
+_BEFORE_LEARNING = "descent"  # how codes are chosen that are learned then
+# Of `--method`, beside `METHODS`: how codes are learned.
+LEARNED = {
+    "adaround": Learn(parts="layers", whole=False),
+    "brecq": Learn(whole=False),
+    "distill": Learn(),
+}
 _OURS = "comes with lwqc"  # context in which a recipe is read
 # Those that decide by a section of their own, or not at all; the others give formats to sites.
 _STRUCTURAL = ("auto", "channels", "branches", "parallel", "streams", "search", "none")
@@ -163,6 +170,7 @@ class Recipe(BaseModel):
     rotate: residual streams are rotated beforehand.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     kind: of the uniform format: integers, or 4-bit floats where there is a kernel for them.
+    learn: weights and codes are fitted to the original by gradients in the end.
     rank, columns: of a branch in float beside the uniform format, see `quant.side`. columns is a
     count, or below 1 a share of the inputs.
     score: `measured` or `weights` for the knapsack; `lim`, `zd` or `position` for the rank.
@@ -197,6 +205,7 @@ class Recipe(BaseModel):
     parallel: ParallelRecipe | None = None
     slice: SliceRecipe | None = None
     search_in: SearchRecipe | None = None
+    learn: Learn | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -283,11 +292,12 @@ def uniform_recipe(
         ("bits", bits, _BITS),
         ("activations", activations, ("none", "dynamic", "static")),
         ("ranges", ranges, ("minmax", "percentile", "mse", "entropy")),
-        ("method", method, METHODS),
+        ("method", method, (*METHODS, *LEARNED)),
     ):
         if value not in known:
             expected = ", ".join(map(str, known))
             raise InputError(f"--{option} {value}: expected one of {expected}")
+    learn = LEARNED.get(method)
     return Recipe.model_validate(
         {
             "name": f"w{bits}-{activations}",
@@ -297,8 +307,9 @@ def uniform_recipe(
             "activations": activations,
             "ranges": ranges,
             "search": search,
-            "method": method,
+            "method": method if learn is None else _BEFORE_LEARNING,
             "sequential": sequential,
+            "learn": learn,
         }
     )
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+from lwqc.backends.target import Lowered
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.passes.encoded_weights import EncodedWeights
@@ -22,7 +23,8 @@ class Made:
 
     work: as it was opened. plan: with what steps found out. version: as far as statistics are taken
     on it. model: what formats are applied to. own_weights: encoded ones, where they are not the
-    version's. found: what steps made beside a model, by field of the plan.
+    version's. found: what steps made beside a model, by field of the plan. lowered: what became of
+    the model for the target, for steps that come after that.
     """
 
     work: Version
@@ -31,6 +33,7 @@ class Made:
     model: ir.Model
     own_weights: EncodedWeights | None = None
     found: Mapping[str, Any] = field(default_factory=dict)
+    lowered: Lowered | None = None
 
     @property
     def weights(self) -> EncodedWeights:
@@ -57,7 +60,8 @@ class Step:
     """One step; steps are done in the order of the fields of `Plan`.
 
     run: does what the plan says. text: lines on it for readers. short: the same in a few words, or
-    "". looks: what its statistics are taken on, nothing where it takes none.
+    "". looks: what its statistics are taken on, nothing where it takes none. late: done to what the
+    model became for the target.
     """
 
     field: str
@@ -65,6 +69,7 @@ class Step:
     text: Callable[[Plan], Iterable[str]]
     short: Callable[[Plan], str] = lambda plan: ""
     looks: Callable[[Plan], Iterable[Looks]] = _nothing
+    late: bool = False
 
     def wanted(self, plan: Plan) -> bool:
         """Whether the plan has it."""

@@ -1,0 +1,249 @@
+"""A model that is fitted to its teacher: part by part, then as a whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from lwqc.compile.lesson import Lesson
+from lwqc.errors import InputError
+from lwqc.learn.needed import require_torch
+from lwqc.model.user_code import running
+from lwqc.plans.options import Progress
+from lwqc.plans.plan import Parts
+from lwqc.runtime.session import default_threads
+
+if TYPE_CHECKING:
+    from lwqc.learn.distill import Batch, Distillation, Fit, Loss, Settings
+    from lwqc.learn.module import OnnxModule
+
+_HELD = 5  # one of so many sets of inputs is held back
+_LEAST_TIME = 1e-3  # seconds, which no step goes into
+_OF_PARTS = 0.5  # share of the time in which parts are fitted one by one
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody is told."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a model is fitted.
+
+    steps: of each part, and of the whole. lr: share of a weight's size that the largest step
+    changes it by. parts: fitted one by one to the teacher's before the whole is; None: blocks,
+    where the model holds codes. soft: how codes of parts are learned, see `Learn.rounding`. whole:
+    whether that is fitted then. loss: of outputs and feeds for the whole, in place of the distance
+    from the teacher's outputs.
+    """
+
+    steps: int
+    lr: float
+    seed: int = 0
+    time_limit_s: float | None = None
+    parts: Parts | None = None
+    soft: bool = True
+    whole: bool = True
+    loss: Callable[..., Any] | None = None
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a fit.
+
+    fitted, held_back: numbers of feeds. steps: of the whole. parts, better: how many parts were
+    fitted one by one, and how many of them got better. loss_before, loss_after: on the feeds that
+    were held back (all, where none was), as torch computes it. drop_before, drop_after: as
+    onnxruntime does. trained: how many numbers were. unchanged: why the model is as it was, or "".
+    """
+
+    model: ir.Model
+    fitted: int
+    held_back: int
+    steps: int
+    parts: int
+    better: int
+    trained: int
+    loss_before: float
+    loss_after: float
+    drop_before: float
+    drop_after: float
+    unchanged: str
+    notes: tuple[str, ...]
+
+
+def fitted(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Fitted:
+    """Fit a model to the outputs of another one on data.
+
+    Weights that are stored as codes stay codes: whole numbers of the same scales. Zeros of sparse
+    weights stay zero. Raises InputError without torch, for operators that it knows no gradients
+    of, and for models that share no float output.
+    """
+    require_torch()
+    from lwqc.learn.to_torch import write_back
+
+    _use_threads()
+    run = _Run.of(small, lesson, fitting)
+    with _told_where(lesson.names[0]):
+        before = run.loss()
+        parts = run.by_parts() if run.parts != "none" else []
+        whole = run.as_a_whole()
+    better = sum(not part.unchanged for part in parts)
+    reasons = [fit.unchanged for fit in (*parts, whole)]
+    unchanged = reasons[0] if all(reasons) else ""
+    made = small if unchanged else write_back(run.module, small)
+    old, new = (lesson.drop(model, run.judges) for model in (small, made))
+    notes = [*lesson.notes, *run.notes(whole)]
+    if not new <= old and made is not small:
+        if fitting.loss is None:
+            made, new, unchanged = small, old, "onnxruntime computes no better outputs with it"
+        else:
+            notes.append(f"by --loss the outputs got further from those of {lesson.names[1]}")
+    steps = whole.steps + sum(part.steps for part in parts)
+    return Fitted(
+        made, len(run.fit), len(run.held), whole.steps, len(parts), better,
+        sum(p.numel() for p in run.module.parameters()) if steps else 0,
+        before, before if unchanged else whole.best, old, new, unchanged, tuple(notes),
+    )  # fmt: skip
+
+
+def _use_threads() -> None:
+    """torch computes on as many threads as sessions do, where the user says how many."""
+    import torch
+
+    count = default_threads()
+    if count:
+        torch.set_num_threads(count)
+
+
+@dataclass
+class _Run:
+    """A module in the making. fit, held: inputs with the teacher's outputs."""
+
+    module: OnnxModule
+    lesson: Lesson
+    fitting: Fitting
+    fit: list[Batch]
+    held: list[Batch]
+    begun: float = field(default_factory=time.monotonic)
+
+    @staticmethod
+    def of(small: ir.Model, lesson: Lesson, fitting: Fitting) -> _Run:
+        from lwqc.learn.to_torch import module_of
+
+        module = module_of(small, codes=True, widen=True)
+        batches = lesson.batches()
+        held = batches[_HELD - 1 :: _HELD]
+        fit = [b for i, b in enumerate(batches) if i % _HELD != _HELD - 1]
+        return _Run(module, lesson, fitting, fit, held)
+
+    @property
+    def judges(self) -> list[Batch]:
+        """What results are told on."""
+        return self.held or self.fit
+
+    @property
+    def parts(self) -> Parts:
+        """What is fitted one by one."""
+        usual: Parts = "blocks" if self.module.codes else "none"
+        return self.fitting.parts or usual
+
+    def loss(self) -> float:
+        """Of the outputs, as the module is now."""
+        return float(self._whole(1.0).held_losses(self.judges).mean())
+
+    def by_parts(self) -> list[Fit]:
+        """Fit each part on what the parts before it give."""
+        from lwqc.learn.reconstruction import Reconstruction
+        from lwqc.learn.to_torch import module_of
+
+        feeds = [b.feeds for b in (*self.fit, *self.held)]
+        own = self._settings(_OF_PARTS, "fitting each part")
+        teacher = module_of(self.lesson.teacher, "none")
+        floats = self.lesson.floats
+        soft = None
+        if self.fitting.soft:
+            soft = teacher if floats is None else module_of(floats, "none")
+        how = Reconstruction(self.module, teacher, soft, layers=self.parts == "layers")
+        return how.run(feeds, len(self.fit), self.lesson.scales, own)
+
+    def as_a_whole(self) -> Fit:
+        """Fit the outputs of the model."""
+        from lwqc.learn.distill import Fit
+
+        if not self.fitting.whole:
+            loss = self.loss()
+            return Fit(loss, loss, 0, "no part of it can be fitted alone")
+        return self._whole(1.0).run(self.fit, self.held)
+
+    def _whole(self, share: float) -> Distillation:
+        from lwqc.learn.distill import Distillation
+
+        loss = self.fitting.loss
+        return Distillation(
+            self.module,
+            self.lesson.scales(self.fit),
+            self._settings(share, "fitting the whole"),
+            None if loss is None else _guarded(loss),
+        )
+
+    def _settings(self, share: float, stage: str) -> Settings:
+        """share: of the time from the beginning on."""
+        from lwqc.learn.distill import Settings
+
+        asked = self.fitting
+        limit = asked.time_limit_s
+        behind = time.monotonic() - self.begun
+        left = None if limit is None else max(share * limit - behind, _LEAST_TIME)
+        return Settings(asked.steps, asked.lr, asked.seed, left, partial(asked.progress, stage))
+
+    def notes(self, whole: Fit) -> list[str]:
+        """What readers should know of the fit."""
+        notes = [f"the fit ended after {whole.steps} steps: {whole.ended}"] if whole.ended else []
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.module.untrained.items():
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in sorted(reasons.items()):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            notes.append(f"not trained: {names[0]}{more}: {reason}")
+        if self.module.drawn:
+            drawn = ", ".join(self.module.drawn[:3])
+            notes.append(f"random numbers are drawn anew in every run: {drawn}")
+        return notes
+
+
+def _guarded(loss: Callable[..., Any]) -> Loss:
+    """The user's loss, whose failures are told as theirs."""
+    import torch
+
+    def run(outputs: Mapping[str, Any], feeds: Mapping[str, Any]) -> torch.Tensor:
+        with running("--loss: the function failed"):
+            value = loss(outputs, feeds)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            raise InputError("--loss: expected a torch tensor with one number")
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise InputError("--loss: expected a tensor with a gradient, not a detached one")
+        return value.reshape(())
+
+    return run
+
+
+@contextmanager
+def _told_where(name: str) -> Iterator[None]:
+    """What torch cannot compute, such as sizes that it does not take, is told with the node."""
+    from lwqc.learn.program import NodeError
+
+    try:
+        yield
+    except NodeError as error:
+        raise InputError(f"{name}: {error}") from error
+    except RuntimeError as error:
+        line = str(error).strip().partition("\n")[0][:300]
+        raise InputError(f"{name}: torch says: {line}") from error

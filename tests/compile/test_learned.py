@@ -1,0 +1,133 @@
+"""Learning as a step of a plan: recipes, replay, and what it does without data."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
+
+import lwqc  # noqa: E402
+from lwqc.compile.lesson import in_pieces  # noqa: E402
+from lwqc.errors import InputError  # noqa: E402
+from lwqc.model import io  # noqa: E402
+from lwqc.plans.recipe import find  # noqa: E402
+from lwqc.runtime.session import Session  # noqa: E402
+from tests.learn.test_to_torch import stored, weights  # noqa: E402
+
+BLOCKS = 3
+SIZES = {f"{kind}{i}": (64, 64) for i in range(BLOCKS) for kind in ("up", "down")}
+TEXT = (
+    "g (float[N,64] x) => (float[N,64] y) { s0 = Identity(x) "
+    + " ".join(
+        f"a{i} = MatMul(s{i}, up{i}) b{i} = Relu(a{i}) c{i} = MatMul(b{i}, down{i}) "
+        f"s{i + 1} = Add(s{i}, c{i})"
+        for i in range(BLOCKS)
+    )
+    + f" y = Identity(s{BLOCKS}) }}"
+)
+
+
+def original():
+    scaled = {n: (w * 0.08).astype(np.float32) for n, w in weights(SIZES).items()}
+    return stored(TEXT, **scaled)
+
+
+def feeds(count, rows=16, seed=5):
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(0).standard_normal((64, 64)) / 8
+    return [
+        {"x": (rng.standard_normal((rows, 64)) @ mixing).astype(np.float32)} for _ in range(count)
+    ]
+
+
+def error(model, given=None):
+    given = given or feeds(8, seed=99)
+    run, wanted = Session(model), Session(original())
+    return float(np.mean([np.square(run(f)["y"] - wanted(f)["y"]).mean() for f in given]))
+
+
+def quantized(method, bits=2, data=None):
+    return lwqc.quantize(original(), bits=bits, method=method, data=data or feeds(40))
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_learned_rounding_beats_the_closed_forms_on_inputs_that_neither_saw(bits):
+    closed = min(error(quantized(m, bits).model) for m in ("gptq-order", "descent"))
+    done = quantized("brecq", bits)
+    assert error(done.model) < 0.8 * closed
+    assert io.weight_bytes(done.model) == io.weight_bytes(quantized("descent", bits).model)
+    told = next(n for n in done.plan.notes if n.startswith("learned on 32 sets of inputs, 8 held"))
+    assert f"{BLOCKS} of {BLOCKS} parts got better" in told
+
+
+def test_a_plan_that_was_made_gives_the_bytes_of_the_recipe(tmp_path):
+    data = feeds(30)
+    first = quantized("distill", data=data)
+    first.save(tmp_path / "a.onnx", plan=tmp_path / "plan.json")
+    plan = lwqc.Plan.load(tmp_path / "plan.json")
+    assert plan.learn == find("distill").learn
+    lwqc.apply(original(), plan, data=data).save(tmp_path / "b.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    with pytest.raises(InputError, match="looks at it again; give the same --data"):
+        lwqc.apply(original(), plan, allow_drift=True)
+
+
+def test_without_data_the_recipe_learns_nothing_and_says_so():
+    done = lwqc.compress(original(), recipe="brecq")
+    assert done.plan.learn is None
+    assert "no data was given: nothing is learned by gradients" in done.plan.notes
+    with pytest.raises(InputError, match="looks at the data: give --data"):
+        lwqc.quantize(original(), bits=4, method="brecq")
+
+
+def test_too_few_inputs_are_told_and_the_closed_form_stays():
+    few = [{"x": f["x"][:3]} for f in feeds(3)]
+    done = quantized("brecq", data=few)
+    plain = quantized("descent", data=few)
+    assert error(done.model) == error(plain.model)
+    assert any("held-back inputs are too few" in note for note in done.plan.notes)
+
+
+def test_large_batches_are_taken_apart_so_that_some_can_be_held_back():
+    done = quantized("brecq", data=feeds(2, rows=200))
+    assert any(note.startswith("learned on 16 sets of inputs, 4") for note in done.plan.notes)
+    fixed = stored(TEXT.replace("N,64", "200,64"), **weights(SIZES))
+    assert len(in_pieces(feeds(2, rows=200), fixed)) == 2
+
+
+def test_any_recipe_may_learn(tmp_path):
+    """A section of a recipe file, whatever the rest of it chooses."""
+    path = tmp_path / "own.toml"
+    text = """name = "own"
+description = "a narrower model that is fitted to the original"
+allocator = "channels"
+[prune]
+ratio = 0.3
+score = "l2"
+[learn]
+steps = 60
+parts = "none"
+"""
+    path.write_text(text)
+    bare = tmp_path / "bare.toml"
+    bare.write_text(text.partition("[learn]")[0])
+    plain, learned = (
+        lwqc.compress(original(), recipe=str(p), data=feeds(40)) for p in (bare, path)
+    )
+    assert learned.pruned is not None
+    assert error(learned.model) < 0.7 * error(plain.model)
+    assert learned.plan.learn is not None
+    report = learned.save(tmp_path / "out.onnx")
+    assert any(note.startswith("learned on") for note in report.notes)
+
+
+def test_the_command_learns(run, tmp_path):
+    model, data = tmp_path / "m.onnx", tmp_path / "d.npz"
+    io.save(original(), model)
+    np.savez(data, x=np.concatenate([f["x"] for f in feeds(30)]))
+    base = ["quantize", model, "-o", tmp_path / "o.onnx", "--bits", "3", "--method", "brecq"]
+    code, stdout, stderr = run(*base, "--data", data)
+    assert code == 0, stderr
+    assert "learned on" in " ".join(stdout.split())
+    code, _, stderr = run(*base)
+    assert code == 2
+    assert "looks at the data" in stderr
