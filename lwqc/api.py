@@ -252,20 +252,25 @@ def bench(
 
 
 def to_torch(
-    source: Source, *, trainable: Trainable = "weights", codes: bool = False
+    source: Source,
+    *,
+    trainable: Trainable = "weights",
+    codes: bool = False,
+    batch_statistics: bool = False,
 ) -> OnnxModule:
     """A model as a torch module with gradients: its inputs by name give its outputs by name.
 
     trainable: `weights`, see `lwqc.learn.weights`; `all` stored floats; `none`; names of stored
     tensors; or a function that is asked for each name. codes: codes of weights are trained too,
-    rounded in every run. `write_back` stores what was trained.
+    rounded in every run. batch_statistics: in `train()` BatchNormalization goes by the statistics
+    of each batch, which move those of the file. `write_back` stores what was trained.
 
     Raises InputError without torch, and for operators that it knows no function of.
     """
     require_torch()
     from lwqc.learn.to_torch import module_of
 
-    return module_of(_model(source), trainable, codes=codes)
+    return module_of(_model(source), trainable, codes=codes, batch_statistics=batch_statistics)
 
 
 def write_back(module: OnnxModule, source: Source) -> ir.Model:

@@ -52,8 +52,8 @@ def train_network(
     return model
 
 
-def export_network(model: nn.Module, path: Path) -> None:
-    """Write `image` [batch, 1, 32, 32] -> `logits` [batch, 180]."""
+def export_network(model: nn.Module, path: Path, *, untrained: bool = False) -> None:
+    """Write `image` [batch, 1, 32, 32] -> `logits` [batch, 180]; untrained: see `export`."""
     export(
         model,
         (torch.rand(2, 1, 32, 32),),
@@ -61,6 +61,7 @@ def export_network(model: nn.Module, path: Path) -> None:
         inputs=["image"],
         outputs=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
+        untrained=untrained,
     )
 
 

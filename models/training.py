@@ -51,8 +51,12 @@ def export(
     inputs: list[str],
     outputs: list[str],
     dynamic_shapes: Any,
+    untrained: bool = False,
 ) -> None:
-    """Export a torch module with the modern exporter, without its per-node debugging notes."""
+    """Export a torch module with the modern exporter, without its per-node debugging notes.
+
+    untrained: the file is for training, so batch normalisation stays beside its convolution.
+    """
     import onnx_ir as ir
     import torch
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -67,12 +71,23 @@ def export(
         output_names=outputs,
         dynamic_shapes=dynamic_shapes,
         verbose=False,
+        optimize=not untrained,
     )
     if program is None:
         raise RuntimeError("the exporter returned no program")
+    if untrained:
+        _fold_sizes(program.model)
     ClearMetadataAndDocStringPass()(program.model)
     _restore_names(program.model, module)
     ir.save(program.model, path)
+
+
+def _fold_sizes(model: Any) -> None:
+    """Compute what depends on no input; the exporter's own clean-up folds normalisations too."""
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
+
+    fold_constants(model)
+    remove_unused_nodes(model)
 
 
 def _restore_names(model: Any, module: Any) -> None:

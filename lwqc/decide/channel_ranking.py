@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -12,10 +13,11 @@ from lwqc.compile.prunable import Prunable, calibration
 from lwqc.compile.version import Version
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.scores.channels.final_error import FinalError, without
+from lwqc.decide.scores.channels.gates import Gates
+from lwqc.decide.scores.channels.gradients import Gradients, is_differentiable
 from lwqc.decide.scores.channels.magnitude import l2
 from lwqc.decide.scores.channels.ranking import Normaliser, Ranking, aggregated, normalised
 from lwqc.decide.scores.channels.score import ChannelScore, GroupFacts, Observed, channel_score
-from lwqc.decide.scores.channels.slopes import is_differentiable
 from lwqc.errors import InputError
 from lwqc.graph.groups import Group
 from lwqc.graph.readers import Reader
@@ -41,6 +43,8 @@ def rank(
     if score.looks_at == "weights":
         alone = {g.name: _ranking(score, GroupFacts(g, io.read_array), options) for g in chosen}
         return _with_the_rest(chosen, _known(alone))
+    if score.looks_at == "gradients":
+        return _by_gradients(work, prunable, chosen, options)
     needed = _readers_of(prunable, chosen)
     if score.looks_at == "outputs":
         return _perturbed(work, prunable, chosen, needed, options)
@@ -70,19 +74,41 @@ def _perturbed(
     trial = FinalError(prunable.model, operands, data, statistics_session, io.read_array)
     score = channel_score(options.score)
     loss = None if options.loss is None else partial(trial.loss, loss=options.loss)
-    slopes = None
+    gradients = None
     if options.loss is not None and is_differentiable(options.loss):
-        loss, slopes = None, trial.slopes(options.loss)
+        loss = None
+        gradients = Gradients(prunable.model, data, options.loss, label=work.name)
     result: dict[str, Ranking | None] = {}
     report = work.job.report("scores")
     for done, group in enumerate(chosen):
         readers = needed[group.name]
         if not readers:
             continue
-        facts = GroupFacts(group, io.read_array, readers, (), trial, loss, slopes)
+        facts = GroupFacts(group, io.read_array, readers, (), trial, loss, gradients)
         result[group.name] = _ranking(score, facts, options)
         report(done + 1, len(chosen))
     return _with_the_rest(chosen, _known(result))
+
+
+def _by_gradients(
+    work: Version, prunable: Prunable, chosen: list[Group], options: PruneOptions
+) -> dict[str, Ranking]:
+    score, needed = channel_score(options.score), _readers_of(prunable, chosen, math.inf)
+    gradients = Gradients(
+        prunable.model,
+        calibration(work, options.calibration),
+        options.loss,
+        label=work.name,
+        gates={g.name: Gates(g, needed[g.name], io.read_array) for g in chosen},
+        untrained=True,
+    )
+    found: dict[str, Ranking | None] = {}
+    report = work.job.report("scores")
+    for done, group in enumerate(chosen):
+        facts = GroupFacts(group, io.read_array, needed[group.name], gradients=gradients)
+        found[group.name] = _ranking(score, facts, options)
+        report(done + 1, len(chosen))
+    return _with_the_rest(chosen, _known(found))
 
 
 def _known(found: Mapping[str, Ranking | None]) -> dict[str, Ranking]:
@@ -115,14 +141,14 @@ def _ranking(score: ChannelScore, facts: GroupFacts, options: PruneOptions) -> R
 def _with_the_rest(chosen: list[Group], found: Mapping[str, Ranking]) -> dict[str, Ranking]:
     """Groups that no observed layer reads go by magnitude, priced like the typical other group."""
     means = [r.cost.mean() for r in found.values()]
-    typical = float(np.median(means)) if means else 1.0
+    typical = max(float(np.median(means)) if means else 1.0, 0.0)
     result = {}
     for group in chosen:
         if group.name in found:
             result[group.name] = found[group.name]
         else:
-            magnitude = normalised(aggregated(group, io.read_array, l2), "mean")
-            result[group.name] = Ranking.of(magnitude * typical)
+            ranking = Ranking.of(normalised(aggregated(group, io.read_array, l2), "mean"))
+            result[group.name] = Ranking(ranking.order, ranking.cost * typical)
     return result
 
 
@@ -187,13 +213,15 @@ def _from_inputs(
     return _ranking(score, GroupFacts(group, io.read_array, needed[group.name], seen), options)
 
 
-def _readers_of(prunable: Prunable, chosen: list[Group]) -> dict[str, list[Reader]]:
-    """Layers in whose input features a group takes part."""
+def _readers_of(
+    prunable: Prunable, chosen: list[Group], widest: float = _MAX_FEATURES
+) -> dict[str, list[Reader]]:
+    """Layers in whose input features a group takes part, without those of more features."""
     return {
         g.name: [
             r
             for r in prunable.readers
-            if g.factor in set(r.features.leaves()) and r.operand.features <= _MAX_FEATURES
+            if g.factor in set(r.features.leaves()) and r.operand.features <= widest
         ]
         for g in chosen
     }

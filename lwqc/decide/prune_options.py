@@ -27,8 +27,8 @@ class PruneOptions:
     round_to: widths stay multiples of it where a group allows. min_channels: each group keeps at
     least that many. max_ratio: largest share that one group loses under `global`.
     groups: group name or pattern -> share that goes. statistics: also prune groups that a
-    normalisation or pooling mixes. compensate: see `plan.Pruning`. loss: for `taylor`, of
-    (outputs, feeds).
+    normalisation or pooling mixes. compensate: see `plan.Pruning`. loss: of (outputs,
+    feeds), for scores that take one.
     """
 
     ratio: float
@@ -63,11 +63,10 @@ class PruneOptions:
                 raise InputError(f"--{name} {count}: expected a whole number of at least 1")
         if isinstance(self.resizable_outputs, str):
             raise InputError("resizable_outputs: expected a tuple of names")
-        if score.needs_loss != (self.loss is not None):
-            raise InputError(
-                f"--score {self.score} needs --loss module:function(outputs, feeds)"
-                if self.loss is None
-                else f"--loss is for --score taylor, not for {self.score}"
-            )
+        if score.needs_loss and self.loss is None:
+            raise InputError(f"--score {self.score} needs --loss module:function(outputs, feeds)")
+        if self.loss is not None and not score.takes_loss:
+            takers = [n for n in CHANNEL_SCORES.built_in if channel_score(n).takes_loss]
+            raise InputError(f"--loss is for --score {', '.join(takers)}, not for {self.score}")
         if self.normalise == "output" and not score.own_scale:
             raise InputError(f"--normalise output needs --score obs, not {self.score}")

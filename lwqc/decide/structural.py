@@ -150,8 +150,11 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versi
 
     def job(work: Version) -> Decided:
         chosen, notes = suited(recipe, work)
-        done = prune_version(work, prune_options(chosen, **changes), goals)
-        return Decided.of(done).noted(*notes)
+        options = prune_options(chosen, **changes)
+        score = channel_score(options.score)
+        if options.loss is None and score.takes_loss:
+            notes = (*notes, f"no --loss was given: {score.own_loss}")
+        return Decided.of(prune_version(work, options, goals)).noted(*notes)
 
     return job
 

@@ -11,8 +11,10 @@ import onnx_ir as ir
 import torch
 
 from lwqc.errors import InputError
+from lwqc.learn.batch_statistics import ByMode, Mode, claim
 from lwqc.learn.operation import Call, Operation
 from lwqc.learn.program import Program, Step, function_call
+from lwqc.learn.relevance import Rule, relevant
 from lwqc.learn.table import OPERATIONS
 from lwqc.learn.tensors import TYPES, to_torch_tensor, torch_type
 
@@ -26,12 +28,22 @@ class Builder:
     """Builds the program of a model.
 
     places: number of each value. missing: why nodes have no function, by label. drawn: nodes that
-    draw random numbers.
+    draw random numbers. mode: of the module, where batches change statistics; moving: those, with
+    the node that they are of.
     """
 
-    def __init__(self, model: ir.Model, given: frozenset[ir.Node] = frozenset()) -> None:
-        """given: nodes whose results are there already."""
-        self._model, self._given = model, given
+    def __init__(
+        self,
+        model: ir.Model,
+        given: frozenset[ir.Node] = frozenset(),
+        *,
+        batch_statistics: bool = False,
+        rule: Rule | None = None,
+    ) -> None:
+        """given: nodes whose results are there already. rule: by which slopes are relevance."""
+        self._model, self._given, self._rule = model, given, rule
+        self.mode = Mode() if batch_statistics else None
+        self.moving: dict[ir.Value, str] = {}
         self.places: dict[ir.Value, int] = {}
         self.missing: dict[str, str] = {}
         self.drawn: list[str] = []
@@ -80,13 +92,15 @@ class Builder:
             tuple(None if v is None else v.dtype for v in node.inputs),
         )
         refusal = operation.refused(call, node)
+        run = operation.run if self._rule is None else relevant(node, operation, self._rule)
+        if self.mode is not None and operation.by_batch and not call.get("training_mode", 0):
+            refusal = refusal or claim(self.moving, label, node)
+            run = ByMode(operation, self.mode)
         if refusal:
             self.missing[label] = refusal
         bodies = [a for a in call.attributes.values() if isinstance(a, Program)]
         read = tuple(sorted({place for body in bodies for place in body.reads}))
-        return Step(
-            operation.run, call, inputs, outputs, operation.numbers, operation.scoped, captured=read
-        )
+        return Step(run, call, inputs, outputs, operation.numbers, operation.scoped, captured=read)
 
     def _function(self, node: ir.Node, function: ir.Function, bound: Attributes) -> Program:
         """A program for each call, as the attributes of the call are its own."""

@@ -21,6 +21,7 @@ class Held:
     """A parameter or buffer. number: its place in the program. place: where the model stores it.
 
     grid: of codes that are trained. narrow: the type that operators read, where it is another one.
+    moving: batches change it.
     """
 
     number: int
@@ -28,6 +29,7 @@ class Held:
     kind: ir.DataType
     grid: Grid | None = None
     narrow: torch.dtype | None = None
+    moving: bool = False
 
     def read(self, value: torch.Tensor) -> torch.Tensor:
         """What operators read of a parameter or buffer."""
@@ -40,7 +42,8 @@ class OnnxModule(torch.nn.Module):
     """A model as a torch module: called with its inputs, it gives its outputs by name.
 
     Statistics of normalisations are what the file says, and so is dropout, in both modes of the
-    module. held: parameters and buffers by their names in torch, see `tensors`.
+    module; with `batch_statistics` those of the batch are used, and move the file's, in `train()`.
+    held: parameters and buffers by their names in torch, see `tensors`.
     untrained: stored tensors that are no parameters, by name in the model, each with the reason.
     drawn: nodes that draw random numbers in every run, by torch's generator.
     program: all steps. places: of tensors of the main graph, by name.
@@ -58,6 +61,7 @@ class OnnxModule(torch.nn.Module):
         self.held: dict[str, Held] = {}
         self.untrained: dict[str, str] = {}
         self.drawn: tuple[str, ...] = tuple(builder.drawn)
+        self._mode = builder.mode
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -126,6 +130,8 @@ class OnnxModule(torch.nn.Module):
                 raise InputError(f"{name}: the graph has no such tensor")
         wanted = {name: self.places[name] for name in names} | self._outputs
         scope = self._scope(inputs)
+        if self._mode is not None:
+            self._mode.training = self.training
         self.program.run(scope, frozenset(wanted.values()))
         return {name: scope[number] for name, number in wanted.items()}
 

@@ -53,7 +53,8 @@ class Operation:
     codes of weights; with gradients they are floats that hold whole numbers. packed: codes of bytes
     are packed in them, by the attribute `bits`; floats are not. scoped: `run` gets the
     values that bodies may read as its second argument. drawn_from: with so many inputs numbers are
-    drawn anew in every run; None for never. refused: why a node of the operator cannot be computed,
+    drawn anew in every run; None for never. by_batch: `run` by the statistics of the batch, which
+    changes those that it is given. refused: why a node of the operator cannot be computed,
     or "", asked before anything runs.
     """
 
@@ -64,6 +65,7 @@ class Operation:
     packed: bool = False
     scoped: bool = False
     drawn_from: int | None = None
+    by_batch: Function | None = None
     refused: Callable[[Call, ir.Node], str] = lambda call, node: ""
 
 

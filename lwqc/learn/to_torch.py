@@ -12,6 +12,7 @@ from lwqc.errors import InputError
 from lwqc.learn.building import Builder
 from lwqc.learn.grids import Grid
 from lwqc.learn.module import Held, OnnxModule
+from lwqc.learn.relevance import Rule
 from lwqc.learn.stored import Stored, replaced, stored_tensors
 from lwqc.learn.tensors import to_array, to_torch_tensor
 from lwqc.learn.unpacking import unpackings
@@ -19,6 +20,7 @@ from lwqc.learn.weights import FLOATS, code_grids, why_no_weights
 
 Trainable = Literal["weights", "all", "none"] | Collection[str] | Callable[[str], bool]
 _OVERRIDABLE = "it is an input of the model too, so that callers may give another"
+_OF_BATCHES = "a statistic, which batches change"
 _ON_CPU = 64  # elements up to which whole numbers stay there: shapes, axes, indices
 
 
@@ -28,18 +30,23 @@ def module_of(
     *,
     codes: bool = False,
     widen: bool = False,
+    batch_statistics: bool = False,
+    rule: Rule | None = None,
 ) -> OnnxModule:
     """The module of a model.
 
     trainable: `weights`, see `why_no_weights`; `all` floats; `none`; names of stored tensors; or a
     function that is asked for each name. codes: those of weights are parameters too, rounded in
     every run, with gradients that go straight through. widen: weights of 16 bits are parameters of
-    32, which operators read in 16.
+    32, which operators read in 16. batch_statistics: in `train()` BatchNormalization goes by each
+    batch, whose statistics move those of the file. rule: slopes are relevance by that rule.
 
-    Raises InputError for operators whose torch function is not known, before anything runs, and
-    for names that the model does not store.
+    Raises InputError for operators whose torch function is not known, before anything runs; for
+    names that the model does not store; and for statistics that are not a normalisation's own.
     """
-    making = _Making(model, trainable, codes=codes, widen=widen)
+    making = _Making(
+        model, trainable, codes=codes, widen=widen, batch_statistics=batch_statistics, rule=rule
+    )
     for stored in stored_tensors(model):
         making.add(stored)
     return making.module
@@ -48,15 +55,26 @@ def module_of(
 class _Making:
     """A module to which the stored tensors of its model are added."""
 
-    def __init__(self, model: ir.Model, trainable: Trainable, *, codes: bool, widen: bool) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        trainable: Trainable,
+        *,
+        codes: bool,
+        widen: bool,
+        batch_statistics: bool,
+        rule: Rule | None,
+    ) -> None:
         """Build the program, and decide what is trained."""
         self._widen = widen
         self._grids = code_grids(model) if codes else {}
         self._unpackings = {u.codes: u for u in unpackings(model)} if codes else {}
         self._grids |= {value: unpacking.grid for value, unpacking in self._unpackings.items()}
         unpacked = (u.nodes for u in self._unpackings.values())
-        self._builder = Builder(model, frozenset().union(*unpacked))
-        self._reasons = _untrained(model, trainable)
+        inside = frozenset().union(*unpacked)
+        self._builder = Builder(model, inside, batch_statistics=batch_statistics, rule=rule)
+        moving = dict.fromkeys(self._builder.moving, _OF_BATCHES)
+        self._reasons = _untrained(model, trainable) | moving
         self.module = OnnxModule(model, self._builder)
         for value in model.graph.inputs:
             if value.is_initializer() and value.const_value is not None:
@@ -79,7 +97,8 @@ class _Making:
         elif kind in FLOATS or value.numel() > _ON_CPU:
             trained = kind in FLOATS and reason is None
             wide = trained and self._widen and kind.bitwidth == 16
-            held = Held(number, stored.place, kind, narrow=value.dtype if wide else None)
+            narrow, moving = value.dtype if wide else None, stored.value in self._builder.moving
+            held = Held(number, stored.place, kind, narrow=narrow, moving=moving)
             self.module.hold(held, value.float() if wide else value, trained=trained)
         else:
             self.module.constant(number, value)
@@ -113,7 +132,7 @@ def write_back(module: OnnxModule, model: ir.Model) -> ir.Model:
     made = model.clone()
     places = {stored.place: stored for stored in stored_tensors(made)}
     for name, held in module.held.items():
-        if not isinstance(getattr(module, name), torch.nn.Parameter):
+        if not isinstance(getattr(module, name), torch.nn.Parameter) and not held.moving:
             continue
         stored = places.get(held.place)
         if stored is None:

@@ -241,7 +241,10 @@ class Pruning(Resizable, total=False):
         float | None, Flag("share of the MACs that goes (or of what --by says)", float | None)
     ]
     by: Annotated[str, Flag("macs, parameters, or channels (the same share of every group)")]
-    score: Annotated[str, Flag("l1, l2, fpgm, wanda, obs, ablation, taylor or one of your own")]
+    score: Annotated[
+        str,
+        Flag("l1, l2, fpgm, wanda, obs, ablation, taylor, fisher, snip, grasp, lrp or your own"),
+    ]
     scope: Annotated[str, Flag("global: cheapest of the model; local: same share everywhere")]
     normalise: Annotated[str, Flag("between groups: none, mean, sum, max or lamp")]
     compensate: Annotated[str, Flag("none, bias or refit (least squares), on the data")]
@@ -259,7 +262,7 @@ class Pruning(Resizable, total=False):
     statistics: Annotated[bool, Flag("also groups that a normalisation mixes", bool | None)]
     loss: Annotated[
         Callable[..., float],
-        Flag("module:function(outputs, feeds) -> number, for --score taylor", read=load_callable),
+        Flag("module:function(outputs, feeds) -> number, for scores with one", read=load_callable),
     ]
     shared: bool
     per_cost: bool

@@ -276,7 +276,7 @@ def _batches(
     arrays = _arrays(file, inputs)
     lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
     if len(set(lengths.values())) != 1 or not all(a.ndim for a in arrays.values()):
-        if len({str(_first_dim(v)) for v in inputs.values()}) > 1 or not inputs:
+        if len({str(first_dim(v)) for v in inputs.values()}) > 1 or not inputs:
             yield arrays
             return
         raise InputError(f"{file}: arrays differ in their number of samples: {lengths}")
@@ -287,7 +287,7 @@ def _batches(
         yield {name: np.asarray(a[start : start + batch]) for name, a in arrays.items()}
 
 
-def _first_dim(value: ir.Value) -> int | str | None:
+def first_dim(value: ir.Value) -> int | str | None:
     """Axis 0 of an input: its size, its name, or None if there is no such axis."""
     if value.shape is None or not len(value.shape):
         return None
@@ -296,12 +296,12 @@ def _first_dim(value: ir.Value) -> int | str | None:
 
 
 def _fixed_batch(inputs: Mapping[str, ir.Value]) -> int:
-    return next((d for d in map(_first_dim, inputs.values()) if isinstance(d, int)), 0)
+    return next((d for d in map(first_dim, inputs.values()) if isinstance(d, int)), 0)
 
 
 def _batch_size(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> int:
     named = [
-        shapes[d] for d in map(_first_dim, inputs.values()) if isinstance(d, str) and d in shapes
+        shapes[d] for d in map(first_dim, inputs.values()) if isinstance(d, str) and d in shapes
     ]
     return _fixed_batch(inputs) or next(iter(named), DEFAULT_BATCH)
 

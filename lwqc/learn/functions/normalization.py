@@ -31,6 +31,14 @@ def _batch_norm(
     )
 
 
+def _by_batch(
+    call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
+) -> Tensor:
+    """By the statistics of the batch, which those given move towards in place."""
+    share = 1 - call.real("momentum", 0.9)
+    return F.batch_norm(x, mean, variance, scale, bias, True, share, call.get("epsilon", 1e-5))
+
+
 def _why_not_batch_norm(call: Call, node: ir.Node) -> str:
     whole = call.opset < 9 and not call.get("spatial", 1)
     return "statistics of each place (spatial = 0) are not known here" if whole else ""
@@ -156,7 +164,9 @@ TABLE: Table = {
         # onnxruntime knows these two under ONNX's own domain.
         SimplifiedLayerNormalization=rms_norm,
     ),
-    ("", "BatchNormalization"): Operation(_batch_norm, fixed=(3, 4), refused=_why_not_batch_norm),
+    ("", "BatchNormalization"): Operation(
+        _batch_norm, fixed=(3, 4), by_batch=_by_batch, refused=_why_not_batch_norm
+    ),
     (_MS, "EmbedLayerNormalization"): Operation(_embed_layer_norm),
     (_MS, "SimplifiedLayerNormalization"): Operation(rms_norm),
     (_MS, "SkipLayerNormalization"): Operation(_skip_layer_norm),

@@ -8,7 +8,9 @@ torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 import lwqc  # noqa: E402
 from lwqc.compile.prunable import Prunable  # noqa: E402
 from lwqc.decide.scores.channels.final_error import FinalError  # noqa: E402
-from lwqc.decide.scores.channels.perturbation import taylor, taylor_by_gradients  # noqa: E402
+from lwqc.decide.scores.channels.gates import Gates  # noqa: E402
+from lwqc.decide.scores.channels.gradients import Gradients  # noqa: E402
+from lwqc.decide.scores.channels.perturbation import taylor  # noqa: E402
 from lwqc.model import io  # noqa: E402
 from lwqc.runtime.session import statistics_session  # noqa: E402
 from tests.build import model, normal  # noqa: E402
@@ -56,13 +58,14 @@ def test_one_backward_pass_gives_the_slopes_of_all_channels():
     prunable = Prunable(network())
     operands = [r.operand for r in prunable.readers]
     trial = FinalError(prunable.model, operands, feeds(), statistics_session, io.read_array)
-    slopes = trial.slopes(by_torch)
+    gradients = Gradients(prunable.model, feeds(), by_torch, label="network")
     compared = 0
     for group in prunable.groups:
         readers = [r for r in prunable.readers if group.factor in set(r.features.leaves())]
         if readers:
             slow = taylor(group, readers, lambda w: trial.loss(w, by_numpy), io.read_array)
-            fast = taylor_by_gradients(group, readers, slopes, io.read_array)
+            gates = Gates(group, readers, io.read_array)
+            fast = np.abs(gates.slopes(gradients.mean))
             np.testing.assert_allclose(fast, slow, rtol=0.02, atol=1e-4 * slow.max())
             compared += 1
     assert compared >= 2
@@ -79,7 +82,7 @@ def test_a_differentiable_loss_that_is_none_is_one_error():
         return 1.0
 
     numbers.differentiable = True
-    with pytest.raises(lwqc.InputError, match="--loss: is differentiable, so it must give one"):
+    with pytest.raises(lwqc.InputError, match="--loss: expected a torch tensor with one number"):
         lwqc.prune(
             network(), loss=numbers, score="taylor", recipe="spa-l2", ratio=0.3, data=feeds()
         )

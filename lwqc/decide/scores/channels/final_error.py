@@ -7,13 +7,11 @@ removed channels are zero and the others make up for them in closed form.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.decide.scores.channels.slopes import slopes
 from lwqc.graph.linear_operand import Matrix, Operand
 from lwqc.model.names import own_values, scopes
 from lwqc.model.user_code import running
@@ -48,7 +46,6 @@ class FinalError:
                 self._names[name] = f"{name}/trial"
                 self._base[f"{name}/trial"] = np.asarray(read(operand.weight.tensor))
         promote(exposed, self._names)
-        self._model = exposed
         self._run = make_runner(exposed)
         self._batches = list(counted(data, "the data that is kept"))
         runs = (self._run({**feeds, **self._base}) for feeds in self._batches)
@@ -70,11 +67,6 @@ class FinalError:
             with running("--loss: loss(outputs, feeds) failed"):
                 found.append(float(loss(outputs, feeds)))
         return float(np.mean(found))
-
-    def slopes(self, loss: Callable[..., Any]) -> Callable[[Operand], Matrix]:
-        """Of the same by torch, along the entries of each layer's matrix [out, features]."""
-        found = slopes(self._model, self._base, self._batches, loss)
-        return lambda operand: operand.matrix(lambda _: found[self._names[operand.weight.name]])
 
     def _trial(self, replaced: Replaced) -> dict[str, Array]:
         trial = dict(self._base)

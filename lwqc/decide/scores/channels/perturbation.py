@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from lwqc.decide.scores.channels.gates import Gates
 from lwqc.decide.scores.channels.ranking import Importance
 from lwqc.decide.scores.channels.score import ChannelScore, GroupFacts
 from lwqc.graph.groups import Group
@@ -35,21 +36,6 @@ def taylor(group: Group, readers: Sequence[Reader], loss: Measure, read: ReadArr
         return abs(loss(weights(1 + _STEP)) - loss(weights(1 - _STEP))) / (2 * _STEP)
 
     return _scaled(group, readers, read, slope)
-
-
-def taylor_by_gradients(
-    group: Group, readers: Sequence[Reader], slopes: Callable[[Operand], Matrix], read: ReadArray
-) -> Importance:
-    """The same [size] as |sum of weight times gradient|, for which one backward pass is enough."""
-    result = np.zeros(group.size)
-    # A stored tensor counts once, whatever number of layers read it: so it is changed on trial.
-    for reader in {r.operand.weight.name: r for r in readers}.values():
-        owners = reader.owners(group)
-        terms = reader.operand.matrix(read) * slopes(reader.operand)
-        shares = terms.reshape(len(owners), -1, terms.shape[1]).sum(1)
-        mine = owners >= 0
-        result += np.bincount(owners[mine], shares[mine], group.size)
-    return np.abs(result)
 
 
 def _scaled(
@@ -85,8 +71,9 @@ def _ablation(facts: GroupFacts) -> Importance:
 
 
 def _taylor(facts: GroupFacts) -> Importance:
-    if facts.slopes is not None:
-        return taylor_by_gradients(facts.group, facts.readers, facts.slopes, facts.read)
+    if facts.gradients is not None:  # the same by one backward pass
+        gates = Gates(facts.group, facts.readers, facts.read)
+        return np.abs(gates.slopes(facts.gradients.mean))
     assert facts.loss is not None
     return taylor(facts.group, facts.readers, facts.loss, facts.read)
 

@@ -21,7 +21,7 @@ Normaliser = Literal["none", "mean", "sum", "max", "lamp"]
 class Ranking:
     """An order of removal. order [size]: channel indices, the least important first.
 
-    cost [size]: what removing each of them adds, in that order; never negative.
+    cost [size]: what removing each of them adds, in that order; below 0 where it is a gain.
     """
 
     order: NDArray[np.intp]
@@ -32,8 +32,14 @@ class Ranking:
         """Channels by importance [size]; ties go by index. Raises InputError for NaN."""
         if not np.isfinite(importance).all():
             raise InputError("a score is not finite; check the weights, the data and the loss")
+        signed = cls.signed(importance)
+        return cls(signed.order, np.maximum(signed.cost, 0.0))
+
+    @classmethod
+    def signed(cls, importance: Importance) -> Ranking:
+        """The same where numbers below 0 mean something, and are compared as they are."""
         order = np.argsort(importance, kind="stable")
-        return cls(order, np.maximum(importance[order], 0.0))
+        return cls(order, importance[order])
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,38 @@ def aggregated(
     if not parts:
         return np.ones(group.size)  # nothing to go by: all alike
     return np.asarray(np.mean(parts, axis=0))
+
+
+def together(
+    group: Group, values: Callable[[str], NDArray[np.floating] | None]
+) -> Importance | None:
+    """Sum over all numbers that go with each channel [size]; one that goes twice counts once.
+
+    values: of a stored tensor by name, in its shape; None for those that do not count. None where
+    none of the group's do.
+    """
+    axes: dict[str, list[tuple[int, NDArray[np.intp]]]] = {}
+    for occurrence in group.weights:
+        places = axes.setdefault(occurrence.name, [])
+        places.append((occurrence.axis, group.owner(occurrence)))
+    parts = []
+    for name, places in axes.items():
+        found = values(name)
+        if found is None:
+            continue
+        for number, (axis, owner) in enumerate(places):
+            mine = _along(owner, axis, found.ndim)
+            left = found.astype(np.float64)
+            for other_axis, other in places[:number]:
+                left = np.where(mine == _along(other, other_axis, found.ndim), 0.0, left)
+            rest = tuple(a for a in range(found.ndim) if a != axis)
+            parts.append(gathered(owner, left.sum(rest), group.size))
+    return np.asarray(np.sum(parts, axis=0)) if parts else None
+
+
+def _along(owner: NDArray[np.intp], axis: int, ndim: int) -> NDArray[np.intp]:
+    """An owner for each position of an axis, to compare with those of another one."""
+    return owner.reshape([-1 if a == axis else 1 for a in range(ndim)])
 
 
 def _by_position(

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lwqc.decide.scores.channels.gradients import Gradients
 from lwqc.decide.scores.channels.ranking import Importance, Member, Ranking, aggregated
 from lwqc.graph.groups import Group
 from lwqc.graph.linear_operand import Matrix, Operand
@@ -40,8 +41,8 @@ class GroupFacts:
     part; none for scores that look at weights. observed: those whose inputs were seen, for scores
     that look at inputs. error, loss: of the outputs with other matrices [out, features] in some of
     these layers, for scores that look at outputs; loss is the caller's, None where there is none.
-    slopes: of the loss along the entries of a layer's matrix, in place of it where it is one of
-    torch.
+    gradients: slopes of the loss along the weights, for scores that look at gradients; and in place
+    of `loss` where it is one of torch.
     """
 
     group: Group
@@ -50,7 +51,7 @@ class GroupFacts:
     observed: Sequence[Observed] = ()
     error: Trial | None = None
     loss: Trial | None = None
-    slopes: Callable[[Operand], Matrix] | None = None
+    gradients: Gradients | None = None
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,22 @@ class ChannelScore:
 
     importance: of each channel of a group [size], the least important goes first; or a `Ranking`,
     where the order is not that of single numbers; or None where nothing can be told, and magnitude
-    decides. looks_at: what `GroupFacts` holds for it. needs_loss: the caller must give one.
+    decides. looks_at: what `GroupFacts` holds for it. needs_loss: the caller must give one; one
+    that looks at gradients takes the caller's or has its own. own_loss: what that is, for the user.
     own_scale: its costs are errors of the layers that read a group, which `normalise = "output"`
     brings to the scale of the outputs.
     """
 
     importance: Callable[[GroupFacts], Importance | Ranking | None]
-    looks_at: Literal["weights", "inputs", "outputs"] = "weights"
+    looks_at: Literal["weights", "inputs", "outputs", "gradients"] = "weights"
     needs_loss: bool = False
+    own_loss: str = "slopes are those of the distance from the outputs with noise on them"
     own_scale: bool = False
+
+    @property
+    def takes_loss(self) -> bool:
+        """Whether a loss of the caller's means anything to it."""
+        return self.needs_loss or self.looks_at == "gradients"
 
     @classmethod
     def of_weights(cls, saliency: Callable[[Member], NDArray[np.floating]]) -> ChannelScore:

@@ -1,0 +1,47 @@
+"""The same samples in batches of another size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from lwqc.runtime.data import Feeds, first_dim, required_inputs
+
+
+def has_free_batch(model: ir.Model) -> bool:
+    """Whether axis 0 of all inputs is one dimension without a fixed size: that of the samples."""
+    found = {first_dim(value) for value in required_inputs(model).values()}
+    return len(found) == 1 and isinstance(found.pop(), str)
+
+
+def rebatched(feeds: Iterable[Feeds], size: int) -> Iterator[Feeds]:
+    """The samples of all feeds, in order, in batches of `size`.
+
+    Of fewer at the end, and before samples whose other sizes are not those of the last one.
+    """
+    waiting: list[Feeds] = []
+    count = 0
+    for given in feeds:
+        if waiting and _sizes(given) != _sizes(waiting[0]):
+            yield _joined(waiting)
+            waiting, count = [], 0
+        start, total = 0, len(next(iter(given.values())))
+        while start < total:
+            taken = min(size - count, total - start)
+            waiting.append({n: a[start : start + taken] for n, a in given.items()})
+            start, count = start + taken, count + taken
+            if count == size:
+                yield _joined(waiting)
+                waiting, count = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _sizes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in feeds.items()}
+
+
+def _joined(parts: list[Feeds]) -> Feeds:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
