@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from lwqc.compile.lesson import Lesson
-from lwqc.errors import InputError
 from lwqc.learn.needed import require_torch
-from lwqc.model.user_code import running
 from lwqc.plans.options import Progress
 from lwqc.plans.plan import Parts
 from lwqc.runtime.session import default_threads
 
 if TYPE_CHECKING:
-    from lwqc.learn.distill import Batch, Distillation, Fit, Loss, Settings
+    from lwqc.learn.distill import Batch, Distillation, Fit, Settings
     from lwqc.learn.module import OnnxModule
 
 _HELD = 5  # one of so many sets of inputs is held back
@@ -87,11 +84,12 @@ def fitted(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Fitted:
     of, and for models that share no float output.
     """
     require_torch()
+    from lwqc.learn.guarded import torch_errors
     from lwqc.learn.to_torch import write_back
 
     _use_threads()
     run = _Run.of(small, lesson, fitting)
-    with _told_where(lesson.names[0]):
+    with torch_errors(lesson.names[0]):
         before = run.loss()
         parts = run.by_parts() if run.parts != "none" else []
         whole = run.as_a_whole()
@@ -185,13 +183,14 @@ class _Run:
 
     def _whole(self, share: float) -> Distillation:
         from lwqc.learn.distill import Distillation
+        from lwqc.learn.guarded import guarded
 
         loss = self.fitting.loss
         return Distillation(
             self.module,
             self.lesson.scales(self.fit),
             self._settings(share, "fitting the whole"),
-            None if loss is None else _guarded(loss),
+            None if loss is None else guarded(loss),
         )
 
     def _settings(self, share: float, stage: str) -> Settings:
@@ -217,33 +216,3 @@ class _Run:
             drawn = ", ".join(self.module.drawn[:3])
             notes.append(f"random numbers are drawn anew in every run: {drawn}")
         return notes
-
-
-def _guarded(loss: Callable[..., Any]) -> Loss:
-    """The user's loss, whose failures are told as theirs."""
-    import torch
-
-    def run(outputs: Mapping[str, Any], feeds: Mapping[str, Any]) -> torch.Tensor:
-        with running("--loss: the function failed"):
-            value = loss(outputs, feeds)
-        if not isinstance(value, torch.Tensor) or value.numel() != 1:
-            raise InputError("--loss: expected a torch tensor with one number")
-        if torch.is_grad_enabled() and not value.requires_grad:
-            raise InputError("--loss: expected a tensor with a gradient, not a detached one")
-        return value.reshape(())
-
-    return run
-
-
-@contextmanager
-def _told_where(name: str) -> Iterator[None]:
-    """What torch cannot compute, such as sizes that it does not take, is told with the node."""
-    from lwqc.learn.program import NodeError
-
-    try:
-        yield
-    except NodeError as error:
-        raise InputError(f"{name}: {error}") from error
-    except RuntimeError as error:
-        line = str(error).strip().partition("\n")[0][:300]
-        raise InputError(f"{name}: torch says: {line}") from error

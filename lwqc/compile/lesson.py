@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -14,6 +15,7 @@ from lwqc.errors import InputError
 from lwqc.runtime.counted import counted
 from lwqc.runtime.data import required_inputs
 from lwqc.runtime.measure import worst_drop
+from lwqc.runtime.rebatched import free_batch, rebatched
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.channel_error import ChannelMeter
 from lwqc.runtime.stats.divergence import LossesMeter
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from lwqc.learn.distill import Batch, Scale
 
 Array = NDArray[Any]
+_STILL = 1e-12  # of the mean variance: the square of what floats of 32 bits tell
 LEAST_FEEDS = 20  # of which some are held back
 
 
@@ -35,7 +38,7 @@ class Lesson:
 
     small: ir.Model
     teacher: ir.Model
-    feeds: list[dict[str, Array]]
+    feeds: Sequence[Mapping[str, Array]]
     inner: tuple[str, ...]
     names: tuple[str, str]
     load: Callable[[ir.Model, str], Session] = lambda model, label: Session(model, label=label)
@@ -98,13 +101,11 @@ class Lesson:
 
     def scales(self, batches: Sequence[Batch]) -> dict[str, Scale]:
         """What errors of each output count by: the variance of its channels."""
-        from lwqc.learn.distill import Scale
-
         meters: dict[str, ChannelMeter] = {}
         for batch in batches:
             for name, value in batch.wanted.items():
                 meters.setdefault(name, ChannelMeter()).add(value, value)
-        return {name: Scale(*meter.variances()) for name, meter in meters.items()}
+        return {name: scale_of(meter) for name, meter in meters.items()}
 
     def drop(self, model: ir.Model, held: Sequence[Batch]) -> float:
         """Loss of a model on the feeds that were held back, as onnxruntime computes it."""
@@ -131,32 +132,25 @@ def with_outputs(model: ir.Model, names: Sequence[str], label: str) -> ir.Model:
     return made
 
 
-def batch_symbol(model: ir.Model) -> str | None:
-    """The name of the first dimension, where all inputs that are needed share it."""
-    name, *others = {_symbol(v) for v in required_inputs(model).values()} or [None]
-    return None if others else name
-
-
-def _symbol(value: ir.Value) -> str | None:
-    first = value.shape[0] if value.shape is not None and len(value.shape) else None
-    return first.value if isinstance(first, ir.SymbolicDim) else None
-
-
-def in_pieces(feeds: list[dict[str, Array]], model: ir.Model) -> list[dict[str, Array]]:
+def in_pieces(feeds: list[dict[str, Array]], model: ir.Model) -> list[Mapping[str, Array]]:
     """Feeds in smaller batches, where there are few and their samples can be taken apart.
 
     There are at least `LEAST_FEEDS` then, if there are as many samples: so many that some can be
     held back.
     """
-    if len(feeds) >= LEAST_FEEDS or batch_symbol(model) is None:
-        return feeds
-    needed = required_inputs(model).keys()
-    counts = [next(len(f[name]) for name in f if name in needed) for f in feeds]
-    if any(len(f[n]) != count for f, count in zip(feeds, counts, strict=True) for n in f):
-        return feeds
-    size = max(sum(counts) // LEAST_FEEDS, 1)
-    return [
-        {name: value[start : start + size] for name, value in f.items()}
-        for f, count in zip(feeds, counts, strict=True)
-        for start in range(0, count, size)
-    ]
+    if len(feeds) >= LEAST_FEEDS or free_batch(model) is None:
+        return list(feeds)
+    samples = sum(len(next(iter(f.values()))) for f in feeds)
+    return list(rebatched(feeds, max(samples // LEAST_FEEDS, 1)))
+
+
+def scale_of(meter: ChannelMeter) -> Scale:
+    """What errors count by: the variance of each channel.
+
+    Channels that vary by no more than rounding are measured by the others.
+    """
+    from lwqc.learn.distill import Scale
+
+    axis, variance = meter.variances()
+    mean = variance.mean()
+    return Scale(axis, np.where(variance < _STILL * mean, mean, variance))

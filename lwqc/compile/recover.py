@@ -13,7 +13,7 @@ from typing import cast, get_args
 import onnx_ir as ir
 
 from lwqc.compile.fitted import Fitting, fitted, silent
-from lwqc.compile.lesson import LEAST_FEEDS, Lesson, batch_symbol
+from lwqc.compile.lesson import LEAST_FEEDS, Lesson
 from lwqc.compile.recovered import Recovered, RecoverReport
 from lwqc.errors import InputError
 from lwqc.learn.needed import require_torch
@@ -22,6 +22,7 @@ from lwqc.plans.options import Progress, Recovering
 from lwqc.plans.plan import Parts
 from lwqc.runtime.counted import counted
 from lwqc.runtime.data import Dataset, open_data
+from lwqc.runtime.rebatched import free_batch
 from lwqc.runtime.served import as_sequence
 
 _STEPS, _LR = 1000, 0.01
@@ -112,7 +113,7 @@ def _data(teacher: ir.Model, options: Recovering) -> Dataset:
         return open_data(spec, teacher, seed=seed, shapes=asked[0])
     if not isinstance(spec, (str, os.PathLike)) or Path(spec).suffix not in _SAMPLES:
         return open_data(spec, teacher, seed=seed)
-    name = batch_symbol(teacher)
+    name = free_batch(teacher)
     if name is None:
         return open_data(spec, teacher, seed=seed)
     size = _BATCH

@@ -10,10 +10,10 @@ import onnx_ir as ir
 from lwqc.runtime.data import Feeds, first_dim, required_inputs
 
 
-def has_free_batch(model: ir.Model) -> bool:
-    """Whether axis 0 of all inputs is one dimension without a fixed size: that of the samples."""
-    found = {first_dim(value) for value in required_inputs(model).values()}
-    return len(found) == 1 and isinstance(found.pop(), str)
+def free_batch(model: ir.Model) -> str | None:
+    """The name of axis 0 of all inputs: one dimension without a fixed size, that of the samples."""
+    name, *others = {first_dim(value) for value in required_inputs(model).values()} or {None}
+    return name if isinstance(name, str) and not others else None
 
 
 def rebatched(feeds: Iterable[Feeds], size: int) -> Iterator[Feeds]:

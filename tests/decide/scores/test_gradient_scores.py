@@ -19,7 +19,7 @@ from lwqc.decide.scores.channels.snip import snip  # noqa: E402
 from lwqc.errors import InputError  # noqa: E402
 from lwqc.learn import needed  # noqa: E402
 from lwqc.model import io  # noqa: E402
-from lwqc.runtime.rebatched import has_free_batch, rebatched  # noqa: E402
+from lwqc.runtime.rebatched import free_batch, rebatched  # noqa: E402
 from lwqc.runtime.session import Session  # noqa: E402
 from lwqc.testing import model_of  # noqa: E402
 from tests.build import normal  # noqa: E402
@@ -256,8 +256,8 @@ def test_the_same_samples_in_batches_of_another_size():
     )
     other = [{"a": normal(3, 2)}, {"a": normal(3, 7)}]
     assert [f["a"].shape for f in rebatched(other, 4)] == [(3, 2), (3, 7)]
-    assert has_free_batch(mlp())
-    assert not has_free_batch(model_of("g (float[2,3] x) => (float[2,3] y) { y = Relu(x) }"))
+    assert free_batch(mlp()) == "N"
+    assert free_batch(model_of("g (float[2,3] x) => (float[2,3] y) { y = Relu(x) }")) is None
 
 
 def test_without_a_loss_fisher_is_what_the_outputs_lose_by_channel():

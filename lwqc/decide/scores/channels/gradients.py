@@ -17,7 +17,7 @@ from lwqc.decide.scores.channels.ranking import Importance
 from lwqc.errors import InputError
 from lwqc.learn.needed import require_torch
 from lwqc.runtime.data import Feeds
-from lwqc.runtime.rebatched import has_free_batch, rebatched
+from lwqc.runtime.rebatched import free_batch, rebatched
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ class Gradients:
         self._model, self._data, self._label, self._gates = model, data, label, gates or {}
         self._given, self._rule = loss, rule
         self._loss = None if loss is None else guarded(loss)
-        self._free = has_free_batch(model)
+        self._free = free_batch(model) is not None
         self._by_batch = untrained and saw_no_data(model)
         self._module = module_of(model, widen=True, batch_statistics=self._by_batch, rule=rule)
         for parameter in self._module.parameters():

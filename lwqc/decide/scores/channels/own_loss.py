@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lwqc.compile.lesson import scale_of
 from lwqc.errors import InputError
 from lwqc.runtime.stats.channel_error import ChannelMeter
 
@@ -22,16 +23,12 @@ if TYPE_CHECKING:
 
     from lwqc.learn.distill import Scale
 
-_STILL = 1e-12  # of the mean variance: the square of what floats of 32 bits tell
-
 
 def own_scales(outputs: Iterable[Mapping[str, Any]]) -> dict[str, Scale]:
     """Channels and their variances of each output of floats that varies. outputs: of torch, by run.
 
     Raises InputError where there is no such output.
     """
-    from lwqc.learn.distill import Scale
-
     meters: dict[str, ChannelMeter] = {}
     for found in outputs:
         for name, value in found.items():
@@ -40,18 +37,12 @@ def own_scales(outputs: Iterable[Mapping[str, Any]]) -> dict[str, Scale]:
                 meters.setdefault(name, ChannelMeter()).add(array, array)
     scales = {}
     for name, meter in meters.items():
-        axis, variance = meter.variances()
-        if variance.mean() > np.finfo(np.float32).tiny:
-            scales[name] = Scale(axis, _without_still(variance))
+        scale = scale_of(meter)
+        if scale.variance.mean() > np.finfo(np.float32).tiny:
+            scales[name] = scale
     if not scales:
         raise InputError("the model has no output of floats that varies: give a --loss")
     return scales
-
-
-def _without_still(variance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Channels that do not vary by more than rounding are measured by the others."""
-    mean = variance.mean()
-    return np.where(variance < _STILL * mean, mean, variance)
 
 
 class OwnLoss:
