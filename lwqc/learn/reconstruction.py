@@ -19,6 +19,7 @@ from lwqc.learn.parts import Part, parts
 from lwqc.learn.program import Program, Scope
 from lwqc.learn.soft_rounding import SoftCodes, SoftRounding
 from lwqc.learn.unrounded import unrounded
+from lwqc.model.limits import beyond, limits
 
 Inputs = Mapping[str, Any]
 _ALIKE = 1.0  # error, as a share of the variance, from which tensors are two different ones
@@ -101,19 +102,26 @@ class Walk:
 
     @torch.no_grad()
     def to(self, end: int, wanted: Collection[str] = ()) -> list[dict[str, Array]]:
-        """Go on to a step that lies ahead; what some tensors hold there, for each of the inputs."""
+        """Go on to a step that lies ahead; what some tensors hold there, for each of the inputs.
+
+        Raises LimitError where what is kept of all inputs takes more than `Limits.traces`.
+        """
         steps, end = self._module.program.steps, max(end, self._at)
         program = self._module.program.part(self._at, end)
         places = {name: self._module.places[name] for name in wanted}
         later = {place for step in steps[end:] for place in step.reads}
         stored = self._module.stored(program.reads)
-        found = []
+        found, held = [], 0
         for index, scope in enumerate(self.scopes):
             now = {**stored, **scope}
             program.run(now, frozenset(places.values()))
             found.append({name: now[place].cpu().numpy() for name, place in places.items()})
             own = scope.keys() | (now.keys() - stored.keys())
             self.scopes[index] = {place: now[place] for place in own & now.keys() & later}
+            held += sum(getattr(value, "nbytes", 0) for value in self.scopes[index].values())
+            if held > limits().traces:
+                whole = held / (index + 1) * len(self.scopes)
+                raise beyond("keeping what a part of the model reads", "traces", whole)
         self._at = end
         return found
 

@@ -131,3 +131,26 @@ def test_the_command_learns(run, tmp_path):
     code, _, stderr = run(*base)
     assert code == 2
     assert "looks at the data" in stderr
+
+
+def test_codes_that_are_sparse_keep_their_zeros_where_parts_are_fitted():
+    text = """g (float[N,64] x) => (float[N,64] y) {
+        w = DequantizeLinear(codes, step) h = MatMul(x, w) r = Relu(h)
+        v = DequantizeLinear(others, step) y = MatMul(r, v) }"""
+    rng = np.random.default_rng(4)
+    step = np.float32(0.05)
+    full = {n: rng.integers(-7, 8, (64, 64)).astype(np.int8) for n in ("codes", "others")}
+    sparse = {n: np.where(np.arange(64)[:, None] % 4 < 2, 0, c) for n, c in full.items()}
+    large, small = (
+        stored(text, step=step, **{n: c.astype(np.int8) for n, c in codes.items()})
+        for codes in (full, sparse)
+    )
+    done = lwqc.recover(small, teacher=large, data=feeds(60), steps=200, parts="layers")
+    assert done.report.parts == 2
+    assert done.report.unchanged == ""
+    changed = 0
+    for name, old in sparse.items():
+        new = done.model.graph.initializers[name].const_value.numpy()
+        assert not new[old == 0].any()
+        changed += int((new != old).sum())
+    assert changed > 100

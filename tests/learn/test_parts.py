@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 from lwqc.learn.parts import parts  # noqa: E402
 from lwqc.learn.reconstruction import Walk, shared  # noqa: E402
 from lwqc.learn.to_torch import module_of  # noqa: E402
+from lwqc.model import limits  # noqa: E402
 from tests.learn.test_to_torch import stored, weights  # noqa: E402
 
 # Two residual branches of two matrices each, and a head; `late` is decoded far from its reader.
@@ -66,7 +67,7 @@ def test_long_skips_are_cut_where_several_tensors_are_carried():
     module = module_of(stored(text, **weights(sizes)))
     found = parts(module, module.places.keys())
     assert len(found) > 3
-    assert found[1].wanted == ("h0", "h4") or "h0" in found[1].wanted
+    assert all("h0" in part.wanted and len(part.wanted) == 2 for part in found[:-1])
     assert sum(len(part.trained) for part in found) == 13
 
 
@@ -91,3 +92,10 @@ def test_names_that_stand_for_something_else_are_not_shared():
     found = shared(module, teacher, inputs()[0])
     assert "a" not in found  # the same size with the other sign
     assert "y" in shared(module, module_of(residual(), "none"), inputs()[0])
+
+
+def test_what_is_kept_of_all_inputs_has_a_limit(monkeypatch):
+    monkeypatch.setattr(limits, "_current", limits.Limits(traces=100))
+    walk = Walk(module_of(residual()), inputs())
+    with pytest.raises(limits.LimitError, match="what a part of the model reads takes 576 B"):
+        walk.to(3)
