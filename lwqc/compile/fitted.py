@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,9 +20,9 @@ from lwqc.runtime.session import default_threads
 if TYPE_CHECKING:
     from lwqc.learn.distill import Batch, Distillation, Fit, Settings
     from lwqc.learn.module import OnnxModule
+    from lwqc.learn.parts import Part
 
 _HELD = 5  # one of so many sets of inputs is held back
-_LEAST_TIME = 1e-3  # seconds, which no step goes into
 _OF_PARTS = 0.5  # share of the time in which parts are fitted one by one
 
 
@@ -35,9 +36,9 @@ class Fitting:
 
     steps: of each part, and of the whole. lr: share of a weight's size that the largest step
     changes it by. parts: fitted one by one to the teacher's before the whole is; None: blocks,
-    where the model holds codes. soft: how codes of parts are learned, see `Learn.rounding`. whole:
-    whether that is fitted then. loss: of outputs and feeds for the whole, in place of the distance
-    from the teacher's outputs.
+    where the model holds codes and there is no `loss`. soft: how codes of parts are learned, see
+    `Learn.rounding`. whole: whether that is fitted then. loss: of outputs and feeds for the whole,
+    in place of the distance from the teacher's outputs.
     """
 
     steps: int
@@ -91,11 +92,13 @@ def fitted(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Fitted:
     run = _Run.of(small, lesson, fitting)
     with torch_errors(lesson.names[0]):
         before = run.loss()
-        parts = run.by_parts() if run.parts != "none" else []
+        if run.parts != "none":
+            run.by_parts()
         whole = run.as_a_whole()
-    better = sum(not part.unchanged for part in parts)
-    reasons = [fit.unchanged for fit in (*parts, whole)]
+    reasons = [fit.unchanged for fit in (*run.fits, whole)]
     unchanged = reasons[0] if all(reasons) else ""
+    if not unchanged and not whole.best < before:
+        unchanged = "all that was fitted makes the loss on held-back inputs no less"
     made = small if unchanged else write_back(run.module, small)
     old, new = (lesson.drop(model, run.judges) for model in (small, made))
     notes = [*lesson.notes, *run.notes(whole)]
@@ -104,12 +107,21 @@ def fitted(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Fitted:
             made, new, unchanged = small, old, "onnxruntime computes no better outputs with it"
         else:
             notes.append(f"by --loss the outputs got further from those of {lesson.names[1]}")
-    steps = whole.steps + sum(part.steps for part in parts)
     return Fitted(
-        made, len(run.fit), len(run.held), whole.steps, len(parts), better,
-        sum(p.numel() for p in run.module.parameters()) if steps else 0,
-        before, before if unchanged else whole.best, old, new, unchanged, tuple(notes),
-    )  # fmt: skip
+        made,
+        fitted=len(run.fit),
+        held_back=len(run.held),
+        steps=whole.steps,
+        parts=len(run.fits),
+        better=sum(not fit.unchanged for fit in run.fits),
+        trained=run.trained(whole),
+        loss_before=before,
+        loss_after=before if unchanged else whole.best,
+        drop_before=old,
+        drop_after=new,
+        unchanged=unchanged,
+        notes=tuple(notes),
+    )
 
 
 def _use_threads() -> None:
@@ -123,13 +135,15 @@ def _use_threads() -> None:
 
 @dataclass
 class _Run:
-    """A module in the making. fit, held: inputs with the teacher's outputs."""
+    """A module in the making. fit, held: inputs with the teacher's outputs. fits: of its parts."""
 
     module: OnnxModule
     lesson: Lesson
     fitting: Fitting
     fit: list[Batch]
     held: list[Batch]
+    fits: list[Fit] = field(default_factory=list)
+    fitted_parts: list[Part] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
 
     @staticmethod
@@ -140,6 +154,7 @@ class _Run:
         batches = lesson.batches()
         held = batches[_HELD - 1 :: _HELD]
         fit = [b for i, b in enumerate(batches) if i % _HELD != _HELD - 1]
+        lesson.tell_still(fit)
         return _Run(module, lesson, fitting, fit, held)
 
     @property
@@ -150,14 +165,14 @@ class _Run:
     @property
     def parts(self) -> Parts:
         """What is fitted one by one."""
-        usual: Parts = "blocks" if self.module.codes else "none"
+        usual: Parts = "blocks" if self.module.codes and self.fitting.loss is None else "none"
         return self.fitting.parts or usual
 
     def loss(self) -> float:
         """Of the outputs, as the module is now."""
         return float(self._whole(1.0).held_losses(self.judges).mean())
 
-    def by_parts(self) -> list[Fit]:
+    def by_parts(self) -> None:
         """Fit each part on what the parts before it give."""
         from lwqc.learn.reconstruction import Reconstruction
         from lwqc.learn.to_torch import module_of
@@ -170,7 +185,7 @@ class _Run:
         if self.fitting.soft:
             soft = teacher if floats is None else module_of(floats, "none")
         how = Reconstruction(self.module, teacher, soft, layers=self.parts == "layers")
-        return how.run(feeds, len(self.fit), self.lesson.scales, own)
+        self.fitted_parts, self.fits = how.run(feeds, len(self.fit), self.lesson.scales, own)
 
     def as_a_whole(self) -> Fit:
         """Fit the outputs of the model."""
@@ -200,14 +215,32 @@ class _Run:
         asked = self.fitting
         limit = asked.time_limit_s
         behind = time.monotonic() - self.begun
-        left = None if limit is None else max(share * limit - behind, _LEAST_TIME)
+        left = None if limit is None else max(share * limit - behind, 0.0)
         return Settings(asked.steps, asked.lr, asked.seed, left, partial(asked.progress, stage))
+
+    def trained(self, whole: Fit) -> int:
+        """How many numbers were fitted."""
+        of_parts = {name for part in self.fitted_parts for name in part.trained}
+        names = dict(self.module.named_parameters())
+        return sum(p.numel() for name, p in names.items() if whole.steps or name in of_parts)
+
+    def _in_no_part(self) -> dict[str, str]:
+        """Parameters that nothing was done to, where only parts were fitted."""
+        if self.fitting.whole or self.parts == "none":
+            return {}
+        of_parts = {name for part in self.fitted_parts for name in part.trained}
+        left = [n for n, _ in self.module.named_parameters() if n not in of_parts]
+        return {self.module.tensors[n]: "no part reads it alone" for n in left}
 
     def notes(self, whole: Fit) -> list[str]:
         """What readers should know of the fit."""
         notes = [f"the fit ended after {whole.steps} steps: {whole.ended}"] if whole.ended else []
+        for reason, count in Counter(fit.unchanged for fit in self.fits if fit.unchanged).items():
+            notes.append(f"{count} of {len(self.fits)} parts stay as they were: {reason}")
+        for reason, count in Counter(fit.ended for fit in self.fits if fit.ended).items():
+            notes.append(f"the fit of {count} of {len(self.fits)} parts ended early: {reason}")
         reasons: dict[str, list[str]] = {}
-        for name, reason in self.module.untrained.items():
+        for name, reason in {**self.module.untrained, **self._in_no_part()}.items():
             reasons.setdefault(reason, []).append(name)
         for reason, names in sorted(reasons.items()):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -100,12 +100,18 @@ class Lesson:
         return shared
 
     def scales(self, batches: Sequence[Batch]) -> dict[str, Scale]:
-        """What errors of each output count by: the variance of its channels."""
+        """What errors of each output count by: the variance of its channels, if there is any."""
         meters: dict[str, ChannelMeter] = {}
         for batch in batches:
             for name, value in batch.wanted.items():
                 meters.setdefault(name, ChannelMeter()).add(value, value)
-        return {name: scale_of(meter) for name, meter in meters.items()}
+        found = {name: scale_of(meter) for name, meter in meters.items()}
+        return {name: scale for name, scale in found.items() if varies(scale)}
+
+    def tell_still(self, batches: Sequence[Batch]) -> None:
+        """Note the outputs that do not vary on some inputs, which nothing can be fitted to."""
+        still = sorted(batches[0].wanted.keys() - self.scales(batches).keys()) if batches else ()
+        self.notes.extend(f"output {name} is not fitted: it does not vary" for name in still)
 
     def drop(self, model: ir.Model, held: Sequence[Batch]) -> float:
         """Loss of a model on the feeds that were held back, as onnxruntime computes it."""
@@ -142,6 +148,11 @@ def in_pieces(feeds: list[dict[str, Array]], model: ir.Model) -> list[Mapping[st
         return list(feeds)
     samples = sum(len(next(iter(f.values()))) for f in feeds)
     return list(rebatched(feeds, max(samples // LEAST_FEEDS, 1)))
+
+
+def varies(scale: Scale) -> bool:
+    """Whether errors can be measured by it, in floats of 32 bits."""
+    return bool(scale.variance.mean() > np.finfo(np.float32).tiny)
 
 
 def scale_of(meter: ChannelMeter) -> Scale:

@@ -27,6 +27,7 @@ from lwqc.runtime.served import as_sequence
 
 _STEPS, _LR = 1000, 0.01
 _BATCH = 32  # samples at once, where there are enough of them
+_SEEDS = 2**32
 _SAMPLES = {".npy", ".npz"}  # files of single samples, which may be put together as one likes
 _ALL_STEPS = 10**9  # as many as the time allows
 
@@ -94,6 +95,8 @@ def _checked(options: Recovering) -> tuple[int, float, float | None]:
         raise InputError(f"--steps {steps}: expected at least 1")
     if limit is not None and not limit > 0:
         raise InputError(f"--time-limit {limit:g}: expected seconds above 0")
+    if not 0 <= options.get("seed", 0) < _SEEDS:
+        raise InputError(f"--seed {options.get('seed')}: expected 0 to {_SEEDS - 1}")
     if not 0 < lr < 1:
         raise InputError(f"--lr {lr:g}: expected a share between 0 and 1")
     return steps or (_STEPS if limit is None else _ALL_STEPS), lr, limit

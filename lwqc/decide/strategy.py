@@ -37,6 +37,7 @@ def decide(
     exact: the recipe is done as it is or refused, also where it looks at data and none was given.
     """
     if exact and isinstance(recipe, Recipe):
+        _check_learning(work, recipe)
         return _learned(_decided(work, goals, recipe, control), recipe)
     chosen, notes = _suited(work, goals, recipe)
     return _learned(_decided(work, goals, chosen, control), chosen).noted(*notes)
@@ -81,14 +82,21 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl
 
 
 def _learned(decided: Decided, recipe: Recipe) -> Decided:
-    """With what a recipe learns in the end. Raises InputError without data, and without torch."""
+    """With what a recipe learns in the end."""
     if recipe.learn is None:
         return decided
-    require_torch()
-    if not decided.work.job.data.fit.given:
-        raise InputError(f"recipe {recipe.name} learns from data: give --data")
+    _check_learning(decided.work, recipe)
     plan = decided.plan.model_copy(update={"learn": recipe.learn})
     return Decided(decided.work, decided.goals, plan, lambda: finished(decided.make(), plan.learn))
+
+
+def _check_learning(work: Version, recipe: Recipe) -> None:
+    """Raises InputError for a recipe that learns, without data or torch."""
+    if recipe.learn is None:
+        return
+    require_torch()
+    if not work.job.data.fit.given:
+        raise InputError("codes are learned from data: give --data")
 
 
 def _promises(allocator: str) -> bool:

@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from lwqc.learn.schedule import Schedule
+from lwqc.learn.zero_patterns import ZeroPattern
 
 Array = NDArray[Any]
 Loss = Callable[[Mapping[str, Any], Mapping[str, Any]], torch.Tensor]
-# Share of zeros from which they are a pattern that stays; few low codes are other than zero.
-_SPARSE, _SPARSE_CODES = 0.25, 0.5
 _LEAST_SIZE = 1e-2  # of a parameter near zero, for how far it may move in a step
 _CHECKS = 20  # of the held-back inputs during a fit
 _PATIENCE = 6  # checks without a better one after which a fit ends
@@ -106,14 +105,14 @@ class Relaxed(Protocol):
 
 @dataclass
 class Distillation:
-    """A fit of a module. loss: of outputs and feeds, in place of the errors by `scales`."""
+    """A fit of a module to the tensors of `scales`. loss: of outputs and feeds, in its place."""
 
     module: Fitted
     scales: Mapping[str, Scale]
     settings: Settings
     loss: Loss | None = None
     relaxed: Relaxed | None = None
-    _zeros: dict[torch.nn.Parameter, torch.Tensor] = field(default_factory=dict)
+    _zeros: dict[torch.nn.Parameter, ZeroPattern] = field(default_factory=dict)
 
     def run(self, fit: Sequence[Batch], held: Sequence[Batch]) -> Fit:
         """Fit to some inputs; the parameters end as those that were best on the others.
@@ -122,6 +121,10 @@ class Distillation:
         """
         before = self.held_losses(held or fit)
         start = float(before.mean())
+        if self.loss is None and not self.scales:
+            return Fit(start, start, 0, "nothing that could be fitted varies on the data")
+        if not math.isfinite(start):
+            return Fit(start, start, 0, "the loss is no number on held-back inputs")
         if len(held) < _TOLD:
             return Fit(start, start, 0, f"{len(held)} held-back inputs are too few to judge by")
         if self.relaxed is not None:
@@ -154,7 +157,9 @@ class Distillation:
         schedule = Schedule(settings.steps, settings.time_limit_s)
         rng = np.random.default_rng(settings.seed)
         torch.manual_seed(settings.seed)
-        self._keep_patterns(parameters)
+        coded = set(self.module.coded)
+        patterns = ((p, ZeroPattern.of(p, coded=p in coded)) for p in parameters)
+        self._zeros = {parameter: found for parameter, found in patterns if found is not None}
         sizes = [_size(p) for p in parameters]
         optimizer = torch.optim.Adam([{"params": [p]} for p in parameters])
         best, stale, checked, step = _copies(parameters), 0, 0, 0
@@ -194,9 +199,8 @@ class Distillation:
             return False
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        with torch.no_grad():
-            for parameter, there in self._zeros.items():
-                parameter.mul_(there)
+        for parameter, pattern in self._zeros.items():
+            pattern.keep(parameter)
         return True
 
     def held_losses(self, held: Sequence[Batch]) -> Array:
@@ -210,23 +214,10 @@ class Distillation:
         if self.loss is not None:
             return self.loss(made, batch.feeds)
         parts = [
-            relative_error(made[name], wanted, self.scales[name])
-            for name, wanted in batch.wanted.items()
+            relative_error(made[name], batch.wanted[name], scale)
+            for name, scale in self.scales.items()
         ]
-        return torch.stack(parts).mean()
-
-    def _keep_patterns(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Zeros of sparse weights stay zero."""
-        codes = set(self.module.coded)
-        for parameter in parameters:
-            if is_sparse(parameter, coded=parameter in codes):
-                self._zeros[parameter] = (parameter.detach() != 0).to(parameter.dtype)
-
-
-def is_sparse(parameter: torch.Tensor, *, coded: bool) -> bool:
-    """Whether so many numbers are zero that this is a pattern."""
-    least = _SPARSE_CODES if coded else _SPARSE
-    return parameter.ndim > 1 and float((parameter == 0).float().mean()) >= least
+        return torch.stack(parts).mean() if parts else torch.zeros(())
 
 
 def relative_error(found: torch.Tensor, wanted: Array, scale: Scale) -> torch.Tensor:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from lwqc.learn.distill import Array, Batch, Distillation, Fit, Scale, Settings, is_sparse
+from lwqc.learn.distill import Array, Batch, Distillation, Fit, Scale, Settings
 from lwqc.learn.module import OnnxModule
 from lwqc.learn.parts import Part, parts
-from lwqc.learn.program import Program, Scope
+from lwqc.learn.program import Program, Scope, Step
 from lwqc.learn.soft_rounding import SoftCodes, SoftRounding
 from lwqc.learn.unrounded import unrounded
+from lwqc.learn.zero_patterns import ZeroPattern
 from lwqc.model.limits import beyond, limits
 
 Inputs = Mapping[str, Any]
@@ -45,28 +46,29 @@ class Reconstruction:
         fitted: int,
         scales: Callable[[Sequence[Batch]], Mapping[str, Scale]],
         settings: Settings,
-    ) -> list[Fit]:
-        """Fit each part; what came of each, in their order.
+    ) -> tuple[list[Part], list[Fit]]:
+        """Fit each part; all parts and what came of each, in their order.
 
         fitted: how many of the inputs, from the first one on; the others judge. settings: steps
         are those of each part, and the time is that of all.
         """
         known = shared(self.module, self.teacher, inputs[0])
         found = parts(self.module, known, least=1 if self.layers else 2)
-        walk, taught = Walk(self.module, inputs), Walk(self.teacher, inputs)
+        wanted = {name for part in found for name in part.wanted}
+        walk, taught = Walk(self.module, inputs), Walk(self.teacher, inputs, wanted)
         begin, fits = time.monotonic(), list[Fit]()
         for index, part in enumerate(found):
             own = _of_part(settings, index, len(found), time.monotonic() - begin)
             walk.to(part.begin)
-            wanted = taught.to(taught.end_of(part.wanted), part.wanted)
-            batches = [Batch(s, w) for s, w in zip(walk.scopes, wanted, strict=True)]
+            given = taught.to(taught.end_of(part.wanted), part.wanted)
+            batches = [Batch(s, w) for s, w in zip(walk.scopes, given, strict=True)]
             fit, held = batches[:fitted], batches[fitted:]
             codes = self._soft_codes(part)
             soft = SoftRounding(codes)
             made = PartModule(self.module, part, soft)
             relaxed = soft if codes else None
             fits.append(Distillation(made, scales(fit), own, relaxed=relaxed).run(fit, held))
-        return fits
+        return found, fits
 
     def _soft_codes(self, part: Part) -> dict[int, SoftCodes]:
         """Codes whose weights are known without rounding, by the place they are read at."""
@@ -77,7 +79,7 @@ class Reconstruction:
                 getattr(module, name), module.codes[name], target
             )
             for name, target in known.items()
-            if not is_sparse(getattr(module, name), coded=True)
+            if ZeroPattern.of(getattr(module, name), coded=True) is None
         }
 
 
@@ -93,12 +95,22 @@ def _of_part(settings: Settings, index: int, count: int, behind: float) -> Setti
 
 
 class Walk:
-    """Inputs on their way through a module. scopes: what later steps read of each of them."""
+    """Inputs on their way through a module."""
 
-    def __init__(self, module: OnnxModule, inputs: Iterable[Inputs]) -> None:
-        """All begin at the first step."""
+    def __init__(
+        self, module: OnnxModule, inputs: Iterable[Inputs], wanted: Collection[str] = ()
+    ) -> None:
+        """All begin at the first step. wanted: tensors that `to` will be asked for."""
         self._module, self._at = module, 0
-        self.scopes: list[Scope] = [module.given(given) for given in inputs]
+        self._moving = dependent(module)
+        self._pending = {module.places[name] for name in wanted}
+        self._fixed: Scope = {}
+        self._own: list[Scope] = [module.given(given) for given in inputs]
+
+    @property
+    def scopes(self) -> list[Scope]:
+        """What later steps read of each of the inputs."""
+        return [{**self._fixed, **own} for own in self._own]
 
     @torch.no_grad()
     def to(self, end: int, wanted: Collection[str] = ()) -> list[dict[str, Array]]:
@@ -107,23 +119,35 @@ class Walk:
         Raises LimitError where what is kept of all inputs takes more than `Limits.traces`.
         """
         steps, end = self._module.program.steps, max(end, self._at)
-        program = self._module.program.part(self._at, end)
+        mine = steps[self._at : end]
         places = {name: self._module.places[name] for name in wanted}
-        later = {place for step in steps[end:] for place in step.reads}
-        stored = self._module.stored(program.reads)
+        later = {p for step in steps[end:] for p in step.reads} | self._pending
+        self._pending -= set(places.values())
+        fixed = self._decoded([s for s in mine if self._moving.isdisjoint(s.outputs)], mine)
+        program = Program((), (), [s for s in mine if not self._moving.isdisjoint(s.outputs)])
         found, held = [], 0
-        for index, scope in enumerate(self.scopes):
-            now = {**stored, **scope}
-            program.run(now, frozenset(places.values()))
+        for index, own in enumerate(self._own):
+            now = {**fixed, **own}
+            program.run(now, frozenset(places.values()) | self._pending)
             found.append({name: now[place].cpu().numpy() for name, place in places.items()})
-            own = scope.keys() | (now.keys() - stored.keys())
-            self.scopes[index] = {place: now[place] for place in own & now.keys() & later}
-            held += sum(getattr(value, "nbytes", 0) for value in self.scopes[index].values())
+            kept = (own.keys() | self._moving) & now.keys() & later
+            self._own[index] = {place: now[place] for place in kept}
+            held += sum(getattr(value, "nbytes", 0) for value in self._own[index].values())
             if held > limits().traces:
-                whole = held / (index + 1) * len(self.scopes)
+                whole = held / (index + 1) * len(self._own)
                 raise beyond("keeping what a part of the model reads", "traces", whole)
+        stored = {h.number for h in self._module.held.values()}
+        self._fixed = {p: v for p, v in fixed.items() if p in later and p not in stored}
         self._at = end
         return found
+
+    def _decoded(self, steps: Sequence[Step], mine: Sequence[Step]) -> Scope:
+        """What depends on no input, such as decoded weights: the same for all of them."""
+        read = {place for step in mine for place in step.reads}
+        fixed = {**self._module.stored(read), **self._fixed}
+        made = frozenset(place for step in steps for place in step.outputs)
+        Program((), (), list(steps)).run(fixed, made | fixed.keys())
+        return fixed
 
     def end_of(self, names: Collection[str]) -> int:
         """The step behind which all of these tensors are there."""
@@ -173,12 +197,18 @@ def shared(module: OnnxModule, teacher: OnnxModule, inputs: Inputs) -> set[str]:
 
 def _made(module: OnnxModule) -> set[str]:
     """Tensors of the main graph that depend on its inputs."""
+    places = dependent(module)
+    return {name for name, place in module.places.items() if name and place in places}
+
+
+def dependent(module: OnnxModule) -> set[int]:
+    """Places of results that depend on inputs."""
     given, made = set(module.program.inputs), set[int]()
     for step in module.program.steps:
         if not given.isdisjoint(step.reads):
             made.update(step.outputs)
             given.update(step.outputs)
-    return {name for name, place in module.places.items() if name and place in made}
+    return made
 
 
 def _alike(ours: Any, theirs: Any) -> bool:

@@ -25,6 +25,8 @@ class Schedule:
         share = step / self.steps
         if self.time_limit_s is None:
             return share
+        if self.time_limit_s <= 0:
+            return 1.0
         return max(share, (time.monotonic() - self._start) / self.time_limit_s)
 
     @staticmethod

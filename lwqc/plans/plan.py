@@ -272,10 +272,16 @@ class Learn(_Model):
 
     steps: int = Field(default=500, ge=1)
     lr: float = Field(default=0.01, gt=0, lt=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     parts: Parts = "blocks"
     rounding: Literal["soft", "straight"] = "soft"
     whole: bool = True
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> Self:
+        if self.parts == "none" and not self.whole:
+            raise ValueError("neither parts nor the whole are to be learned")
+        return self
 
 
 class Transforms(_Model):

@@ -75,7 +75,7 @@ def test_without_data_the_recipe_learns_nothing_and_says_so():
     done = lwqc.compress(original(), recipe="brecq")
     assert done.plan.learn is None
     assert "no data was given: nothing is learned by gradients" in done.plan.notes
-    with pytest.raises(InputError, match="looks at the data: give --data"):
+    with pytest.raises(InputError, match="learned from data: give --data"):
         lwqc.quantize(original(), bits=4, method="brecq")
 
 
@@ -154,3 +154,88 @@ def test_codes_that_are_sparse_keep_their_zeros_where_parts_are_fitted():
         assert not new[old == 0].any()
         changed += int((new != old).sum())
     assert changed > 100
+
+
+def two_outputs(order):
+    first, second = order
+    return stored(
+        "g (float[N,64] x) => (float[N,64] b, float[N,64] z) "
+        f"{{ {first} {second} z = MatMul(a, w) }}",
+        **{
+            n: (w * 0.1).astype(np.float32)
+            for n, w in weights(dict.fromkeys("uvw", (64, 64))).items()
+        },
+    )
+
+
+def test_a_teacher_may_compute_the_same_in_another_order():
+    order = ("a = MatMul(x, u)", "b = MatMul(x, v)")
+    small = lwqc.quantize(two_outputs(order), bits=2, data=feeds(40)).model
+    done = lwqc.recover(
+        small, teacher=two_outputs(order[::-1]), data=feeds(40), steps=100, parts="layers"
+    )
+    assert done.report.parts > 1
+    assert done.report.drop_after < done.report.drop_before
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.02])
+def test_a_limit_that_leaves_no_time_leaves_the_model(seconds):
+    small = quantized("rtn").model
+    done = lwqc.recover(small, teacher=original(), data=feeds(40), time_limit=seconds)
+    assert done.report.unchanged
+    assert error(done.model) == error(small)
+
+
+def test_an_output_that_never_varies_is_told_and_the_others_are_fitted():
+    text = TEXT.replace("float[N,64] y)", "float[N,64] y, float[N,64] z)")
+    text = text[:-1] + " n = Abs(y) m = Neg(n) z = Relu(m) }"
+    scaled = {n: (w * 0.08).astype(np.float32) for n, w in weights(SIZES).items()}
+    done = lwqc.quantize(stored(text, **scaled), bits=2, method="distill", data=feeds(40))
+    told = next(note for note in done.plan.notes if note.startswith("learned on"))
+    assert "nan" not in told
+    assert "output z is not fitted: it does not vary" in done.plan.notes
+
+
+def test_a_loss_of_ones_own_alone_decides_what_is_kept():
+    small = quantized("rtn").model
+    wanted = Session(small)
+
+    def stay(outputs, given):
+        own = torch.from_numpy(wanted(dict(given))["y"])
+        return (outputs["y"] - own).square().mean()
+
+    for parts in (None, "blocks"):
+        done = lwqc.recover(
+            small, teacher=original(), data=feeds(40), steps=40, loss=stay, parts=parts
+        )
+        assert done.report.unchanged
+        assert error(done.model) == error(small)
+
+
+def test_what_no_part_trains_is_told():
+    text = """g (float[N,64] x) => (float[N,64] y) {
+        a = MatMul(x, w) b = Relu(a) c = MatMul(b, v) s = Add(x, c)
+        d = MatMul(s, w) e = Relu(d) f = MatMul(e, u) y = Add(s, f) }"""
+    scaled = {
+        n: (w * 0.08).astype(np.float32) for n, w in weights(dict.fromkeys("uvw", (64, 64))).items()
+    }
+    done = lwqc.quantize(stored(text, **scaled), bits=2, method="brecq", data=feeds(40))
+    assert any("no part reads it alone" in note for note in done.plan.notes)
+
+
+@pytest.mark.parametrize("parts", ["none", "layers"])
+def test_zeros_stay_where_another_code_than_0_stands_for_them(parts):
+    """As in MatMulNBits, whose codes have no sign; two of four are zero."""
+    rng = np.random.default_rng(7)
+    dense = rng.integers(0, 4, (32, 4, 16))
+    codes = np.where(np.arange(16) % 4 < 2, 2, dense)
+    packed = (codes.reshape(32, 4, 4, 4) << np.array([0, 2, 4, 6])).sum(-1).astype(np.uint8)
+    text = """g (float[N,64] x) => (float[N,32] y) { y = com.microsoft.MatMulNBits
+        <K = 64, N = 32, bits = 2, block_size = 16>(x, codes, scale) }"""
+    small = stored(text, codes=packed, scale=np.full((32, 4), 0.1, np.float32))
+    full = (dense.reshape(32, 64) - 2).T.astype(np.float32) * 0.1
+    teacher = stored("g (float[N,64] x) => (float[N,32] y) { y = MatMul(x, w) }", w=full)
+    done = lwqc.recover(small, teacher=teacher, data=feeds(40), steps=200, lr=0.02, parts=parts)
+    new = done.model.graph.initializers["codes"].const_value.numpy()
+    found = ((new[..., None] >> np.array([0, 2, 4, 6])) & 3).reshape(32, 4, 16)
+    assert (found[codes == 2] == 2).all()

@@ -99,3 +99,15 @@ def test_what_is_kept_of_all_inputs_has_a_limit(monkeypatch):
     walk = Walk(module_of(residual()), inputs())
     with pytest.raises(limits.LimitError, match="what a part of the model reads takes 576 B"):
         walk.to(3)
+
+
+def test_a_decoded_weight_is_kept_once_for_all_inputs():
+    text = """g (int64[N] i) => (float[N,50] y) {
+        table = DequantizeLinear(codes, step) h = Gather(table, i) r = Relu(h)
+        t = Transpose<perm = [1, 0]>(table) y = MatMul(r, t) }"""
+    codes = np.arange(200, dtype=np.int8).reshape(50, 4)
+    module = module_of(stored(text, codes=codes, step=np.float32(0.1)))
+    walk = Walk(module, [{"i": np.array([n])} for n in range(3)])
+    walk.to(walk.end_of(["r"]))
+    table = module.places["table"]
+    assert len({id(scope[table]) for scope in walk.scopes}) == 1

@@ -35,10 +35,9 @@ def _told(found: Fitted) -> str:
     inputs = f"{found.fitted} sets of inputs, {found.held_back} held back"
     if found.unchanged:
         return f"learned nothing on {inputs}: {found.unchanged}"
-    return (
-        f"learned on {inputs}: {found.better} of {found.parts} parts got better; "
-        f"held-back loss {found.loss_before:.4g} -> {found.loss_after:.4g}"
-    )
+    parts = f"{found.better} of {found.parts} parts got better; " if found.parts else ""
+    loss = f"held-back loss {found.loss_before:.4g} -> {found.loss_after:.4g}"
+    return f"learned on {inputs}: {parts}{loss}"
 
 
 def _text(plan: Plan) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lwqc.compile.lesson import scale_of
+from lwqc.compile.lesson import scale_of, varies
 from lwqc.errors import InputError
 from lwqc.runtime.stats.channel_error import ChannelMeter
 
@@ -38,7 +38,7 @@ def own_scales(outputs: Iterable[Mapping[str, Any]]) -> dict[str, Scale]:
     scales = {}
     for name, meter in meters.items():
         scale = scale_of(meter)
-        if scale.variance.mean() > np.finfo(np.float32).tiny:
+        if varies(scale):
             scales[name] = scale
     if not scales:
         raise InputError("the model has no output of floats that varies: give a --loss")

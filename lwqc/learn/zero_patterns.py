@@ -1,0 +1,52 @@
+"""Zeros that stay where they are while the numbers beside them are fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Share of zeros from which they are a pattern that stays; few low codes are other than zero.
+_SPARSE, _SPARSE_CODES = 0.25, 0.5
+_OF, _ZEROS = 4, 2  # 2:4 sparsity
+
+
+@dataclass(frozen=True)
+class ZeroPattern:
+    """free: where numbers are fitted. zero: what stands for 0 elsewhere."""
+
+    free: torch.Tensor
+    zero: torch.Tensor
+
+    @staticmethod
+    def of(parameter: torch.Tensor, *, coded: bool) -> ZeroPattern | None:
+        """The pattern of a parameter, if its zeros are one.
+
+        coded: it holds codes, of which another one than 0 may stand for 0: the commonest, if so
+        many of each four along an axis are that. Scales of blocks may each have their own.
+        """
+        now = parameter.detach()
+        if now.ndim < 2:
+            return None
+        if float((now == 0).float().mean()) >= (_SPARSE_CODES if coded else _SPARSE):
+            return ZeroPattern(now != 0, torch.zeros((), dtype=now.dtype, device=now.device))
+        if not coded:
+            return None
+        commonest = [now.flatten().mode().values, now.mode(-1, keepdim=True).values]
+        for zero in commonest:
+            free = now != zero
+            if any(_is_2_of_4(~free, axis) for axis in (-1, 0)):
+                return ZeroPattern(free, zero)
+        return None
+
+    @torch.no_grad()
+    def keep(self, parameter: torch.nn.Parameter) -> None:
+        """Put the zeros back."""
+        parameter.copy_(torch.where(self.free, parameter, self.zero))
+
+
+def _is_2_of_4(zeros: torch.Tensor, axis: int) -> bool:
+    along = zeros.movedim(axis, -1)
+    whole = along.shape[-1] // _OF * _OF
+    groups = along[..., :whole].reshape(-1, _OF)
+    return len(groups) > 0 and bool((groups.sum(-1) >= _ZEROS).all())
