@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -21,6 +22,7 @@ from lwqc.learn.tensors import TYPES, to_torch_tensor, torch_type
 _TYPE_ATTRIBUTES = frozenset({"dtype", "output_datatype"})
 _READS_SCOPE = ir.AttributeType.GRAPH
 _CONSTANT = ("", "Constant")
+_LARGEST = 2**62  # numbers that torch can count in a tensor
 Attributes = Mapping[str, ir.Attr]
 
 
@@ -137,7 +139,10 @@ def _no_rows(value: ir.Value) -> torch.Tensor | None:
     kind = None if value.dtype is None else TYPES.get(value.dtype)
     if kind is None or value.shape is None:
         return None
-    return torch.zeros([0, *(d if isinstance(d, int) else 0 for d in value.shape)], dtype=kind)
+    sizes = [d if isinstance(d, int) else 0 for d in value.shape]
+    if math.prod(max(d, 1) for d in sizes) > _LARGEST:
+        return None
+    return torch.zeros([0, *sizes], dtype=kind)
 
 
 def _resolved(attribute: ir.Attr, bound: Attributes) -> ir.Attr | None:

@@ -307,3 +307,25 @@ def test_autocast_computes_in_bfloat16(mlp):
     made.float().sum().backward()
     assert made.dtype is torch.bfloat16
     assert module.v.grad.dtype is torch.float32
+
+
+def test_sizes_that_a_body_only_declares_are_no_error():
+    model = model_of(
+        """g (float[3] x) => (float[N,3] y) {
+        n = Constant<value_int = 2>() z, y = Loop(n, , x)
+        <body = b (int64 i, bool c, float[3] s) => (bool d, float[3] t, float[3] u) {
+            d = Identity(c) t = Add(s, s) u = Identity(t) }> }"""
+    )
+    body = next(n for n in model.graph if n.op_type == "Loop").attributes["body"].as_graph()
+    body.outputs[2].shape = ir.Shape([2**40, 2**40])
+    found = module_of(model)(x=np.ones(3, np.float32))["y"]
+    assert found.tolist() == [[2.0] * 3, [4.0] * 3]
+
+
+def test_codes_of_a_type_that_is_not_known_are_one_error():
+    model = model_of(
+        "g (float[3] x, float s, int64 z) => (int64[3] y) { y = QuantizeLinear(x, s, z) }"
+    )
+    given = {"x": np.ones(3, np.float32), "s": np.float32(1), "z": np.int64(0)}
+    with pytest.raises(InputError, match="QuantizeLinear y: codes of this type are not known"):
+        module_of(model)(**given)

@@ -7,6 +7,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from lwqc.errors import InputError
 from lwqc.learn.operation import Call, Operation, Table, Tensor
 
 RANGES: dict[ir.DataType, tuple[int, int]] = {
@@ -88,7 +89,9 @@ def quantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -
     kind = call.type_of(2) if zero is not None else None
     if kind is None:
         kind = ir.DataType(call.get("output_dtype") or ir.DataType.UINT8)
-        kind = _KINDS[zero.dtype] if zero is not None else kind
+        kind = _KINDS.get(zero.dtype) if zero is not None else kind
+    if kind not in RANGES:
+        raise InputError(f"{call.label}: codes of this type are not known here")
     made = x / _spread(call, scale, x)
     made = rounded(made)
     if zero is not None:
