@@ -59,7 +59,7 @@ def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
     )
 
 
-def finished(done: Compressed, learn: Learn | None) -> Compressed:
+def finished(done: Compressed, learn: Learn) -> Compressed:
     """What was executed without it, with learning at the end."""
     plan = done.decisions.model_copy(update={"learn": learn})
     made = Made(done.work, plan, done.work, done.work.model, lowered=done.lowered)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from lwqc.plans.plan import Parts
 from lwqc.runtime.session import default_threads
 
 if TYPE_CHECKING:
-    from lwqc.learn.distill import Batch, Distillation, Fit, Settings
+    from lwqc.learn.distill import Batch, Distillation, Fit, Scale, Settings
     from lwqc.learn.module import OnnxModule
     from lwqc.learn.parts import Part
 
@@ -135,13 +135,17 @@ def _use_threads() -> None:
 
 @dataclass
 class _Run:
-    """A module in the making. fit, held: inputs with the teacher's outputs. fits: of its parts."""
+    """A module in the making. fit, held: inputs with the teacher's outputs. fits: of its parts.
+
+    scales: what errors of outputs count by; without those that do not vary.
+    """
 
     module: OnnxModule
     lesson: Lesson
     fitting: Fitting
     fit: list[Batch]
     held: list[Batch]
+    scales: Mapping[str, Scale]
     fits: list[Fit] = field(default_factory=list)
     fitted_parts: list[Part] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
@@ -154,8 +158,7 @@ class _Run:
         batches = lesson.batches()
         held = batches[_HELD - 1 :: _HELD]
         fit = [b for i, b in enumerate(batches) if i % _HELD != _HELD - 1]
-        lesson.tell_still(fit)
-        return _Run(module, lesson, fitting, fit, held)
+        return _Run(module, lesson, fitting, fit, held, lesson.scales(fit))
 
     @property
     def judges(self) -> list[Batch]:
@@ -203,7 +206,7 @@ class _Run:
         loss = self.fitting.loss
         return Distillation(
             self.module,
-            self.lesson.scales(self.fit),
+            self.scales,
             self._settings(share, "fitting the whole"),
             None if loss is None else guarded(loss),
         )
@@ -235,6 +238,8 @@ class _Run:
     def notes(self, whole: Fit) -> list[str]:
         """What readers should know of the fit."""
         notes = [f"the fit ended after {whole.steps} steps: {whole.ended}"] if whole.ended else []
+        still = sorted(self.judges[0].wanted.keys() - self.scales.keys())
+        notes += [f"output {name} is not fitted: it does not vary" for name in still]
         for reason, count in Counter(fit.unchanged for fit in self.fits if fit.unchanged).items():
             notes.append(f"{count} of {len(self.fits)} parts stay as they were: {reason}")
         for reason, count in Counter(fit.ended for fit in self.fits if fit.ended).items():

@@ -108,11 +108,6 @@ class Lesson:
         found = {name: scale_of(meter) for name, meter in meters.items()}
         return {name: scale for name, scale in found.items() if varies(scale)}
 
-    def tell_still(self, batches: Sequence[Batch]) -> None:
-        """Note the outputs that do not vary on some inputs, which nothing can be fitted to."""
-        still = sorted(batches[0].wanted.keys() - self.scales(batches).keys()) if batches else ()
-        self.notes.extend(f"output {name} is not fitted: it does not vary" for name in still)
-
     def drop(self, model: ir.Model, held: Sequence[Batch]) -> float:
         """Loss of a model on the feeds that were held back, as onnxruntime computes it."""
         session = self._session if model is self.small else self.load(model, self.names[0])

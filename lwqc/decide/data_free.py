@@ -13,6 +13,7 @@ from lwqc.decide.scores.channels.score import channel_score
 from lwqc.plans.recipe import PruneRecipe, Recipe
 from lwqc.quant.methods import DATA_METHODS
 
+NOTHING_LEARNED = "no data was given: nothing is learned by gradients"
 _LOOKING = frozenset({"smoothquant", "awq", "percentile"})  # migrations that need activations
 
 
@@ -30,7 +31,8 @@ def without_data(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
         method = "k-quant" if own else "rtn"
         instead("method", method, f"codes are chosen by {method} instead of {recipe.method}")
     if recipe.learn is not None:
-        instead("learn", None, "nothing is learned by gradients")
+        changes["learn"] = None
+        notes.append(NOTHING_LEARNED)
     if recipe.sequential:
         instead("sequential", False, "each layer is quantized for itself, not in sequence")
     if recipe.token_weights:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 
 from lwqc.compile.budget import asked
 from lwqc.compile.compressed import Compressed
@@ -14,11 +15,11 @@ from lwqc.compile.version import Version
 from lwqc.decide.allocate import allocate
 from lwqc.decide.allocator import find_allocator
 from lwqc.decide.decided import Decided
+from lwqc.decide.learning import check_learning, learning
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.joint import joint, pareto, searches
 from lwqc.decide.structural import branch_job, channel_job, suited
 from lwqc.errors import InputError
-from lwqc.learn.needed import require_torch
 from lwqc.model.extensions import ALLOCATORS
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import Recipe, find
@@ -37,10 +38,10 @@ def decide(
     exact: the recipe is done as it is or refused, also where it looks at data and none was given.
     """
     if exact and isinstance(recipe, Recipe):
-        _check_learning(work, recipe)
-        return _learned(_decided(work, goals, recipe, control), recipe)
+        check_learning(work, recipe)
+        return _decided(work, goals, recipe, control)
     chosen, notes = _suited(work, goals, recipe)
-    return _learned(_decided(work, goals, chosen, control), chosen).noted(*notes)
+    return _decided(work, goals, chosen, control).noted(*notes)
 
 
 def row(
@@ -50,7 +51,8 @@ def row(
     chosen, notes = suited(find(recipe) if isinstance(recipe, str) else recipe, work)
     _check_budgets(work, goals, chosen)
     for done in pareto(work, goals, chosen, control, count):
-        yield done.noted(*notes, *_random_trials(work))
+        made = finished(done, chosen.learn) if chosen.learn is not None else done
+        yield made.noted(*notes, *_random_trials(work))
 
 
 def _suited(work: Version, goals: Goals, recipe: Recipe | str) -> tuple[Recipe, tuple[str, ...]]:
@@ -72,31 +74,21 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl
         goals = goals.promising()  # the loss that such recipes allow where the user says nothing
     _check_budgets(work, goals, recipe)
     if searches(work, goals, recipe):
-        return Decided.of(joint(work, goals, recipe, control or SearchControl()))
+        return learning(partial(_joint, goals, recipe, control or SearchControl()), recipe)(work)
     if recipe.prune is not None or recipe.slice is not None:
         return channel_job(recipe, goals)(work)
     if recipe.drop is not None or recipe.parallel is not None:
         return branch_job(recipe, goals)(work)
+    return learning(partial(_allocated, goals, recipe), recipe)(work)
+
+
+def _joint(goals: Goals, recipe: Recipe, control: SearchControl, work: Version) -> Decided:
+    return Decided.of(joint(work, goals, recipe, control))
+
+
+def _allocated(goals: Goals, recipe: Recipe, work: Version) -> Decided:
     plan = allocate(work, goals, recipe)
     return Decided(work, goals, plan, lambda: execute(work, goals, plan))
-
-
-def _learned(decided: Decided, recipe: Recipe) -> Decided:
-    """With what a recipe learns in the end."""
-    if recipe.learn is None:
-        return decided
-    _check_learning(decided.work, recipe)
-    plan = decided.plan.model_copy(update={"learn": recipe.learn})
-    return Decided(decided.work, decided.goals, plan, lambda: finished(decided.make(), plan.learn))
-
-
-def _check_learning(work: Version, recipe: Recipe) -> None:
-    """Raises InputError for a recipe that learns, without data or torch."""
-    if recipe.learn is None:
-        return
-    require_torch()
-    if not work.job.data.fit.given:
-        raise InputError("codes are learned from data: give --data")
 
 
 def _promises(allocator: str) -> bool:

@@ -239,3 +239,41 @@ def test_zeros_stay_where_another_code_than_0_stands_for_them(parts):
     new = done.model.graph.initializers["codes"].const_value.numpy()
     found = ((new[..., None] >> np.array([0, 2, 4, 6])) & 3).reshape(32, 4, 16)
     assert (found[codes == 2] == 2).all()
+
+
+OWN = """name = "own"
+description = "narrower, and fitted to the original"
+allocator = "channels"
+[prune]
+ratio = 0.3
+score = "l2"
+[learn]
+steps = 60
+parts = "none"
+"""
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_commands_for_structure_learn_what_their_recipe_says(tmp_path, given):
+    path = tmp_path / "own.toml"
+    path.write_text(OWN)
+    done = lwqc.prune(original(), recipe=str(path), data=feeds(40) if given else None)
+    notes = done.plan.notes
+    assert any(note.startswith("learned on") for note in notes) == given
+    assert ("no data was given: nothing is learned by gradients" in notes) != given
+
+
+def test_every_point_of_a_row_learns(run, tmp_path):
+    path, model, data = tmp_path / "own.toml", tmp_path / "m.onnx", tmp_path / "d.npz"
+    text = 'name = "own"\ndescription = "d"\nallocator = "search"\n[search_in]\nkinds = ["width"]\n'
+    path.write_text(text + '[learn]\nsteps = 20\nparts = "none"\n')
+    io.save(original(), model)
+    np.savez(data, x=np.concatenate([f["x"] for f in feeds(30)]))
+    code, _, stderr = run(
+        "compress", model, "-o", tmp_path / "row", "--recipe", path, "--data", data,
+        "--max-macs", "0.6", "--pareto", "2", "--effort", "low", "--time-limit", "20",
+    )  # fmt: skip
+    assert code in (0, 3), stderr
+    plans = [lwqc.Plan.load(p) for p in tmp_path.rglob("*.plan.json")]
+    assert len(plans) == 2
+    assert all(plan.learn is not None for plan in plans)
