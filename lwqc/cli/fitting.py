@@ -42,7 +42,11 @@ def recover(
     constant = options.get("constant_inputs", False)
     small, original = (io.load(path, constant_inputs=constant) for path in (model, teacher))
     files = Files([output])
-    read = [*model_files(small), *model_files(original), *data_sources(options.get("data"))]
+    read = [
+        *model_files(small),
+        *model_files(original),
+        *data_sources(options.get("data"), options.get("preprocess")),
+    ]
     files.check([*read, *loaded_files()])
     with progress_bars() as progress:
         names = (model.name, teacher.name)

@@ -46,6 +46,9 @@ def inspect(
     data: Annotated[
         str | None, typer.Option("--data", help="with --branches: what they do on this data")
     ] = None,
+    preprocess: Annotated[
+        str | None, typer.Option("--preprocess", help="how that data becomes inputs")
+    ] = None,
     dot: Annotated[
         Path | None,
         typer.Option("--dot", help="draw groups or branches into this file, for Graphviz"),
@@ -78,11 +81,18 @@ def inspect(
     loaded = io.load(model, constant_inputs=constant_inputs)
     dims = next(iter(as_sequence(options.get("shapes"))), {})
     default_sizes(required_inputs(loaded), dims)  # refuses what no input has
-    feeds = open_data(data, loaded, shapes=dims) if data is not None else None
+    feeds = (
+        open_data(data, loaded, shapes=dims, preprocess=preprocess) if data is not None else None
+    )
     found = inspect_model(loaded, str(model), dims, resizable, feeds)
     if dot is not None or svg is not None:
         text = to_dot(structure(found, groups=groups or not branches, branches=branches))
-        files = [model, *data_files(loaded), *data_sources(data), *map(Path, loaded_files())]
+        files = [
+            model,
+            *data_files(loaded),
+            *data_sources(data, preprocess),
+            *map(Path, loaded_files()),
+        ]
         files += [against, *data_files(io.load(against))] if against is not None else []
         draw(text, dot, svg, inputs=files)
     if against is not None:
