@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from lwqc.learn.module import OnnxModule
     from lwqc.learn.to_torch import Trainable
 
-Source = Any  # a path, an onnx_ir.Model, an onnx.ModelProto, a torch module, or a `Chainable`
+Source = Any  # a path, an onnx_ir.Model, an onnx.ModelProto, what `convert` takes, a `Chainable`
 
 
 @spelled_out(Compressing)
@@ -392,16 +392,6 @@ def _model(
         return source.model
     if isinstance(source, (str, os.PathLike)):
         return io.load(source, constant_inputs=constant_inputs)
-    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(source).__mro__}
-    if any(k.endswith(".ModelProto") for k in kinds):
-        return io.from_proto(source, constant_inputs=constant_inputs)
-    if "torch.nn.modules.module.Module" in kinds:
-        if example_inputs is None:
-            raise InputError("a torch module needs example_inputs")
-        from lwqc.frontends.torch import export
+    from lwqc.frontends.convert import of_object
 
-        return export(source, example_inputs, dynamic_shapes=dynamic_shapes)
-    raise InputError(
-        f"a {type(source).__name__} is no model; expected a path, an ONNX model, a torch module or "
-        "what a function of lwqc returned"
-    )
+    return of_object(source, example_inputs, dynamic_shapes, constant_inputs=constant_inputs)

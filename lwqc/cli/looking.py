@@ -249,20 +249,30 @@ def _device_options(target: str, cuda_graph: bool, nhwc: bool) -> dict[str, str]
 
 @command(Converting)
 def convert(
-    source: Annotated[str, typer.Argument(help="module:callable returning (module, inputs)")],
+    source: Annotated[
+        str, typer.Argument(help="file or folder of a model, or module:callable returning one")
+    ],
     output: Output,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="load files that may hold code, such as pickles")
+    ] = False,
+    task: Annotated[str, typer.Option("--task", help="of a model of Hugging Face's")] = "",
+    inputs: Annotated[
+        str, typer.Option("--inputs", help=".npz of example inputs, for TorchScript")
+    ] = "",
     **options: Unpack[Converting],
 ) -> None:
-    """Convert a torch model to ONNX."""
+    """Convert a model of torch, Keras, JAX, scikit-learn and others to ONNX."""
     from lwqc.cli.report.terminal import size_text
     from lwqc.compile.saved_check import save
-    from lwqc.frontends.torch import convert as convert_torch
+    from lwqc.frontends.convert import convert as converted
+    from lwqc.frontends.convert import files_of
     from lwqc.model import io
     from lwqc.model.user_code import loaded_files
 
     work_begins()
-    io.check_output(output, [])
-    model = convert_torch(source)
+    io.check_output(output, [*files_of(source), *([inputs] if inputs else [])])
+    model = converted(source, trust=trust_code, task=task, inputs=inputs)
     io.check_output(output, loaded_files())
     saved = save(model, output, external_data=options.get("external"))
     answer({"output": str(saved.path), "output_bytes": saved.size_bytes})

@@ -49,6 +49,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "nan-guards": f"{_HERE}.drop_nan_guards:DropNanGuards",
         "one-hot-gather": f"{_HERE}.one_hot_gather:OneHotGather",
         "parallel-branches": f"{_HERE}.by_name:ParallelNamedBranches",
+        "plain-einsum": f"{_HERE}.plain_einsum:PlainEinsum",
         "plain-gemm": f"{_HERE}.plain_gemm:PlainGemm",
         "raise-opset": f"{_HERE}.raise_opset:RaiseOpset",
         "remove-branches": f"{_HERE}.by_name:RemoveNamedBranches",

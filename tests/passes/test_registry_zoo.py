@@ -47,8 +47,8 @@ MATCHES = [
 # every model when it is opened, or asked for by name.
 NOWHERE = {
     "expand-integers", "fuse-activations", "fuse-layer-norm", "graphsurgeon", "integer-bias",
-    "one-hot-gather", "parallel-branches", "plain-gemm", "remove-branches", "remove-unused",
-    "restore-floats", "stft-conv", "widen-bfloat16", "widen-floats",
+    "one-hot-gather", "parallel-branches", "plain-einsum", "plain-gemm", "remove-branches",
+    "remove-unused", "restore-floats", "stft-conv", "widen-bfloat16", "widen-floats",
 }  # fmt: skip
 TOLERANCE = 1e-4  # of an output's largest number, in deep models
 

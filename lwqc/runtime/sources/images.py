@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.model.array_files import check_regular
 from lwqc.model.limits import beyond, limits
+from lwqc.model.needed import needed
 from lwqc.plans.preprocess import Preprocess
 from lwqc.runtime.sources.folders import Found
 from lwqc.runtime.sources.labels import Labels, of_folders, of_table, read_classes
-from lwqc.runtime.sources.needed import needed
 from lwqc.runtime.sources.samples import (
     Arrays,
     Inputs,

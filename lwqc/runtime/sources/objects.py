@@ -11,12 +11,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError
+from lwqc.model.needed import needed
 from lwqc.plans.preprocess import Preprocess
 from lwqc.runtime.counted import counted
 from lwqc.runtime.sources.images import KEYS as IMAGE_KEYS
 from lwqc.runtime.sources.images import Prepare, open_image, resolved
 from lwqc.runtime.sources.labels import Labels, read_classes
-from lwqc.runtime.sources.needed import needed
 from lwqc.runtime.sources.samples import Arrays, Inputs, fed, filled, only_input, stacked
 from lwqc.runtime.sources.texts import KEYS as TEXT_KEYS
 from lwqc.runtime.sources.texts import Encode

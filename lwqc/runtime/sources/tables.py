@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.model.array_files import check_regular
 from lwqc.model.limits import beyond, limits
+from lwqc.model.needed import needed
 from lwqc.plans.preprocess import Preprocess
 from lwqc.runtime.sources.folders import Found
 from lwqc.runtime.sources.labels import Labels, read_classes, text_of
-from lwqc.runtime.sources.needed import needed
 from lwqc.runtime.sources.samples import Arrays, Inputs, check_keys, fed, shape_text
 from lwqc.runtime.sources.texts import KEYS as TEXT_KEYS
 from lwqc.runtime.sources.texts import Encode, folder_of

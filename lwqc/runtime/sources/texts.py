@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.errors import InputError
+from lwqc.model.needed import needed
 from lwqc.plans.preprocess import Preprocess
 from lwqc.runtime.sources.folders import Found
 from lwqc.runtime.sources.images import file_labels
 from lwqc.runtime.sources.labels import Labels, text_of
-from lwqc.runtime.sources.needed import needed
 from lwqc.runtime.sources.samples import Arrays, Inputs, check_keys, fed, shape_text
 
 KEYS = ("tokenizer", "length", "padding")
