@@ -20,6 +20,7 @@ Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | None
 MetricSource = str | Callable[..., float] | None
 Progress = Callable[[str, int, int], None]
 Effort = Literal["low", "medium", "high"]
+KvCache = Literal["int8"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,18 @@ class Measured(TypedDict, total=False):
     metric: Annotated[MetricSource, Flag("module:function(run) -> number")]
 
 
-class JobOptions(Targeted, Measured, Feeding, total=False):
+class Caching(TypedDict, total=False):
+    """How a decoder stores keys and values of earlier tokens.
+
+    kv_cache: int8, in which its inputs and outputs for them are then; None for as they are.
+    """
+
+    kv_cache: Annotated[
+        KvCache | None, Flag("int8: keys and values of earlier tokens in 8 bits", str | None)
+    ]
+
+
+class JobOptions(Targeted, Caching, Measured, Feeding, total=False):
     """What a model is compressed for, and on what."""
 
 
