@@ -322,7 +322,8 @@ class Recovering(Feeding, Constant, total=False):
     fitted to the teacher's one by one before the whole is, or `none`; None: blocks where weights
     are codes. loss: of outputs (tensors of torch by name) and feeds for the whole, in place of the
     distance from the teacher's outputs, which may grow: the report tells it. inner: names of
-    tensors that both models have.
+    tensors that both models have. checkpoint: a file that the state of the fit goes to, on the
+    command line OUTPUT.recover. resume: go on with the state that is there.
     """
 
     steps: Annotated[
@@ -344,6 +345,10 @@ class Recovering(Feeding, Constant, total=False):
     inner: Annotated[
         Sequence[str],
         Flag("inner tensor of both models that is fitted too", list[str] | None, read=tuple),
+    ]
+    checkpoint: str | os.PathLike[str] | None
+    resume: Annotated[
+        bool, Flag("go on with a fit that was killed, from OUTPUT.recover", bool, False)
     ]
 
 
