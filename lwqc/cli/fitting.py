@@ -41,7 +41,8 @@ def recover(
     work_begins()
     constant = options.get("constant_inputs", False)
     small, original = (io.load(path, constant_inputs=constant) for path in (model, teacher))
-    files = Files([output])
+    state = output.with_name(f"{output.name}.recover")
+    files = Files([output], logs=[state])
     read = [
         *model_files(small),
         *model_files(original),
@@ -50,9 +51,11 @@ def recover(
     files.check([*read, *loaded_files()])
     with progress_bars() as progress:
         names = (model.name, teacher.name)
-        done = fitted(small, original, part(Recovering, options), names=names, progress=progress)
+        chosen: Recovering = {**part(Recovering, options), "checkpoint": state}
+        done = fitted(small, original, chosen, names=names, progress=progress)
         files.check(loaded_files())
         report = done.save(output, external_data=options.get("external"), verify=options["verify"])
+        state.unlink(missing_ok=True)
     answer(report.to_dict())
     if options["as_json"]:
         print(json.dumps(report.to_dict(), indent=1))
