@@ -28,7 +28,9 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         "constant-reshape": f"{_HERE}.constant_reshape:ConstantReshape",
         "convert-floats": f"{_HERE}.convert_floats:ConvertFloats",
+        "decided-where": f"{_HERE}.decided_where:DecidedWhere",
         "expand-integers": f"{_HERE}.expand_integers:ExpandIntegers",
+        "flat-product": f"{_HERE}.flat_product:FlatProduct",
         "flat-transpose": f"{_HERE}.flat_transpose:FlatTranspose",
         "fold-affine": f"{_HERE}.fold_affine:FoldAffine",
         "fold-constants": f"{_HERE}.fold_constants:FoldConstants",
@@ -44,6 +46,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "identity-gather": f"{_HERE}.identity_gather:IdentityGather",
         "integer-bias": f"{_HERE}.integer_bias:IntegerBias",
         "join-equal": f"{_HERE}.join_equal:JoinEqual",
+        "kept-axes": f"{_HERE}.kept_axes:KeptAxes",
         "late-broadcast": f"{_HERE}.late_broadcast:LateBroadcast",
         "merge-parallel": f"{_HERE}.merge_parallel:MergeParallel",
         "nan-guards": f"{_HERE}.drop_nan_guards:DropNanGuards",
