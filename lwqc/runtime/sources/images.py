@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,10 @@ class Images:
 
     def batch(self, start: int, stop: int) -> Arrays:
         """Decode and prepare images."""
-        rows = [self._to_array(open_image(file), str(file)) for file in self.files[start:stop]]
+        rows = []
+        for file in self.files[start:stop]:
+            with open_image(file) as image:
+                rows.append(self._to_array(image, str(file)))
         return {self._input: np.stack(rows)}
 
     def labels(self) -> Labels | None:
@@ -188,10 +193,8 @@ def open_image(path: str | os.PathLike[str]) -> Any:
     pillow = needed("PIL.Image", "images")
     file = Path(path)
     check_regular(file, "an image")
-    try:
+    with _reading(str(file)):
         return pillow.open(file, formats=_FORMATS)
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-        raise _unreadable(str(file), error) from error
 
 
 def _pixels(image: Any, how: Preprocess, where: str) -> NDArray[np.uint8]:
@@ -200,12 +203,10 @@ def _pixels(image: Any, how: Preprocess, where: str) -> NDArray[np.uint8]:
     unpacked = image.width * image.height * 4
     if unpacked > limits().data:
         raise beyond(f"{where}: decoding it", "data", unpacked)
-    try:
+    with _reading(where):
         upright = operations.exif_transpose(image)
         plain = upright.convert("L" if how.color == "gray" else "RGB")
-        pixels = np.asarray(_fitted(plain, how), np.uint8)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise _unreadable(where, error) from error
+    pixels = np.asarray(_fitted(plain, how), np.uint8)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     return pixels[..., ::-1] if how.color == "bgr" else pixels
 
@@ -233,6 +234,13 @@ def _fitted(image: Any, how: Preprocess) -> Any:
     return box
 
 
-def _unreadable(where: str, error: BaseException) -> InputError:
-    reason = " ".join(str(error).split())[:200]
-    return InputError(f"{where}: cannot be read as an image: {reason or type(error).__name__}")
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Run a decoder. Of damaged files each has errors of its own, and warns of what it mends."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{where}: cannot be read as an image: {reason}") from error

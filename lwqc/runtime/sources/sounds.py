@@ -87,7 +87,8 @@ class Sounds:
             plain = resample_poly(plain, wanted // common, rate // common)
         if self._value.dtype == ir.DataType.INT16:
             return np.clip(np.rint(plain * _LOUDEST), -_LOUDEST, _LOUDEST - 1).astype(np.int16)
-        return plain.astype(self._value.dtype.numpy() if self._value.dtype else np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is infinite then is refused
+            return plain.astype(self._value.dtype.numpy() if self._value.dtype else np.float32)
 
     def labels(self) -> Labels | None:
         """Of the file that a piece is from."""
@@ -145,5 +146,6 @@ def _floats(wave: NDArray[Any]) -> NDArray[np.float64]:
     elif wave.dtype.kind == "i":
         plain = wave.astype(np.float64) / -float(np.iinfo(wave.dtype).min)
     else:
-        plain = wave.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # what is no number is refused
+            plain = wave.astype(np.float64)
     return plain if plain.ndim == 1 else plain.mean(axis=1)
