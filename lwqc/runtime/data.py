@@ -32,7 +32,7 @@ from lwqc.runtime.sources.opened import (
     of_object,
     of_path,
 )
-from lwqc.runtime.sources.samples import check_keys, check_names
+from lwqc.runtime.sources.samples import check_keys, check_names, fed
 
 Feeds = dict[str, NDArray[Any]]
 _MOST_RANDOM = 10**9
@@ -159,8 +159,8 @@ def open_data(
         data = _of_batches(text, on_disk, inputs, limit)
     elif ":" in text:
         source = Called(load_callable(text), text)
-        size = batch_size(inputs, sizes, settings)
-        called = Objects(source, inputs, settings, size, text, repeats=True)
+        size = batch_size(fed(inputs, settings), sizes, settings)
+        called = Objects(source, inputs, settings, size, text, repeats=True, sizes=sizes)
         data = replace(_of_batches(text, called, inputs, limit), _count=None)
     else:
         raise InputError(

@@ -43,13 +43,16 @@ class Objects:
         *,
         repeats: bool = False,
         most: int | None = None,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         """size: of batches that are made here. where: names the source in messages. repeats: it is
         known to give the same each time. most: feeds that are kept.
+        sizes: see `filled`.
 
         Raises InputError for what does not fit.
         """
         self._inputs, self._size, self._where = inputs, size, where
+        self._sizes = sizes or {}
         self._fed = fed(inputs, settings)
         self._source = source
         self.settings = settings
@@ -123,7 +126,7 @@ class Objects:
         if not self.settings.fill:
             return arrays
         rows = max((len(value) for value in arrays.values() if value.ndim), default=1)
-        return arrays | filled(self._inputs, self.settings, arrays, rows)
+        return arrays | filled(self._inputs, self.settings, arrays, rows, self._sizes)
 
     def _items(self) -> Iterator[Item]:
         for item in self._source:

@@ -15,7 +15,7 @@ from lwqc.runtime.sources.folders import KINDS, Found, find, kind_of
 from lwqc.runtime.sources.images import Images
 from lwqc.runtime.sources.labels import Labels
 from lwqc.runtime.sources.objects import Objects, as_array
-from lwqc.runtime.sources.samples import Arrays, Inputs, SampleBatches, Samples
+from lwqc.runtime.sources.samples import Arrays, Inputs, SampleBatches, Samples, fed
 from lwqc.runtime.sources.sounds import Sounds
 from lwqc.runtime.sources.tables import Table, open_table
 from lwqc.runtime.sources.texts import Texts
@@ -75,11 +75,10 @@ def _samples(found: Found, inputs: Inputs, settings: Preprocess, beside: Path) -
 
 def _batched(samples: Samples, inputs: Inputs, sizes: Sizes, where: str) -> SampleBatches:
     settings = samples.settings
-    size = batch_size(inputs, sizes, settings) if samples.alike else (
-        batch_size(inputs, {}, settings, usual=1)
-    )  # fmt: skip
-    made = SampleBatches(samples, inputs, size)
-    if made.count % size and fixed_batch(inputs):
+    own = fed(inputs, settings)
+    size = batch_size(own, sizes, settings) if samples.alike else batch_size(own, {}, settings, 1)
+    made = SampleBatches(samples, inputs, size, sizes)
+    if made.count % size and fixed_batch(own):
         raise InputError(
             f"{where}: {made.count} samples are not a multiple of the batch size {size}: write "
             f"limit={made.count - made.count % size or size}"
@@ -94,7 +93,7 @@ def of_object(
 
     Raises InputError for what gives none.
     """
-    size = batch_size(inputs, sizes, settings)
+    size = batch_size(fed(inputs, settings), sizes, settings)
     if hasattr(source, "iloc") and hasattr(source, "columns"):  # a DataFrame
         columns = {str(name): source[name].tolist() for name in source.columns}
         return _batched(Table(columns, inputs, settings, "data", [beside]), inputs, sizes, "data")
@@ -111,7 +110,7 @@ def of_object(
                 f"data: is a {type(source).__name__}; expected a list of dicts of arrays"
             )
         source = Indexed(source)
-    return Objects(source, inputs, settings, size, most=most)
+    return Objects(source, inputs, settings, size, most=most, sizes=sizes)
 
 
 class Indexed:

@@ -45,7 +45,11 @@ class Samples(Protocol):
 class SampleBatches:
     """Batches of a source. The first ones are kept, up to a bound; later ones are made again."""
 
-    def __init__(self, samples: Samples, inputs: Inputs, size: int) -> None:
+    def __init__(
+        self, samples: Samples, inputs: Inputs, size: int, sizes: Mapping[str, int]
+    ) -> None:
+        """sizes: of dimensions that samples do not tell, for inputs that are filled."""
+        self._sizes = sizes
         self.settings, self.left_out = samples.settings, samples.left_out
         self.labels = samples.labels
         limit = samples.settings.limit
@@ -64,7 +68,7 @@ class SampleBatches:
     def _made(self, start: int) -> Arrays:
         stop = min(start + self._size, self.count)
         arrays = self._samples.batch(start, stop)
-        arrays |= filled(self._inputs, self._samples.settings, arrays, stop - start)
+        arrays |= filled(self._inputs, self._samples.settings, arrays, stop - start, self._sizes)
         self._room -= sum(value.nbytes for value in arrays.values())
         if self._room >= 0:
             self._kept[start] = arrays
@@ -92,9 +96,14 @@ def only_input(inputs: Inputs, settings: Preprocess, what: str) -> tuple[str, ir
     return next(iter(found.items()))
 
 
-def filled(inputs: Inputs, settings: Preprocess, arrays: Arrays, rows: int) -> Arrays:
-    """The inputs that are full of one number. Raises InputError where a size is not known."""
-    sizes = {
+def filled(
+    inputs: Inputs, settings: Preprocess, arrays: Arrays, rows: int, given: Mapping[str, int]
+) -> Arrays:
+    """The inputs that are full of one number. given: sizes that the arrays do not tell.
+
+    Raises InputError where a size is not known.
+    """
+    sizes = {**given} | {
         symbol_of(inputs[name], axis, dim): array.shape[axis]
         for name, array in arrays.items()
         for axis, dim in enumerate(inputs[name].shape or ())
@@ -111,7 +120,7 @@ def filled(inputs: Inputs, settings: Preprocess, arrays: Arrays, rows: int) -> A
             symbol = symbol_of(value, axis, dim)
             size = sizes.get(symbol, rows if axis == 0 else None)
             if size is None:
-                raise InputError(f"fill.{name}: size {symbol} is not known")
+                raise InputError(f"fill.{name}: write --shape {symbol}=SIZE, which no sample tells")
             shape.append(size)
         dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
         found[name] = np.full(shape, number).astype(dtype)

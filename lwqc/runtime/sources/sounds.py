@@ -32,6 +32,7 @@ from lwqc.runtime.sources.samples import (
 KEYS = ("rate", "seconds", "samples")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 _LOUDEST = 1 << 15
+_STEPS = 1 << 17  # of a ratio of two rates
 
 
 class Sounds:
@@ -84,7 +85,10 @@ class Sounds:
         plain = _floats(wave)
         if rate != wanted:
             common = gcd(rate, wanted)
-            plain = resample_poly(plain, wanted // common, rate // common)
+            up, down = wanted // common, rate // common
+            if max(up, down) > _STEPS or len(plain) * up > _STEPS * down * _STEPS:
+                raise InputError(f"{file}: {rate} samples a second cannot become {wanted}")
+            plain = resample_poly(plain, up, down)
         if self._value.dtype == ir.DataType.INT16:
             return np.clip(np.rint(plain * _LOUDEST), -_LOUDEST, _LOUDEST - 1).astype(np.int16)
         with np.errstate(over="ignore", invalid="ignore"):  # what is infinite then is refused

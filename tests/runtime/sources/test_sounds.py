@@ -87,3 +87,27 @@ def test_damaged_files(tmp_path):
         (tmp_path / "s.wav").write_bytes(content)
         with pytest.raises(InputError, match=r"s\.wav: (cannot be read as a sound|holds no)"):
             opened(model(), tmp_path / "s.wav", "rate=1000")
+
+
+def test_states_that_are_filled(file):
+    """As voice detectors have them: sizes that no sample tells are given."""
+    states = net(
+        "float[n, t] x, float[2, ?, 3] state, int64 sr",
+        "float[n, t] y, float[2, b, 3] last, int64 rate",
+        "y = Identity(x)\n last = Identity(state)\n rate = Identity(sr)",
+    )
+    said = "rate=1000,samples=100,fill.state=0.5,fill.sr=1000,batch=1"
+    with pytest.raises(InputError, match=r"fill\.state: write --shape state:1=SIZE"):
+        open_data(file, states, preprocess=said)
+    data = open_data(file, states, preprocess=said, shapes={"state:1": 1})
+    assert [f["x"].shape for f in data] == [(1, 100)] * 3
+    first = data.first()
+    assert first["state"].shape == (2, 1, 3)
+    assert first["state"].min() == 0.5
+    assert first["sr"].shape == ()
+
+
+def test_rates_that_no_sound_has(tmp_path, wave):
+    wavfile.write(tmp_path / "s.wav", 2**30 + 1, wave)
+    with pytest.raises(InputError, match="1073741825 samples a second cannot become 1000"):
+        opened(model(), tmp_path / "s.wav", "rate=1000")
