@@ -52,6 +52,8 @@ def convert(source: str, *, trust: bool = False, task: str = "", inputs: str = "
 def files_of(source: str) -> list[Path]:
     """Files that a conversion may read; none of `module:callable`."""
     path = Path(source)
+    if not source:
+        return []
     if path.is_dir():
         return [f for f in path.rglob("*") if f.is_file()]
     return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) if path.exists() else []

@@ -160,7 +160,16 @@ def open_data(
     elif ":" in text:
         source = Called(load_callable(text), text)
         size = batch_size(fed(inputs, settings), sizes, settings)
-        called = Objects(source, inputs, settings, size, text, repeats=True, sizes=sizes)
+        called = Objects(
+            source,
+            inputs,
+            settings,
+            size,
+            text,
+            repeats=True,
+            sizes=sizes,
+            folders=[_beside(model)],
+        )
         data = replace(_of_batches(text, called, inputs, limit), _count=None)
     else:
         raise InputError(

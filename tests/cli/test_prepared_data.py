@@ -46,6 +46,7 @@ def test_a_metric_on_folders_and_a_plan_that_replays(files, run):
     assert code == 0
     assert json.loads(out)["metric"] == "top1 against the labels"
     made = json.loads((files / "p.json").read_text())["data"]["preprocess"]
+    assert f"prepared by {made}" in run("plan", "p.json", "--text")[1].replace("\n", " ")
     assert made.startswith("size=8x8,fit=stretch,resize=bilinear,color=rgb,layout=nchw,range=0..1")
     assert run("apply", "m.onnx", "p.json", "-o", "b.onnx", "--data", "photos")[0] == 0
     assert (files / "a.onnx").read_bytes() == (files / "b.onnx").read_bytes()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lwqc.cli.pipeline.steps import Step
 from lwqc.errors import InputError
+from lwqc.frontends.convert import files_of
 from lwqc.model.saving import data_files_of
 from lwqc.plans.preprocess import Preprocess
 
@@ -75,6 +76,7 @@ def facts(step: Step, models: Iterable[str]) -> dict[str, str]:
     values = [v for key, v in step.options.items() if key not in ("plan_out", "engines")]
     texts = [str(t) for v in values for t in (v if isinstance(v, list) else [v])]
     found |= _digests(Path(text) for text in texts if _exists(text))
+    found |= _digests(files_of(str(step.options.get("source", ""))))
     found |= _digests(
         f for f in Preprocess.read(step.options.get("preprocess")).files if f.exists()
     )

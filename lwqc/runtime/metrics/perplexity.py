@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import log_softmax
 
 from lwqc.errors import InputError
 from lwqc.runtime.metrics.task import Array, Run, Task
@@ -31,6 +30,8 @@ class Perplexity:
 
     def __call__(self, run: Run) -> float:
         """The perplexity on all data."""
+        from scipy.special import log_softmax
+
         total, count = 0.0, 0.0
         for feeds, logits in self._task.answers(run, self._output):
             ids = feeds[self._ids][:, 1:]

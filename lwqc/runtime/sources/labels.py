@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.model.documents import read_text
-from lwqc.model.numerals import whole
+from lwqc.model.numerals import real
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def text_of(path: Path) -> str:
 
 
 def _whole(names: Sequence[str]) -> list[int] | None:
+    """Numbers of classes, as tables may write them with a decimal point too."""
     try:
-        return [whole(name) for name in names]
+        numbers = [real(name) for name in names]
     except ValueError:
         return None
+    return [int(n) for n in numbers] if all(n.is_integer() for n in numbers) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from lwqc.runtime.sources.samples import Arrays, Inputs, fed, filled, only_input
 from lwqc.runtime.sources.texts import KEYS as TEXT_KEYS
 from lwqc.runtime.sources.texts import Encode
 
+_TEXT = ""  # names a text in place of an input
 Item = tuple[Arrays, Any]  # inputs of a sample or a batch, and its label or labels if it has some
 
 
@@ -44,24 +46,27 @@ class Objects:
         repeats: bool = False,
         most: int | None = None,
         sizes: Mapping[str, int] | None = None,
+        folders: Sequence[Path] = (),
     ) -> None:
         """size: of batches that are made here. where: names the source in messages. repeats: it is
         known to give the same each time. most: feeds that are kept.
-        sizes: see `filled`.
+        sizes: see `filled`. folders: where a tokenizer may be.
 
         Raises InputError for what does not fit.
         """
         self._inputs, self._size, self._where = inputs, size, where
-        self._sizes = sizes or {}
+        self._sizes, self._folders = sizes or {}, folders
         self._fed = fed(inputs, settings)
         self._source = source
         self.settings = settings
+        self._encode: Encode | None = None
         self._prepare = self._preparation()
         first = next(self._items(), None)
         if first is None:
             raise InputError(f"{where}: holds no samples")
-        self._single = bool(self._fed) and all(
-            n in first[0] and _lacks_batch(first[0][n], v) for n, v in self._fed.items()
+        self._single = _TEXT in first[0] or (
+            bool(self._fed)
+            and all(n in first[0] and _lacks_batch(first[0][n], v) for n, v in self._fed.items())
         )
         self._kept: list[tuple[Arrays, list[str]]] | None = None
         if isinstance(source, Iterator) or not (repeats or self._repeats(first[0])):
@@ -116,11 +121,25 @@ class Objects:
                 yield self._whole(arrays), _names(label)
             return
         while rows := list(islice(limited, self._size)):
-            arrays = {
-                name: stacked([row[name] for row, _ in rows], value, self._where)
-                for name, value in self._fed.items()
-            }
-            yield self._whole(arrays), [n for _, label in rows for n in _names(label)]
+            yield (
+                self._whole(self._batch([row for row, _ in rows])),
+                [n for _, label in rows for n in _names(label)],
+            )
+
+    def _batch(self, rows: Sequence[Arrays]) -> Arrays:
+        """Samples along axis 0; texts are encoded together, as they are padded to the longest."""
+        if self._encode is not None and _TEXT in rows[0]:
+            return self._encode([str(row[_TEXT]) for row in rows])
+        return {
+            name: stacked([row[name] for row in rows], value, self._where)
+            for name, value in self._fed.items()
+        }
+
+    def _text(self, values: Mapping[str, Any]) -> Arrays:
+        """A text as it is, or arrays that were made of some already."""
+        if all(hasattr(value, "shape") for value in values.values()):
+            return {name: as_array(value, self._where) for name, value in values.items()}
+        return {_TEXT: np.array(str(_only(values, self._where)), dtype=object)}
 
     def _whole(self, arrays: Arrays) -> Arrays:
         if not self.settings.fill:
@@ -181,15 +200,10 @@ class Objects:
             }
         strings = any(v.dtype == ir.DataType.STRING for v in self._fed.values())
         if any(key in given for key in TEXT_KEYS) or strings:
-            encode = Encode(self._inputs, self.settings, [])
-            self.settings = encode.settings
-
-            def encoded(values: Mapping[str, Any]) -> Arrays:
-                if all(hasattr(value, "shape") for value in values.values()):
-                    return {n: as_array(v, self._where) for n, v in values.items()}
-                return {n: a[0] for n, a in encode([str(_only(values, self._where))]).items()}
-
-            return encoded
+            self._encode = Encode(self._inputs, self.settings, self._folders)
+            self.settings = self._encode.settings
+            self._size = self._size if self._encode.alike else self.settings.batch or 1
+            return self._text
         return None
 
 

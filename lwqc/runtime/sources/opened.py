@@ -110,7 +110,7 @@ def of_object(
                 f"data: is a {type(source).__name__}; expected a list of dicts of arrays"
             )
         source = Indexed(source)
-    return Objects(source, inputs, settings, size, most=most, sizes=sizes)
+    return Objects(source, inputs, settings, size, most=most, sizes=sizes, folders=[beside])
 
 
 class Indexed:

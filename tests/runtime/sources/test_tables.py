@@ -5,6 +5,7 @@ import pytest
 
 from lwqc.errors import InputError
 from lwqc.runtime.data import open_data
+from lwqc.runtime.sources.labels import Labels
 from tests.sources import net
 
 ONE = net("float[n, 2] x", "float[n, 2] y", "y = Identity(x)")
@@ -25,6 +26,7 @@ def test_columns_by_name_and_in_order(file):
     assert feeds["b"].tolist() == [1, 2]
     assert data.labels().names == ("yes", "no\nnever")
     assert data.labels().numbers.tolist() == [1, 0]
+    assert Labels(("10.0", "2.0")).numbers.tolist() == [10, 2]
     (feeds,) = open_data(file, ONE, preprocess=said)
     assert feeds["x"].tolist() == [[0.5, 1], [1.5, 2]]
     (feeds,) = open_data(file, ONE, preprocess="columns=b,a")

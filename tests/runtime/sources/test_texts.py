@@ -127,3 +127,23 @@ def test_strings_need_no_tokenizer(tmp_path):
         net("string[n, 1] x", "string[n, 1] y", "y = Identity(x)"), tmp_path / "t.txt"
     )
     assert feeds["x"].tolist() == [["a b"], ["c"]]
+
+
+def test_texts_of_python_are_padded_together(files):
+    said = {"tokenizer": files / "tokenizer.json", "columns": "text", "label": "is"}
+    rows = [{"text": "a b", "is": 1, "more": 2}, {"text": "c", "is": 0, "more": 2}]
+    (feeds,), data = opened(bert(), rows, said)
+    assert feeds["input_ids"].tolist() == [[3, 4], [5, 0]]
+    assert data.labels().names == ("1", "0")
+    batches, _ = opened(
+        net("int64[n, s] x", "int64[n, s] y", "y = Identity(x)"), ["a b", "c"], said
+    )
+    assert [b["x"].tolist() for b in batches] == [[[3, 4]], [[5]]]
+
+
+def test_strings_of_python():
+    model = net("string[n] x", "string[n] y", "y = Identity(x)")
+    assert [f["x"].tolist() for f in open_data([("a", 1), ("b", 2)], model)] == [["a", "b"]]
+    assert [f["x"].tolist() for f in open_data([{"x": np.array(["a", "b"])}], model)] == [
+        ["a", "b"]
+    ]
