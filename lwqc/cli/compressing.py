@@ -87,6 +87,9 @@ def compress(
 
     if print_pipeline and pareto is not None:
         raise InputError("--print-pipeline tells of one model: leave out --pareto")
+    page = options.get("report")
+    if page is not None and pareto is not None:
+        raise InputError("--report tells of one model: leave out --pareto")
     if dump is not None and pareto is not None:
         raise InputError("--dump shows how one model is made: leave out --pareto")
     budgets = part(Budgets, options)
@@ -99,7 +102,7 @@ def compress(
     if pareto is not None and not 2 <= pareto <= _MOST_MODELS:
         raise InputError(f"--pareto {pareto}: expected 2 to {_MOST_MODELS} models")
     row = [] if pareto is None else [p for i in range(pareto) for p in row_names(output, i + 1)]
-    files = Files([output], [options.get("plan_out"), *row], [control.log], [recipe])
+    files = Files([output], [options.get("plan_out"), page, *row], [control.log], [recipe])
     with opened(model, files, part(Opened, options)) as work:
         if pareto is not None:
             models = row_of_models(work, goals, chosen, control, pareto)
@@ -154,7 +157,7 @@ def quantize(
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
     if recipe.method in DATA_METHODS and "data" not in options:
         raise InputError(f"--method {method} looks at the data: give --data")
-    files = Files([output], [options.get("plan_out")])
+    files = Files([output], [options.get("plan_out"), options.get("report")])
     verify = options["verify"]
     with opened(model, files, part(Opened, options), verify=verify) as work:
         done = compress_version(work, goals, recipe, exact=True)
@@ -211,7 +214,7 @@ def _change_structure(
     options: Changing,
 ) -> None:
     """Do a job on a model and save what comes of it."""
-    files = Files([output], [options.get("plan_out")], read=[recipe])
+    files = Files([output], [options.get("plan_out"), options.get("report")], read=[recipe])
     verify = options["verify"]
     with opened(model, files, part(Opened, options), verify=verify) as work:
         finish(job(work).make(), output, part(Saved, options), verify=verify)
@@ -277,7 +280,7 @@ def lower(
     sizes = parse_profile(profile)
     verify = options["verify"]
     goals = Goals(max_drop=max_drop if verify else None)
-    files = Files([output], [options.get("plan_out"), engines])
+    files = Files([output], [options.get("plan_out"), engines, options.get("report")])
     fallback = options["allow_fallback"]
     with opened(model, files, part(Opened, options), verify=verify, fallback=fallback) as work:
         if engines is not None:

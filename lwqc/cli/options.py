@@ -129,7 +129,16 @@ class Opened(Opening, Original, RunningCode, total=False):
     """What `lwqc.cli.running.opened` takes."""
 
 
-class Reported(Storing, Printing, total=False):
+class Paged(TypedDict, total=False):
+    """Whether there is a page to read in a browser."""
+
+    report: Annotated[
+        Path | None,
+        Flag("also write an HTML page: what changed, why, and what it costs", Path | None),
+    ]
+
+
+class Reported(Storing, Printing, Paged, total=False):
     """How a result is stored and told of."""
 
     details: Annotated[bool, Flag("print one row per site", bool, False)]
@@ -165,7 +174,7 @@ class DroppingCommand(Dropping, Changing, total=False):
     """Options of `drop`."""
 
 
-class RecoveringCommand(Recovering, RunningCode, Storing, Printing, Checking, total=False):
+class RecoveringCommand(Recovering, RunningCode, Storing, Printing, Paged, Checking, total=False):
     """Options of `recover`."""
 
 

@@ -107,7 +107,7 @@ def apply_command(
     from lwqc.plans.plan import Plan
 
     read = Plan.load(plan_file)
-    files = Files([output], read=[plan_file])
+    files = Files([output], [options.get("report")], read=[plan_file])
     opening: Opened = {**part(Opened, options), "target": read.target}
     with opened(model, files, opening, fallback=options["allow_fallback"]) as work:
         done = apply_plan(work, read, allow_drift=allow_drift)

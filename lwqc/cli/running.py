@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lwqc.cli.hosting import answer, work_begins
+from lwqc.cli.hosting import answer, command_line, work_begins
 from lwqc.cli.options import Changing, Opened, Saved
 from lwqc.cli.shown import say, shown
 from lwqc.errors import InputError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lwqc.cli.report.console import Console
     from lwqc.compile.compressed import Compressed
+    from lwqc.compile.result import Report
     from lwqc.compile.version import Version
 
 app = typer.Typer(
@@ -174,7 +175,13 @@ def finish(
     from lwqc.cli.report.terminal import print_report
 
     external, plan = options.get("external"), options.get("plan_out")
-    report = done.save(output, external_data=external, verify=verify, plan=plan, engines=engines)
+    with done.drafted(
+        output, external_data=external, verify=verify, plan=plan, engines=engines
+    ) as draft:
+        report = draft.report
+        if (page := options.get("report")) is not None:
+            draft.files.add_text(page, _page(done, report))
+        draft.files.publish()
     answer(report.to_dict())
     if options["as_json"]:
         print(report.to_json())
@@ -191,6 +198,13 @@ def finish(
         )
         say(f"constraint not met, best model saved: {missed}")
         raise typer.Exit(3)
+
+
+def _page(done: Compressed, report: Report) -> str:
+    from lwqc.cli.report.html.of_result import result_page
+    from lwqc.cli.report.html.render import render
+
+    return render(result_page(done, report, command_line()))
 
 
 def row_names(output: Path, number: int) -> tuple[Path, Path]:

@@ -20,7 +20,7 @@ from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
 from lwqc.compile.idle_branches import idle_branches
 from lwqc.compile.losses import divergences
 from lwqc.compile.outcomes import drop_outcome
-from lwqc.compile.result import Report, SearchReport, ShapeLatency, SiteRow
+from lwqc.compile.result import Report, SearchReport, SearchTrace, ShapeLatency, SiteRow
 from lwqc.compile.saved_check import Expected, check_saved
 from lwqc.compile.stamped import stamped
 from lwqc.compile.steps.pruned_model import PrunedModel, pruning_report
@@ -45,8 +45,8 @@ class Compressed:
 
     sites: of the model just before formats were applied, by name. decision: what was
     chosen and at what price, unless the plan was given. fallbacks: what the target would not run
-    as it should, one line each. search: how, where a search chose. counted: by option of a bound,
-    see `lwqc.compile.budget.counted`.
+    as it should, one line each. search, trace: how, where a search chose. counted: by option of a
+    bound, see `lwqc.compile.budget.counted`.
     """
 
     work: Version
@@ -59,6 +59,7 @@ class Compressed:
     decision: Decision | None = None
     fallbacks: tuple[str, ...] = ()
     search: SearchReport | None = None
+    trace: SearchTrace | None = None
     counted: Mapping[str, float] = field(default_factory=dict)
 
     @property

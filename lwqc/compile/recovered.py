@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,24 @@ class Recovered:
         Raises InputError when it cannot be written, UnsoundResult when it does not hold; nothing
         is left then, and what was there stays.
         """
+        with self.drafted(path, external_data=external_data, verify=verify) as (draft, report):
+            draft.publish()
+            return report
+
+    @contextmanager
+    def drafted(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        external_data: bool | None = None,
+        verify: bool = True,
+    ) -> Iterator[tuple[io.Draft, RecoverReport]]:
+        """The same, but for the last step: the draft is still to be published."""
         check_outputs([Path(path)], list(self.read))
         with io.drafted(self.model, path, external_data=external_data) as draft:
             if verify:
                 brain = has_bfloat16(self.model)
                 label = str(draft.target)
                 check_saved(draft.path, self.expected, SessionSettings(), label, brain=brain)
-            saved = draft.publish()
-        return replace(self.report, output=str(saved.path), output_bytes=saved.size_bytes)
+            output, size = str(draft.target), draft.size_bytes
+            yield draft, replace(self.report, output=output, output_bytes=size)

@@ -171,6 +171,45 @@ class SearchReport:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What a search made of one item. kind: `format`, `width` or `branch`. level: as it became.
+
+    error, most: predicted relative squared error at the outputs of that, and of the strongest level
+    that there was.
+    """
+
+    name: str
+    kind: str
+    level: str
+    error: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate of a search. cost: predicted, of what was bounded. score: on all judging data."""
+
+    cost: float
+    score: float
+
+
+@dataclass(frozen=True)
+class SearchTrace:
+    """What a search looked at, for drawings.
+
+    cost: what its candidates were bounded by most, such as `size_bytes`. limit: of that. tried: in
+    their order. start, best: where it began and what it chose.
+    """
+
+    cost: str
+    limit: float
+    tried: tuple[Tried, ...]
+    start: Tried
+    best: Tried
+    chosen: tuple[Chosen, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """Measured facts about a saved model; None or empty where `verify` was off.
 

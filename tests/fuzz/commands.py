@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "compress-constant": f"compress {{m}} {WRITE} --constant-inputs --plan-out {{o}}.json",
     "quantize-8": f"quantize {{m}} {WRITE} --bits 8",
     "quantize-unverified": f"quantize {{m}} {WRITE} --bits 4 --no-verify",
+    "quantize-report": f"quantize {{m}} {WRITE} --bits 4 --report {{o}}.html",
     "quantize-static": f"quantize {{m}} {WRITE} --activations static --data random:2",
     "quantize-gptq": f"quantize {{m}} {WRITE} --bits 4 --method gptq --data random:2",
     "quantize-mixed": f"quantize {{m}} {WRITE} --bits mixed --avg-bits 5",

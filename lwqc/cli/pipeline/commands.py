@@ -90,7 +90,7 @@ class Command:
     def call(self, arguments: Sequence[str], where: str) -> tuple[int, Any]:
         """Run it: the exit code, and what it found. Raises LwqcError with `where` in front."""
         context = self.parsed(arguments, where)
-        with named(where), hosted(Host()) as host, context:
+        with named(where), hosted(Host(line=[self.name, *arguments])) as host, context:
             try:
                 self.click.invoke(context)
             except typer.Exit as end:
