@@ -206,6 +206,10 @@ class Benching(Feeding, Targeted, FallingBack, RunningCode, Printing, total=Fals
     """Options of `bench`."""
 
 
+class Comparing(Feeding, Measured, RunningCode, Printing, Paged, total=False):
+    """Options of `compare`."""
+
+
 class Converting(Storing, RunningCode, total=False):
     """Options of `convert`."""
 

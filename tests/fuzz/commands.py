@@ -11,6 +11,7 @@ COMMANDS: Mapping[str, str] = {
     "inspect-data": "inspect {m} --branches --data random:2",
     "verify": "verify {m} {m}",
     "verify-blame": "verify {m} {m} --blame",
+    "compare": "compare {m} {m} --seconds 0.01 --report {o}.html",
     "bench": "bench {m} --seconds 0.01",
     "compress": f"compress {{m}} {WRITE}",
     "compress-clean": f"compress {{m}} {WRITE} --no-quantize",

@@ -51,7 +51,7 @@ def result_page(done: Compressed, report: Report, command: str) -> Page:
         facts=(*plan_heading(done.plan), f"measured with onnxruntime {VERSION}"),
         sections=(
             section("What it brought", *_measures(report)),
-            section("What changed, and why", *_changes(done, report)),
+            section("What changed, and why", _changes(done)),
             section("Along the depth", _depth(done, report)),
             section("Quality", *_quality(report)),
             section("Sensitivity", _sensitivity(done)),
@@ -98,11 +98,8 @@ def _number(value: float, unit: str) -> Cell:
     return Cell(f"{value:.6g} {unit}".rstrip(), value)
 
 
-def _changes(done: Compressed, report: Report) -> Iterator[Block]:
-    steps = tuple(plan_steps(done.plan))
-    yield Lines(steps or ("Nothing: the model stays as it is.",))
-    if report.rewrites:
-        yield Lines(report.rewrites, title="Rewrites of the graph")
+def _changes(done: Compressed) -> Lines:
+    return Lines(tuple(plan_steps(done.plan)) or ("Nothing: the model stays as it is.",))
 
 
 def _depth(done: Compressed, report: Report) -> Depth | None:
