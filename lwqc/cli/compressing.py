@@ -22,7 +22,7 @@ from lwqc.cli.options import (
     RecipeName,
     Resume,
     Saved,
-    as_real,
+    as_share,
     as_whole,
 )
 from lwqc.cli.running import (
@@ -37,7 +37,7 @@ from lwqc.cli.running import (
 )
 from lwqc.cli.sections import command
 from lwqc.errors import InputError
-from lwqc.model.numerals import real, whole
+from lwqc.model.numerals import share, whole
 from lwqc.plans.goals import CONVERSION_DROP, Goals
 from lwqc.plans.options import Budgets, Dropping, Pruning, Searching, Storage
 from lwqc.plans.spelled_out import part
@@ -226,7 +226,7 @@ def _amount(text: str | None) -> dict[str, Any]:
         return {}
     try:
         if text.endswith("%"):
-            return {"share": real(text[:-1]) / 100}
+            return {"share": share(text)}
         return {"count": whole(text)}
     except ValueError as error:
         raise InputError(f"--branches {text}: expected a count or a share such as 25%") from error
@@ -267,7 +267,7 @@ def lower(
         Path | None, typer.Option(help="also write a model with built engines (needs the GPU)")
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(parser=as_real, help="allowed loss of the conversion")
+        float, typer.Option(parser=as_share, help="allowed loss of the conversion")
     ] = CONVERSION_DROP,
     **options: Unpack[Lowering],
 ) -> None:

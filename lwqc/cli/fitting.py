@@ -13,6 +13,7 @@ from lwqc.cli.options import Model, Output, RecoveringCommand
 from lwqc.cli.running import Files, progress_bars
 from lwqc.cli.sections import command
 from lwqc.cli.shown import put
+from lwqc.cli.telling import is_quiet
 from lwqc.plans.options import Recovering
 from lwqc.plans.spelled_out import part
 
@@ -59,7 +60,7 @@ def recover(
     answer(report.to_dict())
     if options["as_json"]:
         print(json.dumps(report.to_dict(), indent=1))
-    else:
+    elif not is_quiet():
         for line in lines(report):
             put(line)
 

@@ -14,11 +14,13 @@ import typer
 from lwqc.cli.hosting import answer, command_line, work_begins
 from lwqc.cli.options import Changing, Opened, Saved
 from lwqc.cli.shown import say, shown
+from lwqc.cli.telling import is_quiet, is_verbose, stage_lines
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
 from lwqc.model.user_code import loaded_files
 from lwqc.plans.options import Opening
 from lwqc.plans.spelled_out import part
+from lwqc.plans.version import VERSION
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -36,6 +38,12 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lwqc {VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
 def everywhere(
     limit: Annotated[
@@ -46,6 +54,10 @@ def everywhere(
             "memory=16GB, run=600s",
         ),
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_tell_version, help="print the version"),
+    ] = False,
 ) -> None:
     """Make any ONNX model smaller and faster on stock ONNX Runtime."""
     if limit:
@@ -63,10 +75,10 @@ def errors_console() -> Console:
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Progress bars on stderr; nothing when it is not a terminal."""
+    """Progress bars on stderr; when it is not a terminal lines with `-v`, else nothing."""
     console = errors_console()
-    if not console.is_terminal:
-        yield None
+    if is_quiet() or not console.is_terminal:
+        yield stage_lines() if is_verbose() else None
         return
     from lwqc.cli.report.console import progress
 
@@ -185,8 +197,8 @@ def finish(
     answer(report.to_dict())
     if options["as_json"]:
         print(report.to_json())
-    else:
-        print_report(report, Console(), details=options.get("details", False))
+    elif not is_quiet():
+        print_report(report, Console(), details=options.get("details", False) or is_verbose())
         if not verify:
             errors_console().print("not verified: the saved file was neither loaded nor measured")
     if not report.met:
@@ -228,7 +240,7 @@ def finish_row(models: Generator[Compressed, None, None], output: Path, as_json:
     reports = [draft.report for draft in row]
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))
-    else:
+    elif not is_quiet():
         Console().print(row_table(reports))
     missed = [report.output for report in reports if not report.met]
     if missed:

@@ -21,6 +21,11 @@ def real(text: str) -> float:
     return number
 
 
+def share(text: str) -> float:
+    """A share as a number, or in percent: 0.3 or 30%. Raises ValueError."""
+    return real(text[:-1]) / 100 if text.endswith("%") else real(text)
+
+
 def whole(text: str) -> int:
     """A whole number. Raises ValueError."""
     if not _WHOLE.fullmatch(text) or abs(number := int(text)) > LARGEST:
