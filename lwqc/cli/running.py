@@ -13,10 +13,11 @@ import typer
 
 from lwqc.cli.hosting import answer, command_line, work_begins
 from lwqc.cli.options import Changing, Opened, Saved
-from lwqc.cli.shown import say, shown
+from lwqc.cli.shown import say
 from lwqc.cli.telling import is_quiet, is_verbose, stage_lines
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
+from lwqc.model.printable import shown
 from lwqc.model.user_code import loaded_files
 from lwqc.plans.options import Opening
 from lwqc.plans.spelled_out import part

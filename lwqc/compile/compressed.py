@@ -29,6 +29,7 @@ from lwqc.compile.version import Version, files_of
 from lwqc.graph.sites import Site
 from lwqc.model import io
 from lwqc.model.outputs import check_outputs
+from lwqc.model.told import Told
 from lwqc.passes.widen_bfloat16 import has_bfloat16
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan
@@ -39,8 +40,8 @@ _FEEDS = 64  # that tell which branches of an If run
 Decision = DropDecision | ParallelDecision | SliceDecision
 
 
-@dataclass(frozen=True)
-class Compressed:
+@dataclass(frozen=True, repr=False)
+class Compressed(Told):
     """A compressed model in memory, ready to be saved and measured.
 
     sites: of the model just before formats were applied, by name. decision: what was
@@ -61,6 +62,10 @@ class Compressed:
     search: SearchReport | None = None
     trace: SearchTrace | None = None
     counted: Mapping[str, float] = field(default_factory=dict)
+
+    def told(self) -> dict[str, str]:
+        """What was done."""
+        return {**self.decisions.told(), "model": self.work.name}
 
     @property
     def plan(self) -> Plan:

@@ -31,3 +31,11 @@ def whole(text: str) -> int:
     if not _WHOLE.fullmatch(text) or abs(number := int(text)) > LARGEST:
         raise ValueError(f"{text[:40]!r} is not a whole number of at most 64 bits")
     return number
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes with a decimal unit."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.2f} {unit}"
+    return f"{size_bytes:.0f} B"

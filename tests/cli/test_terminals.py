@@ -12,7 +12,7 @@ import pytest
 import lwqc
 import lwqc.cli.demo
 from lwqc.cli.report.console import Console
-from lwqc.cli.shown import shown
+from lwqc.model.printable import shown
 
 DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
 DATA = "tests.hostile_names:calibration"

@@ -9,7 +9,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from lwqc.cli.shown import shown
+from lwqc.model.printable import shown
 
 _UNBOUNDED = 1 << 20  # columns
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from lwqc.cli.report.console import Console
-from lwqc.cli.report.terminal import latency_text, size_text
+from lwqc.cli.report.terminal import latency_text
 from lwqc.decide.explain.side_by_side import ComparedFile, SideBySide
+from lwqc.model.numerals import size_text
 
 
 def print_side_by_side(found: SideBySide, console: Console) -> None:

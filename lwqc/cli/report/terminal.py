@@ -19,19 +19,12 @@ from lwqc.compile.result import (
     SlicingReport,
 )
 from lwqc.graph.sites import Skipped
+from lwqc.model.numerals import size_text
 from lwqc.runtime.measure import Latency, OperatorRow
 from lwqc.runtime.stats.divergence import Divergence
 
 _VISIBLE = 0.03  # of the time: operators that get a row
 _PLURALS = {"format": "formats", "width": "widths", "branch": "branches"}
-
-
-def size_text(size_bytes: float) -> str:
-    """Bytes with a decimal unit."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.2f} {unit}"
-    return f"{size_bytes:.0f} B"
 
 
 def print_report(report: Report, console: Console, *, details: bool = False) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lwqc.cli.report.html.page import Mark, Scatter
-from lwqc.cli.report.terminal import size_text
+from lwqc.model.numerals import size_text
 
 _TICKS = 6
 _DECADES = 1.5  # between the least and the most, from which an axis counts powers of ten

@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from lwqc.cli.report.html.outline import outline
 from lwqc.cli.report.html.page import Cell, Lines, Outline, Page, Source, section, table
-from lwqc.cli.report.terminal import size_text
 from lwqc.compile.recovered import Recovered, RecoverReport
 from lwqc.model.data_files import stored_bytes
+from lwqc.model.numerals import size_text
 
 
 def recovery_page(small: ir.Model, done: Recovered, report: RecoverReport, command: str) -> Page:

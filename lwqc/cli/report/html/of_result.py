@@ -33,12 +33,12 @@ from lwqc.cli.report.terminal import (
     only_pruned,
     operator_table,
     parallel_table,
-    size_text,
     summary_table,
 )
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.result import Report, SearchTrace, SiteRow, Tried
 from lwqc.decide.mixed import known_sensitivities
+from lwqc.model.numerals import size_text
 from lwqc.runtime.session import VERSION
 
 _LONGEST_PLAN = 1_000_000  # characters that a page shows

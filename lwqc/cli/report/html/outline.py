@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 import onnx_ir as ir
 
 from lwqc.cli.report.html.page import Fold
-from lwqc.cli.report.terminal import size_text
 from lwqc.graph.branch_kinds import BranchTree, TypedBranch, branch_tree, removed_nodes
 from lwqc.graph.cost import NodeCost, node_costs
 from lwqc.graph.dataflow import Dataflow
+from lwqc.model.numerals import size_text
 from lwqc.passes.one_view import one_view
 
 _SHOWN = 40  # nodes of a part that are listed one by one

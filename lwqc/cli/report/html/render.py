@@ -12,7 +12,7 @@ import jinja2
 
 from lwqc.cli.report.html.axes import plot
 from lwqc.cli.report.html.page import Page
-from lwqc.cli.shown import shown
+from lwqc.model.printable import shown
 
 
 def render(page: Page) -> str:
