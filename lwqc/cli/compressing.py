@@ -88,8 +88,6 @@ def compress(
     if print_pipeline and pareto is not None:
         raise InputError("--print-pipeline tells of one model: leave out --pareto")
     page = options.get("report")
-    if page is not None and pareto is not None:
-        raise InputError("--report tells of one model: leave out --pareto")
     if dump is not None and pareto is not None:
         raise InputError("--dump shows how one model is made: leave out --pareto")
     budgets = part(Budgets, options)
@@ -106,7 +104,7 @@ def compress(
     with opened(model, files, part(Opened, options)) as work:
         if pareto is not None:
             models = row_of_models(work, goals, chosen, control, pareto)
-            finish_row(models, output, options["as_json"])
+            finish_row(models, output, options["as_json"], page)
             return
         shown = None if dump is None else Dump(dump)
         done = compress_version(work, goals, chosen, control)

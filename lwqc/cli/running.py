@@ -226,17 +226,26 @@ def row_names(output: Path, number: int) -> tuple[Path, Path]:
     return path, path.with_suffix(".plan.json")
 
 
-def finish_row(models: Generator[Compressed, None, None], output: Path, as_json: bool) -> None:
-    """Save models together, print a table; exit code 3 when one misses its budget."""
+def finish_row(
+    models: Generator[Compressed, None, None], output: Path, as_json: bool, page: Path | None
+) -> None:
+    """Save models together, and a page; print a table; exit code 3 when one misses its budget."""
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import row_table
     from lwqc.model.saving import publish_together
 
     with closing(models), ExitStack() as drafts:
-        row = []
+        row, made = [], []
         for number, done in enumerate(models, 1):
             path, plan = row_names(output, number)
             row.append(drafts.enter_context(done.drafted(path, plan=plan)))
+            made.append(done)
+        if page is not None:
+            from lwqc.cli.report.html.of_row import row_page
+            from lwqc.cli.report.html.render import render
+
+            told = [(done, draft.report) for done, draft in zip(made, row, strict=True)]
+            row[-1].files.add_text(page, render(row_page(told, command_line())))
         publish_together([draft.files for draft in row])
     reports = [draft.report for draft in row]
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.cli.browser import Browser, opened_browser
 
 DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
 PHONE = 400
+_PICTURES = "LWQC_PICTURES"
 COLUMN = """const cells = arguments[0].querySelectorAll(`tbody tr td:nth-child(${arguments[1]})`);
 return Array.from(cells).filter(c => !c.parentElement.hidden).map(c => c.textContent.trim());"""
 HEADED = """return Array.from(document.querySelectorAll("section"))
@@ -112,3 +114,30 @@ def test_a_page_prints_whole(browser, page):
     browser.open(page)
     assert browser.printed().startswith(b"%PDF")
     assert browser.run('return document.querySelectorAll(".outline details[open]").length') > 0
+
+
+@pytest.mark.skipif(_PICTURES not in os.environ, reason=f"writes to the folder ${_PICTURES}")
+def test_pictures_of_the_docs(browser, run, tmp_path, monkeypatch):
+    """docs/images as they are made: minutes of search."""
+    folder = Path(os.environ[_PICTURES]).resolve()
+    models = Path(__file__).parents[2] / "models"
+    monkeypatch.chdir(tmp_path)
+    Path("glyph_vit.onnx").symlink_to(models / "glyph_vit.onnx")
+    data = ["--data", "models.glyphs:calibration", "--metric", "models.glyphs:accuracy"]
+    search = ["--max-size", "15%", "--report", "small.html"]
+    line = ["compress", "glyph_vit.onnx", "-o", "small.onnx", *data, *search]
+    assert run(*line)[0] == 0
+    assert run("quantize", "glyph_vit.onnx", "-o", "w8.onnx", *data)[0] == 0
+    files = ["glyph_vit.onnx", "w8.onnx", "small.onnx"]
+    assert run("compare", *files, *data, "--report", "files.html")[0] == 0
+    for page, height, name in (("small.html", 1150, "report"), ("files.html", 900, "compare")):
+        browser.open(Path(page), width=900, height=height)
+        picture = folder / f"{name}_glyph_vit.png"
+        browser.picture(picture)
+        assert picture.stat().st_size < 200_000
+    browser.open(Path("small.html"), width=PHONE, height=900)
+    browser.picture(folder / "report_phone.png")
+    browser.open(Path("small.html"), width=900, height=700)
+    browser.run('document.querySelector(".scatter").closest("section").scrollIntoView()')
+    browser.picture(folder / "report_search.png")
+    assert browser.console() == []

@@ -45,19 +45,25 @@ def alone(text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory):
-    """A search on a small residual net: its page, and the report as JSON."""
+def net(tmp_path_factory) -> Path:
+    """A small model with a residual branch."""
+    path = tmp_path_factory.mktemp("net") / "net.onnx"
+    weights = {"w": normal(64, 128), "v": normal(128, 64), "u": normal(64, 64)}
+    nodes = [("MatMul", ["x", "w"], "h", {}), ("Relu", ["h"], "r", {}),
+             ("MatMul", ["r", "v"], "s", {}), ("Add", ["x", "s"], "t", {}),
+             ("MatMul", ["t", "u"], "y", {})]  # fmt: skip
+    io.save(model(nodes, weights, {"x": [4, 64]}, ["y"]), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def searched(net, tmp_path_factory):
+    """A search on it: its page, and the report as JSON."""
     import sys
 
     from lwqc import cli
 
     folder = tmp_path_factory.mktemp("searched")
-    net = folder / "net.onnx"
-    weights = {"w": normal(64, 128), "v": normal(128, 64), "u": normal(64, 64)}
-    nodes = [("MatMul", ["x", "w"], "h", {}), ("Relu", ["h"], "r", {}),
-             ("MatMul", ["r", "v"], "s", {}), ("Add", ["x", "s"], "t", {}),
-             ("MatMul", ["t", "u"], "y", {})]  # fmt: skip
-    io.save(model(nodes, weights, {"x": [4, 64]}, ["y"]), net)
     out, page, answer = (folder / n for n in ("small.onnx", "small.html", "small.json"))
     line = ["compress", net, "-o", out, "--max-size", "0.15", "--effort", "low",
             "--data", "random:4", "--report", page, "--json"]  # fmt: skip
@@ -88,6 +94,17 @@ def test_a_search_is_told_in_chapters(searched):
     assert {kind for _, kind, *_ in chosen} >= set(report["search"]["items"])
     assert shlex.join(["lwqc", *map(str, line)]) in found["Again"].text
     assert json.loads(list(found["Again"].all("pre"))[1].text)["version"] == 2
+
+
+def test_the_page_of_the_docs_names_every_chapter(searched):
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    table = text.partition("| --- | --- |\n")[2].partition("\n\n")[0]
+    named = [line.split("|")[1].strip() for line in table.splitlines()]
+    found = sections(read(searched[0].read_text()))
+    assert [name for name in named if name in found] == list(found)
+    pictures = re.findall(r"\]\((images/[^)]+)\)", text)
+    assert pictures
+    assert all((Path(__file__).parents[2] / "docs" / name).is_file() for name in pictures)
 
 
 def test_the_curve_of_a_search_holds_what_was_tried(searched):
@@ -218,19 +235,28 @@ def test_a_failed_command_leaves_no_page(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_page_for_one_model(run, tmp_path):
-    code, _, err = run("compress", DIGITS, "-o", tmp_path / "o.onnx", "--max-size", 0.2,
-                       "--pareto", 2, "--report", tmp_path / "o.html")  # fmt: skip
-    assert code == 2
-    assert "leave out --pareto" in err
+def test_a_row_of_models_is_one_page(run, tmp_path, net):
+    page = tmp_path / "o.html"
+    line = ["compress", net, "-o", tmp_path / "o.onnx", "--max-size", 0.2, "--data", "random:4"]
+    code, _, err = run(*line, "--pareto", 2, "--effort", "low", "--report", page)
+    assert code in (0, 3), err
+    alone(page.read_text())
+    found = sections(read(page.read_text()))
+    assert [row[0] for row in rows(found["What they bring"])[1:]] == [
+        str(tmp_path / f"o-{number}.onnx") for number in (1, 2)
+    ]
+    assert len(list(found["What they bring"].all("title"))) == 2
+    assert len(list(found["The search"].all("title"))) > 5
 
 
 def test_axes_are_marked_with_round_numbers():
     from lwqc.cli.report.html.axes import Axis
 
-    assert Axis.of([3, 97], 100, may_be_logarithmic=True).logarithmic
     assert Axis.of([3, 97], 100, may_be_logarithmic=False).ticks == [0, 20, 40, 60, 80, 100]
-    assert Axis.of([0.002, 3], 100, may_be_logarithmic=True).ticks == pytest.approx([0.01, 0.1, 1])
+    assert Axis.of([3, 97], 100, may_be_logarithmic=True).ticks == [5, 10, 20, 50, 100]
+    assert Axis.of([0.0002, 3], 100, may_be_logarithmic=True).ticks == pytest.approx(
+        [0.001, 0.01, 0.1, 1]
+    )
     one = Axis.of([5.0], 100, may_be_logarithmic=True)
     assert one.low < 5 < one.high
     assert np.isfinite(one.at(5))

@@ -10,7 +10,7 @@ from lwqc.cli.report.html.page import Mark, Scatter
 from lwqc.model.numerals import size_text
 
 _TICKS = 6
-_DECADES = 1.5  # between the least and the most, from which an axis counts powers of ten
+_DECADES = 1.0  # between the least and the most, from which an axis counts powers of ten
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ class Axis:
     def ticks(self) -> list[float]:
         """Round numbers along it."""
         if self.logarithmic:
-            powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
-            return [10.0**power for power in powers]
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))
+            marks = (1,) if len(powers) > _TICKS // 2 else (1, 2, 5)
+            found = (mark * 10.0**power for power in powers for mark in marks)
+            return [tick for tick in found if self.low <= tick <= self.high]
         step = 10 ** math.floor(math.log10((self.high - self.low) / _TICKS))
         step *= next(f for f in (1, 2, 5, 10) if (self.high - self.low) / (step * f) <= _TICKS)
         first = math.ceil(self.low / step)

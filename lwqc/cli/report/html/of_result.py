@@ -136,6 +136,18 @@ def _quality(report: Report) -> Iterator[Block | None]:
         for decision, share in found.decisions.shares().items()
     ]
     yield table(["output", "decisions", "kept"], rows, title="Decisions", numeric=[2])
+    flips: list[list[Cell | str]] = [
+        [name, *(Cell(str(number), number) for number in flip)]
+        for name, found in report.divergence.items()
+        for flip in found.flips
+    ]
+    yield table(
+        ["output", "largest channel", "became", "times"],
+        flips,
+        title="Classes that became others",
+        caption="The most frequent ones, by number.",
+        numeric=[1, 2, 3],
+    )
 
 
 def _sensitivity(done: Compressed) -> Table | None:
@@ -186,8 +198,14 @@ def _search(done: Compressed) -> Iterator[Block | None]:
             f"({search.evaluations} evaluations, {search.seconds:.0f} s).",
         )
     )
-    if done.trace is not None:
-        yield _pareto(done.trace, search.measure)
+    yield search_chart(done)
+
+
+def search_chart(done: Compressed) -> Scatter | None:
+    """What a search tried; None where there was none."""
+    if done.trace is None or done.search is None:
+        return None
+    return _pareto(done.trace, done.search.measure)
 
 
 def _pareto(trace: SearchTrace, measure: str) -> Scatter | None:
@@ -208,7 +226,7 @@ def _pareto(trace: SearchTrace, measure: str) -> Scatter | None:
     if not marks:
         return None
     return Scatter(
-        x_name=f"predicted {trace.cost.replace('_', ' ')}",
+        x_name=f"predicted {trace.cost.removesuffix('_bytes').replace('_', ' ')}",
         y_name=measure,
         marks=tuple(marks),
         limit=trace.limit,
