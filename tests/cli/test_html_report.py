@@ -87,7 +87,7 @@ def test_a_search_is_told_in_chapters(searched):
         "Before and after", "Again",
     ]  # fmt: skip
     (size,) = (row for row in rows(found["What it brought"]) if row[0] == "size" and "met" in row)
-    assert size[2] == f"{report['output_bytes']} bytes"
+    assert size[2] == f"{report['output_bytes']:,} bytes"
     named = {row[0] for row in rows(found["Weights"])}
     assert {site["name"] for site in report["sites"]} <= named
     chosen = rows(found["Sensitivity"])[1:]

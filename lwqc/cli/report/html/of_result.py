@@ -41,6 +41,7 @@ from lwqc.decide.mixed import known_sensitivities
 from lwqc.model.numerals import size_text
 from lwqc.runtime.session import VERSION
 
+_LARGE = 1e4  # numbers without digits behind the point
 _LONGEST_PLAN = 1_000_000  # characters that a page shows
 
 
@@ -95,7 +96,8 @@ def _measures(report: Report) -> Iterator[Block | None]:
 
 
 def _number(value: float, unit: str) -> Cell:
-    return Cell(f"{value:.6g} {unit}".rstrip(), value)
+    text = f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.6g}"
+    return Cell(f"{text} {unit}".rstrip(), value)
 
 
 def _changes(done: Compressed) -> Lines:
@@ -144,7 +146,7 @@ def _quality(report: Report) -> Iterator[Block | None]:
     yield table(
         ["output", "largest channel", "became", "times"],
         flips,
-        title="Classes that became others",
+        title="The largest channel, where it became another one",
         caption="The most frequent ones, by number.",
         numeric=[1, 2, 3],
     )
