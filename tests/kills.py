@@ -56,6 +56,8 @@ COMMANDS: Mapping[str, tuple[Sequence[str], Sequence[tuple[str, ...]]]] = {
              [("out.json", "out.onnx")]),
     "recover": (["recover", "m.onnx", *OUT, "--teacher", "e.onnx", "--data", "d.npz",
                  "--steps", "20"], [("out.onnx",)]),
+    "recover-resume": (["recover", "m.onnx", *OUT, "--teacher", "e.onnx", "--data", "d.npz",
+                        "--steps", "20", "--resume"], [("out.onnx",)]),
     "lower": (["lower", "m.onnx", *OUT, "--external-data"], [("out.onnx",)]),
     "plan": (["plan", "m.onnx", "-o", "out.json", "--recipe", "w8"], [("out.json",)]),
     "apply": (["apply", "m.onnx", "p.json", *OUT, "--external-data"], [("out.onnx",)]),
@@ -325,8 +327,9 @@ class Trial:
             self.fault(f"the next run ended with {again.code}: {again.error[-400:]!r}")
         if left := leftovers(self.folder):
             self.fault(f"the next run leaves {left}")
-        if (self.folder / "out.onnx.search").exists():
-            self.fault("the next run leaves the search log")
+        for state in ("search", "recover"):
+            if (self.folder / f"out.onnx.{state}").exists():
+                self.fault(f"the next run leaves the state of the {state}")
         for name in names:
             if not complete(self.folder, name):
                 self.fault(f"after the next run {name} is not whole")

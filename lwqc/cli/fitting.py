@@ -44,19 +44,21 @@ def recover(
     work_begins()
     constant = options.get("constant_inputs", False)
     small, original = (io.load(path, constant_inputs=constant) for path in (model, teacher))
-    page = options.get("report")
-    files = Files([output], [page])
+    page, state = options.get("report"), output.with_name(f"{output.name}.recover")
+    files = Files([output], [page], logs=[state])
     read = [*model_files(small), *model_files(original), *data_sources(options.get("data"))]
     files.check([*read, *loaded_files()])
     with progress_bars() as progress:
         names = (model.name, teacher.name)
-        done = fitted(small, original, part(Recovering, options), names=names, progress=progress)
+        chosen: Recovering = {**part(Recovering, options), "checkpoint": state}
+        done = fitted(small, original, chosen, names=names, progress=progress)
         files.check(loaded_files())
         external, verify = options.get("external"), options["verify"]
         with done.drafted(output, external_data=external, verify=verify) as (draft, report):
             if page is not None:
                 draft.add_text(page, render(recovery_page(small, done, report, command_line())))
             draft.publish()
+        state.unlink(missing_ok=True)
     answer(report.to_dict())
     if options["as_json"]:
         print(json.dumps(report.to_dict(), indent=1))

@@ -28,6 +28,7 @@ from lwqc.compile.steps.removed_branches import RemovedBranches
 from lwqc.compile.version import Version, files_of
 from lwqc.graph.sites import Site
 from lwqc.model import io
+from lwqc.model.coded_caches import caches_of
 from lwqc.model.outputs import check_outputs
 from lwqc.model.told import Told
 from lwqc.passes.widen_bfloat16 import has_bfloat16
@@ -144,6 +145,7 @@ class Compressed(Told):
             work.original.session.types,
             {*removed, *gone_outputs(work)},
             any_float=(floats is not None and floats.boundary) or retyped_outputs(work),
+            caches=caches_of(self.model.metadata_props),
         )
         settings, brain = work.job.target.settings(), has_bfloat16(self.model)
         check_saved(files.path, expected, settings, str(files.target), brain=brain)

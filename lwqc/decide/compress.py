@@ -18,6 +18,7 @@ from lwqc.compile.job_data import JobData
 from lwqc.compile.reference import Reference
 from lwqc.compile.version import Version
 from lwqc.decide.budgets import register_all
+from lwqc.decide.caching import checked_cache
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.strategy import decide
 from lwqc.errors import LwqcError
@@ -72,6 +73,7 @@ def open_version(
         _metric(opening.get("metric")),
         skip_checks=skip_checks,
         allow_fallback=allow_fallback,
+        kv_cache=checked_cache(opening.get("kv_cache"), target, dataset),
         progress=progress,
     )
     prove_first(model, dataset.first, name)

@@ -20,6 +20,7 @@ Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | None
 MetricSource = str | Callable[..., float] | None
 Progress = Callable[[str, int, int], None]
 Effort = Literal["low", "medium", "high"]
+KvCache = Literal["int8"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,18 @@ class Measured(TypedDict, total=False):
     metric: Annotated[MetricSource, Flag("module:function(run) -> number")]
 
 
-class JobOptions(Targeted, Measured, Feeding, total=False):
+class Caching(TypedDict, total=False):
+    """How a decoder stores keys and values of earlier tokens.
+
+    kv_cache: int8, in which its inputs and outputs for them are then; None for as they are.
+    """
+
+    kv_cache: Annotated[
+        KvCache | None, Flag("int8: keys and values of earlier tokens in 8 bits", str | None)
+    ]
+
+
+class JobOptions(Targeted, Caching, Measured, Feeding, total=False):
     """What a model is compressed for, and on what."""
 
 
@@ -316,7 +328,8 @@ class Recovering(Feeding, Constant, total=False):
     fitted to the teacher's one by one before the whole is, or `none`; None: blocks where weights
     are codes. loss: of outputs (tensors of torch by name) and feeds for the whole, in place of the
     distance from the teacher's outputs, which may grow: the report tells it. inner: names of
-    tensors that both models have.
+    tensors that both models have. checkpoint: a file that the state of the fit goes to, on the
+    command line OUTPUT.recover. resume: go on with the state that is there.
     """
 
     steps: Annotated[
@@ -341,6 +354,10 @@ class Recovering(Feeding, Constant, total=False):
     inner: Annotated[
         Sequence[str],
         Flag("inner tensor of both models that is fitted too", list[str] | None, read=tuple),
+    ]
+    checkpoint: str | os.PathLike[str] | None
+    resume: Annotated[
+        bool, Flag("go on with a fit that was killed, from OUTPUT.recover", bool, False)
     ]
 
 

@@ -312,7 +312,8 @@ class Plan(_Model, Told):
     sites. floats: the type to compute in, None for the model's own. profile: dynamic dimension ->
     least, usual and largest size that engines are built for.
     rewrites: names of exact graph rewrites the target asked for, in order. learn: weights and codes
-    are fitted by gradients, None for not.
+    are fitted by gradients, None for not. caches: how keys and values of earlier tokens are stored,
+    None for as they are.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     sequential: each layer is quantized for what the quantized layers before it give.
     kept_float: site name -> reason why it stays as it is. untransformed: the same for norms,
@@ -345,6 +346,7 @@ class Plan(_Model, Told):
     profile: dict[str, Profile] = Field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     learn: Learn | None = None
+    caches: Literal["int8"] | None = None
     sequential: bool = False
     token_weights: bool = False
     kept_float: dict[str, str] = Field(default_factory=dict)
