@@ -325,7 +325,7 @@ def _name(source: Source, usual: str) -> str:
     return os.path.basename(source) if isinstance(source, (str, os.PathLike)) else usual
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chainable(Compressed):
     """A compressed model that the next step can be asked of: `prune(m).quantize(bits=4)`.
 

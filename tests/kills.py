@@ -50,8 +50,8 @@ COMMANDS: Mapping[str, tuple[Sequence[str], Sequence[tuple[str, ...]]]] = {
                  [("out.json", "out.onnx")]),
     "quantize-external": (["quantize", "e.onnx", *OUT, "--external-data", "--plan-out", "out.json"],
                           [("out.json", "out.onnx")]),
-    "prune": (["prune", "m.onnx", *OUT, "--ratio", "0.2", "--plan-out", "out.json"],
-              [("out.json", "out.onnx")]),
+    "prune": (["prune", "m.onnx", *OUT, "--ratio", "0.2", "--plan-out", "out.json",
+               "--report", "out.html"], [("out.json", "out.onnx"), ("out.html",)]),
     "drop": (["drop", "m.onnx", *OUT, "--branches", "1", "--plan-out", "out.json"],
              [("out.json", "out.onnx")]),
     "recover": (["recover", "m.onnx", *OUT, "--teacher", "e.onnx", "--data", "d.npz",
@@ -187,7 +187,9 @@ def contents(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def complete(folder: Path, name: str) -> bool:
-    """Whether a model with all its data, or a plan, can be read."""
+    """Whether a model with all its data, a plan or a page can be read."""
+    if name.endswith(".html"):
+        return (folder / name).read_text().endswith("</html>")
     try:
         if name.endswith(".json"):
             Plan.load(folder / name)
@@ -202,7 +204,9 @@ def leftovers(folder: Path) -> list[str]:
     """Files that no command should leave: temporary ones, and data that no model refers to."""
     found = [p.name for p in folder.iterdir() if p.name.startswith(".")]
     (folder / "tmp").mkdir(exist_ok=True)
-    temporary = [p.name for p in (folder / "tmp").iterdir() if p.name != ".ses"]  # the runtime's
+    # The runtime's, and the cache that torch opens for its compiler as soon as it has an optimizer.
+    theirs = (".ses", "torchinductor_")
+    temporary = [p.name for p in (folder / "tmp").iterdir() if not p.name.startswith(theirs)]
     found += [f"tmp/{name}" for name in temporary]
     used = {
         entry.value

@@ -29,6 +29,7 @@ from lwqc.cli.options import (
 from lwqc.cli.running import errors_console, finish, opened, progress_bars
 from lwqc.cli.sections import command
 from lwqc.errors import InputError
+from lwqc.model.numerals import size_text
 from lwqc.plans.spelled_out import part
 
 
@@ -183,7 +184,7 @@ def bench(
     """Time models on the same input, alternating their order; on a GPU without transfers."""
     from lwqc.backends.device_bench import device_latencies
     from lwqc.cli.report.console import Console
-    from lwqc.cli.report.terminal import latency_text, size_text
+    from lwqc.cli.report.terminal import latency_text
     from lwqc.model import io
     from lwqc.model.data_files import stored_bytes
     from lwqc.runtime.measure import latencies
@@ -263,7 +264,6 @@ def convert(
     **options: Unpack[Converting],
 ) -> None:
     """Convert a model of torch, Keras, JAX, scikit-learn and others to ONNX."""
-    from lwqc.cli.report.terminal import size_text
     from lwqc.compile.saved_check import save
     from lwqc.frontends.convert import convert as converted
     from lwqc.frontends.convert import files_of

@@ -22,6 +22,7 @@ from lwqc.cli.options import (
 )
 from lwqc.cli.running import Files, errors_console, finish, log_name, opened
 from lwqc.cli.sections import command
+from lwqc.cli.telling import is_quiet
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
 from lwqc.plans.options import Budgets, Searching
@@ -86,7 +87,8 @@ def plan(
                 made.save(output)
                 line = plan_line(made, len(work.sites))
                 answer({"output": str(output), "planned": line})
-                errors_console().print(f"{output}: {line}")
+                if not is_quiet():
+                    errors_console().print(f"{output}: {line}")
             if text:
                 print_plan(made)
 
@@ -108,7 +110,7 @@ def apply_command(
     from lwqc.plans.plan import Plan
 
     read = Plan.load(plan_file)
-    files = Files([output], read=[plan_file])
+    files = Files([output], [options.get("report")], read=[plan_file])
     opening: Opened = {**part(Opened, options), "target": read.target}
     if (how := replayed(read, opening.get("data"), opening.get("preprocess"))) is not None:
         opening["preprocess"] = how

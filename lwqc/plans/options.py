@@ -32,7 +32,8 @@ class Flag:
     help: what `--help` says. kind: type of the value there; one with None where nothing is the
     default. default: value where nothing is given. spelled: name there, where it is another one.
     read: makes Python's value of the one that was given. names: where they are not the option's
-    own. callback: called with the value as soon as it is read.
+    own. callback: called with the value as soon as it is read. share: a number that may be written
+    in percent.
     """
 
     help: str
@@ -42,6 +43,7 @@ class Flag:
     read: Callable[[Any], Any] | None = None
     names: tuple[str, ...] = ()
     callback: Callable[[Any], Any] | None = None
+    share: bool = False
 
 
 class Shaped(TypedDict, total=False):
@@ -178,7 +180,8 @@ class Loss(TypedDict, total=False):
     """
 
     max_drop: Annotated[
-        float | None, Flag("allowed loss: of the metric, else of the outputs", float | None)
+        float | None,
+        Flag("allowed loss: of the metric, else of the outputs", float | None, share=True),
     ]
 
 
@@ -269,7 +272,8 @@ class Pruning(Resizable, total=False):
     """
 
     ratio: Annotated[
-        float | None, Flag("share of the MACs that goes (or of what --by says)", float | None)
+        float | None,
+        Flag("share of the MACs that goes (or of what --by says)", float | None, share=True),
     ]
     by: Annotated[str, Flag("macs, parameters, or channels (the same share of every group)")]
     score: Annotated[
@@ -324,7 +328,9 @@ class Dropping(TypedDict, total=False):
     ]
     keep_first: Annotated[int, Flag("that many at the start stay", int | None)]
     keep_last: Annotated[int, Flag("that many at the end stay", int | None)]
-    protect: Annotated[float, Flag("share at the start that trials spare at first", float | None)]
+    protect: Annotated[
+        float, Flag("share at the start that trials spare at first", float | None, share=True)
+    ]
     max_divergence: Annotated[
         float | None, Flag("removals that would exceed it are not made", float | None)
     ]
@@ -355,7 +361,10 @@ class Recovering(Feeding, Constant, total=False):
         Flag("none, layers or blocks, fitted before the whole (default: blocks with codes)"),
     ]
     lr: Annotated[
-        float, Flag("share of a weight's size that the largest step changes it by", float, 0.01)
+        float,
+        Flag(
+            "share of a weight's size that the largest step changes it by", float, 0.01, share=True
+        ),
     ]
     loss: Annotated[
         Callable[..., Any],

@@ -25,6 +25,7 @@ from pydantic import (
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_json, read_text
 from lwqc.model.saving import write_text
+from lwqc.model.told import Told
 from lwqc.quant.formats import PATTERN, WeightFormat
 from lwqc.quant.methods import Method
 from lwqc.quant.side import side_bytes
@@ -301,7 +302,7 @@ class Transforms(_Model):
         return bool(self.rotations or self.scales)
 
 
-class Plan(_Model):
+class Plan(_Model, Told):
     """Everything lwqc will do to one model.
 
     What is done, in this order. restore: quantized operators become float ones again, see
@@ -353,6 +354,28 @@ class Plan(_Model):
     kept_float: dict[str, str] = Field(default_factory=dict)
     untransformed: dict[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def told(self) -> dict[str, str]:
+        """What it is for, and how much of what it does."""
+        amounts = {
+            "branches removed": len(self.remove),
+            "pairs made parallel": len(self.parallel),
+            "streams narrowed": len(self.slice),
+            "channels removed": 0 if self.prune is None else len(self.prune.units),
+            "sites sparse": len(self.sparse),
+            "sites quantized": len(self.quantize),
+            "sites in float": len(self.kept_float),
+            "notes": len(self.notes),
+        }
+        return {
+            "model": self.source.name,
+            "target": self.target,
+            "recipe": self.recipe,
+            **{name: str(count) if count else "" for name, count in amounts.items()},
+        }
+
+    __repr__ = Told.__repr__
+    __str__ = Told.__repr__
 
     def noted(self, *notes: str) -> Plan:
         """The plan with more notes, each of them once."""
