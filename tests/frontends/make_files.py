@@ -182,7 +182,7 @@ def huggingface(folder: Path) -> Made:
         num_attention_heads=2,
         intermediate_size=64,
         vocab_size=100,
-        max_position_embeddings=32,
+        max_position_embeddings=256,
         initializer_range=0.2,
     )
     net = transformers.BertForSequenceClassification(config).eval()

@@ -191,6 +191,7 @@ def test_a_source_is_not_written_over(tmp_path, run):
 # What torch has beside modules
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_programs_and_scripts_of_torch(tmp_path):
     torch = pytest.importorskip("torch", reason="of the extra lwqc[torch]")
     pytest.importorskip("onnxscript", reason="of the extra lwqc[torch]")

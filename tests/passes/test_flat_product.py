@@ -66,11 +66,12 @@ def test_what_is_computed_in_between_stays():
     assert not FlatProduct()(given).modified
 
 
-@pytest.mark.parametrize("name", ["keras", "saved_model", "tflite", "jax"])
+@pytest.mark.parametrize("name", ["keras", "saved_model", "tflite", "jax", "huggingface"])
 def test_attention_of_other_frameworks_is_one_operator(name):
     cleaned = clean_up(io.load(FILES / f"{name}.onnx"))
     assert operators(cleaned.model).count("Attention") == 1
     with np.load(FILES / f"{name}.npz") as data:
-        feeds = {cleaned.model.graph.inputs[0].name: data["input0"]}
+        inputs = [v.name for v in cleaned.model.graph.inputs]
+        feeds = {name: data[f"input{number}"] for number, name in enumerate(inputs)}
         (found,) = Session(cleaned.model, label=name)(feeds).values()
         np.testing.assert_allclose(found, data["output0"], atol=1e-5 * abs(data["output0"]).max())
