@@ -204,7 +204,9 @@ def leftovers(folder: Path) -> list[str]:
     """Files that no command should leave: temporary ones, and data that no model refers to."""
     found = [p.name for p in folder.iterdir() if p.name.startswith(".")]
     (folder / "tmp").mkdir(exist_ok=True)
-    temporary = [p.name for p in (folder / "tmp").iterdir() if p.name != ".ses"]  # the runtime's
+    # The runtime's, and the cache that torch opens for its compiler as soon as it has an optimizer.
+    theirs = (".ses", "torchinductor_")
+    temporary = [p.name for p in (folder / "tmp").iterdir() if not p.name.startswith(theirs)]
     found += [f"tmp/{name}" for name in temporary]
     used = {
         entry.value

@@ -59,7 +59,8 @@ class Checkpoint:
     def __init__(self, path: Path, key: str, *, resume: bool) -> None:
         """key: see `key_of`. resume: go on with what is in the file.
 
-        Raises InputError where there is no file, or one of something else or of another fit.
+        Raises InputError where there is none to resume, or one of another fit, and in any case for
+        a file of something else, which would be lost.
         """
         self._path, self._key = path, key
         self._done: list[_Done] = []
@@ -67,10 +68,15 @@ class Checkpoint:
         self._due = 0.0
         if resume and not path.exists():
             raise InputError(f"{path}: there is no such file, so nothing to resume")
-        if resume:
-            self._read()
+        if os.path.lexists(path):
+            found, arrays = self._read()
+            if resume:
+                self._take(found, arrays)
 
-    def _read(self) -> None:
+    def _read(self) -> tuple[_Head, dict[str, Array]]:
+        """What the file holds, which would be replaced as well."""
+        if self._path.is_symlink():
+            raise InputError(f"{self._path}: is a link; the state of the fit would take its place")
         arrays = dict(Archive(self._path).arrays())
         head = arrays.pop(_HEAD, None)
         try:
@@ -79,6 +85,10 @@ class Checkpoint:
             found = _Head.model_validate_json(head.tobytes())
         except (ValidationError, ValueError):
             raise InputError(f"{self._path}: is no state of a fit that lwqc wrote") from None
+        return found, arrays
+
+    def _take(self, found: _Head, arrays: dict[str, Array]) -> None:
+        """Go on with it. Raises InputError where it is of another fit."""
         if found.version != _VERSION or found.key != self._key:
             raise InputError(
                 f"{self._path}: is of a fit of other models, data or options: leave out --resume"

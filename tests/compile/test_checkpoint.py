@@ -161,10 +161,17 @@ def test_the_command_keeps_its_state_beside_the_output_until_that_is_there(run, 
     options = ["-o", out, "--teacher", original, "--data", data, "--steps", "20"]
     state = tmp_path / "out.onnx.recover"
     state.write_bytes(b"anything")
-    code, _, told = run("recover", small, *options, "--resume")
+    for more in ([], ["--resume"]):
+        code, _, told = run("recover", small, *options, *more)
+        assert code == 2
+        assert "out.onnx.recover" in told
+        assert state.read_bytes() == b"anything"
+    state.unlink()
+    state.symlink_to(tmp_path / "nothing")
+    code, _, told = run("recover", small, *options)
     assert code == 2
-    assert "out.onnx.recover" in told
-    assert state.read_bytes() == b"anything"
+    assert "is a link" in told
+    state.unlink()
     code, _, told = run("recover", small, *options)
     assert code == 0, told
     assert out.exists()
