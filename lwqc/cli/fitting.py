@@ -46,7 +46,11 @@ def recover(
     small, original = (io.load(path, constant_inputs=constant) for path in (model, teacher))
     page, state = options.get("report"), output.with_name(f"{output.name}.recover")
     files = Files([output], [page], logs=[state])
-    read = [*model_files(small), *model_files(original), *data_sources(options.get("data"))]
+    read = [
+        *model_files(small),
+        *model_files(original),
+        *data_sources(options.get("data"), options.get("preprocess")),
+    ]
     files.check([*read, *loaded_files()])
     with progress_bars() as progress:
         names = (model.name, teacher.name)

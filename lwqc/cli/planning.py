@@ -106,11 +106,14 @@ def apply_command(
 ) -> None:
     """Execute a plan: the same plan on the same model gives the same bytes."""
     from lwqc.compile.execute import apply_plan
+    from lwqc.compile.replayed import replayed
     from lwqc.plans.plan import Plan
 
     read = Plan.load(plan_file)
     files = Files([output], [options.get("report")], read=[plan_file])
     opening: Opened = {**part(Opened, options), "target": read.target}
+    if (how := replayed(read, opening.get("data"), opening.get("preprocess"))) is not None:
+        opening["preprocess"] = how
     with opened(model, files, opening, fallback=options["allow_fallback"]) as work:
         done = apply_plan(work, read, allow_drift=allow_drift)
         finish(done, output, part(Saved, options), verify=options["verify"])

@@ -144,7 +144,13 @@ def opened(
     first = io.load(original, constant_inputs=constant) if original else loaded
     read = [model, *data_files(loaded), *([original] if original else []), *data_files(first)]
     if files is not None:
-        files.check([options_path(model), *read, *data_sources(options.get("data"))])
+        files.check(
+            [
+                options_path(model),
+                *read,
+                *data_sources(options.get("data"), options.get("preprocess")),
+            ]
+        )
     with progress_bars() as report:
         work = open_version(
             first,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast, get_args
 
@@ -133,18 +134,21 @@ def _parts(asked: str | None) -> Parts | None:
 
 def _data(teacher: ir.Model, options: Recovering) -> Dataset:
     """In batches, so many that some can be held back."""
-    spec, seed = options.get("data"), options.get("seed", 0)
+    spec = options.get("data")
+    opening = partial(
+        open_data, spec, teacher, seed=options.get("seed", 0), preprocess=options.get("preprocess")
+    )
     asked = as_sequence(options.get("shapes"))
     if asked:
-        return open_data(spec, teacher, seed=seed, shapes=asked[0])
+        return opening(shapes=asked[0])
     if not isinstance(spec, (str, os.PathLike)) or Path(spec).suffix not in _SAMPLES:
-        return open_data(spec, teacher, seed=seed)
+        return opening()
     name = free_batch(teacher)
     if name is None:
-        return open_data(spec, teacher, seed=seed)
+        return opening()
     size = _BATCH
     while True:
-        dataset = open_data(spec, teacher, seed=seed, shapes={name: size})
+        dataset = opening(shapes={name: size})
         count = sum(1 for _ in dataset)
         if count >= LEAST_FEEDS or size == 1:
             return dataset

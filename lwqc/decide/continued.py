@@ -16,7 +16,7 @@ from lwqc.decide.compress import explicit, open_version
 from lwqc.errors import InputError
 from lwqc.model.coded_caches import caches_of
 from lwqc.passes.one_view import one_view
-from lwqc.plans.options import Data, MetricSource, Progress, Shapes
+from lwqc.plans.options import Data, MetricSource, Preparation, Progress, Shapes
 
 
 def continued(
@@ -60,6 +60,7 @@ def after(
     *,
     target: str | None = None,
     data: Data = None,
+    preprocess: Preparation = None,
     metric: MetricSource = None,
     shapes: Shapes = None,
     seed: int = 0,
@@ -71,6 +72,8 @@ def after(
 
     Raises InputError for what `lwqc.decide.compress.open_version` refuses.
     """
+    if preprocess is not None and data is None:
+        raise InputError("preprocess: says how data becomes inputs: give data too")
     work = result.work
     original, before = work.original, work.job
     target = None if target == before.target.name else target
@@ -81,6 +84,7 @@ def after(
             name=original.name,
             target=target or before.target.name,
             data=data if data is not None or not known.given else known,
+            preprocess=preprocess,
             metric=metric if metric is not None else before.metric,
             shapes=shapes if shapes is not None else before.data.shapes,
             seed=seed,

@@ -13,10 +13,12 @@ from typing import Annotated, Any, Literal, TypedDict
 from lwqc.model.user_code import load_callable
 from lwqc.plans.bounds import BYTES, COUNT, MILLISECONDS, Bound, Number
 from lwqc.plans.option_texts import parse_shapes, parse_shares
+from lwqc.plans.preprocess import Preprocess
 
 Sizes = Mapping[str, int]  # of dynamic dimensions
 Shapes = Sizes | Sequence[Sizes] | None
-Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | None
+Data = str | os.PathLike[str] | Iterable[Any] | None
+Preparation = str | os.PathLike[str] | Mapping[str, Any] | Preprocess | None
 MetricSource = str | Callable[..., float] | None
 Progress = Callable[[str, int, int], None]
 Effort = Literal["low", "medium", "high"]
@@ -64,11 +66,21 @@ class Shaped(TypedDict, total=False):
 class Feeding(Shaped, total=False):
     """What a model is run on.
 
-    data: as `--data`, or an iterable of feeds (input name -> array). seed: of random data, and of
-    a search.
+    data: as `--data`, or an iterable of feeds (input name -> array), of samples with labels, a
+    DataLoader, a `datasets` object or an array. preprocess: how samples become inputs, see
+    `lwqc.plans.preprocess`. seed: of random data, and of a search.
     """
 
-    data: Annotated[Data, Flag(".npz, .npy, a folder of .npz, module:callable or random[:N]")]
+    data: Annotated[
+        Data,
+        Flag(
+            ".npz, .npy, .csv, .parquet, .txt, .wav, images, a folder of them, module:callable "
+            "or random[:N]"
+        ),
+    ]
+    preprocess: Annotated[
+        Preparation, Flag("size=224,mean=...,std=...,letterbox or a .toml, see docs/data.md")
+    ]
     seed: Annotated[int, Flag("seed of random data", int, 0)]
 
 
@@ -87,11 +99,18 @@ class Targeted(TypedDict, total=False):
 class Measured(TypedDict, total=False):
     """What a model is measured by.
 
-    metric: `module:function`, or a callable that gets `run(feeds) -> outputs` and returns a
-    number; a callable with the attribute `higher_is_better = False` is a loss.
+    metric: a name in `lwqc.runtime.metrics.named.NAMED`, `module:function`, or a callable that gets
+    `run(feeds) -> outputs` and returns a number; a callable with the attribute
+    `higher_is_better = False` is a loss.
     """
 
-    metric: Annotated[MetricSource, Flag("module:function(run) -> number")]
+    metric: Annotated[
+        MetricSource,
+        Flag(
+            "top1, detection-agreement, character-error, word-error, perplexity or "
+            "module:function(run) -> number"
+        ),
+    ]
 
 
 class Caching(TypedDict, total=False):

@@ -54,6 +54,7 @@ class DataSource(_Model):
 
     digest: sha256 of all feeds in their order. name: for readers. given: by the caller, rather than
     random inputs because none was. feeds: how many. shapes: of the first feeds, by input.
+    preprocess: how samples became feeds, as `--preprocess` takes it.
     """
 
     digest: str
@@ -61,6 +62,7 @@ class DataSource(_Model):
     given: bool = True
     feeds: int = 0
     shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    preprocess: str = ""
 
 
 class ActivationRange(_Model):

@@ -44,7 +44,8 @@ def plan_heading(plan: Plan) -> Iterator[str]:
 def _data(data: DataSource) -> str:
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in data.shapes.items())
     given = "" if data.given else ", as none was given"
-    return f"{data.name} ({data.feeds} feeds, the first {shapes}{given})"
+    how = f", prepared by {data.preprocess}" if data.preprocess else ""
+    return f"{data.name} ({data.feeds} feeds, the first {shapes}{given}{how})"
 
 
 def plan_steps(plan: Plan) -> Iterator[str]:
