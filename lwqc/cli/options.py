@@ -29,6 +29,7 @@ from lwqc.plans.options import (
     Shaped,
     Storage,
     Targeted,
+    TwoFormats,
 )
 
 
@@ -141,7 +142,7 @@ class Saved(Reported, total=False):
     plan_out: Annotated[Path | None, Flag("also write the plan as JSON", Path | None)]
 
 
-class Planning(Opened, Budgets, Searching, total=False):
+class Planning(Opened, Budgets, Searching, TwoFormats, total=False):
     """Options of `plan`."""
 
 

@@ -344,7 +344,17 @@ class RecoveringSources(Recovering, total=False):
     progress: Progress | None
 
 
-class Compressing(Sources, Budgets, Searching, total=False):
+class TwoFormats(TypedDict, total=False):
+    """The formats of recipes that have two, in place of the recipe's own: `w2b32h`, `w8c`.
+
+    low: of what matters less. high: of what matters more.
+    """
+
+    low: Annotated[str | None, Flag("format of what matters less, of recipes with two: w2b32h")]
+    high: Annotated[str | None, Flag("format of what matters more, of recipes with two: w4b32h")]
+
+
+class Compressing(Sources, Budgets, Searching, TwoFormats, total=False):
     """Options of `lwqc.compress` and `lwqc.plan`."""
 
 

@@ -21,6 +21,7 @@ from pydantic import (
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
 from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry, expected
+from lwqc.plans.options import TwoFormats
 from lwqc.plans.plan import Compensation, Format, Learn
 from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
@@ -37,6 +38,7 @@ LEARNED = {
 _OURS = "comes with lwqc"  # context in which a recipe is read
 # Those that decide by a section of their own, or not at all; the others give formats to sites.
 _STRUCTURAL = ("auto", "channels", "branches", "parallel", "streams", "search", "none")
+_ONE_OR_MANY = ("uniform", "knapsack")  # of formats, which these choose for themselves
 
 
 def _one_of(kind: Registry, *more: str) -> AfterValidator:
@@ -174,6 +176,7 @@ class Recipe(BaseModel):
     rank, columns: of a branch in float beside the uniform format, see `quant.side`. columns is a
     count, or below 1 a share of the inputs.
     score: `measured` or `weights` for the knapsack; `lim`, `zd` or `position` for the rank.
+    low, high: the two formats of `rank` and `bisect`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -265,6 +268,26 @@ def find(name_or_path: str) -> Recipe:
     if name_or_path in named():
         return named()[name_or_path]
     return _parse(_read(name_or_path), name_or_path)
+
+
+def with_formats(recipe: Recipe, formats: TwoFormats) -> Recipe:
+    """A recipe that has two formats, with others in their place. Raises InputError."""
+    given = {name: text for name, text in formats.items() if text is not None}
+    if not given:
+        return recipe
+    if recipe.allocator in (*_STRUCTURAL, *_ONE_OR_MANY):
+        raise InputError(f"--{next(iter(given))}: recipe {recipe.name} has no two formats")
+    changed = recipe.model_copy(update={name: _format(name, given[name]) for name in given})
+    if changed.low.storage_bits > changed.high.storage_bits:
+        raise InputError(f"--low {changed.low} has more bits than --high {changed.high}")
+    return changed
+
+
+def _format(option: str, text: object) -> WeightFormat:
+    try:
+        return WeightFormat.parse(str(text))
+    except InputError as error:
+        raise InputError(f"--{option}: {error}") from error
 
 
 def _read(file: str) -> str:
