@@ -243,7 +243,9 @@ class Pruning(Resizable, total=False):
     by: Annotated[str, Flag("macs, parameters, or channels (the same share of every group)")]
     score: Annotated[
         str,
-        Flag("l1, l2, fpgm, wanda, obs, ablation, taylor, fisher, snip, grasp, lrp or your own"),
+        Flag(
+            "l1, l2, fpgm, wanda, cfsp, obs, ablation, taylor, fisher, snip, grasp, lrp or your own"
+        ),
     ]
     scope: Annotated[str, Flag("global: cheapest of the model; local: same share everywhere")]
     normalise: Annotated[str, Flag("between groups: none, mean, sum, max or lamp")]

@@ -133,7 +133,8 @@ class SearchRecipe(BaseModel):
     `measured` for each level alone. start: an exact `knapsack`, dynamic programming over error
     `curves`, `pairs` of items whose interaction is measured, or widths in proportion to
     `zeroth-order` sensitivities or to block `angles`.
-    refine: evolution after it.
+    score: by which channels of a group go first; another than `obs` where widths alone are chosen,
+    and not by the errors that it predicts. refine: evolution after it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -142,10 +143,17 @@ class SearchRecipe(BaseModel):
     measure: Literal["auto", "metric", "js", "kl", "angular", "norm", "channels"] = "auto"
     errors: Literal["predicted", "measured"] = "predicted"
     start: Literal["knapsack", "curves", "pairs", "zeroth-order", "angles"] = "knapsack"
+    score: Annotated[str, _one_of(CHANNEL_SCORES)] = "obs"
     refine: bool = True
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        told = self.errors == "measured" or self.start in ("zeroth-order", "angles")
+        if self.score != "obs" and (self.kinds != ("width",) or not told):
+            raise ValueError(
+                f"the score {self.score} says no errors: choose widths alone, with errors measured "
+                "or another start"
+            )
         if self.start in ("zeroth-order", "angles") and self.kinds != ("width",):
             raise ValueError(f"the start {self.start} chooses widths, and only those")
         return self

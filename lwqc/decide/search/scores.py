@@ -120,26 +120,26 @@ def zeroth_order(found: SearchModel, seed: int) -> NDArray[np.float64]:
 
 
 def block_angles(found: SearchModel) -> NDArray[np.float64]:
-    """Scores of widths by how far the branch around them turns the stream (CFSP, 2409.13199).
+    """Scores of widths by how far the block around them turns the stream (CFSP, 2409.13199).
 
-    Groups outside any branch get the mean.
+    The mean angle of a token; a sigmoid of how it stands among all blocks. Groups outside any block
+    get the mean.
     """
     model, space = found.prunable.model, found.space
-    branches = branch_tree(model.graph).branches
-    if not branches:
+    units = {u[0].name: [b.branch for b in u] for u in branch_tree(model.graph).blocks}
+    if not units:
         return np.ones(len(space.of_kind("width")))
-    effects = branch_effects(
-        model, {b.name: [b.branch] for b in branches}, found.work.job.data.judge, statistics_session
-    )
-    angles = {b.name: float(np.arccos(np.clip(effects[b.name].cosine, -1, 1)) / np.pi)
-              for b in branches}  # fmt: skip
-    mean = float(np.mean(list(angles.values())))
+    effects = branch_effects(model, units, found.work.job.data.judge, statistics_session)
+    reads = {
+        name: {v for b in unit for node in b.nodes for v in node.inputs}
+        for name, unit in units.items()
+    }
+    mean = float(np.mean([effects[name].angular for name in units]))
     distances = []
     for item in space.of_kind("width"):
         weights = {o.value for o in found.groups[item].weights}
-        inside = [b.name for b in branches
-                  if any(v in weights for node in b.branch.nodes for v in node.inputs)]  # fmt: skip
-        distances.append(float(np.mean([angles[n] for n in inside])) if inside else mean)
+        inside = [effects[name].angular for name in units if reads[name] & weights]
+        distances.append(float(np.mean(inside)) if inside else mean)
     return sigmoid_shares(np.asarray(distances), 1.0)
 
 

@@ -28,7 +28,7 @@ from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Goals
-from lwqc.plans.recipe import find
+from lwqc.plans.recipe import SearchRecipe, find
 from lwqc.runtime.measure import Metric
 from lwqc.runtime.session import Session
 from tests.decide.search.searched import DATA, opened
@@ -316,3 +316,11 @@ def test_average_bits_are_those_of_the_sites(tmp_path) -> None:
     report = done.save(tmp_path / "out.onnx")
     assert report.met
     assert 4.5 < report.average_bits <= 5
+
+
+def test_scores_that_say_no_errors_choose_widths_alone() -> None:
+    SearchRecipe(score="cfsp", kinds=("width",), start="angles")
+    SearchRecipe(score="cfsp", kinds=("width",), errors="measured")
+    for section in ({"kinds": ("format", "width"), "errors": "measured"}, {"kinds": ("width",)}):
+        with pytest.raises(ValueError, match="the score cfsp says no errors"):
+            SearchRecipe.model_validate({"score": "cfsp", **section})
