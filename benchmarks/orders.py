@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from scipy.special import log_softmax
 
 from lwqc.compile.candidates import with_formats
@@ -97,9 +98,13 @@ class Model:
 
     def loss(self, scores: Scores, share: float) -> float:
         """With the share of the blocks' weights of least score in the low format."""
+        return self._loss(self.work.job.load(self.made(scores, share)))
+
+    def made(self, scores: Scores, share: float) -> ir.Model:
+        """The model in these formats."""
         budget = self._rest + self._high - share * (self._high - self._low)
         plan = ranked(self.work, scores, budget, self.levels, "order")
-        return self._loss(self.work.job.load(with_formats(self.work, plan).model))
+        return with_formats(self.work, plan).model
 
     def float_loss(self) -> float:
         """Of the model as it is."""

@@ -129,10 +129,11 @@ class SearchRecipe(BaseModel):
 
     kinds: formats of sites, widths of groups, residual branches. measure: divergence of the
     outputs, see `OutputDivergence`; `auto` is `kl` for logits and `channels` otherwise; with
-    `metric` that of the user decides on all of the data. errors: `predicted` from statistics, or
-    `measured` for each level alone. start: an exact `knapsack`, dynamic programming over error
-    `curves`, `pairs` of items whose interaction is measured, or widths in proportion to
-    `zeroth-order` sensitivities or to block `angles`.
+    `metric` that of the user decides on all of the data. errors: `predicted` from statistics, or of
+    each level alone `measured` at the outputs, or at every residual sum too (its `trajectory`).
+    start: an exact `knapsack`, dynamic programming over error `curves`, `pairs` of items whose
+    interaction is measured, or widths in proportion to `zeroth-order` sensitivities or to block
+    `angles`.
     score: by which channels of a group go first; another than `obs` where widths alone are chosen,
     and not by the errors that it predicts. refine: evolution after it.
     """
@@ -141,14 +142,14 @@ class SearchRecipe(BaseModel):
 
     kinds: tuple[Literal["format", "width", "branch"], ...] = ("format", "width", "branch")
     measure: Literal["auto", "metric", "js", "kl", "angular", "norm", "channels"] = "auto"
-    errors: Literal["predicted", "measured"] = "predicted"
+    errors: Literal["predicted", "measured", "trajectory"] = "predicted"
     start: Literal["knapsack", "curves", "pairs", "zeroth-order", "angles"] = "knapsack"
     score: Annotated[str, _one_of(CHANNEL_SCORES)] = "obs"
     refine: bool = True
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        told = self.errors == "measured" or self.start in ("zeroth-order", "angles")
+        told = self.errors != "predicted" or self.start in ("zeroth-order", "angles")
         if self.score != "obs" and (self.kinds != ("width",) or not told):
             raise ValueError(
                 f"the score {self.score} says no errors: choose widths alone, with errors measured "

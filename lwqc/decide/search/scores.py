@@ -30,16 +30,19 @@ _TIE = 1e-6  # of a divergence, beside drops of a metric
 _MOST_PAIRS = 2000  # of items whose interaction is measured
 
 
-def measured_errors(space: SearchSpace, score: Evaluate) -> None:
-    """Replace predicted errors by the divergence that each level makes alone (RD, OPTIN).
+def measured_errors(
+    space: SearchSpace, errors_of: Callable[[Sequence[Candidate]], Sequence[float]]
+) -> None:
+    """Replace predicted errors by those that each level makes alone (RD, OPTIN).
 
-    A stronger level never errs less than a weaker one: noise is smoothed out.
+    errors_of: candidates, such as their divergence. A stronger level never errs less than a weaker
+    one: noise is smoothed out.
     """
     top = space.top
     trials: list[Candidate] = []
     for i, item in enumerate(space.items):
         trials += [(*top[:i], level, *top[i + 1 :]) for level in range(item.top)]
-    values = iter(score(trials, PART))
+    values = iter(errors_of(trials))
     items = []
     for item in space.items:
         errors = np.array([*(next(values) for _ in range(item.top)), 0.0])

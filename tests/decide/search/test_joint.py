@@ -10,6 +10,7 @@ import os
 import signal
 from functools import lru_cache
 
+import numpy as np
 import pytest
 
 from lwqc.compile.reference import Reference
@@ -24,6 +25,7 @@ from lwqc.decide.search.items import SearchModel, search_model
 from lwqc.decide.search.joint import joint, pareto, searches
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.times import Times
+from lwqc.decide.search.trajectory import Trajectory
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.plans.bounds import Amount
@@ -324,3 +326,19 @@ def test_scores_that_say_no_errors_choose_widths_alone() -> None:
     for section in ({"kinds": ("format", "width"), "errors": "measured"}, {"kinds": ("width",)}):
         with pytest.raises(ValueError, match="the score cfsp says no errors"):
             SearchRecipe.model_validate({"score": "cfsp", **section})
+
+
+def test_a_trajectory_adds_what_changes_behind_a_level() -> None:
+    found = space(frozenset({"width"}))
+    trajectory = Trajectory(found, lambda candidates, stage: [0.0] * len(candidates))
+    top = found.space.top
+    narrow = [(*top[:i], 0, *top[i + 1 :]) for i in range(len(top))]
+    errors = trajectory([top, *narrow])
+    assert errors[0] < 1e-9
+    assert min(errors[1:]) > 1e-6
+    assert len(trajectory.features) > 1
+    # The outputs count a power of ten, a tenth of what the features do at least.
+    weighed = Trajectory(found, lambda candidates, stage: [1.0] * len(candidates))([top, *narrow])
+    added = np.subtract(weighed, errors)
+    assert np.ptp(added) < 1e-6
+    assert np.log10(added[0]) == pytest.approx(round(np.log10(added[0])))
