@@ -55,9 +55,10 @@ from lwqc.plans.options import (
     Shapes,
     Sizes,
     Sources,
+    TwoFormats,
 )
 from lwqc.plans.plan import Plan
-from lwqc.plans.recipe import Recipe, uniform_recipe
+from lwqc.plans.recipe import Recipe, find, uniform_recipe, with_formats
 from lwqc.plans.spelled_out import part, spelled_out
 from lwqc.runtime.measure import Latency, latencies
 from lwqc.runtime.proof import prove
@@ -88,8 +89,9 @@ def compress(
     Raises InputError, in one line, for anything wrong with the arguments, model or data.
     """
     goals = Goals(**part(Budgets, options))
+    chosen = _recipe(recipe, options)
     work = _opened(source, part(Sources, options))
-    return _chainable(compress_version(work, goals, recipe, _control(options)))
+    return _chainable(compress_version(work, goals, chosen, _control(options)))
 
 
 @spelled_out(Sources)
@@ -188,8 +190,14 @@ def drop_layers(
 def plan(source: Source, *, recipe: str | Recipe = "auto", **options: Unpack[Compressing]) -> Plan:
     """Decide as `compress` does, by the same arguments; `apply` then gives what it would give."""
     goals = Goals(**part(Budgets, options))
+    chosen = _recipe(recipe, options)
     work = _opened(source, part(Sources, options))
-    return make_plan(work, goals, recipe, _control(options))
+    return make_plan(work, goals, chosen, _control(options))
+
+
+def _recipe(recipe: str | Recipe, options: Compressing) -> Recipe:
+    found = find(recipe) if isinstance(recipe, str) else recipe
+    return with_formats(found, part(TwoFormats, options))
 
 
 @spelled_out(Sources)

@@ -7,7 +7,7 @@ the second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,14 @@ def calibration_past() -> Iterator[Feeds]:
         yield {"input_ids": second, **_as_past(reference(begin))}
 
 
-def bits_per_byte(run: Run) -> float:
-    """Mean negative log2 probability per byte of the held-back text; lower is better."""
+def bits_per_byte(run: Run, windows: Iterable[NDArray[np.int64]] | None = None) -> float:
+    """Mean negative log2 probability per byte of the held-back text; lower is better.
+
+    windows: batches of `test_windows` [n, 256], all of them if None.
+    """
     vocabulary = BytePairs.load(VOCABULARY)
     nats, size = 0.0, 0
-    for ids in _test_windows():
+    for ids in test_windows() if windows is None else windows:
         logits = run({"input_ids": ids})["logits"][:, :-1].astype(np.float64)
         peak = logits.max(-1)
         total = np.log(np.exp(logits - peak[..., None]).sum(-1)) + peak
@@ -107,7 +110,7 @@ for _metric in (bits_per_byte, bits_per_byte_past):
 @lru_cache(maxsize=1)
 def greedy_continuations() -> NDArray[np.int64]:
     """Prompts of 64 held-back tokens and the 32 that the shipped float model adds: [32, 96]."""
-    windows = np.concatenate(list(_test_windows()))
+    windows = np.concatenate(list(test_windows()))
     every = len(windows) // _PROMPTS
     prompts = windows[: every * _PROMPTS : every, :_PROMPT]
     return continue_greedily(_float_model_past(), prompts, _CONTINUED)
@@ -146,7 +149,7 @@ def _without_past(run: Run) -> Run:
     return run_without
 
 
-def _test_windows() -> Iterator[NDArray[np.int64]]:
+def test_windows() -> Iterator[NDArray[np.int64]]:
     """Tokens of the held-back text, [4, 256]; windows share one token.
 
     So every token but the first is predicted once. The incomplete last window is left out.

@@ -27,6 +27,6 @@ def glyph_accuracy(run):
 
 def bits_per_byte(run):
     """Of the first windows of held-back text."""
-    few = list(islice(stdlib_lm._test_windows(), _BATCHES))
-    with mock.patch.object(stdlib_lm, "_test_windows", return_value=few):
+    few = list(islice(stdlib_lm.test_windows(), _BATCHES))
+    with mock.patch.object(stdlib_lm, "test_windows", return_value=few):
         return stdlib_lm.bits_per_byte(run)

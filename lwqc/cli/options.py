@@ -30,6 +30,7 @@ from lwqc.plans.options import (
     Shaped,
     Storage,
     Targeted,
+    TwoFormats,
 )
 
 
@@ -178,7 +179,7 @@ class Saved(Reported, total=False):
     plan_out: Annotated[Path | None, Flag("also write the plan as JSON", Path | None)]
 
 
-class Planning(Opened, Budgets, Searching, Telling, total=False):
+class Planning(Opened, Budgets, Searching, TwoFormats, Telling, total=False):
     """Options of `plan`."""
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from lwqc.compile.candidates import Candidate, tried, with_formats
+from lwqc.compile.candidates import Candidate, with_formats
 from lwqc.compile.stored_sites import storable, unquantized_bytes
 from lwqc.compile.timing import slow_products
 from lwqc.compile.version import Version
@@ -70,7 +70,9 @@ def choices(
     unpack: weights whose low-bit kernel is slow become float at load, by nodes that take bytes.
     """
     sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
-    curves = {s.name: _entries(work, s, _candidates(work, s, tiny, unpack), method) for s in sites}
+    curves = {
+        s.name: with_method(work, s, legal_entries(work, s, tiny, unpack), method) for s in sites
+    }
     return error_curves(work, curves, score)
 
 
@@ -113,7 +115,7 @@ def error_curves(
         relative, _, gains = weight_errors[site.name]
         factor = factors.get(site.name, usual)
         options = [
-            Option(cost=_cost(work, site, entry), error=error * factor)
+            Option(cost=stored_bytes(work, site, entry), error=error * factor)
             for entry, error in zip(curves[site.name], relative, strict=True)
         ]
         entries, own = tuple(curves[site.name]), tuple(relative)
@@ -121,7 +123,7 @@ def error_curves(
     return found
 
 
-def _candidates(
+def legal_entries(
     work: Version, site: Site, tiny: bool = False, unpack: bool = True
 ) -> list[SiteEntry]:
     """Legal entries that the weight's values allow, unpacked at load where that is faster."""
@@ -137,19 +139,20 @@ def _candidates(
 
 
 def _why_float(work: Version, site: Site) -> str:
-    if _candidates(work, site):
+    if legal_entries(work, site):
         return "the budget allows float"
     refusal = storable(work, site.name, PROBE)
     return refusal if isinstance(refusal, str) else "no legal format is smaller"
 
 
-def _cost(work: Version, site: Site, entry: SiteEntry | None) -> int:
+def stored_bytes(work: Version, site: Site, entry: SiteEntry | None) -> int:
+    """Bytes of a site's weight in an entry, or as it is."""
     if entry is None:
         return unquantized_bytes(work, site)
     return entry.weight.size_bytes(site.n, site.k)
 
 
-def _entries(
+def with_method(
     work: Version, site: Site, legal: Sequence[SiteEntry], method: Method
 ) -> list[SiteEntry | None]:
     """Float, then the legal entries, with the method where it can help."""
@@ -275,7 +278,7 @@ def within_bytes(work: Version, curves: Sequence[Choice], budget: float, recipe:
 def _cost_of(work: Version, plan: Plan) -> int:
     """Bytes of all sites' weights under a plan, small sites aside."""
     return sum(
-        _cost(work, s, plan.quantize.get(s.name))
+        stored_bytes(work, s, plan.quantize.get(s.name))
         for s in work.analysis.sites
         if s.size >= MIN_WEIGHTS
     )
@@ -338,13 +341,13 @@ def fitting_forms(work: Version, budget: float) -> dict[str, bool]:
 def least_bytes(work: Version, *, tiny: bool, unpack: bool) -> int:
     """Bytes of the model with every site in its smallest format, rounded to nearest."""
     picked = _smallest_entries(work, tiny, unpack)
-    return io.serialized_bytes(with_formats(work, _with_reasons(work, picked, "")).model)
+    return io.serialized_bytes(with_formats(work, plan_of(work, picked, "")).model)
 
 
 def _smallest_entries(work: Version, tiny: bool, unpack: bool) -> dict[str, SiteEntry | None]:
     return {
         site.name: min(
-            _candidates(work, site, tiny, unpack),
+            legal_entries(work, site, tiny, unpack),
             key=lambda e, s=site: e.size_bytes(s.n, s.k),  # type: ignore[misc]
             default=None,
         )
@@ -357,7 +360,7 @@ def least_average_bits(work: Version) -> float:
     """Stored bits per weight of all sites when each takes its smallest format but 2 bits."""
     picked = _smallest_entries(work, tiny=False, unpack=False)
     least = sum(
-        _cost(work, s, picked[s.name]) if s.name in picked else s.float_bytes
+        stored_bytes(work, s, picked[s.name]) if s.name in picked else s.float_bytes
         for s in work.analysis.sites
     )
     return 8 * least / max(sum(s.size for s in work.analysis.sites), 1)
@@ -367,71 +370,6 @@ def smallest(work: Version, curves: Sequence[Choice], recipe: str) -> Plan:
     """Every site in its smallest format."""
     picked = [min(range(len(c.options)), key=lambda i: c.options[i].cost) for c in curves]
     return _plan(work, curves, picked, recipe)
-
-
-def ranked(
-    work: Version,
-    importance: Mapping[str, float],
-    budget: float | None,
-    *,
-    low: WeightFormat,
-    high: WeightFormat,
-    recipe: str,
-) -> Plan:
-    """Two formats by rank (Layer-Wise Quantization): the least important sites get `low`.
-
-    importance: site name -> importance; sites without one count as most important.
-    budget: bytes of all sites; as many sites as possible keep `high`. None: those of importance
-    above 0 do.
-    """
-    sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
-    curves = {s.name: _two_levels(work, s, low, high) for s in sites}
-    total = sum(_cost(work, s, curves[s.name][1]) for s in sites)
-    order = sorted(sites, key=lambda s: importance.get(s.name, float("inf")))
-    picked = {s.name: curves[s.name][1] for s in sites}
-    for site in order:
-        enough = importance.get(site.name, 1.0) > 0 if budget is None else total <= budget
-        if enough:
-            break
-        total += _cost(work, site, curves[site.name][0]) - _cost(work, site, curves[site.name][1])
-        picked[site.name] = curves[site.name][0]
-    return _with_reasons(work, picked, recipe)
-
-
-def bisected(
-    work: Version,
-    importance: Mapping[str, float],
-    limit: float,
-    *,
-    low: WeightFormat,
-    high: WeightFormat,
-    method: Method,
-    recipe: str,
-) -> Plan:
-    """As many sites as possible in `high`, then of those in `low`, within a measured drop.
-
-    The least important sites go first; each count is found by bisection. Source: 2306.04879.
-    """
-    sites = [s for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
-    order = sorted(sites, key=lambda s: importance.get(s.name, float("inf")))
-    levels = {
-        s.name: [e and _entries(work, s, [e], method)[1] for e in _two_levels(work, s, low, high)]
-        for s in sites
-    }
-    picked: dict[str, SiteEntry | None] = dict.fromkeys(levels)
-    for level in (1, 0):
-        fits, fails = 0, len(order) + 1
-        while fits + 1 < fails:
-            middle = (fits + fails) // 2
-            changed = {s.name: levels[s.name][level] for s in order[:middle]}
-            plan = _with_reasons(work, {**picked, **changed}, recipe)
-            if tried(work, plan).drop <= limit:
-                fits = middle
-            else:
-                fails = middle
-        picked |= {s.name: levels[s.name][level] for s in order[:fits]}
-        order = order[:fits]
-    return _with_reasons(work, picked, recipe)
 
 
 def augmented_sensitivity(work: Version) -> dict[str, float]:
@@ -451,35 +389,16 @@ def augmented_sensitivity(work: Version) -> dict[str, float]:
     return result
 
 
-def _two_levels(
-    work: Version, site: Site, low: WeightFormat, high: WeightFormat
-) -> tuple[SiteEntry | None, SiteEntry | None]:
-    """The legal entries nearest to the two formats."""
-    legal = _candidates(work, site)
-
-    def nearest(wanted: WeightFormat) -> SiteEntry | None:
-        same = [e for e in legal if e.weight.bits == wanted.bits]
-        return min(
-            same,
-            key=lambda e: (
-                abs((e.weight.block or 1 << 20) - (wanted.block or 1 << 20)),
-                e.weight.symmetric != wanted.symmetric,
-            ),
-            default=None,
-        )
-
-    return nearest(low) or nearest(high), nearest(high)
-
-
 def _plan(work: Version, curves: Sequence[Choice], picked: Sequence[int], recipe: str) -> Plan:
-    return _with_reasons(
+    return plan_of(
         work,
         {c.site.name: c.entries[i] for c, i in zip(curves, picked, strict=True)},
         recipe,
     )
 
 
-def _with_reasons(work: Version, picked: Mapping[str, SiteEntry | None], recipe: str) -> Plan:
+def plan_of(work: Version, picked: Mapping[str, SiteEntry | None], recipe: str) -> Plan:
+    """The plan with these entries by site; why the others stay float."""
     kept = {}
     for site in work.analysis.sites:
         if site.size < MIN_WEIGHTS:

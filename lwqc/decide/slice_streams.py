@@ -10,9 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from lwqc.compile.decisions import Price, SliceDecision
-from lwqc.compile.prunable import calibration
 from lwqc.compile.run_times import run_ms
-from lwqc.compile.steps.slice_streams import prepared, slice_planned
+from lwqc.compile.steps.slice_streams import prepared, sliced
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.graph.cost import node_costs, total
@@ -26,7 +25,6 @@ from lwqc.passes.prepare_pruning import prepare_pruning
 from lwqc.passes.slice_stream import Slice, SliceStream, unsliceable
 from lwqc.plans.plan import Plan, SlicedStream, Source
 from lwqc.runtime.measure import NOISE
-from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collector import Feeds
 
 
@@ -75,8 +73,7 @@ def choose_slices(work: Version, options: SliceOptions) -> SliceDecision:
     before = _price(work.model, work.job.data.judge[0])
     after = _price(_outline(work.model, slices), work.job.data.judge[0])
     if after.size_bytes < before.size_bytes or after.macs < before.macs:
-        sliced = slice_planned(work.model, calibration(work, kind), slices, statistics_session)
-        before, after = _timed(work, sliced, before, after)
+        before, after = _timed(work, sliced(work, slices), before, after)
     note = _refusal(before, after)
     plan = Plan(
         source=Source(),
@@ -129,9 +126,9 @@ def _price(model: ir.Model, feeds: Feeds) -> Price:
     return Price(io.serialized_bytes(model), macs)
 
 
-def _timed(work: Version, sliced: ir.Model, *prices: Price) -> tuple[Price, Price]:
+def _timed(work: Version, narrow: ir.Model, *prices: Price) -> tuple[Price, Price]:
     """The prices with the latencies, the two models timed in turns; without where they are not."""
-    times: Sequence[float | None] = run_ms(work, work.model, sliced) or (None, None)
+    times: Sequence[float | None] = run_ms(work, work.model, narrow) or (None, None)
     before, after = (Price(p.size_bytes, p.macs, t) for p, t in zip(prices, times, strict=True))
     return before, after
 

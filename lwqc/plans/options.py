@@ -278,7 +278,9 @@ class Pruning(Resizable, total=False):
     by: Annotated[str, Flag("macs, parameters, or channels (the same share of every group)")]
     score: Annotated[
         str,
-        Flag("l1, l2, fpgm, wanda, obs, ablation, taylor, fisher, snip, grasp, lrp or your own"),
+        Flag(
+            "l1, l2, fpgm, wanda, cfsp, obs, ablation, taylor, fisher, snip, grasp, lrp or your own"
+        ),
     ]
     scope: Annotated[str, Flag("global: cheapest of the model; local: same share everywhere")]
     normalise: Annotated[str, Flag("between groups: none, mean, sum, max or lamp")]
@@ -389,7 +391,17 @@ class RecoveringSources(Recovering, total=False):
     progress: Progress | None
 
 
-class Compressing(Sources, Budgets, Searching, total=False):
+class TwoFormats(TypedDict, total=False):
+    """The formats of recipes that have two, in place of the recipe's own: `w2b32h`, `w8c`.
+
+    low: of what matters less. high: of what matters more.
+    """
+
+    low: Annotated[str | None, Flag("format of what matters less, of recipes with two: w2b32h")]
+    high: Annotated[str | None, Flag("format of what matters more, of recipes with two: w4b32h")]
+
+
+class Compressing(Sources, Budgets, Searching, TwoFormats, total=False):
     """Options of `lwqc.compress` and `lwqc.plan`."""
 
 

@@ -21,6 +21,7 @@ from pydantic import (
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
 from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry, expected
+from lwqc.plans.options import TwoFormats
 from lwqc.plans.plan import Compensation, Format, Learn
 from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
@@ -37,6 +38,7 @@ LEARNED = {
 _OURS = "comes with lwqc"  # context in which a recipe is read
 # Those that decide by a section of their own, or not at all; the others give formats to sites.
 _STRUCTURAL = ("auto", "channels", "branches", "parallel", "streams", "search", "none")
+_ONE_OR_MANY = ("uniform", "knapsack")  # of formats, which these choose for themselves
 
 
 def _one_of(kind: Registry, *more: str) -> AfterValidator:
@@ -127,23 +129,32 @@ class SearchRecipe(BaseModel):
 
     kinds: formats of sites, widths of groups, residual branches. measure: divergence of the
     outputs, see `OutputDivergence`; `auto` is `kl` for logits and `channels` otherwise; with
-    `metric` that of the user decides on all of the data. errors: `predicted` from statistics, or
-    `measured` for each level alone. start: an exact `knapsack`, dynamic programming over error
-    `curves`, `pairs` of items whose interaction is measured, or widths in proportion to
-    `zeroth-order` sensitivities or to block `angles`.
-    refine: evolution after it.
+    `metric` that of the user decides on all of the data. errors: `predicted` from statistics, or of
+    each level alone `measured` at the outputs, or at every residual sum too (its `trajectory`).
+    start: an exact `knapsack`, dynamic programming over error `curves`, `pairs` of items whose
+    interaction is measured, or widths in proportion to `zeroth-order` sensitivities or to block
+    `angles`.
+    score: by which channels of a group go first; another than `obs` where widths alone are chosen,
+    and not by the errors that it predicts. refine: evolution after it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kinds: tuple[Literal["format", "width", "branch"], ...] = ("format", "width", "branch")
     measure: Literal["auto", "metric", "js", "kl", "angular", "norm", "channels"] = "auto"
-    errors: Literal["predicted", "measured"] = "predicted"
+    errors: Literal["predicted", "measured", "trajectory"] = "predicted"
     start: Literal["knapsack", "curves", "pairs", "zeroth-order", "angles"] = "knapsack"
+    score: Annotated[str, _one_of(CHANNEL_SCORES)] = "obs"
     refine: bool = True
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        told = self.errors != "predicted" or self.start in ("zeroth-order", "angles")
+        if self.score != "obs" and (self.kinds != ("width",) or not told):
+            raise ValueError(
+                f"the score {self.score} says no errors: choose widths alone, with errors measured "
+                "or another start"
+            )
         if self.start in ("zeroth-order", "angles") and self.kinds != ("width",):
             raise ValueError(f"the start {self.start} chooses widths, and only those")
         return self
@@ -174,6 +185,7 @@ class Recipe(BaseModel):
     rank, columns: of a branch in float beside the uniform format, see `quant.side`. columns is a
     count, or below 1 a share of the inputs.
     score: `measured` or `weights` for the knapsack; `lim`, `zd` or `position` for the rank.
+    low, high: the two formats of `rank` and `bisect`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -265,6 +277,26 @@ def find(name_or_path: str) -> Recipe:
     if name_or_path in named():
         return named()[name_or_path]
     return _parse(_read(name_or_path), name_or_path)
+
+
+def with_formats(recipe: Recipe, formats: TwoFormats) -> Recipe:
+    """A recipe that has two formats, with others in their place. Raises InputError."""
+    given = {name: text for name, text in formats.items() if text is not None}
+    if not given:
+        return recipe
+    if recipe.allocator in (*_STRUCTURAL, *_ONE_OR_MANY):
+        raise InputError(f"--{next(iter(given))}: recipe {recipe.name} has no two formats")
+    changed = recipe.model_copy(update={name: _format(name, given[name]) for name in given})
+    if changed.low.storage_bits > changed.high.storage_bits:
+        raise InputError(f"--low {changed.low} has more bits than --high {changed.high}")
+    return changed
+
+
+def _format(option: str, text: object) -> WeightFormat:
+    try:
+        return WeightFormat.parse(str(text))
+    except InputError as error:
+        raise InputError(f"--{option}: {error}") from error
 
 
 def _read(file: str) -> str:

@@ -51,6 +51,22 @@ class Orthogonal:
         return np.moveaxis(moved @ self.matrix, -1, axis)
 
 
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The part of a stream in the span of the columns of a matrix [D, d], in the same coordinates.
+
+    Norms by the root mean square see what they see of those d coordinates times √(d / D).
+    """
+
+    columns: Matrix
+    scale: float = 1.0
+
+    def apply(self, values: NDArray[np.floating], axis: int = -1) -> Matrix:
+        """values · QQᵀ along one axis."""
+        moved = np.moveaxis(np.asarray(values, np.float64), axis, -1)
+        return np.moveaxis(moved @ self.columns @ self.columns.T, -1, axis)
+
+
 def principal(gram: NDArray[np.floating]) -> Matrix:
     """Eigenvectors [D, D] of a Gram matrix [D, D] as columns, the largest eigenvalue first.
 

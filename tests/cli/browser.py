@@ -91,6 +91,11 @@ class Browser:
         """What the window shows, as PNG."""
         path.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
 
+    def prefers(self, scheme: str) -> None:
+        """The system's colours from now on: light or dark."""
+        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._devtools("Emulation.setEmulatedMedia", features=wanted)
+
     def printed(self) -> bytes:
         """The page as PDF, as a printer gets it."""
         return base64.b64decode(self._ask("POST", "/print", {}))

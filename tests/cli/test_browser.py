@@ -72,6 +72,20 @@ def test_a_page_fits_into_its_window(browser, page, width):
     assert browser.console() == []
 
 
+def test_colours_follow_the_system(browser, page):
+    browser.open(page)
+    colours = []
+    for scheme in ("dark", "light"):
+        browser.prefers(scheme)
+        found = browser.run(
+            """const own = getComputedStyle(document.body);
+            return [own.color, own.backgroundColor]"""
+        )
+        assert found[0] != found[1]
+        colours.append(found)
+    assert colours[0] != colours[1]
+
+
 def test_rows_are_searched_by_their_words(browser, tmp_path):
     from lwqc.cli.report.html.page import Page, section, table
     from lwqc.cli.report.html.render import render

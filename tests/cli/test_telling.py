@@ -88,6 +88,17 @@ def test_names_are_whole_where_the_output_is_no_terminal(tmp_path):
     assert max(map(len, done.stdout.splitlines())) < 2000
 
 
+def test_kernels_are_called_as_the_docs_call_them(run, tmp_path):
+    page = tmp_path / "o.html"
+    line = ["quantize", DIGITS, "-o", tmp_path / "o.onnx", "--bits", 4, "--details"]
+    _, text, _ = run(*line, "--report", page)
+    docs = (Path(__file__).parents[2] / "docs" / "index.md").read_text()
+    assert '"Unpacked at load": ' in docs
+    for told in (text, page.read_text()):
+        assert "unpacked at load" in " ".join(told.split())
+        assert "Folded" not in told
+
+
 def test_a_quiet_command_tells_errors_and_what_was_asked_for(run, tmp_path):
     line = ["quantize", DIGITS, "-o", tmp_path / "o.onnx", "-q"]
     assert run(*line) == (0, "", "")

@@ -168,7 +168,7 @@ def test_a_job_reports_statistics_and_encoding(model_and_data):
         stages.setdefault(stage, []).append((done, total))
 
     work = open_version(model, data=data.feeds, skip_checks=True, progress=report)
-    recipe = find("rtn").model_copy(update={"method": "gptq", "bits": 4})
+    recipe = find("w4").model_copy(update={"method": "gptq", "bits": 4})
     io.to_bytes(compress_version(work, Goals(), recipe).model)
     assert stages["statistics"][-1] == (2, 2)
     done = [at for at, _ in stages["encoding"]]

@@ -30,7 +30,7 @@ def outputs(model, feeds):
 
 @pytest.mark.parametrize("migrate", ["smoothquant", "awq", "percentile", "equalise"])
 def test_scales_leave_the_outputs_and_change_the_weights(work, migrate):
-    recipe = find("rtn").model_copy(update={"migrate": migrate})
+    recipe = find("w4").model_copy(update={"migrate": migrate})
     chosen = choose_transforms(work, recipe)
     assert len(chosen.transforms.scales) > 5
     assert any(np.ptp(s) > 0 for s in chosen.transforms.scales.values())
@@ -42,7 +42,7 @@ def test_scales_leave_the_outputs_and_change_the_weights(work, migrate):
 
 
 def test_a_rotation_leaves_the_outputs(work):
-    chosen = choose_transforms(work, find("rtn").model_copy(update={"rotate": True}))
+    chosen = choose_transforms(work, find("w4").model_copy(update={"rotate": True}))
     assert chosen.transforms.rotations
     feeds = work.job.data.fit.first()
     expected = outputs(work.model, feeds)
@@ -65,7 +65,7 @@ def test_the_transformed_work_still_compares_with_the_original(work):
 
 def test_awq_lowers_the_error_of_the_outputs(tmp_path):
     """Against the same rounding without migration."""
-    plain = lwqc.compress(VIT, data=DATA, recipe="rtn").save(tmp_path / "a.onnx")
+    plain = lwqc.compress(VIT, data=DATA, recipe="w4").save(tmp_path / "a.onnx")
     moved = lwqc.compress(VIT, data=DATA, recipe="awq").save(tmp_path / "b.onnx")
     assert moved.output_bytes < plain.output_bytes * 1.01
     before, after = (next(iter(r.divergence.values())).relative_error for r in (plain, moved))

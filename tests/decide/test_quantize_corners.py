@@ -54,7 +54,7 @@ def error(work, done):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("recipe", ["rtn", "gptq", "gpfq", "awq", "smoothquant", "dgq", "lorc"])
+@pytest.mark.parametrize("recipe", ["w4", "gptq", "gpfq", "awq", "smoothquant", "dgq", "lorc"])
 def test_nodes_without_names_and_tensors_without_types(recipe, dtype):
     work = open_version(bare_ir(dtype), data=feeds(dtype))
     done = compress_version(work, Goals(), find(recipe))
@@ -86,7 +86,7 @@ def test_weights_of_any_magnitude_keep_their_values(scale, bits):
 def test_a_weight_with_nan_stays_float_with_that_reason():
     weights = {"w1": normal(64, 96), "w2": normal(96, 64, seed=1), "w3": normal(64, 32, seed=2)}
     weights["w2"][3, 4] = np.nan
-    for recipe in ("rtn", "knapsack"):
+    for recipe in ("w4", "knapsack"):
         goals = Goals(avg_bits=20) if recipe == "knapsack" else Goals()
         work = open_version(bare_ir(weights=weights))
         plan = compress_version(work, goals, find(recipe)).decisions

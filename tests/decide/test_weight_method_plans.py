@@ -51,7 +51,7 @@ def output_divergence(work, done):
 def test_gptq_beats_rounding_on_nearly_every_layer(path):
     work = open_version(path, data=DATA)
     plain, better = (
-        errors(work, compress_version(work, Goals(), find(r)).decisions) for r in ("rtn", "gptq")
+        errors(work, compress_version(work, Goals(), find(r)).decisions) for r in ("w4", "gptq")
     )
     assert len(plain) > 10
     assert np.mean([better[n] < plain[n] for n in plain]) >= 0.95
@@ -72,7 +72,7 @@ def test_what_runs_is_what_the_method_chose(vit):
     done = compress_version(vit, Goals(), find("gptq"))
     name, entry = next((n, e) for n, e in done.decisions.quantize.items() if e.weight.bits == 4)
     stored = done.model.graph.initializers[f"{name}_q4"].const_value.numpy()
-    plain = compress_version(vit, Goals(), find("rtn")).model.graph.initializers[f"{name}_q4"]
+    plain = compress_version(vit, Goals(), find("w4")).model.graph.initializers[f"{name}_q4"]
     assert entry.method == "gptq-order"
     assert (stored != plain.const_value.numpy()).mean() > 0.05
 
@@ -161,7 +161,7 @@ def test_quantize_from_the_command_line(tmp_path, run):
 
 
 def test_every_quantizing_recipe_makes_a_model_that_runs(vit):
-    elsewhere = {"rtn", "gptq", "gpfq", "awq", "smoothquant", "dgq", "lorc", "w8", "w8a8-static"}
+    elsewhere = {"w4", "gptq", "gpfq", "awq", "smoothquant", "dgq", "lorc", "w8", "w8a8-static"}
     others = [
         r
         for r in named().values()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -10,13 +10,18 @@ from numpy.typing import NDArray
 
 from lwqc.compile.prunable import calibration
 from lwqc.compile.steps.step import Made, Step
+from lwqc.compile.version import Version
 from lwqc.errors import InputError
+from lwqc.graph.groups import find_groups
 from lwqc.graph.linear_operand import Operand
+from lwqc.graph.rotatable import find_streams
+from lwqc.graph.shapes import declared_shapes
+from lwqc.passes.change_basis import change_basis, named_streams
 from lwqc.passes.prepare_pruning import prepare_pruning
 from lwqc.passes.slice_stream import Part, Slice, SliceStream, prepare_slicing
 from lwqc.plans.plan import Plan, SlicedStream
 from lwqc.plans.wording import amount_text, names_text
-from lwqc.quant.basis import principal
+from lwqc.quant.basis import Projection, principal
 from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collect import Statistics, collect
 from lwqc.runtime.stats.collector import Feeds, RunnerFactory
@@ -34,18 +39,29 @@ def slice_planned(
 ) -> ir.Model:
     """A copy with narrower streams, each along the principal components of what layers read of it.
 
-    All statistics come from one run of the original over the data; the paper runs the part that
-    is already sliced. Every tensor that layers read counts alike, whatever its number of rows.
+    Part after part of a stream, in graph order: statistics are those of the model in which all
+    parts before are narrow already; the data is read again for each. Every tensor that layers read
+    counts alike, whatever its number of rows.
 
     Raises InputError for a plan that does not fit the model, and when `data` is empty or gives
     values that are not finite.
     """
     copy, parts = prepared(model, slices)
     widths = {entry.group: entry.width for entry in slices}
-    wanted = [_gram(layer) for part in parts for layer in part.layers]
-    found = collect(copy, wanted, data, make_runner)
-    _check_rows(parts, found)
-    SliceStream({p.group: Slice(_basis(p, found), widths[p.stream]) for p in parts})(copy)
+    seen = copy.clone()  # as wide as it was, but without what is cut off
+    groups = find_groups(seen, declared_shapes(seen)[0])
+    streams = named_streams(find_streams(groups), [part.group for part in parts])
+    rows: dict[str, tuple[int, int]] = {}
+    chosen: dict[str, Slice] = {}
+    for part, stream in zip(parts, streams, strict=True):
+        found = collect(seen, [_gram(layer) for layer in part.layers], data, make_runner)
+        most = max(found[_gram(layer)].rows for layer in part.layers)
+        rows[part.stream] = max(rows.get(part.stream, (0,))[0], most), part.size
+        basis, width = _basis(part, found), widths[part.stream]
+        chosen[part.group] = Slice(basis, width)
+        change_basis(groups.analysis, {stream: Projection(basis[:, :width])})
+    _check_rows(rows)
+    SliceStream(chosen)(copy)
     return copy
 
 
@@ -81,22 +97,29 @@ def _basis(part: Part, found: Statistics) -> Matrix:
     return principal(gram)
 
 
-def _check_rows(parts: Sequence[Part], found: Statistics) -> None:
-    """Fewer rows than channels leave directions that no data speaks for."""
-    for stream in dict.fromkeys(part.stream for part in parts):
-        mine = [part for part in parts if part.stream == stream]
-        rows = max(found[_gram(layer)].rows for part in mine for layer in part.layers)
-        if rows < mine[0].size:
+def _check_rows(streams: Mapping[str, tuple[int, int]]) -> None:
+    """Fewer rows than channels, by stream, leave directions that no data speaks for."""
+    for stream, (rows, size) in streams.items():
+        if rows < size:
             raise InputError(
                 f"{stream}: {rows} rows of data do not tell the directions of a stream with "
-                f"{mine[0].size} channels: give more --data"
+                f"{size} channels: give more --data"
             )
 
 
+def sliced(version: Version, slices: Sequence[SlicedStream]) -> ir.Model:
+    """The version's model with narrower streams, made when it is first asked for; see above."""
+
+    def make() -> ir.Model:
+        data = calibration(version, slices[0].calibration)
+        return slice_planned(version.model, data, slices, statistics_session)
+
+    return version.facts.get(("sliced", tuple(slices)), make)
+
+
 def _run(made: Made) -> Made:
-    planned, version = made.plan.slice, made.version
-    data = calibration(made.work, planned[0].calibration)
-    return made.on(version.derived(slice_planned(version.model, data, planned, statistics_session)))
+    version = made.version
+    return made.on(version.derived(sliced(version, made.plan.slice).clone()))
 
 
 def _text(plan: Plan) -> Iterator[str]:

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def zd(weight: NDArray[np.floating[Any]], *, two_sided: bool = False) -> float:
-    """Fraction of weights more than one standard deviation above the mean (eq. 2).
+def zd(weights: NDArray[np.floating[Any]], *, two_sided: bool = False) -> float:
+    """Fraction of a layer's weights more than one standard deviation above their mean (eq. 2).
 
-    A layer with a lower value is more important. two_sided counts |z| > 1 instead, as some
+    weights: all of the layer's together; matrices of one layer differ by kind, not by importance. A
+    layer with a lower value is more important. two_sided counts |z| > 1 instead, as some
     re-implementations do.
     """
-    values = np.asarray(weight, np.float32).ravel()
+    values = np.asarray(weights, np.float32).ravel()
     deviation = values.std()
     if values.size == 0 or deviation == 0:
         return 0.0

@@ -21,6 +21,8 @@ from lwqc.decide.channel_ranking import rank
 from lwqc.decide.drop_layers import gated_session
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.scores.branches.ablation import Ablation
+from lwqc.decide.scores.channels.ranking import Normaliser
+from lwqc.decide.scores.channels.score import channel_score
 from lwqc.decide.search.space import Item, Kind, SearchSpace, Stored, Written, flipped, widths
 from lwqc.decide.search.trial_model import Cut, Mask, TrialSpec
 from lwqc.decide.search.trial_spec import rounds_activation, trial_spec
@@ -82,6 +84,18 @@ class SearchModel:
         )
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What candidates are told apart by.
+
+    outputs: measure of their divergence; `auto` is `kl` for logits and `channels` otherwise.
+    channels: score by which those of a group go.
+    """
+
+    outputs: Measure | Literal["auto"] = "auto"
+    channels: str = "obs"
+
+
 def search_model(
     work: Version,
     kinds: Collection[Kind],
@@ -92,15 +106,14 @@ def search_model(
     small: bool = True,
     fast: bool = False,
     held: bool = False,
-    measure: Measure | Literal["auto"] = "auto",
+    by: Judged = Judged(),
     size_bytes: float = math.inf,
 ) -> SearchModel:
     """Everything of the given kinds that can be chosen in a model.
 
     tiny, unpack: see `mixed.choices`. small: formats that only store fewer bits. held: of these,
-    those that a kernel reads as they are stored. fast: 8-bit activations too. measure: of the
-    outputs; `auto` is `kl` for logits and `channels` otherwise. size_bytes: of the model that is
-    asked for, for formats that trials cannot tell apart.
+    those that a kernel reads as they are stored. fast: 8-bit activations too. size_bytes: of the
+    model that is asked for, for formats that trials cannot tell apart.
     """
     prunable = Prunable(work.model)
     builder = _Builder(work, prunable)
@@ -108,9 +121,10 @@ def search_model(
         builder.formats(method, tiny=tiny, unpack=unpack, small=small, fast=fast, held=held)
         builder.fix(size_bytes)
     if "width" in kinds:
-        builder.widths()
+        builder.widths(by.channels)
     if "branch" in kinds:
         builder.branches()
+    measure = by.outputs
     if measure == "auto":
         measure = "kl" if are_logits(comparable_outputs(work.model.graph)) else "channels"
     return SearchModel(
@@ -280,8 +294,8 @@ class _Builder:
 
         return dict.fromkeys(names, made)
 
-    def widths(self) -> None:
-        """One item per group of channels."""
+    def widths(self, score: str) -> None:
+        """One item per group of channels, in the order of a score."""
         chosen = []
         readers = {leaf for r in self.prunable.readers for leaf in r.features.leaves()}
         readers |= {leaf for r in self.prunable.readers if r.groups for leaf in r.groups.leaves()}
@@ -293,8 +307,11 @@ class _Builder:
                 chosen.append(group)
         if not chosen:
             return
-        data = "data" if self.work.job.data.fit.given else "random"
-        options = PruneOptions(0.5, score="obs", normalise="output", calibration=data)  # type: ignore[arg-type]
+        data: Literal["data", "random"] = "data" if self.work.job.data.fit.given else "random"
+        between: Normaliser | Literal["output"] = (
+            "output" if channel_score(score).own_scale else "mean"
+        )
+        options = PruneOptions(0.5, score=score, normalise=between, calibration=data)
         for name, ranking in rank(self.work, self.prunable, chosen, options).items():
             group = self.prunable.groups.by_name[name]
             masks = widths(ranking.order, _step(group), _LEAST_WIDTH)

@@ -16,7 +16,7 @@ from lwqc.decide.allocators.evolutionary import Candidate
 from lwqc.decide.fastest import fused_base
 from lwqc.decide.search.bounded import bounded, by_cost, every
 from lwqc.decide.search.control import EFFORTS, SearchControl
-from lwqc.decide.search.items import SearchModel, search_model
+from lwqc.decide.search.items import Judged, SearchModel, search_model
 from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.overhead import measure_overhead
@@ -194,7 +194,10 @@ def _model(
     """What can be chosen; see `mixed.fitting_forms`."""
     options: dict[str, Any] = {
         "method": recipe.method if work.job.data.fit.given else "rtn",
-        "measure": "auto" if section.measure == "metric" else section.measure,
+        "by": Judged(
+            outputs="auto" if section.measure == "metric" else section.measure,
+            channels=section.score,
+        ),
         "small": False,
     }
     budgets = [budget for budget, _ in bounded(goals)]

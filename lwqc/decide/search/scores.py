@@ -30,16 +30,19 @@ _TIE = 1e-6  # of a divergence, beside drops of a metric
 _MOST_PAIRS = 2000  # of items whose interaction is measured
 
 
-def measured_errors(space: SearchSpace, score: Evaluate) -> None:
-    """Replace predicted errors by the divergence that each level makes alone (RD, OPTIN).
+def measured_errors(
+    space: SearchSpace, errors_of: Callable[[Sequence[Candidate]], Sequence[float]]
+) -> None:
+    """Replace predicted errors by those that each level makes alone (RD, OPTIN).
 
-    A stronger level never errs less than a weaker one: noise is smoothed out.
+    errors_of: candidates, such as their divergence. A stronger level never errs less than a weaker
+    one: noise is smoothed out.
     """
     top = space.top
     trials: list[Candidate] = []
     for i, item in enumerate(space.items):
         trials += [(*top[:i], level, *top[i + 1 :]) for level in range(item.top)]
-    values = iter(score(trials, PART))
+    values = iter(errors_of(trials))
     items = []
     for item in space.items:
         errors = np.array([*(next(values) for _ in range(item.top)), 0.0])
@@ -120,26 +123,26 @@ def zeroth_order(found: SearchModel, seed: int) -> NDArray[np.float64]:
 
 
 def block_angles(found: SearchModel) -> NDArray[np.float64]:
-    """Scores of widths by how far the branch around them turns the stream (CFSP, 2409.13199).
+    """Scores of widths by how far the block around them turns the stream (CFSP, 2409.13199).
 
-    Groups outside any branch get the mean.
+    The mean angle of a token; a sigmoid of how it stands among all blocks. Groups outside any block
+    get the mean.
     """
     model, space = found.prunable.model, found.space
-    branches = branch_tree(model.graph).branches
-    if not branches:
+    units = {u[0].name: [b.branch for b in u] for u in branch_tree(model.graph).blocks}
+    if not units:
         return np.ones(len(space.of_kind("width")))
-    effects = branch_effects(
-        model, {b.name: [b.branch] for b in branches}, found.work.job.data.judge, statistics_session
-    )
-    angles = {b.name: float(np.arccos(np.clip(effects[b.name].cosine, -1, 1)) / np.pi)
-              for b in branches}  # fmt: skip
-    mean = float(np.mean(list(angles.values())))
+    effects = branch_effects(model, units, found.work.job.data.judge, statistics_session)
+    reads = {
+        name: {v for b in unit for node in b.nodes for v in node.inputs}
+        for name, unit in units.items()
+    }
+    mean = float(np.mean([effects[name].angular for name in units]))
     distances = []
     for item in space.of_kind("width"):
         weights = {o.value for o in found.groups[item].weights}
-        inside = [b.name for b in branches
-                  if any(v in weights for node in b.branch.nodes for v in node.inputs)]  # fmt: skip
-        distances.append(float(np.mean([angles[n] for n in inside])) if inside else mean)
+        inside = [effects[name].angular for name in units if reads[name] & weights]
+        distances.append(float(np.mean(inside)) if inside else mean)
     return sigmoid_shares(np.asarray(distances), 1.0)
 
 

@@ -36,6 +36,7 @@ from lwqc.decide.search.scores import (
 )
 from lwqc.decide.search.space import SIZE
 from lwqc.decide.search.start import Allocate, lowered, raised, starts
+from lwqc.decide.search.trajectory import Trajectory
 from lwqc.decide.search.trial_model import ALL, PART
 from lwqc.decide.search.workers import Evaluate
 from lwqc.model import io
@@ -280,7 +281,9 @@ class WholeSearch:
         """Starts as the recipe says."""
         section, space = self.section, self.found.space
         if section.errors == "measured":
-            measured_errors(space, self.score)
+            measured_errors(space, lambda trials: self.score(trials, PART))
+        if section.errors == "trajectory":
+            measured_errors(space, Trajectory(self.found, self.score))
         if section.start == "zeroth-order":
             scores = zeroth_order(self.found, self.control.seed)
             return [filled_widths(space, scores, cost, fits)]

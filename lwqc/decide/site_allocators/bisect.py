@@ -5,6 +5,7 @@ from __future__ import annotations
 from lwqc.compile.version import Version
 from lwqc.decide import mixed, planning
 from lwqc.decide.allocator import Allocator
+from lwqc.decide.two_levels import Levels, bisected
 from lwqc.errors import InputError
 from lwqc.plans.goals import DEFAULT_DROP, Goals
 from lwqc.plans.plan import Plan
@@ -17,9 +18,8 @@ def _bisect(work: Version, goals: Goals, recipe: Recipe) -> Plan:
         raise InputError(f"recipe {recipe.name} takes --max-drop, not a size")
     limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
     method = planning.affordable(work, recipe)
-    return mixed.bisected(
-        work, importance, limit, low=recipe.low, high=recipe.high, method=method, recipe=recipe.name
-    )
+    levels = Levels(recipe.low, recipe.high)
+    return bisected(work, importance, limit, levels, method, recipe.name)
 
 
 ALLOCATOR = Allocator(_bisect, own_codes=True, promises=True)

@@ -5,10 +5,12 @@ import onnx_ir as ir
 import pytest
 
 from lwqc.compile.prunable import Prunable
+from lwqc.decide.scores.channels.cfsp import cfsp
 from lwqc.decide.scores.channels.fpgm import fpgm
 from lwqc.decide.scores.channels.magnitude import l1, l2
 from lwqc.decide.scores.channels.obs import layers, obs_ranking
 from lwqc.decide.scores.channels.ranking import Ranking, aggregated, members, normalised
+from lwqc.decide.scores.channels.score import Observed
 from lwqc.decide.scores.channels.wanda import wanda
 from lwqc.graph.readers import find_readers
 from lwqc.model.io import read_array
@@ -55,6 +57,21 @@ def test_wanda_weighs_by_the_input(groups):
         np.abs(W2).sum(1) * norms, rel=1e-6
     )
     assert wanda(group, [], read_array) is None
+
+
+def test_cfsp_adds_up_parts_of_the_weights(groups):
+    """Divided along the axis of the channels: the weights do not cancel."""
+    (group,) = groups
+    (reader,) = [r for r in find_readers(groups) if r.operand.weight.name == "w2"]
+    producers = [m for m in members(group, read_array) if m.occurrence.name == "w1"]
+    norms = np.arange(1.0, 7.0)
+    seen = Observed(reader, 10 * np.diag(norms**2)[None], 10)
+    met = np.abs(W2) * norms[:, None]
+    parts = (met / met.sum(0)).mean(1) + (np.abs(W1) / np.abs(W1).sum(1, keepdims=True)).mean(0)
+    found = cfsp(group, [seen], producers, read_array)
+    assert found == pytest.approx(parts * norms, rel=1e-6)
+    assert np.ptp(found / norms) > 0.1
+    assert cfsp(group, [], producers, read_array) is None
 
 
 def test_normalisers():

@@ -10,6 +10,7 @@ import os
 import signal
 from functools import lru_cache
 
+import numpy as np
 import pytest
 
 from lwqc.compile.reference import Reference
@@ -24,11 +25,12 @@ from lwqc.decide.search.items import SearchModel, search_model
 from lwqc.decide.search.joint import joint, pareto, searches
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.times import Times
+from lwqc.decide.search.trajectory import Trajectory
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Goals
-from lwqc.plans.recipe import find
+from lwqc.plans.recipe import SearchRecipe, find
 from lwqc.runtime.measure import Metric
 from lwqc.runtime.session import Session
 from tests.decide.search.searched import DATA, opened
@@ -316,3 +318,27 @@ def test_average_bits_are_those_of_the_sites(tmp_path) -> None:
     report = done.save(tmp_path / "out.onnx")
     assert report.met
     assert 4.5 < report.average_bits <= 5
+
+
+def test_scores_that_say_no_errors_choose_widths_alone() -> None:
+    SearchRecipe(score="cfsp", kinds=("width",), start="angles")
+    SearchRecipe(score="cfsp", kinds=("width",), errors="measured")
+    for section in ({"kinds": ("format", "width"), "errors": "measured"}, {"kinds": ("width",)}):
+        with pytest.raises(ValueError, match="the score cfsp says no errors"):
+            SearchRecipe.model_validate({"score": "cfsp", **section})
+
+
+def test_a_trajectory_adds_what_changes_behind_a_level() -> None:
+    found = space(frozenset({"width"}))
+    trajectory = Trajectory(found, lambda candidates, stage: [0.0] * len(candidates))
+    top = found.space.top
+    narrow = [(*top[:i], 0, *top[i + 1 :]) for i in range(len(top))]
+    errors = trajectory([top, *narrow])
+    assert errors[0] < 1e-9
+    assert min(errors[1:]) > 1e-6
+    assert len(trajectory.features) > 1
+    # The outputs count a power of ten, a tenth of what the features do at least.
+    weighed = Trajectory(found, lambda candidates, stage: [1.0] * len(candidates))([top, *narrow])
+    added = np.subtract(weighed, errors)
+    assert np.ptp(added) < 1e-6
+    assert np.log10(added[0]) == pytest.approx(round(np.log10(added[0])))
