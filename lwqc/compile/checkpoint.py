@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from lwqc.errors import InputError
+from lwqc.errors import InputError, LwqcError
 from lwqc.model.array_files import Archive
-from lwqc.model.scratch import beside, unwritable
+from lwqc.model.scratch import beside
 
 if TYPE_CHECKING:
     from lwqc.learn.reconstruction import PartDone
@@ -30,10 +31,10 @@ _REST = 10  # times as long as a write took, nothing is written after it
 class _Done(BaseModel):
     """Of a part, see `lwqc.learn.distill.Fit`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
 
-    start: FiniteFloat
-    best: FiniteFloat
+    start: float
+    best: float
     steps: NonNegativeInt
     unchanged: str
     ended: str
@@ -59,8 +60,9 @@ class Checkpoint:
     def __init__(self, path: Path, key: str, *, resume: bool) -> None:
         """key: see `key_of`. resume: go on with what is in the file.
 
-        Raises InputError where there is none to resume, or one of another fit, and in any case for
-        a file of something else, which would be lost.
+        lost: why the state is not kept, "" where it is. Raises InputError where there is none to
+        resume, or one of another fit, and in any case for a file of something else, which would
+        be lost.
         """
         self._path, self._key = path, key
         self._done: list[_Done] = []
@@ -68,6 +70,9 @@ class Checkpoint:
         self._due = 0.0
         if resume and not path.exists():
             raise InputError(f"{path}: there is no such file, so nothing to resume")
+        self.lost = ""
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}")
         if os.path.lexists(path):
             found, arrays = self._read()
             if resume:
@@ -77,14 +82,17 @@ class Checkpoint:
         """What the file holds, which would be replaced as well."""
         if self._path.is_symlink():
             raise InputError(f"{self._path}: is a link; the state of the fit would take its place")
-        arrays = dict(Archive(self._path).arrays())
-        head = arrays.pop(_HEAD, None)
         try:
+            arrays = dict(Archive(self._path).arrays())
+            head = arrays.pop(_HEAD, None)
             if head is None or head.dtype != np.uint8:
                 raise ValueError
             found = _Head.model_validate_json(head.tobytes())
-        except (ValidationError, ValueError):
-            raise InputError(f"{self._path}: is no state of a fit that lwqc wrote") from None
+        except (ValidationError, ValueError, LwqcError):
+            raise InputError(
+                f"{self._path}: is no state of a fit that lwqc wrote; remove it, or choose another "
+                "output"
+            ) from None
         return found, arrays
 
     def _take(self, found: _Head, arrays: dict[str, Array]) -> None:
@@ -151,12 +159,17 @@ class Checkpoint:
             scratch = beside(self._path)
             try:
                 draft = scratch.path / "state.npz"
-                np.savez(draft, **arrays)  # type: ignore[arg-type]
+                with draft.open("wb") as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                    file.flush()
+                    os.fsync(file.fileno())
                 os.replace(draft, self._path)
             finally:
                 scratch.close()
-        except OSError as error:
-            raise unwritable(error) from error
+        except OSError as error:  # the fit itself needs no such file
+            self.lost = f"the state of the fit was not kept in {self._path}: {error.strerror}"
+            self._due = math.inf
+            return
         now = time.monotonic()
         self._due = now + _REST * (now - begin)
 

@@ -21,6 +21,7 @@ from lwqc.compile.recovered import Recovered, RecoverReport
 from lwqc.errors import InputError
 from lwqc.learn.needed import require_torch
 from lwqc.model import io
+from lwqc.model.coded_caches import caches_of
 from lwqc.model.data_files import model_files
 from lwqc.plans.options import Progress, Recovering
 from lwqc.plans.plan import Parts
@@ -36,6 +37,7 @@ _STEPS, _LR = 1000, 0.01
 _BATCH = 32  # samples at once, where there are enough of them
 _SEEDS = 2**32
 _SAMPLES = {".npy", ".npz"}  # files of single samples, which may be put together as one likes
+_OBJECT = "an object"  # a loss of which nothing can be told
 _ALL_STEPS = 10**9  # as many as the time allows
 
 
@@ -53,11 +55,15 @@ def recover(
     knows no gradients of, and for models that share no float output.
     """
     require_torch()
+    for model, name in zip((small, teacher), names, strict=True):
+        if caches_of(model.metadata_props).pairs:
+            raise InputError(f"{name}: its caches hold codes: recover first, then --kv-cache")
     steps, lr, limit = _checked(options)
     begin = time.monotonic()
     dataset = _data(teacher, options)
     feeds = [dict(f) for f in counted(dataset, "the data of the fit")]
     lesson = Lesson(small, teacher, feeds, tuple(options.get("inner", ())), names)
+    checkpoint = _checkpoint(small, teacher, feeds, options)
     fitting = Fitting(
         steps,
         lr,
@@ -65,11 +71,13 @@ def recover(
         limit,
         parts=_parts(options.get("parts")),
         loss=options.get("loss"),
-        checkpoint=_checkpoint(small, teacher, feeds, options),
+        checkpoint=checkpoint,
         progress=progress or silent,
     )
     found = fitted(small, lesson, fitting)
     notes = list(found.notes)
+    if checkpoint is not None and checkpoint.lost:
+        notes.append(checkpoint.lost)
     if not found.held_back:
         notes.append("nothing was held back: loss and drop are those of all inputs")
     if dataset.kind == "random":
@@ -121,10 +129,26 @@ def _checkpoint(
         return None
     models = [io.model_digest(model) for model in (small, teacher)]
     data = [feeds_digest(one).hex() for one in feeds]
-    loss = options.get("loss")
-    told = {name: options.get(name) for name in ("steps", "lr", "seed", "parts", "inner")}
-    told["loss"] = getattr(loss, "__qualname__", type(loss).__name__)
+    names = ("steps", "time_limit", "lr", "seed", "parts", "inner")
+    told = {**{name: options.get(name) for name in names}, "loss": _told(options.get("loss"))}
+    if resume and told["loss"] == _OBJECT:
+        raise InputError("resume: a loss that is no function of its own cannot be told from others")
     return Checkpoint(Path(path), key_of([*models, *data], told), resume=resume)
+
+
+def _told(loss: object) -> object:
+    """What a loss is, so far as it can be told: its code, and what that code holds on to."""
+    code, cells = getattr(loss, "__code__", None), getattr(loss, "__closure__", None)
+    if loss is None or code is None:
+        return None if loss is None else _OBJECT
+    held = [cell.cell_contents for cell in cells or ()]
+    if not all(isinstance(value, (int, float, str, tuple, type(None))) for value in held):
+        return _OBJECT
+    constants = [repr(c) for c in code.co_consts if not hasattr(c, "co_code")]
+    inner = [c.co_code for c in code.co_consts if hasattr(c, "co_code")]
+    defaults = getattr(loss, "__defaults__", None)
+    where = getattr(loss, "__module__", "")
+    return where, code.co_code, inner, constants, code.co_names, repr(defaults), held
 
 
 def _parts(asked: str | None) -> Parts | None:

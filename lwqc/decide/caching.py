@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import cast, get_args
 
 from lwqc.backends.target import Target
-from lwqc.compile.execute import finished
-from lwqc.decide.decided import Decided
 from lwqc.errors import InputError
 from lwqc.plans.options import KvCache
 from lwqc.runtime.data import Dataset
@@ -23,12 +21,3 @@ def checked_cache(asked: str | None, target: Target, data: Dataset) -> KvCache |
     if not data.given:
         raise InputError(f"--kv-cache {asked} takes its ranges from data: give --data")
     return cast(KvCache, asked)
-
-
-def with_caches(found: Decided) -> Decided:
-    """The same, with the caches that the user asked for."""
-    asked = found.work.job.kv_cache
-    if asked is None:
-        return found
-    plan = found.plan.model_copy(update={"caches": asked})
-    return Decided(found.work, found.goals, plan, lambda: finished(found.make(), caches=asked))

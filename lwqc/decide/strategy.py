@@ -14,9 +14,8 @@ from lwqc.compile.execute import execute, finished
 from lwqc.compile.version import Version
 from lwqc.decide.allocate import allocate
 from lwqc.decide.allocator import find_allocator
-from lwqc.decide.caching import with_caches
 from lwqc.decide.decided import Decided
-from lwqc.decide.learning import check_learning, learning
+from lwqc.decide.late_steps import check_learning, with_late_steps
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.joint import joint, pareto, searches
 from lwqc.decide.structural import branch_job, channel_job, suited
@@ -40,9 +39,9 @@ def decide(
     """
     if exact and isinstance(recipe, Recipe):
         check_learning(work, recipe)
-        return with_caches(_decided(work, goals, recipe, control))
+        return _decided(work, goals, recipe, control)
     chosen, notes = _suited(work, goals, recipe)
-    return with_caches(_decided(work, goals, chosen, control).noted(*notes))
+    return _decided(work, goals, chosen, control).noted(*notes)
 
 
 def row(
@@ -76,12 +75,13 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl
         goals = goals.promising()  # the loss that such recipes allow where the user says nothing
     _check_budgets(work, goals, recipe)
     if searches(work, goals, recipe):
-        return learning(partial(_joint, goals, recipe, control or SearchControl()), recipe)(work)
+        search = partial(_joint, goals, recipe, control or SearchControl())
+        return with_late_steps(search, recipe)(work)
     if recipe.prune is not None or recipe.slice is not None:
         return channel_job(recipe, goals)(work)
     if recipe.drop is not None or recipe.parallel is not None:
         return branch_job(recipe, goals)(work)
-    return learning(partial(_allocated, goals, recipe), recipe)(work)
+    return with_late_steps(partial(_allocated, goals, recipe), recipe)(work)
 
 
 def _joint(goals: Goals, recipe: Recipe, control: SearchControl, work: Version) -> Decided:

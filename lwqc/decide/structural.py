@@ -15,7 +15,7 @@ from lwqc.decide.data_free import without_data
 from lwqc.decide.decided import Decided
 from lwqc.decide.drop_layers import DropOptions, choose_branches
 from lwqc.decide.float_plan import with_floats
-from lwqc.decide.learning import learning
+from lwqc.decide.late_steps import with_late_steps
 from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.prune_options import PruneOptions
@@ -144,7 +144,7 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versi
             names = ", ".join(changes["groups"])
             raise InputError(f"{names}: streams are narrowed alike; leave out --group")
         slicing = slice_options(recipe, **changes)
-        return learning(
+        return with_late_steps(
             lambda work: _decided(work, goals, choose_slices(work, slicing)).noted(
                 *suited(recipe, work)[1]
             ),
@@ -160,7 +160,7 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versi
             notes = (*notes, f"no --loss was given: {score.own_loss}")
         return Decided.of(prune_version(work, options, goals)).noted(*notes)
 
-    return learning(job, recipe)
+    return with_late_steps(job, recipe)
 
 
 def suited(recipe: Recipe, work: Version) -> tuple[Recipe, tuple[str, ...]]:
@@ -176,7 +176,9 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versio
     if recipe.parallel is not None:
         changes.pop("seed", None)  # which only chooses random branches
         merging = parallel_options(recipe, **changes)
-        return learning(lambda work: _decided(work, goals, choose_parallel(work, merging)), recipe)
+        return with_late_steps(
+            lambda work: _decided(work, goals, choose_parallel(work, merging)), recipe
+        )
     drop_options(recipe, goals, **changes)
 
     def job(work: Version) -> Decided:
@@ -185,7 +187,7 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versio
         decided = _decided(work, goals, choose_branches(work, removing))
         return decided if "compensate" in changes else decided.noted(*notes)
 
-    return learning(job, recipe)
+    return with_late_steps(job, recipe)
 
 
 def prune_version(work: Version, options: PruneOptions, goals: Goals | None = None) -> Compressed:

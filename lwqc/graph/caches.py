@@ -75,7 +75,7 @@ def _places(node: ir.Node, graph: ir.Graph) -> Iterator[tuple[int, ir.Value]]:
             yield 0, made
 
 
-def _is_fed(value: ir.Value | None, graph: ir.Graph) -> bool:
+def _is_fed(value: ir.Value | None, graph: ir.Graph | ir.Function | None) -> bool:
     return value is not None and value.is_graph_input() and value.graph is graph
 
 
@@ -103,11 +103,13 @@ def _reason(node: ir.Node, past: ir.Value, present: ir.Value) -> str:
     if not present.is_graph_output():
         return "what comes of it is no output"
     readers = (use.node for use in past.uses() if use.node is not node)
+    if node.op_type == GROUPED and not all(_is_fed(v, past.graph) for v in node.inputs[3:5]):
+        return "its attention takes the other of keys and values from somewhere else"
     if past.is_graph_output() or any(reader.op_type not in SHAPE_ONLY for reader in readers):
         return "something else reads it too"
-    if node.op_type != "Concat":
-        if any(use.node.op_type not in SHAPE_ONLY for use in present.uses()):
-            return "something reads what comes of it"
-        if sum(1 for value in node.inputs if value is past) > 1:
-            return "it is both keys and values"
+    if sum(1 for value in node.inputs if value is past) > 1:
+        return "it is used twice at one place"
+    read = any(use.node.op_type not in SHAPE_ONLY for use in present.uses())
+    if node.op_type != "Concat" and read:
+        return "something reads what comes of it"
     return ""

@@ -7,15 +7,36 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+import pydantic
 import torch
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam keeps of each parameter, beside the step
 _NUMBERS = "numbers"  # the array with all that is no array: JSON as bytes
+
+
+# What numbers of a stranger's make numpy, torch and Python raise.
+_DAMAGE = (KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError, RecursionError)
+_Count = Annotated[int, pydantic.Field(ge=0, le=1 << 60)]
+
+
+class _Numbers(pydantic.BaseModel):
+    """All of a state that is no array. torch: the state of its generator, in hexadecimal digits."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    step: _Count
+    stale: _Count
+    checked: _Count
+    lowest: pydantic.FiniteFloat | None
+    order: list[_Count]
+    spent_s: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+    rng: dict[str, Any]
+    torch: str
 
 
 class Keeper(Protocol):
@@ -75,6 +96,7 @@ class Descent:
             "order": self.order,
             "spent_s": self.spent_s + time.monotonic() - self._begun,
             "rng": self.rng.bit_generator.state,
+            "torch": torch.random.get_rng_state().numpy().tobytes().hex(),
         }
         found = {
             _NUMBERS: np.frombuffer(json.dumps(numbers).encode(), np.uint8),
@@ -83,41 +105,51 @@ class Descent:
         for i, (parameter, best) in enumerate(zip(self.parameters, self.best, strict=True)):
             found[f"now{i}"] = parameter.detach().cpu().numpy()
             found[f"best{i}"] = best.cpu().numpy()
-            moments = self.optimizer.state.get(parameter, {})
-            for name in _MOMENTS:
-                found[f"{name}{i}"] = moments[name].cpu().numpy()
+            moments = self.optimizer.state.get(parameter, {})  # none where it has no gradient
+            found.update({f"{n}{i}": moments[n].cpu().numpy() for n in _MOMENTS if n in moments})
         return found
 
     @torch.no_grad()
-    def restore(self, state: Mapping[str, Array]) -> None:
-        """Go on from there. Raises UnlikeStateError where it is the state of another fit."""
+    def restore(self, state: Mapping[str, Array], inputs: int) -> None:
+        """Go on from there. inputs: how many there are to fit to.
+
+        Raises UnlikeStateError where it is the state of another fit.
+        """
         try:
-            numbers = json.loads(state[_NUMBERS].tobytes())
-            losses = _like(state["losses"], self.losses.shape)
+            found = _Numbers.model_validate_json(state[_NUMBERS].tobytes())
+            if not all(i < inputs for i in found.order):
+                raise ValueError("it has more inputs")
+            losses = _like(state["losses"], self.losses)
             rng = np.random.default_rng()
-            rng.bit_generator.state = numbers["rng"]
-            order = [int(i) for i in numbers["order"]]
-            step, stale, checked = (int(numbers[n]) for n in ("step", "stale", "checked"))
-            lowest = math.inf if numbers["lowest"] is None else float(numbers["lowest"])
-            spent = float(numbers["spent_s"])
+            rng.bit_generator.state = found.rng
+            drawn = torch.frombuffer(bytearray.fromhex(found.torch), dtype=torch.uint8)
+            torch.random.set_rng_state(drawn)
             arrays = [
-                {n: _like(state[f"{n}{i}"], tuple(p.shape)) for n in ("now", "best", *_MOMENTS)}
-                for i, p in enumerate(self.parameters)
+                {n: _like(state[f"{n}{i}"], p.numpy()) for n in self._kept(state, i)}
+                for i, p in enumerate(t.detach().cpu() for t in self.parameters)
             ]
-        except (KeyError, TypeError, ValueError) as error:
+        except (*_DAMAGE, pydantic.ValidationError) as error:
             raise UnlikeStateError(" ".join(str(error).split())[:200]) from error
-        if min(step, stale, checked) < 0 or not spent >= 0:
-            raise UnlikeStateError("it has a number below zero")
-        self.losses, self.rng, self.order = losses, rng, order
-        self.step, self.stale, self.checked, self.lowest = step, stale, checked, lowest
-        self.spent_s = spent
+        self.losses, self.rng, self.order = losses, rng, found.order
+        self.step, self.stale, self.checked = found.step, found.stale, found.checked
+        self.lowest = math.inf if found.lowest is None else found.lowest
+        self.spent_s = found.spent_s
         for i, (parameter, own) in enumerate(zip(self.parameters, arrays, strict=True)):
             parameter.copy_(torch.from_numpy(own["now"].copy()))
             self.best[i] = torch.from_numpy(own["best"].copy()).to(parameter.device)
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                **{n: torch.from_numpy(own[n].copy()).to(parameter.device) for n in _MOMENTS},
-            }
+            moments = {n: torch.from_numpy(own[n].copy()).to(parameter.device) for n in _MOMENTS
+                       if n in own}  # fmt: skip
+            if moments:
+                steps = torch.tensor(float(found.step))
+                self.optimizer.state[parameter] = {"step": steps, **moments}
+
+    @staticmethod
+    def _kept(state: Mapping[str, Array], index: int) -> list[str]:
+        """What there is of a parameter."""
+        moments = [name for name in _MOMENTS if f"{name}{index}" in state]
+        if len(moments) not in (0, len(_MOMENTS)):
+            raise ValueError("a moment is missing")
+        return ["now", "best", *moments]
 
 
 def copies(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
@@ -125,7 +157,7 @@ def copies(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
     return [p.detach().clone() for p in parameters]
 
 
-def _like(array: Array, shape: tuple[int, ...]) -> Array:
-    if array.shape != shape or array.dtype.kind != "f":
-        raise ValueError(f"an array is {array.dtype}{list(array.shape)}, not {list(shape)}")
+def _like(array: Array, like: Array) -> Array:
+    if (array.shape, array.dtype) != (like.shape, like.dtype) or not np.isfinite(array).all():
+        raise ValueError(f"an array is {array.dtype}{list(array.shape)}, or not finite")
     return array

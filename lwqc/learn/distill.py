@@ -122,6 +122,7 @@ class Distillation:
         keeper: of the state at each check; the fit goes on from what it has. Raises
         UnlikeStateError where that is the state of another fit.
         """
+        torch.manual_seed(self.settings.seed)  # of models and losses that draw
         before = self.held_losses(held or fit)
         start = float(before.mean())
         if self.loss is None and not self.scales:
@@ -167,7 +168,7 @@ class Distillation:
         way = Descent(parameters, optimizer, np.random.default_rng(settings.seed), losses)
         kept = None if keeper is None else keeper.state()
         if kept is not None:
-            way.restore(kept)
+            way.restore(kept, len(fit))
         schedule = Schedule(settings.steps, settings.time_limit_s, way.spent_s)
         settled = f"no better for {_PATIENCE} of {_CHECKS} checks"
         if self._settled(way, schedule):

@@ -53,6 +53,8 @@ class OnnxModule(torch.nn.Module):
         super().__init__()
         self.program: Program = builder.program
         self._inputs = {v.name or "": builder.place(v) for v in model.graph.inputs}
+        typed = {v.name: v.dtype for v in model.graph.inputs if v.dtype is not None}
+        self._whole = {name for name, dtype in typed.items() if dtype.is_integer()}
         self._outputs = {v.name or "": builder.place(v) for v in model.graph.outputs}
         self.places: dict[str, int] = {
             v.name or "": n for v, n in builder.places.items() if v.graph is model.graph
@@ -148,13 +150,23 @@ class OnnxModule(torch.nn.Module):
         return [(name, held) for name, held in self.held.items() if held.number in places]
 
     def given(self, inputs: Mapping[str, Any]) -> Scope:
-        """Inputs by their places. Raises InputError for those that are missing or that it lacks."""
+        """Inputs by their places.
+
+        Raises InputError for those that are missing or that it lacks, and for floats in place of
+        whole numbers.
+        """
         scope: Scope = {}
         device = next((getattr(self, name).device for name in self.held), None)
         for name, given in inputs.items():
             if name not in self._inputs:
                 raise InputError(f"{name}: no input; expected {', '.join(self._inputs)}")
             value = given if isinstance(given, (torch.Tensor, list)) else torch.as_tensor(given)
+            if (
+                isinstance(value, torch.Tensor)
+                and value.is_floating_point()
+                and name in self._whole
+            ):
+                raise InputError(f"{name}: floats were given for an input of whole numbers")
             on = value.to(device) if isinstance(value, torch.Tensor) else value
             scope[self._inputs[name]] = on
         missing = [n for n, i in self._inputs.items() if i not in scope | self._constants]

@@ -33,22 +33,32 @@ _Entries = pydantic.TypeAdapter(dict[str, _Entry])
 class CodedCaches:
     """Inputs and outputs in int8 that stand for floats [batch, heads, tokens, size].
 
-    inputs, outputs: name -> scale [1, heads, 1, size].
+    pairs: input -> its output, and their scale [1, heads, 1, size].
     """
 
-    inputs: Mapping[str, NDArray[np.float32]]
-    outputs: Mapping[str, NDArray[np.float32]]
+    pairs: Mapping[str, tuple[str, NDArray[np.float32]]]
+
+    @property
+    def inputs(self) -> dict[str, NDArray[np.float32]]:
+        """Scales by input."""
+        return {name: scale for name, (_, scale) in self.pairs.items()}
+
+    @property
+    def outputs(self) -> dict[str, NDArray[np.float32]]:
+        """Scales by output."""
+        return dict(self.pairs.values())
 
     def coded(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The feeds with codes in place of floats."""
+        """The feeds with codes in place of floats. Raises InputError for NaN and infinity."""
         return {name: self._coded(name, array) for name, array in feeds.items()}
 
     def _coded(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         scale = self.inputs.get(name)
         if scale is None or array.dtype.kind != "f" or not _fits(array, scale):
             return array
-        codes = np.rint(np.nan_to_num(array / scale))
-        return np.clip(codes, _LEAST, _MOST).astype(np.int8)
+        if not np.isfinite(array).all():
+            raise InputError(f"{name}: holds NaN or infinity, which have no codes")
+        return np.clip(np.rint(array / scale), _LEAST, _MOST).astype(np.int8)
 
     def decoded(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs with floats in place of codes."""
@@ -66,12 +76,17 @@ def _fits(array: NDArray[Any], scale: NDArray[np.float32]) -> bool:
     return array.ndim == scale.ndim and array.shape[1::2] == scale.shape[1::2]
 
 
-NO_CACHES = CodedCaches({}, {})
+NO_CACHES = CodedCaches({})
 
 
 def caches_of(metadata: Mapping[str, str]) -> CodedCaches:
     """Those that the metadata of a model tells of. Raises InputError."""
     return _read(metadata[KEY]) if KEY in metadata else NO_CACHES
+
+
+def told_of_caches(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What parts of the model have to tell of them too."""
+    return {key: text for key, text in metadata.items() if key == KEY}
 
 
 def entry(caches: Mapping[str, tuple[str, NDArray[np.float32]]]) -> str:
@@ -89,4 +104,4 @@ def _read(text: str) -> CodedCaches:
         scales = {n: np.asarray(e.scale, np.float32)[None, :, None] for n, e in found.items()}
     except (pydantic.ValidationError, ValueError):
         raise InputError(f"the metadata {KEY} is not what lwqc writes") from None
-    return CodedCaches(scales, {e.output: scales[name] for name, e in found.items()})
+    return CodedCaches({name: (e.output, scales[name]) for name, e in found.items()})

@@ -9,12 +9,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.caches import GROUPED, Cache, find_caches
-from lwqc.model.coded_caches import KEY, entry
+from lwqc.model.coded_caches import KEY, caches_of, entry
 from lwqc.model.edit import Rewrite, add_constant, insert_before
 from lwqc.model.names import unique_name
 
 _MOST = 127
 _ROOM = 1.25  # above what was seen: later tokens go beyond it, and finer steps gain nothing
+_FAINT = 1e-6  # of the largest channel
 _SINCE = 10  # opset that has QuantizeLinear
 Scales = NDArray[np.float32]  # [1, heads, 1, size]
 
@@ -23,7 +24,7 @@ class CodeCaches(Rewrite):
     """Let a decoder keep its keys and values in int8, with a scale for each channel.
 
     Matches: the caches that have a scale, see `lwqc.graph.caches`.
-    Rewrites to: inputs and outputs in int8, of what is -127 to 127 times the scale; beyond it
+    Rewrites to: inputs and outputs in int8, of what is -128 to 127 times the scale; beyond it
         saturates. New tokens are coded once and stay as they are. An Attention computes with the
         codes: queries are multiplied by the scales of the keys, results by those of the values. A
         GroupQueryAttention does it itself. Behind a Concat all are decoded.
@@ -52,7 +53,8 @@ class CodeCaches(Rewrite):
                 told[past] = (present, self._scales[past])
                 _code(model.graph, cache, self._scales[past])
         if told:
-            model.metadata_props[KEY] = entry(told)
+            earlier = caches_of(model.metadata_props)
+            model.metadata_props[KEY] = entry({**earlier.pairs, **told})
         return ir.passes.PassResult(model, bool(told))
 
 
@@ -187,7 +189,9 @@ def _join(graph: ir.Graph, cache: Cache, codes: ir.Value) -> None:
 def channel_scales(most: NDArray[np.float32]) -> Scales:
     """Scales of channels from the largest magnitude seen in each, [1, heads, 1, size].
 
-    A quarter more than that has a code. A channel in which nothing was seen gets the largest scale.
+    A quarter more than that has a code. A channel in which nothing was seen gets the largest scale,
+    one in which next to nothing was a millionth of that.
     """
     largest = float(most.max(initial=0)) or 1.0
-    return (_ROOM / _MOST * np.where(most > 0, most, largest)).astype(np.float32)
+    known = np.where(most > 0, np.maximum(most, _FAINT * largest), largest)
+    return (_ROOM / _MOST * known).astype(np.float32)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
+from lwqc.model.coded_caches import caches_of
 from lwqc.model.numerals import whole
 from lwqc.model.user_code import load_callable
 from lwqc.plans.options import Data, Preparation
@@ -35,6 +36,7 @@ from lwqc.runtime.sources.opened import (
 from lwqc.runtime.sources.samples import check_keys, check_names, fed
 
 Feeds = dict[str, NDArray[Any]]
+_CODED = "lwqc_coded"  # in the meta of an input that holds codes of floats
 _MOST_RANDOM = 10**9
 
 
@@ -215,6 +217,10 @@ def data_sources(spec: Data, preprocess: Preparation = None) -> list[Path]:
 
 def required_inputs(model: ir.Model) -> dict[str, ir.Value]:
     """Graph inputs that have no default value, by name."""
+    for name in caches_of(model.metadata_props).inputs:
+        for value in model.graph.inputs:
+            if value.name == name:
+                value.meta[_CODED] = True
     return {v.name or "": v for v in model.graph.inputs if not v.is_initializer()}
 
 
@@ -311,7 +317,8 @@ def _checked(array: Any, value: ir.Value, label: str) -> NDArray[Any]:
             isinstance(e, int) and e != s for e, s in zip(expected, values.shape, strict=True)
         ):
             raise InputError(f"{label}: shape {list(values.shape)} does not fit {expected}")
-    if value.dtype is not None:
+    as_floats = value.meta.get(_CODED, False) and values.dtype.kind == "f"  # sessions code them
+    if value.dtype is not None and not as_floats:
         values = _typed(values, value.dtype.numpy(), label)
     floating = values.dtype.kind == "f" or (value.dtype and value.dtype.is_floating_point())
     if floating and not np.isfinite(values).all():

@@ -14,6 +14,7 @@ from lwqc.decide.search.control import SearchControl
 from lwqc.decide.strategy import row as row_of_models
 from lwqc.errors import InputError
 from lwqc.model import coded_caches, io
+from lwqc.passes.code_caches import CodeCaches
 from lwqc.plans.goals import Goals
 from lwqc.runtime.session import Session
 from lwqc.testing.text import model_of
@@ -102,6 +103,23 @@ def test_every_command_that_writes_a_model_stores_its_caches_in_8_bits(
         assert 0 < error <= 0.05 * np.abs(expected).max(), key
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["prune", "--ratio", "0.1"], ["drop", "--branches", "1", "--recipe", "llm-drop-mlp"]],
+)
+def test_what_removes_structure_stores_the_caches_that_are_left(command, decoder, tmp_path, done):
+    text = TEXT.replace(
+        "float[32, 32] w_o", "float[32, 32] w_o, float[32, 48] w_m, float[48, 32] w_n"
+    )
+    mlp = "s = Add (x, o)  m = MatMul (s, w_m)  r = Relu (m)  n = MatMul (r, w_n)  y = Add (s, n)"
+    text = text.replace("y = Add (x, o)", mlp)
+    more = {"w_m": np.full((32, 48), 0.1, np.float32), "w_n": np.full((48, 32), 0.1, np.float32)}
+    io.save(model_of(text, {**WEIGHTS, **more}), decoder)
+    out, data = tmp_path / "out.onnx", ["--data", tmp_path / "data"]
+    done(command[0], decoder, "-o", out, "--kv-cache", "int8", *data, *command[1:])
+    assert types(out) == {onnx.TensorProto.INT8}
+
+
 def test_a_plan_has_it_and_replays_to_the_same_bytes(decoder, tmp_path, done):
     plan, data = tmp_path / "plan.json", ["--data", tmp_path / "data"]
     first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
@@ -122,6 +140,76 @@ def test_files_with_codes_can_be_verified_and_lowered_again(decoder, tmp_path, d
     given = feeds(9, seed=7)
     first, second = Session(str(coded))(given), Session(str(again))(given)
     assert np.allclose(first["present_k"], second["present_k"], atol=0.1)
+
+
+def test_a_file_with_codes_takes_the_data_of_the_original_in_any_command(decoder, tmp_path, done):
+    coded, data = tmp_path / "c.onnx", ["--data", tmp_path / "data"]
+    done("lower", decoder, "-o", coded, "--kv-cache", "int8", *data)
+    done("bench", coded, *data, "--seconds", "0.01")
+    done("verify", coded, coded, *data)
+    done("inspect", coded, "--branches", *data)
+    for number, options in enumerate((
+        ["compress", coded],
+        ["compress", coded, "--original", decoder],
+        ["quantize", coded, "--original", decoder, "--bits", "4", "--method", "gptq"],
+    )):  # fmt: skip
+        out = tmp_path / f"{number}.onnx"
+        done(*options, "-o", out, *data)
+        assert types(out) == {onnx.TensorProto.INT8}
+        given = feeds(9, seed=2)
+        before, after = Session(str(decoder))(given), Session(str(out))(given)
+        for key in ("present_k", "present_v"):
+            assert np.abs(after[key] - before[key]).max() < 0.2 * np.abs(before[key]).max()
+
+
+def test_a_second_coding_keeps_what_is_told_of_the_first():
+    model = model_of(TEXT, WEIGHTS)
+    scale = np.full((1, HEADS, 1, SIZE), 0.05, np.float32)
+    for name in ("past_k", "past_v"):
+        assert CodeCaches({name: scale})(model).modified
+    given = feeds(6)
+    before, after = Session(model_of(TEXT, WEIGHTS))(given), Session(model)(given)
+    for key in ("present_k", "present_v"):
+        assert np.abs(after[key] - before[key]).max() <= 0.0251
+
+
+@pytest.mark.parametrize("faint", [1e-33, 1e-38, 0.0])
+def test_a_channel_of_next_to_nothing_is_no_obstacle(faint, tmp_path):
+    weights = {name: value.copy() for name, value in WEIGHTS.items()}
+    weights["w_k"][:, 3] *= np.float32(faint)
+    data = [{**feeds(past, past)} for past in (0, 4)]
+    for one in data:
+        one["past_k"][:, 0, :, 3] *= np.float32(faint)
+    coded = lwqc.lower(model_of(TEXT, weights), target="cpu", kv_cache="int8", data=data)
+    coded.save(tmp_path / "out.onnx")
+    outputs = Session(str(tmp_path / "out.onnx"))(data[1])
+    assert np.abs(outputs["present_k"][:, 0, :, 3]).max() < 1e-5
+
+
+def test_keys_without_codes_are_refused():
+    data = [{**one, "past_k": one["past_k"] * np.float32(1e30)} for one in (feeds(3), feeds(4))]
+    with pytest.raises(InputError, match=r"past_k: keys or values up to .* on the data: no codes"):
+        lwqc.lower(model_of(TEXT, WEIGHTS), target="cpu", kv_cache="int8", data=data)
+
+
+def test_codes_are_not_trained_on_and_floats_are_no_codes_in_torch():
+    pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
+    data = [feeds(past, past) for past in (0, 4)]
+    model = model_of(TEXT, WEIGHTS)
+    coded = lwqc.lower(model, target="cpu", kv_cache="int8", data=data)
+    with pytest.raises(InputError, match="recover first, then --kv-cache"):
+        lwqc.recover(coded.model, teacher=model, data=data)
+    with pytest.raises(InputError, match="past_k: floats were given for an input of whole numbers"):
+        lwqc.to_torch(coded.model)(**data[1])
+
+
+def test_numbers_that_have_no_codes_are_refused_by_sessions():
+    model = model_of(TEXT, WEIGHTS)
+    CodeCaches({"past_k": np.ones((1, HEADS, 1, SIZE), np.float32)})(model)
+    given = feeds(3)
+    given["past_k"][0, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="past_k: holds NaN or infinity"):
+        Session(model)(given)
 
 
 def test_python_has_it_and_steps_follow_one_another(decoder, tmp_path):
@@ -167,7 +255,7 @@ def test_a_model_without_caches_is_refused_with_the_reason(tmp_path):
     )
     path = tmp_path / "encoder.onnx"
     io.save(model_of(text, WEIGHTS), path)
-    with pytest.raises(InputError, match="no keys or values come in and go out"):
+    with pytest.raises(InputError, match="no input of float32 keys or values"):
         lwqc.lower(str(path), target="cpu", kv_cache="int8", data=[feeds(4)])
 
 

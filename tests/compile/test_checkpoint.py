@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,15 @@ import lwqc  # noqa: E402
 from lwqc.compile import checkpoint  # noqa: E402
 from lwqc.errors import InputError  # noqa: E402
 from lwqc.model import io  # noqa: E402
-from tests.compile.test_recover import coded, feeds, narrow, teacher  # noqa: E402
+from tests.compile.test_recover import (  # noqa: E402
+    SIZES,
+    TEACHER,
+    coded,
+    feeds,
+    narrow,
+    teacher,
+)
+from tests.learn.test_to_torch import stored, weights  # noqa: E402
 
 
 class Killed(BaseException):
@@ -34,7 +44,19 @@ def always(monkeypatch):
     monkeypatch.setattr(checkpoint, "_REST", 0)
 
 
+NOISY = """g (float[N,6] x) => (float[N,3] y) {
+    h = MatMul(x, w) b = Add(h, bias) r = Relu(b) p = MatMul(r, v)
+    n = RandomNormalLike<scale = 0.01>(p) y = Add(p, n) }"""
+
+
+def noisy():
+    """The narrow model, with noise behind it."""
+    made = {name: value.const_value.numpy() for name, value in narrow().graph.initializers.items()}
+    return stored(NOISY, **made)
+
+
 MODELS = {
+    "with noise": (noisy, {"steps": 60, "lr": 0.02}, "fitting the whole", 0.55),
     "whole": (narrow, {"steps": 60, "lr": 0.02}, "fitting the whole", 0.55),
     "parts": (coded, {"steps": 40, "parts": "layers"}, "fitting each part", 0.7),
     "whole after parts": (coded, {"steps": 40, "parts": "layers"}, "fitting the whole", 0.55),
@@ -56,7 +78,7 @@ def test_a_killed_fit_goes_on_and_ends_with_the_same_bytes(name, tmp_path, monke
     assert io.to_bytes(done.model) == io.to_bytes(expected.model)
     assert done.report.loss_after == expected.report.loss_after
     assert done.report.steps == expected.report.steps
-    behind = options["steps"] * (1 + 2 * (name != "whole"))  # of the whole, and of two layers
+    behind = options["steps"] * (1 + 2 * ("parts" in options))  # of the whole, and of two layers
     assert 0 < len(steps) < 0.8 * behind, "it did not go on, but began anew"
 
 
@@ -78,7 +100,17 @@ def test_a_fit_that_is_done_is_not_done_again(tmp_path, monkeypatch):
     assert io.to_bytes(first.model) == io.to_bytes(again.model)
 
 
+def first(outputs, feeds):
+    return (outputs["y"] - 1).square().mean()
+
+
+def second(outputs, feeds):
+    return (outputs["y"] - 2).square().mean()
+
+
 OTHERS = {
+    "loss": {"loss": second},
+    "time limit": {"time_limit": 60.0},
     "data": {"data": feeds(40, seed=6)},
     "steps": {"steps": 41},
     "teacher": {"teacher": narrow()},
@@ -89,6 +121,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_state_of_another_fit_is_refused(name, tmp_path):
     given = {"teacher": teacher(), "data": feeds(40), "steps": 40, "checkpoint": tmp_path / "s"}
+    given |= {"loss": first} if name == "loss" else {}
     lwqc.recover(narrow(), **given)
     with pytest.raises(InputError, match="other models, data or options: leave out --resume"):
         lwqc.recover(narrow(), **{**given, **OTHERS[name]}, resume=True)
@@ -100,6 +133,7 @@ def damaged(path, name, array):
     with np.load(path) as file:
         arrays = dict(file)
     key = next(k for k in arrays if k.startswith(name))
+    array = array(arrays) if callable(array) else array
     arrays.pop(key)
     if array is not None:
         arrays[key] = array
@@ -107,7 +141,32 @@ def damaged(path, name, array):
         np.savez(file, **arrays)
 
 
+def numbers(**changed):
+    """What replaces the numbers of a state with some of them changed."""
+
+    def change(arrays):
+        found = json.loads(arrays["whole/numbers"].tobytes())
+        text = json.dumps({**found, **changed})
+        return np.frombuffer(text.encode(), np.uint8)
+
+    return change
+
+
 DAMAGE = {
+    "steps without end": ("whole/numbers", numbers(step=10**400), "is not of this fit"),
+    "an infinite step": ("whole/numbers", numbers(step=float("inf")), "is not of this fit"),
+    "a lowest that is no number": (
+        "whole/numbers",
+        numbers(lowest=float("nan")),
+        "is not of this fit",
+    ),
+    "inputs that are not there": ("whole/numbers", numbers(order=[999]), "is not of this fit"),
+    "inputs below zero": ("whole/numbers", numbers(order=[-1]), "is not of this fit"),
+    "no state of a generator": ("whole/numbers", numbers(rng={"state": -1}), "is not of this fit"),
+    "no state of torch's": ("whole/numbers", numbers(torch="ff"), "is not of this fit"),
+    "deep": ("whole/numbers", np.frombuffer(b"[" * 100000, np.uint8), "is not of this fit"),
+    "another order of bytes": ("whole/now0", np.zeros((6, 6), ">f4"), "is not of this fit"),
+    "no numbers": ("whole/now0", np.full((6, 6), np.nan, np.float32), "is not of this fit"),
     "head gone": ("lwqc_recover", None, "is no state of a fit"),
     "head of other bytes": ("lwqc_recover", np.zeros(4, np.uint8), "is no state of a fit"),
     "numbers gone": ("whole/numbers", None, "is not of this fit"),
@@ -140,6 +199,57 @@ def test_parts_of_another_shape_are_refused(tmp_path):
     damaged(path, "part0/", np.zeros((2, 2), np.float32))
     with pytest.raises(InputError, match="is not of this fit"):
         lwqc.recover(coded(), **given, checkpoint=path, resume=True)
+
+
+def test_a_weight_that_a_loss_does_not_read_is_no_obstacle(tmp_path):
+    """It has no gradient, so that the optimizer knows nothing of it."""
+    text = TEACHER.replace("=> (float[N,3] y)", "=> (float[N,3] y, float[N,3] z)").replace(
+        "y = MatMul(r, v)", "y = MatMul(r, v) z = MatMul(r, u)"
+    )
+    sizes = weights({**SIZES, "u": (12, 3)})
+    given = {"teacher": stored(text, **sizes), "data": feeds(40), "steps": 60, "loss": first}
+    small = {n: np.round(v, 1) for n, v in sizes.items()}
+    expected = lwqc.recover(stored(text, **small), **given)
+    state, stop = tmp_path / "s", killer("fitting the whole", 0.55)
+    with pytest.raises(Killed):
+        lwqc.recover(stored(text, **small), **given, checkpoint=state, progress=stop)
+    done = lwqc.recover(stored(text, **small), **given, checkpoint=state, resume=True)
+    assert io.to_bytes(done.model) == io.to_bytes(expected.model)
+
+
+def test_a_part_whose_loss_is_no_number_is_kept_too(tmp_path):
+    data = feeds(40)
+    data[4] = {"x": data[4]["x"] * np.float32(1e25)}
+    given = {"teacher": teacher(), "data": data, "parts": "layers", "steps": 20}
+    done = lwqc.recover(coded(), **given, checkpoint=tmp_path / "s")
+    assert any("no number on held-back inputs" in note for note in done.report.notes)
+    again = lwqc.recover(coded(), **given, checkpoint=tmp_path / "s", resume=True)
+    assert io.to_bytes(again.model) == io.to_bytes(done.model)
+
+
+def test_a_state_that_cannot_be_written_is_a_note_and_no_end(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.np, "savez", full)
+    given = {"teacher": teacher(), "data": feeds(40), "steps": 40}
+    done = lwqc.recover(narrow(), **given, checkpoint=tmp_path / "s")
+    assert f"the state of the fit was not kept in {tmp_path / 's'}" in " ".join(done.report.notes)
+    assert "No space left on device" in " ".join(done.report.notes)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="there is no folder"):
+        lwqc.recover(narrow(), **given, checkpoint=tmp_path / "nothing" / "s")
+
+
+def test_a_loss_that_cannot_be_told_from_others_is_not_resumed(tmp_path):
+    class Loss:
+        def __call__(self, outputs, feeds):
+            return first(outputs, feeds)
+
+    given = {"teacher": teacher(), "data": feeds(40), "steps": 20, "loss": Loss()}
+    lwqc.recover(narrow(), **given, checkpoint=tmp_path / "s")
+    with pytest.raises(InputError, match="cannot be told from others"):
+        lwqc.recover(narrow(), **given, checkpoint=tmp_path / "s", resume=True)
 
 
 def test_resuming_takes_a_file(tmp_path):

@@ -217,6 +217,26 @@ def test_looking_at_the_length_of_the_past_does_not_matter():
     assert moved_by(after, before) < 0.02
 
 
+OTHERS = {
+    "half of a pair": (
+        GROUPED.replace("past_k, past_v", "past_k, rv").replace("{", "{\n  rv = Relu (past_v)", 1),
+        "from somewhere else",
+    ),
+    "twice": (
+        FLAT.replace("past_k, past_v", "past_k, past_k"), "it is used twice at one place"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_pairs_that_cannot_be_coded_together_stay_float(name):
+    body, reason = OTHERS[name]
+    found, left = find_caches(decoder(body).graph)
+    assert not found
+    assert all(reason in refusal.reason for refusal in left)
+    assert left
+
+
 def test_heads_that_are_not_fixed_are_no_caches():
     model = decoder(FLAT)
     for value in model.graph.inputs:

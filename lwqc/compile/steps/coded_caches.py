@@ -17,6 +17,7 @@ from lwqc.passes.code_caches import CodeCaches, channel_scales
 from lwqc.plans.plan import Plan
 
 _FLOAT_BYTES, _CODE_BYTES = 4, 1
+_LEAST, _MOST = 1e-20, 1e20  # largest magnitudes whose scales and their inverses are floats
 
 
 def _run(made: Made) -> Made:
@@ -28,7 +29,10 @@ def _run(made: Made) -> Made:
     caches = [cache for one in found for cache in one.members]
     why = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in left[:1])
     if not caches:
-        none = "no keys or values come in and go out with more tokens"
+        none = (
+            "no input of float32 keys or values [batch, heads, tokens, size] goes into an "
+            "attention or a Concat of the main graph, and out with more tokens"
+        )
         raise InputError(f"--kv-cache int8: {why or none}")
     largest = _largest(job, lowered.model, caches)
     model = lowered.model.clone()
@@ -60,9 +64,9 @@ def _largest(job: Job, model: ir.Model, caches: list[Cache]) -> dict[str, NDArra
         for output, past in names.items():
             seen = np.abs(outputs[output]).max((0, 2), keepdims=True, initial=0)
             most[past] = np.maximum(most[past], seen)
-    wild = next((name for name, one in most.items() if not np.isfinite(one).all()), None)
-    if wild is not None:
-        raise InputError(f"{wild}: keys or values on the data are not finite: no codes for them")
+    for name, one in most.items():
+        if not _LEAST <= float(one.max()) <= _MOST and one.any():
+            raise InputError(f"{name}: keys or values up to {one.max():g} on the data: no codes")
     if not any(one.any() for one in most.values()):
         raise InputError("--kv-cache int8: the data has no token")
     return most

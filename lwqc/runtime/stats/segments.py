@@ -16,6 +16,7 @@ from onnx_ir.convenience import extract
 
 from lwqc.graph.captures import captures
 from lwqc.graph.shapes import shapes_at
+from lwqc.model.coded_caches import told_of_caches
 from lwqc.model.weights import stored_tensor
 
 _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")  # a second run gives other values
@@ -50,11 +51,13 @@ class Segment:
         """
         wanted = list(dict.fromkeys(self.outputs if outputs is None else outputs))
         graph = extract(whole.graph, list(self.inputs), wanted)
-        return ir.Model(
+        part = ir.Model(
             graph,
             ir_version=whole.ir_version,
             functions=[f.clone() for f in whole.functions.values()],
         )
+        part.metadata_props.update(told_of_caches(whole.metadata_props))
+        return part
 
 
 def split(
