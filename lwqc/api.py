@@ -19,6 +19,7 @@ import onnx_ir as ir
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import apply_plan, execute
 from lwqc.compile.losses import divergences
+from lwqc.compile.replayed import replayed
 from lwqc.compile.version import Version
 from lwqc.decide.compress import compress_version, make_plan, open_version
 from lwqc.decide.continued import after
@@ -44,6 +45,7 @@ from lwqc.plans.options import (
     DroppingSources,
     JobOptions,
     Opening,
+    Preparation,
     Pruning,
     PruningSources,
     Reading,
@@ -68,7 +70,7 @@ if TYPE_CHECKING:
     from lwqc.learn.module import OnnxModule
     from lwqc.learn.to_torch import Trainable
 
-Source = Any  # a path, an onnx_ir.Model, an onnx.ModelProto, a torch module, or a `Chainable`
+Source = Any  # a path, an onnx_ir.Model, an onnx.ModelProto, what `convert` takes, a `Chainable`
 
 
 @spelled_out(Compressing)
@@ -209,13 +211,17 @@ def apply(
 ) -> Chainable:
     """Execute a plan on the model and data that it was made for, with the same versions.
 
+    Data is prepared as it was for the plan, unless `preprocess` says how.
     allow_drift: also on others; the notes tell the difference. allow_fallback: as in `lower`.
     Raises InputError with the difference, where the plan does not fit the model, and for another
     target than the plan's.
     """
     if options.get("target") not in (None, plan.target):
         raise InputError(f"target {options['target']}: the plan is for {plan.target}")
-    work = _opened(source, {**options, "target": plan.target}, allow_fallback)
+    opening: Sources = {**options, "target": plan.target}
+    if (how := replayed(plan, options.get("data"), options.get("preprocess"))) is not None:
+        opening["preprocess"] = how
+    work = _opened(source, opening, allow_fallback)
     return _chainable(apply_plan(work, plan, allow_drift=allow_drift))
 
 
@@ -236,12 +242,13 @@ def verify(
     *,
     data: Data = None,
     shapes: Shapes = None,
+    preprocess: Preparation = None,
 ) -> dict[str, Divergence]:
     """Divergence of each output of `candidate` from `original` on the same data.
 
     A result of another function counts as the model that it is, and brings its data along.
     """
-    work = _compared((original, candidate), data, shapes)
+    work = _compared((original, candidate), data, shapes, preprocess)
     return divergences(work, _session(candidate, "candidate", work))
 
 
@@ -250,11 +257,12 @@ def bench(
     data: Data = None,
     shapes: Shapes = None,
     seconds: float = 2.0,
+    preprocess: Preparation = None,
 ) -> list[Latency]:
     """Time models side by side at the first shape, alternating their order; data as in `verify`."""
     if not models:
         raise InputError("bench needs at least one model")
-    work = _compared(models, data, shapes)
+    work = _compared(models, data, shapes, preprocess)
     sessions: Sequence[Session] = [_session(m, f"model {i}", work) for i, m in enumerate(models)]
     return latencies(sessions, work.job.data.serve[0].feeds, seconds)
 
@@ -325,7 +333,7 @@ def _name(source: Source, usual: str) -> str:
     return os.path.basename(source) if isinstance(source, (str, os.PathLike)) else usual
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chainable(Compressed):
     """A compressed model that the next step can be asked of: `prune(m).quantize(bits=4)`.
 
@@ -345,15 +353,17 @@ def _chainable(done: Compressed) -> Chainable:
     return Chainable(**{f.name: getattr(done, f.name) for f in fields(done)})
 
 
-def _compared(models: Sequence[Source], data: Data, shapes: Shapes) -> Version:
+def _compared(
+    models: Sequence[Source], data: Data, shapes: Shapes, preprocess: Preparation
+) -> Version:
     """Work on the first of the models, with the data and shapes of the first that brings some."""
     brought = next((m.work.original for m in models if isinstance(m, Compressed)), None)
     if brought is not None:
         data = brought.job.data.fit if data is None else data
         shapes = brought.job.data.shapes if shapes is None else shapes
     if isinstance(models[0], Compressed):
-        return open_version(models[0].model, data=data, shapes=shapes)
-    return _opened(models[0], {"data": data, "shapes": shapes})
+        return open_version(models[0].model, data=data, shapes=shapes, preprocess=preprocess)
+    return _opened(models[0], {"data": data, "shapes": shapes, "preprocess": preprocess})
 
 
 def _session(source: Source, label: str, work: Version) -> Session:
@@ -390,16 +400,6 @@ def _model(
         return source.model
     if isinstance(source, (str, os.PathLike)):
         return io.load(source, constant_inputs=constant_inputs)
-    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(source).__mro__}
-    if any(k.endswith(".ModelProto") for k in kinds):
-        return io.from_proto(source, constant_inputs=constant_inputs)
-    if "torch.nn.modules.module.Module" in kinds:
-        if example_inputs is None:
-            raise InputError("a torch module needs example_inputs")
-        from lwqc.frontends.torch import export
+    from lwqc.frontends.convert import of_object
 
-        return export(source, example_inputs, dynamic_shapes=dynamic_shapes)
-    raise InputError(
-        f"a {type(source).__name__} is no model; expected a path, an ONNX model, a torch module or "
-        "what a function of lwqc returned"
-    )
+    return of_object(source, example_inputs, dynamic_shapes, constant_inputs=constant_inputs)

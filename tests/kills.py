@@ -50,12 +50,14 @@ COMMANDS: Mapping[str, tuple[Sequence[str], Sequence[tuple[str, ...]]]] = {
                  [("out.json", "out.onnx")]),
     "quantize-external": (["quantize", "e.onnx", *OUT, "--external-data", "--plan-out", "out.json"],
                           [("out.json", "out.onnx")]),
-    "prune": (["prune", "m.onnx", *OUT, "--ratio", "0.2", "--plan-out", "out.json"],
-              [("out.json", "out.onnx")]),
+    "prune": (["prune", "m.onnx", *OUT, "--ratio", "0.2", "--plan-out", "out.json",
+               "--report", "out.html"], [("out.json", "out.onnx"), ("out.html",)]),
     "drop": (["drop", "m.onnx", *OUT, "--branches", "1", "--plan-out", "out.json"],
              [("out.json", "out.onnx")]),
     "recover": (["recover", "m.onnx", *OUT, "--teacher", "e.onnx", "--data", "d.npz",
                  "--steps", "20"], [("out.onnx",)]),
+    "recover-resume": (["recover", "m.onnx", *OUT, "--teacher", "e.onnx", "--data", "d.npz",
+                        "--steps", "20", "--resume"], [("out.onnx",)]),
     "lower": (["lower", "m.onnx", *OUT, "--external-data"], [("out.onnx",)]),
     "plan": (["plan", "m.onnx", "-o", "out.json", "--recipe", "w8"], [("out.json",)]),
     "apply": (["apply", "m.onnx", "p.json", *OUT, "--external-data"], [("out.onnx",)]),
@@ -185,7 +187,9 @@ def contents(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def complete(folder: Path, name: str) -> bool:
-    """Whether a model with all its data, or a plan, can be read."""
+    """Whether a model with all its data, a plan or a page can be read."""
+    if name.endswith(".html"):
+        return (folder / name).read_text().endswith("</html>")
     try:
         if name.endswith(".json"):
             Plan.load(folder / name)
@@ -200,7 +204,9 @@ def leftovers(folder: Path) -> list[str]:
     """Files that no command should leave: temporary ones, and data that no model refers to."""
     found = [p.name for p in folder.iterdir() if p.name.startswith(".")]
     (folder / "tmp").mkdir(exist_ok=True)
-    temporary = [p.name for p in (folder / "tmp").iterdir() if p.name != ".ses"]  # the runtime's
+    # The runtime's, and the cache that torch opens for its compiler as soon as it has an optimizer.
+    theirs = (".ses", "torchinductor_")
+    temporary = [p.name for p in (folder / "tmp").iterdir() if not p.name.startswith(theirs)]
     found += [f"tmp/{name}" for name in temporary]
     used = {
         entry.value
@@ -323,8 +329,9 @@ class Trial:
             self.fault(f"the next run ended with {again.code}: {again.error[-400:]!r}")
         if left := leftovers(self.folder):
             self.fault(f"the next run leaves {left}")
-        if (self.folder / "out.onnx.search").exists():
-            self.fault("the next run leaves the search log")
+        for state in ("search", "recover"):
+            if (self.folder / f"out.onnx.{state}").exists():
+                self.fault(f"the next run leaves the state of the {state}")
         for name in names:
             if not complete(self.folder, name):
                 self.fault(f"after the next run {name} is not whole")

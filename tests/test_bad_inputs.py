@@ -473,6 +473,10 @@ OUTPUTS = {
     "the plan nowhere": ["quantize", *M, "-o", "o.onnx", "--plan-out", "no/p.json"],
     "the plan of plan over the model": ["plan", *M, "-o", "m.onnx"],
     "the plan of plan over the recipe": ["plan", *M, "-o", "r.toml", "--recipe", "r.toml"],
+    "the page over the data": ["quantize", *M, "-o", "o.onnx", "--report", "d.npz", *D],
+    "the page over the plan": [
+        "quantize", *M, "-o", "o.onnx", "--report", "p", "--plan-out", "p"],
+    "the page where a plan is read": ["apply", *M, "p.json", "-o", "o.onnx", "--report", "p.json"],
     "engines over the model": ["lower", *M, "-o", "o.onnx", "--engines", "m.onnx"],
     "engines over the result": ["lower", *M, "-o", "o.onnx", "--engines", "o.onnx"],
     "the row's first": ["compress", "m-1.onnx", "-o", "m.onnx", "--pareto", "2"],

@@ -14,6 +14,7 @@ from lwqc.graph.sites import find_sites
 from lwqc.passes.cleanup import clean_up
 from lwqc.runtime.session import Session, SessionSettings
 from tests.build import normal
+from tests.processor import EXACT
 
 F, I64, BOOL = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.BOOL
 N = h.make_node
@@ -330,7 +331,8 @@ def test_every_command_takes_it(place):
         ({"bits": 8}, 0.999),
         ({"bits": 4}, 0.95),
         ({"bits": 8, "activations": "dynamic"}, 0.98),
-        ({"bits": 8, "activations": "static", "data": "random:4"}, 0.98),
+        # Weights of 7 bits, where sums are not exact, have steps twice as large.
+        ({"bits": 8, "activations": "static", "data": "random:4"}, 0.98 if EXACT else 0.96),
     ],
     ids=["q8", "q4", "dynamic", "static"],
 )

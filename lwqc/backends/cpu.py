@@ -55,6 +55,7 @@ class CpuTarget:
     width_multiple = 1
     profiles = False
     sparse = False
+    codes_caches = True
 
     def __init__(self, rules: CpuRules | None = None) -> None:
         """rules: for another processor than this one."""

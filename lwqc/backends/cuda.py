@@ -64,6 +64,7 @@ class CudaTarget:
     width_multiple = 64
     profiles = False
     sparse = False
+    codes_caches = False
 
     def form(self, site: Site, entry: SiteEntry, opset: int) -> Form | str:
         """How the entry runs on CUDA, or why it cannot."""

@@ -54,6 +54,7 @@ class Target(Protocol):
     for. speed: forms of activations worth trying where speed is wanted, the most promising first.
     width_multiple: of channels that its kernels like. profiles: whether it builds engines for a
     range of sizes. sparse: whether 2:4 sparse weights can be of use.
+    codes_caches: whether keys and values in int8 run as they should.
     """
 
     floats: FloatType
@@ -64,6 +65,7 @@ class Target(Protocol):
     width_multiple: int
     profiles: bool
     sparse: bool
+    codes_caches: bool
 
     @property
     def name(self) -> str:

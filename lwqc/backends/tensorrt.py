@@ -66,6 +66,7 @@ class TensorrtTarget:
     width_multiple = 32
     profiles = True
     sparse = True
+    codes_caches = False
 
     def form(self, site: Site, entry: SiteEntry, opset: int) -> Form | str:
         """How the entry runs in TensorRT, or why it cannot."""

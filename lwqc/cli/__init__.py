@@ -93,6 +93,7 @@ def _command() -> int:
 def _app() -> typer.Typer:
     from lwqc.cli import (  # noqa: F401
         building,
+        comparing,
         compressing,
         fitting,
         looking,

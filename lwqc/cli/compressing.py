@@ -22,7 +22,7 @@ from lwqc.cli.options import (
     RecipeName,
     Resume,
     Saved,
-    as_real,
+    as_share,
     as_whole,
 )
 from lwqc.cli.running import (
@@ -37,7 +37,7 @@ from lwqc.cli.running import (
 )
 from lwqc.cli.sections import command
 from lwqc.errors import InputError
-from lwqc.model.numerals import real, whole
+from lwqc.model.numerals import share, whole
 from lwqc.plans.goals import CONVERSION_DROP, Goals
 from lwqc.plans.options import Budgets, Dropping, Pruning, Searching, Storage, TwoFormats
 from lwqc.plans.spelled_out import part
@@ -87,6 +87,7 @@ def compress(
 
     if print_pipeline and pareto is not None:
         raise InputError("--print-pipeline tells of one model: leave out --pareto")
+    page = options.get("report")
     if dump is not None and pareto is not None:
         raise InputError("--dump shows how one model is made: leave out --pareto")
     budgets = part(Budgets, options)
@@ -99,11 +100,11 @@ def compress(
     if pareto is not None and not 2 <= pareto <= _MOST_MODELS:
         raise InputError(f"--pareto {pareto}: expected 2 to {_MOST_MODELS} models")
     row = [] if pareto is None else [p for i in range(pareto) for p in row_names(output, i + 1)]
-    files = Files([output], [options.get("plan_out"), *row], [control.log], [recipe])
+    files = Files([output], [options.get("plan_out"), page, *row], [control.log], [recipe])
     with opened(model, files, part(Opened, options)) as work:
         if pareto is not None:
             models = row_of_models(work, goals, chosen, control, pareto)
-            finish_row(models, output, options["as_json"])
+            finish_row(models, output, options["as_json"], page)
             return
         shown = None if dump is None else Dump(dump)
         done = compress_version(work, goals, chosen, control)
@@ -154,7 +155,7 @@ def quantize(
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
     if recipe.method in DATA_METHODS and "data" not in options:
         raise InputError(f"--method {method} looks at the data: give --data")
-    files = Files([output], [options.get("plan_out")])
+    files = Files([output], [options.get("plan_out"), options.get("report")])
     verify = options["verify"]
     with opened(model, files, part(Opened, options), verify=verify) as work:
         done = compress_version(work, goals, recipe, exact=True)
@@ -211,7 +212,7 @@ def _change_structure(
     options: Changing,
 ) -> None:
     """Do a job on a model and save what comes of it."""
-    files = Files([output], [options.get("plan_out")], read=[recipe])
+    files = Files([output], [options.get("plan_out"), options.get("report")], read=[recipe])
     verify = options["verify"]
     with opened(model, files, part(Opened, options), verify=verify) as work:
         finish(job(work).make(), output, part(Saved, options), verify=verify)
@@ -223,7 +224,7 @@ def _amount(text: str | None) -> dict[str, Any]:
         return {}
     try:
         if text.endswith("%"):
-            return {"share": real(text[:-1]) / 100}
+            return {"share": share(text)}
         return {"count": whole(text)}
     except ValueError as error:
         raise InputError(f"--branches {text}: expected a count or a share such as 25%") from error
@@ -264,7 +265,7 @@ def lower(
         Path | None, typer.Option(help="also write a model with built engines (needs the GPU)")
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(parser=as_real, help="allowed loss of the conversion")
+        float, typer.Option(parser=as_share, help="allowed loss of the conversion")
     ] = CONVERSION_DROP,
     **options: Unpack[Lowering],
 ) -> None:
@@ -277,7 +278,7 @@ def lower(
     sizes = parse_profile(profile)
     verify = options["verify"]
     goals = Goals(max_drop=max_drop if verify else None)
-    files = Files([output], [options.get("plan_out"), engines])
+    files = Files([output], [options.get("plan_out"), engines, options.get("report")])
     fallback = options["allow_fallback"]
     with opened(model, files, part(Opened, options), verify=verify, fallback=fallback) as work:
         if engines is not None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
-from lwqc.cli.hosting import answer, work_begins
+from lwqc.cli.hosting import answer, command_line, work_begins
 from lwqc.cli.options import Model, Output, RecoveringCommand
 from lwqc.cli.running import Files, progress_bars
 from lwqc.cli.sections import command
 from lwqc.cli.shown import put
+from lwqc.cli.telling import is_quiet
 from lwqc.plans.options import Recovering
 from lwqc.plans.spelled_out import part
 
@@ -30,6 +31,8 @@ def recover(
     **options: Unpack[RecoveringCommand],
 ) -> None:
     """Fit a smaller model to the outputs of the one that it was made of, by gradients."""
+    from lwqc.cli.report.html.of_recovery import recovery_page
+    from lwqc.cli.report.html.render import render
     from lwqc.compile.recover import recover as fitted
     from lwqc.learn.needed import require_torch
     from lwqc.model import io
@@ -41,18 +44,29 @@ def recover(
     work_begins()
     constant = options.get("constant_inputs", False)
     small, original = (io.load(path, constant_inputs=constant) for path in (model, teacher))
-    files = Files([output])
-    read = [*model_files(small), *model_files(original), *data_sources(options.get("data"))]
+    page, state = options.get("report"), output.with_name(f"{output.name}.recover")
+    files = Files([output], [page], logs=[state])
+    read = [
+        *model_files(small),
+        *model_files(original),
+        *data_sources(options.get("data"), options.get("preprocess")),
+    ]
     files.check([*read, *loaded_files()])
     with progress_bars() as progress:
         names = (model.name, teacher.name)
-        done = fitted(small, original, part(Recovering, options), names=names, progress=progress)
+        chosen: Recovering = {**part(Recovering, options), "checkpoint": state}
+        done = fitted(small, original, chosen, names=names, progress=progress)
         files.check(loaded_files())
-        report = done.save(output, external_data=options.get("external"), verify=options["verify"])
+        external, verify = options.get("external"), options["verify"]
+        with done.drafted(output, external_data=external, verify=verify) as (draft, report):
+            if page is not None:
+                draft.add_text(page, render(recovery_page(small, done, report, command_line())))
+            draft.publish()
+        state.unlink(missing_ok=True)
     answer(report.to_dict())
     if options["as_json"]:
         print(json.dumps(report.to_dict(), indent=1))
-    else:
+    elif not is_quiet():
         for line in lines(report):
             put(line)
 

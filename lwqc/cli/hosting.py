@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,11 +15,12 @@ from typing import Any
 class Host:
     """The caller of one command.
 
-    check_only: the command is to end where its work would begin, with `OptionsAreSound`. answer:
-    what it found, as `--json` prints it; None until then.
+    check_only: the command is to end where its work would begin, with `OptionsAreSound`. line: the
+    command and its arguments. answer: what it found, as `--json` prints it; None until then.
     """
 
     check_only: bool = False
+    line: Sequence[str] = ()
     answer: Any = None
 
 
@@ -43,6 +46,12 @@ def work_begins() -> None:
     host = _HOST.get()
     if host is not None and host.check_only:
         raise OptionsAreSound
+
+
+def command_line() -> str:
+    """What was called, as a user could call it again."""
+    host = _HOST.get()
+    return shlex.join(["lwqc", *(sys.argv[1:] if host is None else host.line)])
 
 
 def answer(document: Any) -> None:

@@ -29,6 +29,7 @@ from lwqc.cli.options import (
 from lwqc.cli.running import errors_console, finish, opened, progress_bars
 from lwqc.cli.sections import command
 from lwqc.errors import InputError
+from lwqc.model.numerals import size_text
 from lwqc.plans.spelled_out import part
 
 
@@ -45,6 +46,9 @@ def inspect(
     ] = False,
     data: Annotated[
         str | None, typer.Option("--data", help="with --branches: what they do on this data")
+    ] = None,
+    preprocess: Annotated[
+        str | None, typer.Option("--preprocess", help="how that data becomes inputs")
     ] = None,
     dot: Annotated[
         Path | None,
@@ -78,11 +82,18 @@ def inspect(
     loaded = io.load(model, constant_inputs=constant_inputs)
     dims = next(iter(as_sequence(options.get("shapes"))), {})
     default_sizes(required_inputs(loaded), dims)  # refuses what no input has
-    feeds = open_data(data, loaded, shapes=dims) if data is not None else None
+    feeds = (
+        open_data(data, loaded, shapes=dims, preprocess=preprocess) if data is not None else None
+    )
     found = inspect_model(loaded, str(model), dims, resizable, feeds)
     if dot is not None or svg is not None:
         text = to_dot(structure(found, groups=groups or not branches, branches=branches))
-        files = [model, *data_files(loaded), *data_sources(data), *map(Path, loaded_files())]
+        files = [
+            model,
+            *data_files(loaded),
+            *data_sources(data, preprocess),
+            *map(Path, loaded_files()),
+        ]
         files += [against, *data_files(io.load(against))] if against is not None else []
         draw(text, dot, svg, inputs=files)
     if against is not None:
@@ -173,7 +184,7 @@ def bench(
     """Time models on the same input, alternating their order; on a GPU without transfers."""
     from lwqc.backends.device_bench import device_latencies
     from lwqc.cli.report.console import Console
-    from lwqc.cli.report.terminal import latency_text, size_text
+    from lwqc.cli.report.terminal import latency_text
     from lwqc.model import io
     from lwqc.model.data_files import stored_bytes
     from lwqc.runtime.measure import latencies
@@ -239,20 +250,29 @@ def _device_options(target: str, cuda_graph: bool, nhwc: bool) -> dict[str, str]
 
 @command(Converting)
 def convert(
-    source: Annotated[str, typer.Argument(help="module:callable returning (module, inputs)")],
+    source: Annotated[
+        str, typer.Argument(help="file or folder of a model, or module:callable returning one")
+    ],
     output: Output,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="load files that may hold code, such as pickles")
+    ] = False,
+    task: Annotated[str, typer.Option("--task", help="of a model of Hugging Face's")] = "",
+    inputs: Annotated[
+        str, typer.Option("--inputs", help=".npz of example inputs, for TorchScript")
+    ] = "",
     **options: Unpack[Converting],
 ) -> None:
-    """Convert a torch model to ONNX."""
-    from lwqc.cli.report.terminal import size_text
+    """Convert a model of torch, Keras, JAX, scikit-learn and others to ONNX."""
     from lwqc.compile.saved_check import save
-    from lwqc.frontends.torch import convert as convert_torch
+    from lwqc.frontends.convert import convert as converted
+    from lwqc.frontends.convert import files_of
     from lwqc.model import io
     from lwqc.model.user_code import loaded_files
 
     work_begins()
-    io.check_output(output, [])
-    model = convert_torch(source)
+    io.check_output(output, [*files_of(source), *([inputs] if inputs else [])])
+    model = converted(source, trust=trust_code, task=task, inputs=inputs)
     io.check_output(output, loaded_files())
     saved = save(model, output, external_data=options.get("external"))
     answer({"output": str(saved.path), "output_bytes": saved.size_bytes})

@@ -78,7 +78,10 @@ def opt(
     trace = Trace()
     instruments = _instruments(pipeline, limit, print_after, dump)
     loaded = io.load(model, constant_inputs=options["constant_inputs"])
-    _check_output(output, [model, *data_files(loaded), *data_sources(options.get("data"))])
+    _check_output(
+        output,
+        [model, *data_files(loaded), *data_sources(options.get("data"), options.get("preprocess"))],
+    )
     run = _runner(model, part(Opened, options)) if bisect or verify_each else None
     _check_output(output, loaded_files())
     if bisect and run is not None:

@@ -10,7 +10,8 @@ from typing import Annotated, TypedDict
 
 import typer
 
-from lwqc.model.numerals import real, whole
+from lwqc.cli.telling import set_quiet, set_verbose
+from lwqc.model.numerals import real, share, whole
 from lwqc.model.user_code import forbid
 from lwqc.plans.options import (
     Budgets,
@@ -37,6 +38,14 @@ def as_real(text: str | float) -> float:
     """Read a number strictly, see `numerals`; defaults are numbers already."""
     try:
         return real(text) if isinstance(text, str) else text
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def as_share(text: str | float) -> float:
+    """The same for a share: 0.3 or 30%."""
+    try:
+        return share(text) if isinstance(text, str) else text
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -130,7 +139,35 @@ class Opened(Opening, Original, RunningCode, total=False):
     """What `lwqc.cli.running.opened` takes."""
 
 
-class Reported(Storing, Printing, total=False):
+class Paged(TypedDict, total=False):
+    """Whether there is a page to read in a browser."""
+
+    report: Annotated[
+        Path | None,
+        Flag("also write an HTML page: what changed, why, and what it costs", Path | None),
+    ]
+
+
+class Telling(TypedDict, total=False):
+    """How much is told beside results and errors, see `lwqc.cli.telling`."""
+
+    quiet: Annotated[
+        bool,
+        Flag("tell only errors", bool, False, names=("--quiet", "-q"), callback=set_quiet),
+    ]
+    verbose: Annotated[
+        bool,
+        Flag(
+            "tell each stage and each site",
+            bool,
+            False,
+            names=("--verbose", "-v"),
+            callback=set_verbose,
+        ),
+    ]
+
+
+class Reported(Storing, Printing, Paged, Telling, total=False):
     """How a result is stored and told of."""
 
     details: Annotated[bool, Flag("print one row per site", bool, False)]
@@ -142,7 +179,7 @@ class Saved(Reported, total=False):
     plan_out: Annotated[Path | None, Flag("also write the plan as JSON", Path | None)]
 
 
-class Planning(Opened, Budgets, Searching, TwoFormats, total=False):
+class Planning(Opened, Budgets, Searching, TwoFormats, Telling, total=False):
     """Options of `plan`."""
 
 
@@ -166,7 +203,9 @@ class DroppingCommand(Dropping, Changing, total=False):
     """Options of `drop`."""
 
 
-class RecoveringCommand(Recovering, RunningCode, Storing, Printing, Checking, total=False):
+class RecoveringCommand(
+    Recovering, RunningCode, Storing, Printing, Paged, Telling, Checking, total=False
+):
     """Options of `recover`."""
 
 
@@ -196,6 +235,10 @@ class Verifying(Feeding, Measured, Loss, RunningCode, Printing, total=False):
 
 class Benching(Feeding, Targeted, FallingBack, RunningCode, Printing, total=False):
     """Options of `bench`."""
+
+
+class Comparing(Feeding, Measured, RunningCode, Printing, Paged, total=False):
+    """Options of `compare`."""
 
 
 class Converting(Storing, RunningCode, total=False):

@@ -22,6 +22,7 @@ from lwqc.cli.options import (
 )
 from lwqc.cli.running import Files, errors_console, finish, log_name, opened
 from lwqc.cli.sections import command
+from lwqc.cli.telling import is_quiet
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
 from lwqc.plans.options import Budgets, Searching, TwoFormats
@@ -86,7 +87,8 @@ def plan(
                 made.save(output)
                 line = plan_line(made, len(work.sites))
                 answer({"output": str(output), "planned": line})
-                errors_console().print(f"{output}: {line}")
+                if not is_quiet():
+                    errors_console().print(f"{output}: {line}")
             if text:
                 print_plan(made)
 
@@ -104,11 +106,14 @@ def apply_command(
 ) -> None:
     """Execute a plan: the same plan on the same model gives the same bytes."""
     from lwqc.compile.execute import apply_plan
+    from lwqc.compile.replayed import replayed
     from lwqc.plans.plan import Plan
 
     read = Plan.load(plan_file)
-    files = Files([output], read=[plan_file])
+    files = Files([output], [options.get("report")], read=[plan_file])
     opening: Opened = {**part(Opened, options), "target": read.target}
+    if (how := replayed(read, opening.get("data"), opening.get("preprocess"))) is not None:
+        opening["preprocess"] = how
     with opened(model, files, opening, fallback=options["allow_fallback"]) as work:
         done = apply_plan(work, read, allow_drift=allow_drift)
         finish(done, output, part(Saved, options), verify=options["verify"])

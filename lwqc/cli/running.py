@@ -11,20 +11,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lwqc.cli.hosting import answer, work_begins
+from lwqc.cli.hosting import answer, command_line, work_begins
 from lwqc.cli.options import Changing, Opened, Saved
-from lwqc.cli.shown import say, shown
+from lwqc.cli.shown import say
+from lwqc.cli.telling import is_quiet, is_verbose, stage_lines
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
+from lwqc.model.printable import shown
 from lwqc.model.user_code import loaded_files
 from lwqc.plans.options import Opening
 from lwqc.plans.spelled_out import part
+from lwqc.plans.version import VERSION
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from lwqc.cli.report.console import Console
     from lwqc.compile.compressed import Compressed
+    from lwqc.compile.result import Report
     from lwqc.compile.version import Version
 
 app = typer.Typer(
@@ -33,6 +37,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make any ONNX model smaller and faster on stock ONNX Runtime.",
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lwqc {VERSION}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -45,6 +55,10 @@ def everywhere(
             "memory=16GB, run=600s",
         ),
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_tell_version, help="print the version"),
+    ] = False,
 ) -> None:
     """Make any ONNX model smaller and faster on stock ONNX Runtime."""
     if limit:
@@ -62,10 +76,10 @@ def errors_console() -> Console:
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Progress bars on stderr; nothing when it is not a terminal."""
+    """Progress bars on stderr; when it is not a terminal lines with `-v`, else nothing."""
     console = errors_console()
-    if not console.is_terminal:
-        yield None
+    if is_quiet() or not console.is_terminal:
+        yield stage_lines() if is_verbose() else None
         return
     from lwqc.cli.report.console import progress
 
@@ -130,7 +144,13 @@ def opened(
     first = io.load(original, constant_inputs=constant) if original else loaded
     read = [model, *data_files(loaded), *([original] if original else []), *data_files(first)]
     if files is not None:
-        files.check([options_path(model), *read, *data_sources(options.get("data"))])
+        files.check(
+            [
+                options_path(model),
+                *read,
+                *data_sources(options.get("data"), options.get("preprocess")),
+            ]
+        )
     with progress_bars() as report:
         work = open_version(
             first,
@@ -174,12 +194,18 @@ def finish(
     from lwqc.cli.report.terminal import print_report
 
     external, plan = options.get("external"), options.get("plan_out")
-    report = done.save(output, external_data=external, verify=verify, plan=plan, engines=engines)
+    with done.drafted(
+        output, external_data=external, verify=verify, plan=plan, engines=engines
+    ) as draft:
+        report = draft.report
+        if (page := options.get("report")) is not None:
+            draft.files.add_text(page, _page(done, report))
+        draft.files.publish()
     answer(report.to_dict())
     if options["as_json"]:
         print(report.to_json())
-    else:
-        print_report(report, Console(), details=options.get("details", False))
+    elif not is_quiet():
+        print_report(report, Console(), details=options.get("details", False) or is_verbose())
         if not verify:
             errors_console().print("not verified: the saved file was neither loaded nor measured")
     if not report.met:
@@ -193,28 +219,44 @@ def finish(
         raise typer.Exit(3)
 
 
+def _page(done: Compressed, report: Report) -> str:
+    from lwqc.cli.report.html.of_result import result_page
+    from lwqc.cli.report.html.render import render
+
+    return render(result_page(done, report, command_line()))
+
+
 def row_names(output: Path, number: int) -> tuple[Path, Path]:
     """Where a model of a row and its plan go."""
     path = output.with_name(f"{output.stem}-{number}{output.suffix}")
     return path, path.with_suffix(".plan.json")
 
 
-def finish_row(models: Generator[Compressed, None, None], output: Path, as_json: bool) -> None:
-    """Save models together, print a table; exit code 3 when one misses its budget."""
+def finish_row(
+    models: Generator[Compressed, None, None], output: Path, as_json: bool, page: Path | None
+) -> None:
+    """Save models together, and a page; print a table; exit code 3 when one misses its budget."""
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import row_table
     from lwqc.model.saving import publish_together
 
     with closing(models), ExitStack() as drafts:
-        row = []
+        row, made = [], []
         for number, done in enumerate(models, 1):
             path, plan = row_names(output, number)
             row.append(drafts.enter_context(done.drafted(path, plan=plan)))
+            made.append(done)
+        if page is not None:
+            from lwqc.cli.report.html.of_row import row_page
+            from lwqc.cli.report.html.render import render
+
+            told = [(done, draft.report) for done, draft in zip(made, row, strict=True)]
+            row[-1].files.add_text(page, render(row_page(told, command_line())))
         publish_together([draft.files for draft in row])
     reports = [draft.report for draft in row]
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))
-    else:
+    elif not is_quiet():
         Console().print(row_table(reports))
     missed = [report.output for report in reports if not report.met]
     if missed:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from lwqc.cli.options import as_real, as_whole
+from lwqc.cli.options import as_real, as_share, as_whole
 from lwqc.cli.running import app
 from lwqc.plans.options import Flag
 from lwqc.plans.spelled_out import flag_of
@@ -63,7 +63,7 @@ def _parameter(name: str, flag: Flag) -> inspect.Parameter:
     option = typer.Option(
         *(flag.names or (f"--{name.replace('_', '-')}",)),
         help=flag.help,
-        parser=parsers.get(plain),
+        parser=as_share if flag.share else parsers.get(plain),
         callback=flag.callback,
     )
     return inspect.Parameter(

@@ -20,7 +20,7 @@ from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
 from lwqc.compile.idle_branches import idle_branches
 from lwqc.compile.losses import divergences
 from lwqc.compile.outcomes import drop_outcome
-from lwqc.compile.result import Report, SearchReport, ShapeLatency, SiteRow
+from lwqc.compile.result import Report, SearchReport, SearchTrace, ShapeLatency, SiteRow
 from lwqc.compile.saved_check import Expected, check_saved
 from lwqc.compile.stamped import stamped
 from lwqc.compile.steps.pruned_model import PrunedModel, pruning_report
@@ -28,7 +28,9 @@ from lwqc.compile.steps.removed_branches import RemovedBranches
 from lwqc.compile.version import Version, files_of
 from lwqc.graph.sites import Site
 from lwqc.model import io
+from lwqc.model.coded_caches import caches_of
 from lwqc.model.outputs import check_outputs
+from lwqc.model.told import Told
 from lwqc.passes.widen_bfloat16 import has_bfloat16
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan
@@ -39,14 +41,14 @@ _FEEDS = 64  # that tell which branches of an If run
 Decision = DropDecision | ParallelDecision | SliceDecision
 
 
-@dataclass(frozen=True)
-class Compressed:
+@dataclass(frozen=True, repr=False)
+class Compressed(Told):
     """A compressed model in memory, ready to be saved and measured.
 
     sites: of the model just before formats were applied, by name. decision: what was
     chosen and at what price, unless the plan was given. fallbacks: what the target would not run
-    as it should, one line each. search: how, where a search chose. counted: by option of a bound,
-    see `lwqc.compile.budget.counted`.
+    as it should, one line each. search, trace: how, where a search chose. counted: by option of a
+    bound, see `lwqc.compile.budget.counted`.
     """
 
     work: Version
@@ -59,7 +61,12 @@ class Compressed:
     decision: Decision | None = None
     fallbacks: tuple[str, ...] = ()
     search: SearchReport | None = None
+    trace: SearchTrace | None = None
     counted: Mapping[str, float] = field(default_factory=dict)
+
+    def told(self) -> dict[str, str]:
+        """What was done."""
+        return {**self.decisions.told(), "model": self.work.name}
 
     @property
     def plan(self) -> Plan:
@@ -138,6 +145,7 @@ class Compressed:
             work.original.session.types,
             {*removed, *gone_outputs(work)},
             any_float=(floats is not None and floats.boundary) or retyped_outputs(work),
+            caches=caches_of(self.model.metadata_props),
         )
         settings, brain = work.job.target.settings(), has_bfloat16(self.model)
         check_saved(files.path, expected, settings, str(files.target), brain=brain)

@@ -15,7 +15,7 @@ from lwqc.compile.steps.table import looks_at, of
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
-from lwqc.plans.plan import Learn, Plan
+from lwqc.plans.plan import Plan
 
 
 def apply_plan(work: Version, plan: Plan, *, allow_drift: bool = False) -> Compressed:
@@ -59,12 +59,12 @@ def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
     )
 
 
-def finished(done: Compressed, learn: Learn) -> Compressed:
-    """What was executed without it, with learning at the end."""
-    plan = done.decisions.model_copy(update={"learn": learn})
+def finished(done: Compressed, **late: object) -> Compressed:
+    """What was executed without them, with late steps at the end, as fields of the plan."""
+    plan = done.decisions.model_copy(update=late)
     made = Made(done.work, plan, done.work, done.work.model, lowered=done.lowered)
     for step in of(plan):
-        if step.late:
+        if step.field in late:
             made = step.run(made)
     assert made.lowered is not None
     return replace(done, decisions=made.plan, lowered=made.lowered)

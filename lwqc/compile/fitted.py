@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from lwqc.compile.checkpoint import Checkpoint
 from lwqc.compile.lesson import Lesson
 from lwqc.learn.needed import require_torch
 from lwqc.plans.options import Progress
@@ -38,7 +39,7 @@ class Fitting:
     changes it by. parts: fitted one by one to the teacher's before the whole is; None: blocks,
     where the model holds codes and there is no `loss`. soft: how codes of parts are learned, see
     `Learn.rounding`. whole: whether that is fitted then. loss: of outputs and feeds for the whole,
-    in place of the distance from the teacher's outputs.
+    in place of the distance from the teacher's outputs. checkpoint: where the state is kept.
     """
 
     steps: int
@@ -49,6 +50,7 @@ class Fitting:
     soft: bool = True
     whole: bool = True
     loss: Callable[..., Any] | None = None
+    checkpoint: Checkpoint | None = None
     progress: Progress = silent
 
 
@@ -85,16 +87,21 @@ def fitted(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Fitted:
     of, and for models that share no float output.
     """
     require_torch()
+    from lwqc.learn.descent import UnlikeStateError
     from lwqc.learn.guarded import torch_errors
     from lwqc.learn.to_torch import write_back
 
     _use_threads()
     run = _Run.of(small, lesson, fitting)
-    with torch_errors(lesson.names[0]):
-        before = run.loss()
-        if run.parts != "none":
-            run.by_parts()
-        whole = run.as_a_whole()
+    try:
+        with torch_errors(lesson.names[0]):
+            before = run.loss()
+            if run.parts != "none":
+                run.by_parts()
+            whole = run.as_a_whole()
+    except UnlikeStateError as error:
+        assert fitting.checkpoint is not None
+        raise fitting.checkpoint.unlike(str(error)) from error
     reasons = [fit.unchanged for fit in (*run.fits, whole)]
     unchanged = reasons[0] if all(reasons) else ""
     if not unchanged and not whole.best < before:
@@ -188,7 +195,9 @@ class _Run:
         if self.fitting.soft:
             soft = teacher if floats is None else module_of(floats, "none")
         how = Reconstruction(self.module, teacher, soft, layers=self.parts == "layers")
-        self.fitted_parts, self.fits = how.run(feeds, len(self.fit), self.lesson.scales, own)
+        self.fitted_parts, self.fits = how.run(
+            feeds, len(self.fit), self.lesson.scales, own, self.fitting.checkpoint
+        )
 
     def as_a_whole(self) -> Fit:
         """Fit the outputs of the model."""
@@ -197,7 +206,7 @@ class _Run:
         if not self.fitting.whole:
             loss = self.loss()
             return Fit(loss, loss, 0, "no part of it can be fitted alone")
-        return self._whole(1.0).run(self.fit, self.held)
+        return self._whole(1.0).run(self.fit, self.held, self.fitting.checkpoint)
 
     def _whole(self, share: float) -> Distillation:
         from lwqc.learn.distill import Distillation

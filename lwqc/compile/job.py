@@ -15,7 +15,7 @@ from lwqc.graph.cost import node_costs, total
 from lwqc.graph.shapes import shapes_at
 from lwqc.model import io
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
-from lwqc.plans.options import Progress
+from lwqc.plans.options import KvCache, Progress
 from lwqc.runtime.measure import Metric
 from lwqc.runtime.session import Session, SessionSettings
 
@@ -34,6 +34,7 @@ class Job:
     metric: Metric | None = None
     skip_checks: bool = False
     allow_fallback: bool = False
+    kv_cache: KvCache | None = None
     progress: Progress | None = field(default=None, repr=False)
     timings: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     unusable: dict[str, None] = field(default_factory=dict, repr=False)

@@ -41,6 +41,7 @@ def data_source(data: Dataset) -> DataSource:
         given=data.given,
         feeds=count,
         shapes=shapes,
+        preprocess=data.preprocess,
     )
 
 
@@ -95,8 +96,14 @@ def _told(data: DataSource) -> str:
 
 
 def _alike(made: DataSource, here: DataSource) -> str:
+    if made.preprocess != here.preprocess:
+        return f": it was prepared by {_how(made)}, here by {_how(here)}"
     same = (made.feeds, made.shapes) == (here.feeds, here.shapes)
     return ": other values, or the same in another order" if same else ""
+
+
+def _how(data: DataSource) -> str:
+    return f"--preprocess {data.preprocess}" if data.preprocess else "nothing"
 
 
 def _sizes(data: DataSource) -> str:

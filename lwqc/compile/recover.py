@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast, get_args
 
 import onnx_ir as ir
 
+from lwqc.compile.checkpoint import Checkpoint, key_of
 from lwqc.compile.fitted import Fitting, fitted, silent
 from lwqc.compile.lesson import LEAST_FEEDS, Lesson
 from lwqc.compile.recovered import Recovered, RecoverReport
 from lwqc.errors import InputError
 from lwqc.learn.needed import require_torch
+from lwqc.model import io
 from lwqc.model.data_files import model_files
 from lwqc.plans.options import Progress, Recovering
 from lwqc.plans.plan import Parts
 from lwqc.runtime.counted import counted
 from lwqc.runtime.data import Dataset, open_data
 from lwqc.runtime.rebatched import free_batch
+from lwqc.runtime.recorded import feeds_digest
 from lwqc.runtime.served import as_sequence
+from lwqc.runtime.session import Feeds
 
 _STEPS, _LR = 1000, 0.01
 _BATCH = 32  # samples at once, where there are enough of them
@@ -58,6 +64,7 @@ def recover(
         limit,
         parts=_parts(options.get("parts")),
         loss=options.get("loss"),
+        checkpoint=_checkpoint(small, teacher, feeds, options),
         progress=progress or silent,
     )
     found = fitted(small, lesson, fitting)
@@ -102,6 +109,23 @@ def _checked(options: Recovering) -> tuple[int, float, float | None]:
     return steps or (_STEPS if limit is None else _ALL_STEPS), lr, limit
 
 
+def _checkpoint(
+    small: ir.Model, teacher: ir.Model, feeds: Sequence[Feeds], options: Recovering
+) -> Checkpoint | None:
+    """Raises InputError for the state of another fit, and for one to resume that has no place."""
+    path, resume = options.get("checkpoint"), options.get("resume", False)
+    if path is None:
+        if resume:
+            raise InputError("resume: the state of a fit is in a file: give checkpoint")
+        return None
+    models = [io.model_digest(model) for model in (small, teacher)]
+    data = [feeds_digest(one).hex() for one in feeds]
+    loss = options.get("loss")
+    told = {name: options.get(name) for name in ("steps", "lr", "seed", "parts", "inner")}
+    told["loss"] = getattr(loss, "__qualname__", type(loss).__name__)
+    return Checkpoint(Path(path), key_of([*models, *data], told), resume=resume)
+
+
 def _parts(asked: str | None) -> Parts | None:
     if asked is not None and asked not in get_args(Parts):
         raise InputError(f"--parts {asked}: expected one of {', '.join(get_args(Parts))}")
@@ -110,18 +134,21 @@ def _parts(asked: str | None) -> Parts | None:
 
 def _data(teacher: ir.Model, options: Recovering) -> Dataset:
     """In batches, so many that some can be held back."""
-    spec, seed = options.get("data"), options.get("seed", 0)
+    spec = options.get("data")
+    opening = partial(
+        open_data, spec, teacher, seed=options.get("seed", 0), preprocess=options.get("preprocess")
+    )
     asked = as_sequence(options.get("shapes"))
     if asked:
-        return open_data(spec, teacher, seed=seed, shapes=asked[0])
+        return opening(shapes=asked[0])
     if not isinstance(spec, (str, os.PathLike)) or Path(spec).suffix not in _SAMPLES:
-        return open_data(spec, teacher, seed=seed)
+        return opening()
     name = free_batch(teacher)
     if name is None:
-        return open_data(spec, teacher, seed=seed)
+        return opening()
     size = _BATCH
     while True:
-        dataset = open_data(spec, teacher, seed=seed, shapes={name: size})
+        dataset = opening(shapes={name: size})
         count = sum(1 for _ in dataset)
         if count >= LEAST_FEEDS or size == 1:
             return dataset

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lwqc.graph.sites import Skipped
+from lwqc.model.numerals import size_text
+from lwqc.model.told import Told
 from lwqc.plans.goals import Outcome
 from lwqc.runtime.measure import Latency, OperatorRow, worst_drop
 from lwqc.runtime.session import VERSION
@@ -171,7 +173,46 @@ class SearchReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class Chosen:
+    """What a search made of one item. kind: `format`, `width` or `branch`. level: as it became.
+
+    error, most: predicted relative squared error at the outputs of that, and of the strongest level
+    that there was.
+    """
+
+    name: str
+    kind: str
+    level: str
+    error: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate of a search. cost: predicted, of what was bounded. score: on all judging data."""
+
+    cost: float
+    score: float
+
+
+@dataclass(frozen=True)
+class SearchTrace:
+    """What a search looked at, for drawings.
+
+    cost: what its candidates were bounded by most, such as `size_bytes`. limit: of that. tried: in
+    their order. start, best: where it began and what it chose.
+    """
+
+    cost: str
+    limit: float
+    tried: tuple[Tried, ...]
+    start: Tried
+    best: Tried
+    chosen: tuple[Chosen, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Report(Told):
     """Measured facts about a saved model; None or empty where `verify` was off.
 
     source: the original that size, loss, time and memory are measured against. earlier: the steps
@@ -241,6 +282,20 @@ class Report:
     def met(self) -> bool:
         """Whether every constraint is met."""
         return all(outcome.met for outcome in self.outcomes)
+
+    def told(self) -> dict[str, str]:
+        """Size, time, loss and whether bounds are met."""
+        sizes = (self.source_bytes, self.output_bytes)
+        metric = (self.metric_before, self.metric_after)
+        return {
+            "model": f"{self.source} -> {self.output}",
+            "size": " -> ".join(map(size_text, sizes)) + f", {sizes[1] / max(sizes[0], 1):.3f}",
+            "latency": "" if self.speedup is None else f"{1 / self.speedup:.3f} of the original",
+            "drop": "" if self.drop is None else f"{self.drop:.5f}",
+            self.metric or "metric": "" if None in metric else "{:.4f} -> {:.4f}".format(*metric),
+            "missed": ", ".join(o.name for o in self.outcomes if not o.met),
+            "data": self.data,
+        }
 
     def with_measurements(self, **measured: Any) -> Report:
         """The report with the results of a verification."""

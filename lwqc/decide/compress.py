@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,6 +18,7 @@ from lwqc.compile.job_data import JobData
 from lwqc.compile.reference import Reference
 from lwqc.compile.version import Version
 from lwqc.decide.budgets import register_all
+from lwqc.decide.caching import checked_cache
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.strategy import decide
 from lwqc.errors import LwqcError
@@ -32,7 +33,7 @@ from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 from lwqc.runtime.data import Dataset, SizesDifferError, open_data
 from lwqc.runtime.legal_sizes import legal_sizes
-from lwqc.runtime.measure import Metric, load_metric
+from lwqc.runtime.metrics.named import metric_of
 from lwqc.runtime.proof import original, prove, prove_first
 from lwqc.runtime.served import as_sequence
 from lwqc.runtime.session import Session, tensor_types
@@ -65,16 +66,17 @@ def open_version(
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
     asked = as_sequence(opening.get("shapes"))
     sizes = asked[0] if asked else None
-    model, dataset = _with_data(model, opening.get("data"), opening.get("seed", 0), sizes)
+    model, dataset = _with_data(model, opening, sizes)
+    prove_first(model, dataset.first, name)
     job = Job(
         target,
         JobData(dataset, model, asked),
-        _metric(opening.get("metric")),
+        metric_of(opening.get("metric"), model, dataset),
         skip_checks=skip_checks,
         allow_fallback=allow_fallback,
+        kv_cache=checked_cache(opening.get("kv_cache"), target, dataset),
         progress=progress,
     )
-    prove_first(model, dataset.first, name)
     if asked:
         job.data.serve  # noqa: B018  # unknown dimensions show before any work starts
     return Version(model, job, Reference(model, name, job))
@@ -92,23 +94,23 @@ def bare(model: ir.Model) -> ir.Model:
     return bare
 
 
-def _with_data(
-    model: ir.Model, spec: Any, seed: int, shapes: Sizes | None
-) -> tuple[ir.Model, Dataset]:
+def _with_data(model: ir.Model, opening: Opening, shapes: Sizes | None) -> tuple[ir.Model, Dataset]:
     """The data, and the model without names of sizes that the data contradicts.
 
     The runtime does not compare sizes of one name: a file may call different ones the same. Raises
     InputError where the model does not run with them.
     """
+    spec: Any = opening.get("data")
+    seed, preprocess = opening.get("seed", 0), opening.get("preprocess")
     if isinstance(spec, Iterator):
         spec = list(spec)  # it may be read again
     if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "random"):
         found = legal_sizes(model, shapes or {})
-        dataset = open_data(spec, model, seed=seed, shapes=found)
+        dataset = open_data(spec, model, seed=seed, shapes=found, preprocess=preprocess)
         return model, replace(dataset, description=_with_sizes(dataset.description, found, shapes))
     while True:
         try:
-            return model, open_data(spec, model, seed=seed, shapes=shapes)
+            return model, open_data(spec, model, seed=seed, shapes=shapes, preprocess=preprocess)
         except SizesDifferError as error:
             try:
                 prove(model, error.feeds, "model")
@@ -148,15 +150,6 @@ def _state_runtime_types(model: ir.Model) -> None:
     left = {v.name: v for node in model.graph for v in node.outputs if v.name and v.type is None}
     for name, dtype in (tensor_types(model, list(left)) if left else {}).items():
         left[name].type = ir.TensorType(dtype)
-
-
-def _metric(metric: str | Callable[..., float] | None) -> Metric | None:
-    if metric is None or isinstance(metric, Metric):
-        return metric
-    if isinstance(metric, str):
-        return load_metric(metric)
-    better = getattr(metric, "higher_is_better", True)
-    return Metric(getattr(metric, "__name__", "metric"), metric, better)
 
 
 def make_plan(

@@ -11,10 +11,12 @@ from lwqc.compile.compressed import Compressed
 from lwqc.compile.job import Job
 from lwqc.compile.reference import Reference
 from lwqc.compile.version import Version
+from lwqc.decide.caching import checked_cache
 from lwqc.decide.compress import explicit, open_version
 from lwqc.errors import InputError
+from lwqc.model.coded_caches import caches_of
 from lwqc.passes.one_view import one_view
-from lwqc.plans.options import Data, MetricSource, Progress, Shapes
+from lwqc.plans.options import Data, MetricSource, Preparation, Progress, Shapes
 
 
 def continued(
@@ -58,9 +60,11 @@ def after(
     *,
     target: str | None = None,
     data: Data = None,
+    preprocess: Preparation = None,
     metric: MetricSource = None,
     shapes: Shapes = None,
     seed: int = 0,
+    kv_cache: str | None = None,
     allow_fallback: bool = False,
     progress: Progress | None = None,
 ) -> Version:
@@ -68,6 +72,8 @@ def after(
 
     Raises InputError for what `lwqc.decide.compress.open_version` refuses.
     """
+    if preprocess is not None and data is None:
+        raise InputError("preprocess: says how data becomes inputs: give data too")
     work = result.work
     original, before = work.original, work.job
     target = None if target == before.target.name else target
@@ -78,6 +84,7 @@ def after(
             name=original.name,
             target=target or before.target.name,
             data=data if data is not None or not known.given else known,
+            preprocess=preprocess,
             metric=metric if metric is not None else before.metric,
             shapes=shapes if shapes is not None else before.data.shapes,
             seed=seed,
@@ -93,6 +100,7 @@ def after(
         earlier=(*work.earlier, recipe),
         job=replace(
             original.job,
+            kv_cache=checked_cache(kv_cache, original.job.target, original.job.data.fit),
             allow_fallback=allow_fallback,
             progress=progress or original.job.progress,
         ),
@@ -102,8 +110,9 @@ def after(
 def _check_inputs(original: Reference, model: ir.Model, name: str) -> None:
     before = {v.name: v.dtype for v in original.model.graph.inputs}
     _check_known(original, name, "input", {v.name for v in model.graph.inputs} - before.keys())
+    coded = caches_of(model.metadata_props).inputs  # takes floats too
     for value in model.graph.inputs:
-        if value.dtype != before[value.name]:
+        if value.dtype != before[value.name] and value.name not in coded:
             raise InputError(
                 f"{name}: input {value.name} has the type {value.dtype}, in {original.name} "
                 f"{before[value.name]}; the same data must fit both"

@@ -28,7 +28,7 @@ def learning(job: Callable[[Version], Decided], recipe: Recipe) -> Callable[[Ver
         require_torch()
         found = job(work)
         plan = found.plan.model_copy(update={"learn": learn})
-        return Decided(found.work, found.goals, plan, lambda: finished(found.make(), learn))
+        return Decided(found.work, found.goals, plan, lambda: finished(found.make(), learn=learn))
 
     return run
 

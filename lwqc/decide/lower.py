@@ -38,6 +38,7 @@ def lower_plan(
         target=work.job.target.name,
         recipe="lower",
         rewrites=work.job.target.rewrites,
+        caches=work.job.kv_cache,
     )
     if floats is not None and floats not in get_args(FloatType):
         raise InputError(f"--floats {floats}: expected float32, float16 or bfloat16")

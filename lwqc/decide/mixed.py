@@ -27,8 +27,10 @@ from lwqc.quant.output_error import output_error
 from lwqc.runtime.session import Session
 
 Score = Literal["measured", "weights"]
+SiteErrors = dict[tuple[str, ...], float]  # at the model's outputs, by the sites that are changed
 PROBE = SiteEntry(weight=WeightFormat(4, 32))
 _MEASURE_UP_TO_BYTES = 1_500_000_000  # weights are inputs of the trial session
+_SITE_ERRORS = "errors with sites in"  # layout of the probe, runs
 _ROUNDS = 8
 _EXACT = 1e-9  # a probe with less error says nothing about the site
 
@@ -206,8 +208,8 @@ def measured_together(
     runs: int | None = None,
 ) -> dict[tuple[str, ...], float]:
     """Relative squared error at the outputs with some sites in the probe format, by trial."""
-    question = ("error with sites in", probe.layout, runs)
-    known = work.facts.get(question, dict[tuple[str, ...], float])
+    asked = work.facts.get(_SITE_ERRORS, dict[tuple[str, int | None], SiteErrors])
+    known = asked.setdefault((probe.layout, runs), {})
     new = [trial for trial in trials if trial not in known]
     if new:
         known |= site_sensitivity(
@@ -220,6 +222,19 @@ def measured_together(
             work.job.report("sensitivity"),
         )
     return {trial: known[trial] for trial in trials}
+
+
+def known_sensitivities(work: Version) -> tuple[str, dict[str, float]]:
+    """The format that most single sites were measured in, and by site the error at the outputs.
+
+    Of what decisions asked for; nothing is measured for it, and it may be empty.
+    """
+    asked = work.facts.get(_SITE_ERRORS, dict[tuple[str, int | None], SiteErrors])
+    alone = [
+        (layout, {trial[0]: error for trial, error in found.items() if len(trial) == 1})
+        for (layout, _), found in asked.items()
+    ]
+    return max(alone, key=lambda one: len(one[1]), default=("", {}))
 
 
 def within_bytes(work: Version, curves: Sequence[Choice], budget: float, recipe: str) -> Plan:

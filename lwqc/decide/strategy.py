@@ -14,6 +14,7 @@ from lwqc.compile.execute import execute, finished
 from lwqc.compile.version import Version
 from lwqc.decide.allocate import allocate
 from lwqc.decide.allocator import find_allocator
+from lwqc.decide.caching import with_caches
 from lwqc.decide.decided import Decided
 from lwqc.decide.learning import check_learning, learning
 from lwqc.decide.search.control import SearchControl
@@ -39,9 +40,9 @@ def decide(
     """
     if exact and isinstance(recipe, Recipe):
         check_learning(work, recipe)
-        return _decided(work, goals, recipe, control)
+        return with_caches(_decided(work, goals, recipe, control))
     chosen, notes = _suited(work, goals, recipe)
-    return _decided(work, goals, chosen, control).noted(*notes)
+    return with_caches(_decided(work, goals, chosen, control).noted(*notes))
 
 
 def row(
@@ -51,7 +52,8 @@ def row(
     chosen, notes = suited(find(recipe) if isinstance(recipe, str) else recipe, work)
     _check_budgets(work, goals, chosen)
     for done in pareto(work, goals, chosen, control, count):
-        made = finished(done, chosen.learn) if chosen.learn is not None else done
+        late = {"learn": chosen.learn, "caches": work.job.kv_cache}
+        made = finished(done, **{name: value for name, value in late.items() if value is not None})
         yield made.noted(*notes, *_random_trials(work))
 
 

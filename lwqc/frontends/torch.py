@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io as text_io
-import logging
-import re
-import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
 from lwqc.errors import InputError
+from lwqc.frontends.converting import converting
 from lwqc.model import io
+from lwqc.model.array_files import Archive
 from lwqc.model.scratch import temporary_folder
-from lwqc.model.user_code import load_callable, running
 
 if TYPE_CHECKING:
     import torch
 
 DEFAULT_OPSET = {"dynamo": 20, "legacy": 17}
+MODULE = "torch.nn.modules.module.Module"
+EXPORTED = "torch.export.exported_program.ExportedProgram"
 MAX_OPSET = 26  # the newest that onnxruntime 1.31 loads
 # They hold the exporting machine's file paths and source lines, and outweigh small graphs.
 _PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
@@ -52,36 +52,40 @@ def export(
         raise InputError(f"opset {version} is too new for onnxruntime; the highest is {MAX_OPSET}")
     arguments, keywords = _arguments(example_inputs)
     run = _legacy if exporter == "legacy" else _dynamo
-    try:
-        with _quiet(), _evaluation(module), torch.no_grad():
-            return run(torch, module, arguments, keywords, dynamic_shapes, version)
-    except Exception as error:
-        raise InputError(f"{type(module).__name__}: export failed: {_first_line(error)}") from error
+    with converting(f"{type(module).__name__}: export"), _evaluation(module), torch.no_grad():
+        return run(torch, module, arguments, keywords, dynamic_shapes, version)
 
 
-def convert(spec: str) -> ir.Model:
-    """Export what `module:callable` returns: (torch module, example inputs[, dynamic shapes]).
-
-    The current directory is importable. Raises InputError naming what is wrong with `spec`.
-    """
-    made = load_callable(spec)
-    _torch()
-    with running(f"{spec}: the call failed"):
-        result = made()
-    return export_result(result, spec)
-
-
-def export_result(result: Any, label: str) -> ir.Model:
-    """Export a tuple as `convert` expects it. Raises InputError that starts with `label`."""
+def of_program(program: Any) -> ir.Model:
+    """What `torch.export.export` made. Raises InputError."""
     torch = _torch()
-    if not isinstance(result, tuple) or len(result) not in (2, 3):
-        raise InputError(
-            f"{label}: returned {type(result).__name__}, expected (module, example inputs) or "
-            "(module, example inputs, dynamic shapes)"
+    with converting("ExportedProgram: export"):
+        exported = torch.onnx.export(
+            program, opset_version=DEFAULT_OPSET["dynamo"], dynamo=True, verbose=False
         )
-    if not isinstance(result[0], torch.nn.Module):
-        raise InputError(f"{label}: first item is {type(result[0]).__name__}, not a torch module")
-    return export(result[0], result[1], dynamic_shapes=result[2] if len(result) == 3 else None)
+    return _without_metadata(exported.model)
+
+
+def load_program(path: Path) -> ir.Model:
+    """A `.pt2` file, as `torch.export.save` writes it; it is trusted. Raises InputError."""
+    torch = _torch()
+    with converting(f"{path}: loading it"):
+        program = torch.export.load(str(path))
+    return of_program(program)
+
+
+def load_script(path: Path, inputs: str) -> ir.Model:
+    """A TorchScript file, which is trusted. inputs: `.npz` of the arguments, in order.
+
+    Raises InputError.
+    """
+    torch = _torch()
+    if not inputs:
+        raise InputError(f"{path}: TorchScript needs example inputs: give --inputs FILE.npz")
+    with converting(f"{path}: loading it"):
+        module = torch.jit.load(str(path), map_location="cpu")
+    arrays = Archive(Path(inputs)).arrays().values()
+    return export(module, tuple(torch.from_numpy(a) for a in arrays), exporter="legacy")
 
 
 def _torch() -> Any:
@@ -118,7 +122,10 @@ def _dynamo(
         dynamo=True,
         verbose=False,
     )
-    model: ir.Model = program.model
+    return _without_metadata(program.model)
+
+
+def _without_metadata(model: ir.Model) -> ir.Model:
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for node in (node for graph in graphs for node in graph.all_nodes()):
         for key in _PRIVATE_METADATA:
@@ -162,6 +169,8 @@ def _input_names(
     """
     if not all(isinstance(v, torch.Tensor) for v in (*arguments, *keywords.values())):
         return []
+    if isinstance(module, torch.jit.ScriptModule):
+        return [argument.name for argument in module.forward.schema.arguments[1:]]
     bound = inspect.signature(module.forward).bind(*arguments, **keywords)
     return list(bound.arguments) if len(bound.arguments) == len(bound.args) else []
 
@@ -208,24 +217,3 @@ def _evaluation(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' progress texts, warnings and tracebacks off our output."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # torch's loggers have levels and handlers of their own
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(text_io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def _first_line(error: BaseException) -> str:
-    """First line of the error that started it all: the exporter wraps it in advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"\x1b\[[0-9;]*m", "", lines[0] if lines else repr(error))[:300]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lwqc.learn.descent import Descent, Keeper, copies
 from lwqc.learn.schedule import Schedule
 from lwqc.learn.zero_patterns import ZeroPattern
 
@@ -114,10 +115,12 @@ class Distillation:
     relaxed: Relaxed | None = None
     _zeros: dict[torch.nn.Parameter, ZeroPattern] = field(default_factory=dict)
 
-    def run(self, fit: Sequence[Batch], held: Sequence[Batch]) -> Fit:
+    def run(self, fit: Sequence[Batch], held: Sequence[Batch], keeper: Keeper | None = None) -> Fit:
         """Fit to some inputs; the parameters end as those that were best on the others.
 
         They end as they were where that is no better by more than chance, or cannot be told.
+        keeper: of the state at each check; the fit goes on from what it has. Raises
+        UnlikeStateError where that is the state of another fit.
         """
         before = self.held_losses(held or fit)
         start = float(before.mean())
@@ -132,8 +135,8 @@ class Distillation:
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         if not parameters:
             return Fit(start, start, 0, "the model has no weights that can be trained")
-        first = [p.detach().clone() for p in parameters]
-        best, losses, steps, ended = self._descend(parameters, fit, held, before)
+        first = copies(parameters)
+        best, losses, steps, ended = self._descend(parameters, fit, held, before, keeper)
         gain = before - losses
         error = float(gain.std(ddof=1)) / math.sqrt(len(gain))
         sure = float(gain.mean()) > _SURE * error and float(losses.mean()) < start
@@ -151,43 +154,50 @@ class Distillation:
         fit: Sequence[Batch],
         held: Sequence[Batch],
         losses: Array,
+        keeper: Keeper | None,
     ) -> tuple[list[torch.Tensor], Array, int, str]:
         """The best parameters, their losses on held-back inputs, steps made, and why no more."""
         settings = self.settings
-        schedule = Schedule(settings.steps, settings.time_limit_s)
-        rng = np.random.default_rng(settings.seed)
         torch.manual_seed(settings.seed)
         coded = set(self.module.coded)
         patterns = ((p, ZeroPattern.of(p, coded=p in coded)) for p in parameters)
         self._zeros = {parameter: found for parameter, found in patterns if found is not None}
         sizes = [_size(p) for p in parameters]
         optimizer = torch.optim.Adam([{"params": [p]} for p in parameters])
-        best, stale, checked, step = _copies(parameters), 0, 0, 0
-        lowest = math.inf  # since the start, which large steps may lead away from at first
-        order: list[int] = []
-        while (done := schedule.done(step)) < 1:
-            order = order or rng.permutation(len(fit)).tolist()
+        way = Descent(parameters, optimizer, np.random.default_rng(settings.seed), losses)
+        kept = None if keeper is None else keeper.state()
+        if kept is not None:
+            way.restore(kept)
+        schedule = Schedule(settings.steps, settings.time_limit_s, way.spent_s)
+        settled = f"no better for {_PATIENCE} of {_CHECKS} checks"
+        if self._settled(way, schedule):
+            return way.best, way.losses, way.step, settled
+        while (done := schedule.done(way.step)) < 1:
+            way.order = way.order or way.rng.permutation(len(fit)).tolist()
             for group, size in zip(optimizer.param_groups, sizes, strict=True):
                 rate = settings.lr * size * Schedule.factor(done)
                 own = None if self.relaxed is None else self.relaxed.rate(group["params"][0])
                 group["lr"] = rate if own is None else own
-            if not self._step(optimizer, fit[order.pop()], done):
-                return best, losses, step, f"the loss is no number after {step} steps"
-            step += 1
-            settings.progress(min(round(schedule.done(step) * 100), 100), 100)
-            due = schedule.done(step) * _CHECKS >= checked + 1
+            if not self._step(optimizer, fit[way.order.pop()], done):
+                ended = f"the loss is no number after {way.step} steps"
+                return way.best, way.losses, way.step, ended
+            way.step += 1
+            settings.progress(min(round(schedule.done(way.step) * 100), 100), 100)
+            due = schedule.done(way.step) * _CHECKS >= way.checked + 1
             if due and (self.relaxed is None or self.relaxed.is_whole(done)):
-                checked = int(schedule.done(step) * _CHECKS)
-                found = self.held_losses(held)
-                if float(found.mean()) < float(losses.mean()):
-                    best, losses = _copies(parameters), found
-                stale = 0 if float(found.mean()) < lowest else stale + 1
-                lowest = min(lowest, float(found.mean()))
-                settled = self.relaxed is None and stale >= _PATIENCE
-                if settled and schedule.done(step) > _SETTLING:
-                    return best, losses, step, f"no better for {_PATIENCE} of {_CHECKS} checks"
-        ended = "" if step >= settings.steps else "the time was over"
-        return best, losses, step, ended
+                way.checked = int(schedule.done(way.step) * _CHECKS)
+                way.check(self.held_losses(held))
+                if keeper is not None:
+                    keeper.keep(way.state())
+                if self._settled(way, schedule):
+                    return way.best, way.losses, way.step, settled
+        ended = "" if way.step >= settings.steps else "the time was over"
+        return way.best, way.losses, way.step, ended
+
+    def _settled(self, way: Descent, schedule: Schedule) -> bool:
+        """Whether nothing more is to be expected, as a check shows it."""
+        stale = self.relaxed is None and way.stale >= _PATIENCE
+        return stale and schedule.done(way.step) > _SETTLING
 
     def _step(self, optimizer: torch.optim.Optimizer, batch: Batch, done: float) -> bool:
         """One step; False where the loss is no number."""
@@ -238,10 +248,6 @@ def _size(parameter: torch.nn.Parameter) -> float:
     """Root mean square of a parameter."""
     size = float(parameter.detach().double().square().mean().sqrt())
     return max(size, _LEAST_SIZE)
-
-
-def _copies(parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in parameters]
 
 
 @torch.no_grad()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from lwqc.learn.descent import UnlikeStateError
 from lwqc.learn.distill import Array, Batch, Distillation, Fit, Scale, Settings
 from lwqc.learn.module import OnnxModule
 from lwqc.learn.parts import Part, parts
@@ -24,6 +25,24 @@ from lwqc.model.limits import beyond, limits
 
 Inputs = Mapping[str, Any]
 _ALIKE = 1.0  # error, as a share of the variance, from which tensors are two different ones
+
+
+@dataclass(frozen=True)
+class PartDone:
+    """What came of the fit of a part, and its parameters then, by name."""
+
+    fit: Fit
+    numbers: Mapping[str, Array]
+
+
+class PartsKeeper(Protocol):
+    """Where parts that are done are kept."""
+
+    def parts(self) -> Sequence[PartDone]:
+        """Those that are there, from the first one on."""
+
+    def keep_part(self, done: PartDone) -> None:
+        """Keep the next one."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +65,26 @@ class Reconstruction:
         fitted: int,
         scales: Callable[[Sequence[Batch]], Mapping[str, Scale]],
         settings: Settings,
+        keeper: PartsKeeper | None = None,
     ) -> tuple[list[Part], list[Fit]]:
         """Fit each part; all parts and what came of each, in their order.
 
         fitted: how many of the inputs, from the first one on; the others judge. settings: steps
-        are those of each part, and the time is that of all.
+        are those of each part, and the time is that of all. keeper: of parts that are done; those
+        that it has are taken from there. Raises UnlikeStateError where they are others.
         """
         known = shared(self.module, self.teacher, inputs[0])
         found = parts(self.module, known, least=1 if self.layers else 2)
-        wanted = {name for part in found for name in part.wanted}
+        earlier = () if keeper is None else keeper.parts()
+        if len(earlier) > len(found):
+            raise UnlikeStateError(f"it has {len(earlier)} parts, the model {len(found)}")
+        for part, kept in zip(found, earlier, strict=False):
+            self._take(part, kept)
+        fits = [kept.fit for kept in earlier]
+        wanted = {name for part in found[len(fits) :] for name in part.wanted}
         walk, taught = Walk(self.module, inputs), Walk(self.teacher, inputs, wanted)
-        begin, fits = time.monotonic(), list[Fit]()
-        for index, part in enumerate(found):
+        begin = time.monotonic()
+        for index, part in list(enumerate(found))[len(fits) :]:
             own = _of_part(settings, index, len(found), time.monotonic() - begin)
             walk.to(part.begin)
             given = taught.to(taught.end_of(part.wanted), part.wanted)
@@ -68,7 +95,24 @@ class Reconstruction:
             made = PartModule(self.module, part, soft)
             relaxed = soft if codes else None
             fits.append(Distillation(made, scales(fit), own, relaxed=relaxed).run(fit, held))
+            if keeper is not None:
+                keeper.keep_part(PartDone(fits[-1], self._numbers(part)))
         return found, fits
+
+    def _numbers(self, part: Part) -> dict[str, Array]:
+        """What the part has fitted, as it is now."""
+        return {name: getattr(self.module, name).detach().cpu().numpy() for name in part.trained}
+
+    @torch.no_grad()
+    def _take(self, part: Part, kept: PartDone) -> None:
+        """Let the part be as it was when it was done."""
+        now = self._numbers(part)
+        if now.keys() != kept.numbers.keys():
+            raise UnlikeStateError("it has other parts")
+        for name, array in kept.numbers.items():
+            if (array.shape, array.dtype) != (now[name].shape, now[name].dtype):
+                raise UnlikeStateError(f"{name} is {array.dtype}{list(array.shape)}")
+            getattr(self.module, name).copy_(torch.from_numpy(array.copy()))
 
     def _soft_codes(self, part: Part) -> dict[int, SoftCodes]:
         """Codes whose weights are known without rounding, by the place they are read at."""

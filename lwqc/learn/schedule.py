@@ -13,11 +13,12 @@ _WARM_UP = 0.05  # share of the fit in which steps grow
 class Schedule:
     """Steps of a fit: they grow, then shrink by a cosine to nothing.
 
-    time_limit_s: None for none.
+    time_limit_s: None for none. spent_s: of it, in an earlier run of the same fit.
     """
 
     steps: int
     time_limit_s: float | None = None
+    spent_s: float = 0.0
     _start: float = field(default_factory=time.monotonic)
 
     def done(self, step: int) -> float:
@@ -27,7 +28,7 @@ class Schedule:
             return share
         if self.time_limit_s <= 0:
             return 1.0
-        return max(share, (time.monotonic() - self._start) / self.time_limit_s)
+        return max(share, (self.spent_s + time.monotonic() - self._start) / self.time_limit_s)
 
     @staticmethod
     def factor(done: float) -> float:

@@ -25,12 +25,12 @@ _DAMAGE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, Runtime
            OverflowError, MemoryError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
-def check_regular(file: Path) -> None:
+def check_regular(file: Path, what: str = "numpy data") -> None:
     """Raise InputError for what is no file on a disk: reading a pipe or a device may never end."""
     if not file.exists():
         raise InputError(f"{file}: no such data file")
     if not file.is_file():
-        raise InputError(f"{file}: is not a regular file; expected numpy data")
+        raise InputError(f"{file}: is not a regular file; expected {what}")
 
 
 def read_npy(file: Path) -> NDArray[Any]:

@@ -6,6 +6,7 @@ import onnx
 
 from lwqc.errors import InputError, SessionError
 from lwqc.model.inference import bare, infer
+from lwqc.model.node_schemas import only_types
 
 
 def check_declared(proto: onnx.ModelProto) -> None:
@@ -22,7 +23,9 @@ def check_declared(proto: onnx.ModelProto) -> None:
                 f"{stored[value.name]}"
             )
     try:
-        inferred = infer(bare(proto), strict=True).graph
+        plain = bare(proto)
+        plain.graph.value_info.extend(only_types(plain))
+        inferred = infer(plain, strict=True).graph
     except SessionError as error:
         raise InputError(f"its operators do not fit together: {error}") from error
     found = {v.name: v for v in (*inferred.value_info, *inferred.output)}

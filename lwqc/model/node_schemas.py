@@ -173,6 +173,26 @@ _MESSAGES = frozenset({_Attribute.TENSOR, _Attribute.GRAPH, _Attribute.SPARSE_TE
                        _Attribute.TYPE_PROTO})  # fmt: skip
 
 
+def only_types(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Outputs of operators that give one type alone, which ONNX's inference need not know of.
+
+    So it is with the scores of TreeEnsembleClassifier, of which it infers the labels only.
+    """
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    found = []
+    for node in proto.graph.node:
+        schema = _schema(node.op_type, versions.get(node.domain, 1), node.domain)
+        for name, formal in zip(node.output, schema.outputs if schema else (), strict=False):
+            kinds = list(formal.types)
+            if name and len(kinds) == 1 and kinds[0].startswith(_TENSOR):
+                number = onnx.TensorProto.DataType.Value(kinds[0][len(_TENSOR) : -1].upper())
+                found.append(onnx.helper.make_tensor_value_info(name, number, None))
+    return found
+
+
+_TENSOR = "tensor("
+
+
 def _check_counts(node: onnx.NodeProto, schema: OpSchema, here: str) -> None:
     for what, names, least, most, slots in (
         ("inputs", node.input, schema.min_input, schema.max_input, schema.inputs),

@@ -21,8 +21,21 @@ def real(text: str) -> float:
     return number
 
 
+def share(text: str) -> float:
+    """A share as a number, or in percent: 0.3 or 30%. Raises ValueError."""
+    return real(text[:-1]) / 100 if text.endswith("%") else real(text)
+
+
 def whole(text: str) -> int:
     """A whole number. Raises ValueError."""
     if not _WHOLE.fullmatch(text) or abs(number := int(text)) > LARGEST:
         raise ValueError(f"{text[:40]!r} is not a whole number of at most 64 bits")
     return number
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes with a decimal unit."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.2f} {unit}"
+    return f"{size_bytes:.0f} B"

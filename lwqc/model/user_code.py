@@ -78,6 +78,12 @@ def line_of(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
+def check_allowed(what: str) -> None:
+    """Raises InputError where no code of others is to run. what: holds or names some."""
+    if not _allowed[0]:
+        raise InputError(f"{what}: names Python code, which --no-user-code does not run")
+
+
 def load_callable(spec: str) -> Callable[..., Any]:
     """The callable that `spec` names; the current directory is importable.
 
@@ -86,8 +92,7 @@ def load_callable(spec: str) -> Callable[..., Any]:
     module_name, colon, name = spec.partition(":")
     if not colon or not module_name or not name:
         raise InputError(f"{spec}: expected module:callable")
-    if not _allowed[0]:
-        raise InputError(f"{spec}: names Python code, which --no-user-code does not run")
+    check_allowed(spec)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     before = set(sys.modules)

@@ -11,6 +11,7 @@ from lwqc.model.names import distinct_names, gather_names, own_values, scopes
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.context import Context
 from lwqc.passes.inline import inline_functions
+from lwqc.passes.plain_einsum import PlainEinsum, product_of
 from lwqc.passes.plain_gemm import PlainGemm
 
 
@@ -18,10 +19,11 @@ def one_view(model: ir.Model) -> ir.Model:
     """The model, or a copy in which nothing hides from analyses; it computes the same.
 
     Functions are inlined (but those whose operator sets are of other versions than the model's),
-    no two values of different bodies have one name, and Gemm has no factors that a stored operand
-    can hold. Graph inputs and outputs keep their names.
+    no two values of different bodies have one name, Gemm has no factors that a stored operand
+    can hold, and Einsum with a weight is the matrix product that it is. Graph inputs and outputs
+    keep their names.
     """
-    if not (model.functions or _repeats(model) or _has_factors(model)):
+    if not (model.functions or _repeats(model) or _has_factors(model) or _has_sums(model)):
         return model
     view = model.clone()
     view.meta.update(model.meta)
@@ -31,6 +33,8 @@ def one_view(model: ir.Model) -> ir.Model:
     ctx = Context(view)
     ctx.claim_names()
     PlainGemm().rewrite(view, ctx)  # and no tidying: what nothing reads is the file's own
+    if _has_sums(view):
+        PlainEinsum().rewrite(view, ctx)
     return view
 
 
@@ -54,6 +58,10 @@ def _has_factors(model: ir.Model) -> bool:
         node.op_type == "Gemm" and not node.attributes.keys().isdisjoint(("alpha", "beta"))
         for node in model.graph.all_nodes()
     )
+
+
+def _has_sums(model: ir.Model) -> bool:
+    return any(product_of(node) is not None for node in model.graph)
 
 
 def _called(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:

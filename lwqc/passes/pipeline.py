@@ -20,8 +20,8 @@ from lwqc.passes.registry import item_of, make, names, running, unknown
 # What a text may name beside passes; each is a text itself.
 PIPELINES: Mapping[str, str] = MappingProxyType(
     {
-        "simplify": "fold-constants,global-pool,constant-reshape,flat-transpose,identity-gather,"
-        "late-broadcast,fold-constants,join-equal,fuse-activations,fold-affine,stft-conv",
+        "simplify": "fold-constants,global-pool,constant-reshape,flat-transpose,flat-product,"
+        "kept-axes,decided-where,identity-gather,late-broadcast,fold-constants,join-equal,fuse-activations,fold-affine,stft-conv",
         "fuse": "raise-opset{version=23 for-fusions=true},one-hot-gather,fuse-gelu,"
         "fuse-layer-norm,fuse-rms-norm,fuse-rotary,fuse-attention",
         "clean": "simplify,fuse,nan-guards,fold-constants",

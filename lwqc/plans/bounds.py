@@ -34,7 +34,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Bound:
-    """How a bound is written: `0.5` (of the original) or `20MB`.
+    """How a bound is written: `0.5` or `50%` (of the original), or `20MB`.
 
     what: for messages. units: by their names in small letters. example: an amount with its unit.
     """
@@ -47,14 +47,16 @@ class Bound:
         """The amount, in the unit of value 1. Raises InputError."""
         text = str(given)
         expected = f"expected a fraction such as 0.5 or {self.example}"
-        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Z]*|%)\s*", text)
         unit = found.group(2).lower() if found else ""
-        if not found or (unit and unit not in self.units):
+        if not found or (unit not in ("", "%") and unit not in self.units):
             raise InputError(f"{self.what} {text!r}: {expected}")
         try:
             number = real(found.group(1))
         except ValueError as error:
             raise InputError(f"{self.what} {text[:40]!r}: {expected}") from error
+        if unit == "%":
+            number, unit = number / 100, ""
         if not unit and not 0 < number <= 1:
             raise InputError(
                 f"{self.what} {text!r}: a value without a unit is a fraction between 0 and 1"

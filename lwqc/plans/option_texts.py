@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lwqc.errors import InputError
-from lwqc.model.numerals import real, whole
+from lwqc.model.numerals import share, whole
 
 _LARGEST_SIZE = 2**31 - 1
 
@@ -34,12 +34,12 @@ def _parse_dims(text: str) -> dict[str, int]:
 
 
 def parse_shares(texts: Sequence[str]) -> dict[str, float]:
-    """Shares by name from `GROUP=share`. Raises InputError."""
+    """Shares by name from `GROUP=0.3` or `GROUP=30%`. Raises InputError."""
     shares = {}
     for text in texts:
-        name, _, share = text.rpartition("=")
+        name, _, amount = text.rpartition("=")
         try:
-            shares[name] = real(share)
+            shares[name] = share(amount)
         except ValueError as error:
             raise InputError(f"--group {text!r}: expected GROUP=share") from error
     return shares

@@ -13,13 +13,16 @@ from typing import Annotated, Any, Literal, TypedDict
 from lwqc.model.user_code import load_callable
 from lwqc.plans.bounds import BYTES, COUNT, MILLISECONDS, Bound, Number
 from lwqc.plans.option_texts import parse_shapes, parse_shares
+from lwqc.plans.preprocess import Preprocess
 
 Sizes = Mapping[str, int]  # of dynamic dimensions
 Shapes = Sizes | Sequence[Sizes] | None
-Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | None
+Data = str | os.PathLike[str] | Iterable[Any] | None
+Preparation = str | os.PathLike[str] | Mapping[str, Any] | Preprocess | None
 MetricSource = str | Callable[..., float] | None
 Progress = Callable[[str, int, int], None]
 Effort = Literal["low", "medium", "high"]
+KvCache = Literal["int8"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Flag:
     help: what `--help` says. kind: type of the value there; one with None where nothing is the
     default. default: value where nothing is given. spelled: name there, where it is another one.
     read: makes Python's value of the one that was given. names: where they are not the option's
-    own. callback: called with the value as soon as it is read.
+    own. callback: called with the value as soon as it is read. share: a number that may be written
+    in percent.
     """
 
     help: str
@@ -39,6 +43,7 @@ class Flag:
     read: Callable[[Any], Any] | None = None
     names: tuple[str, ...] = ()
     callback: Callable[[Any], Any] | None = None
+    share: bool = False
 
 
 class Shaped(TypedDict, total=False):
@@ -61,11 +66,21 @@ class Shaped(TypedDict, total=False):
 class Feeding(Shaped, total=False):
     """What a model is run on.
 
-    data: as `--data`, or an iterable of feeds (input name -> array). seed: of random data, and of
-    a search.
+    data: as `--data`, or an iterable of feeds (input name -> array), of samples with labels, a
+    DataLoader, a `datasets` object or an array. preprocess: how samples become inputs, see
+    `lwqc.plans.preprocess`. seed: of random data, and of a search.
     """
 
-    data: Annotated[Data, Flag(".npz, .npy, a folder of .npz, module:callable or random[:N]")]
+    data: Annotated[
+        Data,
+        Flag(
+            ".npz, .npy, .csv, .parquet, .txt, .wav, images, a folder of them, module:callable "
+            "or random[:N]"
+        ),
+    ]
+    preprocess: Annotated[
+        Preparation, Flag("size=224,mean=...,std=...,letterbox or a .toml, see docs/data.md")
+    ]
     seed: Annotated[int, Flag("seed of random data", int, 0)]
 
 
@@ -84,14 +99,32 @@ class Targeted(TypedDict, total=False):
 class Measured(TypedDict, total=False):
     """What a model is measured by.
 
-    metric: `module:function`, or a callable that gets `run(feeds) -> outputs` and returns a
-    number; a callable with the attribute `higher_is_better = False` is a loss.
+    metric: a name in `lwqc.runtime.metrics.named.NAMED`, `module:function`, or a callable that gets
+    `run(feeds) -> outputs` and returns a number; a callable with the attribute
+    `higher_is_better = False` is a loss.
     """
 
-    metric: Annotated[MetricSource, Flag("module:function(run) -> number")]
+    metric: Annotated[
+        MetricSource,
+        Flag(
+            "top1, detection-agreement, character-error, word-error, perplexity or "
+            "module:function(run) -> number"
+        ),
+    ]
 
 
-class JobOptions(Targeted, Measured, Feeding, total=False):
+class Caching(TypedDict, total=False):
+    """How a decoder stores keys and values of earlier tokens.
+
+    kv_cache: int8, in which its inputs and outputs for them are then; None for as they are.
+    """
+
+    kv_cache: Annotated[
+        KvCache | None, Flag("int8: keys and values of earlier tokens in 8 bits", str | None)
+    ]
+
+
+class JobOptions(Targeted, Caching, Measured, Feeding, total=False):
     """What a model is compressed for, and on what."""
 
 
@@ -147,7 +180,8 @@ class Loss(TypedDict, total=False):
     """
 
     max_drop: Annotated[
-        float | None, Flag("allowed loss: of the metric, else of the outputs", float | None)
+        float | None,
+        Flag("allowed loss: of the metric, else of the outputs", float | None, share=True),
     ]
 
 
@@ -238,7 +272,8 @@ class Pruning(Resizable, total=False):
     """
 
     ratio: Annotated[
-        float | None, Flag("share of the MACs that goes (or of what --by says)", float | None)
+        float | None,
+        Flag("share of the MACs that goes (or of what --by says)", float | None, share=True),
     ]
     by: Annotated[str, Flag("macs, parameters, or channels (the same share of every group)")]
     score: Annotated[
@@ -295,7 +330,9 @@ class Dropping(TypedDict, total=False):
     ]
     keep_first: Annotated[int, Flag("that many at the start stay", int | None)]
     keep_last: Annotated[int, Flag("that many at the end stay", int | None)]
-    protect: Annotated[float, Flag("share at the start that trials spare at first", float | None)]
+    protect: Annotated[
+        float, Flag("share at the start that trials spare at first", float | None, share=True)
+    ]
     max_divergence: Annotated[
         float | None, Flag("removals that would exceed it are not made", float | None)
     ]
@@ -312,7 +349,8 @@ class Recovering(Feeding, Constant, total=False):
     fitted to the teacher's one by one before the whole is, or `none`; None: blocks where weights
     are codes. loss: of outputs (tensors of torch by name) and feeds for the whole, in place of the
     distance from the teacher's outputs, which may grow: the report tells it. inner: names of
-    tensors that both models have.
+    tensors that both models have. checkpoint: a file that the state of the fit goes to, on the
+    command line OUTPUT.recover. resume: go on with the state that is there.
     """
 
     steps: Annotated[
@@ -325,7 +363,10 @@ class Recovering(Feeding, Constant, total=False):
         Flag("none, layers or blocks, fitted before the whole (default: blocks with codes)"),
     ]
     lr: Annotated[
-        float, Flag("share of a weight's size that the largest step changes it by", float, 0.01)
+        float,
+        Flag(
+            "share of a weight's size that the largest step changes it by", float, 0.01, share=True
+        ),
     ]
     loss: Annotated[
         Callable[..., Any],
@@ -334,6 +375,10 @@ class Recovering(Feeding, Constant, total=False):
     inner: Annotated[
         Sequence[str],
         Flag("inner tensor of both models that is fitted too", list[str] | None, read=tuple),
+    ]
+    checkpoint: str | os.PathLike[str] | None
+    resume: Annotated[
+        bool, Flag("go on with a fit that was killed, from OUTPUT.recover", bool, False)
     ]
 
 

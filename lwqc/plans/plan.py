@@ -25,6 +25,7 @@ from pydantic import (
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_json, read_text
 from lwqc.model.saving import write_text
+from lwqc.model.told import Told
 from lwqc.quant.formats import PATTERN, WeightFormat
 from lwqc.quant.methods import Method
 from lwqc.quant.side import side_bytes
@@ -53,6 +54,7 @@ class DataSource(_Model):
 
     digest: sha256 of all feeds in their order. name: for readers. given: by the caller, rather than
     random inputs because none was. feeds: how many. shapes: of the first feeds, by input.
+    preprocess: how samples became feeds, as `--preprocess` takes it.
     """
 
     digest: str
@@ -60,6 +62,7 @@ class DataSource(_Model):
     given: bool = True
     feeds: int = 0
     shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    preprocess: str = ""
 
 
 class ActivationRange(_Model):
@@ -299,7 +302,7 @@ class Transforms(_Model):
         return bool(self.rotations or self.scales)
 
 
-class Plan(_Model):
+class Plan(_Model, Told):
     """Everything lwqc will do to one model.
 
     What is done, in this order. restore: quantized operators become float ones again, see
@@ -311,7 +314,8 @@ class Plan(_Model):
     sites. floats: the type to compute in, None for the model's own. profile: dynamic dimension ->
     least, usual and largest size that engines are built for.
     rewrites: names of exact graph rewrites the target asked for, in order. learn: weights and codes
-    are fitted by gradients, None for not.
+    are fitted by gradients, None for not. caches: how keys and values of earlier tokens are stored,
+    None for as they are.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     sequential: each layer is quantized for what the quantized layers before it give.
     kept_float: site name -> reason why it stays as it is. untransformed: the same for norms,
@@ -344,11 +348,34 @@ class Plan(_Model):
     profile: dict[str, Profile] = Field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     learn: Learn | None = None
+    caches: Literal["int8"] | None = None
     sequential: bool = False
     token_weights: bool = False
     kept_float: dict[str, str] = Field(default_factory=dict)
     untransformed: dict[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def told(self) -> dict[str, str]:
+        """What it is for, and how much of what it does."""
+        amounts = {
+            "branches removed": len(self.remove),
+            "pairs made parallel": len(self.parallel),
+            "streams narrowed": len(self.slice),
+            "channels removed": 0 if self.prune is None else len(self.prune.units),
+            "sites sparse": len(self.sparse),
+            "sites quantized": len(self.quantize),
+            "sites in float": len(self.kept_float),
+            "notes": len(self.notes),
+        }
+        return {
+            "model": self.source.name,
+            "target": self.target,
+            "recipe": self.recipe,
+            **{name: str(count) if count else "" for name, count in amounts.items()},
+        }
+
+    __repr__ = Told.__repr__
+    __str__ = Told.__repr__
 
     def noted(self, *notes: str) -> Plan:
         """The plan with more notes, each of them once."""

@@ -16,14 +16,25 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
-from lwqc.model.array_files import Archive, check_regular, read_npy
 from lwqc.model.numerals import whole
-from lwqc.model.user_code import load_callable, running
-from lwqc.plans.options import Data
+from lwqc.model.user_code import load_callable
+from lwqc.plans.options import Data, Preparation
+from lwqc.plans.preprocess import Preprocess
 from lwqc.runtime.random_inputs import DEFAULT_DIM, random_feeds
+from lwqc.runtime.sources.batch_sizes import batch_size
+from lwqc.runtime.sources.called import Called
+from lwqc.runtime.sources.labels import Labels
+from lwqc.runtime.sources.objects import Objects
+from lwqc.runtime.sources.opened import (
+    Batches,
+    files_of,
+    length_of,
+    of_object,
+    of_path,
+)
+from lwqc.runtime.sources.samples import check_keys, check_names, fed
 
 Feeds = dict[str, NDArray[Any]]
-DEFAULT_BATCH = 8
 _MOST_RANDOM = 10**9
 
 
@@ -41,8 +52,8 @@ class Dataset:
     """Feeds that can be iterated over any number of times, each checked against the model.
 
     kind: `random` data is made up; results on it say little about real use.
-    given: the caller chose it. limit: at most so many feeds. `len()` raises TypeError when the
-    source does not know.
+    given: the caller chose it. limit: at most so many feeds. preprocess: how its samples became
+    feeds. `len()` raises TypeError when the source does not know.
     """
 
     kind: Literal["real", "random"]
@@ -52,6 +63,8 @@ class Dataset:
     limit: int | None = None
     _count: int | None = field(default=None, repr=False)
     given: bool = True
+    preprocess: str = ""
+    _labels: Callable[[], Labels | None] = field(default=lambda: None, repr=False)
 
     def __len__(self) -> int:
         if self._count is None:
@@ -67,6 +80,10 @@ class Dataset:
         if count == 0:
             raise InputError(f"{self.description}: holds no samples")
 
+    def labels(self) -> Labels | None:
+        """Labels of the samples of all feeds, beyond the limit too; None where they have none."""
+        return self._labels()
+
     def first(self) -> Feeds:
         """The first feeds."""
         return next(iter(self))
@@ -76,7 +93,13 @@ class Dataset:
         if len(list(islice(self, 2))) < 2:
             return self, self
         first, second = (
-            replace(self, _make=partial(self._every_other, start), limit=None, _count=None)
+            replace(
+                self,
+                _make=partial(self._every_other, start),
+                limit=None,
+                _count=None,
+                _labels=lambda: None,
+            )
             for start in (0, 1)
         )
         return first, second
@@ -97,12 +120,14 @@ def open_data(
     limit: int | None = None,
     seed: int = 0,
     shapes: Mapping[str, int] | None = None,
+    preprocess: Preparation = None,
 ) -> Dataset:
     """Open a data source for a model.
 
     spec: `.npz` (arrays by input name, batched on axis 0), a folder of `.npz` files (one feed
-    each), `.npy` (models with one input), `module:callable` returning feeds, `random[:N]`, a
-    Python iterable of feeds, or None for `random`.
+    each), `.npy` (models with one input), images, sounds, texts or a table, `module:callable`
+    returning feeds, `random[:N]`, what `lwqc.runtime.sources.objects` takes, or None for `random`.
+    preprocess: see `lwqc.plans.preprocess`.
     limit: at most so many feeds. shapes: sizes of dynamic dimensions for random data; of files,
     the one of axis 0 is the batch size. Dynamic batches have 8 samples otherwise.
 
@@ -116,50 +141,76 @@ def open_data(
     limit = None if limit is None else _positive(limit)
     given = spec is not None
     spec = "random" if spec is None else spec
-    if not isinstance(spec, (str, os.PathLike)):
-        data = _from_iterable(spec, inputs, limit)
-        data.first()
-        return data
-    text = os.fspath(spec)
-    if text == "random" or text.startswith("random:"):
-        count, sizes = _random_count(text), default_sizes(inputs, shapes or {})
+    settings = Preprocess.read(preprocess)
+    sizes = shapes or {}
+    if isinstance(spec, Dataset):
+        data = _of_dataset(spec, inputs, limit)
+    elif not isinstance(spec, (str, os.PathLike)):
+        found = of_object(spec, inputs, settings, sizes, _beside(model), limit)
+        data = _of_batches("data", found, inputs, limit)
+    elif (text := os.fspath(spec)) == "random" or text.startswith("random:"):
+        check_keys(settings, (), "random data")
+        count, drawn = _random_count(text), default_sizes(inputs, sizes)
         return Dataset(
-            "random", text, lambda: random_feeds(model, count, seed, sizes), inputs, limit, count,
+            "random", text, lambda: random_feeds(model, count, seed, drawn), inputs, limit, count,
             given,
         )  # fmt: skip
-    path = Path(text)
-    if _is_folder(path):
-        found = len(_npz_files(path))
-        data = Dataset("real", text, lambda: _folder(path, inputs), inputs, limit, found)
-    elif path.suffix in {".npz", ".npy"}:
-        check_regular(path)
-        batch = _batch_size(inputs, shapes or {})
-        data = Dataset("real", text, lambda: _batches(path, inputs, batch), inputs, limit)
-        data = replace(data, _count=sum(1 for _ in _batches(path, inputs, batch)))
+    elif (on_disk := of_path(Path(text), inputs, settings, sizes, _beside(model))) is not None:
+        data = _of_batches(text, on_disk, inputs, limit)
     elif ":" in text:
-        make = load_callable(text)
-        data = Dataset("real", text, lambda: _called(make, text), inputs, limit)
+        source = Called(load_callable(text), text)
+        size = batch_size(fed(inputs, settings), sizes, settings)
+        called = Objects(
+            source,
+            inputs,
+            settings,
+            size,
+            text,
+            repeats=True,
+            sizes=sizes,
+            folders=[_beside(model)],
+        )
+        data = replace(_of_batches(text, called, inputs, limit), _count=None)
     else:
         raise InputError(
-            f"{text}: expected data as .npz, .npy, a folder, module:callable or random[:N]"
+            f"{text}: expected data as .npz, .npy, images, .wav, .txt, .csv, .parquet, a folder of "
+            "them, module:callable or random[:N]"
         )
     data.first()  # the cheapest mistakes show before any work starts
     return data
 
 
-def data_sources(spec: Data) -> list[Path]:
+def _of_batches(
+    text: str, found: Batches, inputs: Mapping[str, ir.Value], limit: int | None
+) -> Dataset:
+    settings, left_out = found.settings, found.left_out
+    more = f" ({left_out} files there are none of them)" if left_out else ""
+    prepared = settings.text
+    return Dataset(
+        "real",
+        f"{text}{more}",
+        lambda: found,
+        inputs,
+        limit,
+        length_of(found),
+        preprocess=prepared,
+        _labels=found.labels,
+    )
+
+
+def _beside(model: ir.Model) -> Path:
+    """The folder that a model is in."""
+    return Path(model.meta.get("lwqc_path") or ".").parent
+
+
+def data_sources(spec: Data, preprocess: Preparation = None) -> list[Path]:
     """Files that a data source is read from; none of code, random data and feeds in memory."""
-    if not isinstance(spec, (str, os.PathLike)):
-        return []
-    path = Path(spec)
-    return [path, *sorted(path.glob("*.npz"))] if _is_folder(path) else [path]
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError as error:  # a name that is too long
-        raise InputError(f"{str(path)[:80]}: cannot be read: {error.strerror}") from error
+    files = Preprocess.read(preprocess).files
+    if isinstance(preprocess, (str, os.PathLike)) and os.fspath(preprocess).endswith(".toml"):
+        files.append(Path(preprocess))
+    if isinstance(spec, (str, os.PathLike)):
+        files += [Path(spec), *files_of(Path(spec))]
+    return files
 
 
 def required_inputs(model: ir.Model) -> dict[str, ir.Value]:
@@ -167,23 +218,11 @@ def required_inputs(model: ir.Model) -> dict[str, ir.Value]:
     return {v.name or "": v for v in model.graph.inputs if not v.is_initializer()}
 
 
-def _from_iterable(
-    source: Iterable[Mapping[str, NDArray[Any]]], inputs: Mapping[str, ir.Value], limit: int | None
-) -> Dataset:
-    """Feeds given from Python; a generator is read once and kept."""
-    if isinstance(source, Dataset):
-        count = None if source._count is None else len(source)
-        return replace(
-            source,
-            _make=partial(_shared, source, inputs),
-            _inputs=inputs,
-            limit=limit,
-            _count=count,
-        )
-    if isinstance(source, Mapping) or not isinstance(source, Iterable):
-        raise InputError(f"data: is a {type(source).__name__}; expected a list of dicts of arrays")
-    kept = source if isinstance(source, (list, tuple)) else list(islice(source, limit))
-    return Dataset("real", "data", lambda: kept, inputs, limit, len(kept))
+def _of_dataset(source: Dataset, inputs: Mapping[str, ir.Value], limit: int | None) -> Dataset:
+    """The data of another model that has these inputs and perhaps more."""
+    count = None if source._count is None else len(source)
+    make = partial(_shared, source, inputs)
+    return replace(source, _make=make, _inputs=inputs, limit=limit, _count=count)
 
 
 def _shared(source: Dataset, inputs: Mapping[str, ir.Value]) -> Iterator[Feeds]:
@@ -235,77 +274,6 @@ def _random_count(text: str) -> int:
     return count
 
 
-def _called(make: Callable[[], Any], text: str) -> Iterator[Mapping[str, NDArray[Any]]]:
-    with running(f"{text}: the call failed"):
-        source = iter(make())
-    end: Any = object()
-    while True:
-        with running(f"{text}: failed while yielding data"):
-            feeds: Any = next(source, end)
-        if feeds is end:
-            return
-        yield feeds
-
-
-def _folder(path: Path, inputs: Mapping[str, ir.Value]) -> Iterator[Mapping[str, NDArray[Any]]]:
-    for file in _npz_files(path):
-        yield _arrays(file, inputs)
-
-
-def _npz_files(path: Path) -> list[Path]:
-    files = sorted(path.glob("*.npz"))
-    if not files:
-        raise InputError(f"{path}: holds no .npz files")
-    return files
-
-
-def _arrays(file: Path, inputs: Mapping[str, ir.Value]) -> Mapping[str, NDArray[Any]]:
-    """The arrays of a file, once their names are those of the inputs."""
-    if file.suffix == ".npy":
-        if len(inputs) != 1:
-            raise InputError(f"{file}: .npy data needs a model with one input, not {len(inputs)}")
-        return {next(iter(inputs)): read_npy(file)}
-    archive = Archive(file)
-    _check_names(archive.names, inputs, str(file))
-    return archive.arrays()
-
-
-def _batches(
-    file: Path, inputs: Mapping[str, ir.Value], batch: int
-) -> Iterator[Mapping[str, NDArray[Any]]]:
-    arrays = _arrays(file, inputs)
-    lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
-    if len(set(lengths.values())) != 1 or not all(a.ndim for a in arrays.values()):
-        if len({str(first_dim(v)) for v in inputs.values()}) > 1 or not inputs:
-            yield arrays
-            return
-        raise InputError(f"{file}: arrays differ in their number of samples: {lengths}")
-    total = next(iter(lengths.values()))
-    if total % batch and _fixed_batch(inputs):
-        raise InputError(f"{file}: {total} samples are not a multiple of the batch size {batch}")
-    for start in range(0, total, batch):
-        yield {name: np.asarray(a[start : start + batch]) for name, a in arrays.items()}
-
-
-def first_dim(value: ir.Value) -> int | str | None:
-    """Axis 0 of an input: its size, its name, or None if there is no such axis."""
-    if value.shape is None or not len(value.shape):
-        return None
-    dim = value.shape[0]
-    return dim if isinstance(dim, int) else symbol_of(value, 0, dim)
-
-
-def _fixed_batch(inputs: Mapping[str, ir.Value]) -> int:
-    return next((d for d in map(first_dim, inputs.values()) if isinstance(d, int)), 0)
-
-
-def _batch_size(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> int:
-    named = [
-        shapes[d] for d in map(first_dim, inputs.values()) if isinstance(d, str) and d in shapes
-    ]
-    return _fixed_batch(inputs) or next(iter(named), DEFAULT_BATCH)
-
-
 def check_feeds(
     feeds: Mapping[str, NDArray[Any]], inputs: Mapping[str, ir.Value], label: str
 ) -> Feeds:
@@ -316,7 +284,7 @@ def check_feeds(
     """
     if not isinstance(feeds, Mapping):
         raise InputError(f"{label}: gave a {type(feeds).__name__}; expected a dict of arrays")
-    _check_names(feeds, inputs, label)
+    check_names(feeds, inputs, label)
     checked = {
         name: _checked(feeds[name], value, f"{label}: input {name}")
         for name, value in inputs.items()
@@ -333,17 +301,6 @@ def check_feeds(
                     checked,
                 )
     return checked
-
-
-def _check_names(feeds: Iterable[str], inputs: Mapping[str, ir.Value], label: str) -> None:
-    if missing := sorted(set(inputs) - set(feeds)):
-        raise InputError(
-            f"{label}: no data for input {', '.join(missing)}; got {sorted(map(str, feeds))}"
-        )
-    if unknown := sorted(str(n) for n in set(feeds) - set(inputs)):
-        raise InputError(
-            f"{label}: the model has no input {', '.join(unknown)}; expected {sorted(inputs)}"
-        )
 
 
 def _checked(array: Any, value: ir.Value, label: str) -> NDArray[Any]:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from lwqc.errors import SessionError
 from lwqc.model import io
 from lwqc.model.child_process import DeathError
+from lwqc.model.coded_caches import caches_of
 from lwqc.model.limits import limits
 from lwqc.runtime.isolated import shared
 from lwqc.runtime.loadable import Loadable, as_loadable
@@ -65,6 +66,7 @@ def prove(model: ir.Model, feeds: Feeds, label: str) -> None:
     Raises SessionError if the process dies of it, or if it takes more time or memory than
     `Limits` allow. What merely does not load or run is left to the session, which says why.
     """
+    feeds = caches_of(model.metadata_props).coded(feeds)
     process, most = shared(), allowed_bytes(model, feeds)
     try:
         with as_loadable(original(model)) as source:

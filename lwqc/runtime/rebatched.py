@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from lwqc.runtime.data import Feeds, first_dim, required_inputs
+from lwqc.runtime.data import Feeds, required_inputs
+from lwqc.runtime.sources.batch_sizes import first_dim
 
 
 def free_batch(model: ir.Model) -> str | None:

@@ -25,7 +25,7 @@ class Recorded:
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """As the session, which runs unless it ran on equal feeds before."""
-        key = _digest(feeds)
+        key = feeds_digest(feeds)
         if key in self._known:
             return dict(self._known[key])
         found = self._session(feeds)
@@ -38,7 +38,8 @@ class Recorded:
         return found
 
 
-def _digest(feeds: Feeds) -> bytes:
+def feeds_digest(feeds: Feeds) -> bytes:
+    """Of names and arrays."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(feeds.items()):
         digest.update(pickle.dumps((name, value), protocol=5))

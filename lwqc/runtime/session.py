@@ -22,6 +22,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError, LwqcError, SessionError
+from lwqc.model.coded_caches import caches_of
 from lwqc.model.kept_parts import forget_parts
 from lwqc.model.limits import limits
 from lwqc.model.model_stream import apart
@@ -172,18 +173,26 @@ class Session:
         self._brain = any("bfloat16" in kind for kind in self.types.values())
         self._input_types = {i.name: i.type for i in self._session.get_inputs()}
         self.inputs = list(self._input_types)
+        self.caches = caches_of(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, feeds: Feeds) -> Outputs:
         """Run once; what is no tensor comes as one, see `as_array`.
 
-        Raises SessionError with the runtime's first line when the run fails.
+        Caches that hold codes are taken as floats too, and given as what they are taken as. Raises
+        SessionError with the runtime's first line when the run fails.
         """
-        self._prove({name: feeds[name] for name in self.inputs if name in feeds})
+        given = self.coded(feeds)
+        self._prove(given)
         try:
-            values = self._values(feeds)
+            values = self._values(given)
         except Exception as error:
             raise SessionError(f"{self._label}: the run failed: {_line(error)}") from error
-        return dict(zip(self.outputs, map(as_array, values), strict=True))
+        outputs = dict(zip(self.outputs, map(as_array, values), strict=True))
+        return self.caches.decoded(outputs) if self.caches.has_floats(feeds) else outputs
+
+    def coded(self, feeds: Feeds) -> Feeds:
+        """What of the feeds the model takes, with codes for caches that hold them."""
+        return self.caches.coded({name: feeds[name] for name in self.inputs if name in feeds})
 
     def _prove(self, feeds: Feeds) -> None:
         """Run a risky model for the first time in another process."""
@@ -207,6 +216,7 @@ class Session:
         shapes: outputs of a run with these feeds. They get fixed places, as CUDA graphs need it.
         """
         binding = self._session.io_binding()
+        feeds = self.coded(feeds)
         for name in self.inputs:
             if name in feeds:
                 array = fitting(feeds[name], self._input_types[name])
@@ -221,7 +231,8 @@ class Session:
     def seconds(self, feeds: Feeds) -> float:
         """Wall time of one run in seconds; of the bound feeds after `bind`. Raises SessionError."""
         if self._binding is None:
-            self._prove({name: feeds[name] for name in self.inputs if name in feeds})
+            feeds = self.coded(feeds)
+            self._prove(feeds)
         start = time.perf_counter()
         try:
             if self._binding is None:

@@ -12,7 +12,7 @@ import pytest
 import lwqc
 import lwqc.cli.demo
 from lwqc.cli.report.console import Console
-from lwqc.cli.shown import shown
+from lwqc.model.printable import shown
 
 DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
 DATA = "tests.hostile_names:calibration"
@@ -56,6 +56,7 @@ def is_text(*texts: str) -> bool:
         ["plan", "--recipe", "w8"],
         ["verify", "--blame"],
         ["bench", "--seconds", "0.01"],
+        ["compare", "--seconds", "0.01"],
         ["lower", "--details"],
     ],
     ids=" ".join,
@@ -63,8 +64,8 @@ def is_text(*texts: str) -> bool:
 def test_output_is_text(run, hostile, arguments):
     command, *options = arguments
     out = hostile.with_name("out\x1b[1m.onnx")
-    models = [hostile, hostile] if command in ("verify", "bench") else [hostile]
-    if command not in ("inspect", "verify", "bench"):
+    models = [hostile, hostile] if command in ("verify", "bench", "compare") else [hostile]
+    if command not in ("inspect", "verify", "bench", "compare"):
         options += ["-o", out]
     code, text, err = run(command, *models, *options)
     assert code in (0, 3), err

@@ -183,6 +183,7 @@ def test_the_commands_take_the_same_options():
     own = {
         "external",
         "plan_out",
+        "report",
         "details",
         "as_json",
         "pareto",

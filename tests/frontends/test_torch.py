@@ -10,7 +10,8 @@ import onnxruntime as ort
 import pytest
 
 from lwqc.errors import InputError
-from lwqc.frontends.torch import convert, export
+from lwqc.frontends.convert import convert
+from lwqc.frontends.torch import export
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -160,8 +161,8 @@ def test_convert(folder) -> None:
         ("lwqc_user_code:nothing", "has no attribute nothing"),
         ("lwqc_user_code:number", "number is not callable"),
         ("lwqc_user_code:fails", "the call failed: RuntimeError: no data here$"),
-        ("lwqc_user_code:alone", "returned Linear, expected"),
-        ("lwqc_user_code:wrong", "first item is int, not a torch module"),
+        ("lwqc_user_code:alone", "alone: a torch module needs example_inputs"),
+        ("lwqc_user_code:wrong", "lwqc_user_code:wrong: a int is no model; expected"),
         ("lwqc_user_code:unfit", "Linear: export failed: .*must have same reduction dim"),
     ],
 )

@@ -46,9 +46,10 @@ MATCHES = [
 # Of these no architecture has what they match: it is written by other passes or quantizers, done to
 # every model when it is opened, or asked for by name.
 NOWHERE = {
-    "expand-integers", "fuse-activations", "fuse-layer-norm", "graphsurgeon", "integer-bias",
-    "one-hot-gather", "parallel-branches", "plain-gemm", "remove-branches", "remove-unused",
-    "restore-floats", "stft-conv", "widen-bfloat16", "widen-floats",
+    "decided-where", "expand-integers", "flat-product", "fuse-activations", "fuse-layer-norm",
+    "graphsurgeon", "integer-bias", "kept-axes", "one-hot-gather", "parallel-branches",
+    "plain-einsum", "plain-gemm", "remove-branches", "remove-unused", "restore-floats",
+    "stft-conv", "widen-bfloat16", "widen-floats",
 }  # fmt: skip
 TOLERANCE = 1e-4  # of an output's largest number, in deep models
 

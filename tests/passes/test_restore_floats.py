@@ -18,6 +18,7 @@ from lwqc.plans.goals import Goals
 from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.runtime.session import Session, SessionSettings
 from tests.build import model, normal
+from tests.processor import EXACT, INTEGER
 
 X = {"x": normal(6, 64, seed=3)}
 
@@ -41,8 +42,8 @@ ENTRIES = [
     {"weight": "w4b32h"},
     {"weight": "w4b16ah"},
     {"weight": "w8b32"},
-    {"weight": "w8c", "activation": "dynamic"},
-    {"weight": "w8c", "activation": "static"},
+    {"weight": INTEGER, "activation": "dynamic"},
+    {"weight": INTEGER, "activation": "static"},
     {"weight": "w8c"},
     {"weight": "w4c"},
 ]
@@ -146,7 +147,9 @@ def test_models_of_onnxruntimes_quantizer(tmp_path, target):
     assert {e.activation for e in plan.quantize.values()} == {expected}
     found = work.job.load(execute(work, Goals(), plan).model)(feeds)["y"]
     wanted = Session(floats)(feeds)["y"]
-    assert np.sqrt(np.mean((found - wanted) ** 2)) < 0.02 * wanted.std()
+    # Codes of 8 bits get 7 where the processor sums no more: steps twice as large.
+    least = 0.02 if target != "cpu" or EXACT else 0.04
+    assert np.sqrt(np.mean((found - wanted) ** 2)) < least * wanted.std()
 
 
 def test_codes_with_a_zero_point_are_encoded_again_for_tensorrt():

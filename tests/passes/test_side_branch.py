@@ -25,6 +25,7 @@ from lwqc.plans.plan import Plan, SiteEntry, Source
 from lwqc.plans.recipe import find
 from lwqc.runtime.session import Session, optimized_graph
 from tests.build import model, normal
+from tests.processor import INTEGER
 from tests.quant.correlated import inputs
 
 TARGET = CpuTarget()
@@ -82,7 +83,7 @@ def test_the_runtime_computes_with_codes_and_factors(op, trans, text, branch):
 @pytest.mark.parametrize("activation", ["dynamic", "static"])
 def test_the_branch_reads_activations_in_float(branch, activation):
     built = linear("MatMul", 96, 40)
-    entry = SiteEntry(weight="w8c", activation=activation, **branch)
+    entry = SiteEntry(weight=INTEGER, activation=activation, **branch)
     plan = Plan(source=Source(), quantize={"w": entry}, activations={"x": {"low": -5, "high": 5}})
     weights = EncodedWeights(built, io.read_array)
     lowered = TARGET.lower(built, plan, weights)

@@ -14,12 +14,13 @@ from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.runtime.session import Session
 from lwqc.testing import TRAPS
 from tests.build import model, normal
+from tests.processor import INTEGER
 
 ENTRIES = [
     SiteEntry(weight="w8b32"),
     SiteEntry(weight="w8c"),
-    SiteEntry(weight="w8c", activation="dynamic"),
-    SiteEntry(weight="w8c", activation="static"),
+    SiteEntry(weight=INTEGER, activation="dynamic"),
+    SiteEntry(weight=INTEGER, activation="static"),
 ]
 every_form = pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e.weight}-{e.activation}")
 
@@ -130,6 +131,6 @@ def test_static_convolution_whose_output_is_a_graph_output_stays_float():
     built = model(
         [("Conv", ["x", "w"], "y", {})], {"w": normal(16, 8, 3, 3)}, {"x": [1, 8, 9, 9]}, ["y"]
     )
-    entry = SiteEntry(weight="w8c", activation="static")
+    entry = SiteEntry(weight=INTEGER, activation="static")
     lowered = check(built, entry, {"x": normal(1, 8, 9, 9)}, least=0.99999)
     assert "QuantizeLinear" not in {n.op_type for n in lowered.graph}

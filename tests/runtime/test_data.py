@@ -235,9 +235,8 @@ def test_iterables() -> None:
     assert len(open_data(generator(), VISION, limit=2)) == 2
     assert len(list(open_data(data, VISION, limit=3))) == 3
     refused([], VISION, "holds no samples")
-    refused([IMAGES], VISION, "gave a ndarray")
     refused(3, VISION, "is a int")
-    refused({"image": IMAGES}, VISION, "expected a list of dicts")
+    refused([3], VISION, "gave a int; expected a dict of arrays")
     refused([{"other": IMAGES}], VISION, "no data for input image")
 
 

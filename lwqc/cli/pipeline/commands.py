@@ -19,6 +19,7 @@ LEFT_OUT = frozenset(
 # What the build says itself, what has no use in it, and what writes several models.
 _GIVEN = frozenset(
     {"output", "original", "as_json", "debug", "details", "resume", "pareto", "help", "version"}
+    | {"quiet", "verbose"}
 )
 _MODELS = ("model", "candidate", "original", "models")  # places of models on a command line
 _USAGE: Any = typer.BadParameter.__bases__[0]  # typer brings click along, under one name or another
@@ -90,7 +91,7 @@ class Command:
     def call(self, arguments: Sequence[str], where: str) -> tuple[int, Any]:
         """Run it: the exit code, and what it found. Raises LwqcError with `where` in front."""
         context = self.parsed(arguments, where)
-        with named(where), hosted(Host()) as host, context:
+        with named(where), hosted(Host(line=[self.name, *arguments])) as host, context:
             try:
                 self.click.invoke(context)
             except typer.Exit as end:

@@ -13,9 +13,11 @@ from importlib.resources.abc import Traversable
 from importlib.util import find_spec
 from pathlib import Path
 
-from lwqc.cli.pipeline.steps import Step
+from lwqc.cli.pipeline.steps import WRITTEN, Step
 from lwqc.errors import InputError
+from lwqc.frontends.convert import files_of
 from lwqc.model.saving import data_files_of
+from lwqc.plans.preprocess import Preprocess
 
 CONTENT = "content of "  # starts the name of a file's digest
 _CODE = ("data", "metric", "loss", "source")  # options that may be `module:callable`
@@ -71,9 +73,13 @@ def facts(step: Step, models: Iterable[str]) -> dict[str, str]:
         if not Path(model).exists():
             raise InputError(f"{step.where}: {model}: no such model file")
         found |= _digests(model_files(Path(model)))
-    values = [v for key, v in step.options.items() if key not in ("plan_out", "engines")]
+    values = [v for key, v in step.options.items() if key not in WRITTEN]
     texts = [str(t) for v in values for t in (v if isinstance(v, list) else [v])]
     found |= _digests(Path(text) for text in texts if _exists(text))
+    found |= _digests(files_of(str(step.options.get("source", ""))))
+    found |= _digests(
+        f for f in Preprocess.read(step.options.get("preprocess")).files if f.exists()
+    )
     found |= _digests(_depended_on(step))
     if "target" in step.options:
         found["speed of the target"] = _measurable(str(step.options["target"]))

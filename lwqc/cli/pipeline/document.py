@@ -14,6 +14,7 @@ from lwqc.plans.goals import Goals
 
 SHARED = (
     "data",
+    "preprocess",
     "metric",
     "shape",
     "seed",

@@ -12,7 +12,7 @@ from lwqc.cli.pipeline.content import code_of, facts, file_digest, model_files
 from lwqc.cli.pipeline.folders import make_folder
 from lwqc.cli.pipeline.gates import Gate, checked
 from lwqc.cli.pipeline.state import Record, State, read_state, why_again
-from lwqc.cli.pipeline.steps import ORIGINAL, Build, Step
+from lwqc.cli.pipeline.steps import ORIGINAL, WRITTEN, Build, Step
 from lwqc.compile.result import finite
 from lwqc.errors import InputError, LwqcError
 from lwqc.model.saving import write_text
@@ -126,7 +126,7 @@ def _run(step: Step) -> Record:
 
 def paths_of(step: Step) -> list[Path]:
     """Files that a step writes under names that are known before."""
-    options = (step.options.get(key) for key in ("plan_out", "engines"))
+    options = (step.options.get(key) for key in WRITTEN)
     return [Path(str(path)) for path in (step.output, *options) if path]
 
 

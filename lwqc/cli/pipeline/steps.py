@@ -13,6 +13,7 @@ from lwqc.cli.pipeline.document import SHARED, STEP_KEYS, Document, Gates, StepT
 from lwqc.cli.pipeline.spelling import check_known
 from lwqc.errors import InputError
 
+WRITTEN = ("plan_out", "engines", "report")  # options that name files which a command writes
 ORIGINAL = "model"  # what the first step takes, by name
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 

@@ -6,12 +6,13 @@ from rich.table import Table
 from rich.tree import Tree
 
 from lwqc.cli.report.console import Console
-from lwqc.cli.report.terminal import print_left_alone, print_reasons, size_text
+from lwqc.cli.report.terminal import print_left_alone, print_reasons
 from lwqc.decide.explain.branch_diagnostics import BranchDiagnostics
 from lwqc.decide.explain.comparison import Comparison
 from lwqc.decide.explain.inspection import Inspection
 from lwqc.graph.cost import total
 from lwqc.graph.groups import Groups
+from lwqc.model.numerals import size_text
 
 
 def print_inspection(

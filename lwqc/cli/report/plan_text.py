@@ -10,8 +10,8 @@ from lwqc.plans.plan import DataSource, Plan
 
 def plan_text(plan: Plan) -> str:
     """The summary, as lines of text."""
-    lines = [*_heading(plan), "steps, in this order:"]
-    steps = list(_steps(plan))
+    lines = [*plan_heading(plan), "steps, in this order:"]
+    steps = list(plan_steps(plan))
     lines += [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
     if not steps:
         lines.append("  none: the model stays as it is")
@@ -29,7 +29,8 @@ def plan_line(made: Plan, sites: int) -> str:
     return ", ".join(parts)
 
 
-def _heading(plan: Plan) -> Iterator[str]:
+def plan_heading(plan: Plan) -> Iterator[str]:
+    """What a plan is for, and what it was made with."""
     recipe = f", recipe {plan.recipe}" if plan.recipe else ""
     yield f"{plan.source.name or 'a model'} ({plan.source.digest[:12]}) for {plan.target}{recipe}"
     if plan.budgets:
@@ -43,10 +44,12 @@ def _heading(plan: Plan) -> Iterator[str]:
 def _data(data: DataSource) -> str:
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in data.shapes.items())
     given = "" if data.given else ", as none was given"
-    return f"{data.name} ({data.feeds} feeds, the first {shapes}{given})"
+    how = f", prepared by {data.preprocess}" if data.preprocess else ""
+    return f"{data.name} ({data.feeds} feeds, the first {shapes}{given}{how})"
 
 
-def _steps(plan: Plan) -> Iterator[str]:
+def plan_steps(plan: Plan) -> Iterator[str]:
+    """What a plan does, a line for each step."""
     for step in of(plan):
         yield from step.text(plan)
     if plan.floats is not None:

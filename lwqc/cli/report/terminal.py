@@ -19,6 +19,7 @@ from lwqc.compile.result import (
     SlicingReport,
 )
 from lwqc.graph.sites import Skipped
+from lwqc.model.numerals import size_text
 from lwqc.runtime.measure import Latency, OperatorRow
 from lwqc.runtime.stats.divergence import Divergence
 
@@ -26,17 +27,9 @@ _VISIBLE = 0.03  # of the time: operators that get a row
 _PLURALS = {"format": "formats", "width": "widths", "branch": "branches"}
 
 
-def size_text(size_bytes: float) -> str:
-    """Bytes with a decimal unit."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.2f} {unit}"
-    return f"{size_bytes:.0f} B"
-
-
 def print_report(report: Report, console: Console, *, details: bool = False) -> None:
     """Print what was done, what was measured and what was not compressed."""
-    console.print(_summary(report))
+    console.print(summary_table(report))
     if report.divergence:
         console.print(divergence_table(report.divergence))
         print_decisions(report.divergence, console)
@@ -47,11 +40,11 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
                 style="yellow",
             )
     if report.operators:
-        print_operators(report, console)
+        console.print(operator_table(report))
     if details:
         if report.pruning is not None:
             console.print(group_table(report.pruning.groups))
-        if not _only_pruned(report):
+        if not only_pruned(report):
             console.print(site_table(report.sites))
     if report.search is not None:
         print_search(report.search, console)
@@ -63,7 +56,7 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
         print_slicing(report.slicing, console)
     if report.pruning is not None:
         print_unpruned(report.pruning, console)
-    if not _only_pruned(report):
+    if not only_pruned(report):
         print_left_alone(report.sites, report.skipped, console)
     if details and report.untransformed:
         console.print(f"{len(report.untransformed)} tensors could not be transformed:")
@@ -89,7 +82,7 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
         )
 
 
-def print_operators(report: Report, console: Console) -> None:
+def operator_table(report: Report) -> Table:
     """The operators that take most of the time before or after."""
     table = Table(
         title=f"Where the time goes at {report.latencies[0].shape}, profiled", title_justify="left"
@@ -105,7 +98,7 @@ def print_operators(report: Report, console: Console) -> None:
         _operator_row(table, row.op, [row])
     if rest:
         _operator_row(table, f"{len(rest)} others", rest)
-    console.print(table)
+    return table
 
 
 def _operator_row(table: Table, name: str, rows: Sequence[OperatorRow]) -> None:
@@ -150,7 +143,8 @@ def row_table(reports: Sequence[Report]) -> Table:
     return table
 
 
-def _summary(report: Report) -> Table:
+def summary_table(report: Report) -> Table:
+    """What the result takes and reaches, beside the original."""
     way = " -> ".join((report.source, *report.earlier, report.output))
     table = Table(title=way, title_justify="left")
     for column in ("", "original", "compressed", "ratio"):
@@ -183,16 +177,20 @@ def _summary(report: Report) -> Table:
             ("parameters", report.pruning.parameters),
         ):
             table.add_row(label, f"{old:,}", f"{new:,}", f"{new / max(old, 1):.3f}")
-    if _only_pruned(report):
+    if only_pruned(report):
         table.caption = f"data: {report.data}"
         return table
-    forms = Counter(f"{row.kernel} {row.format}" for row in report.sites)
+    forms = Counter(
+        row.format if row.format.startswith(row.kernel) else f"{row.format} {kernel_text(row)}"
+        for row in report.sites
+    )
     used = ", ".join(f"{count} {form}" for form, count in forms.most_common())
     table.caption = f"{used}; {report.average_bits:.2f} bits per weight; data: {report.data}"
     return table
 
 
-def _only_pruned(report: Report) -> bool:
+def only_pruned(report: Report) -> bool:
+    """Whether the structure changed, and no number format did."""
     parts = (report.pruning, report.removal, report.parallel, report.slicing)
     taken = any(part is not None for part in parts)
     return taken and all(row.format == "float" for row in report.sites)
@@ -228,6 +226,17 @@ def print_removal(removal: RemovalReport, console: Console) -> None:
 
 def print_parallel(parallel: ParallelReport, console: Console) -> None:
     """Which pairs became parallel, and what that costs."""
+    console.print(parallel_table(parallel))
+    if parallel.latency_ms is not None:
+        before, after = parallel.latency_ms
+        console.print(f"latency: {before:.3g} ms, parallel {after:.3g} ms")
+    if parallel.note:
+        unchanged = "" if parallel.pairs else ": the model is unchanged"
+        console.print(f"{parallel.note}{unchanged}", style="yellow")
+
+
+def parallel_table(parallel: ParallelReport) -> Table:
+    """One row per pair that was tried."""
     total = "" if parallel.there_were is None else f" of {parallel.there_were}"
     made = "made parallel" if parallel.pairs else "tried"
     title = f"{len(parallel.tried)}{total} pairs of adjacent branches {made}"
@@ -238,13 +247,7 @@ def print_parallel(parallel: ParallelReport, console: Console) -> None:
         table.add_column(column)
     for first, second, divergence in parallel.tried:
         table.add_row(first, second, *([_number(divergence)] if priced else []))
-    console.print(table)
-    if parallel.latency_ms is not None:
-        before, after = parallel.latency_ms
-        console.print(f"latency: {before:.3g} ms, parallel {after:.3g} ms")
-    if parallel.note:
-        unchanged = "" if parallel.pairs else ": the model is unchanged"
-        console.print(f"{parallel.note}{unchanged}", style="yellow")
+    return table
 
 
 def print_slicing(slicing: SlicingReport, console: Console) -> None:
@@ -357,6 +360,11 @@ def print_decisions(divergence: Mapping[str, Divergence], console: Console) -> N
             console.print(f"  {name}: decisions kept: {', '.join(shares)}", highlight=False)
 
 
+def kernel_text(row: SiteRow) -> str:
+    """What runs a site, as docs/index.md calls it."""
+    return "unpacked at load" if row.kernel == "Folded" else row.kernel
+
+
 def site_table(rows: Iterable[SiteRow]) -> Table:
     """One row per site."""
     table = Table(title="Sites", title_justify="left")
@@ -369,7 +377,7 @@ def site_table(rows: Iterable[SiteRow]) -> Table:
             "x".join(map(str, row.shape)),
             row.format,
             row.activation,
-            row.kernel,
+            kernel_text(row),
             f"{size_text(row.bytes_before)} -> {size_text(row.bytes_after)}",
             row.reason,
         )

@@ -20,6 +20,8 @@ from lwqc.graph.sites import SiteAnalysis, find_sites
 from lwqc.graph.value_types import is_tensor
 from lwqc.model import io
 from lwqc.model.data_files import stored_bytes
+from lwqc.model.numerals import size_text
+from lwqc.model.told import Told
 from lwqc.passes.one_view import one_view
 from lwqc.runtime.data import Dataset, default_sizes, open_data, required_inputs
 from lwqc.runtime.legal_sizes import legal_sizes
@@ -37,8 +39,8 @@ class BranchCost:
     macs: int | None
 
 
-@dataclass(frozen=True)
-class Inspection:
+@dataclass(frozen=True, repr=False)
+class Inspection(Told):
     """Facts about a model. shapes: how tensor shapes were found. branch_costs: by branch name.
 
     diagnostics: of branches, where data was given.
@@ -57,6 +59,21 @@ class Inspection:
     branches: BranchTree
     branch_costs: Mapping[str, BranchCost]
     diagnostics: BranchDiagnostics | None = None
+
+    def told(self) -> dict[str, str]:
+        """How large it is, and how much of it can be changed."""
+        summed = total(self.costs)
+        return {
+            "model": self.name,
+            "size": size_text(self.size_bytes),
+            "parameters": f"{summed.parameters:,}",
+            "MACs": "unknown" if summed.macs is None else f"{summed.macs:,}",
+            "inputs": "; ".join(self.inputs),
+            "outputs": "; ".join(self.outputs),
+            "sites": str(len(self.sites.sites)),
+            "prunable groups": str(len(list(self.groups))),
+            "residual branches": str(len(self.branches.branches)),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

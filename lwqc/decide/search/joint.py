@@ -58,7 +58,7 @@ def joint(work: Version, goals: Goals, recipe: Recipe, control: SearchControl) -
     with _opened(work, newer, goals, recipe, control) as (search, limits, clean):
         result = search.run(search.aimed(limits))
         done, result = search.verified(goals, limits, result, clean)
-        return _finished(work, search, done, result).noted(*notes)
+        return _finished(work, search, done, result, limits).noted(*notes)
 
 
 def pareto(
@@ -90,7 +90,7 @@ def pareto(
             also = None if before is None else search.repaired(before, search.aimed(own))
             done, result = search.verified(wanted, own, search.run(search.aimed(own), also), clean)
             before = result.best
-            yield _finished(work, search, done, result).noted(*notes)
+            yield _finished(work, search, done, result, own).noted(*notes)
 
 
 def _newer(work: Version, recipe: Recipe) -> tuple[Version, tuple[str, ...]]:
@@ -169,9 +169,12 @@ def _searching(
         yield WholeSearch(found, recipe, settings, control, score, log, budgets), limits
 
 
-def _finished(work: Version, search: WholeSearch, done: Compressed, result: Result) -> Compressed:
+def _finished(
+    work: Version, search: WholeSearch, done: Compressed, result: Result, limits: Limits
+) -> Compressed:
     report = result.report(search.found, search.control, search.section)
-    return dataclasses.replace(done, work=work, search=report)
+    trace = search.trace(result, limits)
+    return dataclasses.replace(done, work=work, search=report, trace=trace)
 
 
 def _limits(work: Version, goals: Goals, log: SearchLog) -> Limits:

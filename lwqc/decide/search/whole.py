@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import execute
-from lwqc.compile.result import SearchReport
+from lwqc.compile.result import Chosen, SearchReport, SearchTrace, Tried
 from lwqc.decide.allocators.evolutionary import Candidate, Generation, Settings, evolve
 from lwqc.decide.allocators.knapsack import choose
 from lwqc.decide.allocators.rate_distortion import allocate as curves
@@ -123,6 +123,7 @@ class WholeSearch:
         self.control, self._score = control, score
         self.budgets = budgets
         self.evaluations = 0
+        self._tried: dict[Candidate, float] = {}
         self._measured: dict[str, list[tuple[Parts, float]]] = {}
         self._guess = dict(found.space.pace)
 
@@ -187,7 +188,31 @@ class WholeSearch:
     def score(self, candidates: Sequence[Candidate], stage: int) -> list[float]:
         """Of candidates on the data of a stage."""
         self.evaluations += len(candidates)
-        return self._score(candidates, ALL if stage == self.settings.stages - 1 else stage)
+        if stage != self.settings.stages - 1:
+            return self._score(candidates, stage)
+        scores = self._score(candidates, ALL)
+        self._tried.update(zip(candidates, scores, strict=True))
+        return scores
+
+    def trace(self, result: Result, limits: Limits) -> SearchTrace:
+        """What was looked at up to now, and what of it was chosen."""
+        space = self.found.space
+        cost = limits.binding(space.cost(space.top))
+
+        def tried(candidate: Candidate, score: float) -> Tried:
+            return Tried(space.cost(candidate)[cost], score)
+
+        return SearchTrace(
+            cost=cost,
+            limit=limits[cost],
+            tried=tuple(tried(*one) for one in self._tried.items()),
+            start=tried(result.start, result.start_score),
+            best=tried(result.best, result.score),
+            chosen=tuple(
+                Chosen(item.name, item.kind, item.labels[level], item.errors[level], item.errors[0])
+                for item, level in zip(space.items, result.best, strict=True)
+            ),
+        )
 
     def _count_exactly(self, candidate: Candidate, limits: Limits) -> None:
         """What prediction misses of a candidate's cost is taken to be the same for its kin."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
@@ -14,6 +15,7 @@ from lwqc.runtime.stats.channel_error import ChannelErrors, ChannelMeter
 from lwqc.runtime.stats.decisions import Agreement, DecisionMeter
 
 Array = NDArray[Any]
+_FLIPS = 20  # that are told
 M = TypeVar("M", "LossMeter", "DivergenceMeter")
 
 
@@ -41,6 +43,8 @@ class Divergence:
     little where channels differ in scale; None where samples are single numbers, or no floats.
     sqnr_db: signal to noise ratio in dB; inf when identical. max_abs: largest difference.
     kl: mean KL divergence in nats of softmax over the channels; meaningful for logits.
+    flips: where the largest channel became another one: (channel, the other one, how often), the
+    most frequent first, and no more than 20.
     """
 
     samples: int
@@ -53,6 +57,7 @@ class Divergence:
     sqnr_db: float
     max_abs: float
     kl: float
+    flips: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def drop(self) -> float:
@@ -102,6 +107,7 @@ class DivergenceMeter:
         self._cosines: list[float] = []
         self._signal = self._noise = self._max = self._kl = 0.0
         self._samples = self._rows = 0
+        self._flips: Counter[tuple[int, int]] = Counter()
         self._loss = LossMeter()
 
     def add(self, reference: Array, value: Array) -> None:
@@ -133,6 +139,9 @@ class DivergenceMeter:
     def _add_distributions(self, a: Array, b: Array) -> None:
         """Rows of logits [..., classes]."""
         a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (a, b))
+        before, after = a.argmax(-1), b.argmax(-1)
+        moved = before != after
+        self._flips.update(zip(before[moved].tolist(), after[moved].tolist(), strict=True))
         a, b = (np.where(np.isneginf(x), -1e30, x) for x in (a, b))
         p, q = _log_softmax(a), _log_softmax(b)
         self._kl += float((np.exp(p) * (p - q)).sum())
@@ -159,6 +168,7 @@ class DivergenceMeter:
             sqnr_db=sqnr,
             max_abs=self._max,
             kl=self._kl / self._rows if self._rows else 0.0,
+            flips=tuple((*pair, n) for pair, n in self._flips.most_common(_FLIPS)),
         )
 
 

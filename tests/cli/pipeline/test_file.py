@@ -154,5 +154,5 @@ output = "out.onnx"
     assert "convert: would run: source nets:tiny is Python code" in text
     assert "lwqc convert nets:tiny --output=pipeline.lwqc/convert.onnx" in text
     assert "lwqc quantize pipeline.lwqc/convert.onnx" in text
-    monkeypatch.setattr("lwqc.frontends.torch.convert", lambda source: io.load(converted))
+    monkeypatch.setattr("lwqc.frontends.convert.convert", lambda source, **_: io.load(converted))
     assert project.ran() == {"convert": True, "quantize": True}

@@ -92,3 +92,11 @@ def test_a_loss_is_what_the_divergence_says(shape):
     found, expected = short.result(), whole.result()
     assert (found.error, found.decisions) == (expected.error, expected.decisions)
     assert found.drop == expected.drop > 0
+
+
+def test_classes_that_became_others_are_counted():
+    meter = DivergenceMeter()
+    classes = np.eye(4, dtype=np.float32)
+    meter.add(classes[[0, 1, 2, 3]], classes[[0, 2, 2, 1]])
+    meter.add(classes[[1, 3]], classes[[2, 3]])
+    assert meter.result().flips == ((1, 2, 2), (3, 1, 1))

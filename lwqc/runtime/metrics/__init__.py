@@ -1,0 +1,1 @@
+"""Metrics that are named rather than written, one file each."""

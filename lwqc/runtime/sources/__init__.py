@@ -1,0 +1,1 @@
+"""Data as users have it: images, sounds, texts, tables and objects of other libraries."""
