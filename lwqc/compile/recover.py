@@ -30,6 +30,7 @@ from lwqc.runtime.rebatched import free_batch
 from lwqc.runtime.recorded import feeds_digest
 from lwqc.runtime.served import as_sequence
 from lwqc.runtime.session import Feeds
+from lwqc.runtime.sources.opened import holds_samples
 
 _STEPS, _LR = 1000, 0.01
 _BATCH = 32  # samples at once, where there are enough of them
@@ -141,7 +142,9 @@ def _data(teacher: ir.Model, options: Recovering) -> Dataset:
     asked = as_sequence(options.get("shapes"))
     if asked:
         return opening(shapes=asked[0])
-    if not isinstance(spec, (str, os.PathLike)) or Path(spec).suffix not in _SAMPLES:
+    if not isinstance(spec, (str, os.PathLike)):
+        return opening()
+    if Path(spec).suffix not in _SAMPLES and not holds_samples(Path(spec)):
         return opening()
     name = free_batch(teacher)
     if name is None:

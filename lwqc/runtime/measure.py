@@ -52,14 +52,20 @@ class OperatorRow:
 
 @dataclass(frozen=True)
 class Metric:
-    """A user's quality measure: a callable that gets a `run` function and returns a number."""
+    """A user's quality measure: a callable that gets a `run` function and returns a number.
+
+    ours: it is one of lwqc's, see `lwqc.runtime.metrics`, whose errors are told as they are.
+    """
 
     name: str
     function: Callable[[Run], float]
     higher_is_better: bool = True
+    ours: bool = False
 
     def __call__(self, run: Run) -> float:
         """The metric's value. Raises InputError when the user's function gives no number."""
+        if self.ours:
+            return self.function(run)
         with running(f"{self.name}: the metric failed"):
             value = self.function(run)
         if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):

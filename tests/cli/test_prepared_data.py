@@ -121,6 +121,14 @@ def test_builds_know_files_that_preprocessing_names(files):
     assert now()["content of c.txt"] != first["content of c.txt"]
 
 
+def test_a_fit_has_feeds_to_hold_back(files):
+    """Eight images are eight feeds then, rather than one batch."""
+    from lwqc.compile.recover import _data
+
+    options = {"data": "photos", "preprocess": SAID}
+    assert len(list(_data(io.load("m.onnx"), options))) == 8
+
+
 def test_the_page_tells_of_every_key_and_metric():
     page = (DOCS / "data.md").read_text()
     for key in (*_READERS, *FITS, "fill.INPUT"):

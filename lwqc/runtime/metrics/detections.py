@@ -17,9 +17,9 @@ class DetectionAgreement:
     against = "the original"
 
     def __init__(self, task: Task) -> None:
-        """Raises InputError where the original detects nothing."""
+        """Raises InputError where the model gives no scores."""
         self._task = task
-        self._output = task.output(_detects, "scores between 0 and 1, some of them above 0.5")
+        self._output = task.output(_detects, "scores between 0 and 1")
 
     def __call__(self, run: Run) -> float:
         """The share on all data."""
@@ -38,4 +38,6 @@ def _detects(answer: Array) -> bool:
         return False
     meter = LossMeter()
     meter.add(answer, answer)
-    return meter.result().decisions.detections is not None
+    decisions = meter.result().decisions
+    known = decisions.detections is not None or decisions.strongest is not None
+    return known or bool(answer.size and answer.min() >= 0 and answer.max() <= 1)

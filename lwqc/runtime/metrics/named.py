@@ -52,7 +52,7 @@ def metric_of(
     name, _, output = spec.partition("=")
     if name in NAMED:
         found = NAMED[name](Task(model, data, output))
-        return Metric(f"{spec} against {found.against}", found, found.higher_is_better)
+        return Metric(f"{spec} against {found.against}", found, found.higher_is_better, ours=True)
     if ":" not in spec:
         raise InputError(f"{spec}: is no metric; expected {', '.join(NAMED)} or module:function")
     return load_metric(spec)

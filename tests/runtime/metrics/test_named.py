@@ -135,8 +135,15 @@ def test_detection_agreement():
     other[0, 1, 5] = 0.2
     assert metric(lambda feeds: {"y": feeds["x"]}) == 1
     assert metric(lambda feeds: {"y": other}) == 0.5
+    weak = of_model(model, [{"x": x * 0.1}], "detection-agreement")
+    with pytest.raises(
+        InputError, match=r"^detection-agreement: output y detects nothing in this data"
+    ):
+        weak(lambda feeds: {"y": feeds["x"]})
+    late = of_model(model, [{"x": x * 0.1}, {"x": x}], "detection-agreement")
+    assert late(lambda feeds: {"y": feeds["x"]}) == 1
     with pytest.raises(InputError, match="no output is scores between 0 and 1"):
-        of_model(model, [{"x": x * 0.1}], "detection-agreement")
+        of_model(model, [{"x": x - 5}], "detection-agreement")
 
 
 def test_names_and_others():
