@@ -8,7 +8,8 @@ per byte of 20 held-out windows (stdlib_lm), bits of the label of 500 held-out i
 models). `less` is what the claimed way loses less, mean over the samples, with the 95 % interval of
 a paired bootstrap over them; a claim holds where that is above 0, is refuted where it is below 0,
 and is open between. What is random is the mean of five seeds, and its range is that of the seeds.
-Checks take one to two and a half minutes of a quiet core, `widths` and `channels, glyph_vit` longer.
+Checks take one to two and a half minutes of a quiet core; `widths` and `channels, glyph_vit` take
+longer.
 """
 
 from __future__ import annotations
