@@ -35,6 +35,12 @@ class Perplexity:
         total, count = 0.0, 0.0
         for feeds, logits in self._task.answers(run, self._output):
             ids = feeds[self._ids][:, 1:]
+            known = logits.shape[-1]
+            if ids.size and not 0 <= ids.min() <= ids.max() < known:
+                wrong = ids.max() if ids.max() >= known else ids.min()
+                raise InputError(
+                    f"perplexity: token {wrong}: output {self._output} has {known} tokens, from 0"
+                )
             scores = log_softmax(logits[:, :-1].astype(np.float64), axis=-1)
             found = np.take_along_axis(scores, ids[..., None].astype(np.int64), -1)[..., 0]
             mask = feeds[MASK][:, 1:] != 0 if MASK in feeds else np.ones(ids.shape, bool)

@@ -85,6 +85,13 @@ def test_perplexity(tmp_path):
     logits = np.eye(4)[ids] * 9
     found = metric(lambda feeds: {"y": logits})
     assert found == pytest.approx(np.exp((4 * same + other) / 5))
+    for token in (4, -1):
+        strange = of_model(
+            model, [{"input_ids": np.full((1, 3), token), "attention_mask": mask[:1, :3]}],
+            "perplexity",
+        )  # fmt: skip
+        with pytest.raises(InputError, match=f"token {token}: output y has 4 tokens, from 0"):
+            strange(lambda feeds: {"y": logits[:1, :3]})
     with pytest.raises(InputError, match="which input has the tokens"):
         of_model(classes_net(), [{"image": np.zeros((1, 3, 4, 6), np.float32)}], "perplexity")
 
