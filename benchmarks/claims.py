@@ -15,7 +15,6 @@ longer.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 import time
@@ -27,9 +26,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
-from benchmarks.orders import WINDOWS, Model
+from benchmarks.orders import Model, bits_of_labels, chosen_windows
 from lwqc.compile.steps.removed_branches import remove_planned
 from lwqc.compile.version import Version
 from lwqc.decide.compress import compress_version, open_version
@@ -44,7 +42,7 @@ from lwqc.plans.plan import RemovedBranch
 from lwqc.plans.recipe import Recipe, find, uniform_recipe
 from lwqc.quant.formats import WeightFormat
 from lwqc.runtime.session import Session
-from models import glyphs, stdlib_lm
+from models import stdlib_lm
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2, 3, 4)
@@ -59,23 +57,11 @@ Row = dict[str, Any]
 def losses(name: str, model: ir.Model) -> Losses:
     """Of every held-out sample."""
     run = Session(model, label="claim")
-    return _of_windows(run) if name == LM else _of_images(run)
+    return _of_windows(run) if name == LM else bits_of_labels(run)
 
 
 def _of_windows(run: Session) -> Losses:
-    windows = np.concatenate(list(stdlib_lm.test_windows()))
-    chosen = windows[np.linspace(0, len(windows) - 1, WINDOWS).astype(int)]
-    return np.array([stdlib_lm.bits_per_byte(run, [window[None]]) for window in chosen])
-
-
-def _of_images(run: Session) -> Losses:
-    with np.load(glyphs.DATA) as data:
-        labels = np.split(data["test_labels"], len(data["test_labels"]) // 100)
-    found = [
-        -log_softmax(run(feeds)["logits"].astype(np.float64), -1)[np.arange(len(right)), right]
-        for feeds, right in itertools.islice(zip(glyphs.test_feeds(), labels, strict=True), IMAGES)
-    ]
-    return np.asarray(np.concatenate(found) / np.log(2))
+    return np.array([stdlib_lm.bits_per_byte(run, [window[None]]) for window in chosen_windows()])
 
 
 @cache

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from lwqc.compile.candidates import with_formats
@@ -48,22 +49,31 @@ Row = dict[str, Any]
 Scores = Mapping[str, float]  # by site
 
 
-def bits_per_byte(run: Session) -> float:
-    """Of windows spread over the held-back text."""
+def chosen_windows() -> NDArray[np.int64]:
+    """Windows spread over the held-back text, [WINDOWS, tokens]."""
     windows = np.concatenate(list(stdlib_lm.test_windows()))
-    chosen = windows[np.linspace(0, len(windows) - 1, WINDOWS).astype(int)]
-    return stdlib_lm.bits_per_byte(run, np.split(chosen, WINDOWS // 4))
+    return windows[np.linspace(0, len(windows) - 1, WINDOWS).astype(int)]
 
 
-def bits_per_label(run: Session) -> float:
-    """Mean negative log2 probability of the held-back images' labels."""
+def bits_per_byte(run: Session) -> float:
+    """Of those windows."""
+    return stdlib_lm.bits_per_byte(run, np.split(chosen_windows(), WINDOWS // 4))
+
+
+def bits_of_labels(run: Session) -> NDArray[np.float64]:
+    """Negative log2 probabilities of the held-back images' labels."""
     with np.load(glyphs.DATA) as data:
         labels = np.split(data["test_labels"], len(data["test_labels"]) // 100)
     logs = [
         -log_softmax(run(feeds)["logits"].astype(np.float64), -1)[np.arange(len(right)), right]
         for feeds, right in itertools.islice(zip(glyphs.test_feeds(), labels, strict=True), IMAGES)
     ]
-    return float(np.concatenate(logs).mean() / np.log(2))
+    return np.asarray(np.concatenate(logs) / np.log(2))
+
+
+def bits_per_label(run: Session) -> float:
+    """Their mean."""
+    return float(bits_of_labels(run).mean())
 
 
 LOSSES: dict[str, tuple[str, str, Callable[[Session], float]]] = {

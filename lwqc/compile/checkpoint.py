@@ -66,7 +66,8 @@ class Checkpoint:
         """
         self._path, self._key = path, key
         self._done: list[_Done] = []
-        self._arrays: dict[str, Array] = {}
+        self._arrays: dict[str, Array] = {}  # of parts
+        self._whole: dict[str, Array] = {}
         self._due = 0.0
         if resume and not path.exists():
             raise InputError(f"{path}: there is no such file, so nothing to resume")
@@ -74,16 +75,16 @@ class Checkpoint:
         if not path.parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.parent}")
         if os.path.lexists(path):
-            found, arrays = self._read()
+            found, arrays = self._read(whole=resume)
             if resume:
                 self._take(found, arrays)
 
-    def _read(self) -> tuple[_Head, dict[str, Array]]:
-        """What the file holds, which would be replaced as well."""
+    def _read(self, *, whole: bool) -> tuple[_Head, dict[str, Array]]:
+        """What the file holds, which would be replaced as well. whole: with its arrays."""
         if self._path.is_symlink():
             raise InputError(f"{self._path}: is a link; the state of the fit would take its place")
         try:
-            arrays = dict(Archive(self._path).arrays())
+            arrays = dict(Archive(self._path).arrays(None if whole else {_HEAD}))
             head = arrays.pop(_HEAD, None)
             if head is None or head.dtype != np.uint8:
                 raise ValueError
@@ -102,6 +103,8 @@ class Checkpoint:
                 f"{self._path}: is of a fit of other models, data or options: leave out --resume"
             )
         self._done, self._arrays = found.parts, arrays
+        self._whole = self._under("whole")
+        self._arrays = {n: a for n, a in arrays.items() if not n.startswith("whole/")}
 
     def parts(self) -> Sequence[PartDone]:
         """Those that are done."""
@@ -116,7 +119,8 @@ class Checkpoint:
     def keep_part(self, done: PartDone) -> None:
         """Keep the next one."""
         fit = done.fit
-        self._store(f"part{len(self._done)}", done.numbers)
+        folder = f"part{len(self._done)}"  # copies: what a parameter holds is another number soon
+        self._arrays |= {f"{folder}/{name}": array.copy() for name, array in done.numbers.items()}
         self._done.append(
             _Done(
                 start=fit.start,
@@ -130,12 +134,11 @@ class Checkpoint:
 
     def state(self) -> Mapping[str, Array] | None:
         """That of the fit of the whole."""
-        return self._under("whole") or None
+        return self._whole or None
 
     def keep(self, state: Mapping[str, Array]) -> None:
-        """Keep this one from now on."""
-        self._store("whole", state)
-        self._write()
+        """Write this one, or leave it: the next one says more."""
+        self._write({f"whole/{name}": array for name, array in state.items()})
 
     def unlike(self, reason: str) -> InputError:
         """What to raise for a file whose arrays are not those of the fit."""
@@ -145,16 +148,12 @@ class Checkpoint:
         start = f"{folder}/"
         return {n[len(start) :]: a for n, a in self._arrays.items() if n.startswith(start)}
 
-    def _store(self, folder: str, arrays: Mapping[str, Array]) -> None:
-        """Copies: what a parameter holds is another number soon."""
-        self._arrays.update({f"{folder}/{name}": array.copy() for name, array in arrays.items()})
-
-    def _write(self) -> None:
+    def _write(self, whole: Mapping[str, Array] | None = None) -> None:
         begin = time.monotonic()
         if begin < self._due:
             return
         head = _Head(version=_VERSION, key=self._key, parts=self._done).model_dump_json()
-        arrays = {_HEAD: np.frombuffer(head.encode(), np.uint8), **self._arrays}
+        arrays = {_HEAD: np.frombuffer(head.encode(), np.uint8), **self._arrays, **(whole or {})}
         try:
             scratch = beside(self._path)
             try:

@@ -32,30 +32,19 @@ class Cache:
     size: int
 
 
-@dataclass(frozen=True, eq=False)
-class Caches:
-    """Those of one node, which are keys and values of one attention or what one Concat joins."""
-
-    node: ir.Node
-    members: tuple[Cache, ...]
-
-
-def find_caches(graph: ir.Graph) -> tuple[list[Caches], list[Refusal]]:
+def find_caches(graph: ir.Graph) -> tuple[list[Cache], list[Refusal]]:
     """All caches of a decoder that are float32, and why others are none.
 
     A cache is an input that only an attention or a Concat over the tokens reads, beside nodes that
-    look at its shape, and what comes of it there is an output that nothing else keeps.
+    look at its shape, and what comes of it there is an output that nothing else keeps. Keys and
+    values of one attention are both caches, or neither is.
     """
     found, left = [], []
     for node in graph:
-        places = list(_places(node, graph))
-        if not places:
-            continue
-        members = [_cache(node, slot, present) for slot, present in places]
-        left += [m for m in members if isinstance(m, Refusal)]
-        caches = tuple(m for m in members if isinstance(m, Cache))
-        if len(caches) == len(members):
-            found.append(Caches(node, caches))
+        members = [_cache(node, slot, present) for slot, present in _places(node, graph)]
+        refused = [m for m in members if isinstance(m, Refusal)]
+        left += refused
+        found += [m for m in members if isinstance(m, Cache) and not refused]
     return found, left
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,12 +70,14 @@ class Archive:
         """Names of the arrays, in the order of the file."""
         return list(self._members)
 
-    def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """All arrays by name. Raises InputError."""
+    def arrays(self, names: Collection[str] | None = None) -> Mapping[str, NDArray[Any]]:
+        """All arrays by name, or those of some names. Raises InputError."""
         try:
             with zipfile.ZipFile(self.file) as archive:
                 found = {}
                 for name, member in self._members.items():
+                    if names is not None and name not in names:
+                        continue
                     with archive.open(member) as stream:
                         found[name] = npy.read_array(stream, allow_pickle=False)
                 return found

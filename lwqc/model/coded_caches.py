@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
@@ -38,12 +39,12 @@ class CodedCaches:
 
     pairs: Mapping[str, tuple[str, NDArray[np.float32]]]
 
-    @property
+    @cached_property
     def inputs(self) -> dict[str, NDArray[np.float32]]:
         """Scales by input."""
         return {name: scale for name, (_, scale) in self.pairs.items()}
 
-    @property
+    @cached_property
     def outputs(self) -> dict[str, NDArray[np.float32]]:
         """Scales by output."""
         return dict(self.pairs.values())

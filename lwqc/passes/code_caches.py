@@ -42,16 +42,15 @@ class CodeCaches(Rewrite):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite all caches that have a scale; `left` has the reasons of the others."""
         told: dict[str, tuple[str, Scales]] = {}
-        for caches in find_caches(model.graph)[0]:
-            members = [c for c in caches.members if c.past.name in self._scales]
-            reason = _refused(model, caches.node) if members else ""
-            if reason:
-                self.left.update({c.past.name or "": reason for c in members})
+        for cache in find_caches(model.graph)[0]:
+            past, present = cache.past.name or "", cache.present.name or ""
+            if past not in self._scales:
                 continue
-            for cache in members:
-                past, present = cache.past.name or "", cache.present.name or ""
-                told[past] = (present, self._scales[past])
-                _code(model.graph, cache, self._scales[past])
+            if reason := _refused(model, cache.node):
+                self.left[past] = reason
+                continue
+            told[past] = (present, self._scales[past])
+            _code(model.graph, cache, self._scales[past])
         if told:
             earlier = caches_of(model.metadata_props)
             model.metadata_props[KEY] = entry({**earlier.pairs, **told})
@@ -118,7 +117,7 @@ def _of_attention(graph: ir.Graph, cache: Cache, scale: Scales) -> None:
         )
     _join(graph, cache, codes)
     count = _query_heads(node)
-    assert count is not None
+    assert count is not None  # refused before
     repeated = np.repeat(scale, count // cache.heads, axis=1)
     factors = add_constant(graph, f"{name}/scale", repeated.reshape(-1) if flat else repeated)
     if keys:
@@ -128,8 +127,13 @@ def _of_attention(graph: ir.Graph, cache: Cache, scale: Scales) -> None:
         scaled.shape, scaled.type = queries.shape, queries.type
         node.replace_input_with(0, scaled)
         return
+    _scale_result(graph, node, factors, f"{name}/result")
+
+
+def _scale_result(graph: ir.Graph, node: ir.Node, factors: ir.Value, name: str) -> None:
+    """Let a product take the place and the name of what the node gives."""
     made = node.outputs[0]
-    value = ir.Value(name=unique_name(graph, f"{name}/result"), shape=made.shape, type=made.type)
+    value = ir.Value(name=unique_name(graph, name), shape=made.shape, type=made.type)
     result = ir.node("Mul", [made, factors], outputs=[value], name=f"{value.name}/Mul")
     made.replace_all_uses_with(value, replace_graph_outputs=True)
     result.replace_input_with(0, made)

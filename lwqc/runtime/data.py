@@ -140,6 +140,8 @@ def open_data(
     if seed < 0:
         raise InputError(f"seed {seed}: must not be negative")
     inputs = required_inputs(model)
+    for name in caches_of(model.metadata_props).inputs.keys() & inputs.keys():
+        inputs[name].meta[_CODED] = True
     limit = None if limit is None else _positive(limit)
     given = spec is not None
     spec = "random" if spec is None else spec
@@ -217,10 +219,6 @@ def data_sources(spec: Data, preprocess: Preparation = None) -> list[Path]:
 
 def required_inputs(model: ir.Model) -> dict[str, ir.Value]:
     """Graph inputs that have no default value, by name."""
-    for name in caches_of(model.metadata_props).inputs:
-        for value in model.graph.inputs:
-            if value.name == name:
-                value.meta[_CODED] = True
     return {v.name or "": v for v in model.graph.inputs if not v.is_initializer()}
 
 

@@ -25,8 +25,7 @@ def _run(made: Made) -> Made:
     assert lowered is not None
     if not job.target.codes_caches:
         raise InputError(f"--kv-cache int8: target {job.target.name} is not known to run it")
-    found, left = find_caches(lowered.model.graph)
-    caches = [cache for one in found for cache in one.members]
+    caches, left = find_caches(lowered.model.graph)
     why = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in left[:1])
     if not caches:
         none = (
