@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import count
 
-from lwqc.compile.candidates import known_drop, tried
+from lwqc.compile.losses import compared
 from lwqc.compile.version import Version
-from lwqc.decide.planning import without
+from lwqc.graph.integer_flow import integer_flow
+from lwqc.passes.gate_activations import GateActivations
+from lwqc.passes.gate_tensors import GateTensors
 from lwqc.plans.plan import Plan
+from lwqc.quant.activation import activation_grid
+from lwqc.runtime.measure import worst_drop
 from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.rounding_noise import RoundingNoise
@@ -49,14 +53,47 @@ def by_output_error(
         return rough
     report = work.job.report("sites alone")
     trials = count(1)
+    alone = _rounded_alone(work, plan, sites)
 
     def cost(group: Sequence[str]) -> float:
-        alone = without(plan, {n: "" for n in plan.quantize if n not in group})
-        known = known_drop(work, alone)
         report(min(next(trials), len(sites)), len(sites))
-        return tried(work, alone).drop if known is None else known
+        return alone(group)
 
     return _worst_first(rough, cost, excess * _MARGIN)
+
+
+def _rounded_alone(
+    work: Version, plan: Plan, sites: Collection[str]
+) -> Callable[[Sequence[str]], float]:
+    """What the outputs lose where only the activations of some sites are rounded to 8 bits.
+
+    One session tells it for any of them: what they round is behind gates. Tensors that static
+    convolutions bring to 8 bits are rounded to the plan's grids, other inputs as in each run.
+    """
+    graph = work.model.graph
+    convs = {n for n in sites if work.sites[n].op == "Conv" and n in plan.quantize}
+    convs = {n for n in convs if plan.quantize[n].activation == "static"}
+
+    def flow(group: Iterable[str]) -> Mapping[str, str]:
+        return integer_flow(graph, [work.sites[n] for n in group if n in convs]).tensors
+
+    ranges = plan.ranges
+    grids = {
+        tensor: activation_grid(ranges[owner].low, ranges[owner].high)
+        for tensor, owner in flow(sites).items()
+        if owner in ranges
+    }
+    tensors, inputs = GateTensors(grids), GateActivations(n for n in sites if n not in convs)
+    model = work.model.clone()
+    tensors(model)
+    inputs(model)
+    session = statistics_session(model)
+
+    def lost(group: Sequence[str]) -> float:
+        gates = {**tensors.feeds(flow(group)), **inputs.feeds(group)}
+        return worst_drop(compared(work, lambda feeds: session({**feeds, **gates})).result())
+
+    return lost
 
 
 def _worst_first(

@@ -10,7 +10,12 @@ import pytest
 
 from lwqc.decide import planning
 from lwqc.decide.compress import open_version
-from lwqc.decide.site_order import _worst_first, by_activation_error, by_output_error
+from lwqc.decide.site_order import (
+    _rounded_alone,
+    _worst_first,
+    by_activation_error,
+    by_output_error,
+)
 from tests.build import Row, model, normal
 
 
@@ -41,6 +46,18 @@ def test_what_counts_is_the_loss_at_the_outputs(work) -> None:
     assert {e.activation for e in plan.quantize.values()} == {"static"}
     assert by_activation_error(work, plan, ["w0", "w1"]) == ["w0", "w1"]
     assert by_output_error(work, plan, ["w0", "w1"]) == ["w1", "w0"]
+
+
+def test_what_static_convolutions_write_counts_too(work) -> None:
+    """w1 reads what both read; of the tensors that it rounds, the one that it writes costs."""
+    plan = planning.calibrate(work, planning.uniform(work, 8, "static"), "minmax")
+    cost = _rounded_alone(work, plan, ["w0", "w1"])
+    coarse = {
+        n: r.model_copy(update={"low": -9e3, "high": 9e3}) for n, r in plan.activations.items()
+    }
+    written = plan.model_copy(update={"activations": {**plan.activations, "c": coarse["c"]}})
+    assert cost([]) < 1e-9
+    assert 1e-9 < cost(["w1"]) < _rounded_alone(work, written, ["w0", "w1"])(["w1"])
 
 
 class Costs:
