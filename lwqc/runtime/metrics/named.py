@@ -8,6 +8,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from lwqc.errors import InputError
+from lwqc.model.extensions import expected
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.measure import Metric, load_metric
 from lwqc.runtime.metrics.detections import DetectionAgreement
@@ -54,5 +55,6 @@ def metric_of(
         found = NAMED[name](Task(model, data, output))
         return Metric(f"{spec} against {found.against}", found, found.higher_is_better, ours=True)
     if ":" not in spec:
-        raise InputError(f"{spec}: is no metric; expected {', '.join(NAMED)} or module:function")
+        known = expected(name, list(NAMED))
+        raise InputError(f"{spec}: is no metric; module:function, or {known}")
     return load_metric(spec)

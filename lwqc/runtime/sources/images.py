@@ -34,6 +34,10 @@ _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 _GREY = 114.0  # of letterboxes, as YOLO has it
 _BYTES = 255.0
 _CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
+_ASK_RANGE = (
+    "write what pixels become, range=0..1, range=-1..1 or range=0..255, and mean=, std= if there "
+    "are any"
+)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 
 
@@ -72,7 +76,9 @@ def file_labels(root: Path, files: Sequence[Path], settings: Preprocess) -> Labe
         names: tuple[str, ...] | None = of_table(Path(settings.labels), root, files)
     else:
         names = of_folders(root, files) if root.is_dir() else None
-    return None if names is None else Labels(names, read_classes(settings.classes))
+    if names is None:
+        return None
+    return Labels(names, read_classes(settings.classes), of_folders=not settings.labels)
 
 
 class Prepare:
@@ -109,7 +115,7 @@ def resolved(value: ir.Value, settings: Preprocess) -> Preprocess:
     color = settings.color or ("gray" if channels == 1 else "rgb")
     if channels is not None and channels != _CHANNELS[color]:
         raise InputError(f"{where}: takes {channels} channels; color={color} has not as many")
-    size = _size(settings, height, width, where)
+    size = _size(value, settings, height, width, where)
     fit = settings.fit or "stretch"
     boxed = fit.startswith("letterbox")
     if settings.pad is not None and not boxed:
@@ -154,11 +160,12 @@ def _axes(
 
 
 def _size(
-    settings: Preprocess, height: int | None, width: int | None, where: str
+    value: ir.Value, settings: Preprocess, height: int | None, width: int | None, where: str
 ) -> tuple[int, int]:
     if settings.size is None:
         if height is None or width is None:
-            raise InputError(f"{where}: takes any size: write size=WIDTHxHEIGHT")
+            more = f"; {_ASK_RANGE}" if _range_unsaid(value, settings) else ""
+            raise InputError(f"{where}: takes any size: write size=WIDTHxHEIGHT{more}")
         return width, height
     w, h = settings.size
     if (height or h, width or w) != (h, w):
@@ -182,10 +189,13 @@ def _range(value: ir.Value, settings: Preprocess, where: str) -> tuple[float, fl
         return (0.0, _BYTES)
     if any(settings.mean):
         return (0.0, 1.0)
-    raise InputError(
-        f"{where}: write what pixels become, range=0..1, range=-1..1 or range=0..255, and mean=, "
-        "std= if there are any"
-    )
+    raise InputError(f"{where}: {_ASK_RANGE}")
+
+
+def _range_unsaid(value: ir.Value, settings: Preprocess) -> bool:
+    """Whether nothing tells what bytes become."""
+    said = settings.range is not None or any(settings.mean) or any(n > 1 for n in settings.std)
+    return value.dtype in _FLOATS and not said
 
 
 def open_image(path: str | os.PathLike[str]) -> Any:
