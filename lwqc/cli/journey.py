@@ -64,7 +64,7 @@ class Journey:
         """
         kind = _OWN.get(stage)
         if kind is not None and self._phases is JOURNEYS["change"]:
-            self._phases = JOURNEYS[kind]
+            self._phases, self._phase = JOURNEYS[kind], "opening"
         reached, steps = self._at
         if stage == self._phase and done * steps > reached * total:
             self._at, self._moved, self._inner = (done, max(total, 1)), now, ""

@@ -221,7 +221,8 @@ def followed(events, length):
 
 
 def test_a_share_only_grows_and_moves_while_nothing_is_reported():
-    shares = [share for share, _ in followed({5: [("cleaning up", 0, 1)]}, 60)]
+    begun = {5: [("deciding", 0, 1), ("cleaning up", 0, 1)]}
+    shares = [share for share, _ in followed(begun, 60)]
     assert all(0 <= a < b < 1 for a, b in pairwise(shares))
     back = [("candidates", 3, 4), ("candidates", 1, 4), ("cleaning up", 0, 1), ("encoding", 1, 9)]
     shares = [share for share, _ in followed({5: back[:1], 6: back[1:]}, 20)]
