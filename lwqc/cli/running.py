@@ -211,6 +211,8 @@ def finish(
         print(report.to_json())
     elif not is_quiet():
         print_report(report, Console(), details=options.get("details", False) or is_verbose())
+        if page is not None:
+            Console().print(f"the whole report is {page}", highlight=False, soft_wrap=True)
         if not verify:
             errors_console().print("not verified: the saved file was neither loaded nor measured")
     if not report.met:

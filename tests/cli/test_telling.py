@@ -98,6 +98,8 @@ def test_kernels_are_called_as_the_docs_call_them(run, tmp_path):
     _, text, _ = run(*line, "--report", page)
     docs = (Path(__file__).parents[2] / "docs" / "index.md").read_text()
     assert '"Unpacked at load": ' in docs
+    assert f"the whole report is {page}" in text
+    assert "4 bits in blocks of 32, " in " ".join(text.split())
     for told in (text, page.read_text()):
         assert "unpacked at load" in " ".join(told.split())
         assert "Folded" not in told
