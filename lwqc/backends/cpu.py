@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from typing import Literal
 
 import onnx
@@ -28,7 +29,7 @@ from lwqc.passes.integer_matmul import IntegerMatMul
 from lwqc.passes.side_branch import SideBranch, side_refusal
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
-from lwqc.runtime.session import SessionSettings, optimized_graph
+from lwqc.runtime.session import Session, SessionSettings, optimized_graph
 
 _LINEAR = frozenset({"MatMul", "Gemm"})
 _BLOCK_OPS = _LINEAR | {"Gather"}
@@ -161,6 +162,10 @@ class CpuTarget:
     def settings(self) -> SessionSettings:
         """A default session."""
         return SessionSettings()
+
+    def session(self, model: ir.Model | str | PathLike[str], label: str) -> Session:
+        """A session with these settings."""
+        return Session(model, self.settings(), label=label)
 
     def lower(self, model: ir.Model, plan: Plan, weights: EncodedWeights) -> Lowered:
         """Execute the plan on a copy. Raises InputError where the plan asks the impossible."""

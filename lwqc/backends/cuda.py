@@ -7,6 +7,7 @@ weights. The rules were read off onnxruntime-gpu 1.31.1.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from os import PathLike
 from typing import Literal
 
 import onnx
@@ -33,7 +34,7 @@ from lwqc.passes.fold_weights import FoldWeights
 from lwqc.passes.side_branch import SideBranch, side_refusal
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
-from lwqc.runtime.session import SessionSettings
+from lwqc.runtime.session import Session, SessionSettings
 
 PROVIDER = "CUDAExecutionProvider"
 _LINEAR = frozenset({"MatMul", "Gemm"})
@@ -180,6 +181,10 @@ class CudaTarget:
         if self.unmeasured():
             return SessionSettings(optimize=False)
         return SessionSettings(provider=PROVIDER)
+
+    def session(self, model: ir.Model | str | PathLike[str], label: str) -> Session:
+        """A session with these settings."""
+        return Session(model, self.settings(), label=label)
 
 
 def _folded(node: ir.Node) -> bool:

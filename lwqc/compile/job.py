@@ -69,7 +69,7 @@ class Job:
             if has_bfloat16(loaded):
                 model = loaded.clone()
                 WidenBfloat16()(model)
-        return Session(model, self.target.settings(), label=label)
+        return self.target.session(model, label)
 
     def macs(self, model: ir.Model) -> int:
         """Multiply-accumulates of a model at the sizes of the first feeds, where known."""
