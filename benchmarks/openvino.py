@@ -59,13 +59,13 @@ def nncf_int8(case: Case, out: Path) -> Path:
 
 
 def nncf_int4(case: Case, out: Path) -> Path:
-    """NNCF's weight compression to 4 bits in blocks of 64, without data."""
+    """NNCF's weight compression to 4 bits in blocks of 32, without data."""
     import nncf
 
     made = nncf.compress_weights(
         openvino.Core().read_model(case.path),
         mode=nncf.CompressWeightsMode.INT4_SYM,
-        group_size=64,
+        group_size=32,
         all_layers=True,
     )
     openvino.save_model(made, out.with_suffix(".xml"), compress_to_fp16=False)
@@ -83,9 +83,9 @@ def ours(**options: Any) -> Callable[[Case, Path], Path]:
 
 
 def ours_int4(case: Case, out: Path) -> Path:
-    """4 bits in blocks of 64, without data."""
+    """4 bits in blocks of 32, without data."""
     file = out.with_suffix(".onnx")
-    done = lwqc.quantize(case.path, bits=4, block=64, activations="dynamic", target="openvino")
+    done = lwqc.quantize(case.path, bits=4, activations="dynamic", target="openvino")
     done.save(file, verify=False)
     return file
 
