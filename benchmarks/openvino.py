@@ -72,27 +72,25 @@ def nncf_int4(case: Case, out: Path) -> Path:
     return out.with_suffix(".xml")
 
 
-def ours(**options: Any) -> Callable[[Case, Path], Path]:
-    def make(case: Case, out: Path) -> Path:
-        file = out.with_suffix(".onnx")
-        done = lwqc.compress(case.path, data=list(case.calibration), target="openvino", **options)
-        done.save(file, verify=False)
-        return file
-
-    return make
+def ours_int8(case: Case, out: Path) -> Path:
+    """All of it in 8 bits, activations with ranges of the data."""
+    return _saved(out, case, bits=8, activations="static", data=list(case.calibration))
 
 
 def ours_int4(case: Case, out: Path) -> Path:
     """4 bits in blocks of 32, without data."""
+    return _saved(out, case, bits=4, activations="dynamic")
+
+
+def _saved(out: Path, case: Case, **options: Any) -> Path:
     file = out.with_suffix(".onnx")
-    done = lwqc.quantize(case.path, bits=4, activations="dynamic", target="openvino")
-    done.save(file, verify=False)
+    lwqc.quantize(case.path, target="openvino", **options).save(file, verify=False)
     return file
 
 
 TOOLS: dict[str, Callable[[Case, Path], Path]] = {
     "NNCF int8": nncf_int8,
-    "lwqc": ours(),
+    "lwqc int8": ours_int8,
     "NNCF int4 weights": nncf_int4,
     "lwqc int4 weights": ours_int4,
 }
