@@ -117,16 +117,17 @@ class CpuTarget:
             for block in blocks
             for symmetric in ((True, False) if bits < 8 else (True,))
         )
-        # An embedding has no activation to quantize; the others compute in int8 per block.
-        product = site.ops <= _LINEAR and site.has_kernels
-        activation: Literal["none", "dynamic"] = "dynamic" if product else "none"
-        entries = [SiteEntry(weight=f, activation=activation) for f in formats]
+        entries = [SiteEntry(weight=f, activation=self.beside_blocks(site)) for f in formats]
         return [
             e
             for e in entries
             if e.weight.size_bytes(site.n, site.k) < site.float_bytes
             and not _refused(self.form(site, e, opset))
         ]
+
+    def beside_blocks(self, site: Site) -> Literal["none", "dynamic"]:
+        """Activations of weights in blocks: products compute in int8, embeddings have none."""
+        return "dynamic" if site.ops <= _LINEAR and site.has_kernels else "none"
 
     def flow(self, graph: ir.Graph, sites: Collection[Site]) -> IntegerFlow:
         """Tensors between convolutions; inputs of products."""

@@ -56,8 +56,8 @@ class Job:
 
     @property
     def runs_here(self) -> bool:
-        """Whether the target runs its graphs in default sessions, as single sites are timed in."""
-        return self.target.settings() == SessionSettings()
+        """Whether the target is this processor: its default sessions are what single sites take."""
+        return self.timed and self.target.settings() == SessionSettings()
 
     def load(self, model: ir.Model | str | os.PathLike[str], label: str = "candidate") -> Session:
         """A session as the target runs its graphs here.
