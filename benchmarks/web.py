@@ -3,8 +3,8 @@
     npm install onnxruntime-web
     python -m benchmarks.web [NAME ...] --dist node_modules/onnxruntime-web/dist [--gpu] [--json FILE]
 
-WebAssembly with one thread, the models of `benchmarks.four_models`: files of a model take turns on
-one page, medians. Agreement is the mean cosine to the float model's outputs in the browser, on
+WebAssembly with one thread, the models of `benchmarks.four_models`: files of a model take turns
+on one page, medians. Agreement is the mean cosine to the float model's outputs in the browser, on
 inputs that calibration has not seen. `--gpu` has numbers, not times, of files for WebGPU on
 Chromium's software adapter.
 """
