@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 
 from lwqc.compile.budget import asked
@@ -15,6 +15,7 @@ from lwqc.compile.version import Version
 from lwqc.decide.allocate import allocate
 from lwqc.decide.allocator import find_allocator
 from lwqc.decide.decided import Decided
+from lwqc.decide.fewer_tokens import with_tokens
 from lwqc.decide.late_steps import check_learning, with_late_steps
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.joint import joint, pareto, searches
@@ -71,6 +72,13 @@ def _random_trials(work: Version) -> tuple[str, ...]:
 
 
 def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl | None) -> Decided:
+    if recipe.tokens is not None:
+        rest = recipe.model_copy(update={"tokens": None})
+
+        def job(goals: Goals) -> Callable[[Version], Decided]:
+            return partial(_after_tokens, goals, rest, control)
+
+        return with_tokens(job, recipe.tokens, goals)(work)
     if _promises(recipe.allocator):
         goals = goals.promising()  # the loss that such recipes allow where the user says nothing
     _check_budgets(work, goals, recipe)
@@ -82,6 +90,12 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl
     if recipe.drop is not None or recipe.parallel is not None:
         return branch_job(recipe, goals)(work)
     return with_late_steps(partial(_allocated, goals, recipe), recipe)(work)
+
+
+def _after_tokens(
+    goals: Goals, recipe: Recipe, control: SearchControl | None, work: Version
+) -> Decided:
+    return _decided(work, goals, recipe, control)
 
 
 def _joint(goals: Goals, recipe: Recipe, control: SearchControl, work: Version) -> Decided:
