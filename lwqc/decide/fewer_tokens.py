@@ -7,14 +7,16 @@ from collections.abc import Callable
 
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.decisions import TokenDecision
+from lwqc.compile.losses import judged_drop
 from lwqc.compile.run_times import run_ms
 from lwqc.compile.steps.reduced_tokens import reduced
 from lwqc.compile.version import Version
 from lwqc.decide.decided import Decided
 from lwqc.decide.tokens import choose_tokens
-from lwqc.errors import InputError
+from lwqc.graph.token_cuts import find_token_cuts
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import TokenRecipe
+from lwqc.runtime.measure import NOISE
 
 Job = Callable[[Version], Decided]
 LATENCY = "max_latency"
@@ -24,15 +26,40 @@ _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # that are tried for a latency
 def with_tokens(job: Callable[[Goals], Job], options: TokenRecipe, goals: Goals) -> Job:
     """The job, after the model goes on with fewer tokens.
 
-    job: made for goals. With a share its goals are all of them. Without one the least share is
-    taken with which the result of the job keeps the latency that is asked for.
+    job: made for goals. With a share its goals are all of them. By latency the least share is taken
+    with which the result of the job keeps the latency that is asked for.
     """
-    share = options.share
-    if share is None:
-        if LATENCY not in goals.bounds:
-            raise InputError("how many tokens go is not said: give --tokens or --max-latency")
+    if options.by_latency and LATENCY in goals.bounds:
         return lambda work: _within_latency(work, job, options, goals)
-    return lambda work: _reduced(work, job(goals), options, share)
+    return lambda work: _reduced(work, job(goals), options, options.share)
+
+
+def may_shorten(work: Version, goals: Goals) -> bool:
+    """Whether fewer tokens are worth a try: a latency alone is asked for, and some can go."""
+    if set(goals.bounds) != {LATENCY} or not work.job.data.fit.given or not work.job.timed:
+        return False
+    return bool(find_token_cuts(work.model).cuts)
+
+
+def better(work: Version, search: Job, shorter: Job, goals: Goals) -> Decided:
+    """Of two jobs within a latency the one that loses less, or is closer to it if both miss it."""
+    found = [job(work).make() for job in (search, shorter)]
+    before, *after = run_ms(work, work.original.timed_session, *(done.model for done in found))
+    limit = goals.bounds[LATENCY].resolve(before)
+    over = [max(1.0, ms / limit / NOISE) for ms in after]
+    drops = [judged_drop(work, work.job.load(done.model)) for done in found]
+    first, second = zip(over, drops, strict=True)
+    if second < first:
+        note = (
+            f"8 bits and fewer tokens lose {drops[1]:.3g} in {after[1]:.3g} ms; "
+            f"without, a search lost {drops[0]:.3g} in {after[0]:.3g} ms"
+        )
+        return Decided.of(found[1]).noted(note)
+    note = (
+        f"8 bits and fewer tokens would lose {drops[1]:.3g} in {after[1]:.3g} ms, "
+        f"what was taken loses {drops[0]:.3g} in {after[0]:.3g} ms"
+    )
+    return Decided.of(found[0]).noted(note)
 
 
 def _reduced(work: Version, job: Job, options: TokenRecipe, share: float) -> Decided:

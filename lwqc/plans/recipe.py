@@ -126,14 +126,16 @@ class SliceRecipe(BaseModel):
 class TokenRecipe(BaseModel):
     """How many tokens go; see `lwqc.decide.tokens`.
 
-    share: of the products behind the first attention, where the user says none; None for as many
-    as `--max-latency` asks for. importance: of tokens, see `lwqc.passes.token_importance`; `auto`
-    is `class` where the model has a class token, and else `rank`.
+    share: of the products behind the first attention, where the user says none. by_latency: as few
+    instead as `--max-latency` needs, where that is asked for. importance: of tokens, see
+    `lwqc.passes.token_importance`; `auto` is `class` where the model has a class token, and else
+    `rank`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    share: float | None = Field(default=None, gt=0, lt=1)
+    share: float = Field(default=0.3, gt=0, lt=1)
+    by_latency: bool = False
     importance: Literal["auto", "class", "received", "rank"] = "auto"
     measure: Literal["auto", "js", "kl", "angular", "norm", "channels"] = "auto"
 
@@ -315,7 +317,9 @@ def with_token_share(recipe: Recipe, share: float | None) -> Recipe:
         return recipe
     if not 0 < share < 1:
         raise InputError(f"--tokens {share:g}: expected a share above 0 and below 1")
-    tokens = (recipe.tokens or TokenRecipe()).model_copy(update={"share": share})
+    tokens = (recipe.tokens or TokenRecipe()).model_copy(
+        update={"share": share, "by_latency": False}
+    )
     return recipe.model_copy(update={"tokens": tokens})
 
 

@@ -13,9 +13,12 @@ from lwqc.cli.report.console import Console
 from lwqc.cli.report.terminal import print_report
 from lwqc.decide.allocators.token_counts import allocate
 from lwqc.decide.compress import open_version
+from lwqc.decide.fewer_tokens import Job, better, may_shorten
+from lwqc.decide.strategy import decide
 from lwqc.decide.tokens import choose_tokens
 from lwqc.errors import InputError
-from lwqc.plans.recipe import TokenRecipe
+from lwqc.plans.goals import Goals
+from lwqc.plans.recipe import TokenRecipe, find
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.output_divergence import OutputDivergence
 from tests.tiny_vit import PATCHES, WIDTH, TinyVit, dense, pooled
@@ -94,7 +97,6 @@ def test_the_report_lists_them(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (TinyVit(read=dense), {"tokens": 0.3}, "no tokens can go: layer0: graph output"),
         (TinyVit(), {"tokens": 0.95}, "leaving out tokens takes .* at most"),
         (TinyVit(), {"tokens": 1.5}, "expected a share above 0 and below 1"),
-        (TinyVit(), {"recipe": "evit-w8"}, "give --tokens or --max-latency"),
     ],
 )
 def test_what_cannot_be_is_one_line(
@@ -102,3 +104,27 @@ def test_what_cannot_be_is_one_line(
 ) -> None:
     with pytest.raises(InputError, match=why):
         lwqc.drop_layers(saved(tmp_path, vit), data=FEEDS, **options)
+
+
+def test_all_tokens_stay_where_the_latency_is_kept_with_them(tmp_path: Path) -> None:
+    path = saved(tmp_path, TinyVit())
+    done = lwqc.compress(path, recipe="evit-w8", max_latency="1000s", data=FEEDS)
+    assert not done.plan.tokens
+    assert done.plan.quantize
+    assert done.plan.budgets == {"max_latency": "1000000"}
+
+
+def test_of_a_search_and_fewer_tokens_the_one_is_taken_that_loses_less(tmp_path: Path) -> None:
+    work = open_version(saved(tmp_path, TinyVit()), data=FEEDS)
+    goals = Goals(max_latency="1000s")
+    assert may_shorten(work, goals)
+    assert not may_shorten(work, Goals(max_latency="1000s", max_size=0.5))
+
+    def job(share: float) -> Job:
+        recipe = find("evit").model_copy(update={"tokens": TokenRecipe(share=share)})
+        return lambda version: decide(version, goals, recipe)
+
+    for search, shorter in ((0.6, 0.01), (0.01, 0.6)):
+        chosen = better(work, job(search), job(shorter), goals).make()
+        assert [e.keep for e in chosen.decisions.tokens] == [1]
+        assert "8 bits and fewer tokens" in chosen.decisions.notes[-1]

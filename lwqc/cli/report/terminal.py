@@ -271,7 +271,7 @@ def print_slicing(slicing: SlicingReport, console: Console) -> None:
 
 def tokens_table(tokens: TokensReport) -> Table:
     """One row for each place behind which fewer tokens are left, in order."""
-    saved = "" if tokens.saved is None else f": {tokens.saved:.0%} of the products behind the first"
+    saved = "" if tokens.saved is None else f", {tokens.saved:.0%} fewer products"
     table = Table(title=f"tokens that attention reads most stay{saved}", title_justify="left")
     priced = any(step[3] is not None for step in tokens.steps)
     columns = ["behind", "tokens", "of", *([f"divergence ({tokens.measure})"] if priced else [])]
