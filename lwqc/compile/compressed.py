@@ -47,6 +47,9 @@ from lwqc.plans.plan import Plan
 from lwqc.runtime.measure import OperatorRow, latencies, operator_rows
 from lwqc.runtime.session import has_bodies, statistics_session
 
+# The last stage of a job, and its steps, each of about the same time: another process loads the
+# file and runs it, times of both models (3), outputs and metric, profiles of both models (3).
+CHECKING, CHECKS = "checking", 8
 _FEEDS = 64  # that tell which branches of an If run
 Decision = DropDecision | ParallelDecision | SliceDecision
 
@@ -129,6 +132,7 @@ class Compressed(Told):
         """The same, but for the last step: `Drafted.files` are still to be published."""
         outputs = [Path(p) for p in (path, plan, engines) if p is not None]
         check_outputs(outputs, files_of(self.work))
+        self.work.job.report(CHECKING)(0, CHECKS)
         with io.drafted(self.model, path, external_data=external_data) as files:
             target = self.work.job.target
             options = target.options(self.model, self.decisions, files.target.stem)
@@ -250,19 +254,23 @@ def _cleaning(plan: Plan) -> tuple[str, ...]:
 
 
 def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
-    work = result.work
+    work, told = result.work, result.work.job.report(CHECKING)
+    told(1, CHECKS)
     session = work.job.load(saved.path, label=str(saved.target))
     timed = [
         ShapeLatency(s.label, *latencies([work.original.timed_session, session], s.feeds))
         for s in (work.job.data.serve if work.job.timed else ())
     ]
+    told(4, CHECKS)
     metric_before = metric_after = metric_drop = None
     if work.job.metric is not None:
         metric_before, metric_after = work.original.metric, work.job.metric(session)
         metric_drop = work.job.metric.drop(metric_before, metric_after)
+    divergence = divergences(result.removed.work if result.removed else work, session)
+    told(5, CHECKS)
     return report.with_measurements(
         weighed=weighed(result.goals, work, saved.path),
-        divergence=divergences(result.removed.work if result.removed else work, session),
+        divergence=divergence,
         latencies=tuple(timed),
         operators=_operators(work, saved),
         unmeasured=work.job.target.unmeasured(),

@@ -107,8 +107,8 @@ class Measured(TypedDict, total=False):
     metric: Annotated[
         MetricSource,
         Flag(
-            "top1, detection-agreement, character-error, word-error, perplexity or "
-            "module:function(run) -> number"
+            "top1, detection-agreement, map, map50, character-error, word-error, perplexity or "
+            "module:function(run) -> number; see docs/data.md"
         ),
     ]
 

@@ -334,8 +334,8 @@ def _read(file: str) -> str:
     """The text of a recipe in a file. Raises InputError."""
     path = Path(file)
     if path.suffix != ".toml":
-        known = ", ".join(named())
-        raise InputError(f"recipe {file!r} is not known; expected a .toml file or {known}")
+        known = expected(file, list(named()))
+        raise InputError(f"recipe {file!r} is not known; a .toml file, or {known}")
     try:
         return read_text(path)
     except InputError as error:

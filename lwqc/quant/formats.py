@@ -69,6 +69,14 @@ class WeightFormat:
         positive = "p" if self.positive else ""
         return f"{name}{grain}{asymmetric}{positive}{'h' if self.scale == 'float16' else ''}"
 
+    @property
+    def words(self) -> str:
+        """For readers, without details: `8 bits per channel`, `nf4 in blocks of 64`."""
+        if self.kind == "fp16":
+            return "16-bit floats"
+        kind = f"{self.bits} bits" if self.kind == "int" else self.kind
+        return f"{kind} per channel" if self.block is None else f"{kind} in blocks of {self.block}"
+
     @classmethod
     def parse(cls, text: str) -> WeightFormat:
         """Read the short name that `str` writes: `w4b32`, `w8c`, `w4b64ah` (asymmetric, half)."""

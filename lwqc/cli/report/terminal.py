@@ -21,6 +21,7 @@ from lwqc.compile.result import (
 )
 from lwqc.graph.sites import Skipped
 from lwqc.model.numerals import size_text
+from lwqc.quant.formats import WeightFormat
 from lwqc.runtime.measure import Latency, OperatorRow
 from lwqc.runtime.stats.divergence import Divergence
 
@@ -183,13 +184,17 @@ def summary_table(report: Report) -> Table:
     if only_pruned(report):
         table.caption = f"data: {report.data}"
         return table
-    forms = Counter(
-        row.format if row.format.startswith(row.kernel) else f"{row.format} {kernel_text(row)}"
-        for row in report.sites
-    )
-    used = ", ".join(f"{count} {form}" for form, count in forms.most_common())
+    forms = Counter(map(form_text, report.sites))
+    used = "; ".join(f"{count} x {form}" for form, count in forms.most_common())
     table.caption = f"{used}; {report.average_bits:.2f} bits per weight; data: {report.data}"
     return table
+
+
+def form_text(row: SiteRow) -> str:
+    """How a weight is stored and what runs it: `8 bits per channel, unpacked at load`."""
+    if row.format.startswith(row.kernel):  # floats
+        return row.format
+    return f"{WeightFormat.parse(row.format).words}, {kernel_text(row)}"
 
 
 def only_pruned(report: Report) -> bool:
