@@ -13,9 +13,19 @@ import onnx_ir as ir
 from lwqc.backends.device_bench import build_engines
 from lwqc.backends.provider_options import options_path, options_text
 from lwqc.backends.target import Lowered
-from lwqc.compile.branch_reports import parallel_report, removal_report, slicing_report
+from lwqc.compile.branch_reports import (
+    parallel_report,
+    removal_report,
+    slicing_report,
+    tokens_report,
+)
 from lwqc.compile.budget import Reached, asked, weighed
-from lwqc.compile.decisions import DropDecision, ParallelDecision, SliceDecision
+from lwqc.compile.decisions import (
+    DropDecision,
+    ParallelDecision,
+    SliceDecision,
+    TokenDecision,
+)
 from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
 from lwqc.compile.idle_branches import idle_branches
 from lwqc.compile.losses import divergences
@@ -49,9 +59,9 @@ class Compressed(Told):
     """A compressed model in memory, ready to be saved and measured.
 
     sites: of the model just before formats were applied, by name. decision: what was
-    chosen and at what price, unless the plan was given. fallbacks: what the target would not run
-    as it should, one line each. search, trace: how, where a search chose. counted: by option of a
-    bound, see `lwqc.compile.budget.counted`.
+    chosen and at what price, unless the plan was given. shortened: the same of tokens. fallbacks:
+    what the target would not run as it should, one line each. search, trace: how, where a search
+    chose. counted: by option of a bound, see `lwqc.compile.budget.counted`.
     """
 
     work: Version
@@ -62,6 +72,7 @@ class Compressed(Told):
     pruned: PrunedModel | None = None
     removed: RemovedBranches | None = None
     decision: Decision | None = None
+    shortened: TokenDecision | None = None
     fallbacks: tuple[str, ...] = ()
     search: SearchReport | None = None
     trace: SearchTrace | None = None
@@ -206,6 +217,9 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
     if result.decisions.slice or isinstance(decision, SliceDecision):
         cut = decision if isinstance(decision, SliceDecision) else None
         report = report.with_measurements(slicing=slicing_report(result.decisions, cut))
+    if result.decisions.tokens:
+        tokens = tokens_report(result.decisions, result.shortened)
+        report = report.with_measurements(tokens=tokens)
     if verify:
         report = _verified(result, saved, report)
     return report.with_outcomes(_outcomes(result, report))
