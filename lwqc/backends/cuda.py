@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from lwqc.backends.cuda_kernels import missing_kernel
 from lwqc.backends.devices import provider_problem
+from lwqc.backends.stored_only import stored_only
 from lwqc.backends.target import (
     FloatType,
     Form,
@@ -79,6 +80,8 @@ class CudaTarget:
 
     def _form(self, site: Site, entry: SiteEntry) -> Form | str:
         fmt = entry.weight
+        if fmt.only_stored:
+            return stored_only(site, entry)
         if entry.activation != "none":
             return "CUDA has no kernels for 8-bit activations"
         if fmt.kind != "int":
