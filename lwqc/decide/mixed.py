@@ -177,8 +177,8 @@ def _errors(
 ) -> tuple[list[float], float, list[float]]:
     """Relative squared error at the site's output, per entry and for the probe; gains per entry.
 
-    What a method gains over rounding to nearest is looked at once per number of bits, and for each
-    codebook.
+    What a method gains over rounding to nearest is looked at once per number of bits, and once for
+    all codebooks, for which it is about the same.
     """
     weight = np.asarray(work.weights.weight(name), np.float32)
     observed = work.job.data.fit.kind == "real" and not work.grams.reason(name)
@@ -190,7 +190,7 @@ def _errors(
 
     def gain(entry: SiteEntry) -> float:
         fmt = entry.weight
-        kind = str(fmt) if fmt.kind == "vq" else f"{fmt.kind}{fmt.bits}"
+        kind = fmt.kind if fmt.kind == "vq" else f"{fmt.kind}{fmt.bits}"
         if kind not in gains:
             plain = error(entry.model_copy(update={"method": "rtn"}))
             gains[kind] = error(entry) / plain if plain > 0 else 1.0

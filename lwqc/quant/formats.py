@@ -201,7 +201,7 @@ def codebook_formats(size: int) -> list[WeightFormat]:
 
     Vectors of 4 have a codebook of 2 KB, which takes a large weight.
     """
-    shapes = [(4, 2), (5, 2), (6, 2), (7, 2), (8, 2)]
+    shapes = [(4, 2), (5, 2), (6, 2), (7, 2)]
     if size >= _LARGE:
         shapes.insert(0, (8, 4))
     return [WeightFormat(bits, scale="float16", kind="vq", dim=dim) for bits, dim in shapes]

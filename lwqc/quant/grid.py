@@ -42,6 +42,13 @@ class Encoded:
         values *= self.scale[..., None]
         return np.ascontiguousarray(values.reshape(len(values), -1)[:, : self.k])
 
+    @property
+    def entropy(self) -> float:
+        """Bits per weight that the best code without memory takes for the codes."""
+        counts = np.bincount(self.codes.ravel())
+        share = counts[counts > 0] / self.codes.size
+        return float(-(share * np.log2(share)).sum()) / self.format.dim
+
     def _from_books(self, books: Float) -> Float:
         """The weight [K, N] from its codebooks."""
         book = np.arange(self.codes.shape[1]) * len(books) // self.codes.shape[1]
