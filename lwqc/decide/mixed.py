@@ -131,6 +131,8 @@ def legal_entries(
     slow = slow_products(work) if unpack else {}
     found = []
     for entry in work.job.target.candidates(site, work.opset, tiny=tiny):
+        if work.is_large and entry.weight.only_stored:
+            continue  # the memory that floats take counts more than the file
         if site.name in slow.get(entry.weight.bits, ()) and not entry.weight.only_stored:
             entry = entry.model_copy(update={"activation": "none", "unpacked": True})
         stored = storable(work, site.name, entry)

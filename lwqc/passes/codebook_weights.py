@@ -43,7 +43,7 @@ def from_codebook(
         site.name,
         entry,
         partial(_books, rows=books * count),
-        name=f"{site.name}_book",
+        name="u/book",
         dtype=ir.DataType.FLOAT16,
         shape=(books * count, fmt.dim),
     )
@@ -77,7 +77,8 @@ def _part(
         site.name,
         entry,
         codes,
-        name=f"{site.name}_q{width}",
+        # Names add up where every weight is few bytes: one part is called after its site.
+        name=f"u/{width}" if below else f"{site.name}_q{entry.weight.bits}",
         codes=True,
         dtype=ir.DataType.UINT8,
         shape=shape,

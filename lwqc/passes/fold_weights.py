@@ -52,7 +52,7 @@ class FoldWeights(Pass):
             if entry is None:
                 continue
             # Names add up where every weight is a few nodes and few bytes.
-            build.name("unpack" if entry.weight.only_stored else site.name)
+            build.name("u" if entry.weight.only_stored else site.name)
             operands = self._unpacked(model.graph, build, site, entry)
             for use in site.uses:
                 use.node.replace_input_with(use.index, operands[use.transposed])

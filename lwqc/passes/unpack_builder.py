@@ -50,7 +50,7 @@ class UnpackBuilder:
         key = f"{values.dtype}{values.shape}".encode() + values.tobytes()
         if key not in self._shared:
             numbers = "_".join(map(str, values.ravel()[:_NAMED].tolist()))
-            self._shared[key] = add_constant(self._graph, f"unpack/{numbers}", values)
+            self._shared[key] = add_constant(self._graph, f"u/{numbers}", values)
         return self._shared[key]
 
     def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
