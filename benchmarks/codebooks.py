@@ -1,15 +1,16 @@
 """Weights in 2 to 3 bits: codebooks beside grids of 2, 3 and 4 bits.
 
-    python -m benchmarks.codebooks [--models NAME ...] [--only uniform | mixed] [--averages BITS ...]
-        [--json FILE]
+    python -m benchmarks.codebooks [--models NAME ...] [--only uniform | mixed]
+        [--averages BITS ...] [--json FILE]
     python -m benchmarks.codebooks --show FILE ...
 
 One format for all weights, codes by descent; and mixed bits, the knapsack's choice among all
-formats for an average number of stored bits, beside its choice without codebooks for the bytes that
-this file has. `entropy`: bits per weight of the best code without memory for indices and dense
-codes. The metric is taken on data that calibration did not see (bits per byte: lower is better);
-`output error` is the squared error of the model's outputs on the calibration data relative to their
-energy. `load`: what unpacking adds to the time in which a session is made, median of five.
+formats for an average number of stored bits, beside its choice without codebooks for the bytes of
+that file, or as few as it can. `entropy`: bits per weight of the best code without memory for
+indices and dense codes. The metric is taken on data that calibration did not see (bits per byte:
+lower is better); `output error` is the squared error of the model's outputs on the calibration data
+relative to their energy. `load`: what unpacking adds to the time in which a session is made, median
+of five.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def mixed_rows(work: Version, name: str, averages: Sequence[float]) -> Iterator[
         row = made(work, name, f"mixed for {average:g} bits", plan)
         yield row
         plan = mixed.within_bytes(work, grids, row["bytes"], "")
-        yield made(work, name, "mixed, grids, the same bytes", plan)
+        fits = io.serialized_bytes(with_formats(work, plan).model) <= row["bytes"]
+        which = "the same bytes" if fits else "the fewest bytes"
+        yield made(work, name, f"mixed, grids, {which}", plan)
 
 
 def without_codebooks(curve: mixed.Choice) -> mixed.Choice:
