@@ -43,6 +43,7 @@ _ON_DATA: Mapping[str, Callable[[Weight, WeightFormat, Gram], Encoded]] = {
     "gpfq": gpfq,
     "descent": _descent,
 }
+_ALL_GROUPS = frozenset({"gptq", "gptq-order", "gptq-refit"})  # at once
 DATA_METHODS = frozenset(_ON_DATA)
 
 
@@ -71,6 +72,8 @@ def encode_by(
         return encode_half(weight)
     if fmt.kind == "vq":
         return encode_in_codebook(weight, fmt, gram, method)
+    if method in _ALL_GROUPS and gram is not None:
+        return _ON_DATA[method](weight, fmt, gram)
     if method in DATA_METHODS and gram is not None:
         return _by_group(_ON_DATA[method], weight, fmt, gram)
     if method in DATA_METHODS or method == "rtn":
