@@ -1,7 +1,7 @@
 """The target web, next to float and onnxruntime's quantize_dynamic, in a headless Chromium.
 
     npm install onnxruntime-web
-    python -m benchmarks.web [NAME ...] --dist node_modules/onnxruntime-web/dist [--gpu] [--json FILE]
+    python -m benchmarks.web [NAME ...] --dist node_modules/onnxruntime-web/dist [--gpu]
 
 WebAssembly with one thread, the models of `benchmarks.four_models`: files of a model take turns
 on one page, medians. Agreement is the mean cosine to the float model's outputs in the browser, on
