@@ -157,7 +157,7 @@ def _levels(cut: TokenCut) -> list[int]:
     """How many tokens each level leaves: the first one all, the last one those that must stay."""
     free = cut.tokens - cut.always
     parts = range(_PARTS, _FEWEST - 1, -1)
-    levels = [cut.always + round(free * part / _PARTS) for part in parts]
+    levels = [max(cut.always + round(free * part / _PARTS), 1) for part in parts]
     return list(dict.fromkeys([*levels, *([cut.always] if cut.always else [])]))
 
 

@@ -128,3 +128,12 @@ def test_of_a_search_and_fewer_tokens_the_one_is_taken_that_loses_less(tmp_path:
         chosen = better(work, job(search), job(shorter), goals).make()
         assert [e.keep for e in chosen.decisions.tokens] == [1]
         assert "8 bits and fewer tokens" in chosen.decisions.notes[-1]
+
+
+def test_a_model_that_has_fewer_tokens_already_keeps_one_at_least(tmp_path: Path) -> None:
+    onnx.save(TinyVit(always=0, read=pooled, layers=3).build(), tmp_path / "vit.onnx")
+    first = lwqc.drop_layers(tmp_path / "vit.onnx", tokens=0.6, data=FEEDS)
+    first.save(tmp_path / "short.onnx")
+    work = open_version(tmp_path / "short.onnx", data=FEEDS)
+    tokens = choose_tokens(work, TokenRecipe(), 0.2).tokens
+    assert all(entry.keep >= 1 for entry in tokens)
