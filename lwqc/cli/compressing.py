@@ -162,6 +162,8 @@ def quantize(
     goals = Goals(**part(Storage, options))
     if fmt is not None and bits == "mixed":
         raise InputError("--format is one for all: leave out --bits mixed")
+    if fmt is not None and bits != "8":
+        raise InputError(f"--format {fmt} says the bits: leave out --bits {bits}")
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential, fmt)
     if recipe.method in DATA_METHODS and "data" not in options:
         raise InputError(f"--method {method} looks at the data: give --data")
