@@ -63,7 +63,13 @@ class _Choice:
     def __init__(self, work: Version, options: TokenRecipe) -> None:
         found = find_token_cuts(work.model)
         _check(work, found, options)
-        self.work, self.found, self.cuts = work, found, found.cuts
+        first = found.cuts[0]
+        self.work = work
+        self.cuts = tuple(c for c in found.cuts if _parts(c) == _parts(first))
+        self.left = {r.name: r.reason for r in found.refused}
+        for cut in found.cuts:
+            if cut not in self.cuts:
+                self.left[cut.name] = f"has {cut.tokens} tokens, {first.name} has {first.tokens}"
         self.importance: Importance = "class" if self.cuts[0].always else "rank"
         if options.importance != "auto":
             self.importance = options.importance
@@ -91,8 +97,7 @@ class _Choice:
         kept = float((self.weights * self.shares[levels]).sum() / self.weights.sum())
         chosen = self._entries(levels)
         divergences = [self._measured(chosen[: i + 1]) for i in range(len(chosen))]
-        left = {r.name: r.reason for r in self.found.refused}
-        return TokenDecision(chosen, tuple(divergences), 1 - kept, left, self.measure)
+        return TokenDecision(chosen, tuple(divergences), 1 - kept, self.left, self.measure)
 
     @cached_property
     def errors(self) -> NDArray[np.float64]:
@@ -151,6 +156,10 @@ class _Choice:
         model = reduced_planned(self.work.model, entries)
         keep_results(model)
         return Session(model, label="fewer tokens")
+
+
+def _parts(cut: TokenCut) -> tuple[int, int]:
+    return cut.tokens, cut.always
 
 
 def _levels(cut: TokenCut) -> list[int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import lwqc
@@ -137,3 +138,18 @@ def test_a_model_that_has_fewer_tokens_already_keeps_one_at_least(tmp_path: Path
     work = open_version(tmp_path / "short.onnx", data=FEEDS)
     tokens = choose_tokens(work, TokenRecipe(), 0.2).tokens
     assert all(entry.keep >= 1 for entry in tokens)
+
+
+def test_a_tower_of_another_number_of_tokens_stays_with_the_reason() -> None:
+    vit = TinyVit(always=0)
+    small, ends = vit.small, []
+    for tower, tokens in enumerate((8, 4)):
+        x = small.linear(small.input(("batch", 2), tokens, WIDTH, name=f"x{tower}"), WIDTH, WIDTH)
+        vit.tokens = tokens
+        x = vit.layer(vit.layer(x, 2 * tower), 2 * tower + 1)
+        ends.append(small.op("ReduceMean", x, small.ints(1)))
+    model = small.build(small.op("Add", *ends, name="y"))
+    feeds = [dict(small.feeds)]
+    found = choose_tokens(open_version(ir.from_proto(model), data=feeds), TokenRecipe(), 0.3)
+    assert {e.of for e in found.tokens} == {8}
+    assert found.left == dict.fromkeys(("layer2", "layer3"), "has 4 tokens, layer0 has 8")
