@@ -104,14 +104,16 @@ def quantize(
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse",
     method: str = "rtn",
     sequential: bool = False,
+    format: str | None = None,
     **options: Unpack[Sources],
 ) -> Chainable:
     """Quantize every site alike, where the target has a kernel for it. See `compress`.
 
     method: see `lwqc.quant.methods`. sequential: each layer sees the quantized ones before it.
+    format: instead of the bits, by its name, see `lwqc.quant.formats`.
     """
     work = _opened(source, options)
-    recipe = uniform_recipe(bits, activations, ranges, True, method, sequential)
+    recipe = uniform_recipe(bits, activations, ranges, True, method, sequential, format)
     return _chainable(compress_version(work, Goals(), recipe, exact=True))
 
 

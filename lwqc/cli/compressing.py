@@ -130,6 +130,13 @@ def quantize(
     model: Model,
     output: Output,
     bits: Annotated[str, typer.Option(help="8, 4, 3 (stored in 4), 2 or mixed")] = "8",
+    fmt: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="instead of --bits, by name: w3b32hd (3 bits, dense), vq5x2 (codebooks)",
+        ),
+    ] = None,
     activations: Annotated[str, typer.Option(help="none, dynamic or static")] = "none",
     ranges: Annotated[str, typer.Option(help="minmax, percentile, mse or entropy")] = "mse",
     method: Annotated[
@@ -153,7 +160,9 @@ def quantize(
 
     check_bound(options)
     goals = Goals(**part(Storage, options))
-    recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
+    if fmt is not None and bits == "mixed":
+        raise InputError("--format is one for all: leave out --bits mixed")
+    recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential, fmt)
     if recipe.method in DATA_METHODS and "data" not in options:
         raise InputError(f"--method {method} looks at the data: give --data")
     files = Files([output], [options.get("plan_out"), options.get("report")])

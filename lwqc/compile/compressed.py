@@ -41,9 +41,10 @@ from lwqc.model import io
 from lwqc.model.coded_caches import caches_of
 from lwqc.model.outputs import check_outputs
 from lwqc.model.told import Told
+from lwqc.passes.encoded_weights import PartOfSite, stored_parts
 from lwqc.passes.widen_bfloat16 import has_bfloat16
 from lwqc.plans.goals import Goals, Outcome
-from lwqc.plans.plan import Plan
+from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.runtime.measure import OperatorRow, latencies, operator_rows
 from lwqc.runtime.session import has_bodies, statistics_session
 
@@ -293,6 +294,7 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
     plan, forms = result.decisions, result.lowered.forms
     rows = []
     known = result.work.sites
+    parts = {part.site: part for _, part in stored_parts(result.model) if part.codes}
     for name, now in result.sites.items():
         entry, site = plan.quantize.get(name), known.get(name, now)  # merged ones are new
         after = entry.size_bytes(now.n, now.k) if entry else _float_bytes(now, plan)
@@ -307,9 +309,17 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
                 bytes_before=site.float_bytes,
                 bytes_after=after,
                 reason=plan.kept_float.get(site.name, ""),
+                entropy=_entropy(entry, parts.get(name)),
             )
         )
     return tuple(rows)
+
+
+def _entropy(entry: SiteEntry | None, codes: PartOfSite | None) -> float | None:
+    """Of codes that no kernel reads and that were not learned afterwards."""
+    if entry is None or codes is None or not entry.weight.only_stored:
+        return None
+    return codes.entropy()
 
 
 def _float_format(name: str, plan: Plan) -> str:

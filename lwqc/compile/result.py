@@ -22,7 +22,11 @@ from lwqc.runtime.stats.divergence import Divergence
 
 @dataclass(frozen=True)
 class SiteRow:
-    """What became of one site. reason: why it stayed float, or partly so."""
+    """What became of one site.
+
+    reason: why it stayed float, or partly so. entropy: of codes that no kernel reads, bits per
+    weight.
+    """
 
     name: str
     op: str
@@ -33,6 +37,7 @@ class SiteRow:
     bytes_before: int
     bytes_after: int
     reason: str
+    entropy: float | None = None
 
     @property
     def weights(self) -> int:
@@ -297,6 +302,16 @@ class Report(Told):
         """Stored bits per weight over all sites, scales and zero points included."""
         weights = sum(row.weights for row in self.sites)
         return 8 * sum(row.bytes_after for row in self.sites) / max(weights, 1)
+
+    @property
+    def entropy(self) -> tuple[float, float] | None:
+        """Of codes that no kernel reads: stored bits per weight, and the entropy of the codes."""
+        rows = [(row, row.entropy) for row in self.sites if row.entropy is not None]
+        weights = sum(row.weights for row, _ in rows)
+        if not weights:
+            return None
+        stored = 8 * sum(row.bytes_after for row, _ in rows) / weights
+        return stored, sum(entropy * row.weights for row, entropy in rows) / weights
 
     @property
     def met(self) -> bool:

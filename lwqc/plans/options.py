@@ -92,7 +92,11 @@ class Targeted(TypedDict, total=False):
 
     target: Annotated[
         str | None,
-        Flag("cpu (this one), cpu-vnni, cpu-avx2, cpu-arm, cuda or tensorrt", str, "cpu"),
+        Flag(
+            "cpu (this one), cpu-vnni, cpu-avx2, cpu-arm, cuda, openvino, tensorrt, web or webgpu",
+            str,
+            "cpu",
+        ),
     ]
 
 

@@ -23,6 +23,7 @@ from lwqc.model.documents import parse_toml, read_text
 from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry, expected
 from lwqc.plans.options import TwoFormats
 from lwqc.plans.plan import Compensation, Format, Learn
+from lwqc.quant.fitted_codebook import CODEBOOK_METHODS, not_for_codebooks
 from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
 
@@ -199,6 +200,7 @@ class Recipe(BaseModel):
     token_weights: methods that look at the data count tokens by how much attention reads them.
     kind: of the uniform format: integers, or 4-bit floats where there is a kernel for them.
     tokens: the model goes on with fewer of them from layer to layer, before all else.
+    format: the uniform format by its name instead of bits and kind, such as `vq5x2`: codebooks.
     learn: weights and codes are fitted to the original by gradients in the end.
     rank, columns: of a branch in float beside the uniform format, see `quant.side`. columns is a
     count, or below 1 a share of the inputs.
@@ -226,6 +228,7 @@ class Recipe(BaseModel):
     rotate: bool = False
     token_weights: bool = False
     kind: Kind = "int"
+    format: Format | None = None
     rank: int = Field(default=0, ge=0)
     columns: float = Field(default=0, ge=0)
     low: Format = WeightFormat(4, 32, True, "float16")
@@ -265,9 +268,22 @@ class Recipe(BaseModel):
         beside = self.rank or self.columns
         if self.allocator != "uniform" and (beside or self.kind != "int"):
             raise ValueError("kind, rank and columns are for the allocator uniform")
+        self._check_format()
         if self.sequential and beside:
             raise ValueError("rank and columns cannot be had with sequential calibration")
         return self
+
+    def _check_format(self) -> None:
+        if self.format is None:
+            return
+        if self.allocator != "uniform" or self.kind != "int" or self.activations != "none":
+            raise ValueError("format is for the allocator uniform, without kind and activations")
+        if self.format.kind != "vq":
+            return
+        if self.method not in CODEBOOK_METHODS:
+            raise ValueError(not_for_codebooks(self.method))
+        if self.learn is not None:
+            raise ValueError("codebooks are not learned by gradients")
 
 
 def _files() -> list[Traversable]:
@@ -349,8 +365,12 @@ def uniform_recipe(
     search: bool = True,
     method: str = "rtn",
     sequential: bool = False,
+    fmt: str | None = None,
 ) -> Recipe:
-    """One format for all sites. Raises InputError for values outside the schema."""
+    """One format for all sites. Raises InputError for values outside the schema.
+
+    fmt: its name, instead of the bits.
+    """
     for option, value, known in (
         ("bits", bits, _BITS),
         ("activations", activations, ("none", "dynamic", "static")),
@@ -361,12 +381,21 @@ def uniform_recipe(
             expected = ", ".join(map(str, known))
             raise InputError(f"--{option} {value}: expected one of {expected}")
     learn = LEARNED.get(method)
+    chosen = None if fmt is None else _format("format", fmt)
+    if chosen is not None and activations != "none":
+        raise InputError("--format is of weights whose activations stay float: no --activations")
+    if chosen is not None and chosen.kind == "vq":
+        if learn is not None:
+            raise InputError(f"--method {method}: codebooks are not learned by gradients")
+        if method not in CODEBOOK_METHODS:
+            raise InputError(f"--method {method}: {not_for_codebooks(method)}")
     return Recipe.model_validate(
         {
-            "name": f"w{bits}-{activations}",
+            "name": fmt or f"w{bits}-{activations}",
             "description": "one format for all sites",
             "allocator": "uniform",
             "bits": bits,
+            "format": chosen,
             "activations": activations,
             "ranges": ranges,
             "search": search,

@@ -190,7 +190,11 @@ def summary_table(report: Report) -> Table:
         return table
     forms = Counter(map(form_text, report.sites))
     used = "; ".join(f"{count} x {form}" for form, count in forms.most_common())
-    table.caption = f"{used}; {report.average_bits:.2f} bits per weight; data: {report.data}"
+    bits = f"{report.average_bits:.2f} bits per weight"
+    if report.entropy is not None:
+        stored, entropy = report.entropy
+        bits += f", of dense codes and codebooks {stored:.2f} with an entropy of {entropy:.2f}"
+    table.caption = f"{used}; {bits}; data: {report.data}"
     return table
 
 
