@@ -28,8 +28,8 @@ from lwqc.compile.decisions import (
 )
 from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
 from lwqc.compile.idle_branches import idle_branches
-from lwqc.compile.losses import divergences
-from lwqc.compile.outcomes import drop_outcome
+from lwqc.compile.losses import divergences, flips_of
+from lwqc.compile.outcomes import class_outcome, drop_outcome
 from lwqc.compile.result import Report, SearchReport, SearchTrace, ShapeLatency, SiteRow
 from lwqc.compile.saved_check import Expected, check_saved
 from lwqc.compile.stamped import stamped
@@ -279,6 +279,7 @@ def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
         metric_before=metric_before,
         metric_after=metric_after,
         metric_drop=metric_drop,
+        flips=flips_of(work, session),
     )
 
 
@@ -340,4 +341,6 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
         found += budget.outcomes(bound, Reached(result.work, result.model, report, counted))
     if report.drop is not None and result.goals.max_drop is not None:
         found.append(drop_outcome(result.goals.max_drop, report.drop))
+    if report.flips is not None and result.goals.max_class_drop is not None:
+        found.append(class_outcome(result.goals.max_class_drop, report.flips.worst))
     return found

@@ -14,6 +14,7 @@ from lwqc.graph.sites import Skipped
 from lwqc.model.numerals import size_text
 from lwqc.model.told import Told
 from lwqc.plans.goals import Outcome
+from lwqc.runtime.flips import Flips
 from lwqc.runtime.measure import Latency, OperatorRow, worst_drop
 from lwqc.runtime.session import VERSION
 from lwqc.runtime.stats.divergence import Divergence
@@ -273,6 +274,7 @@ class Report(Told):
     parallel: ParallelReport | None = None
     slicing: SlicingReport | None = None
     tokens: TokensReport | None = None
+    flips: Flips | None = None
     kept_float32: Mapping[str, str] = field(default_factory=dict)
     fallbacks: tuple[str, ...] = ()
     unmeasured: str = ""
