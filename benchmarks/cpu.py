@@ -5,9 +5,10 @@
 
 all-MiniLM-L6-v2 from three exporters' graphs, ResNet-50-, MobileNetV2-, EfficientNet-B0-,
 MobileNetV3-Large-, GhostNet- and ViT-B/16-shaped networks with random weights, the shipped
-`glyph_*` models, and `stdlib_lm` decoding token by token. Everything that is compared is made and timed in one run, in default
-sessions that take turns in alternating order; medians. Accuracy is cosine to the float model's
-embeddings over 420 held-back sentences, or the shipped models' own metrics.
+`glyph_*` models, and `stdlib_lm` decoding token by token. Everything that is compared is made and
+timed in one run, in default sessions that take turns in alternating order; medians. Accuracy is
+cosine to the float model's embeddings over 420 held-back sentences, or the shipped models' own
+metrics.
 
 The expert's pipeline: a graph exported with eager attention, fused by
 `onnxruntime.transformers.optimizer` (Attention; SkipLayerNormalization off, it is slow),

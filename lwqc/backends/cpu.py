@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from typing import Literal
 
 import onnx
@@ -29,7 +30,7 @@ from lwqc.passes.integer_matmul import IntegerMatMul
 from lwqc.passes.side_branch import SideBranch, side_refusal
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat, codebook_formats
-from lwqc.runtime.session import SessionSettings, optimized_graph
+from lwqc.runtime.session import Session, SessionSettings, optimized_graph
 
 _LINEAR = frozenset({"MatMul", "Gemm"})
 _BLOCK_OPS = _LINEAR | {"Gather"}
@@ -119,10 +120,7 @@ class CpuTarget:
             for block in blocks
             for symmetric in ((True, False) if bits < 8 else (True,))
         )
-        # An embedding has no activation to quantize; the others compute in int8 per block.
-        product = site.ops <= _LINEAR and site.has_kernels
-        activation: Literal["none", "dynamic"] = "dynamic" if product else "none"
-        entries = [SiteEntry(weight=f, activation=activation) for f in formats]
+        entries = [SiteEntry(weight=f, activation=self.beside_blocks(site)) for f in formats]
         if tiny:
             entries += [SiteEntry(weight=f) for f in codebook_formats(site.size)]
         return [
@@ -131,6 +129,10 @@ class CpuTarget:
             if e.weight.size_bytes(site.n, site.k) < site.float_bytes
             and not _refused(self.form(site, e, opset))
         ]
+
+    def beside_blocks(self, site: Site) -> Literal["none", "dynamic"]:
+        """Activations of weights in blocks: products compute in int8, embeddings have none."""
+        return "dynamic" if site.ops <= _LINEAR and site.has_kernels else "none"
 
     def flow(self, graph: ir.Graph, sites: Collection[Site]) -> IntegerFlow:
         """Tensors between convolutions; inputs of products."""
@@ -166,6 +168,10 @@ class CpuTarget:
     def settings(self) -> SessionSettings:
         """A default session."""
         return SessionSettings()
+
+    def session(self, model: ir.Model | str | PathLike[str], label: str) -> Session:
+        """A session with these settings."""
+        return Session(model, self.settings(), label=label)
 
     def lower(self, model: ir.Model, plan: Plan, weights: EncodedWeights) -> Lowered:
         """Execute the plan on a copy. Raises InputError where the plan asks the impossible."""

@@ -155,6 +155,23 @@ class SlicingReport:
 
 
 @dataclass(frozen=True)
+class TokensReport:
+    """Fewer tokens from layer to layer: (branch, how many stay, of how many, divergence).
+
+    The divergence is that of the outputs with all steps up to this one; None when the plan was made
+    before. importance: by which tokens stay. saved: share of the products behind the first
+    attention that goes. measure: of the divergences. left: attention behind which all stay, and
+    why.
+    """
+
+    steps: tuple[tuple[str, int, int, float | None], ...]
+    importance: str = ""
+    saved: float | None = None
+    measure: str = ""
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SearchReport:
     """How a plan was searched for.
 
@@ -255,6 +272,7 @@ class Report(Told):
     removal: RemovalReport | None = None
     parallel: ParallelReport | None = None
     slicing: SlicingReport | None = None
+    tokens: TokensReport | None = None
     kept_float32: Mapping[str, str] = field(default_factory=dict)
     fallbacks: tuple[str, ...] = ()
     unmeasured: str = ""

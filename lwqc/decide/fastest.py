@@ -140,27 +140,33 @@ def fastest(work: Version, limit: float, recipe: Recipe) -> Plan:
     limit: the largest drop. A result is at no shape slower than the original. Where the target
     cannot be timed, the first that holds: targets list the most promising first.
     """
+    work.job.report("cleaning up")(0, 1)
     base = float_base(work, _wanted(work, merge=False), NOISE) if recipe.clean else Base(work)
     base = base.ready()
+    work.job.report("timing sites")(0, 1)
     plans = _distinct(_plans(base.work, recipe))
-    report = work.job.report("candidates")
+    report, last = work.job.report("candidates"), work.job.report("finalists")
     trials = []
     for done, plan in enumerate(plans):
+        report(done, len(plans))
         for trial in _within(base, plan, limit, recipe):
             trials += [trial, *_fewer_islands(trial, limit, recipe)]
-        report(done + 1, len(plans) + 1)
+    report(len(plans), len(plans))
     if not work.job.timed:
         for trial in trials:
             if holds(work, trial.candidate, trial.session, limit):
                 return _whole(trial, limit, recipe)
         return safest(work, base, limit, recipe)
+    last(0, 4)
     best = _ranked(work, trials, _GLANCE, _FINALISTS)[:_FINALISTS]
     if best:
         first = best[0].candidate.plan
+        last(1, 4)
         best += _later_start(base, first, limit, recipe)
         if base.clean is not None:
+            last(2, 4)
             best += _merged(work, first, limit, recipe)
-    report(len(plans) + 1, len(plans) + 1)
+    last(3, 4)
     for trial in _ranked(work, best, _SECONDS, 1):
         if holds(work, trial.candidate, trial.session, limit):
             return _whole(trial, limit, recipe)

@@ -124,6 +124,23 @@ class SliceRecipe(BaseModel):
     round_to: int = 8
 
 
+class TokenRecipe(BaseModel):
+    """How many tokens go; see `lwqc.decide.tokens`.
+
+    share: of the products behind the first attention, where the user says none. by_latency: as few
+    instead as `--max-latency` needs, where that is asked for. importance: of tokens, see
+    `lwqc.passes.token_importance`; `auto` is `class` where the model has a class token, and else
+    `rank`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float = Field(default=0.3, gt=0, lt=1)
+    by_latency: bool = False
+    importance: Literal["auto", "class", "received", "rank"] = "auto"
+    measure: Literal["auto", "js", "kl", "angular", "norm", "channels"] = "auto"
+
+
 class SearchRecipe(BaseModel):
     """What a search over whole plans may choose, and by what it compares; see
     `lwqc.decide.search.joint`.
@@ -182,6 +199,7 @@ class Recipe(BaseModel):
     rotate: residual streams are rotated beforehand.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     kind: of the uniform format: integers, or 4-bit floats where there is a kernel for them.
+    tokens: the model goes on with fewer of them from layer to layer, before all else.
     format: the uniform format by its name instead of bits and kind, such as `vq5x2`: codebooks.
     learn: weights and codes are fitted to the original by gradients in the end.
     rank, columns: of a branch in float beside the uniform format, see `quant.side`. columns is a
@@ -220,6 +238,7 @@ class Recipe(BaseModel):
     parallel: ParallelRecipe | None = None
     slice: SliceRecipe | None = None
     search_in: SearchRecipe | None = None
+    tokens: TokenRecipe | None = None
     learn: Learn | None = None
 
     @model_validator(mode="after")
@@ -308,6 +327,18 @@ def with_formats(recipe: Recipe, formats: TwoFormats) -> Recipe:
     return changed
 
 
+def with_token_share(recipe: Recipe, share: float | None) -> Recipe:
+    """A recipe with which that share of the tokens' work goes, if any. Raises InputError."""
+    if share is None:
+        return recipe
+    if not 0 < share < 1:
+        raise InputError(f"--tokens {share:g}: expected a share above 0 and below 1")
+    tokens = (recipe.tokens or TokenRecipe()).model_copy(
+        update={"share": share, "by_latency": False}
+    )
+    return recipe.model_copy(update={"tokens": tokens})
+
+
 def _format(option: str, text: object) -> WeightFormat:
     try:
         return WeightFormat.parse(str(text))
@@ -319,8 +350,8 @@ def _read(file: str) -> str:
     """The text of a recipe in a file. Raises InputError."""
     path = Path(file)
     if path.suffix != ".toml":
-        known = ", ".join(named())
-        raise InputError(f"recipe {file!r} is not known; expected a .toml file or {known}")
+        known = expected(file, list(named()))
+        raise InputError(f"recipe {file!r} is not known; a .toml file, or {known}")
     try:
         return read_text(path)
     except InputError as error:

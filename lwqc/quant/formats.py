@@ -97,6 +97,16 @@ class WeightFormat:
         half = "h" if self.scale == "float16" else ""
         return f"{name}{grain}{asymmetric}{positive}{half}{'d' if self.dense else ''}"
 
+    @property
+    def words(self) -> str:
+        """For readers, without details: `8 bits per channel`, `nf4 in blocks of 64`."""
+        if self.kind == "fp16":
+            return "16-bit floats"
+        if self.kind == "vq":
+            return f"{2**self.bits} codes for {self.dim} weights each"
+        kind = f"{self.bits} bits" if self.kind == "int" else self.kind
+        return f"{kind} per channel" if self.block is None else f"{kind} in blocks of {self.block}"
+
     @classmethod
     def parse(cls, text: str) -> WeightFormat:
         """Read the short name that `str` writes.

@@ -42,7 +42,13 @@ CASES = [
     ("knapsack", "size"),
     ("obspa", "macs"),
 ]
-REFUSED = {("obspa", "macs"): "needs a search", ("axformer", "nothing"): "needs a metric"}
+REFUSED = {
+    ("obspa", "macs"): "needs a search",
+    ("axformer", "nothing"): "needs a metric",
+    **dict.fromkeys(
+        [(name, "nothing") for name in ("evit", "evit-w8", "zero-tprune")], "no tokens"
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +195,7 @@ def test_the_commands_take_the_same_options():
         "pareto",
         "print_pipeline",
         "dump",
+        "width",
     }  # of results
     options = signature(compress).parameters.keys() - own
     assert options <= signature(plan).parameters.keys()
