@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -309,17 +310,17 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
                 bytes_before=site.float_bytes,
                 bytes_after=after,
                 reason=plan.kept_float.get(site.name, ""),
-                entropy=_entropy(entry, parts.get(name)),
+                entropy_bytes=_entropy_bytes(now, entry, parts.get(name)),
             )
         )
     return tuple(rows)
 
 
-def _entropy(entry: SiteEntry | None, codes: PartOfSite | None) -> float | None:
+def _entropy_bytes(site: Site, entry: SiteEntry | None, codes: PartOfSite | None) -> int | None:
     """Of codes that no kernel reads and that were not learned afterwards."""
     if entry is None or codes is None or not entry.weight.only_stored:
         return None
-    return codes.entropy()
+    return math.ceil(codes.entropy() * site.size / 8)
 
 
 def _float_format(name: str, plan: Plan) -> str:
