@@ -147,7 +147,9 @@ def verify(
         prove_first(compressed, work.job.data.fit.first, str(candidate))
         session = Session(candidate, label=str(candidate))
         found = divergences(work, session)
-        drop = judged_drop(work, session) if work.job.metric else worst_drop(found)
+        drop = (
+            judged_drop(work, session) if work.job.metric else worst_drop(found, work.job.weights)
+        )
         blamed = None
         if blame or blame_check:
             blamed = blame_models(work, compressed, str(candidate), drop, blame_check)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -62,6 +62,7 @@ def after(
     data: Data = None,
     preprocess: Preparation = None,
     metric: MetricSource = None,
+    weight_outputs: Mapping[str, float] | None = None,
     shapes: Shapes = None,
     seed: int = 0,
     kv_cache: str | None = None,
@@ -77,7 +78,7 @@ def after(
     work = result.work
     original, before = work.original, work.job
     target = None if target == before.target.name else target
-    if any(given is not None for given in (target, data, metric, shapes)):
+    if any(given is not None for given in (target, data, metric, weight_outputs, shapes)):
         known = before.data.fit
         original = open_version(
             original.model,
@@ -85,7 +86,8 @@ def after(
             target=target or before.target.name,
             data=data if data is not None or not known.given else known,
             preprocess=preprocess,
-            metric=metric if metric is not None else before.metric,
+            metric=metric if metric is not None or weight_outputs is not None else before.metric,
+            weight_outputs=weight_outputs or ({} if metric is not None else before.weights),
             shapes=shapes if shapes is not None else before.data.shapes,
             seed=seed,
             keep_metadata=True,  # what was to go is gone
