@@ -141,6 +141,7 @@ def test_stages_are_told_at_their_start_and_every_few_seconds(monkeypatch, capsy
 
 def test_lines_that_nobody_asked_for_are_rare(monkeypatch, capsys):
     now = [0.0]
+    monkeypatch.undo()  # of what all tests have
     monkeypatch.setattr(telling.time, "monotonic", lambda: now[0])
     report = telling.plain_lines(Journey(), verbose=False)
     for second in range(25):
