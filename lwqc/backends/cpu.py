@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from typing import Literal
 
 import onnx
@@ -15,6 +16,7 @@ import onnx_ir as ir
 
 from lwqc.backends.cpu_rules import RULES, CpuRules, probed
 from lwqc.backends.slow_cells import unpacks_every_run
+from lwqc.backends.stored_only import stored_only
 from lwqc.backends.target import FloatType, Form, Lowered, illegal, lower_pipeline
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow, integer_flow
@@ -27,8 +29,8 @@ from lwqc.passes.insert_qdq import InsertQdq
 from lwqc.passes.integer_matmul import IntegerMatMul
 from lwqc.passes.side_branch import SideBranch, side_refusal
 from lwqc.plans.plan import Plan, SiteEntry
-from lwqc.quant.formats import WeightFormat
-from lwqc.runtime.session import SessionSettings, optimized_graph
+from lwqc.quant.formats import WeightFormat, codebook_formats
+from lwqc.runtime.session import Session, SessionSettings, optimized_graph
 
 _LINEAR = frozenset({"MatMul", "Gemm"})
 _BLOCK_OPS = _LINEAR | {"Gather"}
@@ -81,6 +83,8 @@ class CpuTarget:
 
     def _form(self, site: Site, entry: SiteEntry) -> Form | str:
         fmt = entry.weight
+        if fmt.only_stored:
+            return stored_only(site, entry)
         if entry.activation != "none" and fmt.block is None:
             return _integer_form(site, entry, self.rules)
         blocks = site.ops <= _BLOCK_OPS and fmt.block is not None and site.has_kernels
@@ -100,7 +104,7 @@ class CpuTarget:
         """Weight-only entries, from few bytes to many, on the quickest kernel for each.
 
         Whether that is as fast as the float one depends on the rows multiplied at once: see
-        `timing.slow_products`. tiny: with 2 bits too.
+        `timing.slow_products`. tiny: with 2 bits, and with codebooks, which are as fast as floats.
         """
         grains: list[tuple[int, tuple[int | None, ...]]]
         grains = [(4, (128, 64, 32, 16)), (8, (128, 32))]
@@ -116,16 +120,19 @@ class CpuTarget:
             for block in blocks
             for symmetric in ((True, False) if bits < 8 else (True,))
         )
-        # An embedding has no activation to quantize; the others compute in int8 per block.
-        product = site.ops <= _LINEAR and site.has_kernels
-        activation: Literal["none", "dynamic"] = "dynamic" if product else "none"
-        entries = [SiteEntry(weight=f, activation=activation) for f in formats]
+        entries = [SiteEntry(weight=f, activation=self.beside_blocks(site)) for f in formats]
+        if tiny:
+            entries += [SiteEntry(weight=f) for f in codebook_formats(site.size)]
         return [
             e
             for e in entries
             if e.weight.size_bytes(site.n, site.k) < site.float_bytes
             and not _refused(self.form(site, e, opset))
         ]
+
+    def beside_blocks(self, site: Site) -> Literal["none", "dynamic"]:
+        """Activations of weights in blocks: products compute in int8, embeddings have none."""
+        return "dynamic" if site.ops <= _LINEAR and site.has_kernels else "none"
 
     def flow(self, graph: ir.Graph, sites: Collection[Site]) -> IntegerFlow:
         """Tensors between convolutions; inputs of products."""
@@ -161,6 +168,10 @@ class CpuTarget:
     def settings(self) -> SessionSettings:
         """A default session."""
         return SessionSettings()
+
+    def session(self, model: ir.Model | str | PathLike[str], label: str) -> Session:
+        """A session with these settings."""
+        return Session(model, self.settings(), label=label)
 
     def lower(self, model: ir.Model, plan: Plan, weights: EncodedWeights) -> Lowered:
         """Execute the plan on a copy. Raises InputError where the plan asks the impossible."""

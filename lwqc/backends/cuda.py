@@ -7,6 +7,7 @@ weights. The rules were read off onnxruntime-gpu 1.31.1.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from os import PathLike
 from typing import Literal
 
 import onnx
@@ -14,6 +15,7 @@ import onnx_ir as ir
 
 from lwqc.backends.cuda_kernels import missing_kernel
 from lwqc.backends.devices import provider_problem
+from lwqc.backends.stored_only import stored_only
 from lwqc.backends.target import (
     FloatType,
     Form,
@@ -33,7 +35,7 @@ from lwqc.passes.fold_weights import FoldWeights
 from lwqc.passes.side_branch import SideBranch, side_refusal
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
-from lwqc.runtime.session import SessionSettings
+from lwqc.runtime.session import Session, SessionSettings
 
 PROVIDER = "CUDAExecutionProvider"
 _LINEAR = frozenset({"MatMul", "Gemm"})
@@ -54,6 +56,7 @@ class CudaTarget:
     """Forms, lowering and checks for the CUDA provider."""
 
     name = "cuda"
+    device = "CUDA"  # in messages
     read_as_run = True
     integer_bits: Literal[7, 8] = 8
     floats: FloatType = "float16"
@@ -79,10 +82,12 @@ class CudaTarget:
 
     def _form(self, site: Site, entry: SiteEntry) -> Form | str:
         fmt = entry.weight
+        if fmt.only_stored:
+            return stored_only(site, entry)
         if entry.activation != "none":
-            return "CUDA has no kernels for 8-bit activations"
+            return f"{self.device} has no kernels for 8-bit activations"
         if fmt.kind != "int":
-            return f"{fmt.kind} weights have no fast kernel on CUDA; take integers"
+            return f"{fmt.kind} weights have no fast kernel on {self.device}; take integers"
         known = site.ops <= _LINEAR | {"Gather"}
         if fmt.block is None or not known or not site.has_kernels:
             return "Folded"
@@ -91,9 +96,9 @@ class CudaTarget:
     def _block_form(self, site: Site, fmt: WeightFormat) -> Form | str:
         bits, block = fmt.storage_bits, fmt.block or 1
         if bits not in _OUTPUTS:
-            return f"{bits}-bit weights have no fast kernel on CUDA"
+            return f"{bits}-bit weights have no fast kernel on {self.device}"
         if block not in _BLOCKS:
-            return f"CUDA takes blocks of {', '.join(map(str, _BLOCKS))}, not {block}"
+            return f"{self.device} takes blocks of {', '.join(map(str, _BLOCKS))}, not {block}"
         if site.k % block:
             return f"rows of {site.k} are not a multiple of the block {block}"
         if "Gather" in site.ops:
@@ -124,7 +129,8 @@ class CudaTarget:
 
     def flow(self, graph: ir.Graph, sites: Collection[Site]) -> IntegerFlow:
         """Nothing is quantized statically here."""
-        return IntegerFlow({}, {s.name: "CUDA has no kernels for 8-bit activations" for s in sites})
+        reason = f"{self.device} has no kernels for 8-bit activations"
+        return IntegerFlow({}, {site.name: reason for site in sites})
 
     def lacks_kernel(self, node: ir.Node, dtype: ir.DataType, opset: int) -> str:
         """Why a float32 node cannot be had in another float type, or ""."""
@@ -164,8 +170,12 @@ class CudaTarget:
             if node.op_type != "Constant"
             and node not in sizes
             and not _folded(node)
-            and (reason := missing_kernel(node, model.opset_imports.get(node.domain, 1)))
+            and (reason := self.missing(node, model.opset_imports.get(node.domain, 1)))
         ]
+
+    def missing(self, node: ir.Node, opset: int) -> str:
+        """Why a node runs on the CPU, or ""."""
+        return missing_kernel(node, opset)
 
     def options(self, model: ir.Model, plan: Plan, stem: str) -> dict[str, str]:
         """The defaults do."""
@@ -180,6 +190,10 @@ class CudaTarget:
         if self.unmeasured():
             return SessionSettings(optimize=False)
         return SessionSettings(provider=PROVIDER)
+
+    def session(self, model: ir.Model | str | PathLike[str], label: str) -> Session:
+        """A session with these settings."""
+        return Session(model, self.settings(), label=label)
 
 
 def _folded(node: ir.Node) -> bool:

@@ -1,4 +1,4 @@
-"""The file of provider options beside a TensorRT model."""
+"""The file of options of the runtime beside a model for TensorRT or OpenVINO."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ SUFFIX = ".options.json"
 _KNOWN = re.compile(
     "trt_((fp16|bf16|int8|sparsity|engine_cache|timing_cache)_enable|layer_norm_fp32_fallback"
     "|engine_cache_(path|prefix)|timing_cache_path|profile_(min|opt|max)_shapes)"
+    "|INFERENCE_PRECISION_HINT|DYNAMIC_QUANTIZATION_GROUP_SIZE"
 )
 
 

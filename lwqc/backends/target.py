@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Literal, Protocol, get_args
 
 import onnx
@@ -17,7 +18,7 @@ from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.pipeline import Pipeline
 from lwqc.passes.side_branch import KeepTogether
 from lwqc.plans.plan import Plan, SiteEntry
-from lwqc.runtime.session import SessionSettings
+from lwqc.runtime.session import Session, SessionSettings
 
 FloatType = Literal["float32", "float16", "bfloat16"]
 Form = Literal[
@@ -115,7 +116,10 @@ class Target(Protocol):
         """Why speed cannot be measured on this machine, or ""."""
 
     def settings(self) -> SessionSettings:
-        """How its graphs are run here: on the device, or where that is missing, as a reference."""
+        """How ONNX Runtime runs its graphs here: on the device, or else as a reference."""
+
+    def session(self, model: ir.Model | str | PathLike[str], label: str) -> Session:
+        """A graph as it is run here. Raises SessionError."""
 
 
 def is_reason(form: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from os import PathLike
 from typing import Literal
 
 import numpy as np
@@ -40,7 +41,7 @@ from lwqc.passes.input_qdq import InputQdq
 from lwqc.passes.raise_opset import raise_opset
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.quant.formats import WeightFormat
-from lwqc.runtime.session import SessionSettings
+from lwqc.runtime.session import Session, SessionSettings
 
 PROVIDER = "TensorrtExecutionProvider"
 _LINEAR = frozenset({"MatMul", "Gemm"})
@@ -208,6 +209,10 @@ class TensorrtTarget:
             return SessionSettings(optimize=False)
         options = {"trt_fp16_enable": "1", "trt_int8_enable": "1"}
         return SessionSettings(provider=PROVIDER, provider_options=options)
+
+    def session(self, model: ir.Model | str | PathLike[str], label: str) -> Session:
+        """A session with these settings."""
+        return Session(model, self.settings(), label=label)
 
 
 def _smallest_half(scale: ir.Value | None) -> float | None:

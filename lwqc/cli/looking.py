@@ -191,7 +191,7 @@ def bench(
     from lwqc.model.data_files import stored_bytes
     from lwqc.runtime.measure import latencies
     from lwqc.runtime.proof import prove
-    from lwqc.runtime.session import Session, SessionSettings
+    from lwqc.runtime.session import SessionSettings
 
     if not (seconds > 0 and math.isfinite(seconds)):
         raise InputError(f"--seconds {seconds}: expected a time above 0")
@@ -202,8 +202,11 @@ def bench(
         for path in models[1:]:
             prove(io.load(path), work.job.data.fit.first(), str(path))
         served = [s.label for s in work.job.data.serve]
-        if work.job.target.settings() == SessionSettings():
-            sessions = [Session(path, label=str(path)) for path in models]
+        target = work.job.target
+        if target.settings().provider == SessionSettings().provider:
+            if reason := target.unmeasured():
+                raise InputError(f"target {target.name}: {reason}")
+            sessions = [target.session(path, str(path)) for path in models]
             for session, one in product(sessions, work.job.data.serve):
                 session(one.feeds)  # what does not take these inputs is told in a line
             found = [latencies(sessions, s.feeds, seconds) for s in work.job.data.serve]
@@ -211,7 +214,7 @@ def bench(
             found = []
             for one in work.job.data.serve:
                 times, elsewhere = device_latencies(
-                    work.job.target, models, one.feeds, seconds, device, allow_fallback=fallback
+                    target, models, one.feeds, seconds, device, allow_fallback=fallback
                 )
                 found.append(times)
     sizes = [stored_bytes(io.load(path)) for path in models]

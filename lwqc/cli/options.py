@@ -29,6 +29,7 @@ from lwqc.plans.options import (
     Resizable,
     Searching,
     Shaped,
+    Shortening,
     Storage,
     Targeted,
     TwoFormats,
@@ -189,7 +190,7 @@ class Saved(Reported, total=False):
     plan_out: Annotated[Path | None, Flag("also write the plan as JSON", Path | None)]
 
 
-class Planning(Opened, Budgets, Searching, TwoFormats, Telling, total=False):
+class Planning(Opened, Budgets, Searching, Shortening, TwoFormats, Telling, total=False):
     """Options of `plan`."""
 
 

@@ -13,9 +13,19 @@ import onnx_ir as ir
 from lwqc.backends.device_bench import build_engines
 from lwqc.backends.provider_options import options_path, options_text
 from lwqc.backends.target import Lowered
-from lwqc.compile.branch_reports import parallel_report, removal_report, slicing_report
+from lwqc.compile.branch_reports import (
+    parallel_report,
+    removal_report,
+    slicing_report,
+    tokens_report,
+)
 from lwqc.compile.budget import Reached, asked, weighed
-from lwqc.compile.decisions import DropDecision, ParallelDecision, SliceDecision
+from lwqc.compile.decisions import (
+    DropDecision,
+    ParallelDecision,
+    SliceDecision,
+    TokenDecision,
+)
 from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
 from lwqc.compile.idle_branches import idle_branches
 from lwqc.compile.losses import divergences
@@ -31,9 +41,10 @@ from lwqc.model import io
 from lwqc.model.coded_caches import caches_of
 from lwqc.model.outputs import check_outputs
 from lwqc.model.told import Told
+from lwqc.passes.encoded_weights import PartOfSite, stored_parts
 from lwqc.passes.widen_bfloat16 import has_bfloat16
 from lwqc.plans.goals import Goals, Outcome
-from lwqc.plans.plan import Plan
+from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.runtime.measure import OperatorRow, latencies, operator_rows
 from lwqc.runtime.session import has_bodies, statistics_session
 
@@ -49,9 +60,9 @@ class Compressed(Told):
     """A compressed model in memory, ready to be saved and measured.
 
     sites: of the model just before formats were applied, by name. decision: what was
-    chosen and at what price, unless the plan was given. fallbacks: what the target would not run
-    as it should, one line each. search, trace: how, where a search chose. counted: by option of a
-    bound, see `lwqc.compile.budget.counted`.
+    chosen and at what price, unless the plan was given. shortened: the same of tokens. fallbacks:
+    what the target would not run as it should, one line each. search, trace: how, where a search
+    chose. counted: by option of a bound, see `lwqc.compile.budget.counted`.
     """
 
     work: Version
@@ -62,6 +73,7 @@ class Compressed(Told):
     pruned: PrunedModel | None = None
     removed: RemovedBranches | None = None
     decision: Decision | None = None
+    shortened: TokenDecision | None = None
     fallbacks: tuple[str, ...] = ()
     search: SearchReport | None = None
     trace: SearchTrace | None = None
@@ -207,6 +219,9 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
     if result.decisions.slice or isinstance(decision, SliceDecision):
         cut = decision if isinstance(decision, SliceDecision) else None
         report = report.with_measurements(slicing=slicing_report(result.decisions, cut))
+    if result.decisions.tokens:
+        tokens = tokens_report(result.decisions, result.shortened)
+        report = report.with_measurements(tokens=tokens)
     if verify:
         report = _verified(result, saved, report)
     return report.with_outcomes(_outcomes(result, report))
@@ -279,6 +294,7 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
     plan, forms = result.decisions, result.lowered.forms
     rows = []
     known = result.work.sites
+    parts = {part.site: part for _, part in stored_parts(result.model) if part.codes}
     for name, now in result.sites.items():
         entry, site = plan.quantize.get(name), known.get(name, now)  # merged ones are new
         after = entry.size_bytes(now.n, now.k) if entry else _float_bytes(now, plan)
@@ -293,9 +309,17 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
                 bytes_before=site.float_bytes,
                 bytes_after=after,
                 reason=plan.kept_float.get(site.name, ""),
+                entropy=_entropy(entry, parts.get(name)),
             )
         )
     return tuple(rows)
+
+
+def _entropy(entry: SiteEntry | None, codes: PartOfSite | None) -> float | None:
+    """Of codes that no kernel reads and that were not learned afterwards."""
+    if entry is None or codes is None or not entry.weight.only_stored:
+        return None
+    return codes.entropy()
 
 
 def _float_format(name: str, plan: Plan) -> str:

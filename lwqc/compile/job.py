@@ -58,8 +58,8 @@ class Job:
 
     @property
     def runs_here(self) -> bool:
-        """Whether the target runs its graphs in default sessions, as single sites are timed in."""
-        return self.target.settings() == SessionSettings()
+        """Whether the target is this processor: its default sessions are what single sites take."""
+        return self.timed and self.target.settings() == SessionSettings()
 
     def load(self, model: ir.Model | str | os.PathLike[str], label: str = "candidate") -> Session:
         """A session as the target runs its graphs here.
@@ -71,7 +71,7 @@ class Job:
             if has_bfloat16(loaded):
                 model = loaded.clone()
                 WidenBfloat16()(model)
-        return Session(model, self.target.settings(), label=label)
+        return self.target.session(model, label)
 
     def macs(self, model: ir.Model) -> int:
         """Multiply-accumulates of a model at the sizes of the first feeds, where known."""

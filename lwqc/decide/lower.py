@@ -43,7 +43,9 @@ def lower_plan(
     if floats is not None and floats not in get_args(FloatType):
         raise InputError(f"--floats {floats}: expected float32, float16 or bfloat16")
     if work.job.target.floats == "float32" and floats not in (None, "float32"):
-        raise InputError(f"--floats {floats}: the CPU computes in float32; it has no fast kernels")
+        raise InputError(
+            f"--floats {floats}: target {plan.target} computes in float32; it has no fast kernels"
+        )
     quantized = is_quantized(work.model)
     if quantized and not work.job.skip_checks:
         _check_that_it_runs(work)

@@ -20,7 +20,7 @@ from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.passes.insert_qdq import add_pair
 from lwqc.passes.integer_matmul import signed_codes
 from lwqc.plans.plan import ActivationRange, SiteEntry
-from lwqc.quant.activation import symmetric_scale
+from lwqc.quant.activation import activation_grid, symmetric_scale
 from lwqc.quant.codebook import FP8_MAX
 from lwqc.quant.grid import Encoded
 from lwqc.quant.stored_codes import with_positive_scales
@@ -33,7 +33,8 @@ class InputQdq(Pass):
     Matches: sites with a symmetric per-channel 8-bit entry, int8 or float8, and static activations.
     Rewrites to: DequantizeLinear of int8 weights, positive scales per output channel; one
         QuantizeLinear and DequantizeLinear with zero point 0 per tensor, shared by the operands
-        that `quantized_inputs` names. Other readers see the tensor itself.
+        that `quantized_inputs` names. Other readers see the tensor itself. Not `symmetric`: the
+        codes of tensors are uint8, with zero points.
     Leaves alone: sites that `quantized_inputs` refuses; optional tensors without a range.
     """
 
@@ -43,6 +44,7 @@ class InputQdq(Pass):
     ranges: Mapping[str, ActivationRange]
     weights: EncodedWeights
     sizes: Mapping[str, tuple[int, ...]]
+    symmetric: bool = True
 
     def rewrite(self, model: ir.Model, ctx: Context) -> int:
         """Rewrite every site that has an entry."""
@@ -129,12 +131,22 @@ class InputQdq(Pass):
 
     def _pair(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
         observed = self.ranges[value.name or ""]
+        if not self.symmetric:
+            return self._shifted_pair(graph, value, observed)
         name = f"{value.name}/i8"
         scale = symmetric_scale(observed.low, observed.high)
         if self.fp8:
             scale = max(-observed.low, observed.high) / FP8_MAX or 1.0
         stored = add_constant(graph, f"{name}_scale", np.float32(scale))
         zero = self._zero(graph, f"{name}_zero", ())
+        return add_pair(graph, value, stored, zero, name)
+
+    def _shifted_pair(
+        self, graph: ir.Graph, value: ir.Value, observed: ActivationRange
+    ) -> ir.Value:
+        name, grid = f"{value.name}/u8", activation_grid(observed.low, observed.high)
+        stored = add_constant(graph, f"{name}_scale", np.float32(grid.scale))
+        zero = add_constant(graph, f"{name}_zero", grid.stored_zero(signed=False))
         return add_pair(graph, value, stored, zero, name)
 
 

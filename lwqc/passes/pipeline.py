@@ -30,6 +30,8 @@ PIPELINES: Mapping[str, str] = MappingProxyType(
         "block-quantize,bnb4,fold-weights,keep-together,remove-unused",
         "lower-cuda": "side-branch,block-quantize,fold-weights,convert-floats,"
         "sizes-on-device,keep-together,remove-unused",
+        "lower-openvino": "input-qdq,side-branch,row-dequantize,fold-weights,keep-together,"
+        "remove-unused",
         "lower-tensorrt": "input-qdq,block-dequantize,convert-floats,remove-unused",
     }
 )

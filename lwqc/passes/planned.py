@@ -29,6 +29,7 @@ PLANNED: Mapping[str, str] = MappingProxyType(
         "keep-together": "needs the sites with a branch beside the weight",
         "migrate-scales": "needs one factor for each channel, found on data",
         "rotate-stream": "needs the rotation of each stream",
+        "row-dequantize": _FORMATS,
         "side-branch": _FORMATS,
         "slice-stream": "needs a basis of each stream, found on data",
         "sparsify": "needs the chosen sites and their Gram matrices",

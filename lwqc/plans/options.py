@@ -92,7 +92,11 @@ class Targeted(TypedDict, total=False):
 
     target: Annotated[
         str | None,
-        Flag("cpu (this one), cpu-vnni, cpu-avx2, cpu-arm, cuda or tensorrt", str, "cpu"),
+        Flag(
+            "cpu (this one), cpu-vnni, cpu-avx2, cpu-arm, cuda, openvino, tensorrt, web or webgpu",
+            str,
+            "cpu",
+        ),
     ]
 
 
@@ -243,6 +247,22 @@ class Budgets(Storage, total=False):
     fastest: Annotated[bool, Flag("with --max-drop: the fastest, not the smallest", bool, False)]
 
 
+class Shortening(TypedDict, total=False):
+    """How many tokens vision transformers and encoders go on with.
+
+    tokens: share of the products behind the first attention that goes, see `lwqc.decide.tokens`.
+    """
+
+    tokens: Annotated[
+        float | None,
+        Flag(
+            "share of the work of transformer layers that goes with the tokens read least: 30%",
+            float | None,
+            share=True,
+        ),
+    ]
+
+
 class Searching(TypedDict, total=False):
     """How a search under a budget runs, see `lwqc.decide.search.control.SearchControl`.
 
@@ -317,7 +337,7 @@ class Pruning(Resizable, total=False):
     calibration: str
 
 
-class Dropping(TypedDict, total=False):
+class Dropping(Shortening, total=False):
     """Fields of `lwqc.decide.drop_layers.DropOptions` that a caller chooses.
 
     search, faster: of `lwqc.decide.parallel_layers.ParallelOptions`.
@@ -410,7 +430,7 @@ class TwoFormats(TypedDict, total=False):
     high: Annotated[str | None, Flag("format of what matters more, of recipes with two: w4b32h")]
 
 
-class Compressing(Sources, Budgets, Searching, TwoFormats, total=False):
+class Compressing(Sources, Budgets, Searching, Shortening, TwoFormats, total=False):
     """Options of `lwqc.compress` and `lwqc.plan`."""
 
 
