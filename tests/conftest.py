@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lwqc import cli
+from lwqc.cli import telling
 
 pytest_plugins = ["lwqc.testing.plugin"]  # also where an older lwqc is installed
 ZOO = sorted((Path(__file__).parent / "zoo").glob("*.onnx"))
@@ -17,6 +18,12 @@ def timings(tmp_path_factory):
     """Times of kernels are kept for one run of the tests, and short: no test reads them."""
     os.environ["LWQC_CACHE"] = str(tmp_path_factory.mktemp("timings"))
     os.environ["LWQC_TIMING_S"] = "0.02"
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch):
+    """However slow a machine is: tests count lines on stderr."""
+    monkeypatch.setattr(telling, "_RARELY", float("inf"))
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def samples(path, **options):
 folder = Path(output).parent / "olive"
 if task == "language":
     line = ["olive", "quantize", "-m", model, "--algorithm", "rtn", "--precision", "int4"]
-    line += ["--implementation", "matmul4", "-o", str(folder), "--disable_telemetry"]
+    line += ["-o", str(folder), "--disable_telemetry"]
 else:
     (Path(output).parent / "olive_samples.py").write_text(SCRIPT)
     configuration = {

@@ -161,7 +161,9 @@ def verify(
         prove_first(compressed, work.job.data.fit.first, str(candidate))
         session = Session(candidate, label=str(candidate))
         found = divergences(work, session)
-        drop = judged_drop(work, session) if work.job.metric else worst_drop(found)
+        drop = (
+            judged_drop(work, session) if work.job.metric else worst_drop(found, work.job.weights)
+        )
         changed = flips_of(work, session)
         if flips is not None:
             if changed is None:

@@ -11,8 +11,7 @@ from typing import Any
 _HEAD = """# Commands
 
 Every command and option, as `lwqc COMMAND --help` prints them; this page is made of the code by
-`python -m lwqc.cli.reference`. Shares may be in percent. The [guides](guides/detector.md) show what
-to use when.
+`python -m lwqc.cli.reference`. Shares may be in percent. The guides show what to use when.
 """
 
 

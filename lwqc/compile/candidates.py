@@ -54,7 +54,11 @@ def evaluate(work: Version, plan: Plan) -> tuple[Candidate, Session]:
 def measured(work: Version, plan: Plan, lowered: Lowered, session: Session) -> Candidate:
     """A candidate of a plan whose formats are applied and that is loaded."""
     found = None if work.job.metric is not None else compared(work, session)
-    drop = judged_drop(work, session) if found is None else worst_drop(found.result())
+    drop = (
+        judged_drop(work, session)
+        if found is None
+        else worst_drop(found.result(), work.job.weights)
+    )
     _drops(work)[_decisions(plan)] = drop
     return Candidate(plan, lowered, drop, found)
 
@@ -105,7 +109,7 @@ def _whole_drop(work: Version, candidate: Candidate, session: Session) -> float:
     meter = copy.deepcopy(candidate.compared)
     for feeds in work.job.data.behind_judge():
         meter.add(comparable(work, work.original.recorded(feeds)), session(feeds))
-    return worst_drop(meter.result())
+    return worst_drop(meter.result(), work.job.weights)
 
 
 def _drops(work: Version) -> dict[str, float]:

@@ -204,6 +204,7 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
             *(f"not chosen: {why}" for why in work.job.unusable),
         ),
         search=result.search,
+        weights=work.job.weights,
         weighed=weighed(result.goals, work, None),
     )
     if result.pruned is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,8 +25,9 @@ class Job:
     """What a model is compressed for, and on what; the same for every version of the model.
 
     skip_checks: results are neither run nor measured. allow_fallback: nodes that the target would
-    run elsewhere are accepted. timings: seconds of single sites by what was timed. unusable: why
-    candidates were given up that the runtime does not load or run, a line each.
+    run elsewhere are accepted. weights: what losses of outputs are multiplied by, where that is
+    not 1. timings: seconds of single sites by what was timed. unusable: why candidates were given
+    up that the runtime does not load or run, a line each.
     """
 
     target: Target
@@ -35,6 +36,7 @@ class Job:
     skip_checks: bool = False
     allow_fallback: bool = False
     kv_cache: KvCache | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
     progress: Progress | None = field(default=None, repr=False)
     timings: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     unusable: dict[str, None] = field(default_factory=dict, repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
 from lwqc.runtime.flips import Flips, flips, top1_of
-from lwqc.runtime.measure import compare, losses, worst_drop
+from lwqc.runtime.measure import compare, losses, weighted, worst_drop
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.collector import Runner
 from lwqc.runtime.stats.divergence import Divergence, Loss, LossesMeter
@@ -24,7 +25,7 @@ def judged_drop(work: Version, session: Session) -> float:
     metric = work.job.metric
     if metric is not None:
         return metric.drop(work.original.metric, metric(session))
-    return worst_drop(compared(work, session).result())
+    return worst_drop(compared(work, session).result(), work.job.weights)
 
 
 def full_drop(work: Version, session: Session) -> float:
@@ -32,7 +33,7 @@ def full_drop(work: Version, session: Session) -> float:
     if work.job.metric is not None:
         return judged_drop(work, session)
     known, data = work.original.recorded, work.job.data.fit
-    return worst_drop(losses(known, session, data, without=work.incomparable))
+    return worst_drop(losses(known, session, data, without=work.incomparable), work.job.weights)
 
 
 def outputs_error(work: Version, session: Session, against: Reference | None = None) -> float:
@@ -41,7 +42,8 @@ def outputs_error(work: Version, session: Session, against: Reference | None = N
     Infinite where a decision is lost that is the output itself, such as a label. against: what
     they are compared with, the original by default.
     """
-    return worst_error(compared(work, session, against).result())
+    weights = work.job.weights if against is None else {}
+    return worst_error(compared(work, session, against).result(), weights)
 
 
 def moved(work: Version, session: Session) -> float:
@@ -68,10 +70,18 @@ def comparable(work: Version, outputs: Mapping[str, NDArray[Any]]) -> dict[str, 
     return {name: value for name, value in outputs.items() if name not in work.incomparable}
 
 
-def worst_error(found: Mapping[str, Loss | Divergence]) -> float:
-    """Error by channel of the output that moved most; infinite where a label is another one."""
-    lost = any(d.decisions.labels not in (None, 1) for d in found.values())
-    return math.inf if lost else max((d.error for d in found.values()), default=0.0)
+def worst_error(
+    found: Mapping[str, Loss | Divergence], weights: Mapping[str, float] = MappingProxyType({})
+) -> float:
+    """Error by channel of the output that moved most; infinite where a label is another one.
+
+    weights: of outputs, see `lwqc.runtime.measure.weighted`.
+    """
+    lost = any(
+        d.decisions.labels not in (None, 1) for name, d in found.items() if weights.get(name, 1.0)
+    )
+    errors = (weighted(d.error, name, weights) for name, d in found.items())
+    return math.inf if lost else max(errors, default=0.0)
 
 
 def flips_of(work: Version, session: Session) -> Flips | None:

@@ -281,6 +281,7 @@ class Report(Told):
     search: SearchReport | None = None
     weighed: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def drop(self) -> float | None:
@@ -290,7 +291,7 @@ class Report(Told):
         """
         if self.metric_drop is not None:
             return self.metric_drop
-        return worst_drop(self.divergence) if self.divergence else None
+        return worst_drop(self.divergence, self.weights) if self.divergence else None
 
     @property
     def speedup(self) -> float | None:

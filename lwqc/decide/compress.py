@@ -19,6 +19,7 @@ from lwqc.compile.reference import Reference
 from lwqc.compile.version import Version
 from lwqc.decide.budgets import register_all
 from lwqc.decide.caching import checked_cache
+from lwqc.decide.output_weights import checked_weights
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.strategy import decide
 from lwqc.errors import LwqcError
@@ -76,6 +77,7 @@ def open_version(
         allow_fallback=allow_fallback,
         kv_cache=checked_cache(opening.get("kv_cache"), target, dataset),
         progress=progress,
+        weights=checked_weights(opening.get("weight_outputs"), model, opening.get("metric")),
     )
     if asked:
         job.data.serve  # noqa: B018  # unknown dimensions show before any work starts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Unpack
 
 import onnx_ir as ir
 
@@ -16,7 +17,7 @@ from lwqc.decide.compress import explicit, open_version
 from lwqc.errors import InputError
 from lwqc.model.coded_caches import caches_of
 from lwqc.passes.one_view import one_view
-from lwqc.plans.options import Data, MetricSource, Preparation, Progress, Shapes
+from lwqc.plans.options import Data, Measured, Preparation, Progress, Shapes
 
 
 def continued(
@@ -61,12 +62,12 @@ def after(
     target: str | None = None,
     data: Data = None,
     preprocess: Preparation = None,
-    metric: MetricSource = None,
     shapes: Shapes = None,
     seed: int = 0,
     kv_cache: str | None = None,
     allow_fallback: bool = False,
     progress: Progress | None = None,
+    **measured: Unpack[Measured],
 ) -> Version:
     """Work on a result, for the next step. Whatever is not given is as in that result's step.
 
@@ -75,9 +76,10 @@ def after(
     if preprocess is not None and data is None:
         raise InputError("preprocess: says how data becomes inputs: give data too")
     work = result.work
+    metric, weights = measured.get("metric"), measured.get("weight_outputs")
     original, before = work.original, work.job
     target = None if target == before.target.name else target
-    if any(given is not None for given in (target, data, metric, shapes)):
+    if any(given is not None for given in (target, data, metric, weights, shapes)):
         known = before.data.fit
         original = open_version(
             original.model,
@@ -85,7 +87,8 @@ def after(
             target=target or before.target.name,
             data=data if data is not None or not known.given else known,
             preprocess=preprocess,
-            metric=metric if metric is not None else before.metric,
+            metric=metric if metric is not None or weights is not None else before.metric,
+            weight_outputs=weights or ({} if metric is not None else before.weights),
             shapes=shapes if shapes is not None else before.data.shapes,
             seed=seed,
             keep_metadata=True,  # what was to go is gone

@@ -80,7 +80,7 @@ def choose_branches(work: Version, options: DropOptions) -> DropDecision:
     count = _count(work, tree, units, options)
     candidates = units[options.keep_first : len(units) - options.keep_last]
     gated = GatedModel(work.model, _names(units), gated_session)
-    ablation = Ablation(gated.without, work.job.data.judge, options.measure)
+    ablation = Ablation(gated.without, work.job.data.judge, options.measure, work.job.weights)
     if options.score == "accept":
         chosen = _by_acceptance(work, options, tree, candidates, count, ablation)
     elif options.score in _GREEDY:

@@ -230,6 +230,7 @@ def measured_together(
             lambda model: Session(model, label="sensitivity"),
             io.read_array,
             work.job.report("sensitivity"),
+            work.job.weights,
         )
     return {trial: known[trial] for trial in trials}
 

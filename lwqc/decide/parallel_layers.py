@@ -64,7 +64,7 @@ def choose_parallel(work: Version, options: ParallelOptions) -> ParallelDecision
     pairs = _pairs(work, options.kind)
     count = _count(work, pairs, options)
     gated = GatedModel(work.model, GateParallel(pairs), gated_session)
-    ablation = Ablation(gated.without, work.job.data.judge, options.measure)
+    ablation = Ablation(gated.without, work.job.data.judge, options.measure, work.job.weights)
     curve = tuple(_curve(_steps(work, options, pairs, count, ablation), ablation, options))
     chosen = tuple(ParallelPair(first=a, second=b) for a, b in (step.pair for step in curve))
     plan = Plan(

@@ -126,7 +126,8 @@ def _rounded_alone(work: Version, plan: Plan, sites: Collection[str]) -> Cost:
 
     def lost(group: Sequence[str]) -> float:
         gates = {**tensors.feeds(flow(group)), **inputs.feeds(group)}
-        return worst_drop(compared(work, lambda feeds: session({**feeds, **gates})).result())
+        found = compared(work, lambda feeds: session({**feeds, **gates}))
+        return worst_drop(found.result(), work.job.weights)
 
     return lost
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lwqc.errors import InputError
-from lwqc.model.numerals import share, whole
+from lwqc.model.numerals import real, share, whole
 
 _LARGEST_SIZE = 2**31 - 1
 
@@ -31,6 +31,18 @@ def _parse_dims(text: str) -> dict[str, int]:
                 f"--shape {part[:80]!r}: expected name=size, a size of at most {_LARGEST_SIZE}"
             )
     return dims
+
+
+def parse_weights(texts: Sequence[str]) -> dict[str, float]:
+    """Numbers by output from `OUTPUT=2`, several divided by commas. Raises InputError."""
+    weights = {}
+    for text in (one for given in texts for one in given.split(",")):
+        name, _, number = text.rpartition("=")
+        try:
+            weights[name] = real(number)
+        except ValueError as error:
+            raise InputError(f"--weight-outputs {text!r}: expected OUTPUT=NUMBER") from error
+    return weights
 
 
 def parse_shares(texts: Sequence[str]) -> dict[str, float]:

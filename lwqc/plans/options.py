@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from lwqc.model.user_code import load_callable
 from lwqc.plans.bounds import BYTES, COUNT, MILLISECONDS, Bound, Number
-from lwqc.plans.option_texts import parse_shapes, parse_shares
+from lwqc.plans.option_texts import parse_shapes, parse_shares, parse_weights
 from lwqc.plans.preprocess import Preprocess
 
 Sizes = Mapping[str, int]  # of dynamic dimensions
@@ -105,7 +105,8 @@ class Measured(TypedDict, total=False):
 
     metric: a name in `lwqc.runtime.metrics.named.NAMED`, `module:function`, or a callable that gets
     `run(feeds) -> outputs` and returns a number; a callable with the attribute
-    `higher_is_better = False` is a loss.
+    `higher_is_better = False` is a loss. weight_outputs: output -> what its loss is multiplied by,
+    1 where nothing is said; with 0 it does not count.
     """
 
     metric: Annotated[
@@ -113,6 +114,14 @@ class Measured(TypedDict, total=False):
         Flag(
             "top1, detection-agreement, map, map50, character-error, word-error, perplexity or "
             "module:function(run) -> number; see docs/data.md"
+        ),
+    ]
+    weight_outputs: Annotated[
+        Mapping[str, float],
+        Flag(
+            "how much the loss of outputs counts, scores=2,boxes=0.5,aux=0",
+            list[str] | None,
+            read=parse_weights,
         ),
     ]
 

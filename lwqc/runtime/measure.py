@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -138,9 +139,17 @@ def _run_both(
     meter.over(({n: a[n] for n in shared}, b) for a, b in runs)
 
 
-def worst_drop(divergence: Mapping[str, Loss | Divergence]) -> float:
-    """Loss of the output that moved most; see `Divergence.drop`."""
-    return max((d.drop for d in divergence.values()), default=0.0)
+def worst_drop(
+    divergence: Mapping[str, Loss | Divergence], weights: Mapping[str, float] = MappingProxyType({})
+) -> float:
+    """Loss of the output that moved most, each times its weight; see `Divergence.drop`."""
+    return max((weighted(d.drop, n, weights) for n, d in divergence.items()), default=0.0)
+
+
+def weighted(loss: float, output: str, weights: Mapping[str, float]) -> float:
+    """The loss times the output's weight, 1 where there is none; 0 of what does not count."""
+    weight = weights.get(output, 1.0)
+    return loss * weight if weight else 0.0
 
 
 def latencies(

@@ -18,9 +18,11 @@ import lwqc.cli.demo
 from lwqc.cli import telling
 from lwqc.cli.journey import JOURNEYS, Journey, duration_text
 from lwqc.errors import InputError
+from lwqc.model.extensions import TARGETS
 from lwqc.plans.bounds import BYTES, Bound
 from lwqc.plans.option_texts import parse_shares
 from lwqc.plans.recipe import named
+from lwqc.runtime.metrics.named import NAMED
 
 DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
 SIZE = Bound("size", BYTES, "a size such as 20MB")
@@ -141,6 +143,7 @@ def test_stages_are_told_at_their_start_and_every_few_seconds(monkeypatch, capsy
 
 def test_lines_that_nobody_asked_for_are_rare(monkeypatch, capsys):
     now = [0.0]
+    monkeypatch.undo()  # of what all tests have
     monkeypatch.setattr(telling.time, "monotonic", lambda: now[0])
     report = telling.plain_lines(Journey(), verbose=False)
     for second in range(25):
@@ -163,13 +166,15 @@ def test_tables_are_as_wide_as_is_asked(run, width):
 
 def test_a_shell_is_told_names(run, monkeypatch):
     monkeypatch.setenv("_LWQC_COMPLETE", "complete_bash")
-    for words, names in (
-        ("lwqc compress m.onnx --recipe gp", {"gpfq", "gptq"}),
-        ("lwqc lower m.onnx --target cpu-a", {"cpu-avx2", "cpu-arm"}),
-        ("lwqc verify a b --metric word", {"word-error"}),
+    for words, known in (
+        ("lwqc compress m.onnx --recipe gp", named()),
+        ("lwqc lower m.onnx --target cpu-a", TARGETS.names()),
+        ("lwqc verify a b --metric word", NAMED),
     ):
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        names = {name for name in known if name.startswith(words.split()[-1])}
+        assert names
         assert set(run()[1].split()) == names
 
 

@@ -6,6 +6,7 @@ Weights under trial are inputs of the session, so one session serves every site.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from lwqc.graph.sites import Site, find_sites
 from lwqc.model.weights import ReadArray, evaluate
 from lwqc.runtime.counted import counted
+from lwqc.runtime.measure import weighted
 from lwqc.runtime.stats.channel_error import ChannelMeter
 from lwqc.runtime.stats.collector import Array, Feeds, RunnerFactory
 
@@ -26,12 +28,14 @@ def site_sensitivity(
     make_runner: RunnerFactory,
     read: ReadArray,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[tuple[str, ...], float]:
     """Output error when the sites of each trial are replaced.
 
     trials: names of sites, one or several at a time. replacement: site name -> quantized
     weight [N, K] as float32.
-    data: few batches; kept in memory together with the outputs of the float model.
+    data: few batches; kept in memory together with the outputs of the float model. weights: of
+    outputs.
 
     Returns the error by channel (see `ChannelErrors`), the worst over the outputs, per trial.
     """
@@ -52,13 +56,15 @@ def site_sensitivity(
             for name in trial
         }
         runs = (run({**feeds, **base, **changed}) for feeds in batches)
-        errors[trial] = _relative_error(references, runs)
+        errors[trial] = _relative_error(references, runs, weights)
         progress(len(errors), len(trials))
     return errors
 
 
 def _relative_error(
-    references: Sequence[Mapping[str, Array]], runs: Iterable[Mapping[str, Array]]
+    references: Sequence[Mapping[str, Array]],
+    runs: Iterable[Mapping[str, Array]],
+    weights: Mapping[str, float],
 ) -> float:
     """Error by channel over all batches; the worst floating-point output."""
     meters: dict[str, ChannelMeter] = {}
@@ -66,7 +72,8 @@ def _relative_error(
         for name, value in reference.items():
             if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size:
                 meters.setdefault(name, ChannelMeter()).add(value, found[name])
-    return max((meter.result().relative for meter in meters.values()), default=0.0)
+    errors = (weighted(m.result().relative, name, weights) for name, m in meters.items())
+    return max(errors, default=0.0)
 
 
 def _promote(graph: ir.Graph, site: Site) -> str:

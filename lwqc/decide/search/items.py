@@ -81,6 +81,7 @@ class SearchModel:
             self.grams,
             self.gains,
             self.measure,
+            self.work.job.weights,
         )
 
 
@@ -332,7 +333,7 @@ class _Builder:
             return
         names = [b.name for b in tree.branches]
         gated = GatedModel(self.work.model, names, gated_session)
-        error = Ablation(gated.without, self.work.job.data.judge, "norm")
+        error = Ablation(gated.without, self.work.job.data.judge, "norm", self.work.job.weights)
         flow = Dataflow(graph)
         for branch in tree.branches:
             self._branches[len(self.items)] = set(removed_nodes(branch.branch, flow))

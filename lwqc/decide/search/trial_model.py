@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from lwqc.decide.scores.channels.nested import NestedRefit
 from lwqc.plans.plan import SiteEntry
 from lwqc.quant.methods import encode_by
 from lwqc.runtime.counted import counted
+from lwqc.runtime.measure import weighted
 from lwqc.runtime.session import Session, SessionSettings
 from lwqc.runtime.stats.output_divergence import Measure, OutputDivergence
 
@@ -75,6 +76,7 @@ class TrialSpec:
     the channels that stay, by level. gates: item of a branch or format, input and its values by
     level. top: the candidate that is the original. batches: feeds, of rows of data each. stages:
     how many of them each stage of selection looks at: little, a part, all. risky: see `Session`.
+    weights: of outputs.
     """
 
     model: bytes
@@ -87,6 +89,7 @@ class TrialSpec:
     stages: tuple[int, int, int]
     measure: Measure = "kl"
     risky: bool = False
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class TrialModel:
@@ -129,7 +132,8 @@ class TrialModel:
             found = self._run({**feeds, **inputs})
             for name, reference in references.items():
                 totals[name] = totals.get(name, 0.0) + own * reference(found[name])
-        return max(totals.values(), default=0.0) / sum(rows)
+        weighed = (weighted(loss, name, self.spec.weights) for name, loss in totals.items())
+        return max(weighed, default=0.0) / sum(rows)
 
     def outputs(self, candidate: Candidate, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """What a candidate computes."""

@@ -36,10 +36,11 @@ def trial_spec(
     grams: Mapping[str, NDArray[np.float64]],
     gains: Mapping[str, tuple[float, ...]],
     measure: Measure,
+    weights: Mapping[str, float],
 ) -> TrialSpec:
     """Everything to evaluate candidates of a space with. The model is not changed.
 
-    grams, gains: by site, see `TrialTensor`.
+    grams, gains: by site, see `TrialTensor`. weights: of outputs.
     """
     stored = {v.name: v for v in stored_float_tensors(model.graph)}
     model = model.clone()
@@ -82,6 +83,7 @@ def trial_spec(
         _stages(rows),
         measure,
         has_bodies(model),
+        weights,
     )
 
 

@@ -1,0 +1,103 @@
+"""`--weight-outputs`: how much the loss of each output counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import lwqc
+from lwqc.errors import InputError
+from lwqc.model import io
+from lwqc.plans.option_texts import parse_weights
+from lwqc.runtime.measure import worst_drop
+from lwqc.runtime.stats.divergence import LossMeter
+from tests.build import model, normal
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """One output that 4 bits hardly change, and one that they do."""
+    coarse = normal(64, 64, seed=1)
+    coarse[::8] *= 40  # blocks whose small weights have no codes left
+    nodes = [("MatMul", ["x", "w1"], "good", {}), ("MatMul", ["x", "w2"], "bad", {})]
+    made = model(nodes, {"w1": normal(64, 64), "w2": coarse}, {"x": ["n", 64]}, ["good", "bad"])
+    io.save(made, tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=normal(32, 64, seed=2))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "m.onnx"
+
+
+def drops(**options):
+    report = lwqc.quantize("m.onnx", bits=4, data="d.npz", **options).save("o.onnx")
+    return report.drop, {name: d.drop for name, d in report.divergence.items()}
+
+
+def test_the_loss_is_that_of_the_worst_after_weights(two):
+    drop, each = drops()
+    assert drop == max(each.values()) == each["bad"]
+    drop, again = drops(weight_outputs={"bad": 0})
+    assert again == each  # which are told as they are
+    assert drop == each["good"]
+    assert drops(weight_outputs={"bad": 0.5, "good": 100})[0] == 100 * each["good"]
+
+
+def test_bounds_are_of_the_weighted_loss(two, run):
+    line = ["quantize", "m.onnx", "-o", "o.onnx", "--bits", "4", "--data", "d.npz"]
+    _, each = drops()
+    bound = ["--max-drop", str((each["good"] + each["bad"]) / 2)]
+    assert run(*line, *bound)[0] == 3
+    assert run(*line, *bound, "--weight-outputs", "bad=0")[0] == 0
+    assert run(*line, *bound, "--weight-outputs", "bad=1,good=0")[0] == 3
+
+
+def test_searches_spend_bits_where_it_counts(two):
+    """Three quarters of what 8 bits take: one of two weights gets more than the other."""
+    bits = {}
+    for name, weights in (("w1", {"bad": 0}), ("w2", {"good": 0})):
+        done = lwqc.compress(
+            "m.onnx", recipe="knapsack", avg_bits=6.5, data="d.npz", weight_outputs=weights
+        )
+        found = {site: entry.weight.bits for site, entry in done.plan.quantize.items()}
+        bits[name] = found[name], min(found.values())
+    assert all(own > least for own, least in bits.values()), bits
+
+
+def test_weights_travel_along_until_a_metric_is_given(two):
+    first = lwqc.compress("m.onnx", recipe="clean", data="d.npz", weight_outputs={"bad": 0})
+    assert first.quantize(bits=4).work.job.weights == {"bad": 0}
+    other = first.quantize(bits=4, metric=lambda run: 1.0)
+    assert other.work.job.weights == {}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            {"bda": 1},
+            "the model has no output 'bda'; expected one of good, bad; did you mean 'bad'",
+        ),
+        ({"bad": -1}, "bad=-1: expected a number of 0 or more"),
+        ({"bad": 0, "good": 0}, "no output counts"),
+    ],
+)
+def test_what_is_no_weight(two, weights, message):
+    with pytest.raises(InputError, match=message):
+        lwqc.quantize("m.onnx", weight_outputs=weights)
+
+
+def test_weights_beside_a_metric_are_refused(two):
+    with pytest.raises(InputError, match="which --metric takes the place of"):
+        lwqc.quantize("m.onnx", weight_outputs={"bad": 0}, metric=lambda run: 1.0)
+
+
+def test_texts():
+    assert parse_weights(["a=2,b=0.5", "c=x=0"]) == {"a": 2, "b": 0.5, "c=x": 0}
+    for text in ("a", "a=", "a=x"):
+        with pytest.raises(InputError, match="expected OUTPUT=NUMBER"):
+            parse_weights([text])
+
+
+def test_an_output_that_does_not_count_may_be_infinitely_far():
+    meter = LossMeter()
+    meter.add(np.ones((2, 3), np.float32), np.full((2, 3), np.nan, np.float32))
+    assert worst_drop({"a": meter.result()}, {"a": 0.0}) == 0
