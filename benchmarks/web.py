@@ -1,7 +1,7 @@
 """The target web, next to float and onnxruntime's quantize_dynamic, in a headless Chromium.
 
     npm install onnxruntime-web
-    python -m benchmarks.web [NAME ...] --dist node_modules/onnxruntime-web/dist [--gpu] [--json FILE]
+    python -m benchmarks.web [NAME ...] --dist node_modules/onnxruntime-web/dist [--gpu]
 
 WebAssembly with one thread, the models of `benchmarks.four_models`: files of a model take turns
 on one page, medians. Agreement is the mean cosine to the float model's outputs in the browser, on
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnxruntime.quantization import quantize_dynamic
 
 import lwqc
@@ -64,8 +65,10 @@ def for_gpu(bits: int) -> Callable[[Case, Path], None]:
 
 
 def dynamic(case: Case, out: Path) -> None:
-    """onnxruntime's own tool."""
-    quantize_dynamic(case.path, out, per_channel=True)
+    """onnxruntime's own tool, without stored shapes, which its inference may contradict."""
+    plain = onnx.load(case.path)
+    del plain.graph.value_info[:]
+    quantize_dynamic(plain, out, per_channel=True)
 
 
 def static(case: Case, out: Path) -> None:
