@@ -58,7 +58,7 @@ from lwqc.plans.options import (
     TwoFormats,
 )
 from lwqc.plans.plan import Plan
-from lwqc.plans.recipe import Recipe, find, uniform_recipe, with_formats
+from lwqc.plans.recipe import Recipe, find, uniform_recipe, with_formats, with_token_share
 from lwqc.plans.spelled_out import part, spelled_out
 from lwqc.runtime.measure import Latency, latencies
 from lwqc.runtime.proof import prove
@@ -103,14 +103,16 @@ def quantize(
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse",
     method: str = "rtn",
     sequential: bool = False,
+    format: str | None = None,
     **options: Unpack[Sources],
 ) -> Chainable:
     """Quantize every site alike, where the target has a kernel for it. See `compress`.
 
     method: see `lwqc.quant.methods`. sequential: each layer sees the quantized ones before it.
+    format: instead of the bits, by its name, see `lwqc.quant.formats`.
     """
     work = _opened(source, options)
-    recipe = uniform_recipe(bits, activations, ranges, True, method, sequential)
+    recipe = uniform_recipe(bits, activations, ranges, True, method, sequential, format)
     return _chainable(compress_version(work, Goals(), recipe, exact=True))
 
 
@@ -181,7 +183,9 @@ def drop_layers(
     if "seed" in options:
         changes["seed"] = options["seed"]
     goals = Goals(max_drop=options.get("max_drop"))
-    chosen = dropping_recipe(recipe, has_data=options.get("data") is not None)
+    only_tokens = options.get("tokens") is not None and branches is None
+    has_data = options.get("data") is not None
+    chosen = dropping_recipe(recipe, has_data=has_data, tokens=only_tokens)
     job = branch_job(chosen, goals, **changes)
     return _chainable(job(_opened(source, part(Sources, options))).make())
 
@@ -197,7 +201,7 @@ def plan(source: Source, *, recipe: str | Recipe = "auto", **options: Unpack[Com
 
 def _recipe(recipe: str | Recipe, options: Compressing) -> Recipe:
     found = find(recipe) if isinstance(recipe, str) else recipe
-    return with_formats(found, part(TwoFormats, options))
+    return with_token_share(with_formats(found, part(TwoFormats, options)), options.get("tokens"))
 
 
 @spelled_out(Sources)

@@ -81,7 +81,8 @@ def test_every_option_is_a_field_of_what_it_sets():
     assert set(get_type_hints(options.Budgets)) == BOUNDS.keys() | fields(Goals) - {"bounds"}
     assert set(options.Pruning.__annotations__) == fields(PruneOptions, SliceOptions) - {"recipe"}
     dropping = fields(DropOptions, ParallelOptions) - {"recipe", "seed", "max_drop"}
-    assert set(options.Dropping.__annotations__) == dropping
+    of_tokens = set(options.Shortening.__annotations__)
+    assert set(options.Dropping.__annotations__) == dropping | of_tokens
 
 
 def test_functions_outside_the_command_line_have_few_parameters():

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from lwqc.backends.cpu_rules import RULES, CpuRules, probed
 from lwqc.backends.slow_cells import unpacks_every_run
+from lwqc.backends.stored_only import stored_only
 from lwqc.backends.target import FloatType, Form, Lowered, illegal, lower_pipeline
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow, integer_flow
@@ -28,7 +29,7 @@ from lwqc.passes.insert_qdq import InsertQdq
 from lwqc.passes.integer_matmul import IntegerMatMul
 from lwqc.passes.side_branch import SideBranch, side_refusal
 from lwqc.plans.plan import Plan, SiteEntry
-from lwqc.quant.formats import WeightFormat
+from lwqc.quant.formats import WeightFormat, codebook_formats
 from lwqc.runtime.session import Session, SessionSettings, optimized_graph
 
 _LINEAR = frozenset({"MatMul", "Gemm"})
@@ -82,6 +83,8 @@ class CpuTarget:
 
     def _form(self, site: Site, entry: SiteEntry) -> Form | str:
         fmt = entry.weight
+        if fmt.only_stored:
+            return stored_only(site, entry)
         if entry.activation != "none" and fmt.block is None:
             return _integer_form(site, entry, self.rules)
         blocks = site.ops <= _BLOCK_OPS and fmt.block is not None and site.has_kernels
@@ -101,7 +104,7 @@ class CpuTarget:
         """Weight-only entries, from few bytes to many, on the quickest kernel for each.
 
         Whether that is as fast as the float one depends on the rows multiplied at once: see
-        `timing.slow_products`. tiny: with 2 bits too.
+        `timing.slow_products`. tiny: with 2 bits, and with codebooks, which are as fast as floats.
         """
         grains: list[tuple[int, tuple[int | None, ...]]]
         grains = [(4, (128, 64, 32, 16)), (8, (128, 32))]
@@ -118,6 +121,8 @@ class CpuTarget:
             for symmetric in ((True, False) if bits < 8 else (True,))
         )
         entries = [SiteEntry(weight=f, activation=self.beside_blocks(site)) for f in formats]
+        if tiny:
+            entries += [SiteEntry(weight=f) for f in codebook_formats(site.size)]
         return [
             e
             for e in entries

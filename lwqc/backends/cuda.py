@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from lwqc.backends.cuda_kernels import missing_kernel
 from lwqc.backends.devices import provider_problem
+from lwqc.backends.stored_only import stored_only
 from lwqc.backends.target import (
     FloatType,
     Form,
@@ -81,6 +82,8 @@ class CudaTarget:
 
     def _form(self, site: Site, entry: SiteEntry) -> Form | str:
         fmt = entry.weight
+        if fmt.only_stored:
+            return stored_only(site, entry)
         if entry.activation != "none":
             return f"{self.device} has no kernels for 8-bit activations"
         if fmt.kind != "int":

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 # Their warnings are for developers: what users should know is checked, and told in one line.
 _LIBRARIES = r"(lwqc|numpy|scipy|onnx|onnx_ir|onnxscript|onnxruntime)(\.|$)"
+_COMPLETE = "_LWQC_COMPLETE"  # what typer's completion asks by
 _INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -80,6 +81,8 @@ def _command() -> int:
 
     try:
         command = typer.main.get_command(_app())
+        if _COMPLETE in os.environ:  # a shell asks; it ends here
+            command.main(prog_name="lwqc")
         with command.make_context("lwqc", sys.argv[1:]) as context:
             command.invoke(context)
     except typer.Exit as done:

@@ -83,7 +83,7 @@ def compress(
     from lwqc.decide.search.control import search_control
     from lwqc.decide.strategy import row as row_of_models
     from lwqc.passes.instruments import Dump
-    from lwqc.plans.recipe import find, with_formats
+    from lwqc.plans.recipe import find, with_formats, with_token_share
 
     if print_pipeline and pareto is not None:
         raise InputError("--print-pipeline tells of one model: leave out --pareto")
@@ -94,6 +94,7 @@ def compress(
     if not quantize:
         recipe = only_clean(recipe, budgets)
     chosen = with_formats(find(recipe), part(TwoFormats, options))
+    chosen = with_token_share(chosen, options.get("tokens"))
     searching = part(Searching, options)
     control = search_control(searching, options["seed"], log_name(output), resume)
     goals = Goals(**budgets)
@@ -129,6 +130,13 @@ def quantize(
     model: Model,
     output: Output,
     bits: Annotated[str, typer.Option(help="8, 4, 3 (stored in 4), 2 or mixed")] = "8",
+    fmt: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="instead of --bits, by name: w3b32hd (3 bits, dense), vq5x2 (codebooks)",
+        ),
+    ] = None,
     activations: Annotated[str, typer.Option(help="none, dynamic or static")] = "none",
     ranges: Annotated[str, typer.Option(help="minmax, percentile, mse or entropy")] = "mse",
     method: Annotated[
@@ -152,7 +160,9 @@ def quantize(
 
     check_bound(options)
     goals = Goals(**part(Storage, options))
-    recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential)
+    if fmt is not None and bits == "mixed":
+        raise InputError("--format is one for all: leave out --bits mixed")
+    recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential, fmt)
     if recipe.method in DATA_METHODS and "data" not in options:
         raise InputError(f"--method {method} looks at the data: give --data")
     files = Files([output], [options.get("plan_out"), options.get("report")])
@@ -193,7 +203,8 @@ def drop(
     changes: dict[str, Any] = {**_amount(branches), **part(Dropping, options)}
     if options["seed"]:
         changes["seed"] = options["seed"]
-    chosen = dropping_recipe(recipe, has_data="data" in options)
+    only_tokens = "tokens" in changes and branches is None
+    chosen = dropping_recipe(recipe, has_data="data" in options, tokens=only_tokens)
     job = branch_job(chosen, _checked_goals(options), **changes)
     _change_structure(model, output, recipe, job, options)
 

@@ -312,8 +312,10 @@ def recipes(
     elif options["as_json"] or name:
         print(json.dumps([r.model_dump(mode="json") for r in chosen], indent=1))
     else:
-        for recipe in chosen:
-            Console().print(f"{recipe.name}: {recipe.description}")
+        from lwqc.cli.recipe_list import lines
+
+        for line in lines():
+            Console().print(line, highlight=False, soft_wrap=True)
 
 
 @command(Showing)

@@ -10,7 +10,8 @@ from typing import Annotated, TypedDict
 
 import typer
 
-from lwqc.cli.telling import set_quiet, set_verbose
+from lwqc.cli.completion import VALUES
+from lwqc.cli.telling import set_quiet, set_verbose, set_width
 from lwqc.model.numerals import real, share, whole
 from lwqc.model.user_code import forbid
 from lwqc.plans.options import (
@@ -28,6 +29,7 @@ from lwqc.plans.options import (
     Resizable,
     Searching,
     Shaped,
+    Shortening,
     Storage,
     Targeted,
     TwoFormats,
@@ -60,7 +62,12 @@ def as_whole(text: str | int) -> int:
 
 Model = Annotated[Path, typer.Argument(help="ONNX model", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="where to write the result")]
-RecipeName = Annotated[str, typer.Option("--recipe", help="name or .toml; see `lwqc recipes`")]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        "--recipe", help="name or .toml; see `lwqc recipes`", autocompletion=VALUES["recipe"]
+    ),
+]
 Quantize = Annotated[
     bool, typer.Option("--quantize/--no-quantize", help="or only clean the graph up")
 ]
@@ -94,6 +101,10 @@ class Printing(TypedDict, total=False):
 
     as_json: Annotated[
         bool, Flag("machine-readable result on stdout", bool, False, names=("--json",))
+    ]
+    width: Annotated[
+        int | None,
+        Flag("columns of tables; those of the terminal", int | None, callback=set_width),
     ]
 
 
@@ -179,7 +190,7 @@ class Saved(Reported, total=False):
     plan_out: Annotated[Path | None, Flag("also write the plan as JSON", Path | None)]
 
 
-class Planning(Opened, Budgets, Searching, TwoFormats, Telling, total=False):
+class Planning(Opened, Budgets, Searching, Shortening, TwoFormats, Telling, total=False):
     """Options of `plan`."""
 
 

@@ -58,7 +58,7 @@ def plan(
     from lwqc.cli.report.plan_text import plan_line
     from lwqc.decide.compress import make_plan
     from lwqc.decide.search.control import search_control
-    from lwqc.plans.recipe import find, with_formats
+    from lwqc.plans.recipe import find, with_formats, with_token_share
 
     if schema:
         print_schema("plan")
@@ -79,6 +79,7 @@ def plan(
         log = None if output is None else log_name(output)
         control = search_control(part(Searching, options), options["seed"], log, resume)
         chosen = with_formats(find(recipe), part(TwoFormats, options))
+        chosen = with_token_share(chosen, options.get("tokens"))
         goals = Goals(**budgets)
         files = Files([] if output is None else [output], [], [control.log], [recipe])
         with opened(model, files, part(Opened, options)) as work:

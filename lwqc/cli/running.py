@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -12,27 +13,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lwqc.cli.hosting import answer, command_line, work_begins
+from lwqc.cli.journey import Journey, duration_text
 from lwqc.cli.options import Changing, Opened, Saved
 from lwqc.cli.shown import say
-from lwqc.cli.telling import is_quiet, is_verbose, stage_lines
+from lwqc.cli.telling import is_quiet, is_verbose, left_text, plain_lines
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
-from lwqc.model.printable import shown
 from lwqc.model.user_code import loaded_files
 from lwqc.plans.options import Opening
 from lwqc.plans.spelled_out import part
 from lwqc.plans.version import VERSION
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from lwqc.cli.report.console import Console
     from lwqc.compile.compressed import Compressed
     from lwqc.compile.result import Report
     from lwqc.compile.version import Version
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Make any ONNX model smaller and faster on stock ONNX Runtime.",
@@ -76,22 +74,27 @@ def errors_console() -> Console:
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Progress bars on stderr; when it is not a terminal lines with `-v`, else nothing."""
-    console = errors_console()
-    if is_quiet() or not console.is_terminal:
-        yield stage_lines() if is_verbose() else None
+    """One line about the whole on stderr; lines of text where that is no terminal."""
+    journey = Journey()
+    if is_quiet():
+        yield None
         return
-    from lwqc.cli.report.console import progress
+    console = errors_console()
+    if not console.is_terminal:
+        yield plain_lines(journey, verbose=is_verbose())
+        return
+    from lwqc.cli.report.console import progress_line
 
-    with progress(console) as bars:
-        tasks: dict[str, TaskID] = {}
+    begun = time.monotonic()
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(shown(stage), total=total)
-            bars.update(tasks[stage], completed=done)
+    def now() -> float:
+        return time.monotonic() - begun
 
-        yield report
+    def words() -> str:
+        return f"{duration_text(now())}{left_text(journey, now())}  {journey.place()}"
+
+    with progress_line(console, lambda: journey.share(now()), words):
+        yield lambda stage, done, total: journey.report(stage, done, total, now())
 
 
 @dataclass(frozen=True)
@@ -129,29 +132,30 @@ def opened(
     `lwqc.decide.continued`. verify, fallback: see `skip_checks` and `allow_fallback` of
     `lwqc.compile.job.Job`.
     """
-    from lwqc.backends.provider_options import options_path
-    from lwqc.decide.compress import bare, open_version
-    from lwqc.decide.continued import continued
-    from lwqc.model import io
-    from lwqc.model.data_files import data_files
     from lwqc.model.extensions import TARGETS
-    from lwqc.runtime.data import data_sources
 
     TARGETS.check(options.get("target") or "cpu")
     work_begins()
     constant, original = options.get("constant_inputs", False), options.get("original")
-    loaded = io.load(model, constant_inputs=constant)
-    first = io.load(original, constant_inputs=constant) if original else loaded
-    read = [model, *data_files(loaded), *([original] if original else []), *data_files(first)]
-    if files is not None:
-        files.check(
-            [
-                options_path(model),
-                *read,
-                *data_sources(options.get("data"), options.get("preprocess")),
-            ]
-        )
     with progress_bars() as report:
+        from lwqc.backends.provider_options import options_path
+        from lwqc.decide.compress import bare, open_version
+        from lwqc.decide.continued import continued
+        from lwqc.model import io
+        from lwqc.model.data_files import data_files
+        from lwqc.runtime.data import data_sources
+
+        loaded = io.load(model, constant_inputs=constant)
+        first = io.load(original, constant_inputs=constant) if original else loaded
+        read = [model, *data_files(loaded), *([original] if original else []), *data_files(first)]
+        if files is not None:
+            files.check(
+                [
+                    options_path(model),
+                    *read,
+                    *data_sources(options.get("data"), options.get("preprocess")),
+                ]
+            )
         work = open_version(
             first,
             name=(original or model).name,
@@ -167,6 +171,7 @@ def opened(
         if original:
             loaded = loaded if options.get("keep_metadata") else bare(loaded)
             work = continued(work.original, loaded, model.name, earlier=[model.name])
+        work.job.report("deciding")(0, 1)
         yield work
 
 
@@ -206,6 +211,8 @@ def finish(
         print(report.to_json())
     elif not is_quiet():
         print_report(report, Console(), details=options.get("details", False) or is_verbose())
+        if page is not None:
+            Console().print(f"the whole report is {page}", highlight=False, soft_wrap=True)
         if not verify:
             errors_console().print("not verified: the saved file was neither loaded nor measured")
     if not report.met:

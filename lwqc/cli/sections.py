@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from lwqc.cli.completion import VALUES
 from lwqc.cli.options import as_real, as_share, as_whole
 from lwqc.cli.running import app
 from lwqc.plans.options import Flag
@@ -65,6 +66,7 @@ def _parameter(name: str, flag: Flag) -> inspect.Parameter:
         help=flag.help,
         parser=as_share if flag.share else parsers.get(plain),
         callback=flag.callback,
+        autocompletion=VALUES.get(name),
     )
     return inspect.Parameter(
         name,

@@ -5,9 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from lwqc.cli.journey import Journey, duration_text
 from lwqc.cli.shown import put
+from lwqc.errors import InputError
 
 _SECONDS = 3.0  # between lines of one stage
+_RARELY = 10.0  # between lines that nobody asked for
+_NARROWEST = 20  # columns that a table can be told in
+_columns: dict[str, int] = {}
 _asked = {"quiet": False, "verbose": False}
 
 
@@ -21,6 +26,19 @@ def set_verbose(asked: bool) -> None:
     _asked["verbose"] = asked
 
 
+def set_width(columns: int | None) -> None:
+    """Columns of tables and lines; None for those of the terminal. Raises InputError."""
+    if columns is not None and columns < _NARROWEST:
+        raise InputError(f"--width {columns}: expected {_NARROWEST} columns or more")
+    _columns.clear()
+    _columns.update({"asked": columns} if columns is not None else {})
+
+
+def width() -> int | None:
+    """The same; None where nobody asked for any."""
+    return _columns.get("asked")
+
+
 def is_quiet() -> bool:
     """Whether only errors are told, and what machines read."""
     return _asked["quiet"]
@@ -31,15 +49,30 @@ def is_verbose() -> bool:
     return _asked["verbose"] and not is_quiet()
 
 
-def stage_lines() -> Callable[[str, int, int], None]:
-    """Progress as lines on stderr: each stage when it begins, and where it is from time to time."""
+def plain_lines(journey: Journey, *, verbose: bool) -> Callable[[str, int, int], None]:
+    """Progress as lines on stderr, for files and pipes.
+
+    Phases of a command that takes a while, now and then; verbose: each stage when it begins, and
+    where it is every few seconds.
+    """
     begun = time.monotonic()
     told: dict[str, float] = {}
 
     def report(stage: str, done: int, total: int) -> None:
         now = time.monotonic() - begun
-        if stage not in told or now - max(told.values()) >= _SECONDS:
-            told[stage] = now
-            put(f"{now:6.1f} s  {stage}: {done} of {total}", errors=True)
+        journey.report(stage, done, total, now)
+        last = max(told.values(), default=0.0)
+        due = now - last >= (_SECONDS if verbose else _RARELY)
+        if not due and not (verbose and stage not in told):
+            return
+        told[stage] = now
+        where = f"{stage}: {done} of {total}" if verbose else journey.place()
+        put(f"{now:6.1f} s  {where}{left_text(journey, now)}", errors=True)
 
     return report
+
+
+def left_text(journey: Journey, now: float) -> str:
+    """How much longer it takes, where that is known."""
+    whole = journey.whole_s(now)
+    return "" if whole is None else f", about {duration_text(whole - now)} left"

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lwqc.compile.decisions import DropDecision, ParallelDecision, SliceDecision
-from lwqc.compile.result import BranchRow, ParallelReport, RemovalReport, SlicingReport
+from lwqc.compile.decisions import (
+    DropDecision,
+    ParallelDecision,
+    SliceDecision,
+    TokenDecision,
+)
+from lwqc.compile.result import (
+    BranchRow,
+    ParallelReport,
+    RemovalReport,
+    SlicingReport,
+    TokensReport,
+)
 from lwqc.compile.steps.removed_branches import RemovedBranches
 from lwqc.graph.branch_kinds import branch_tree
 from lwqc.passes.remove_branches import Removal
@@ -74,3 +85,17 @@ def slicing_report(plan: Plan, decision: SliceDecision | None) -> SlicingReport:
         return SlicingReport(streams, None, "", {})
     macs = (decision.before.macs, decision.after.macs)
     return SlicingReport(streams, macs, decision.note, decision.left)
+
+
+def tokens_report(plan: Plan, decision: TokenDecision | None) -> TokensReport:
+    """The report. decision: None when the plan was given."""
+    if decision is None:
+        return TokensReport(tuple((e.branch, e.keep, e.of, None) for e in plan.tokens))
+    steps = zip(plan.tokens, decision.divergences, strict=True)
+    return TokensReport(
+        tuple((e.branch, e.keep, e.of, divergence) for e, divergence in steps),
+        plan.tokens[0].importance,
+        decision.saved,
+        decision.measure,
+        decision.left,
+    )

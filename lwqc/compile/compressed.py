@@ -13,9 +13,19 @@ import onnx_ir as ir
 from lwqc.backends.device_bench import build_engines
 from lwqc.backends.provider_options import options_path, options_text
 from lwqc.backends.target import Lowered
-from lwqc.compile.branch_reports import parallel_report, removal_report, slicing_report
+from lwqc.compile.branch_reports import (
+    parallel_report,
+    removal_report,
+    slicing_report,
+    tokens_report,
+)
 from lwqc.compile.budget import Reached, asked, weighed
-from lwqc.compile.decisions import DropDecision, ParallelDecision, SliceDecision
+from lwqc.compile.decisions import (
+    DropDecision,
+    ParallelDecision,
+    SliceDecision,
+    TokenDecision,
+)
 from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
 from lwqc.compile.idle_branches import idle_branches
 from lwqc.compile.losses import divergences
@@ -31,12 +41,16 @@ from lwqc.model import io
 from lwqc.model.coded_caches import caches_of
 from lwqc.model.outputs import check_outputs
 from lwqc.model.told import Told
+from lwqc.passes.encoded_weights import PartOfSite, stored_parts
 from lwqc.passes.widen_bfloat16 import has_bfloat16
 from lwqc.plans.goals import Goals, Outcome
-from lwqc.plans.plan import Plan
+from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.runtime.measure import OperatorRow, latencies, operator_rows
 from lwqc.runtime.session import has_bodies, statistics_session
 
+# The last stage of a job, and its steps, each of about the same time: another process loads the
+# file and runs it, times of both models (3), outputs and metric, profiles of both models (3).
+CHECKING, CHECKS = "checking", 8
 _FEEDS = 64  # that tell which branches of an If run
 Decision = DropDecision | ParallelDecision | SliceDecision
 
@@ -46,9 +60,9 @@ class Compressed(Told):
     """A compressed model in memory, ready to be saved and measured.
 
     sites: of the model just before formats were applied, by name. decision: what was
-    chosen and at what price, unless the plan was given. fallbacks: what the target would not run
-    as it should, one line each. search, trace: how, where a search chose. counted: by option of a
-    bound, see `lwqc.compile.budget.counted`.
+    chosen and at what price, unless the plan was given. shortened: the same of tokens. fallbacks:
+    what the target would not run as it should, one line each. search, trace: how, where a search
+    chose. counted: by option of a bound, see `lwqc.compile.budget.counted`.
     """
 
     work: Version
@@ -59,6 +73,7 @@ class Compressed(Told):
     pruned: PrunedModel | None = None
     removed: RemovedBranches | None = None
     decision: Decision | None = None
+    shortened: TokenDecision | None = None
     fallbacks: tuple[str, ...] = ()
     search: SearchReport | None = None
     trace: SearchTrace | None = None
@@ -118,6 +133,7 @@ class Compressed(Told):
         """The same, but for the last step: `Drafted.files` are still to be published."""
         outputs = [Path(p) for p in (path, plan, engines) if p is not None]
         check_outputs(outputs, files_of(self.work))
+        self.work.job.report(CHECKING)(0, CHECKS)
         with io.drafted(self.model, path, external_data=external_data) as files:
             target = self.work.job.target
             options = target.options(self.model, self.decisions, files.target.stem)
@@ -202,6 +218,9 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
     if result.decisions.slice or isinstance(decision, SliceDecision):
         cut = decision if isinstance(decision, SliceDecision) else None
         report = report.with_measurements(slicing=slicing_report(result.decisions, cut))
+    if result.decisions.tokens:
+        tokens = tokens_report(result.decisions, result.shortened)
+        report = report.with_measurements(tokens=tokens)
     if verify:
         report = _verified(result, saved, report)
     return report.with_outcomes(_outcomes(result, report))
@@ -236,19 +255,23 @@ def _cleaning(plan: Plan) -> tuple[str, ...]:
 
 
 def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
-    work = result.work
+    work, told = result.work, result.work.job.report(CHECKING)
+    told(1, CHECKS)
     session = work.job.load(saved.path, label=str(saved.target))
     timed = [
         ShapeLatency(s.label, *latencies([work.original.timed_session, session], s.feeds))
         for s in (work.job.data.serve if work.job.timed else ())
     ]
+    told(4, CHECKS)
     metric_before = metric_after = metric_drop = None
     if work.job.metric is not None:
         metric_before, metric_after = work.original.metric, work.job.metric(session)
         metric_drop = work.job.metric.drop(metric_before, metric_after)
+    divergence = divergences(result.removed.work if result.removed else work, session)
+    told(5, CHECKS)
     return report.with_measurements(
         weighed=weighed(result.goals, work, saved.path),
-        divergence=divergences(result.removed.work if result.removed else work, session),
+        divergence=divergence,
         latencies=tuple(timed),
         operators=_operators(work, saved),
         unmeasured=work.job.target.unmeasured(),
@@ -270,6 +293,7 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
     plan, forms = result.decisions, result.lowered.forms
     rows = []
     known = result.work.sites
+    parts = {part.site: part for _, part in stored_parts(result.model) if part.codes}
     for name, now in result.sites.items():
         entry, site = plan.quantize.get(name), known.get(name, now)  # merged ones are new
         after = entry.size_bytes(now.n, now.k) if entry else _float_bytes(now, plan)
@@ -284,9 +308,17 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
                 bytes_before=site.float_bytes,
                 bytes_after=after,
                 reason=plan.kept_float.get(site.name, ""),
+                entropy=_entropy(entry, parts.get(name)),
             )
         )
     return tuple(rows)
+
+
+def _entropy(entry: SiteEntry | None, codes: PartOfSite | None) -> float | None:
+    """Of codes that no kernel reads and that were not learned afterwards."""
+    if entry is None or codes is None or not entry.weight.only_stored:
+        return None
+    return codes.entropy()
 
 
 def _float_format(name: str, plan: Plan) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lwqc.graph.adjacent import Pair
-from lwqc.plans.plan import Plan
+from lwqc.plans.plan import Plan, ReducedTokens
 from lwqc.runtime.stats.output_divergence import Measure
 
 
@@ -59,6 +59,22 @@ class ParallelDecision:
     pairs: int
     latency_ms: tuple[float, float] | None = None
     note: str = ""
+    measure: Measure = "js"
+
+
+@dataclass(frozen=True)
+class TokenDecision:
+    """How many tokens a model goes on with, and the price of each step in their order.
+
+    divergences: of the outputs with all steps up to each. saved: share of the products behind the
+    first attention that goes. left: attention behind which no tokens can go, and why. measure: of
+    the divergences.
+    """
+
+    tokens: tuple[ReducedTokens, ...]
+    divergences: tuple[float, ...]
+    saved: float
+    left: Mapping[str, str] = field(default_factory=dict)
     measure: Measure = "js"
 
 

@@ -12,6 +12,7 @@ from lwqc.compile.reference import Reference
 from lwqc.compile.version import Version
 from lwqc.runtime.measure import compare, losses, worst_drop
 from lwqc.runtime.session import Session
+from lwqc.runtime.stats.collector import Runner
 from lwqc.runtime.stats.divergence import Divergence, Loss, LossesMeter
 
 
@@ -51,7 +52,7 @@ def divergences(work: Version, session: Session) -> dict[str, Divergence]:
     return compare(known, session, data, without=work.incomparable)
 
 
-def compared(work: Version, session: Session, against: Reference | None = None) -> LossesMeter:
+def compared(work: Version, session: Runner, against: Reference | None = None) -> LossesMeter:
     """Comparison with the original, or another reference, on the judging feeds."""
     reference = against or work.original
     expected = [comparable(work, outputs) for outputs in reference.judged]

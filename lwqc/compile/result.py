@@ -21,7 +21,11 @@ from lwqc.runtime.stats.divergence import Divergence
 
 @dataclass(frozen=True)
 class SiteRow:
-    """What became of one site. reason: why it stayed float, or partly so."""
+    """What became of one site.
+
+    reason: why it stayed float, or partly so. entropy: of codes that no kernel reads, bits per
+    weight.
+    """
 
     name: str
     op: str
@@ -32,6 +36,7 @@ class SiteRow:
     bytes_before: int
     bytes_after: int
     reason: str
+    entropy: float | None = None
 
     @property
     def weights(self) -> int:
@@ -150,6 +155,23 @@ class SlicingReport:
 
 
 @dataclass(frozen=True)
+class TokensReport:
+    """Fewer tokens from layer to layer: (branch, how many stay, of how many, divergence).
+
+    The divergence is that of the outputs with all steps up to this one; None when the plan was made
+    before. importance: by which tokens stay. saved: share of the products behind the first
+    attention that goes. measure: of the divergences. left: attention behind which all stay, and
+    why.
+    """
+
+    steps: tuple[tuple[str, int, int, float | None], ...]
+    importance: str = ""
+    saved: float | None = None
+    measure: str = ""
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SearchReport:
     """How a plan was searched for.
 
@@ -250,6 +272,7 @@ class Report(Told):
     removal: RemovalReport | None = None
     parallel: ParallelReport | None = None
     slicing: SlicingReport | None = None
+    tokens: TokensReport | None = None
     kept_float32: Mapping[str, str] = field(default_factory=dict)
     fallbacks: tuple[str, ...] = ()
     unmeasured: str = ""
@@ -277,6 +300,16 @@ class Report(Told):
         """Stored bits per weight over all sites, scales and zero points included."""
         weights = sum(row.weights for row in self.sites)
         return 8 * sum(row.bytes_after for row in self.sites) / max(weights, 1)
+
+    @property
+    def entropy(self) -> tuple[float, float] | None:
+        """Of codes that no kernel reads: stored bits per weight, and the entropy of the codes."""
+        rows = [(row, row.entropy) for row in self.sites if row.entropy is not None]
+        weights = sum(row.weights for row, _ in rows)
+        if not weights:
+            return None
+        stored = 8 * sum(row.bytes_after for row, _ in rows) / weights
+        return stored, sum(entropy * row.weights for row, entropy in rows) / weights
 
     @property
     def met(self) -> bool:

@@ -30,7 +30,7 @@ def storable(work: Version, site: str, entry: SiteEntry) -> SiteEntry | str:
     peak = work.facts.get(("peak", site), lambda: _peak(work, site))
     if peak == np.inf:
         return "holds NaN or infinity"
-    if fmt.kind == "fp16":
+    if fmt.kind in ("fp16", "vq"):
         return entry if fits_half(peak) else "float16 does not hold its numbers"
     if fmt.scale == "float32" or peak == 0 or _HALF[0] < peak < _HALF[1]:
         return entry

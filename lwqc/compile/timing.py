@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,17 @@ _PACKED_BITS = (2, 4, 8)
 _SLOW_PRODUCTS = "slow products"
 _CLEARLY = 1.1  # times as long: timings of the same differ by less
 _KNOWN = 1.04  # a ratio known this closely is closer than two timings of the same are
+_CONVERSION = "conversion of an element"
+_PICTURE = (1, 64, 56, 56)
+_CONVERTING = """
+    <ir_version: 9, opset_import: ["" : 17]>
+    conversion (float[1,64,56,56] x) => (uint8[1,56,56,64] y) {
+        scale = Constant <value_float = 0.02> ()
+        zero = Constant <value = uint8 {128}> ()
+        codes = QuantizeLinear (x, scale, zero)
+        y = Transpose <perm = [0, 2, 3, 1]> (codes)
+    }
+"""
 _RANGE = ActivationRange(low=-4, high=4)
 
 
@@ -141,14 +152,32 @@ def activation_shapes(work: Version, served: Served) -> Mapping[str, tuple[int, 
         for site, value in activations.items()
         if value is not None and value.name and value.name in main
     }
+    known = shapes_at(work, served, names.values())
+    return {site: known[name] for site, name in names.items()}
+
+
+def shapes_at(work: Version, served: Served, names: Iterable[str]) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of tensors of the main graph on these inputs, of those named and maybe others."""
     known = tensor_shapes(work).setdefault(served.label, {})
-    wanted = {name: Shapes(name) for name in names.values() if name not in known}
+    wanted = {name: Shapes(name) for name in names if name not in known}
     if wanted:
         found = collect(
             work.model, wanted.values(), [served.feeds], lambda m: Session(m, label="shapes")
         )
         known |= {name: found[shape].last for name, shape in wanted.items()}
-    return {site: known[name] for site, name in names.items()}
+    return known
+
+
+def conversion_seconds(work: Version) -> float:
+    """Of one element that becomes 8-bit and, as convolutions want it, channels last; about."""
+    with TimingCache.opened(work.job.timings) as cache:
+        if _CONVERSION not in cache.known:
+            session = Session(ir.from_onnx_text(_CONVERTING), label="conversion")
+            feeds = {"x": np.zeros(_PICTURE, np.float32)}
+            (times,) = time_runs([session], feeds, seconds=_SECONDS)
+            seconds = _quartile(times) / math.prod(_PICTURE)
+            cache.add(_CONVERSION, (seconds, seconds))
+        return cache.known[_CONVERSION][0]
 
 
 def operator_class(site: Site) -> tuple[str, str, tuple[int, ...]]:

@@ -27,9 +27,11 @@ def without_data(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
         notes.append(f"no data was given: {note}")
 
     if recipe.method in DATA_METHODS:
-        own = recipe.allocator in ("uniform", "rank") and recipe.kind == "int"
+        books = recipe.format is not None and recipe.format.kind == "vq"
+        own = recipe.allocator in ("uniform", "rank") and recipe.kind == "int" and not books
         method = "k-quant" if own else "rtn"
-        instead("method", method, f"codes are chosen by {method} instead of {recipe.method}")
+        how = "codebooks are fitted by plain k-means" if books else f"codes are chosen by {method}"
+        instead("method", method, f"{how} instead of {recipe.method}")
     if recipe.learn is not None:
         changes["learn"] = None
         notes.append(NOTHING_LEARNED)

@@ -19,9 +19,10 @@ from lwqc.compile.timing import relative_time, site_times, slow_sites, timed_sit
 from lwqc.compile.version import Version
 from lwqc.decide import planning
 from lwqc.decide.float_plan import with_float_type, with_floats
+from lwqc.decide.islands import islands
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.safest import holding, stored, with_room
-from lwqc.decide.site_order import by_output_error
+from lwqc.decide.site_order import by_output_error, smallest
 from lwqc.errors import LwqcError, SessionError
 from lwqc.plans.plan import CleanUp, Plan, Relaxation
 from lwqc.plans.recipe import Recipe
@@ -139,26 +140,33 @@ def fastest(work: Version, limit: float, recipe: Recipe) -> Plan:
     limit: the largest drop. A result is at no shape slower than the original. Where the target
     cannot be timed, the first that holds: targets list the most promising first.
     """
+    work.job.report("cleaning up")(0, 1)
     base = float_base(work, _wanted(work, merge=False), NOISE) if recipe.clean else Base(work)
     base = base.ready()
+    work.job.report("timing sites")(0, 1)
     plans = _distinct(_plans(base.work, recipe))
-    report = work.job.report("candidates")
+    report, last = work.job.report("candidates"), work.job.report("finalists")
     trials = []
     for done, plan in enumerate(plans):
-        trials += _within(base, plan, limit, recipe)
-        report(done + 1, len(plans) + 1)
+        report(done, len(plans))
+        for trial in _within(base, plan, limit, recipe):
+            trials += [trial, *_fewer_islands(trial, limit, recipe)]
+    report(len(plans), len(plans))
     if not work.job.timed:
         for trial in trials:
             if holds(work, trial.candidate, trial.session, limit):
                 return _whole(trial, limit, recipe)
         return safest(work, base, limit, recipe)
+    last(0, 4)
     best = _ranked(work, trials, _GLANCE, _FINALISTS)[:_FINALISTS]
     if best:
         first = best[0].candidate.plan
+        last(1, 4)
         best += _later_start(base, first, limit, recipe)
         if base.clean is not None:
+            last(2, 4)
             best += _merged(work, first, limit, recipe)
-    report(len(plans) + 1, len(plans) + 1)
+    last(3, 4)
     for trial in _ranked(work, best, _SECONDS, 1):
         if holds(work, trial.candidate, trial.session, limit):
             return _whole(trial, limit, recipe)
@@ -187,10 +195,13 @@ def safest(work: Version, base: Base, limit: float, recipe: Recipe) -> Plan:
     )
 
 
-def _within(base: Base, plan: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
+def _within(
+    base: Base, plan: Plan, limit: float, recipe: Recipe, *, mend: bool = True
+) -> list[_Trial]:
     """The plan, or what of it the allowed drop leaves; nothing where that is not enough.
 
-    Nor where the runtime does not load or run it, or dies of it: that is a note.
+    Nor where the runtime does not load or run it, or dies of it: that is a note. mend: whether a
+    plan that loses too much is made to lose less.
     """
     work = base.work
     try:
@@ -198,9 +209,9 @@ def _within(base: Base, plan: Plan, limit: float, recipe: Recipe) -> list[_Trial
         if found is None:
             return []
         candidate, session = found
-        if candidate.drop > limit and not math.isinf(candidate.drop):
+        if mend and candidate.drop > limit and not math.isinf(candidate.drop):
             candidate, session = _fitted_better(work, candidate, session, recipe)
-        if candidate.drop > limit:
+        if mend and candidate.drop > limit:
             candidate, session = _relaxed(work, candidate, session, limit)
     except SessionError as error:
         work.job.give_up(error)
@@ -274,6 +285,15 @@ def _later_start(base: Base, best: Plan, limit: float, recipe: Recipe) -> list[_
         plan = planning.weight_only(base.work, best, static[:count])
         trials += _within(base, plan, limit, recipe)
     return trials
+
+
+def _fewer_islands(trial: _Trial, limit: float, recipe: Recipe) -> list[_Trial]:
+    """The same with those 8-bit convolutions in float that are not worth their conversions."""
+    work, plan = trial.base.work, trial.candidate.plan
+    if not (work.job.timed and work.job.runs_here):
+        return []
+    fewer = [planning.weight_only(work, plan, sorted(left)) for left in islands(work, plan)]
+    return [t for one in fewer for t in _within(trial.base, one, limit, recipe, mend=False)]
 
 
 def _uniform(work: Version, bits: int, kind: planning.Activations, recipe: Recipe) -> Plan:
@@ -383,7 +403,7 @@ def _relaxed(
 ) -> tuple[Candidate, Session]:
     """Leave the activations of the most sensitive sites float until the drop is allowed.
 
-    Bisection over the order of what sites cost alone in 8 bits.
+    In the order of what sites cost alone in 8 bits, as few of them as it takes.
     """
     plan = candidate.plan
     integer = [n for n, e in plan.quantize.items() if e.activation != "none"]
@@ -400,18 +420,17 @@ def _relaxed(
     trial, loaded = evaluate(work, floating)
     if trial.drop > most:
         return candidate, session  # without any 8-bit activation it is too much already
-    whole = candidate.drop
-    candidate, session = trial, loaded
-    order = by_output_error(work, plan, integer, whole - limit)
-    low, high = 0, len(order) - 1
-    while low < high:
-        middle = (low + high) // 2
-        trial, loaded = evaluate(work, without(order[: middle + 1]))
+    order = by_output_error(work, plan, integer, candidate.drop - limit)
+    found = {len(integer): (trial, loaded)}
+
+    def held(count: int) -> bool:
+        trial, loaded = evaluate(work, without(order.sites[:count]))
         if trial.drop <= limit:
-            candidate, session, high = trial, loaded, middle
-        else:
-            low = middle + 1
-    return candidate, session
+            found[count] = trial, loaded
+        return trial.drop <= limit
+
+    smallest(1, len(integer), order.expected(limit), held)
+    return found[min(found)]
 
 
 def never_slower(work: Version, plan: Plan) -> Plan:

@@ -21,6 +21,7 @@ from lwqc.errors import InputError
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.model import io
 from lwqc.plans.plan import Plan, SiteEntry, Source
+from lwqc.quant.fitted_codebook import CODEBOOK_METHODS
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.quant.output_error import output_error
@@ -130,7 +131,9 @@ def legal_entries(
     slow = slow_products(work) if unpack else {}
     found = []
     for entry in work.job.target.candidates(site, work.opset, tiny=tiny):
-        if site.name in slow.get(entry.weight.bits, ()):
+        if work.is_large and entry.weight.only_stored:
+            continue  # the memory that floats take counts more than the file
+        if site.name in slow.get(entry.weight.bits, ()) and not entry.weight.only_stored:
             entry = entry.model_copy(update={"activation": "none", "unpacked": True})
         stored = storable(work, site.name, entry)
         if isinstance(stored, SiteEntry):
@@ -160,10 +163,15 @@ def with_method(
     return [
         None,
         *(
-            e.model_copy(update={"method": method}) if helped and e.weight.bits < 8 else e
+            e.model_copy(update={"method": method}) if helped and _takes(e.weight, method) else e
             for e in legal
         ),
     ]
+
+
+def _takes(fmt: WeightFormat, method: Method) -> bool:
+    """Whether a method can be had and is of use: scalars of 8 bits are nearly exact."""
+    return method in CODEBOOK_METHODS if fmt.kind == "vq" else fmt.bits < 8
 
 
 def _errors(
@@ -171,22 +179,24 @@ def _errors(
 ) -> tuple[list[float], float, list[float]]:
     """Relative squared error at the site's output, per entry and for the probe; gains per entry.
 
-    What a method gains over rounding to nearest is looked at once per number of bits.
+    What a method gains over rounding to nearest is looked at once per number of bits, and once for
+    all codebooks, for which it is about the same.
     """
     weight = np.asarray(work.weights.weight(name), np.float32)
     observed = work.job.data.fit.kind == "real" and not work.grams.reason(name)
     gram = work.grams(name) if observed else None
-    gains: dict[int, float] = {}
+    gains: dict[str, float] = {}
 
     def error(entry: SiteEntry) -> float:
         return output_error(weight, work.weights.get(name, entry).decode(), gram)
 
     def gain(entry: SiteEntry) -> float:
-        bits = entry.weight.bits
-        if bits not in gains:
+        fmt = entry.weight
+        kind = fmt.kind if fmt.kind == "vq" else f"{fmt.kind}{fmt.bits}"
+        if kind not in gains:
             plain = error(entry.model_copy(update={"method": "rtn"}))
-            gains[bits] = error(entry) / plain if plain > 0 else 1.0
-        return gains[bits]
+            gains[kind] = error(entry) / plain if plain > 0 else 1.0
+        return gains[kind]
 
     gained = [1.0 if e is None or e.method == "rtn" else gain(e) for e in entries]
     plain = [0.0 if e is None else error(e.model_copy(update={"method": "rtn"})) for e in entries]

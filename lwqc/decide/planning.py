@@ -15,7 +15,7 @@ from lwqc.errors import InputError
 from lwqc.graph.sites import MIN_WEIGHTS, Site
 from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
 from lwqc.plans.recipe import Recipe
-from lwqc.quant.formats import BLOCKS, Kind, WeightFormat
+from lwqc.quant.formats import BLOCKS, DIMS, Kind, WeightFormat
 from lwqc.quant.methods import DATA_METHODS, Method
 from lwqc.runtime.session import Session, read_back, statistics_session
 from lwqc.runtime.stats.ranges import ranges
@@ -36,6 +36,7 @@ def uniform(
     symmetric: bool = True,
     search: bool = True,
     kind: Kind = "int",
+    fmt: WeightFormat | None = None,
     recipe: str = "",
 ) -> Plan:
     """Every site in `bits`, with the given activations where the target has a kernel for it.
@@ -43,7 +44,8 @@ def uniform(
     block: scales per block of a weight-only matrix (None: 32 for up to 4 bits, 128 for 8, or
     fewer where that pads less).
     search: choose scales by error search. kind: of 4-bit floats, where they have a kernel; the
-    other sites get integers.
+    other sites get integers. fmt: of all, instead of `bits` and `kind`, in other blocks or shorter
+    vectors where it cannot be had as it is.
     Sites that cannot take the format are in `kept_float` with the reason. Static plans have no
     ranges yet; see `calibrate`.
     """
@@ -51,7 +53,7 @@ def uniform(
     kept: dict[str, str] = {}
     barred = _refused_sites(work) if activations == "static" else {}
     for site in work.analysis.sites:
-        wishes = [
+        wishes = list(_like(fmt)) if fmt is not None else [
             *_float_wishes(kind, block),
             # Integers beside float8 would have to share its pairs of activations.
             *(_wishes(site, bits, activations, block, symmetric, work.job.target.integer_bits)
@@ -79,6 +81,18 @@ def uniform(
 
 def _refused_sites(work: Version) -> dict[str, str]:
     return work.job.target.flow(work.model.graph, work.analysis.sites).refused
+
+
+def _like(fmt: WeightFormat) -> Iterator[SiteEntry]:
+    """A format, and what is nearest to it."""
+    yield SiteEntry(weight=fmt)
+    if fmt.kind == "vq":
+        for dim in (d for d in reversed(DIMS) if d < fmt.dim):
+            bits = min(-(-fmt.bits * dim // fmt.dim), 8)
+            yield SiteEntry(weight=replace(fmt, bits=bits, dim=dim))
+    elif fmt.block is not None:
+        for block in _nearest_blocks(fmt.block)[1:]:
+            yield SiteEntry(weight=replace(fmt, block=block))
 
 
 def _float_wishes(kind: Kind, block: int | None) -> Iterator[SiteEntry]:

@@ -4,19 +4,60 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 
-from lwqc.compile.candidates import known_drop, tried
+from lwqc.compile.losses import compared
 from lwqc.compile.version import Version
-from lwqc.decide.planning import without
+from lwqc.graph.integer_flow import integer_flow
+from lwqc.passes.gate_activations import GateActivations
+from lwqc.passes.gate_tensors import GateTensors
 from lwqc.plans.plan import Plan
+from lwqc.quant.activation import activation_grid
+from lwqc.runtime.measure import worst_drop
 from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.rounding_noise import RoundingNoise
 
 _MOST_TRIALS = 64
+Cost = Callable[[Sequence[str]], float]
 _MARGIN = 1.5  # times the drop that has to go: drops of sites add up only roughly
+
+
+@dataclass(frozen=True)
+class SiteOrder:
+    """Sites, the worst first. rounded: what some of them cost together in 8 bits, if known."""
+
+    sites: Sequence[str]
+    rounded: Cost | None = None
+
+    def expected(self, limit: float) -> int:
+        """How many of the worst have to go, at least 1, until the others cost no more than that.
+
+        Half of them where that is not known.
+        """
+        middle, rounded = (len(self.sites) + 1) // 2, self.rounded
+        if rounded is None:
+            return middle
+        return smallest(
+            1, len(self.sites), middle, lambda count: rounded(self.sites[count:]) <= limit
+        )
+
+
+def smallest(low: int, high: int, guess: int, holds: Callable[[int], bool]) -> int:
+    """The smallest number from low to high that holds, if all above one that does hold too.
+
+    `high` is known to. Asks at the guess first and goes away from it in growing steps.
+    """
+    step, seen = 1, set[bool]()
+    while low < high:
+        at = (low + high) // 2 if len(seen) == 2 else min(max(guess, low), high - 1)
+        found = holds(at)
+        seen.add(found)
+        low, high = (low, at) if found else (at + 1, high)
+        guess, step = at - step if found else at + step, 2 * step
+    return low
 
 
 def by_activation_error(work: Version, plan: Plan, sites: Collection[str]) -> list[str]:
@@ -36,7 +77,7 @@ def by_activation_error(work: Version, plan: Plan, sites: Collection[str]) -> li
 
 def by_output_error(
     work: Version, plan: Plan, sites: Collection[str], excess: float = math.inf
-) -> list[str]:
+) -> SiteOrder:
     """The sites in order of what each of them alone costs in the plan's format, the worst first.
 
     excess: the drop that has to go. Sites are tried in groups, and one by one in the groups that
@@ -46,22 +87,51 @@ def by_output_error(
     """
     rough = by_activation_error(work, plan, sites)
     if work.job.metric is not None or work.is_large:
-        return rough
+        return SiteOrder(rough)
     report = work.job.report("sites alone")
     trials = count(1)
+    alone = _rounded_alone(work, plan, sites)
 
     def cost(group: Sequence[str]) -> float:
-        alone = without(plan, {n: "" for n in plan.quantize if n not in group})
-        known = known_drop(work, alone)
         report(min(next(trials), len(sites)), len(sites))
-        return tried(work, alone).drop if known is None else known
+        return alone(group)
 
-    return _worst_first(rough, cost, excess * _MARGIN)
+    return SiteOrder(_worst_first(rough, cost, excess * _MARGIN), alone)
 
 
-def _worst_first(
-    sites: Sequence[str], cost: Callable[[Sequence[str]], float], enough: float
-) -> list[str]:
+def _rounded_alone(work: Version, plan: Plan, sites: Collection[str]) -> Cost:
+    """What the outputs lose where only the activations of some sites are rounded to 8 bits.
+
+    One session tells it for any of them: what they round is behind gates. Tensors that static
+    convolutions bring to 8 bits are rounded to the plan's grids, other inputs as in each run.
+    """
+    graph = work.model.graph
+    convs = {n for n in sites if work.sites[n].op == "Conv" and n in plan.quantize}
+    convs = {n for n in convs if plan.quantize[n].activation == "static"}
+
+    def flow(group: Iterable[str]) -> Mapping[str, str]:
+        return integer_flow(graph, [work.sites[n] for n in group if n in convs]).tensors
+
+    ranges = plan.ranges
+    grids = {
+        tensor: activation_grid(ranges[owner].low, ranges[owner].high)
+        for tensor, owner in flow(sites).items()
+        if owner in ranges
+    }
+    tensors, inputs = GateTensors(grids), GateActivations(n for n in sites if n not in convs)
+    model = work.model.clone()
+    tensors(model)
+    inputs(model)
+    session = statistics_session(model)
+
+    def lost(group: Sequence[str]) -> float:
+        gates = {**tensors.feeds(flow(group)), **inputs.feeds(group)}
+        return worst_drop(compared(work, lambda feeds: session({**feeds, **gates})).result())
+
+    return lost
+
+
+def _worst_first(sites: Sequence[str], cost: Cost, enough: float) -> list[str]:
     """Sites by what they cost alone, until those found together cost enough; then the others.
 
     sites: in rough order. A group costs at least what each of its sites does, but for noise, so

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 
 from lwqc.compile.budget import asked
@@ -15,6 +15,7 @@ from lwqc.compile.version import Version
 from lwqc.decide.allocate import allocate
 from lwqc.decide.allocator import find_allocator
 from lwqc.decide.decided import Decided
+from lwqc.decide.fewer_tokens import better, may_shorten, with_tokens
 from lwqc.decide.late_steps import check_learning, with_late_steps
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.joint import joint, pareto, searches
@@ -22,7 +23,7 @@ from lwqc.decide.structural import branch_job, channel_job, suited
 from lwqc.errors import InputError
 from lwqc.model.extensions import ALLOCATORS
 from lwqc.plans.goals import Goals
-from lwqc.plans.recipe import Recipe, find
+from lwqc.plans.recipe import Recipe, TokenRecipe, find
 
 
 def decide(
@@ -71,17 +72,46 @@ def _random_trials(work: Version) -> tuple[str, ...]:
 
 
 def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl | None) -> Decided:
+    if recipe.tokens is not None:
+        rest = recipe.model_copy(update={"tokens": None})
+
+        def job(goals: Goals) -> Callable[[Version], Decided]:
+            return partial(_after_tokens, goals, rest, control)
+
+        return with_tokens(job, recipe.tokens, goals)(work)
     if _promises(recipe.allocator):
         goals = goals.promising()  # the loss that such recipes allow where the user says nothing
     _check_budgets(work, goals, recipe)
     if searches(work, goals, recipe):
         search = partial(_joint, goals, recipe, control or SearchControl())
+        if recipe.allocator == "auto" and may_shorten(work, goals):
+            return _or_shorter(work, goals, recipe, search)
         return with_late_steps(search, recipe)(work)
     if recipe.prune is not None or recipe.slice is not None:
         return channel_job(recipe, goals)(work)
     if recipe.drop is not None or recipe.parallel is not None:
         return branch_job(recipe, goals)(work)
     return with_late_steps(partial(_allocated, goals, recipe), recipe)(work)
+
+
+def _after_tokens(
+    goals: Goals, recipe: Recipe, control: SearchControl | None, work: Version
+) -> Decided:
+    return _decided(work, goals, recipe, control)
+
+
+def _or_shorter(
+    work: Version, goals: Goals, recipe: Recipe, search: Callable[[Version], Decided]
+) -> Decided:
+    """What the search finds, or 8 bits and fewer tokens where that loses less."""
+    eight = find("w8a8-fused").model_copy(update={"name": recipe.name})
+
+    def job(goals: Goals) -> Callable[[Version], Decided]:
+        return partial(_after_tokens, goals, eight, None)
+
+    shorter = with_tokens(job, TokenRecipe(by_latency=True), goals)
+    chosen = partial(better, search=search, shorter=shorter, goals=goals)
+    return with_late_steps(chosen, recipe)(work)
 
 
 def _joint(goals: Goals, recipe: Recipe, control: SearchControl, work: Version) -> Decided:

@@ -10,10 +10,12 @@ from lwqc.compile.compressed import Compressed, Decision
 from lwqc.compile.execute import execute
 from lwqc.compile.run_times import run_ms
 from lwqc.compile.version import Version
+from lwqc.decide import planning
 from lwqc.decide.channels import decide
 from lwqc.decide.data_free import without_data
 from lwqc.decide.decided import Decided
 from lwqc.decide.drop_layers import DropOptions, choose_branches
+from lwqc.decide.fewer_tokens import with_tokens
 from lwqc.decide.float_plan import with_floats
 from lwqc.decide.late_steps import with_late_steps
 from lwqc.decide.parallel_layers import ParallelOptions, choose_parallel
@@ -25,7 +27,7 @@ from lwqc.errors import InputError
 from lwqc.model.extensions import CHANNEL_SCORES
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan
-from lwqc.plans.recipe import PruneRecipe, Recipe, find
+from lwqc.plans.recipe import PruneRecipe, Recipe, find, with_token_share
 from lwqc.runtime.measure import NOISE
 
 _ROUNDEST = 16  # widths beyond this multiple gain nothing on the CPU
@@ -40,8 +42,13 @@ def pruning_recipe(name: str = "", *, has_data: bool) -> Recipe:
     return find(name or ("obspa" if has_data else "obspa-datafree"))
 
 
-def dropping_recipe(name: str = "", *, has_data: bool) -> Recipe:
-    """A recipe that removes branches. The default is `ablation-refit`, without data `finercut`."""
+def dropping_recipe(name: str = "", *, has_data: bool, tokens: bool = False) -> Recipe:
+    """A recipe that removes branches. The default is `ablation-refit`, without data `finercut`.
+
+    tokens: only they are to go; then it is `evit`.
+    """
+    if tokens and not name:
+        return find("evit")
     return find(name or ("ablation-refit" if has_data else "finercut"))
 
 
@@ -128,6 +135,11 @@ def _decided(work: Version, goals: Goals, decision: Decision) -> Decided:
     )
 
 
+def _unchanged(work: Version, goals: Goals, recipe: Recipe) -> Decided:
+    plan = _for_target(work, planning.unchanged(work, recipe.name))
+    return Decided(work, goals, plan, lambda: execute(work, goals, plan))
+
+
 def _for_target(work: Version, plan: Plan) -> Plan:
     """The plan with the target's float type, and sizes to build for."""
     return with_profile(work, with_floats(work, plan), {})
@@ -173,6 +185,12 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versio
 
     Raises InputError for a recipe of another kind and for options that it does not have.
     """
+    recipe = with_token_share(recipe, changes.pop("tokens", None))
+    if recipe.tokens is not None:
+        rest = recipe.model_copy(update={"tokens": None})
+        return with_tokens(lambda goals: branch_job(rest, goals, **changes), recipe.tokens, goals)
+    if recipe.allocator == "none":
+        return with_late_steps(lambda work: _unchanged(work, goals, recipe), recipe)
     if recipe.parallel is not None:
         changes.pop("seed", None)  # which only chooses random branches
         merging = parallel_options(recipe, **changes)

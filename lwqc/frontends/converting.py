@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import io as text_io
 import logging
+import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 
 from lwqc.errors import InputError
+
+_STDERR = 2
 
 
 @contextlib.contextmanager
@@ -33,6 +37,21 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def native_quiet() -> Iterator[None]:
+    """Keep what compiled code writes off stderr, as TensorFlow's greetings; errors are raised."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(_STDERR), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, _STDERR)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, _STDERR)
+        os.close(kept)
+        os.close(nothing)
 
 
 def first_line(error: BaseException) -> str:

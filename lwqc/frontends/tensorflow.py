@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from lwqc.errors import InputError
-from lwqc.frontends.converting import converting
+from lwqc.frontends.converting import converting, native_quiet
 from lwqc.model import io
 from lwqc.model.needed import needed
 from lwqc.model.scratch import temporary_folder
@@ -25,9 +25,9 @@ def of_keras(model: Any) -> ir.Model:
     _prepare("Keras models")
     with temporary_folder() as folder:
         path = folder / "model.onnx"
-        with converting(f"{type(model).__name__}: running it"):
+        with native_quiet(), converting(f"{type(model).__name__}: running it"):
             model(_first_inputs(model))  # Keras 3.15 exports what was called before alone
-        with converting(f"{type(model).__name__}: export"):
+        with native_quiet(), converting(f"{type(model).__name__}: export"):
             model.export(str(path), format="onnx", verbose=False, opset_version=OPSET)
         return _loaded(onnx.load(path))
 
@@ -45,7 +45,7 @@ def load_keras(path: Path) -> ir.Model:
     """A `.keras` or `.h5` file. Layers with code of their own are refused by Keras."""
     _prepare("Keras models")
     keras = needed("keras", "Keras models", _EXTRA)
-    with converting(f"{path}: loading it"):
+    with native_quiet(), converting(f"{path}: loading it"):
         model = keras.saving.load_model(str(path), compile=False, safe_mode=True)
     return of_keras(model)
 
@@ -55,7 +55,7 @@ def load_saved_model(path: Path) -> ir.Model:
     _prepare("SavedModels")
     tensorflow = needed("tensorflow", "SavedModels", _EXTRA)
     tf2onnx = needed("tf2onnx", "SavedModels", _EXTRA)
-    with converting(f"{path}: loading it"):
+    with native_quiet(), converting(f"{path}: loading it"):
         loaded = tensorflow.saved_model.load(str(path))
         signatures = dict(loaded.signatures)
     if not signatures:
@@ -66,7 +66,7 @@ def load_saved_model(path: Path) -> ir.Model:
     def call(*inputs: Any) -> Any:
         return function(**{s.name: value for s, value in zip(specs, inputs, strict=True)})
 
-    with converting(f"{path}: conversion"):
+    with native_quiet(), converting(f"{path}: conversion"):
         wrapped = tensorflow.function(call, input_signature=specs, autograph=False)
         proto, _ = tf2onnx.convert.from_function(wrapped, input_signature=specs, opset=OPSET)
     return _loaded(proto)
@@ -76,7 +76,7 @@ def load_tflite(path: Path) -> ir.Model:
     """A `.tflite` file. Raises InputError."""
     _prepare("TFLite files")
     tf2onnx = needed("tf2onnx", "TFLite files", _EXTRA)
-    with converting(f"{path}: conversion"):
+    with native_quiet(), converting(f"{path}: conversion"):
         proto, _ = tf2onnx.convert.from_tflite(str(path), opset=OPSET)
     return _loaded(proto)
 
@@ -84,8 +84,9 @@ def load_tflite(path: Path) -> ir.Model:
 def _prepare(what: str) -> None:
     """Import what is needed, in an order that works."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    needed("tensorflow", what, _EXTRA)
-    needed("tf2onnx", what, _EXTRA)
+    with native_quiet():
+        needed("tensorflow", what, _EXTRA)
+        needed("tf2onnx", what, _EXTRA)
 
 
 def _loaded(proto: onnx.ModelProto) -> ir.Model:

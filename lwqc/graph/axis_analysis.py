@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -66,14 +67,16 @@ def analyse_axes(
     *,
     rules: Rules | None = None,
     resizable_outputs: Collection[str] = (),
+    anew: Mapping[ir.Value, int] = MappingProxyType({}),
 ) -> AxisAnalysis:
     """Relate the dimensions of all tensors of the main graph.
 
     shapes: tensor name -> sizes in two settings, see `graph.shapes`; a tensor without one is a
         barrier. rules: what operators do; None for `all_rules`. resizable_outputs: graph outputs
-        that may get narrower.
+        that may get narrower. anew: tensor -> axis whose indices have nothing to do with those
+        that it was computed from.
     """
-    run = _Run(model, shapes, all_rules() if rules is None else rules)
+    run = _Run(model, shapes, all_rules() if rules is None else rules, anew)
     for value in model.graph.inputs:
         sampled = shapes.get(value.name or "")
         if sampled is not None:
@@ -90,8 +93,15 @@ def analyse_axes(
 
 
 class _Run:
-    def __init__(self, model: ir.Model, shapes: Mapping[str, Sampled], rules: Rules) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        shapes: Mapping[str, Sampled],
+        rules: Rules,
+        anew: Mapping[ir.Value, int],
+    ) -> None:
         self.rules = rules
+        self.anew = anew
         self.opset = int(model.opset_imports.get("", 1))
         self.result = AxisAnalysis(model.graph, self.opset, shapes)
         self.integers = Integers(model.graph, shapes)
@@ -118,7 +128,10 @@ class _Run:
             self._stop(ctx, str(error))
         self.result.repairs.extend(ctx.repairs)
         for index, dims in ctx.outputs.items():
-            self.result.dims[node.outputs[index]] = dims
+            output = node.outputs[index]
+            if (axis := self.anew.get(output)) is not None:
+                dims = Dims(Factor(d.size) if a == axis else d for a, d in enumerate(dims))
+            self.result.dims[output] = dims
 
     def _number(self, value: ir.Value) -> None:
         """A constant given as numbers in an attribute; tensors are looked at by their readers."""

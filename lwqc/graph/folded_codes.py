@@ -7,6 +7,7 @@ import onnx_ir as ir
 from lwqc.model.weights import stored_tensor, trace_weight
 
 _UNPACKS = frozenset({"BitShift", "Reshape", "Concat", "Slice", "Cast", "Sub"})
+_FINDS = _UNPACKS | {"Add", "Gather"}  # the place of a vector in a codebook
 Packed = tuple[ir.TensorProtocol, int, ir.TensorProtocol, ir.TensorProtocol | None]
 
 
@@ -50,6 +51,26 @@ def plain_codes(node: ir.Node) -> tuple[ir.TensorProtocol, ir.TensorProtocol] | 
         return None
     fits = all(b in (1, a) for a, b in zip(codes.shape, scale.shape, strict=True))
     return (codes, scale) if fits else None
+
+
+def reads_codebook(node: ir.Node) -> bool:
+    """Whether a Gather reads vectors of a codebook, at places that are stored as bytes."""
+    seen: set[ir.Value] = set()
+    waiting = [node.inputs[1]]
+    stored = []
+    while waiting:
+        value = waiting.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        tensor, producer = stored_tensor(value), value.producer()
+        if tensor is not None:
+            stored.append(tensor.dtype)
+        elif producer is None or producer.op_type not in _FINDS:
+            return False
+        else:
+            waiting += producer.inputs
+    return ir.DataType.UINT8 in stored
 
 
 def reshaped_end(node: ir.Node) -> tuple[ir.Value | None, tuple[int, ...] | None]:

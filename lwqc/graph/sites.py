@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.graph.folded_codes import reads_codebook
 from lwqc.model.names import distinct_names
 from lwqc.model.weights import (
     ReadArray,
@@ -318,6 +319,8 @@ def _gather(node: ir.Node, index: int, shape: tuple[int, ...]) -> _Found | str:
         return "holds indices"
     if len(shape) != 2 or _int(node, "axis") not in (0, -2):
         return f"is gathered along axis {_int(node, 'axis')} of {list(shape)}"
+    if reads_codebook(node):
+        return "is a codebook, of a weight that becomes floats at load"
     return _Found(Use(node, 0, transposed=False), n=shape[0], k=shape[1], groups=1)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from lwqc.errors import InputError, LwqcError, UserCodeError
 
+_FILE = ".py"
 _allowed = [True]
 _files: set[str] = set()
 
@@ -92,6 +93,9 @@ def load_callable(spec: str) -> Callable[..., Any]:
     module_name, colon, name = spec.partition(":")
     if not colon or not module_name or not name:
         raise InputError(f"{spec}: expected module:callable")
+    if module_name.endswith(_FILE):
+        dotted = module_name.removesuffix(_FILE).replace("/", ".")
+        raise InputError(f"{spec}: modules are named without {_FILE}: write {dotted}:{name}")
     check_allowed(spec)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

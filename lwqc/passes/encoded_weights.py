@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ class PartOfSite(ir.LazyTensor):
     """A stored part of one site's weight in low bits, evaluated when it is read.
 
     site: its name. codes: whether this is the codes rather than scales or what is beside them.
+    entropy: of these, in bits per weight, see `EncodedWeights.entropy`.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class PartOfSite(ir.LazyTensor):
         shape: Sequence[int],
         *,
         codes: bool = False,
+        entropy: Callable[[], float] = lambda: math.nan,
     ) -> None:
         super().__init__(
             lambda: ir.tensor(np.ascontiguousarray(make()), name=name),
@@ -45,7 +48,7 @@ class PartOfSite(ir.LazyTensor):
             shape=ir.Shape(shape),
             name=name,
         )
-        self.site, self.codes = site, codes
+        self.site, self.codes, self.entropy = site, codes, entropy
 
 
 class Known(Protocol):
@@ -105,6 +108,7 @@ class EncodedWeights:
         self._progress = progress
         self._asked: set[str] = set()
         self._done: set[str] = set()
+        self._entropy: dict[_Key, float] = {}
         self._cache: OrderedDict[_Key, _Held] = OrderedDict()
         self._lock = threading.Lock()  # one weight at a time; encoding itself uses all cores
 
@@ -124,9 +128,7 @@ class EncodedWeights:
         return side
 
     def _held(self, site: str, entry: SiteEntry) -> _Held:
-        key = (
-            site, str(entry.weight), entry.search, entry.method, entry.rank, entry.columns,
-        )  # fmt: skip
+        key = _key(site, entry)
         with self._lock:
             if key not in self._cache:
                 self._cache[key] = self._encode(site, entry)
@@ -177,11 +179,23 @@ class EncodedWeights:
         codes: whether that part is the codes.
         """
         self._asked.add(site)
-        make = partial(self._part, site, entry, part)
-        return PartOfSite(site, make, name, dtype, shape, codes=codes)
+        make = partial(self._part, site, entry, part, codes)
+        entropy = partial(self.entropy, site, entry)
+        return PartOfSite(site, make, name, dtype, shape, codes=codes, entropy=entropy)
 
-    def _part(self, site: str, entry: SiteEntry, part: Part) -> NDArray[np.generic]:
-        return part(self.get(site, entry))
+    def _part(self, site: str, entry: SiteEntry, part: Part, codes: bool) -> NDArray[np.generic]:
+        encoded = self.get(site, entry)
+        if codes and entry.weight.only_stored:
+            self._entropy[_key(site, entry)] = encoded.entropy
+        return part(encoded)
+
+    def entropy(self, site: str, entry: SiteEntry) -> float:
+        """Bits per weight that the best code without memory takes for a site's codes.
+
+        Those of formats that are only stored are known since they were written.
+        """
+        known = self._entropy.get(_key(site, entry))
+        return self.get(site, entry).entropy if known is None else known
 
     def lazy_side(
         self,
@@ -201,6 +215,10 @@ class EncodedWeights:
         while held > self._budget and len(self._cache) > 1:
             _, oldest = self._cache.popitem(last=False)
             held -= oldest.nbytes
+
+
+def _key(site: str, entry: SiteEntry) -> _Key:
+    return site, str(entry.weight), entry.search, entry.method, entry.rank, entry.columns
 
 
 def stored_parts(model: ir.Model) -> Iterator[tuple[ir.Value, PartOfSite]]:

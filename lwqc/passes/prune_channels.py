@@ -44,7 +44,7 @@ def prune_channels(groups: Groups, removed: Mapping[str, Sequence[int]]) -> Prun
     kept = _slice_stored(groups.analysis, masks)
     for item in groups.analysis.repairs:
         repair(item, groups.analysis, masks)
-    _update_shapes(groups.analysis, masks)
+    update_shapes(groups.analysis, masks)
     return Pruned(kept)
 
 
@@ -143,7 +143,8 @@ def _resize(value: ir.Value, tensor: ir.TensorProtocol) -> None:
     value.shape = ir.Shape(static_shape(tensor))
 
 
-def _update_shapes(analysis: AxisAnalysis, masks: Masks) -> None:
+def update_shapes(analysis: AxisAnalysis, masks: Masks) -> None:
+    """Correct the known shapes of computed tensors."""
     for value, dims in analysis.dims.items():
         if value.shape is None or not any(masks.touches(d) for d in dims):
             continue

@@ -55,6 +55,11 @@ class Goals:
         """Bounds by option, and nothing else."""
         return cls(**cast(Any, bounds))
 
+    def without(self, name: str) -> Goals:
+        """The same without one bound."""
+        left = {option: bound for option, bound in self.bounds.items() if option != name}
+        return Goals(max_drop=self.max_drop, **cast(Any, left))
+
     @property
     def asked(self) -> dict[str, str]:
         """What is bounded, for readers: sizes in bytes, times in milliseconds."""

@@ -112,8 +112,8 @@ class Measured(TypedDict, total=False):
     metric: Annotated[
         MetricSource,
         Flag(
-            "top1, detection-agreement, character-error, word-error, perplexity or "
-            "module:function(run) -> number"
+            "top1, detection-agreement, map, map50, character-error, word-error, perplexity or "
+            "module:function(run) -> number; see docs/data.md"
         ),
     ]
 
@@ -239,6 +239,22 @@ class Budgets(Storage, total=False):
     fastest: Annotated[bool, Flag("with --max-drop: the fastest, not the smallest", bool, False)]
 
 
+class Shortening(TypedDict, total=False):
+    """How many tokens vision transformers and encoders go on with.
+
+    tokens: share of the products behind the first attention that goes, see `lwqc.decide.tokens`.
+    """
+
+    tokens: Annotated[
+        float | None,
+        Flag(
+            "share of the work of transformer layers that goes with the tokens read least: 30%",
+            float | None,
+            share=True,
+        ),
+    ]
+
+
 class Searching(TypedDict, total=False):
     """How a search under a budget runs, see `lwqc.decide.search.control.SearchControl`.
 
@@ -313,7 +329,7 @@ class Pruning(Resizable, total=False):
     calibration: str
 
 
-class Dropping(TypedDict, total=False):
+class Dropping(Shortening, total=False):
     """Fields of `lwqc.decide.drop_layers.DropOptions` that a caller chooses.
 
     search, faster: of `lwqc.decide.parallel_layers.ParallelOptions`.
@@ -406,7 +422,7 @@ class TwoFormats(TypedDict, total=False):
     high: Annotated[str | None, Flag("format of what matters more, of recipes with two: w4b32h")]
 
 
-class Compressing(Sources, Budgets, Searching, TwoFormats, total=False):
+class Compressing(Sources, Budgets, Searching, Shortening, TwoFormats, total=False):
     """Options of `lwqc.compress` and `lwqc.plan`."""
 
 

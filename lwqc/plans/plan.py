@@ -192,6 +192,23 @@ class CleanUp(_Model):
     relaxed: tuple[str, ...] = ()
 
 
+Importance = Literal["class", "received", "rank"]
+
+
+class ReducedTokens(_Model):
+    """Behind a branch of self-attention the model goes on with some of its tokens.
+
+    branch: as `lwqc inspect --branches` gives it. keep: how many stay of each sample, those that
+    always do included. of: how many there are, for readers. importance: which ones, see
+    `lwqc.passes.token_importance`.
+    """
+
+    branch: str
+    keep: int = Field(ge=1)
+    of: int = 0
+    importance: Importance = "class"
+
+
 Compensation = Literal["none", "mean", "linear"]
 
 
@@ -306,13 +323,14 @@ class Plan(_Model, Told):
     """Everything lwqc will do to one model.
 
     What is done, in this order. restore: quantized operators become float ones again, see
-    `lwqc.compile.steps.restored`. opset: version of the default operator set that the model is
-    converted to, None for its own. clean: the graph is cleaned up. remove: residual branches.
-    parallel: branches that are fed from the same stream and merged. slice: streams that get
-    narrower. prune: channels to remove. transforms: what leaves the outputs as they are. sparse:
-    site name -> entry. quantize: site name -> entry. activations: tensor name -> range, for static
-    sites. floats: the type to compute in, None for the model's own. profile: dynamic dimension ->
-    least, usual and largest size that engines are built for.
+    `lwqc.compile.steps.restored`. tokens: what is left of them, from layer to layer. opset:
+    version of the default operator set that the model is converted to, None for its own. clean:
+    the graph is cleaned up. remove: residual branches. parallel: branches that are fed from the
+    same stream and merged. slice: streams that get narrower. prune: channels to remove. transforms:
+    what leaves the outputs as they are. sparse: site name -> entry. quantize: site name -> entry.
+    activations: tensor name -> range, for static sites. floats: the type to compute in, None for
+    the model's own. profile: dynamic dimension -> least, usual and largest size that engines are
+    built for.
     rewrites: names of exact graph rewrites the target asked for, in order. learn: weights and codes
     are fitted by gradients, None for not. caches: how keys and values of earlier tokens are stored,
     None for as they are.
@@ -334,6 +352,7 @@ class Plan(_Model, Told):
     recipe: str = ""
     budgets: dict[str, str] = Field(default_factory=dict)
     restore: Restore | None = None
+    tokens: tuple[ReducedTokens, ...] = ()
     opset: int | None = None
     clean: CleanUp | None = None
     remove: tuple[RemovedBranch, ...] = ()
@@ -358,6 +377,7 @@ class Plan(_Model, Told):
     def told(self) -> dict[str, str]:
         """What it is for, and how much of what it does."""
         amounts = {
+            "times tokens go": len(self.tokens),
             "branches removed": len(self.remove),
             "pairs made parallel": len(self.parallel),
             "streams narrowed": len(self.slice),

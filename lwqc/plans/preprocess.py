@@ -18,7 +18,7 @@ RESIZES = ("bilinear", "bicubic", "nearest", "area")
 COLORS = ("rgb", "bgr", "gray")
 LAYOUTS = ("nchw", "nhwc")
 PADDINGS = ("longest", "length")
-FILES = ("tokenizer", "labels", "classes")  # keys that name a file
+FILES = ("tokenizer", "labels", "classes", "boxes")  # keys that name a file
 _FILL = "fill."  # starts the key of an input that is the same for all samples
 _LARGEST = 1 << 20  # of a side, a length
 
@@ -29,7 +29,8 @@ class Preprocess:
 
     size: width and height. pad: of letterboxes, in pixels 0 to 255. range: what 0 and 255 become,
     before mean and std. seconds, samples: of one piece of sound. length: most tokens of a text.
-    label: column of labels. labels, classes: files. fill: input -> the number that it is full of.
+    label: column of labels.
+    labels, classes, boxes: files. fill: input -> the number that it is full of.
     """
 
     size: tuple[int, int] | None = None
@@ -51,6 +52,7 @@ class Preprocess:
     label: str = ""
     labels: str = ""
     classes: str = ""
+    boxes: str = ""
     fill: tuple[tuple[str, float], ...] = ()
     batch: int | None = None
     limit: int | None = None
@@ -270,6 +272,7 @@ _READERS: dict[str, Callable[[list[str]], Any]] = {
     "label": _one,
     "labels": _one,
     "classes": _one,
+    "boxes": _one,
     "batch": _count,
     "limit": _count,
 }

@@ -23,6 +23,7 @@ from lwqc.model.documents import parse_toml, read_text
 from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry, expected
 from lwqc.plans.options import TwoFormats
 from lwqc.plans.plan import Compensation, Format, Learn
+from lwqc.quant.fitted_codebook import CODEBOOK_METHODS, not_for_codebooks
 from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
 
@@ -123,6 +124,23 @@ class SliceRecipe(BaseModel):
     round_to: int = 8
 
 
+class TokenRecipe(BaseModel):
+    """How many tokens go; see `lwqc.decide.tokens`.
+
+    share: of the products behind the first attention, where the user says none. by_latency: as few
+    instead as `--max-latency` needs, where that is asked for. importance: of tokens, see
+    `lwqc.passes.token_importance`; `auto` is `class` where the model has a class token, and else
+    `rank`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float = Field(default=0.3, gt=0, lt=1)
+    by_latency: bool = False
+    importance: Literal["auto", "class", "received", "rank"] = "auto"
+    measure: Literal["auto", "js", "kl", "angular", "norm", "channels"] = "auto"
+
+
 class SearchRecipe(BaseModel):
     """What a search over whole plans may choose, and by what it compares; see
     `lwqc.decide.search.joint`.
@@ -181,6 +199,8 @@ class Recipe(BaseModel):
     rotate: residual streams are rotated beforehand.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     kind: of the uniform format: integers, or 4-bit floats where there is a kernel for them.
+    tokens: the model goes on with fewer of them from layer to layer, before all else.
+    format: the uniform format by its name instead of bits and kind, such as `vq5x2`: codebooks.
     learn: weights and codes are fitted to the original by gradients in the end.
     rank, columns: of a branch in float beside the uniform format, see `quant.side`. columns is a
     count, or below 1 a share of the inputs.
@@ -208,6 +228,7 @@ class Recipe(BaseModel):
     rotate: bool = False
     token_weights: bool = False
     kind: Kind = "int"
+    format: Format | None = None
     rank: int = Field(default=0, ge=0)
     columns: float = Field(default=0, ge=0)
     low: Format = WeightFormat(4, 32, True, "float16")
@@ -217,6 +238,7 @@ class Recipe(BaseModel):
     parallel: ParallelRecipe | None = None
     slice: SliceRecipe | None = None
     search_in: SearchRecipe | None = None
+    tokens: TokenRecipe | None = None
     learn: Learn | None = None
 
     @model_validator(mode="after")
@@ -246,9 +268,22 @@ class Recipe(BaseModel):
         beside = self.rank or self.columns
         if self.allocator != "uniform" and (beside or self.kind != "int"):
             raise ValueError("kind, rank and columns are for the allocator uniform")
+        self._check_format()
         if self.sequential and beside:
             raise ValueError("rank and columns cannot be had with sequential calibration")
         return self
+
+    def _check_format(self) -> None:
+        if self.format is None:
+            return
+        if self.allocator != "uniform" or self.kind != "int" or self.activations != "none":
+            raise ValueError("format is for the allocator uniform, without kind and activations")
+        if self.format.kind != "vq":
+            return
+        if self.method not in CODEBOOK_METHODS:
+            raise ValueError(not_for_codebooks(self.method))
+        if self.learn is not None:
+            raise ValueError("codebooks are not learned by gradients")
 
 
 def _files() -> list[Traversable]:
@@ -292,6 +327,18 @@ def with_formats(recipe: Recipe, formats: TwoFormats) -> Recipe:
     return changed
 
 
+def with_token_share(recipe: Recipe, share: float | None) -> Recipe:
+    """A recipe with which that share of the tokens' work goes, if any. Raises InputError."""
+    if share is None:
+        return recipe
+    if not 0 < share < 1:
+        raise InputError(f"--tokens {share:g}: expected a share above 0 and below 1")
+    tokens = (recipe.tokens or TokenRecipe()).model_copy(
+        update={"share": share, "by_latency": False}
+    )
+    return recipe.model_copy(update={"tokens": tokens})
+
+
 def _format(option: str, text: object) -> WeightFormat:
     try:
         return WeightFormat.parse(str(text))
@@ -303,8 +350,8 @@ def _read(file: str) -> str:
     """The text of a recipe in a file. Raises InputError."""
     path = Path(file)
     if path.suffix != ".toml":
-        known = ", ".join(named())
-        raise InputError(f"recipe {file!r} is not known; expected a .toml file or {known}")
+        known = expected(file, list(named()))
+        raise InputError(f"recipe {file!r} is not known; a .toml file, or {known}")
     try:
         return read_text(path)
     except InputError as error:
@@ -318,8 +365,12 @@ def uniform_recipe(
     search: bool = True,
     method: str = "rtn",
     sequential: bool = False,
+    fmt: str | None = None,
 ) -> Recipe:
-    """One format for all sites. Raises InputError for values outside the schema."""
+    """One format for all sites. Raises InputError for values outside the schema.
+
+    fmt: its name, instead of the bits.
+    """
     for option, value, known in (
         ("bits", bits, _BITS),
         ("activations", activations, ("none", "dynamic", "static")),
@@ -330,12 +381,21 @@ def uniform_recipe(
             expected = ", ".join(map(str, known))
             raise InputError(f"--{option} {value}: expected one of {expected}")
     learn = LEARNED.get(method)
+    chosen = None if fmt is None else _format("format", fmt)
+    if chosen is not None and activations != "none":
+        raise InputError("--format is of weights whose activations stay float: no --activations")
+    if chosen is not None and chosen.kind == "vq":
+        if learn is not None:
+            raise InputError(f"--method {method}: codebooks are not learned by gradients")
+        if method not in CODEBOOK_METHODS:
+            raise InputError(f"--method {method}: {not_for_codebooks(method)}")
     return Recipe.model_validate(
         {
-            "name": f"w{bits}-{activations}",
+            "name": fmt or f"w{bits}-{activations}",
             "description": "one format for all sites",
             "allocator": "uniform",
             "bits": bits,
+            "format": chosen,
             "activations": activations,
             "ranges": ranges,
             "search": search,

@@ -40,15 +40,17 @@ class ColumnGrid:
         parts = [self.centred(span) * self._scale[i] for i, span in enumerate(self.spans())]
         return np.concatenate(parts)
 
-    def round(self, column: int, target: NDArray[np.floating]) -> Float:
+    def round(self, column: int | NDArray[np.intp], target: NDArray[np.floating]) -> Float:
         """Set the codes of a column nearest to the target [N]; returns their values [N].
 
-        The arithmetic is that of `range_search`: the same weight gets the same code.
+        column: that of all rows of the weight, or of each [N]. The arithmetic is that of
+        `range_search`: the same weight gets the same code.
         """
-        block = column // self.block
-        zero, scale, fmt = self._zero[block], self._scale[block], self._start.format
+        every = ... if isinstance(column, int) else np.arange(len(column))
+        block, fmt = column // self.block, self._start.format
+        zero, scale = self._zero[block, every], self._scale[block, every]
         values = round_to_grid(target.astype(np.float32), scale, zero, fmt)
-        self._codes[column] = codes_of(values, zero, fmt)
+        self._codes[column, every] = codes_of(values, zero, fmt)
         values *= scale
         return values
 
@@ -57,7 +59,7 @@ class ColumnGrid:
     ) -> None:
         """Search scales and zero points of one block for other weights of its columns.
 
-        weight: [columns, N]; importance: [columns], see `range_search.encode`.
+        weight: [columns, N]; importance: [columns] or [N, columns], see `range_search.encode`.
         """
         block = columns.start // self.block
         found = encode(weight.T, self._start.format, importance=importance)

@@ -8,33 +8,40 @@ from typing import Literal, cast
 
 from lwqc.errors import InputError
 
-Kind = Literal["int", "nf4", "fp4", "fp8", "fp16"]
+Kind = Literal["int", "nf4", "fp4", "fp8", "fp16", "vq"]
 ScaleType = Literal["float32", "float16"]
 BITS = (2, 3, 4, 7, 8)  # of integers
+DIMS = (1, 2, 4)  # weights that share an index into a codebook
 _STORED_IN = {3: 4, 7: 8}
 BLOCKS = (16, 32, 64, 128, 256)
 SCALE_BYTES: dict[ScaleType, int] = {"float32": 4, "float16": 2}
-PATTERN = r"(?:w(\d)|(nf4|fp4|fp8))(?:b(\d+)|c)(a?)(p?)(h?)"  # of a format's name
-_NAME = re.compile(PATTERN)
+_SCALED = r"(?:w(\d)|(nf4|fp4|fp8))(?:b(\d+)|c)(a?)(p?)(h?)(d?)"
+_CODEBOOK = r"vq(\d)x(\d)"
+PATTERN = f"{_SCALED}|{_CODEBOOK}|fp16"  # of a format's name
 _HALF = "fp16"  # the whole name of a format
 # The code of 0 in the float formats; see `codebook`.
-_FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0, "fp8": 0, "fp16": 0}
+_FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0, "fp8": 0, "fp16": 0, "vq": 0}
+_LARGE = 1 << 19  # numbers of a weight
+_BOOKS_SHARE = 256  # least bytes of indices for one of codebooks, where there are several
 
 
 @dataclass(frozen=True, order=True)
 class WeightFormat:
     """How a weight seen as a matrix [N outputs, K inputs] is stored.
 
-    bits: bits per code, one of `BITS`, or 16 of fp16; 7 are for integer kernels that would
-        overflow with 8.
+    bits: bits per code, one of `BITS`, 16 of fp16, 1 to 8 of vq; 7 are for integer kernels that
+        would overflow with 8.
     block: consecutive inputs that share a scale (one of `BLOCKS`), or None for one scale per
         output channel. Scales are [N, ceil(K / block)] or [N, 1].
     symmetric: no zero point is stored; code `implicit_zero` means 0.
     scale: type in which scales are stored; they act as float32.
     kind: codes are integers, or they number the values of a 4- or 8-bit float
-        (`codebook`), or are the bits of a float16, which has no scale.
+        (`codebook`), are the bits of a float16, which has no scale, or indices into codebooks of
+        float16 vectors that were fitted to the weight (`fitted_codebook`).
     positive: of symmetric integers below 8 bits: scales are positive. Otherwise the extreme value
         of a block takes the extra negative code, and the scale the sign that this needs.
+    dense: codes of 3 bits take 3 bits in the file, not 4: they only become floats at load.
+    dim: of vq: consecutive outputs of one input that share an index.
     """
 
     bits: int
@@ -43,8 +50,17 @@ class WeightFormat:
     scale: ScaleType = "float32"
     kind: Kind = "int"
     positive: bool = False
+    dense: bool = False
+    dim: int = 1
 
     def __post_init__(self) -> None:
+        if self.dense and (self.bits != 3 or self.kind != "int"):
+            raise InputError("format: integers of 3 bits can be dense, the others are")
+        if self.kind == "vq":
+            self._check_codebook()
+            return
+        if self.dim != 1:
+            raise InputError("format: only codebooks have vectors")
         if self.bits not in BITS and self.kind != "fp16":
             raise InputError(f"format: bits must be one of {BITS}, got {self.bits}")
         if self.block is not None and self.block not in BLOCKS:
@@ -60,32 +76,62 @@ class WeightFormat:
         elif self.kind != "int" and (self.bits != 4 or self.block is None or not self.symmetric):
             raise InputError(f"format: {self.kind} has 4 bits, a block and no zero point")
 
+    def _check_codebook(self) -> None:
+        if not 1 <= self.bits <= 8 or self.dim not in DIMS:
+            raise InputError(
+                f"format: a codebook has 1 to 8 bits for vectors of one of {DIMS}, got "
+                f"{self.bits} for {self.dim}"
+            )
+        if self.block is not None or not self.symmetric or self.positive:
+            raise InputError("format: a codebook has no scales and no zero point")
+
     def __str__(self) -> str:
         if self.kind == "fp16":
             return _HALF
+        if self.kind == "vq":
+            return f"vq{self.bits}x{self.dim}"
         name = f"w{self.bits}" if self.kind == "int" else self.kind
         grain = "c" if self.block is None else f"b{self.block}"
         asymmetric = "" if self.symmetric else "a"
         positive = "p" if self.positive else ""
-        return f"{name}{grain}{asymmetric}{positive}{'h' if self.scale == 'float16' else ''}"
+        half = "h" if self.scale == "float16" else ""
+        return f"{name}{grain}{asymmetric}{positive}{half}{'d' if self.dense else ''}"
+
+    @property
+    def words(self) -> str:
+        """For readers, without details: `8 bits per channel`, `nf4 in blocks of 64`."""
+        if self.kind == "fp16":
+            return "16-bit floats"
+        if self.kind == "vq":
+            return f"{2**self.bits} codes for {self.dim} weights each"
+        kind = f"{self.bits} bits" if self.kind == "int" else self.kind
+        return f"{kind} per channel" if self.block is None else f"{kind} in blocks of {self.block}"
 
     @classmethod
     def parse(cls, text: str) -> WeightFormat:
-        """Read the short name that `str` writes: `w4b32`, `w8c`, `w4b64ah` (asymmetric, half)."""
+        """Read the short name that `str` writes.
+
+        `w4b32`, `w8c`, `w4b64ah` (asymmetric, half), `w3b32hd` (dense), `vq5x2` (codebooks of 32
+        pairs).
+        """
         if text == _HALF:
             return cls(16, kind="fp16")
-        found = _NAME.fullmatch(text)
+        codebook = re.fullmatch(_CODEBOOK, text)
+        if codebook:
+            return cls(int(codebook[1]), scale="float16", kind="vq", dim=int(codebook[2]))
+        found = re.fullmatch(_SCALED, text)
         if not found:
             raise InputError(
-                f"format: {text!r} is not of the form w<bits>(b<block>|c)[a][p][h] "
-                "or (nf4|fp4)b<block>[h] or fp8c[h] or fp16"
+                f"format: {text!r} is not of the form w<bits>(b<block>|c)[a][p][h][d] "
+                "or (nf4|fp4)b<block>[h] or fp8c[h] or fp16 or vq<bits>x<weights>"
             )
-        bits, floating, block, asymmetric, positive, half = found.groups()
+        bits, floating, block, asymmetric, positive, half, dense = found.groups()
         kind = cast(Kind, floating or "int")
         scale: ScaleType = "float16" if half else "float32"
         grain = int(block) if block else None
         width = int(bits or (8 if floating == "fp8" else 4))
-        return cls(width, grain, not asymmetric, scale, kind, bool(positive))
+        flags = bool(positive), bool(dense)
+        return cls(width, grain, not asymmetric, scale, kind, *flags)
 
     @property
     def is_plain(self) -> bool:
@@ -95,8 +141,17 @@ class WeightFormat:
 
     @property
     def storage_bits(self) -> int:
-        """Bits that a code takes: no operator reads codes of 3 or 7 bits; they take 4 and 8."""
-        return _STORED_IN.get(self.bits, self.bits)
+        """Bits that a code takes: no operator reads codes of 3 or 7 bits; they take 4 and 8.
+
+        Unless they are dense, or indices.
+        """
+        alone = self.dense or self.kind == "vq"
+        return self.bits if alone else _STORED_IN.get(self.bits, self.bits)
+
+    @property
+    def only_stored(self) -> bool:
+        """Whether no kernel reads such codes: they become floats when a model is loaded."""
+        return self.dense or self.kind == "vq"
 
     @property
     def implicit_zero(self) -> int:
@@ -106,6 +161,21 @@ class WeightFormat:
     def blocks(self, k: int) -> int:
         """Scales per output channel for K inputs."""
         return 1 if self.block is None else -(-k // self.block)
+
+    def codebooks(self, n: int, k: int) -> int:
+        """Codebooks of a weight [N, K], for as many bands of outputs: few enough to cost little."""
+        one, most = self._book_bytes, len(range(0, n, self.dim))
+        count = 1
+        while most % (2 * count) == 0 and 2 * count * one * _BOOKS_SHARE <= self._index_bytes(n, k):
+            count *= 2
+        return count
+
+    @property
+    def _book_bytes(self) -> int:
+        return (2 << self.bits) * self.dim
+
+    def _index_bytes(self, n: int, k: int) -> int:
+        return packed_bytes(-(-n // self.dim) * k, self.bits)
 
     def fitted(self, n: int, k: int) -> WeightFormat:
         """This format, with smaller blocks where padding of a weight [N, K] costs more."""
@@ -119,8 +189,29 @@ class WeightFormat:
         """Bytes of codes, scales and zero points of a weight [N, K], with block padding."""
         if self.kind == "fp16":
             return 2 * n * k
+        if self.kind == "vq":
+            return self._index_bytes(n, k) + self.codebooks(n, k) * self._book_bytes
         blocks = self.blocks(k)
         padded = k if self.block is None else blocks * self.block
         codes = n * -(-padded * self.storage_bits // 8)
-        zeros = 0 if self.symmetric else n * -(-blocks * self.storage_bits // 8)
+        if self.dense:
+            codes = packed_bytes(n * padded, self.bits)
+        bits = 8 if self.dense else self.storage_bits
+        zeros = 0 if self.symmetric else n * -(-blocks * bits // 8)
         return codes + n * blocks * SCALE_BYTES[self.scale] + zeros
+
+
+def packed_bytes(codes: int, bits: int) -> int:
+    """Bytes of codes that lie in planes of bits, see `quant.planes`: eight take `bits` bytes."""
+    return -(-codes // 8) * bits
+
+
+def codebook_formats(size: int) -> list[WeightFormat]:
+    """Codebooks worth trying for a weight of that many numbers, from few bits to many.
+
+    Vectors of 4 have a codebook of 2 KB, which takes a large weight.
+    """
+    shapes = [(4, 2), (5, 2), (6, 2), (7, 2)]
+    if size >= _LARGE:
+        shapes.insert(0, (8, 4))
+    return [WeightFormat(bits, scale="float16", kind="vq", dim=dim) for bits, dim in shapes]

@@ -19,9 +19,10 @@ def forward_substitution(
 ) -> None:
     """Call visit(i) for i = 0, 1, ... and subtract coupling[i, j] times its result from row j > i.
 
-    pending: [K, N], changed in place; coupling: [K, K], read above the diagonal; visit(i) reads
-    pending[i] and returns [N]. enter(start, stop) is called before the first row of every span
-    [start, stop) whose length is a power of two that divides start (or that K cuts short).
+    pending: [K, N], changed in place; coupling: [K, K], or [groups, K, K] of equal parts of the N,
+    read above the diagonal; visit(i) reads pending[i] and returns [N]. enter(start, stop) is called
+    before the first row of every span [start, stop) whose length is a power of two that divides
+    start (or that K cuts short).
 
     Halves recursively, so that most of the work is products of matrices of the size of the halves,
     whatever the cache; the result is that of the plain double loop.
@@ -35,8 +36,19 @@ def forward_substitution(
             return
         middle = start + (1 << (stop - start - 1).bit_length() - 1)
         solve(start, middle)
-        pending[middle:stop] -= coupling[start:middle, middle:stop].T @ changes[start:middle]
+        pending[middle:stop] -= _carried(
+            coupling[..., start:middle, middle:stop], changes[start:middle]
+        )
         solve(middle, stop)
 
     if len(pending):
         solve(0, len(pending))
+
+
+def _carried(coupling: NDArray[Real], changes: NDArray[Real]) -> NDArray[Real]:
+    """What changes [i, N] of earlier rows come to in later ones [j, N]."""
+    if coupling.ndim == 2:
+        return coupling.T @ changes
+    parts = changes.reshape(len(changes), len(coupling), -1).transpose(1, 0, 2)
+    carried = coupling.transpose(0, 2, 1) @ parts
+    return carried.transpose(1, 0, 2).reshape(coupling.shape[2], -1)

@@ -35,6 +35,7 @@ def gptq(
 ) -> Encoded:
     """Quantize a weight [N, K] for inputs x with Gram matrix H = mean of x xᵀ [K, K].
 
+    gram: H, or [groups, K, K] of equal parts of the rows that have inputs of their own.
     damp: ridge on H, relative to the mean of its diagonal.
     order: "activation" visits inputs by falling H_kk; codes stay where they are, so scales are
         those of the original weight ("static groups").
@@ -47,27 +48,41 @@ def gptq(
     """
     if scales == "refit" and order == "activation":
         raise InputError("GPTQ: scales can only be re-fitted in the order 'none'")
-    k = weight.shape[1]
-    check_gram(gram, k)
-    counts = importance(gram, damp)
-    grid = ColumnGrid(encode(weight, fmt, importance=counts))
-    by_energy = np.argsort(-np.diagonal(gram), kind="stable")
-    visited = by_energy if order == "activation" else np.arange(k)
-    seen = gram if order == "none" else gram[np.ix_(visited, visited)]
-    factor = inverse_factor(seen, damp)
-    coupling = (factor / np.diagonal(factor)[:, None]).astype(np.float32)
-    pending = np.ascontiguousarray(weight.T[visited], np.float32)
+    n, k = weight.shape
+    grams = gram.reshape(-1, *gram.shape[-2:])
+    for one in grams:
+        check_gram(one, k)
+    rows = n // len(grams)
+    counts = np.stack([importance(one, damp) for one in grams])
+    of_rows = counts.repeat(rows, 0) if len(grams) > 1 else counts[0]
+    grid = ColumnGrid(encode(weight, fmt, importance=of_rows))
+    by_energy = np.argsort(-np.diagonal(grams, axis1=1, axis2=2), axis=1, kind="stable")
+    visited = by_energy if order == "activation" else np.tile(np.arange(k), (len(grams), 1))
+    couplings = [
+        _coupling(one if order == "none" else one[np.ix_(v, v)], damp)
+        for one, v in zip(grams, visited, strict=True)
+    ]
+    if len(grams) == 1:
+        coupling, places = couplings[0], visited[0].tolist()
+        pending = np.ascontiguousarray(weight.T[visited[0]], np.float32)
+    else:
+        coupling, places = np.stack(couplings), visited.repeat(rows, 0).T
+        pending = np.ascontiguousarray(np.take_along_axis(weight.T, places, 0), np.float32)
 
     def visit(i: int) -> NDArray[np.float32]:
-        error: NDArray[np.float32] = pending[i] - grid.round(int(visited[i]), pending[i])
+        error: NDArray[np.float32] = pending[i] - grid.round(places[i], pending[i])
         return error
 
     def enter(start: int, stop: int) -> None:
         if start % grid.block == 0 and stop == min(start + grid.block, k):
-            grid.fit(slice(start, stop), pending[start:stop], counts[start:stop])
+            grid.fit(slice(start, stop), pending[start:stop], of_rows[..., start:stop])
 
-    if scales == "refit" and fmt.block:
-        forward_substitution(pending, coupling, visit, enter)
-    else:
-        forward_substitution(pending, coupling, visit)
+    at_blocks = {"enter": enter} if scales == "refit" and fmt.block else {}
+    forward_substitution(pending, coupling, visit, **at_blocks)
     return grid.encoded()
+
+
+def _coupling(gram: NDArray[np.float64], damp: float) -> NDArray[np.float32]:
+    """U over its diagonal, of inputs in the order in which they are visited."""
+    factor = inverse_factor(gram, damp)
+    return (factor / np.diagonal(factor)[:, None]).astype(np.float32)

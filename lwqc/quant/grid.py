@@ -23,6 +23,8 @@ class Encoded:
     scale: float32 [N, blocks], already rounded to the stored type; may be negative.
     zero: uint8 [N, blocks], the codes of zero.
     k: inputs before padding.
+    books: of vq: float32 [codebooks, 2^bits, dim], as float16 holds them; codes are then
+        [K, ceil(N / dim)], indices of vectors of outputs, those of a codebook together.
     """
 
     format: WeightFormat
@@ -30,12 +32,28 @@ class Encoded:
     scale: Float
     zero: Codes
     k: int
+    books: Float | None = None
 
     def decode(self) -> Float:
         """Return the float32 weight [N, K] that the codes stand for."""
+        if self.books is not None:
+            return np.ascontiguousarray(self._from_books(self.books).T)
         values = unit_values(self.codes, self.zero[..., None], self.format)
         values *= self.scale[..., None]
         return np.ascontiguousarray(values.reshape(len(values), -1)[:, : self.k])
+
+    @property
+    def entropy(self) -> float:
+        """Bits per weight that the best code without memory takes for the codes."""
+        counts = np.bincount(self.codes.ravel())
+        share = counts[counts > 0] / self.codes.size
+        return float(-(share * np.log2(share)).sum()) / self.format.dim
+
+    def _from_books(self, books: Float) -> Float:
+        """The weight [K, N] from its codebooks."""
+        book = np.arange(self.codes.shape[1]) * len(books) // self.codes.shape[1]
+        values: Float = books[book, self.codes].reshape(self.k, -1)[:, : len(self.scale)]
+        return values
 
 
 def pack(codes: Codes, bits: int) -> Codes:

@@ -34,7 +34,7 @@ def hqq(weight: NDArray[np.floating], fmt: WeightFormat) -> Encoded:
     A symmetric format has no zero point to move: only its scale is fitted. Raises InputError as
     `range_search.encode` does.
     """
-    return encode_tiles(weight, fmt, lambda columns: _fit(columns, fmt))
+    return encode_tiles(weight, fmt, lambda columns, rows: _fit(columns, fmt))
 
 
 def _fit(w: Float, fmt: WeightFormat) -> tuple[Float, Float]:

@@ -35,7 +35,7 @@ def k_quant(weight: NDArray[np.floating], fmt: WeightFormat) -> Encoded:
     A symmetric format has no minimum: only its scale is fitted. Raises InputError as
     `range_search.encode` does.
     """
-    return encode_tiles(weight, fmt, lambda columns: _fit(columns, fmt))
+    return encode_tiles(weight, fmt, lambda columns, rows: _fit(columns, fmt))
 
 
 def _fit(w: Float, fmt: WeightFormat) -> tuple[Float, Float]:

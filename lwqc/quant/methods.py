@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.quant.coordinate_descent import coordinate_descent
+from lwqc.quant.fitted_codebook import encode_in_codebook
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.gpfq import gpfq
 from lwqc.quant.gptq import gptq
@@ -42,6 +43,7 @@ _ON_DATA: Mapping[str, Callable[[Weight, WeightFormat, Gram], Encoded]] = {
     "gpfq": gpfq,
     "descent": _descent,
 }
+_ALL_GROUPS = frozenset({"gptq", "gptq-order", "gptq-refit"})  # at once
 DATA_METHODS = frozenset(_ON_DATA)
 
 
@@ -63,10 +65,15 @@ def encode_by(
 
     gram: mean of x xᵀ [groups, K, K], groups being those of a convolution, whose rows of the
     weight are together; without it, `DATA_METHODS` fall back to round to nearest. search: of rtn,
-    see `range_search.encode`. Float16 has a single way to be rounded to.
+    see `range_search.encode`. Float16 has a single way to be rounded to; what the methods do with
+    codebooks, and which can, says `fitted_codebook`.
     """
     if fmt.kind == "fp16":
         return encode_half(weight)
+    if fmt.kind == "vq":
+        return encode_in_codebook(weight, fmt, gram, method)
+    if method in _ALL_GROUPS and gram is not None:
+        return _ON_DATA[method](weight, fmt, gram)
     if method in DATA_METHODS and gram is not None:
         return _by_group(_ON_DATA[method], weight, fmt, gram)
     if method in DATA_METHODS or method == "rtn":

@@ -8,6 +8,8 @@ worse than the plain min/max grid, which is among them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,8 +43,9 @@ def encode(
 
     weight: float [N, K], any strides (a transposed view is read without a full copy).
     search: False uses the plain min/max range of each block.
-    importance: [K], positive; what the squared error of each input counts. With the mean square
-        of the inputs it is the error at the layer's output, if inputs are uncorrelated.
+    importance: [K], or [N, K] where rows have inputs of their own, positive; what the squared error
+        of each input counts. With the mean square of the inputs it is the error at the layer's
+        output, if inputs are uncorrelated.
 
     Raises InputError on NaN or infinity, on values above 1e30, or when float16 scales would
     overflow.
@@ -50,14 +53,22 @@ def encode(
     block, blocks = fmt.block or weight.shape[1], fmt.blocks(weight.shape[1])
     small = block <= _SMALL_BLOCK
     shrink = (_SHRINK_SMALL if small else _SHRINK)[fmt.bits] if search else (1.0,)
-    counts = None if importance is None else _counts(importance, blocks, block)
-    return encode_tiles(weight, fmt, lambda columns: _fit(columns, fmt, shrink, counts))
+    counts = None if importance is None else _counts(np.atleast_2d(importance), blocks, block)
+
+    def fit(columns: Float, rows: slice) -> tuple[Float, Float]:
+        return _fit(columns, fmt, shrink, None if counts is None else counts(rows))
+
+    return encode_tiles(weight, fmt, fit)
 
 
-def _counts(importance: NDArray[np.floating], blocks: int, block: int) -> Float:
-    """Importance by block [block, blocks], its mean 1."""
-    mean = np.mean(importance, dtype=np.float64)
-    return tile((importance / (mean if mean > 0 else 1.0))[None], blocks, block)
+def _counts(importance: NDArray[np.floating], blocks: int, block: int) -> Callable[[slice], Float]:
+    """Importance of some rows by block [block, blocks * rows], their means 1; [1, K] is of all."""
+    mean = np.mean(importance, axis=1, dtype=np.float64, keepdims=True)
+    relative = importance / np.where(mean > 0, mean, 1.0)
+    if len(relative) > 1:
+        return lambda rows: tile(relative[rows], blocks, block)
+    alike = tile(relative, blocks, block)
+    return lambda rows: alike
 
 
 def _fit(
@@ -65,7 +76,7 @@ def _fit(
 ) -> tuple[Float, Float]:
     """Scale [m] and zero point [m] for the columns of w [block, m].
 
-    counts: [block, blocks], of each of the equal parts of the columns in turn.
+    counts: [block, blocks], of each of the equal parts of the columns in turn; or [block, m].
     """
     start, zero = full_range(w, fmt)
     best_gain = np.full(w.shape[1], -1.0, np.float32)

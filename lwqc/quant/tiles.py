@@ -16,8 +16,8 @@ from lwqc.quant.unit_grid import codes_of, round_to_grid
 
 _TILE = 1 << 17  # values per tile: a few float32 copies of it stay in the second-level cache
 
-# Columns of blocks [block, m] -> scale [m], zero point [m]; see `tile` for the order of columns.
-Fit = Callable[[Float], tuple[Float, Float]]
+# Columns of blocks [block, m] of some rows -> scale [m], zero point [m]; see `tile` for the order.
+Fit = Callable[[Float, slice], tuple[Float, Float]]
 
 
 def encode_tiles(weight: NDArray[np.floating], fmt: WeightFormat, fit: Fit) -> Encoded:
@@ -34,7 +34,7 @@ def encode_tiles(weight: NDArray[np.floating], fmt: WeightFormat, fit: Fit) -> E
 
     def fill(rows: slice) -> None:
         columns = tile(weight[rows], blocks, block)
-        s, z = fit(columns)
+        s, z = fit(columns, rows)
         s = stored_scale(s, fmt)
         q = codes_of(round_to_grid(columns, s, z, fmt), z, fmt)
         codes[rows] = q.reshape(block, blocks, -1).transpose(2, 1, 0)

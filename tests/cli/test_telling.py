@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import onnx
@@ -14,9 +16,11 @@ import pytest
 import lwqc
 import lwqc.cli.demo
 from lwqc.cli import telling
+from lwqc.cli.journey import JOURNEYS, Journey, duration_text
 from lwqc.errors import InputError
 from lwqc.plans.bounds import BYTES, Bound
 from lwqc.plans.option_texts import parse_shares
+from lwqc.plans.recipe import named
 
 DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
 SIZE = Bound("size", BYTES, "a size such as 20MB")
@@ -94,6 +98,8 @@ def test_kernels_are_called_as_the_docs_call_them(run, tmp_path):
     _, text, _ = run(*line, "--report", page)
     docs = (Path(__file__).parents[2] / "docs" / "index.md").read_text()
     assert '"Unpacked at load": ' in docs
+    assert f"the whole report is {page}" in text
+    assert "4 bits in blocks of 32, " in " ".join(text.split())
     for told in (text, page.read_text()):
         assert "unpacked at load" in " ".join(told.split())
         assert "Folded" not in told
@@ -123,7 +129,7 @@ def test_a_verbose_command_tells_its_stages_and_sites(run, tmp_path):
 def test_stages_are_told_at_their_start_and_every_few_seconds(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(telling.time, "monotonic", lambda: now[0])
-    report = telling.stage_lines()
+    report = telling.plain_lines(Journey(), verbose=True)
     for second in range(8):
         now[0] = float(second)
         report("encoding", second, 8)
@@ -131,3 +137,135 @@ def test_stages_are_told_at_their_start_and_every_few_seconds(monkeypatch, capsy
     told = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in told] == ["0.0", "0.0", "3.0", "6.0"]
     assert "\\x1b" in told[1]
+
+
+def test_lines_that_nobody_asked_for_are_rare(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(telling.time, "monotonic", lambda: now[0])
+    report = telling.plain_lines(Journey(), verbose=False)
+    for second in range(25):
+        now[0] = float(second)
+        report("deciding" if second < 12 else "checking", second, 25)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in told] == ["10.0", "20.0"]
+    assert "deciding 10 of 25, about" in told[0]
+    assert told[1].endswith(" s left")
+
+
+@pytest.mark.parametrize("width", ["50", "60"])
+def test_tables_are_as_wide_as_is_asked(run, width):
+    code, text, err = run("inspect", DIGITS, "--width", width)
+    assert code == 0, err
+    assert max(map(len, text.splitlines())) == int(width)
+    assert run("inspect", DIGITS, "--width", "3")[2].startswith("lwqc: --width 3: expected 20")
+    assert max(map(len, run("inspect", DIGITS, "--sites")[1].splitlines())) != int(width)
+
+
+def test_a_shell_is_told_names(run, monkeypatch):
+    monkeypatch.setenv("_LWQC_COMPLETE", "complete_bash")
+    for words, names in (
+        ("lwqc compress m.onnx --recipe gp", {"gpfq", "gptq"}),
+        ("lwqc lower m.onnx --target cpu-a", {"cpu-avx2", "cpu-arm"}),
+        ("lwqc verify a b --metric word", {"word-error"}),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert set(run()[1].split()) == names
+
+
+def test_a_name_that_is_near_is_offered(run, tmp_path):
+    line = ["compress", DIGITS, "-o", tmp_path / "o.onnx"]
+    for option, wrong, right in (
+        ("--recipe", "gtpq", "gptq"),
+        ("--metric", "top-1", "top1"),
+        ("--target", "cpu-vni", "cpu-vnni"),
+    ):
+        assert f"did you mean '{right}'?" in run(*line, option, wrong)[2]
+    assert "did you mean clean?" in run("opt", DIGITS, "-o", tmp_path / "o.onnx", "-p", "clan")[2]
+
+
+def test_output_goes_to_its_own_stream_while_a_terminal_shows_progress(tmp_path):
+    """stderr is a terminal, stdout is a file: what machines read is in the file alone."""
+    pty = pytest.importorskip("pty", reason="pseudo terminals are of POSIX")
+    ours, theirs = pty.openpty()
+    out = tmp_path / "out.json"
+    line = ["quantize", str(DIGITS), "-o", str(tmp_path / "o.onnx"), "--json"]
+    with out.open("w") as file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "lwqc.cli", *line], stdout=file, stderr=theirs,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+        )  # fmt: skip
+        os.close(theirs)
+        drawn = b""
+        with suppress(OSError):  # the other side is closed
+            while read := os.read(ours, 1 << 16):
+                drawn += read
+        assert child.wait() == 0
+    os.close(ours)
+    assert json.loads(out.read_text())["output"].endswith("o.onnx")
+    assert b"checking" in drawn
+    assert b'"output"' not in drawn
+
+
+def test_phases_are_shares_of_one():
+    assert all(sum(phases.values()) == pytest.approx(1) for phases in JOURNEYS.values())
+    assert all(next(iter(p)) == "opening" and list(p)[-1] == "checking" for p in JOURNEYS.values())
+
+
+def followed(events, length):
+    """(share, estimate) at each second of a command that reports `events`: second -> reports."""
+    journey, found = Journey(), []
+    for second in range(length + 1):
+        for stage, done, total in events.get(second, ()):
+            journey.report(stage, done, total, second)
+        found.append((journey.share(second), journey.whole_s(second)))
+    return found
+
+
+def test_a_share_only_grows_and_moves_while_nothing_is_reported():
+    begun = {5: [("deciding", 0, 1), ("cleaning up", 0, 1)]}
+    shares = [share for share, _ in followed(begun, 60)]
+    assert all(0 <= a < b < 1 for a, b in pairwise(shares))
+    back = [("candidates", 3, 4), ("candidates", 1, 4), ("cleaning up", 0, 1), ("encoding", 1, 9)]
+    shares = [share for share, _ in followed({5: back[:1], 6: back[1:]}, 20)]
+    assert all(a < b for a, b in pairwise(shares))
+
+
+@pytest.mark.parametrize("kind", JOURNEYS)
+@pytest.mark.parametrize("slow", [0.6, 1, 1.5])
+def test_the_whole_is_known_from_a_fifth_on(kind, slow):
+    """Each phase in turn takes more or less than it usually does: within a factor of two."""
+    for one in list(JOURNEYS[kind])[1:]:
+        events, at = {}, 0.0
+        for phase, share in JOURNEYS[kind].items():
+            events.setdefault(round(at), []).append((phase, 0, 1))
+            at += 400 * share * (slow if phase == one else 1)
+        estimates = followed(events, round(at))[round(at * 0.2) + 1 :]
+        assert all(0.5 < whole / at < 2 for _, whole in estimates), (one, at)
+
+
+def test_durations_are_told_in_words():
+    assert [duration_text(s) for s in (0.4, 59, 65, 7200)] == ["0 s", "59 s", "1:05", "2:00:00"]
+
+
+def test_recipes_are_listed_by_command_with_what_they_need(run):
+    text = run("recipes")[1]
+    parts = {part.splitlines()[0].split(": ")[1]: part for part in text.strip().split("\n\n")}
+    assert "  obspa  " in " ".join(parts["lwqc prune --recipe NAME"].split("\n")).replace(
+        "   ", "  "
+    )
+    assert "needs --metric" in parts["lwqc drop --recipe NAME"]
+    assert "needs --data, lwqc[torch]" in text
+    names = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
+    assert sorted(names) == sorted(named())
+
+
+def test_recipes_go_to_the_command_that_takes_them(run):
+    from lwqc.cli.recipe_list import groups
+    from lwqc.decide.structural import dropping_recipe, pruning_recipe
+
+    _, _, channels, layers = groups().values()
+    for recipe in channels:
+        assert pruning_recipe(recipe.name, has_data=True).name == recipe.name
+    for recipe in layers:
+        assert dropping_recipe(recipe.name, has_data=True).name == recipe.name

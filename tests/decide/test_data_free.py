@@ -30,6 +30,7 @@ DRAWN = [{"image": FIRST[i : i + 8]} for i in (0, 8)]
 PROCESSORS = ["cpu-vnni", "cpu-avx2", "cpu-arm"]
 # What the digits classifier, or a processor, does not have; said in these words.
 LACKING = {
+    **dict.fromkeys(("evit", "evit-w8", "zero-tprune"), "has no self-attention"),
     "axformer": "needs a metric or a largest divergence",
     "llm-drop-attention": "has no attention branch",
     "llm-drop-mlp": "has no mlp branch",

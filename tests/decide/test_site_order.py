@@ -10,7 +10,14 @@ import pytest
 
 from lwqc.decide import planning
 from lwqc.decide.compress import open_version
-from lwqc.decide.site_order import _worst_first, by_activation_error, by_output_error
+from lwqc.decide.site_order import (
+    SiteOrder,
+    _rounded_alone,
+    _worst_first,
+    by_activation_error,
+    by_output_error,
+    smallest,
+)
 from tests.build import Row, model, normal
 
 
@@ -40,7 +47,19 @@ def test_what_counts_is_the_loss_at_the_outputs(work) -> None:
     plan = planning.calibrate(work, planning.uniform(work, 8, "static"), "minmax")
     assert {e.activation for e in plan.quantize.values()} == {"static"}
     assert by_activation_error(work, plan, ["w0", "w1"]) == ["w0", "w1"]
-    assert by_output_error(work, plan, ["w0", "w1"]) == ["w1", "w0"]
+    assert by_output_error(work, plan, ["w0", "w1"]).sites == ["w1", "w0"]
+
+
+def test_what_static_convolutions_write_counts_too(work) -> None:
+    """w1 reads what both read; of the tensors that it rounds, the one that it writes costs."""
+    plan = planning.calibrate(work, planning.uniform(work, 8, "static"), "minmax")
+    cost = _rounded_alone(work, plan, ["w0", "w1"])
+    coarse = {
+        n: r.model_copy(update={"low": -9e3, "high": 9e3}) for n, r in plan.activations.items()
+    }
+    written = plan.model_copy(update={"activations": {**plan.activations, "c": coarse["c"]}})
+    assert cost([]) < 1e-9
+    assert 1e-9 < cost(["w1"]) < _rounded_alone(work, written, ["w0", "w1"])(["w1"])
 
 
 class Costs:
@@ -97,4 +116,27 @@ def test_what_cannot_be_run_comes_first_and_ends_nothing() -> None:
 def test_the_rounding_decides_where_the_loss_is_a_metric(work) -> None:
     plan = planning.calibrate(work, planning.uniform(work, 8, "static"), "minmax")
     judged = replace(work, job=replace(work.job, metric=lambda session: 1.0))
-    assert by_output_error(judged, plan, ["w0", "w1"]) == ["w0", "w1"]
+    assert by_output_error(judged, plan, ["w0", "w1"]) == SiteOrder(["w0", "w1"])
+
+
+@pytest.mark.parametrize("guess", [1, 7, 20, 99])
+@pytest.mark.parametrize("answer", [1, 6, 7, 8, 20])
+def test_the_smallest_is_found_from_any_guess(guess: int, answer: int) -> None:
+    asked: list[int] = []
+
+    def holds(number: int) -> bool:
+        asked.append(number)
+        return number >= answer
+
+    assert smallest(1, 20, guess, holds) == answer
+    assert len(asked) == len(set(asked))
+    assert 20 not in asked
+    if guess == answer:
+        assert len(asked) <= 2
+
+
+def test_as_many_go_as_the_others_cost_too_much() -> None:
+    cost = {"a": 5.0, "b": 3.0, "c": 1.0, "d": 0.5}
+    order = SiteOrder(list(cost), lambda sites: sum(cost[s] for s in sites))
+    assert [order.expected(limit) for limit in (9, 4.5, 1.5, 0.5, 0)] == [1, 1, 2, 3, 4]
+    assert SiteOrder(list(cost)).expected(4.5) == 2

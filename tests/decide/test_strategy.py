@@ -42,7 +42,13 @@ CASES = [
     ("knapsack", "size"),
     ("obspa", "macs"),
 ]
-REFUSED = {("obspa", "macs"): "needs a search", ("axformer", "nothing"): "needs a metric"}
+REFUSED = {
+    ("obspa", "macs"): "needs a search",
+    ("axformer", "nothing"): "needs a metric",
+    **dict.fromkeys(
+        [(name, "nothing") for name in ("evit", "evit-w8", "zero-tprune")], "no tokens"
+    ),
+}
 
 
 @pytest.fixture(scope="module")

@@ -156,6 +156,7 @@ def test_convert(folder) -> None:
     [
         ("lwqc_user_code", "expected module:callable"),
         (":make", "expected module:callable"),
+        ("sub/own.py:make", "modules are named without .py: write sub.own:make"),
         ("lwqc_no_such_module:make", "cannot be imported: .*No module named"),
         ("lwqc_broken_code:make", "cannot be imported: SyntaxError: invalid syntax"),
         ("lwqc_user_code:nothing", "has no attribute nothing"),

@@ -70,7 +70,11 @@ def expected(name: str, decoded: np.ndarray) -> dict[str, np.ndarray]:
     return Session(copy)(feeds(name))
 
 
-@pytest.mark.parametrize("fmt", ["w8c", "fp16", "w8b16h", "w4b16h"])
+EXACT = ["w8c", "fp16", "w8b16h", "w4b16h"]
+STORED = ["w3b16hd", "w3b16ahd", "vq1x1", "vq3x4", "vq5x2", "vq7x2", "vq8x4", "vq8x1"]
+
+
+@pytest.mark.parametrize("fmt", [*EXACT, *STORED])
 @pytest.mark.parametrize("name", NETS)
 def test_the_runtime_gets_the_decoded_weight(name, fmt):
     made, decoded = folded(name, WeightFormat.parse(fmt))

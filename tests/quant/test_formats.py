@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lwqc.errors import InputError
-from lwqc.quant.formats import BITS, BLOCKS, WeightFormat
+from lwqc.quant.formats import BITS, BLOCKS, DIMS, WeightFormat
 from lwqc.quant.unit_grid import code_range
 
 scales = st.sampled_from(["float32", "float16"])
@@ -23,7 +23,17 @@ float_formats = st.builds(
     st.sampled_from(["nf4", "fp4"]),
 )
 reduced = st.builds(WeightFormat, st.just(7), st.none(), st.just(True), scales)
-formats = integer_formats | float_formats | reduced
+dense = st.builds(
+    WeightFormat, st.just(3), st.sampled_from(BLOCKS), st.booleans(), scales, dense=st.just(True)
+)
+codebooks = st.builds(
+    WeightFormat,
+    st.integers(1, 8),
+    scale=st.just("float16"),
+    kind=st.just("vq"),
+    dim=st.sampled_from(DIMS),
+)
+formats = integer_formats | float_formats | reduced | dense | codebooks
 
 
 @given(formats)
@@ -71,3 +81,21 @@ def test_three_bits_are_stored_in_four():
 )
 def test_size_counts_codes_scales_and_zero_points(text, n, k, expected):
     assert WeightFormat.parse(text).size_bytes(n, k) == expected
+
+
+def test_dense_codes_of_three_bits_take_three():
+    fmt = WeightFormat.parse("w3b32hd")
+    assert (fmt.storage_bits, fmt.implicit_zero) == (3, 4)
+    assert fmt.size_bytes(8, 64) == 8 * 64 * 3 // 8 + 8 * 2 * 2
+    assert fmt.only_stored
+
+
+@pytest.mark.parametrize("text", ["w4b32d", "nf4b32d", "vq9x2", "vq0x2", "vq4x3", "vq4"])
+def test_what_cannot_be_dense_and_odd_codebooks_are_refused(text):
+    with pytest.raises(InputError, match="format: "):
+        WeightFormat.parse(text)
+
+
+def test_codebooks_are_counted():
+    assert WeightFormat.parse("vq5x2").size_bytes(8, 64) == 4 * 64 * 5 // 8 + 32 * 2 * 2
+    assert WeightFormat.parse("vq8x4").size_bytes(7, 64) == 2 * 64 + 256 * 4 * 2

@@ -124,3 +124,19 @@ def test_output_error_is_that_of_the_outputs():
     assert output_error(weight, weight, gram) == 0
     assert output_error(0 * weight, 0 * weight, gram) == 0
     assert output_error(0 * weight, weight, gram) == np.inf
+
+
+@pytest.mark.parametrize("fmt", ["int8_channel", "int4_b16"])
+@pytest.mark.parametrize("method", ["gptq", "gptq-refit", "gptq-order"])
+def test_groups_at_once_are_the_groups_one_by_one(method, fmt):
+    kind = (
+        WeightFormat(bits=8, symmetric=True)
+        if fmt == "int8_channel"
+        else WeightFormat(bits=4, block=16)
+    )
+    parts = [layer(6, 20, seed) for seed in range(5)]
+    weight, grams = np.concatenate([w for w, _ in parts]), np.stack([h for _, h in parts])
+    together = METHODS[method](weight, kind, grams)
+    alone = [METHODS[method](w, kind, h) for w, h in parts]
+    assert np.array_equal(together.codes, np.concatenate([a.codes for a in alone]))
+    assert np.allclose(together.scale, np.concatenate([a.scale for a in alone]), rtol=1e-5)

@@ -17,9 +17,11 @@ from lwqc.compile.result import (
     SearchReport,
     SiteRow,
     SlicingReport,
+    TokensReport,
 )
 from lwqc.graph.sites import Skipped
 from lwqc.model.numerals import size_text
+from lwqc.quant.formats import WeightFormat
 from lwqc.runtime.measure import Latency, OperatorRow
 from lwqc.runtime.stats.divergence import Divergence
 
@@ -54,6 +56,8 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
         print_parallel(report.parallel, console)
     if report.slicing is not None:
         print_slicing(report.slicing, console)
+    if report.tokens is not None:
+        print_tokens(report.tokens, console)
     if report.pruning is not None:
         print_unpruned(report.pruning, console)
     if not only_pruned(report):
@@ -180,18 +184,26 @@ def summary_table(report: Report) -> Table:
     if only_pruned(report):
         table.caption = f"data: {report.data}"
         return table
-    forms = Counter(
-        row.format if row.format.startswith(row.kernel) else f"{row.format} {kernel_text(row)}"
-        for row in report.sites
-    )
-    used = ", ".join(f"{count} {form}" for form, count in forms.most_common())
-    table.caption = f"{used}; {report.average_bits:.2f} bits per weight; data: {report.data}"
+    forms = Counter(map(form_text, report.sites))
+    used = "; ".join(f"{count} x {form}" for form, count in forms.most_common())
+    bits = f"{report.average_bits:.2f} bits per weight"
+    if report.entropy is not None:
+        stored, entropy = report.entropy
+        bits += f", of dense codes and codebooks {stored:.2f} with an entropy of {entropy:.2f}"
+    table.caption = f"{used}; {bits}; data: {report.data}"
     return table
+
+
+def form_text(row: SiteRow) -> str:
+    """How a weight is stored and what runs it: `8 bits per channel, unpacked at load`."""
+    if row.format.startswith(row.kernel):  # floats
+        return row.format
+    return f"{WeightFormat.parse(row.format).words}, {kernel_text(row)}"
 
 
 def only_pruned(report: Report) -> bool:
     """Whether the structure changed, and no number format did."""
-    parts = (report.pruning, report.removal, report.parallel, report.slicing)
+    parts = (report.pruning, report.removal, report.parallel, report.slicing, report.tokens)
     taken = any(part is not None for part in parts)
     return taken and all(row.format == "float" for row in report.sites)
 
@@ -262,6 +274,29 @@ def print_slicing(slicing: SlicingReport, console: Console) -> None:
     print_reasons(
         "residual streams that could not be narrowed:",
         [(why, name) for name, why in slicing.left.items()],
+        console,
+    )
+
+
+def tokens_table(tokens: TokensReport) -> Table:
+    """One row for each place behind which fewer tokens are left, in order."""
+    saved = "" if tokens.saved is None else f", {tokens.saved:.0%} fewer products"
+    table = Table(title=f"tokens that attention reads most stay{saved}", title_justify="left")
+    priced = any(step[3] is not None for step in tokens.steps)
+    columns = ["behind", "tokens", "of", *([f"divergence ({tokens.measure})"] if priced else [])]
+    for column in columns:
+        table.add_column(column)
+    for branch, keep, of, divergence in tokens.steps:
+        table.add_row(branch, str(keep), str(of), *([_number(divergence)] if priced else []))
+    return table
+
+
+def print_tokens(tokens: TokensReport, console: Console) -> None:
+    """Where how many tokens are left, and where none could go."""
+    console.print(tokens_table(tokens))
+    print_reasons(
+        "attention behind which all tokens stay:",
+        [(why, name) for name, why in tokens.left.items()],
         console,
     )
 

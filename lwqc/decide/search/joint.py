@@ -109,6 +109,7 @@ def _opened(
     It stays where the search is interrupted, killed or out of memory, and what was there before
     stays.
     """
+    work.job.report("preparing the search")(0, 1)
     section = recipe.search_in
     if section is None:
         raise InputError(f"recipe {recipe.name} searches nothing; see lwqc recipes")

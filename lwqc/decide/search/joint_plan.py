@@ -140,8 +140,10 @@ def _legal(found: SearchModel, site: Site, entry: SiteEntry) -> SiteEntry | str:
     if not target.refuses(form):
         smaller = entry.size_bytes(site.n, site.k) < site.float_bytes
         return entry if smaller else f"{entry.weight} would not be smaller"
-    options: Sequence[SiteEntry] = target.candidates(site, opset, tiny=entry.weight.bits == 2)
-    same = [e for e in options if e.weight.bits == entry.weight.bits]
+    fmt = entry.weight
+    tiny = fmt.bits == 2 or fmt.only_stored
+    options: Sequence[SiteEntry] = target.candidates(site, opset, tiny=tiny)
+    same = [e for e in options if (e.weight.kind, e.weight.bits) == (fmt.kind, fmt.bits)]
     if not same:
         return str(form)
     block = entry.weight.block or site.k

@@ -135,6 +135,7 @@ class WholeSearch:
         def fits(candidate: Candidate) -> bool:
             return limits.excess(space.cost(candidate)) <= 1
 
+        self.found.work.job.report("starts")(0, 1)
         if also is None:
             self._try_formats(limits)
         start = self._best_start(limits, fits, also)
@@ -301,6 +302,7 @@ class WholeSearch:
 
         The best of those that are within the limits, else the one that comes closest.
         """
+        self.found.work.job.report("taking the best")(0, 1)
         found: list[tuple[bool, float, Compressed, Result]] = []
         aim = self.aimed(limits)
         for _ in range(_ROUNDS):

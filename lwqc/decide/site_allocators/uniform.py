@@ -17,6 +17,7 @@ def _uniform(work: Version, goals: Goals, recipe: Recipe) -> Plan:
         recipe.activations,
         search=recipe.search,
         kind=recipe.kind,
+        fmt=recipe.format,
         recipe=recipe.name,
     )
     return planning.calibrate(work, plan, recipe.ranges)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -22,15 +23,29 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """The original model and its data. asked: the output to judge by, "" for the one that fits."""
+    """The original model and its data.
+
+    asked: the output to judge by, "" for the one that fits. options: what else the user says of
+    the metric.
+    """
 
     model: ir.Model
     data: Dataset
     asked: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def labels(self) -> Labels | None:
         """What the samples are, where that is known."""
+        return self._labels if self._labels is None or self._labels.boxes is None else None
+
+    @property
+    def boxes(self) -> tuple[NDArray[np.float64], ...] | None:
+        """What is in each image, see `Labels.boxes`; None where that is not known."""
+        return None if self._labels is None else self._labels.boxes
+
+    @cached_property
+    def _labels(self) -> Labels | None:
         return self.data.labels()
 
     @cached_property
@@ -56,6 +71,10 @@ class Task:
         """An output for each set of feeds."""
         for feeds in self.data:
             yield feeds, run(feeds)[output]
+
+    def originals(self) -> Iterator[tuple[Feeds, dict[str, Array]]]:
+        """Outputs of the original for each set of feeds."""
+        return ((feeds, self._session(feeds)) for feeds in self.data)
 
     def expected(self, output: str) -> Iterator[Array]:
         """The same of the original."""

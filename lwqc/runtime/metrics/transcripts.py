@@ -29,15 +29,17 @@ class CharacterError:
         self._output = task.output(
             lambda a: a.ndim == 3 and a.dtype.kind == "f", "scores [batch, steps, characters]"
         )
-        self.against = "the labels" if task.labels is not None else "the original"
-        self._alphabet = task.labels.classes if task.labels is not None else ()
-        if task.labels is not None and not self._alphabet:
+        labels = task.labels
+        self._labels = None if labels is None or labels.of_folders else labels
+        self.against = "the labels" if self._labels is not None else "the original"
+        self._alphabet = self._labels.classes if self._labels is not None else ()
+        if self._labels is not None and not self._alphabet:
             raise InputError(f"{self.name}: write classes=FILE, a character a line, from channel 1")
 
     @cached_property
     def _right(self) -> list[Sequence[object]]:
-        if self._task.labels is not None:
-            return [self._parts(list(name)) for name in self._task.labels.names]
+        if self._labels is not None:
+            return [self._parts(list(name)) for name in self._labels.names]
         return [t for a in self._task.expected(self._output) for t in self._read(a)]
 
     def _read(self, scores: Array) -> list[Sequence[object]]:
@@ -70,7 +72,7 @@ class WordError(CharacterError):
     def __init__(self, task: Task) -> None:
         """Raises InputError without labels and the characters that channels stand for."""
         super().__init__(task)
-        if task.labels is None:
+        if self._labels is None:
             raise InputError(f"{self.name}: needs labels=FILE and classes=FILE of characters")
 
     def _parts(self, text: Sequence[object]) -> Sequence[object]:

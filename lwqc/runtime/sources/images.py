@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from lwqc.model.array_files import check_regular
 from lwqc.model.limits import beyond, limits
 from lwqc.model.needed import needed
 from lwqc.plans.preprocess import Preprocess
+from lwqc.runtime.sources.boxes import Corners, read_boxes
 from lwqc.runtime.sources.folders import Found
 from lwqc.runtime.sources.labels import Labels, of_folders, of_table, read_classes
 from lwqc.runtime.sources.samples import (
@@ -29,11 +30,16 @@ from lwqc.runtime.sources.samples import (
     shape_text,
 )
 
-KEYS = ("size", "fit", "pad", "resize", "color", "layout", "range", "mean", "std")
+KEYS = ("size", "fit", "pad", "resize", "color", "layout", "range", "mean", "std", "boxes")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 _GREY = 114.0  # of letterboxes, as YOLO has it
 _BYTES = 255.0
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and what of it turns by 90 degrees
 _CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
+_ASK_RANGE = (
+    "write what pixels become, range=0..1, range=-1..1 or range=0..255, and mean=, std= if there "
+    "are any"
+)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 
 
@@ -62,8 +68,23 @@ class Images:
         return {self._input: np.stack(rows)}
 
     def labels(self) -> Labels | None:
-        """Of a table, or else the folders that the files are in."""
+        """Of a table, or else the folders that the files are in; and boxes, where there are any."""
+        if self.settings.boxes:
+            return self._boxes(Path(self.settings.boxes))
         return file_labels(self.root, self.files, self.settings)
+
+    def _boxes(self, path: Path) -> Labels:
+        classes = read_classes(self.settings.classes)
+        found = read_boxes(path, self.root, self.files, classes)
+        names = tuple(box.label for image in found for box in image)
+        numbers = iter(Labels(names, classes).numbers)
+        boxes = []
+        for file, image in zip(self.files, found, strict=True):
+            with open_image(file) as opened:
+                placed = placing(_upright_size(opened), self.settings)
+            rows = [[next(numbers), *placed(box.corners)] for box in image]
+            boxes.append(np.array(rows, np.float64).reshape(-1, 5))
+        return Labels((), classes, boxes=tuple(boxes))
 
 
 def file_labels(root: Path, files: Sequence[Path], settings: Preprocess) -> Labels | None:
@@ -72,7 +93,9 @@ def file_labels(root: Path, files: Sequence[Path], settings: Preprocess) -> Labe
         names: tuple[str, ...] | None = of_table(Path(settings.labels), root, files)
     else:
         names = of_folders(root, files) if root.is_dir() else None
-    return None if names is None else Labels(names, read_classes(settings.classes))
+    if names is None:
+        return None
+    return Labels(names, read_classes(settings.classes), of_folders=not settings.labels)
 
 
 class Prepare:
@@ -109,7 +132,7 @@ def resolved(value: ir.Value, settings: Preprocess) -> Preprocess:
     color = settings.color or ("gray" if channels == 1 else "rgb")
     if channels is not None and channels != _CHANNELS[color]:
         raise InputError(f"{where}: takes {channels} channels; color={color} has not as many")
-    size = _size(settings, height, width, where)
+    size = _size(value, settings, height, width, where)
     fit = settings.fit or "stretch"
     boxed = fit.startswith("letterbox")
     if settings.pad is not None and not boxed:
@@ -154,11 +177,12 @@ def _axes(
 
 
 def _size(
-    settings: Preprocess, height: int | None, width: int | None, where: str
+    value: ir.Value, settings: Preprocess, height: int | None, width: int | None, where: str
 ) -> tuple[int, int]:
     if settings.size is None:
         if height is None or width is None:
-            raise InputError(f"{where}: takes any size: write size=WIDTHxHEIGHT")
+            more = f"; {_ASK_RANGE}" if _range_unsaid(value, settings) else ""
+            raise InputError(f"{where}: takes any size: write size=WIDTHxHEIGHT{more}")
         return width, height
     w, h = settings.size
     if (height or h, width or w) != (h, w):
@@ -182,10 +206,13 @@ def _range(value: ir.Value, settings: Preprocess, where: str) -> tuple[float, fl
         return (0.0, _BYTES)
     if any(settings.mean):
         return (0.0, 1.0)
-    raise InputError(
-        f"{where}: write what pixels become, range=0..1, range=-1..1 or range=0..255, and mean=, "
-        "std= if there are any"
-    )
+    raise InputError(f"{where}: {_ASK_RANGE}")
+
+
+def _range_unsaid(value: ir.Value, settings: Preprocess) -> bool:
+    """Whether nothing tells what bytes become."""
+    said = settings.range is not None or any(settings.mean) or any(n > 1 for n in settings.std)
+    return value.dtype in _FLOATS and not said
 
 
 def open_image(path: str | os.PathLike[str]) -> Any:
@@ -218,20 +245,54 @@ def _fitted(image: Any, how: Preprocess) -> Any:
     kind = {**names, "nearest": filters.NEAREST, "area": filters.BOX}[how.resize]
     assert how.size is not None
     width, height = how.size
-    if how.fit == "stretch":
-        return image.resize(how.size, kind)
-    ratios = width / image.width, height / image.height
-    ratio = max(ratios) if how.fit == "crop" else min(ratios)
-    inner = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
-    inner = inner if how.fit == "crop" else (min(width, inner[0]), min(height, inner[1]))
+    inner, (left, top) = _inner(image.size, how)
     scaled = image.resize(inner, kind)
-    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    if how.fit == "stretch":
+        return scaled
     if how.fit == "crop":
         return scaled.crop((-left, -top, width - left, height - top))
     shade = int(how.pad or 0)
     box = pillow.new(image.mode, how.size, shade if image.mode == "L" else (shade,) * 3)
-    box.paste(scaled, (0, 0) if how.fit == "letterbox-topleft" else (left, top))
+    box.paste(scaled, (left, top))
     return box
+
+
+def _inner(size: tuple[int, int], how: Preprocess) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height of the scaled image, and where its corner goes; below 0 where it is cut."""
+    assert how.size is not None
+    width, height = how.size
+    if how.fit == "stretch":
+        return how.size, (0, 0)
+    ratios = width / size[0], height / size[1]
+    ratio = max(ratios) if how.fit == "crop" else min(ratios)
+    inner = max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
+    if how.fit != "crop":
+        inner = min(width, inner[0]), min(height, inner[1])
+    if how.fit == "letterbox-topleft":
+        return inner, (0, 0)
+    return inner, ((width - inner[0]) // 2, (height - inner[1]) // 2)
+
+
+def placing(size: tuple[int, int], how: Preprocess) -> Callable[[Corners], Corners]:
+    """Where a box of an image of this width and height is in the input, in pixels of it."""
+    assert how.size is not None
+    inner, (x, y) = _inner(size, how)
+    wide, high = inner[0] / size[0], inner[1] / size[1]
+    most = how.size
+
+    def placed(corners: Corners) -> Corners:
+        left, top, right, bottom = corners
+        moved = (left * wide + x, top * high + y, right * wide + x, bottom * high + y)
+        a, b, c, d = (min(max(v, 0.0), most[i % 2]) for i, v in enumerate(moved))
+        return a, b, c, d
+
+    return placed
+
+
+def _upright_size(image: Any) -> tuple[int, int]:
+    """Width and height as the camera says that the image is held."""
+    turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+    return (image.height, image.width) if turned else (image.width, image.height)
 
 
 @contextmanager

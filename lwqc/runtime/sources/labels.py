@@ -19,10 +19,17 @@ from lwqc.model.numerals import real
 
 @dataclass(frozen=True)
 class Labels:
-    """One for each sample, in their order. classes: names in the order of the model's channels."""
+    """One for each sample, in their order.
+
+    classes: names in the order of the model's channels. of_folders: they are names of the folders
+    that samples are in, which are classes rather than texts. boxes: of each sample [things, 5],
+    channel, left, top, right and bottom in pixels of the input; None where nothing has boxes.
+    """
 
     names: tuple[str, ...]
     classes: tuple[str, ...] = ()
+    of_folders: bool = False
+    boxes: tuple[NDArray[np.float64], ...] | None = None
 
     @cached_property
     def numbers(self) -> NDArray[np.int64]:

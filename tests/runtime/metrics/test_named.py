@@ -155,8 +155,20 @@ def test_detection_agreement():
 
 def test_names_and_others():
     model, data = classes_net(), [{"image": np.ones((1, 3, 4, 6), np.float32)}]
-    with pytest.raises(InputError, match=f"top2: is no metric; expected {', '.join(NAMED)}"):
+    with pytest.raises(InputError, match=f"top2: is no metric; .* one of {', '.join(NAMED)}"):
         of_model(model, data, "top2")
     own = metric_of(len, model, open_data(data, model))
     assert isinstance(own, Metric)
     assert metric_of(own, model, open_data(data, model)) is own
+
+
+def test_names_of_folders_are_no_transcripts(folder):
+    model = net(
+        "float[n, 3, 4, 6] image",
+        "float[n, 3, 24] y",
+        "s = Constant<value_ints: ints = [0, 3, 24]>()\n y = Reshape(image, s)",
+    )
+    metric = of_model(model, folder, "character-error", preprocess="range=0..1")
+    assert metric.name == "character-error against the original"
+    with pytest.raises(InputError, match="needs labels=FILE"):
+        of_model(model, folder, "word-error", preprocess="range=0..1")

@@ -35,6 +35,7 @@ from lwqc.cli.report.terminal import (
     operator_table,
     parallel_table,
     summary_table,
+    tokens_table,
 )
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.result import Report, SearchTrace, SiteRow, Tried
@@ -269,6 +270,8 @@ def _structure(report: Report) -> Iterator[Block | None]:
     if report.slicing is not None:
         rows = [(group, Cell(str(width), width)) for group, width in report.slicing.streams]
         yield table(["residual stream", "width now"], rows, numeric=[1])
+    if report.tokens is not None:
+        yield of_rich(tokens_table(report.tokens))
     if report.pruning is not None:
         yield of_rich(group_table(report.pruning.groups))
 

@@ -74,3 +74,5 @@ def _of_branches(report: Report) -> Iterator[Left]:
             yield "residual stream", name, why
         if slicing.note:
             yield "residual streams", "", slicing.note
+    for name, why in () if report.tokens is None else report.tokens.left.items():
+        yield "tokens all stay", name, why

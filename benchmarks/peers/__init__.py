@@ -1,0 +1,1 @@
+"""What users of other tools write for three tasks, and what comes of it; see `measure`."""
