@@ -1,6 +1,6 @@
 """Operators that onnxruntime's providers for phones take.
 
-CoreML: `tools/mobile_helpers/coreml_supported_mlprogram_ops.md` of the package onnxruntime 1.31.1.
+CoreML: the list for ML Programs in `tools/mobile_helpers` of the package onnxruntime 1.31.1.
 QNN: "Supported ONNX operators" of its page on onnxruntime.ai, as of 1.22.
 """
 

@@ -1,6 +1,6 @@
 """What differs between releases of TensorRT; every fact with its source.
 
-opset 9 to 22: `docs/operators.md` of onnx-tensorrt for 10.x. opset 9 to 25: TensorRT 11's "ONNX
+opset 9 to 22: the list of operators of onnx-tensorrt for 10.x. opset 9 to 25: TensorRT 11's "ONNX
 Opset Guide". Types written in the graph only, flags for precisions removed: "Migrating from
 TensorRT 10.x to 11.x". NVFP4 in blocks of 16, MXFP8 in blocks of 32 with E8M0 scales: "Quantization
 Schemes" and the operator DynamicQuantize of TensorRT 11. RTX: "Working with Quantized Types" of
