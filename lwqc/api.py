@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import apply_plan, execute
-from lwqc.compile.losses import divergences
+from lwqc.compile.losses import check_classes, divergences
 from lwqc.compile.replayed import replayed
 from lwqc.compile.version import Version
 from lwqc.decide.compress import compress_version, make_plan, open_version
@@ -44,6 +44,7 @@ from lwqc.plans.options import (
     Dropping,
     DroppingSources,
     JobOptions,
+    Loss,
     Opening,
     Preparation,
     Pruning,
@@ -138,7 +139,9 @@ def lower(
         opening["target"] = "cuda"
     work = _opened(source, opening, allow_fallback)
     plan = lower_plan(work, floats=floats, profile=dict(profile or {}))
-    goals = Goals(max_drop=options.get("max_drop", CONVERSION_DROP))
+    wanted: Loss = {"max_drop": CONVERSION_DROP, **part(Loss, options)}
+    goals = Goals(**wanted)
+    check_classes(work, goals)
     return _chainable(execute(work, goals, plan))
 
 
@@ -154,7 +157,7 @@ def prune(source: Source, *, recipe: str = "", **options: Unpack[PruningSources]
     `lwqc.decide.prune_options.PruneOptions`, or as in `compress`.
     """
     chosen = pruning_recipe(recipe, has_data=options.get("data") is not None)
-    goals = Goals(max_drop=options.get("max_drop"))
+    goals = Goals(**part(Loss, options))
     job = channel_job(chosen, goals, **part(Pruning, options))
     return _chainable(job(_opened(source, part(Sources, options))).make())
 
@@ -182,7 +185,7 @@ def drop_layers(
         changes["share" if isinstance(branches, float) else "count"] = branches
     if "seed" in options:
         changes["seed"] = options["seed"]
-    goals = Goals(max_drop=options.get("max_drop"))
+    goals = Goals(**part(Loss, options))
     only_tokens = options.get("tokens") is not None and branches is None
     has_data = options.get("data") is not None
     chosen = dropping_recipe(recipe, has_data=has_data, tokens=only_tokens)

@@ -54,7 +54,8 @@ def test_a_plan_is_replayed_bit_for_bit_and_the_report_tells_entropy(tmp_path, m
     assert code == 0, printed.err
     rows = json.loads(printed.out)["sites"]
     assert {(row["format"], row["kernel"]) for row in rows} == {("vq5x2", "Folded")}
-    assert all(1.5 < row["entropy"] < 2.5 for row in rows)
+    weights = {row["name"]: np.prod(row["shape"]) for row in rows}
+    assert all(1.5 < 8 * row["entropy_bytes"] / weights[row["name"]] < 2.5 for row in rows)
     assert {e.method for e in Plan.load(saved).quantize.values()} == {"gptq"}
     code, printed = run(
         ["apply", tmp_path / "m.onnx", saved, "-o", again, *data], monkeypatch, capsys
@@ -73,6 +74,7 @@ def test_a_plan_is_replayed_bit_for_bit_and_the_report_tells_entropy(tmp_path, m
         (["--format", "vq5x2", "--activations", "static"], "activations stay float"),
         (["--format", "vq5x3"], "vectors of one of"),
         (["--format", "vq5x2", "--bits", "mixed"], "leave out --bits mixed"),
+        (["--format", "vq5x2", "--bits", "4"], "leave out --bits 4"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(options, told, tmp_path, monkeypatch, capsys):

@@ -39,7 +39,7 @@ from lwqc.cli.sections import command
 from lwqc.errors import InputError
 from lwqc.model.numerals import share, whole
 from lwqc.plans.goals import CONVERSION_DROP, Goals
-from lwqc.plans.options import Budgets, Dropping, Pruning, Searching, Storage, TwoFormats
+from lwqc.plans.options import Budgets, Dropping, Loss, Pruning, Searching, Storage, TwoFormats
 from lwqc.plans.spelled_out import part
 
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ def quantize(
     goals = Goals(**part(Storage, options))
     if fmt is not None and bits == "mixed":
         raise InputError("--format is one for all: leave out --bits mixed")
+    if fmt is not None and bits != "8":
+        raise InputError(f"--format {fmt} says the bits: leave out --bits {bits}")
     recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential, fmt)
     if recipe.method in DATA_METHODS and "data" not in options:
         raise InputError(f"--method {method} looks at the data: give --data")
@@ -212,7 +214,7 @@ def drop(
 def _checked_goals(options: Changing) -> Goals:
     """What one change of the structure may cost."""
     check_bound(options)
-    return Goals(max_drop=options.get("max_drop"))
+    return Goals(**part(Loss, options))
 
 
 def _change_structure(
@@ -278,20 +280,26 @@ def lower(
     max_drop: Annotated[
         float, typer.Option(parser=as_share, help="allowed loss of the conversion")
     ] = CONVERSION_DROP,
+    max_class_drop: Annotated[
+        float | None,
+        typer.Option(parser=as_share, help="samples that any class may lose, with --metric top1"),
+    ] = None,
     **options: Unpack[Lowering],
 ) -> None:
     """Bring a float or quantized model into the form that a target runs best."""
     from lwqc.backends.device_bench import check_engines
     from lwqc.compile.execute import execute
+    from lwqc.compile.losses import check_classes
     from lwqc.decide.lower import lower_plan
     from lwqc.decide.profiles import parse_profile
 
     sizes = parse_profile(profile)
     verify = options["verify"]
-    goals = Goals(max_drop=max_drop if verify else None)
+    goals = Goals(max_drop=max_drop, max_class_drop=max_class_drop) if verify else Goals()
     files = Files([output], [options.get("plan_out"), engines, options.get("report")])
     fallback = options["allow_fallback"]
     with opened(model, files, part(Opened, options), verify=verify, fallback=fallback) as work:
+        check_classes(work, goals)
         if engines is not None:
             check_engines(work.job.target)
         made = lower_plan(work, floats=floats, boundary=half_boundary, profile=sizes)

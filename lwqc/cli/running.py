@@ -182,8 +182,10 @@ def log_name(output: Path) -> Path:
 
 def check_bound(options: Changing) -> None:
     """Refuse, before any work, a bound that could not be checked."""
-    if not options["verify"] and "max_drop" in options:
-        raise InputError("--max-drop is measured on the saved file: drop --no-verify")
+    given = [name for name in ("max_drop", "max_class_drop") if name in options]
+    if given and not options["verify"]:
+        flag = given[0].replace("_", "-")
+        raise InputError(f"--{flag} is measured on the saved file: drop --no-verify")
 
 
 def finish(

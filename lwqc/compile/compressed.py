@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,8 +29,8 @@ from lwqc.compile.decisions import (
 )
 from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
 from lwqc.compile.idle_branches import idle_branches
-from lwqc.compile.losses import divergences
-from lwqc.compile.outcomes import drop_outcome
+from lwqc.compile.losses import divergences, flips_of
+from lwqc.compile.outcomes import class_outcome, drop_outcome
 from lwqc.compile.result import Report, SearchReport, SearchTrace, ShapeLatency, SiteRow
 from lwqc.compile.saved_check import Expected, check_saved
 from lwqc.compile.stamped import stamped
@@ -279,6 +280,7 @@ def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
         metric_before=metric_before,
         metric_after=metric_after,
         metric_drop=metric_drop,
+        flips=flips_of(work, session),
     )
 
 
@@ -308,17 +310,17 @@ def _rows(result: Compressed) -> tuple[SiteRow, ...]:
                 bytes_before=site.float_bytes,
                 bytes_after=after,
                 reason=plan.kept_float.get(site.name, ""),
-                entropy=_entropy(entry, parts.get(name)),
+                entropy_bytes=_entropy_bytes(now, entry, parts.get(name)),
             )
         )
     return tuple(rows)
 
 
-def _entropy(entry: SiteEntry | None, codes: PartOfSite | None) -> float | None:
+def _entropy_bytes(site: Site, entry: SiteEntry | None, codes: PartOfSite | None) -> int | None:
     """Of codes that no kernel reads and that were not learned afterwards."""
     if entry is None or codes is None or not entry.weight.only_stored:
         return None
-    return codes.entropy()
+    return math.ceil(codes.entropy() * site.size / 8)
 
 
 def _float_format(name: str, plan: Plan) -> str:
@@ -340,4 +342,6 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
         found += budget.outcomes(bound, Reached(result.work, result.model, report, counted))
     if report.drop is not None and result.goals.max_drop is not None:
         found.append(drop_outcome(result.goals.max_drop, report.drop))
+    if report.flips is not None and result.goals.max_class_drop is not None:
+        found.append(class_outcome(result.goals.max_class_drop, report.flips.worst))
     return found

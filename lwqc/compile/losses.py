@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from lwqc.compile.reference import Reference
 from lwqc.compile.version import Version
+from lwqc.errors import InputError
+from lwqc.plans.goals import Goals
+from lwqc.runtime.flips import Flips, flips, top1_of
 from lwqc.runtime.measure import compare, losses, worst_drop
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.collector import Runner
@@ -69,3 +72,15 @@ def worst_error(found: Mapping[str, Loss | Divergence]) -> float:
     """Error by channel of the output that moved most; infinite where a label is another one."""
     lost = any(d.decisions.labels not in (None, 1) for d in found.values())
     return math.inf if lost else max((d.error for d in found.values()), default=0.0)
+
+
+def flips_of(work: Version, session: Session) -> Flips | None:
+    """Decisions that are others than the original's, where the metric is by decisions."""
+    top1 = top1_of(work.job.metric)
+    return None if top1 is None else flips(top1, work.original.recorded, session)
+
+
+def check_classes(work: Version, goals: Goals) -> None:
+    """Raises InputError for a bound on classes where nothing says what is decided."""
+    if goals.max_class_drop is not None and top1_of(work.job.metric) is None:
+        raise InputError("--max-class-drop is judged by decisions: give --metric top1")

@@ -19,6 +19,11 @@ def drop_outcome(bound: float, drop: float) -> Outcome:
     return Outcome("drop", bound, drop, "")
 
 
+def class_outcome(bound: float, worst: float) -> Outcome:
+    """Of what the worst class lost, as a share of its samples."""
+    return Outcome("worst class", bound, worst, "")
+
+
 def latency_outcomes(bound: Amount, rows: Sequence[tuple[str, float, float]]) -> list[Outcome]:
     """Of median milliseconds (shape, original, result) at each shape served."""
     return [

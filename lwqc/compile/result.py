@@ -14,6 +14,7 @@ from lwqc.graph.sites import Skipped
 from lwqc.model.numerals import size_text
 from lwqc.model.told import Told
 from lwqc.plans.goals import Outcome
+from lwqc.runtime.flips import Flips
 from lwqc.runtime.measure import Latency, OperatorRow, worst_drop
 from lwqc.runtime.session import VERSION
 from lwqc.runtime.stats.divergence import Divergence
@@ -23,8 +24,8 @@ from lwqc.runtime.stats.divergence import Divergence
 class SiteRow:
     """What became of one site.
 
-    reason: why it stayed float, or partly so. entropy: of codes that no kernel reads, bits per
-    weight.
+    reason: why it stayed float, or partly so. entropy_bytes: what codes that no kernel reads would
+    take in the best code without memory.
     """
 
     name: str
@@ -36,7 +37,7 @@ class SiteRow:
     bytes_before: int
     bytes_after: int
     reason: str
-    entropy: float | None = None
+    entropy_bytes: int | None = None
 
     @property
     def weights(self) -> int:
@@ -273,6 +274,7 @@ class Report(Told):
     parallel: ParallelReport | None = None
     slicing: SlicingReport | None = None
     tokens: TokensReport | None = None
+    flips: Flips | None = None
     kept_float32: Mapping[str, str] = field(default_factory=dict)
     fallbacks: tuple[str, ...] = ()
     unmeasured: str = ""
@@ -304,12 +306,12 @@ class Report(Told):
     @property
     def entropy(self) -> tuple[float, float] | None:
         """Of codes that no kernel reads: stored bits per weight, and the entropy of the codes."""
-        rows = [(row, row.entropy) for row in self.sites if row.entropy is not None]
+        rows = [(row, row.entropy_bytes) for row in self.sites if row.entropy_bytes is not None]
         weights = sum(row.weights for row, _ in rows)
         if not weights:
             return None
         stored = 8 * sum(row.bytes_after for row, _ in rows) / weights
-        return stored, sum(entropy * row.weights for row, entropy in rows) / weights
+        return stored, 8 * sum(best for _, best in rows) / weights
 
     @property
     def met(self) -> bool:

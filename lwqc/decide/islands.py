@@ -15,13 +15,13 @@ import onnx_ir as ir
 
 from lwqc.compile.timing import conversion_seconds, shapes_at, site_times
 from lwqc.compile.version import Version
-from lwqc.graph.integer_flow import ABSORBED, COMPUTE, MOVE
+from lwqc.graph.integer_flow import ABSORBED, COMPUTE, moves_codes
 from lwqc.graph.sites import Site
 from lwqc.model.weights import trace_weight
 from lwqc.plans.plan import Plan
 
 _EIGHT, _FLOAT = "8 bits", "float"
-_FREE = COMPUTE | MOVE | ABSORBED
+_FREE = COMPUTE | ABSORBED
 # What a conversion takes, in times of an element that is rounded and moved: float kernels bring
 # channels in an order of their own, too. Which is right is timed on the whole.
 _PRICES = (1.5, 3.0, 6.0)
@@ -113,4 +113,4 @@ def worth_it(
 
 def _is_free(node: ir.Node) -> bool:
     """Whether an operator runs on codes or on floats, as what is around it does."""
-    return node.domain == "" and node.op_type in _FREE
+    return moves_codes(node) or (node.domain == "" and node.op_type in _FREE)

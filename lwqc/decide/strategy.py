@@ -11,9 +11,11 @@ from functools import partial
 from lwqc.compile.budget import asked
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import execute, finished
+from lwqc.compile.losses import check_classes
 from lwqc.compile.version import Version
 from lwqc.decide.allocate import allocate
 from lwqc.decide.allocator import find_allocator
+from lwqc.decide.class_bound import within_classes
 from lwqc.decide.decided import Decided
 from lwqc.decide.fewer_tokens import better, may_shorten, with_tokens
 from lwqc.decide.late_steps import check_learning, with_late_steps
@@ -38,6 +40,24 @@ def decide(
 
     exact: the recipe is done as it is or refused, also where it looks at data and none was given.
     """
+    check_classes(work, goals)
+    if goals.max_class_drop is not None and not goals.bounds:
+
+        def once(goals: Goals) -> Decided:
+            return _once(work, goals, recipe, control, exact=exact)
+
+        return within_classes(work, goals, once)
+    return _once(work, goals, recipe, control, exact=exact)
+
+
+def _once(
+    work: Version,
+    goals: Goals,
+    recipe: Recipe | str,
+    control: SearchControl | None,
+    *,
+    exact: bool,
+) -> Decided:
     if exact and isinstance(recipe, Recipe):
         check_learning(work, recipe)
         return _decided(work, goals, recipe, control)

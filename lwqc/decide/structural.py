@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from lwqc.compile.compressed import Compressed, Decision
 from lwqc.compile.execute import execute
+from lwqc.compile.losses import check_classes
 from lwqc.compile.run_times import run_ms
 from lwqc.compile.version import Version
 from lwqc.decide import planning
@@ -165,6 +166,7 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versi
     prune_options(recipe, **changes)
 
     def job(work: Version) -> Decided:
+        check_classes(work, goals)
         chosen, notes = suited(recipe, work)
         options = prune_options(chosen, **changes)
         score = channel_score(options.score)
@@ -200,6 +202,7 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versio
     drop_options(recipe, goals, **changes)
 
     def job(work: Version) -> Decided:
+        check_classes(work, goals)
         chosen, notes = suited(recipe, work)
         removing = drop_options(chosen, goals, **changes)
         decided = _decided(work, goals, choose_branches(work, removing))

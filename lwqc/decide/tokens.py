@@ -63,7 +63,13 @@ class _Choice:
     def __init__(self, work: Version, options: TokenRecipe) -> None:
         found = find_token_cuts(work.model)
         _check(work, found, options)
-        self.work, self.found, self.cuts = work, found, found.cuts
+        first = found.cuts[0]
+        self.work = work
+        self.cuts = tuple(c for c in found.cuts if _parts(c) == _parts(first))
+        self.left = {r.name: r.reason for r in found.refused}
+        for cut in found.cuts:
+            if cut not in self.cuts:
+                self.left[cut.name] = f"has {cut.tokens} tokens, {first.name} has {first.tokens}"
         self.importance: Importance = "class" if self.cuts[0].always else "rank"
         if options.importance != "auto":
             self.importance = options.importance
@@ -91,8 +97,7 @@ class _Choice:
         kept = float((self.weights * self.shares[levels]).sum() / self.weights.sum())
         chosen = self._entries(levels)
         divergences = [self._measured(chosen[: i + 1]) for i in range(len(chosen))]
-        left = {r.name: r.reason for r in self.found.refused}
-        return TokenDecision(chosen, tuple(divergences), 1 - kept, left, self.measure)
+        return TokenDecision(chosen, tuple(divergences), 1 - kept, self.left, self.measure)
 
     @cached_property
     def errors(self) -> NDArray[np.float64]:
@@ -153,11 +158,15 @@ class _Choice:
         return Session(model, label="fewer tokens")
 
 
+def _parts(cut: TokenCut) -> tuple[int, int]:
+    return cut.tokens, cut.always
+
+
 def _levels(cut: TokenCut) -> list[int]:
     """How many tokens each level leaves: the first one all, the last one those that must stay."""
     free = cut.tokens - cut.always
     parts = range(_PARTS, _FEWEST - 1, -1)
-    levels = [cut.always + round(free * part / _PARTS) for part in parts]
+    levels = [max(cut.always + round(free * part / _PARTS), 1) for part in parts]
     return list(dict.fromkeys([*levels, *([cut.always] if cut.always else [])]))
 
 

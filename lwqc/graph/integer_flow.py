@@ -2,13 +2,15 @@
 
 A convolution runs on integers only when its input and its output (after an absorbed Relu or Clip)
 are quantized. Operators with an integer form between such tensors are drawn in, forwards and
-backwards, so that values stay in 8 bits from one convolution to the next.
+backwards, so that values stay in 8 bits from one convolution to the next. Behind the last one they
+are float: there 8 bits save little, and mix what outputs need apart, as the boxes and scores of a
+detector.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -25,8 +27,11 @@ COMPUTE = SATURATING | {
     *("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
 }
 _TWO = frozenset({"Add", "Mul"})
-# Operators that move codes unchanged: input and output share one range.
-MOVE = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
+# Operators that move codes unchanged: input and outputs share one range.
+_MOVE = frozenset(
+    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
+    | {"Split", "Slice", "DepthToSpace"}
+)
 
 
 @dataclass
@@ -60,18 +65,31 @@ def integer_flow(graph: ir.Graph, sites: Collection[Site]) -> IntegerFlow:
             inputs = _data_inputs(node)
             if any(v in quantized for v in inputs) and barred.isdisjoint(inputs):
                 quantized |= set(inputs)
+    ahead = _ahead(nodes, quantized)
     for node in nodes:
         if _joins(node, quantized):
-            output = absorbed_output(node) if node.op_type in COMPUTE else node.outputs[0]
-            quantized |= {output} - barred
+            outputs = [absorbed_output(node)] if node.op_type in COMPUTE else moved(node)
+            if not ahead.isdisjoint(outputs):
+                quantized |= set(outputs) - barred
     owner: dict[ir.Value, ir.Value] = {}
     for node in nodes:
-        if node.op_type in MOVE and node.outputs[0] in quantized and node.inputs[0] in quantized:
+        if moves_codes(node) and node.inputs[0] in quantized:
             source = _value(node.inputs[0])
-            owner[node.outputs[0]] = owner.get(source, source)
+            owner |= {v: owner.get(source, source) for v in moved(node) if v in quantized}
     flow.tensors = {v.name or "": owner.get(v, v).name or "" for v in quantized}
     flow.tensors = dict(sorted(flow.tensors.items()))
     return flow
+
+
+def _ahead(nodes: Sequence[ir.Node], quantized: Collection[ir.Value]) -> set[ir.Value]:
+    """Values that a convolution on integers comes of; behind the last one all stays float."""
+    found = set(quantized)
+    for node in reversed(nodes):
+        if node.op_type in COMPUTE and absorbed_output(node) in found:
+            found |= {*_data_inputs(node), *node.outputs}
+        elif moves_codes(node) and not found.isdisjoint(moved(node)):
+            found |= {_value(node.inputs[0])}
+    return found
 
 
 def absorbed_output(node: ir.Node) -> ir.Value:
@@ -98,13 +116,32 @@ def _obstacle(graph: ir.Graph, node: ir.Node, barred: Container[ir.Value]) -> st
 
 
 def _joins(node: ir.Node, quantized: set[ir.Value]) -> bool:
+    if moves_codes(node):
+        given = any(v.is_graph_output() for v in moved(node))
+        return node.inputs[0] in quantized and not given
     inputs = _data_inputs(node)
-    if node.op_type in MOVE:
-        inputs = inputs[:1]
-    elif node.op_type not in COMPUTE or not _has_kernel(node, inputs):
+    if node.op_type not in COMPUTE or not _has_kernel(node, inputs):
         return False
-    output = absorbed_output(node) if node.op_type in COMPUTE else node.outputs[0]
-    return bool(inputs) and all(v in quantized for v in inputs) and not output.is_graph_output()
+    given = absorbed_output(node).is_graph_output()
+    return bool(inputs) and all(v in quantized for v in inputs) and not given
+
+
+def moved(node: ir.Node) -> Sequence[ir.Value]:
+    """What of the outputs of an operator that moves codes are codes: not places of maxima."""
+    return node.outputs if node.op_type == "Split" else node.outputs[:1]
+
+
+def moves_codes(node: ir.Node) -> bool:
+    """Whether an operator only moves numbers of its first input, codes as well as floats.
+
+    Resize does where it repeats them.
+    """
+    if node.domain != "":
+        return False
+    if node.op_type == "Resize":
+        mode = node.attributes.get("mode")
+        return mode is None or mode.as_string() == "nearest"
+    return node.op_type in _MOVE
 
 
 def _has_kernel(node: ir.Node, inputs: Collection[ir.Value]) -> bool:

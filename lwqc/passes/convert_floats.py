@@ -140,8 +140,8 @@ class _Conversion:
             return
         self._note_constant(node)
         opset = self._opsets.get(node.domain, 1)
-        for index, dtype in result_types(node, opset).items():
-            node.outputs[index].type = ir.TensorType(dtype)
+        untyped = [output for output in node.outputs if output.type is None]
+        _tell_types(node, opset)
         if node.op_type in _ATTRIBUTE_TYPED and node.domain == "":
             self._attribute_typed(node)
             return
@@ -157,6 +157,10 @@ class _Conversion:
         if convert:
             for index in slots.outputs:
                 self._lower(node.outputs[index])
+        else:  # operands in 16 bits are float32 by now
+            for output in untyped:
+                output.type = None
+            _tell_types(node, opset)
 
     def _wanted(self, node: ir.Node, gives_floats: bool) -> bool:
         if node.outputs[0].name in self._keep or self._unpacks(node):
@@ -269,6 +273,11 @@ class _Conversion:
             array = read_array(tensor).astype(dtype.numpy())
             producer.attributes["value"] = ir.AttrTensor("value", ir.tensor(array, dtype=dtype))
         value.type = ir.TensorType(dtype)
+
+
+def _tell_types(node: ir.Node, opset: int) -> None:
+    for index, dtype in result_types(node, opset).items():
+        node.outputs[index].type = ir.TensorType(dtype)
 
 
 def _cast_node(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Node:

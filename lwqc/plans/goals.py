@@ -23,22 +23,26 @@ class Goals:
     bounds: by option, in the order of `lwqc.plans.options.Budgets`; what each of them bounds says
     its file in `lwqc.decide.budgets`. max_drop: fraction of the metric, or of what the outputs
     lose. fastest: within that and no budget, the fastest model is wanted rather than the smallest.
-    Raises InputError.
+    max_class_drop: share of the samples of any class that may be lost. Raises InputError.
     """
 
     bounds: Mapping[str, Amount]
     max_drop: float | None
     fastest: bool
+    max_class_drop: float | None
 
     def __init__(
         self,
         *,
         max_drop: float | None = None,
         fastest: bool = False,
+        max_class_drop: float | None = None,
         **bounds: str | float | Amount | None,
     ) -> None:
         if max_drop is not None and not 0 <= max_drop <= 1:
             raise InputError(f"max-drop {max_drop}: must be between 0 and 1")
+        if max_class_drop is not None and not 0 <= max_class_drop <= 1:
+            raise InputError(f"max-class-drop {max_class_drop}: must be between 0 and 1")
         read = {
             name: given if isinstance(given, Amount) else BOUNDS[name].read(cast(Any, given))
             for name in sorted(bounds, key=list(BOUNDS).index)
@@ -47,7 +51,8 @@ class Goals:
         if fastest and read:
             flag = next(iter(read)).replace("_", "-")
             raise InputError(f"the fastest model has no budget: leave out --{flag}")
-        for name, value in {"bounds": read, "max_drop": max_drop, "fastest": fastest}.items():
+        fields = {"bounds": read, "max_drop": max_drop, "fastest": fastest}
+        for name, value in {**fields, "max_class_drop": max_class_drop}.items():
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -58,7 +63,7 @@ class Goals:
     def without(self, name: str) -> Goals:
         """The same without one bound."""
         left = {option: bound for option, bound in self.bounds.items() if option != name}
-        return Goals(max_drop=self.max_drop, **cast(Any, left))
+        return Goals(max_drop=self.max_drop, max_class_drop=self.max_class_drop, **cast(Any, left))
 
     @property
     def asked(self) -> dict[str, str]:
@@ -66,6 +71,8 @@ class Goals:
         shown = {name: str(bound) for name, bound in self.bounds.items()}
         if self.max_drop is not None:
             shown["max_drop"] = f"{self.max_drop:g}"
+        if self.max_class_drop is not None:
+            shown["max_class_drop"] = f"{self.max_class_drop:g}"
         return {**shown, "fastest": "yes"} if self.fastest else shown
 
     @property
@@ -83,7 +90,7 @@ class Goals:
         """The same with the loss bounded that nobody bounded; unchanged where a budget decides."""
         if self.bounds or self.max_drop is not None:
             return self
-        return Goals(max_drop=max_drop, fastest=True)
+        return Goals(max_drop=max_drop, fastest=True, max_class_drop=self.max_class_drop)
 
     @property
     def wants_size(self) -> bool:

@@ -181,12 +181,17 @@ class Sources(Opening, Reading, total=False):
 class Loss(TypedDict, total=False):
     """What the result may lose.
 
-    max_drop: of the metric, else of what the outputs lose, see `Divergence.drop`.
+    max_drop: of the metric, else of what the outputs lose, see `Divergence.drop`. max_class_drop:
+    share of the samples of any class that may no longer be decided right, with the metric top1.
     """
 
     max_drop: Annotated[
         float | None,
         Flag("allowed loss: of the metric, else of the outputs", float | None, share=True),
+    ]
+    max_class_drop: Annotated[
+        float | None,
+        Flag("samples that any class may lose, with --metric top1: 5%", float | None, share=True),
     ]
 
 

@@ -195,6 +195,7 @@ def test_the_commands_take_the_same_options():
         "pareto",
         "print_pipeline",
         "dump",
+        "width",
     }  # of results
     options = signature(compress).parameters.keys() - own
     assert options <= signature(plan).parameters.keys()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import lwqc
@@ -128,3 +129,27 @@ def test_of_a_search_and_fewer_tokens_the_one_is_taken_that_loses_less(tmp_path:
         chosen = better(work, job(search), job(shorter), goals).make()
         assert [e.keep for e in chosen.decisions.tokens] == [1]
         assert "8 bits and fewer tokens" in chosen.decisions.notes[-1]
+
+
+def test_a_model_that_has_fewer_tokens_already_keeps_one_at_least(tmp_path: Path) -> None:
+    onnx.save(TinyVit(always=0, read=pooled, layers=3).build(), tmp_path / "vit.onnx")
+    first = lwqc.drop_layers(tmp_path / "vit.onnx", tokens=0.6, data=FEEDS)
+    first.save(tmp_path / "short.onnx")
+    work = open_version(tmp_path / "short.onnx", data=FEEDS)
+    tokens = choose_tokens(work, TokenRecipe(), 0.2).tokens
+    assert all(entry.keep >= 1 for entry in tokens)
+
+
+def test_a_tower_of_another_number_of_tokens_stays_with_the_reason() -> None:
+    vit = TinyVit(always=0)
+    small, ends = vit.small, []
+    for tower, tokens in enumerate((8, 4)):
+        x = small.linear(small.input(("batch", 2), tokens, WIDTH, name=f"x{tower}"), WIDTH, WIDTH)
+        vit.tokens = tokens
+        x = vit.layer(vit.layer(x, 2 * tower), 2 * tower + 1)
+        ends.append(small.op("ReduceMean", x, small.ints(1)))
+    model = small.build(small.op("Add", *ends, name="y"))
+    feeds = [dict(small.feeds)]
+    found = choose_tokens(open_version(ir.from_proto(model), data=feeds), TokenRecipe(), 0.3)
+    assert {e.of for e in found.tokens} == {8}
+    assert found.left == dict.fromkeys(("layer2", "layer3"), "has 4 tokens, layer0 has 8")

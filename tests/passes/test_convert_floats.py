@@ -135,3 +135,19 @@ def test_arithmetic_that_unpacks_codes_is_left_in_float32():
     mul = next(n for n in low.graph if n.op_type == "Mul")
     assert mul.outputs[0].dtype == ir.DataType.FLOAT
     assert next(n for n in low.graph if n.op_type == "MatMul").outputs[0].dtype == HALF
+
+
+def test_what_reads_a_stored_half_codebook_is_declared_float32():
+    rows = [
+        ("Cast", ["book"], "b", {"to": onnx.TensorProto.FLOAT}),
+        ("Cast", ["codes"], "c", {"to": onnx.TensorProto.INT32}),
+        ("Gather", ["b", "c"], "w", {}),
+        ("MatMul", ["x", "w"], "y", {}),
+    ]
+    stored = {"book": np.ones(16, np.float16), "codes": np.zeros((16, 8), np.uint8)}
+    built = model(rows, stored, {"x": ["n", 16]}, ["y"])
+    for node in built.graph:  # as passes add them
+        node.outputs[0].type = built.graph.outputs[0].type if node.op_type == "MatMul" else None
+    low = converted(built)
+    gather = next(n for n in low.graph if n.op_type == "Gather")
+    assert gather.inputs[0].dtype == gather.outputs[0].dtype == ir.DataType.FLOAT

@@ -22,11 +22,13 @@ from lwqc.compile.result import (
 from lwqc.graph.sites import Skipped
 from lwqc.model.numerals import size_text
 from lwqc.quant.formats import WeightFormat
+from lwqc.runtime.flips import Flips
 from lwqc.runtime.measure import Latency, OperatorRow
 from lwqc.runtime.stats.divergence import Divergence
 
 _VISIBLE = 0.03  # of the time: operators that get a row
 _PLURALS = {"format": "formats", "width": "widths", "branch": "branches"}
+_CLASSES = 5  # in a table
 
 
 def print_report(report: Report, console: Console, *, details: bool = False) -> None:
@@ -41,6 +43,8 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
                 "that mean something",
                 style="yellow",
             )
+    if report.flips is not None and report.flips.flipped:
+        console.print(classes_table(report.flips))
     if report.operators:
         console.print(operator_table(report))
     if details:
@@ -276,6 +280,19 @@ def print_slicing(slicing: SlicingReport, console: Console) -> None:
         [(why, name) for name, why in slicing.left.items()],
         console,
     )
+
+
+def classes_table(found: Flips) -> Table:
+    """The classes that lost most, with 95 % intervals."""
+    title = f"{len(found.flipped)} of {found.samples} decisions flipped; classes that lost most"
+    table = Table(title=title, title_justify="left")
+    for column in ("class", "samples", "before", "after", "change", "95 % interval"):
+        table.add_column(column)
+    for one in [c for c in found.classes if c.drop > 0][:_CLASSES]:
+        interval = f"{one.low:+.3f} to {one.high:+.3f}"
+        shares = (f"{one.before:.3f}", f"{one.after:.3f}", f"{one.after - one.before:+.3f}")
+        table.add_row(one.name, str(one.samples), *shares, interval)
+    return table
 
 
 def tokens_table(tokens: TokensReport) -> Table:

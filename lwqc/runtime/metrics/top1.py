@@ -39,18 +39,30 @@ class Top1:
     @cached_property
     def _right(self) -> Array:
         """The class of every sample."""
+        right = self.right
+        if right is None:
+            return np.concatenate([_class(a) for a in self._task.expected(self._output)])
+        return right
+
+    @property
+    def right(self) -> Array | None:
+        """Labels, of the kind that decisions are; None without any."""
         labels = self._task.labels
         if labels is None:
-            return np.concatenate([_class(a) for a in self._task.expected(self._output)])
+            return None
         if self._task.first[self._output].dtype.kind in "OU":
             return np.array(labels.names, dtype=object)
         return labels.numbers
 
     def __call__(self, run: Run) -> float:
         """The share on all data."""
-        found = [_class(a) for _, a in self._task.answers(run, self._output)]
-        answers = np.concatenate(found)
+        answers = self.decisions(run)
         return float((answers == self._right[: len(answers)]).mean())
+
+    def decisions(self, run: Run) -> Array:
+        """The class that a model gives every sample, [n]."""
+        found = [_class(a) for _, a in self._task.answers(run, self._output)]
+        return np.concatenate(found)
 
 
 def _is_class(answer: Array) -> bool:

@@ -28,6 +28,7 @@ from lwqc.cli.report.html.reasons import reasons
 from lwqc.cli.report.plan_text import plan_heading, plan_steps
 from lwqc.cli.report.terminal import (
     branch_table,
+    classes_table,
     divergence_table,
     group_table,
     kernel_text,
@@ -134,6 +135,8 @@ def _quality(report: Report) -> Iterator[Block | None]:
     if not report.divergence:
         return
     yield of_rich(divergence_table(report.divergence))
+    if report.flips is not None and report.flips.flipped:
+        yield of_rich(classes_table(report.flips))
     rows = [
         (name, decision, Cell(f"{share:.2%}", share, share))
         for name, found in report.divergence.items()
