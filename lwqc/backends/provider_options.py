@@ -43,10 +43,17 @@ def tensorrt_options(model: ir.Model, plan: Plan, stem: str) -> dict[str, str]:
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": f"{stem}.engines",
     }
-    for i, name in enumerate(("min", "opt", "max")):
+    names = ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes")
+    return options | profile_options(model, plan, names)
+
+
+def profile_options(model: ir.Model, plan: Plan, names: tuple[str, str, str]) -> dict[str, str]:
+    """Least, usual and largest shapes of inputs, under these names."""
+    options = {}
+    for i, name in enumerate(names):
         shapes = _shapes(model, {n: sizes[i] for n, sizes in plan.profile.items()})
         if shapes:
-            options[f"trt_profile_{name}_shapes"] = shapes
+            options[name] = shapes
     return options
 
 

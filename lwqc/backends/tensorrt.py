@@ -1,13 +1,16 @@
 """ONNX Runtime's TensorRT execution provider, with explicit quantization.
 
 The rules come from the sources of TensorRT's ONNX parser and of NVIDIA's own quantizer; nothing
-here was measured. The provider links TensorRT 10.
+here was measured. onnxruntime's provider links TensorRT 10, which is the target `tensorrt`; the
+others differ as `tensorrt_versions` says.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Literal
 
@@ -16,7 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from lwqc.backends.devices import provider_problem
-from lwqc.backends.provider_options import tensorrt_options
+from lwqc.backends.provider_options import profile_options, tensorrt_options
 from lwqc.backends.target import (
     FloatType,
     Form,
@@ -26,7 +29,8 @@ from lwqc.backends.target import (
     legal_forms,
     lower_pipeline,
 )
-from lwqc.backends.tensorrt_lint import MAX_OPSET, MIN_OPSET, lint
+from lwqc.backends.tensorrt_lint import lint
+from lwqc.backends.tensorrt_versions import ELEVEN, RTX, TEN, TensorrtRules
 from lwqc.errors import InputError
 from lwqc.graph.integer_flow import IntegerFlow
 from lwqc.graph.quantized_inputs import LEAST_CHANNELS, quantized_inputs
@@ -51,16 +55,23 @@ _INT4 = 21
 _LEAST_NORMAL = 2.0**-14
 _QUANTIZED = frozenset({"Conv", "MatMul", "Gemm"})
 _FP8_AREA = 32  # positions of the largest kernel
+# Names of the options for the least, usual and largest shapes.
+_PROFILES: Mapping[str, tuple[str, str, str]] = {
+    "trtexec": ("minShapes", "optShapes", "maxShapes"),
+    "rtx": ("nv_profile_min_shapes", "nv_profile_opt_shapes", "nv_profile_max_shapes"),
+}
+
+
+TENSORRT = replace(TEN, name="tensorrt")
 
 
 class TensorrtTarget:
     """Forms, lowering and checks for TensorRT."""
 
-    name = "tensorrt"
     read_as_run = True
     integer_bits: Literal[7, 8] = 8
     floats: FloatType = "float16"
-    opset = MIN_OPSET  # what formats need beyond that is raised with them
+    opset = TEN.opsets[0]  # what formats need beyond that is raised with them
     fuses = False  # Attention came to ONNX after the last opset that TensorRT 10 reads
     rewrites: tuple[str, ...] = ()
     speed: tuple[Literal["none", "dynamic", "static"], ...] = ("static",)
@@ -68,6 +79,11 @@ class TensorrtTarget:
     profiles = True
     sparse = True
     codes_caches = False
+
+    def __init__(self, rules: TensorrtRules = TENSORRT) -> None:
+        """rules: of another release than the one that onnxruntime runs."""
+        self.rules = rules
+        self.name = rules.name
 
     def form(self, site: Site, entry: SiteEntry, opset: int) -> Form | str:
         """How the entry runs in TensorRT, or why it cannot."""
@@ -96,6 +112,8 @@ class TensorrtTarget:
         inputs = site.k if site.ops <= _LINEAR else site.shape[1] * site.groups
         if site.n < LEAST_CHANNELS or inputs < LEAST_CHANNELS:
             return f"{inputs} inputs and {site.n} outputs: integers pay from {LEAST_CHANNELS} on"
+        if fmt.kind == "fp8" and site.op == "Conv" and not self.rules.float8_convolutions:
+            return f"{self.rules.release} has float8 in products only"
         if fmt.kind == "fp8" and site.op == "Conv" and math.prod(site.shape[2:]) > _FP8_AREA:
             return f"float8 kernels cover {_FP8_AREA} positions, this one {site.shape[2:]}"
         return "QuantizeLinear"
@@ -158,12 +176,13 @@ class TensorrtTarget:
         if "DequantizeLinear" in forms:
             needed = _INT4
         opset = model.opset_imports.get("", 1)
-        if opset > MAX_OPSET:
+        oldest, newest = self.rules.opsets
+        if opset > newest:
             raise InputError(
-                f"TensorRT 10 reads opsets {MIN_OPSET} to {MAX_OPSET}, the model has {opset}; "
+                f"{self.rules.release} reads opsets {oldest} to {newest}, the model has {opset}; "
                 "export it for an older one"
             )
-        refused = raise_opset(model, max(needed, MIN_OPSET))
+        refused = raise_opset(model, max(needed, oldest))
         if refused:
             raise InputError(f"TensorRT's quantized form needs opset {needed}: {refused}")
 
@@ -193,15 +212,17 @@ class TensorrtTarget:
 
     def violations(self, model: ir.Model) -> list[str]:
         """Rules of the parser and of placement that the model breaks."""
-        return lint(model)
+        return lint(model, self.rules)
 
     def options(self, model: ir.Model, plan: Plan, stem: str) -> dict[str, str]:
-        """Types, caches, profiles, sparsity."""
-        return tensorrt_options(model, plan, stem)
+        """Types, caches, profiles, sparsity; of releases that the provider lacks profiles only."""
+        if self.rules.options == "provider":
+            return tensorrt_options(model, plan, stem)
+        return profile_options(model, plan, _PROFILES[self.rules.options])
 
     def unmeasured(self) -> str:
         """Why speed cannot be measured on this machine, or ""."""
-        return provider_problem(PROVIDER)
+        return self.rules.elsewhere or provider_problem(PROVIDER)
 
     def settings(self) -> SessionSettings:
         """The device, or the CPU with fusions off as a reference for numbers."""
@@ -235,4 +256,7 @@ def _static_sizes(model: ir.Model) -> dict[str, tuple[int, ...]]:
     return found
 
 
-TARGETS = {"tensorrt": TensorrtTarget}
+TARGETS = {
+    "tensorrt": TensorrtTarget,
+    **{rules.name: partial(TensorrtTarget, rules) for rules in (TEN, ELEVEN, RTX)},
+}

@@ -6,6 +6,7 @@ even last size; only operators of the default domain, none of the quantized ones
 Placement rules: a pair feeds an operator that fuses with it; both operands of such an operator are
 dequantized, its bias is not; one operand of a residual addition stays in floats; layers that are
 too narrow stay in floats; types are known on every tensor.
+What differs between releases is in `tensorrt_versions`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.backends.tensorrt_versions import TEN, TensorrtRules
 from lwqc.graph.quantized_inputs import LEAST_CHANNELS
 from lwqc.graph.value_types import is_tensor
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import static_shape, stored_tensor
 
-MIN_OPSET, MAX_OPSET = 9, 22
 FORBIDDEN = frozenset(
     {
         "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
@@ -38,18 +39,26 @@ _COPIES = frozenset(
 _WEIGHT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}
 _BLOCKS = (64, 128)
 _QUANTIZED = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN, ir.DataType.INT4)
+_FLOAT4 = ir.DataType.FLOAT4E2M1
+# Size of blocks, and types of their scales: of NVFP4 codes themselves, of MXFP8 powers of 2.
+_FLOAT_BLOCKS = {
+    _FLOAT4: (16, (ir.DataType.FLOAT8E4M3FN,)),
+    ir.DataType.FLOAT8E4M3FN: (32, (ir.DataType.FLOAT8E8M0,)),
+}
 _LARGEST_CODES = 1 << 24  # scales beyond this many are not looked at
 
 
-def lint(model: ir.Model) -> list[str]:
+def lint(model: ir.Model, rules: TensorrtRules = TEN) -> list[str]:
     """One line per violation, naming the node and what TensorRT wants."""
     opset = int(model.opset_imports.get("", 1))
     found = []
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        found.append(f"opset {opset}: TensorRT 10 reads {MIN_OPSET} to {MAX_OPSET}")
+    oldest, newest = rules.opsets
+    if not oldest <= opset <= newest:
+        found.append(f"opset {opset}: {rules.release} reads {oldest} to {newest}")
     for node in model.graph.all_nodes():
         where = f"{node.op_type} {node.name or node.outputs[0].name}"
         found += [f"{where}: {line}" for rule in _RULES for line in rule(node)]
+        found += [f"{where}: {line}" for line in _scales(node, rules)]
     return found
 
 
@@ -70,10 +79,12 @@ def _typed(node: ir.Node) -> Iterator[str]:
             yield f"{value.name} has no {'type' if value.type is None else 'shape'}"
 
 
-def _scales(node: ir.Node) -> Iterator[str]:
+def _scales(node: ir.Node, rules: TensorrtRules) -> Iterator[str]:
     if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
         return
     scale = stored_tensor(node.inputs[1])
+    if scale is None and rules.small_floats:
+        scale = _chained(node)
     if scale is None:
         yield "its scale is not stored in the model"
         return
@@ -91,21 +102,37 @@ def _scales(node: ir.Node) -> Iterator[str]:
         yield "without a zero point its codes are uint8; TensorRT takes int8"
     codes = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
     dtype = codes.dtype if codes is not None else None
-    if dtype not in (None, ir.DataType.UINT8, *_QUANTIZED):
+    small = (_FLOAT4,) if rules.small_floats else ()
+    if dtype not in (None, ir.DataType.UINT8, *_QUANTIZED, *small):
         assert dtype is not None
-        yield f"{dtype.name.lower()} codes; TensorRT takes int8, int4 or float8"
-    yield from _granularity(node, static_shape(scale))
+        kinds = "int8, int4, float8 or float4" if small else "int8, int4 or float8"
+        yield f"{dtype.name.lower()} codes; {rules.release} takes {kinds}"
+    yield from _granularity(node, static_shape(scale), scale.dtype, rules)
+
+
+def _chained(node: ir.Node) -> ir.TensorProtocol | None:
+    """Scales that are codes with a scale of their own, as those of NVFP4 weights are."""
+    value = node.inputs[1]
+    producer = value.producer() if value is not None else None
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return None
+    return stored_tensor(producer.inputs[0])
 
 
 def _any_nonzero(zero: NDArray[np.generic]) -> bool:
     return bool(np.any(zero.astype(np.float32) != 0))
 
 
-def _granularity(node: ir.Node, scale: tuple[int, ...]) -> Iterator[str]:
+def _granularity(
+    node: ir.Node, scale: tuple[int, ...], kind: ir.DataType, rules: TensorrtRules
+) -> Iterator[str]:
     block = _int(node, "block_size", 0)
     data = stored_tensor(node.inputs[0])
     if block:
-        yield from _blocks(node, data, block)
+        if rules.small_floats and data is not None and data.dtype in _FLOAT_BLOCKS:
+            yield from _float_blocks(node, data, block, kind)
+        else:
+            yield from _blocks(node, data, block)
         return
     count = int(np.prod(scale)) if scale else 1
     if count == 1:
@@ -132,6 +159,19 @@ def _blocks(node: ir.Node, data: ir.TensorProtocol | None, block: int) -> Iterat
         yield f"blocks of {block} along axis {_int(node, 'axis', 1)}; expected 64 or 128 along 0"
     if static_shape(data)[-1] % 2:
         yield f"int4 rows of {static_shape(data)[-1]}; the last size must be even"
+
+
+def _float_blocks(
+    node: ir.Node, data: ir.TensorProtocol, block: int, scale: ir.DataType
+) -> Iterator[str]:
+    """NVFP4 and MXFP8: blocks of one size along one of the last two axes, scales of one type."""
+    wanted, scales = _FLOAT_BLOCKS[data.dtype]
+    shape = static_shape(data)
+    axis = _int(node, "axis", 1) % len(shape)
+    if block != wanted or axis < len(shape) - 2 or shape[axis] % wanted:
+        yield f"blocks of {block} along axis {axis} of {list(shape)}; expected {wanted} that divide"
+    if scale not in scales:
+        yield f"{scale.name.lower()} scales for blocks of {data.dtype.name.lower()}"
 
 
 def _pairs(node: ir.Node) -> Iterator[str]:
@@ -226,7 +266,6 @@ def _int(node: ir.Node, name: str, default: int) -> int:
 _RULES: tuple[Callable[[ir.Node], Iterator[str]], ...] = (
     _operator,
     _typed,
-    _scales,
     _pairs,
     _operands,
     _bias_int32,

@@ -1,6 +1,6 @@
 """Operators that onnxruntime-web's WebGPU provider has kernels for.
 
-From `docs/webgpu-operators.md` of the npm package onnxruntime-web 1.30.0.
+From the list of WebGPU operators in the npm package onnxruntime-web 1.30.0.
 """
 
 from __future__ import annotations

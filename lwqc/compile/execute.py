@@ -101,6 +101,7 @@ def _fallbacks(work: Version, model: ir.Model, plan: Plan) -> tuple[str, ...]:
         left = sorted(plan.restore.left.items()) if plan.restore is not None else []
         why = f"; {left[0][0]} could not become float: {left[0][1]}" if left else ""
         raise InputError(
-            f"target {work.job.target.name}: {found[0]}{more}{why}; --allow-fallback accepts that"
+            f"target {work.job.target.name}: {found[0]}{more}{why}; "
+            "lower --allow-fallback accepts that"
         )
     return tuple(found)

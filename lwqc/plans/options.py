@@ -93,7 +93,8 @@ class Targeted(TypedDict, total=False):
     target: Annotated[
         str | None,
         Flag(
-            "cpu (this one), cpu-vnni, cpu-avx2, cpu-arm, cuda, openvino, tensorrt, web or webgpu",
+            "cpu (this one), cpu-vnni, cpu-avx2, cpu-arm, cuda, openvino, coreml, qnn, tensorrt, "
+            "tensorrt-10, tensorrt-11, tensorrt-rtx, web or webgpu",
             str,
             "cpu",
         ),

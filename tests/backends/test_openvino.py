@@ -225,7 +225,7 @@ def test_the_lint_names_what_is_not_read():
 @pytest.mark.parametrize("exact", [True, False])
 def test_from_python_with_options_beside_the_file(tmp_path, exact):
     activations = "none" if exact else "dynamic"
-    done = lwqc.quantize(network(), bits=4, activations=activations, target="openvino")
+    done = lwqc.quantize(network(21), bits=4, activations=activations, target="openvino")
     report = done.save(tmp_path / "o.onnx")
     assert report.target == "openvino"
     assert report.unmeasured == missing()

@@ -9,6 +9,7 @@ import pytest
 
 from lwqc.backends.tensorrt import TensorrtTarget
 from lwqc.backends.tensorrt_lint import lint
+from lwqc.backends.tensorrt_versions import ELEVEN, RTX, TEN
 from lwqc.compile.execute import execute
 from lwqc.decide.compress import compress_version, make_plan, open_version
 from lwqc.decide.lower import lower_plan
@@ -297,3 +298,91 @@ def test_profiles_can_be_given():
     assert execute(work, Goals(), plan).plan.profile == plan.profile
     with pytest.raises(InputError, match="dynamic dimensions are n"):
         lower_plan(work, profile={"batch": (1, 8, 64)})
+
+
+RELEASES = [(TEN, 22), (ELEVEN, 25), (RTX, 22)]
+
+
+@pytest.mark.parametrize(("rules", "newest"), RELEASES, ids=lambda r: getattr(r, "name", ""))
+def test_a_release_reads_opsets_up_to_its_own(rules, newest):
+    target = TensorrtTarget(rules)
+    assert target.violations(lowered(residual(opset=19))) == []
+    plan = Plan(source=Source(), target=rules.name)
+    for opset in (newest, newest + 1):
+        built = residual(opset=opset)
+        weights = EncodedWeights(built, io.read_array)
+        if opset == newest:
+            assert target.violations(target.lower(built, plan, weights).model) == []
+            continue
+        with pytest.raises(InputError, match=f"{rules.release} reads opsets 9 to {newest}"):
+            target.lower(built, plan, weights)
+        assert f"{rules.release} reads 9 to {newest}" in target.violations(built)[0]
+
+
+def test_float8_convolutions_are_for_some_releases():
+    site = next(s for s in find_sites(residual()).sites if s.name == "w1")
+    entry = SiteEntry(weight="fp8c", activation="static")
+    assert TensorrtTarget(ELEVEN).form(site, entry, 19) == "QuantizeLinear"
+    assert "float8 in products only" in TensorrtTarget(RTX).form(site, entry, 19)
+
+
+@pytest.mark.parametrize("rules", [ELEVEN, RTX], ids=lambda r: r.name)
+def test_other_releases_have_shapes_only_beside_the_model(rules, tmp_path):
+    target = TensorrtTarget(rules)
+    plan = Plan(source=Source(), target=rules.name, profile={"n": (1, 4, 8)})
+    found = target.options(residual(), plan, "m")
+    assert set(found.values()) == {"x:1x32x8x8", "x:4x32x8x8", "x:8x32x8x8"}
+    assert all("Shapes" in name or name.startswith("nv_profile_") for name in found)
+    assert target.unmeasured() == rules.elsewhere
+    assert rules.elsewhere
+
+
+def small_floats(codes, scales, block, axis=0, chained=True):
+    """A product whose weight is stored in small floats with scales in blocks."""
+    weight = np.zeros((64, 32), codes.numpy())
+    shape = tuple(s // block if i == axis else s for i, s in enumerate(weight.shape))
+    stored = {"q": ir.tensor(weight, dtype=codes), "s": ir.tensor(np.ones(shape, scales.numpy()))}
+    scale = ir.Value(name="s", const_value=stored["s"], type=ir.TensorType(scales))
+    scale.shape = ir.Shape(shape)
+    nodes = []
+    if chained:
+        one = ir.Value(name="one", const_value=ir.tensor(np.ones((), np.float32)))
+        nodes.append(ir.node("DequantizeLinear", [scale, one]))
+        scale = nodes[0].outputs[0]
+        scale.name, scale.shape, scale.type = "t", ir.Shape(shape), ir.TensorType(FLOAT)
+    q = ir.Value(name="q", const_value=stored["q"], type=ir.TensorType(codes))
+    q.shape = ir.Shape(weight.shape)
+    nodes.append(ir.node("DequantizeLinear", [q, scale], {"axis": axis, "block_size": block}))
+    w = nodes[-1].outputs[0]
+    w.name, w.shape, w.type = "w", ir.Shape(weight.shape), ir.TensorType(FLOAT)
+    x = ir.Value(name="x", shape=ir.Shape([4, 64]), type=ir.TensorType(FLOAT))
+    nodes.append(ir.node("MatMul", [x, w]))
+    y = nodes[-1].outputs[0]
+    y.name, y.shape, y.type = "y", ir.Shape([4, 32]), ir.TensorType(FLOAT)
+    graph = ir.Graph([x], [y], nodes=nodes, opset_imports={"": 23}, name="g")
+    for value in {v for node in nodes for v in node.inputs if v.const_value is not None}:
+        value.type = ir.TensorType(value.const_value.dtype)
+        graph.register_initializer(value)
+    return ir.Model(graph, ir_version=11)
+
+
+FLOAT = ir.DataType.FLOAT
+FP4, FP8, POWERS = ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E8M0
+
+
+@pytest.mark.parametrize(
+    ("codes", "scales", "block", "chained", "words"),
+    [
+        (FP4, FP8, 16, True, ""),
+        (FP4, FP8, 32, True, "expected 16"),
+        (FP8, POWERS, 32, False, ""),
+        (FP8, POWERS, 16, False, "expected 32"),
+        (FP8, FLOAT, 32, False, "float scales"),
+    ],
+)
+def test_small_floats_in_blocks_are_known_to_release_11(codes, scales, block, chained, words):
+    built = small_floats(codes, scales, block, chained=chained)
+    found = [line for line in lint(built, ELEVEN) if "its input is quantized" not in line]
+    assert bool(found) == bool(words)
+    assert words in "".join(found)
+    assert len(lint(built, TEN)) > len(lint(built, ELEVEN))
