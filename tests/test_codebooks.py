@@ -75,6 +75,7 @@ def test_a_plan_is_replayed_bit_for_bit_and_the_report_tells_entropy(tmp_path, m
         (["--format", "vq5x3"], "vectors of one of"),
         (["--format", "vq5x2", "--bits", "mixed"], "leave out --bits mixed"),
         (["--format", "vq5x2", "--bits", "4"], "leave out --bits 4"),
+        (["--format", "vq5x2", "--no-search"], "no scales that could be searched for"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(options, told, tmp_path, monkeypatch, capsys):

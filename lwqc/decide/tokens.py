@@ -16,6 +16,7 @@ from lwqc.decide.allocators.token_counts import allocate
 from lwqc.decide.scores.branches.ablation import Ablation
 from lwqc.errors import InputError
 from lwqc.graph.cost import node_costs
+from lwqc.graph.dataflow import Dataflow
 from lwqc.graph.logits import are_logits
 from lwqc.graph.shapes import shapes_at
 from lwqc.graph.token_cuts import TokenCut, TokenCuts, find_token_cuts
@@ -65,11 +66,15 @@ class _Choice:
         _check(work, found, options)
         first = found.cuts[0]
         self.work = work
-        self.cuts = tuple(c for c in found.cuts if _parts(c) == _parts(first))
+        graph = work.model.graph
+        later = {first.stream.producer(), *Dataflow(graph).reached(first.stream, graph)}
         self.left = {r.name: r.reason for r in found.refused}
         for cut in found.cuts:
-            if cut not in self.cuts:
+            if _parts(cut) != _parts(first):
                 self.left[cut.name] = f"has {cut.tokens} tokens, {first.name} has {first.tokens}"
+            elif cut.stream.producer() not in later:
+                self.left[cut.name] = f"its tokens are not those of {first.name}"
+        self.cuts = tuple(c for c in found.cuts if c.name not in self.left)
         self.importance: Importance = "class" if self.cuts[0].always else "rank"
         if options.importance != "auto":
             self.importance = options.importance

@@ -385,6 +385,8 @@ def uniform_recipe(
     if chosen is not None and activations != "none":
         raise InputError("--format is of weights whose activations stay float: no --activations")
     if chosen is not None and chosen.kind == "vq":
+        if not search:
+            raise InputError("--no-search: codebooks have no scales that could be searched for")
         if learn is not None:
             raise InputError(f"--method {method}: codebooks are not learned by gradients")
         if method not in CODEBOOK_METHODS:

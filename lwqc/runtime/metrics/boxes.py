@@ -15,7 +15,7 @@ from lwqc.model.numerals import share
 Array = NDArray[Any]
 Corners = Literal["xyxy", "xywh", "cxcywh"]
 _MOST = 1000  # of one image that suppression looks at
-_KEPT = 100  # of one image that are judged, as COCO has it
+_KEPT = 100  # of one class in one image that are judged, as COCO has it
 _SHARE = 2.0  # numbers up to this are shares of the image's sides
 
 
@@ -155,7 +155,17 @@ class Reader:
         if not self.layout.listed and classes is None:
             kept = suppressed(kinds, corners, self.overlap)
             kinds, known, corners = kinds[kept], known[kept], corners[kept]
-        return Found(kinds[:_KEPT], known[:_KEPT], corners[:_KEPT])
+        judged = _places(kinds) < _KEPT
+        return Found(kinds[judged], known[judged], corners[judged])
+
+
+def _places(kinds: Array) -> Array:
+    """How many of the same class come before each, [n]."""
+    places = np.zeros(len(kinds), np.intp)
+    for kind in np.unique(kinds):
+        same = kinds == kind
+        places[same] = np.arange(same.sum())
+    return places
 
 
 def reader(

@@ -51,6 +51,18 @@ def test_layouts(outputs, options, kept):
     assert len(read(outputs, 0.85)[0].scores) == 1
 
 
+def test_a_hundred_of_each_class_are_judged():
+    """As pycocotools 2.0 has it: its largest number of detections is by image and category."""
+    rows = np.zeros((1, 330, 6), np.float32)
+    rows[0, :, :4] = np.arange(330)[:, None] * 20 + [0, 0, 10, 10]
+    rows[0, :, 4] = np.linspace(0.99, 0.6, 330)
+    rows[0, :150, 5], rows[0, 150:, 5] = 1, 2
+    read = reader({"y": rows})
+    assert read is not None
+    kinds = read(({"y": rows}), 0.5)[0].classes
+    assert np.bincount(kinds).tolist() == [0, 100, 100]
+
+
 @pytest.mark.parametrize(
     "array", [np.eye(3, dtype=np.float32), np.full((1, 3, 8), 0.2, np.float32)], ids=["2d", "0..1"]
 )
