@@ -123,7 +123,7 @@ def test_a_size_that_cannot_be_had_says_what_the_file_is_made_of(tmp_path, run):
     parts = [int(part.split()[0]) for part in missed["why"].split(";")]
     assert sum(parts) == missed["reached"] == (tmp_path / "o.onnx").stat().st_size
     assert f"({missed['why']})" in err
-    assert "in weights in w2" in err
+    assert "in weights in vq4x2" in err
 
 
 def test_weights_that_the_data_does_not_show_take_their_part_of_a_size(tmp_path):

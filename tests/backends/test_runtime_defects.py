@@ -303,14 +303,15 @@ def test_ours_fuses_around_a_shared_tensor():
             ("Conv", ["x", "w"], "a", {}),
             ("Conv", ["a", "v"], "c", {}),
             ("Add", ["c", "a"], "s", {}),
-            ("Conv", ["s", "u"], "y", {}),
+            ("Conv", ["s", "u"], "z", {}),
+            ("Erf", ["z"], "y", {}),
         ],
         {n: normal(8, 8, 1, 1, seed=i) for i, n in enumerate("wvu")},
         {"x": [1, 8, 4, 4]},
         ["y"],
     )
     entry = SiteEntry(weight=INTEGER, activation="static")
-    ranges = {"x": (-4, 4), "a": (-12, 12), "c": (-30, 30), "s": (-30, 30), "y": (-90, 90)}
+    ranges = {"x": (-4, 4), "a": (-12, 12), "c": (-30, 30), "s": (-30, 30), "z": (-90, 90)}
     lowered = lower(built, dict.fromkeys("wvu", entry), ranges).model
     operators = executed(lowered)
     assert operators.count("QLinearConv") >= 2
