@@ -6,7 +6,8 @@ ResNet-50 with random weights, nudenet's 320n.onnx (YOLOv8n), and the shipped gl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,26 @@ CASES: dict[str, Callable[[Path, Path | None, Path | None], Case | None]] = {
     "320n": _nudenet,
     "glyph_vit": _glyph_vit,
 }
+
+
+def command_line(description: str | None, seconds: float) -> argparse.ArgumentParser:
+    """Which of them, where their files are, and how long they are timed."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(CASES)}; all by default")
+    parser.add_argument("--minilm", type=Path, help="the ONNX file of all-MiniLM-L6-v2")
+    parser.add_argument("--minilm-data", type=Path, help="a folder of batches as .npz")
+    parser.add_argument("--nudenet", type=Path, help="320n.onnx of the package nudenet")
+    parser.add_argument("--seconds", type=float, default=seconds, help="of timing")
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def asked(given: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """The models that the command line asks for; those without a file are told."""
+    files = {"minilm": given.minilm, "320n": given.nudenet}
+    for name in given.names or CASES:
+        case = CASES[name](folder, files.get(name), given.minilm_data)
+        if case is None:
+            print(f"{name}: left out, its file was not given")
+        else:
+            yield case

@@ -11,7 +11,6 @@ of the outputs to the float model's on inputs that calibration has not seen.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ import openvino
 from numpy.typing import NDArray
 
 import lwqc
-from benchmarks.four_models import CASES, Case, Feeds
+from benchmarks.four_models import Case, Feeds, asked, command_line
 from lwqc.backends.provider_options import options_path
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -171,22 +170,11 @@ def table(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(CASES)}; all by default")
-    parser.add_argument("--minilm", type=Path, help="the ONNX file of all-MiniLM-L6-v2")
-    parser.add_argument("--minilm-data", type=Path, help="a folder of batches as .npz")
-    parser.add_argument("--nudenet", type=Path, help="320n.onnx of the package nudenet")
-    parser.add_argument("--seconds", type=float, default=12.0, help="of timing, for each model")
-    parser.add_argument("--json", type=Path)
+    parser = command_line(__doc__, seconds=12.0)
     given = parser.parse_args()
-    files = {"minilm": given.minilm, "320n": given.nudenet}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in given.names or CASES:
-            case = CASES[name](Path(folder), files.get(name), given.minilm_data)
-            if case is None:
-                print(f"{name}: left out, its file was not given")
-                continue
+        for case in asked(given, Path(folder)):
             rows += rows_of(case, Path(folder), given.seconds)
             print(table(rows), flush=True)
     if given.json:

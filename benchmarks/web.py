@@ -11,7 +11,6 @@ Chromium's software adapter.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ from onnxruntime.quantization import quantize_dynamic
 
 import lwqc
 from benchmarks.browser import Ran, run_in_browser
-from benchmarks.four_models import CASES, Case, Feeds
+from benchmarks.four_models import Case, Feeds, asked, command_line
 
 _JUDGED = 4  # batches
 
@@ -148,24 +147,13 @@ def table(rows: Sequence[Row], gpu: bool) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(CASES)}; all by default")
+    parser = command_line(__doc__, seconds=4.0)
     parser.add_argument("--dist", type=Path, required=True)
-    parser.add_argument("--minilm", type=Path, help="the ONNX file of all-MiniLM-L6-v2")
-    parser.add_argument("--minilm-data", type=Path, help="a folder of batches as .npz")
-    parser.add_argument("--nudenet", type=Path, help="320n.onnx of the package nudenet")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of timing, for each file")
     parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    files = {"minilm": given.minilm, "320n": given.nudenet}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in given.names or CASES:
-            case = CASES[name](Path(folder), files.get(name), given.minilm_data)
-            if case is None:
-                print(f"{name}: left out, its file was not given")
-                continue
+        for case in asked(given, Path(folder)):
             rows += rows_of(case, Path(folder), given.dist, given.seconds, given.gpu)
             print(table(rows, given.gpu), flush=True)
     if given.json:

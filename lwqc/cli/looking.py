@@ -141,7 +141,7 @@ def verify(
     from lwqc.cli.report.blame import blame_dict, blame_models, print_blame
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import classes_table, divergence_table, print_decisions
-    from lwqc.compile.losses import check_classes, divergences, flips_of, judged_drop
+    from lwqc.compile.losses import answers_of, check_classes, divergences, flips_of, judged_drop
     from lwqc.model import io
     from lwqc.model.saving import write_text
     from lwqc.plans.goals import Goals
@@ -159,12 +159,12 @@ def verify(
         check_classes(work, goals)
         compressed = io.load(candidate)
         prove_first(compressed, work.job.data.fit.first, str(candidate))
-        session = Session(candidate, label=str(candidate))
-        found = divergences(work, session)
+        answers = answers_of(work, Session(candidate, label=str(candidate)))
+        found = divergences(work, answers)
         drop = (
-            judged_drop(work, session) if work.job.metric else worst_drop(found, work.job.weights)
+            judged_drop(work, answers) if work.job.metric else worst_drop(found, work.job.weights)
         )
-        changed = flips_of(work, session)
+        changed = flips_of(work, answers)
         if flips is not None:
             if changed is None:
                 raise InputError("--flips lists decisions: give --metric top1")

@@ -29,7 +29,7 @@ from lwqc.compile.decisions import (
 )
 from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
 from lwqc.compile.idle_branches import idle_branches
-from lwqc.compile.losses import divergences, flips_of
+from lwqc.compile.losses import answers_of, divergences, flips_of
 from lwqc.compile.outcomes import class_outcome, drop_outcome
 from lwqc.compile.result import Report, SearchReport, SearchTrace, ShapeLatency, SiteRow
 from lwqc.compile.saved_check import Expected, check_saved
@@ -265,11 +265,12 @@ def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
         for s in (work.job.data.serve if work.job.timed else ())
     ]
     told(4, CHECKS)
+    answers = answers_of(work, session)
     metric_before = metric_after = metric_drop = None
     if work.job.metric is not None:
-        metric_before, metric_after = work.original.metric, work.job.metric(session)
+        metric_before, metric_after = work.original.metric, work.job.metric(answers)
         metric_drop = work.job.metric.drop(metric_before, metric_after)
-    divergence = divergences(result.removed.work if result.removed else work, session)
+    divergence = divergences(result.removed.work if result.removed else work, answers)
     told(5, CHECKS)
     return report.with_measurements(
         weighed=weighed(result.goals, work, saved.path),
@@ -281,7 +282,7 @@ def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
         metric_before=metric_before,
         metric_after=metric_after,
         metric_drop=metric_drop,
-        flips=flips_of(work, session),
+        flips=flips_of(work, answers),
     )
 
 

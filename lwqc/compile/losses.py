@@ -15,12 +15,13 @@ from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
 from lwqc.runtime.flips import Flips, flips, top1_of
 from lwqc.runtime.measure import compare, losses, weighted, worst_drop
+from lwqc.runtime.recorded import Recorded
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.collector import Runner
 from lwqc.runtime.stats.divergence import Divergence, Loss, LossesMeter
 
 
-def judged_drop(work: Version, session: Session) -> float:
+def judged_drop(work: Version, session: Session | Recorded) -> float:
     """Loss of a candidate: on the metric, or on the judging feeds against the original."""
     metric = work.job.metric
     if metric is not None:
@@ -51,7 +52,16 @@ def moved(work: Version, session: Session) -> float:
     return outputs_error(work, session, work.begun)
 
 
-def divergences(work: Version, session: Session) -> dict[str, Divergence]:
+def answers_of(work: Version, session: Session) -> Session | Recorded:
+    """A session whose outputs are kept where they are looked at more than once.
+
+    A metric of the caller's may write into what it is given.
+    """
+    metric = work.job.metric
+    return Recorded(session) if metric is not None and metric.ours else session
+
+
+def divergences(work: Version, session: Session | Recorded) -> dict[str, Divergence]:
     """Full comparison with the original over all data."""
     known, data = work.original.recorded, work.job.data.fit
     return compare(known, session, data, without=work.incomparable)
@@ -84,7 +94,7 @@ def worst_error(
     return math.inf if lost else max(errors, default=0.0)
 
 
-def flips_of(work: Version, session: Session) -> Flips | None:
+def flips_of(work: Version, session: Session | Recorded) -> Flips | None:
     """Decisions that are others than the original's, where the metric is by decisions."""
     top1 = top1_of(work.job.metric)
     return None if top1 is None else flips(top1, work.original.recorded, session)

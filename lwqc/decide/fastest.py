@@ -150,7 +150,7 @@ def fastest(work: Version, limit: float, recipe: Recipe) -> Plan:
     for done, plan in enumerate(plans):
         report(done, len(plans))
         for trial in _within(base, plan, limit, recipe):
-            trials += [trial, *_fewer_islands(trial, limit, recipe)]
+            trials += _with_fewer_islands(trial, limit, recipe)
     report(len(plans), len(plans))
     if not work.job.timed:
         for trial in trials:
@@ -287,13 +287,19 @@ def _later_start(base: Base, best: Plan, limit: float, recipe: Recipe) -> list[_
     return trials
 
 
-def _fewer_islands(trial: _Trial, limit: float, recipe: Recipe) -> list[_Trial]:
-    """The same with those 8-bit convolutions in float that are not worth their conversions."""
+def _with_fewer_islands(trial: _Trial, limit: float, recipe: Recipe) -> list[_Trial]:
+    """The trial, and with those 8-bit convolutions in float that are not worth their conversions.
+
+    At a glance only the fastest are kept, as each is a session with all weights.
+    """
     work, plan = trial.base.work, trial.candidate.plan
     if not (work.job.timed and work.job.runs_here):
-        return []
+        return [trial]
     fewer = [planning.weight_only(work, plan, sorted(left)) for left in islands(work, plan)]
-    return [t for one in fewer for t in _within(trial.base, one, limit, recipe, mend=False)]
+    found = [t for one in fewer for t in _within(trial.base, one, limit, recipe, mend=False)]
+    if not found:
+        return [trial]
+    return _ranked(work, [trial, *found], _GLANCE, _FINALISTS)[:_FINALISTS]
 
 
 def _uniform(work: Version, bits: int, kind: planning.Activations, recipe: Recipe) -> Plan:
@@ -421,16 +427,17 @@ def _relaxed(
     if trial.drop > most:
         return candidate, session  # without any 8-bit activation it is too much already
     order = by_output_error(work, plan, integer, candidate.drop - limit)
-    found = {len(integer): (trial, loaded)}
+    best = trial, loaded
 
     def held(count: int) -> bool:
+        nonlocal best  # each one that holds leaves fewer sites out than the one before
         trial, loaded = evaluate(work, without(order.sites[:count]))
         if trial.drop <= limit:
-            found[count] = trial, loaded
+            best = trial, loaded
         return trial.drop <= limit
 
     smallest(1, len(integer), order.expected(limit), held)
-    return found[min(found)]
+    return best
 
 
 def never_slower(work: Version, plan: Plan) -> Plan:

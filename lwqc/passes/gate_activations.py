@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from lwqc.graph.sites import find_sites
-from lwqc.model.edit import Rewrite, insert_before
-from lwqc.model.names import unique_name
+from lwqc.model.edit import insert_before
+from lwqc.passes.rounding_gates import RoundingGates
 
 
-class GateActivations(Rewrite):
+class GateActivations(RoundingGates):
     """Let the input of some sites be rounded to 8 bits or not, by inputs of the graph.
 
     Matches: the sites named, where another operand meets the weight.
     Rewrites to: Where(gate, DequantizeLinear(DynamicQuantizeLinear(x)), x) in front of every use.
         Gate false is the model as it is, bit by bit.
     Refuses: activations that are not float32.
-
-    After `call`, `feeds` gives the inputs to add to those of the model.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
         self._names = frozenset(names)
-        self.gates: dict[str, str] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Add the gates."""
@@ -38,7 +33,7 @@ class GateActivations(Rewrite):
                 value = use.activation
                 if value is None or value.dtype not in (None, ir.DataType.FLOAT):
                     continue
-                gate = self._gate(model.graph, site.name)
+                gate = self.gate(model.graph, site.name)
                 base = f"{site.name}/rounded{number}"
                 codes = insert_before(
                     use.node, "DynamicQuantizeLinear", [value], [f"{base}/{i}" for i in range(3)]
@@ -48,17 +43,3 @@ class GateActivations(Rewrite):
                 chosen.type, chosen.shape = value.type, value.shape
                 use.node.replace_input_with(1 - use.index, chosen)
         return ir.passes.PassResult(model, bool(self.gates))
-
-    def _gate(self, graph: ir.Graph, site: str) -> ir.Value:
-        if site in self.gates:
-            return next(v for v in graph.inputs if v.name == self.gates[site])
-        name = unique_name(graph, f"round/{site}")
-        gate = ir.Value(name=name, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
-        graph.inputs.append(gate)
-        self.gates[site] = name
-        return gate
-
-    def feeds(self, rounded: Iterable[str] = ()) -> dict[str, NDArray[np.bool_]]:
-        """Values of all gates: true for the sites named."""
-        chosen = set(rounded)
-        return {gate: np.asarray(site in chosen) for site, gate in self.gates.items()}

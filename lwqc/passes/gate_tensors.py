@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from lwqc.model.edit import Rewrite, add_constant
+from lwqc.model.edit import add_constant
 from lwqc.model.names import unique_name
 from lwqc.passes.insert_qdq import add_pair
+from lwqc.passes.rounding_gates import RoundingGates
 from lwqc.quant.activation import ActivationGrid
 
 
-class GateTensors(Rewrite):
+class GateTensors(RoundingGates):
     """Let tensors be rounded to static 8-bit grids or not, by inputs of the graph.
 
     Matches: the tensors of the main graph that have a grid.
     Rewrites to: Where(gate, DequantizeLinear(QuantizeLinear(x)), x) for every reader. Gate false is
         the model as it is, bit by bit.
     Refuses: tensors that are not float32.
-
-    After `call`, `feeds` gives the inputs to add to those of the model.
     """
 
     def __init__(self, grids: Mapping[str, ActivationGrid]) -> None:
         super().__init__()
         self._grids = grids
-        self.gates: dict[str, str] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Add the gates."""
@@ -37,33 +34,20 @@ class GateTensors(Rewrite):
         values |= {v.name: v for v in graph.inputs}
         for name, grid in self._grids.items():
             if name in values and values[name].dtype in (None, ir.DataType.FLOAT):
-                self._gate(graph, values[name], grid)
+                self._round(graph, name, values[name], grid)
         return ir.passes.PassResult(model, bool(self.gates))
 
-    def _gate(self, graph: ir.Graph, value: ir.Value, grid: ActivationGrid) -> None:
+    def _round(self, graph: ir.Graph, name: str, value: ir.Value, grid: ActivationGrid) -> None:
         users = list(value.uses())
-        name = f"{value.name}/gated"
-        scale = add_constant(graph, f"{name}_scale", np.float32(grid.scale))
-        zero = add_constant(graph, f"{name}_zero", grid.stored_zero(signed=False))
-        rounded = add_pair(graph, value, scale, zero, name)
-        gate = ir.Value(
-            name=unique_name(graph, f"round/{value.name}"),
-            type=ir.TensorType(ir.DataType.BOOL),
-            shape=ir.Shape(()),
-        )
-        graph.inputs.append(gate)
-        self.gates[value.name or ""] = gate.name or ""
-        where = ir.node("Where", [gate, rounded, value])
+        scale = add_constant(graph, f"{name}/gated_scale", np.float32(grid.scale))
+        zero = add_constant(graph, f"{name}/gated_zero", grid.stored_zero(signed=False))
+        rounded = add_pair(graph, value, scale, zero, f"{name}/gated")
+        where = ir.node("Where", [self.gate(graph, name), rounded, value])
         chosen = where.outputs[0]
-        chosen.name = unique_name(graph, f"{name}_chosen")
+        chosen.name = unique_name(graph, f"{name}/gated_chosen")
         chosen.type, chosen.shape = value.type, value.shape
-        producer = rounded.producer()
-        assert producer is not None
-        graph.insert_after(producer, where)
+        dequantize = rounded.producer()
+        assert dequantize is not None  # `add_pair` made it
+        graph.insert_after(dequantize, where)
         for use in users:
             use.node.replace_input_with(use.idx, chosen)
-
-    def feeds(self, rounded: Iterable[str] = ()) -> dict[str, NDArray[np.bool_]]:
-        """Values of all gates: true for the tensors named."""
-        chosen = set(rounded)
-        return {gate: np.asarray(name in chosen) for name, gate in self.gates.items()}

@@ -97,7 +97,7 @@ def load_metric(spec: str) -> Metric:
 
 def compare(
     reference: Session | Recorded,
-    candidate: Session,
+    candidate: Session | Recorded,
     data: Dataset,
     *,
     without: Collection[str] = (),
@@ -126,7 +126,7 @@ def losses(
 
 def _run_both(
     reference: Session | Recorded,
-    candidate: Session,
+    candidate: Session | Recorded,
     data: Dataset,
     without: Collection[str],
     meter: OutputMeter | LossesMeter,

@@ -18,7 +18,7 @@ from lwqc.decide.strategy import decide
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import TokenRecipe, find
-from lwqc.runtime.session import Session
+from lwqc.runtime.session import Feeds, Outputs, Session
 from tests.tiny_vit import PATCHES, WIDTH, TinyVit
 
 X = np.random.default_rng(0).standard_normal((64, PATCHES, WIDTH), dtype=np.float32)
@@ -92,3 +92,23 @@ def test_a_bound_without_decisions_is_one_line(run, files: Path) -> None:  # typ
         assert "--max-class-drop is judged by decisions: give --metric top1" in error
     with pytest.raises(InputError, match="must be between 0 and 1"):
         Goals(max_class_drop=2)
+
+
+def test_what_is_verified_runs_once_for_all_that_is_asked_of_it(
+    run, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    """Outputs, metric and flips look at the same answers."""
+    short = files / "short.onnx"
+    lwqc.drop_layers(files / "vit.onnx", tokens=0.7, data=[{"x": X}]).save(short)
+    runs: list[str] = []
+    call = Session.__call__
+
+    def counted(self: Session, feeds: Feeds) -> Outputs:
+        runs.append(self._label)
+        return call(self, feeds)
+
+    monkeypatch.setattr(Session, "__call__", counted)
+    told = ["--data", files / "data.npz", "--preprocess", "label=y", "--metric", "top1"]
+    code, _, _ = run("verify", files / "vit.onnx", short, *told, "--flips", files / "f.csv")
+    assert code == 0
+    assert runs.count(str(short)) == len(X) // 8  # batches, each once
