@@ -16,6 +16,7 @@ from lwqc.compile.lesson import Lesson
 from lwqc.learn.needed import require_torch
 from lwqc.plans.options import Progress
 from lwqc.plans.plan import Parts
+from lwqc.runtime.rebatched import HELD_BACK
 from lwqc.runtime.session import default_threads
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from lwqc.learn.module import OnnxModule
     from lwqc.learn.parts import Part
 
-_HELD = 5  # one of so many sets of inputs is held back
 _OF_PARTS = 0.5  # share of the time in which parts are fitted one by one
 
 
@@ -163,8 +163,8 @@ class _Run:
 
         module = module_of(small, codes=True, widen=True)
         batches = lesson.batches()
-        held = batches[_HELD - 1 :: _HELD]
-        fit = [b for i, b in enumerate(batches) if i % _HELD != _HELD - 1]
+        held = batches[HELD_BACK - 1 :: HELD_BACK]
+        fit = [b for i, b in enumerate(batches) if i % HELD_BACK != HELD_BACK - 1]
         return _Run(module, lesson, fitting, fit, held, lesson.scales(fit))
 
     @property

@@ -15,7 +15,6 @@ from lwqc.errors import InputError
 from lwqc.runtime.counted import counted
 from lwqc.runtime.data import required_inputs
 from lwqc.runtime.measure import worst_drop
-from lwqc.runtime.rebatched import free_batch, rebatched
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.channel_error import ChannelMeter
 from lwqc.runtime.stats.divergence import LossesMeter
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 _STILL = 1e-12  # of the mean variance: the square of what floats of 32 bits tell
-LEAST_FEEDS = 20  # of which some are held back
 
 
 @dataclass
@@ -131,18 +129,6 @@ def with_outputs(model: ir.Model, names: Sequence[str], label: str) -> ir.Model:
         if known[name] not in made.graph.outputs:
             made.graph.outputs.append(known[name])
     return made
-
-
-def in_pieces(feeds: list[dict[str, Array]], model: ir.Model) -> list[Mapping[str, Array]]:
-    """Feeds in smaller batches, where there are few and their samples can be taken apart.
-
-    There are at least `LEAST_FEEDS` then, if there are as many samples: so many that some can be
-    held back.
-    """
-    if len(feeds) >= LEAST_FEEDS or free_batch(model) is None:
-        return list(feeds)
-    samples = sum(len(next(iter(f.values()))) for f in feeds)
-    return list(rebatched(feeds, max(samples // LEAST_FEEDS, 1)))
 
 
 def varies(scale: Scale) -> bool:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from lwqc.compile.checkpoint import Checkpoint, key_of
 from lwqc.compile.fitted import Fitting, fitted, silent
-from lwqc.compile.lesson import LEAST_FEEDS, Lesson
+from lwqc.compile.lesson import Lesson
 from lwqc.compile.recovered import Recovered, RecoverReport
 from lwqc.errors import InputError
 from lwqc.learn.needed import require_torch
@@ -27,7 +27,7 @@ from lwqc.plans.options import Progress, Recovering
 from lwqc.plans.plan import Parts
 from lwqc.runtime.counted import counted
 from lwqc.runtime.data import Dataset, open_data
-from lwqc.runtime.rebatched import free_batch
+from lwqc.runtime.rebatched import LEAST_FEEDS, free_batch
 from lwqc.runtime.recorded import feeds_digest
 from lwqc.runtime.served import as_sequence
 from lwqc.runtime.session import Feeds

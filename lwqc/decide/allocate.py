@@ -8,8 +8,10 @@ from lwqc.compile.steps.transforms import version
 from lwqc.compile.version import Version
 from lwqc.decide import planning
 from lwqc.decide.allocator import find_allocator
-from lwqc.decide.fastest import Base, fastest, fused_base, never_slower
+from lwqc.decide.base import Base, fused_base
+from lwqc.decide.fastest import fastest, never_slower
 from lwqc.decide.float_plan import with_float_type, with_floats
+from lwqc.decide.narrower import faster, narrowed, smaller
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.sparse_plan import with_sparsity
 from lwqc.decide.transforms import choose_transforms
@@ -22,22 +24,25 @@ from lwqc.plans.recipe import Recipe, find
 _BACK_OFFS = 4
 
 
-def allocate(work: Version, goals: Goals, recipe: Recipe) -> Plan:
+def allocate(work: Version, goals: Goals, recipe: Recipe, *, structure: bool = False) -> Plan:
     """The plan of a recipe that quantizes, or only cleans up. Raises InputError.
 
     So does `auto` where nothing can take a format; recipes that name one are refused there. Formats
     may need a newer operator set than the model has; it is raised for them alone.
+
+    structure: what formats leave of the allowed loss is spent on channels, where `auto` decides and
+    there is real data.
     """
     if recipe.allocator == "none":
-        return _decided(work, goals, recipe)
+        return _decided(work, goals, recipe, structure)
     if not work.analysis.sites:
         reason = f"has no weight that could take a number format{_why_not(work)}"
         if recipe.allocator != "auto":
             raise InputError(f"{work.name}: {reason}")
-        plan = _decided(work, goals, find("clean"))
+        plan = _decided(work, goals, find("clean"), structure)
         return plan.model_copy(update={"recipe": recipe.name}).noted(f"{reason}: only cleaned up")
     newer, notes = lifted(work)
-    plan = _decided(newer, goals, recipe)
+    plan = _decided(newer, goals, recipe, structure)
     if newer is not work and plan.clean is None and not _needs_newer(work, newer, plan):
         return plan
     return plan.model_copy(update={"opset": newer.raised}).noted(*notes)
@@ -50,9 +55,9 @@ def _needs_newer(work: Version, newer: Version, plan: Plan) -> bool:
     return any(map(target.refuses, forms))
 
 
-def _decided(work: Version, goals: Goals, recipe: Recipe) -> Plan:
+def _decided(work: Version, goals: Goals, recipe: Recipe, structure: bool) -> Plan:
     if recipe.allocator == "auto":
-        return _auto(work, goals, recipe)
+        return _auto(work, goals, recipe, structure)
     # A normalization or scale between two convolutions keeps both from the kernels of 8-bit values.
     if recipe.clean or recipe.activations == "static":
         merge = recipe.clean and recipe.merge
@@ -102,13 +107,18 @@ def _allocated(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     )
 
 
-def _auto(work: Version, goals: Goals, recipe: Recipe) -> Plan:
+def _auto(work: Version, goals: Goals, recipe: Recipe, structure: bool) -> Plan:
     """The best within a budget, or the fastest within the allowed drop."""
+    limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
     wants_small = (
         goals.max_drop is not None and not goals.fastest and "max_latency" not in goals.bounds
     )
     if goals.wants_size or wants_small:
         base = fused_base(work) if recipe.clean else Base(work).ready()
-        return base.stamped(find_allocator("knapsack").plan(base.work, goals, recipe))
-    limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
-    return fastest(work, limit, recipe)
+        plan, better = find_allocator("knapsack").plan(base.work, goals, recipe), smaller
+    else:
+        base, plan = fastest(work, limit, recipe)
+        better = faster
+    if structure and not goals.bounds:
+        base, plan = narrowed(base, plan, limit, recipe, better=better)
+    return base.stamped(plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -47,49 +47,66 @@ class Decision:
 
 def decide(work: Version, options: PruneOptions, prunable: Prunable | None = None) -> Decision:
     """Choose channels. Raises InputError, with the reasons, when nothing can be pruned."""
-    prunable = prunable or Prunable(work.model, options.resizable_outputs)
-    groups = prunable.groups
-    if not len(groups):
-        raise InputError(f"{work.name}: nothing can be pruned: {_frozen_reasons(groups)}")
-    fixed = _overrides(groups, options.groups)
-    chosen, whole = _chosen(groups, options, fixed)
-    rankings = rank(work, prunable, chosen, options)
-    cost = prunable.cost(work.job.data.fit.first())
-    measure = cost.parameters if options.by == "parameters" else cost.macs
-    before = measure({})
-    if not before and options.by != "channels":
-        raise InputError(
-            f"{work.name}: nothing can be saved: it has no {options.by} at these sizes"
+    return Choice(work, options, prunable).of(options.ratio)
+
+
+class Choice:
+    """Channels of a model in the order in which they go, for any share of it."""
+
+    def __init__(
+        self, work: Version, options: PruneOptions, prunable: Prunable | None = None
+    ) -> None:
+        """Raises InputError, with the reasons, when nothing can be pruned."""
+        prunable = prunable or Prunable(work.model, options.resizable_outputs)
+        self._work, self._options, self._groups = work, options, prunable.groups
+        groups = prunable.groups
+        if not len(groups):
+            raise InputError(f"{work.name}: nothing can be pruned: {_frozen_reasons(groups)}")
+        self._fixed = _overrides(groups, options.groups)
+        chosen, self._whole = _chosen(groups, options, self._fixed)
+        rankings = rank(work, prunable, chosen, options)
+        cost = prunable.cost(work.job.data.fit.first())
+        self._measure = cost.parameters if options.by == "parameters" else cost.macs
+        self._before = self._measure({})
+        if not self._before and options.by != "channels":
+            raise InputError(
+                f"{work.name}: nothing can be saved: it has no {options.by} at these sizes"
+            )
+        self._candidates = [
+            _candidate(
+                groups.by_name[n],
+                r,
+                options,
+                _saved(self._measure, self._before, groups.by_name[n], options),
+                n in self._fixed,
+            )
+            for n, r in rankings.items()
+        ]
+
+    def of(self, ratio: float) -> Decision:
+        """What goes with a share, in place of that of the options."""
+        options = replace(self._options, ratio=ratio)
+        measure, before, whole = self._measure, self._before, dict(self._whole)
+        keep = _allocate(self._candidates, measure, before, options, self._fixed)
+        for candidate in self._candidates:
+            if candidate.name not in keep:
+                whole.setdefault(
+                    candidate.name, "all its channels matter more, or rounding keeps them"
+                )
+        plan = Plan(
+            source=Source(name=self._work.name),
+            target=self._work.job.target.name,
+            recipe=options.recipe,
+            prune=Pruning(
+                units=tuple(_units(self._groups, keep)),
+                compensate=options.compensate,
+                batch_norm=options.batch_norm,
+                calibration=options.calibration,
+                resizable_outputs=options.resizable_outputs,
+            ),
         )
-    candidates = [
-        _candidate(
-            groups.by_name[n],
-            r,
-            options,
-            _saved(measure, before, groups.by_name[n], options),
-            n in fixed,
-        )
-        for n, r in rankings.items()
-    ]
-    keep = _allocate(candidates, measure, before, options, fixed)
-    after = measure(keep)
-    for candidate in candidates:
-        if candidate.name not in keep:
-            whole.setdefault(candidate.name, "all its channels matter more, or rounding keeps them")
-    limit = before if options.by == "channels" else before * (1 - options.ratio)
-    plan = Plan(
-        source=Source(name=work.name),
-        target=work.job.target.name,
-        recipe=options.recipe,
-        prune=Pruning(
-            units=tuple(_units(groups, keep)),
-            compensate=options.compensate,
-            batch_norm=options.batch_norm,
-            calibration=options.calibration,
-            resizable_outputs=options.resizable_outputs,
-        ),
-    )
-    return Decision(plan, keep, before, after, limit, whole)
+        limit = before if options.by == "channels" else before * (1 - ratio)
+        return Decision(plan, keep, before, measure(keep), limit, whole)
 
 
 def _frozen_reasons(groups: Groups) -> str:

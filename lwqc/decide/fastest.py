@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
-import onnx_ir as ir
-
-from lwqc.compile.candidates import Candidate, evaluate, holds, known_drop, with_formats
-from lwqc.compile.cleaned import cleaned, cleaning, cleanup_for
-from lwqc.compile.losses import moved
+from lwqc.compile.candidates import Candidate, evaluate, holds, known_drop
 from lwqc.compile.timing import relative_time, site_times, slow_sites, timed_sites
 from lwqc.compile.version import Version
 from lwqc.decide import planning
-from lwqc.decide.float_plan import with_float_type, with_floats
+from lwqc.decide.base import SECONDS, Base, cleaned_base, float_base, wanted
 from lwqc.decide.islands import islands
-from lwqc.decide.profiles import with_profile
 from lwqc.decide.safest import holding, stored, with_room
 from lwqc.decide.site_order import by_output_error, smallest
-from lwqc.errors import LwqcError, SessionError
-from lwqc.plans.plan import CleanUp, Plan, Relaxation
+from lwqc.errors import SessionError
+from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.runtime.measure import NOISE
@@ -32,10 +27,7 @@ from lwqc.runtime.served import no_slower, overall, relative_times
 from lwqc.runtime.session import Session
 from lwqc.runtime.timing_cache import Pair
 
-SAME = 1e-8  # squared error over energy of outputs that count as those of the original
-# What is tried, and kept where the data shows no difference.
-RELAXED: tuple[Relaxation, ...] = ("finite-masks",)
-_GLANCE, _SECONDS = 0.3, 1.0  # of timing per model and shape: of all, and of the best
+_GLANCE = 0.3  # seconds of timing per model and shape, at first
 _FINALISTS = 2
 _IN_FRONT = 3  # convolutions that may stay float though those behind them do not
 # Times as long as the quickest form: fewer bits may win on the whole, where weights are read from
@@ -45,103 +37,22 @@ _FAR = 2.5  # the same of plans whose sites run differently on the whole, beside
 
 
 @dataclass(frozen=True)
-class Base:
-    """A float graph to lower.
-
-    left: what of the original could not be rewritten, and why.
-    """
-
-    work: Version
-    clean: CleanUp | None = None
-    left: Mapping[str, str] = field(default_factory=dict)
-
-    def ready(self) -> Base:
-        """With the float type of the target decided, which formats are compared with."""
-        return replace(self, work=with_float_type(self.work))
-
-    def stamped(self, plan: Plan) -> Plan:
-        """The plan with what leads from the original to this graph."""
-        plan = with_profile(self.work, with_floats(self.work, plan), {})
-        left = {**self.left, **plan.untransformed}
-        return plan.model_copy(update={"clean": self.clean, "untransformed": left})
-
-
-@dataclass(frozen=True)
 class _Trial:
     base: Base
     candidate: Candidate
     session: Session
 
 
-def float_base(work: Version, wanted: CleanUp, allowance: float = 1.0) -> Base:
-    """The graph cleaned up, or as it is where that fails, changes outputs or does not pay.
-
-    allowance: how much longer it may take, as a factor.
-    """
-    base, done = _checked(work, wanted)
-    if base.clean is None or done is None or not work.job.timed:
-        return base
-    relative = relative_times(
-        [work.begun.timed_session, done], work.job.data.serve, _SECONDS, keep=1
-    )[1]
-    if no_slower([r / allowance for r in relative]):
-        return base
-    share = ", ".join(
-        f"{r:.2f} of its time at {s.label}"
-        for r, s in zip(relative, work.job.data.serve, strict=True)
-    )
-    return Base(work, None, {work.name: f"not cleaned up: it would take {share}"})
-
-
-def cleaned_base(work: Version, wanted: CleanUp) -> Base:
-    """The graph cleaned up, or as it is where that fails or changes the outputs."""
-    return _checked(work, wanted)[0]
-
-
-def _checked(work: Version, wanted: CleanUp) -> tuple[Base, Session | None]:
-    """The same, with a session of a graph that is cleaned up."""
-    try:
-        clean, left = cleaning(work, wanted)
-        if not clean.changes:
-            return Base(work, None, left), None
-        base = Base(cleaned(work, clean), clean, left)
-        session = _lowered_float(base.work)
-        error = moved(base.work, session)
-    except (ir.passes.PassError, LwqcError) as failure:  # the graph as it is will do
-        return Base(work, None, {work.name: f"not cleaned up: {failure}"}), None
-    if error <= SAME:
-        return base, session
-    if clean.relaxed:
-        return _checked(work, wanted.model_copy(update={"accept": ()}))
-    reason = f"not cleaned up: outputs would move by {error**0.5:.2g} of their size"
-    return Base(work, None, {work.name: reason}), None
-
-
-def _wanted(work: Version, *, merge: bool) -> CleanUp:
-    """What is not exact for every input only where there is data to check it on."""
-    accept = RELAXED if work.job.data.fit.kind == "real" else ()
-    return cleanup_for(work, merge=merge, accept=accept)
-
-
-def fused_base(work: Version) -> Base:
-    """The graph cleaned up where attention becomes one operator; found without timing."""
-    base = cleaned_base(work, _wanted(work, merge=False))
-    fused = base.clean is None or "fuse-attention" in base.clean.changes
-    return (base if fused else Base(work)).ready()
-
-
-def _lowered_float(work: Version) -> Session:
-    return work.job.load(with_formats(work, planning.unchanged(work)).model, label="cleaned up")
-
-
-def fastest(work: Version, limit: float, recipe: Recipe) -> Plan:
+def fastest(work: Version, limit: float, recipe: Recipe) -> tuple[Base, Plan]:
     """The fastest of a few plans whose drop is allowed; the float graph if none is faster.
+
+    Returns the graph that is lowered and the plan for that.
 
     limit: the largest drop. A result is at no shape slower than the original. Where the target
     cannot be timed, the first that holds: targets list the most promising first.
     """
     work.job.report("cleaning up")(0, 1)
-    base = float_base(work, _wanted(work, merge=False), NOISE) if recipe.clean else Base(work)
+    base = float_base(work, wanted(work, merge=False), NOISE) if recipe.clean else Base(work)
     base = base.ready()
     work.job.report("timing sites")(0, 1)
     plans = _distinct(_plans(base.work, recipe))
@@ -167,19 +78,18 @@ def fastest(work: Version, limit: float, recipe: Recipe) -> Plan:
             last(2, 4)
             best += _merged(work, first, limit, recipe)
     last(3, 4)
-    for trial in _ranked(work, best, _SECONDS, 1):
+    for trial in _ranked(work, best, SECONDS, 1):
         if holds(work, trial.candidate, trial.session, limit):
             return _whole(trial, limit, recipe)
     return safest(work, base, limit, recipe)
 
 
-def _whole(trial: _Trial, limit: float, recipe: Recipe) -> Plan:
-    """The trial's plan from the original on, with small files for weights that stay float."""
-    work = trial.base.work
-    return trial.base.stamped(stored(work, trial.candidate.plan, limit, recipe.method))
+def _whole(trial: _Trial, limit: float, recipe: Recipe) -> tuple[Base, Plan]:
+    """The trial's plan, with small files for weights that stay float."""
+    return trial.base, stored(trial.base.work, trial.candidate.plan, limit, recipe.method)
 
 
-def safest(work: Version, base: Base, limit: float, recipe: Recipe) -> Plan:
+def safest(work: Version, base: Base, limit: float, recipe: Recipe) -> tuple[Base, Plan]:
     """What holds where nothing faster does: weights that are only stored in 8 bits, or none.
 
     Of the graph cleaned up, else of the graph as it is. Raises nothing where not even that holds,
@@ -189,10 +99,9 @@ def safest(work: Version, base: Base, limit: float, recipe: Recipe) -> Plan:
     for one in (base, as_it_is):
         plan = holding(one.work, limit, recipe.name, recipe.method)
         if plan is not None:
-            return one.stamped(plan)
-    return as_it_is.stamped(planning.unchanged(as_it_is.work, recipe.name)).model_copy(
-        update={"rewrites": ()}
-    )
+            return one, plan
+    plan = planning.unchanged(as_it_is.work, recipe.name)
+    return as_it_is, plan.model_copy(update={"rewrites": ()})
 
 
 def _within(
@@ -249,7 +158,7 @@ def _ranked(work: Version, trials: Sequence[_Trial], seconds: float, keep: int) 
 
 def _merged(work: Version, best: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
     """The same kind of plan on the graph in which layers are merged that read one value."""
-    merged = cleaned_base(work, _wanted(work, merge=True)).ready()
+    merged = cleaned_base(work, wanted(work, merge=True)).ready()
     if merged.clean is None or "merge-parallel" not in merged.clean.changes:
         return []
     entries = best.quantize.values()

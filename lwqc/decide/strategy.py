@@ -99,6 +99,7 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl
             return partial(_after_tokens, goals, rest, control)
 
         return with_tokens(job, recipe.tokens, goals)(work)
+    structure = goals.max_drop is not None  # who says what may be lost wants it used
     if _promises(recipe.allocator):
         goals = goals.promising()  # the loss that such recipes allow where the user says nothing
     _check_budgets(work, goals, recipe)
@@ -111,7 +112,7 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl
         return channel_job(recipe, goals)(work)
     if recipe.drop is not None or recipe.parallel is not None:
         return branch_job(recipe, goals)(work)
-    return with_late_steps(partial(_allocated, goals, recipe), recipe)(work)
+    return with_late_steps(partial(_allocated, goals, recipe, structure), recipe)(work)
 
 
 def _after_tokens(
@@ -138,8 +139,8 @@ def _joint(goals: Goals, recipe: Recipe, control: SearchControl, work: Version) 
     return Decided.of(joint(work, goals, recipe, control))
 
 
-def _allocated(goals: Goals, recipe: Recipe, work: Version) -> Decided:
-    plan = allocate(work, goals, recipe)
+def _allocated(goals: Goals, recipe: Recipe, structure: bool, work: Version) -> Decided:
+    plan = allocate(work, goals, recipe, structure=structure)
     return Decided(work, goals, plan, lambda: execute(work, goals, plan))
 
 

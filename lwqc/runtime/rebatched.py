@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from lwqc.runtime.data import Feeds, required_inputs
 from lwqc.runtime.sources.batch_sizes import first_dim
+
+LEAST_FEEDS = 20  # of which some are held back
+HELD_BACK = 5  # one of so many
+
+
+def in_pieces(feeds: Sequence[Feeds], model: ir.Model) -> list[Feeds]:
+    """Feeds in smaller batches, where there are few and their samples can be taken apart.
+
+    There are at least `LEAST_FEEDS` then, if there are as many samples: so many that some can be
+    held back.
+    """
+    if len(feeds) >= LEAST_FEEDS or free_batch(model) is None:
+        return list(feeds)
+    samples = sum(len(next(iter(f.values()))) for f in feeds)
+    return list(rebatched(feeds, max(samples // LEAST_FEEDS, 1)))
 
 
 def free_batch(model: ir.Model) -> str | None:

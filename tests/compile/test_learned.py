@@ -6,10 +6,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 
 import lwqc  # noqa: E402
-from lwqc.compile.lesson import in_pieces  # noqa: E402
 from lwqc.errors import InputError  # noqa: E402
 from lwqc.model import io  # noqa: E402
 from lwqc.plans.recipe import find  # noqa: E402
+from lwqc.runtime.rebatched import in_pieces  # noqa: E402
 from lwqc.runtime.session import Session  # noqa: E402
 from tests.learn.test_to_torch import stored, weights  # noqa: E402
 

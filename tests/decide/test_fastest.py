@@ -14,6 +14,7 @@ from lwqc.compile.losses import full_drop
 from lwqc.compile.timing import site_times, slow_sites
 from lwqc.decide import fastest as module
 from lwqc.decide import planning
+from lwqc.decide.base import cleaned_base, fused_base
 from lwqc.decide.compress import open_version
 from lwqc.decide.safest import with_room
 from lwqc.errors import InputError
@@ -117,13 +118,13 @@ def test_a_form_that_is_slow_where_it_matters_is_dropped_with_both_times(net, mo
 def test_the_fastest_candidate_wins(net, monkeypatch):
     by_form(monkeypatch, lambda entry, shape: 0.5 if entry.activation == "dynamic" else 2.0)
     by_plan(monkeypatch, lambda plan: 0.5 if kinds(plan) == {"dynamic"} else 0.7)
-    assert kinds(module.fastest(work(net), 0.01, RECIPE)) == {"dynamic"}
+    assert kinds(module.fastest(work(net), 0.01, RECIPE)[1]) == {"dynamic"}
 
 
 def test_what_is_slow_alone_is_tried_on_the_whole(net, monkeypatch):
     by_form(monkeypatch, lambda entry, shape: 0.5 if entry.activation == "dynamic" else 1.2)
     by_plan(monkeypatch, lambda plan: 0.5 if kinds(plan) == {"static"} else 0.7)
-    assert kinds(module.fastest(work(net), 0.01, RECIPE)) == {"static"}
+    assert kinds(module.fastest(work(net), 0.01, RECIPE)[1]) == {"static"}
 
 
 @pytest.mark.parametrize(("alone", "bits"), [(0.7, 4), (0.9, WHOLE)])
@@ -135,7 +136,7 @@ def test_four_bits_are_tried_on_the_whole_unless_they_are_far_slower_alone(
 
     by_form(monkeypatch, lambda entry, shape: alone if entry.weight.bits == 4 else 0.5)
     by_plan(monkeypatch, lambda plan: 0.3 if few(plan) else 0.5)
-    plan = module.fastest(work(net), 1.0, RECIPE)
+    _, plan = module.fastest(work(net), 1.0, RECIPE)
     assert {entry.weight.bits for entry in plan.quantize.values()} == {bits}
 
 
@@ -168,7 +169,7 @@ def test_first_convolutions_stay_float_where_the_whole_is_faster(monkeypatch):
         return {n for n, e in plan.quantize.items() if e.activation == "static"}
 
     by_plan(monkeypatch, lambda plan: 0.4 + 0.01 * abs(len(static(plan)) - 2))
-    plan = module.fastest(open_version(graph, data=data), 1.0, RECIPE)
+    _, plan = module.fastest(open_version(graph, data=data), 1.0, RECIPE)
     assert static(plan) == {"w2", "w3"}
     assert set(plan.quantize) == set(weights)
 
@@ -192,7 +193,7 @@ def test_nothing_faster_keeps_the_kernels(net, monkeypatch):
     by_form(monkeypatch, lambda entry, shape: 0.5)
     in_order(monkeypatch, lambda i: 1.5)
     job = work(net)
-    plan = module.fastest(job, 0.01, RECIPE)
+    _, plan = module.fastest(job, 0.01, RECIPE)
     assert {job.job.target.form(job.sites[n], e, job.opset) for n, e in plan.quantize.items()} == {
         "Folded"
     }
@@ -203,7 +204,7 @@ def test_a_candidate_over_the_limit_on_all_data_is_passed_over(net, monkeypatch)
     in_order(monkeypatch, lambda i: 0.5)
     job = work(net, count=5)  # more than the search looks at
     monkeypatch.setattr(candidates, "_whole_drop", lambda work, candidate, session: 1.0)
-    plan = module.fastest(job, 0.01, RECIPE)
+    _, plan = module.fastest(job, 0.01, RECIPE)
     assert not plan.quantize
     assert not plan.rewrites
 
@@ -211,7 +212,7 @@ def test_a_candidate_over_the_limit_on_all_data_is_passed_over(net, monkeypatch)
 def test_a_graph_that_moves_the_outputs_is_not_taken(monkeypatch):
     job = open_version(MODELS / "glyph_vit.onnx", data="random:1")
     monkeypatch.setattr(losses, "outputs_error", lambda work, session, against: 0.01)
-    base = module.cleaned_base(job, CleanUp(merge=False))
+    base = cleaned_base(job, CleanUp(merge=False))
     assert base.clean is None
     assert "outputs would move by 0.1 of their size" in base.left["glyph_vit.onnx"]
 
@@ -261,16 +262,16 @@ def test_masks_get_finite_only_where_the_data_shows_no_difference(monkeypatch):
 
     feeds = [{k: v[:1, :32] for k, v in next(iter(stdlib_lm.calibration())).items()}]
     path = MODELS / "stdlib_lm.onnx"
-    base = module.fused_base(open_version(path, data=feeds))
+    base = fused_base(open_version(path, data=feeds))
     assert base.clean is not None
     assert len(base.clean.relaxed) == 1
-    guessed = module.fused_base(open_version(path, data="random:1"))
+    guessed = fused_base(open_version(path, data="random:1"))
     assert guessed.clean is not None
     assert guessed.clean.relaxed == ()
     job = open_version(path, data=feeds)
     errors = iter([0.01, 0.0])
-    monkeypatch.setattr(module, "moved", lambda work, session: next(errors))
-    again = module.fused_base(job)
+    monkeypatch.setattr("lwqc.decide.base.moved", lambda work, session: next(errors))
+    again = fused_base(job)
     assert again.clean is not None
     assert (again.clean.accept, again.clean.relaxed) == ((), ())
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from lwqc.compile.fitted import Fitted, Fitting, fitted, silent
-from lwqc.compile.lesson import Lesson, in_pieces
+from lwqc.compile.lesson import Lesson
 from lwqc.compile.steps.step import Looks, Made, Step
 from lwqc.plans.plan import Plan
 from lwqc.runtime.counted import counted
+from lwqc.runtime.rebatched import in_pieces
 
 
 def _run(made: Made) -> Made:

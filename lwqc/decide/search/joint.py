@@ -13,7 +13,7 @@ from lwqc.compile.lifted import lifted
 from lwqc.compile.timing import slow_products, take_slow_products
 from lwqc.compile.version import Version
 from lwqc.decide.allocators.evolutionary import Candidate
-from lwqc.decide.fastest import fused_base
+from lwqc.decide.base import fused_base
 from lwqc.decide.search.bounded import bounded, by_cost, every
 from lwqc.decide.search.control import EFFORTS, SearchControl
 from lwqc.decide.search.items import Judged, SearchModel, search_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -11,11 +11,12 @@ from lwqc.compile.prunable import Prunable
 from lwqc.compile.steps.removed_branches import remove_planned, without_branches
 from lwqc.compile.steps.sliced import slices
 from lwqc.decide.allocators.evolutionary import Candidate
+from lwqc.decide.narrowed_entries import entry_here
 from lwqc.decide.planning import calibrate
 from lwqc.decide.search.items import SearchModel
 from lwqc.graph.branch_kinds import branch_tree
 from lwqc.graph.groups import Group, Groups
-from lwqc.graph.sites import MIN_WEIGHTS, Site, find_sites
+from lwqc.graph.sites import MIN_WEIGHTS, find_sites
 from lwqc.model.unused import RemoveUnused
 from lwqc.passes.prune_channels import prune_channels
 from lwqc.plans.plan import Plan, PrunedUnit, Pruning, RemovedBranch, SiteEntry, Source
@@ -125,28 +126,9 @@ def _entries(
             few = f"has only {site.size} weights"
             kept[site.name] = few if site.size < MIN_WEIGHTS else "the budget allows float"
             continue
-        legal = _legal(found, site, entry)
+        legal = entry_here(found.work, site, entry)
         if isinstance(legal, str):
             kept[site.name] = legal
         else:
             entries[site.name] = legal
     return entries, kept
-
-
-def _legal(found: SearchModel, site: Site, entry: SiteEntry) -> SiteEntry | str:
-    """The entry, or the nearest one that a narrower site can take, or why it stays float."""
-    target, opset = found.work.job.target, found.work.opset
-    form = target.form(site, entry, opset)
-    if not target.refuses(form):
-        smaller = entry.size_bytes(site.n, site.k) < site.float_bytes
-        return entry if smaller else f"{entry.weight} would not be smaller"
-    fmt = entry.weight
-    tiny = fmt.bits == 2 or fmt.only_stored
-    options: Sequence[SiteEntry] = target.candidates(site, opset, tiny=tiny)
-    same = [e for e in options if (e.weight.kind, e.weight.bits) == (fmt.kind, fmt.bits)]
-    if not same:
-        return str(form)
-    block = entry.weight.block or site.k
-    near = min(same, key=lambda e: abs((e.weight.block or site.k) - block))
-    kernel = {"activation": entry.activation, "unpacked": entry.unpacked}
-    return near.model_copy(update={"method": entry.method, **kernel})

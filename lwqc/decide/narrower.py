@@ -1,0 +1,153 @@
+"""Fewer channels for what number formats leave of an allowed loss.
+
+Layers that take over for channels are fitted to the data, which then shows a tenth of what other
+inputs lose. So what may go is judged on inputs that are held back; and then fitted on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from lwqc.backends.target import Lowered
+from lwqc.compile.candidates import Candidate, evaluate, with_formats
+from lwqc.compile.reference import Reference
+from lwqc.compile.steps.pruned_model import prune_model
+from lwqc.compile.version import Version
+from lwqc.decide import planning
+from lwqc.decide.base import SECONDS, Base
+from lwqc.decide.channels import Choice
+from lwqc.decide.narrowed_entries import plan_here
+from lwqc.decide.prune_options import PruneOptions
+from lwqc.errors import InputError, SessionError
+from lwqc.model import io
+from lwqc.plans.plan import Plan, Pruning
+from lwqc.plans.recipe import Recipe
+from lwqc.runtime.measure import NOISE
+from lwqc.runtime.served import no_slower, overall, relative_times
+
+Better = Callable[[Version, Lowered, Lowered], bool]  # (before, after)
+_WORTH = 0.2  # of the allowed loss: where less is left, little can go
+_SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the multiply-accumulates
+_WIDTH = 8  # channels that kernels of a CPU take at once
+_TRIED = 2  # of the shares that hold in float: formats lose more on what is narrower
+
+
+def narrowed(
+    base: Base, plan: Plan, limit: float, recipe: Recipe, *, better: Better
+) -> tuple[Base, Plan]:
+    """The graph without the channels that the plan leaves room for within the limit, and its plan.
+
+    Or both as they are, where no channel can go or that is not better.
+    """
+    found = narrower(base.work, plan, limit, recipe.ranges)
+    if found is None:
+        return base, plan
+    prune, small, candidate, lost = found
+    if not better(base.work, with_formats(base.work, plan), candidate.lowered):
+        return base, plan
+    note = (
+        f"channels went until inputs that were held back lost {lost:.2g} of the {limit:g} allowed"
+    )
+    return replace(base, work=small, prune=prune), candidate.plan.noted(note)
+
+
+def faster(work: Version, before: Lowered, after: Lowered) -> bool:
+    """Whether a model takes less time than another at every shape, by more than noise."""
+    sessions = [work.job.load(lowered.model) for lowered in (before, after)]
+    relative = relative_times(sessions, work.job.data.serve, SECONDS, keep=1)[1]
+    return no_slower(relative) and overall(relative) * NOISE < 1
+
+
+def smaller(work: Version, before: Lowered, after: Lowered) -> bool:
+    """Whether a model takes fewer bytes than another."""
+    first, second = (io.serialized_bytes(lowered.model) for lowered in (before, after))
+    return second < first
+
+
+def narrower(
+    work: Version, plan: Plan, limit: float, ranges: planning.RangeMethod
+) -> tuple[Pruning, Version, Candidate, float] | None:
+    """As few channels as keep the plan within the limit, or None.
+
+    Channels go in the order of `obspa` from all layers; the plan's formats stay.
+
+    work, plan: a graph, and formats for it. Returns what goes, the graph without it, what that is
+    with the formats, all fitted on all data, and what its like lost that was fitted on a part, on
+    the rest. None without enough real data, for models of more than a gigabyte, and where no
+    channel can go.
+    """
+    apart = None if work.is_large else _held_back(work)
+    if apart is None:
+        return None
+    try:
+        for prune, lost in _held(apart, plan, limit, ranges):
+            small = _without(work, prune)
+            found = planning.proven(small, plan_here(small, plan, ranges))
+            if found is not None and found[0].drop <= limit:
+                return prune, small, found[0], lost
+    except SessionError as error:
+        work.job.give_up(error)
+    return None
+
+
+def _held(
+    apart: Version, plan: Plan, limit: float, ranges: planning.RangeMethod
+) -> Iterator[tuple[Pruning, float]]:
+    """What may go, the most first, with the loss on what was held back."""
+    room = limit - evaluate(apart, plan_here(apart, plan, ranges))[0].drop
+    if room < _WORTH * limit:
+        return
+    options = PruneOptions(
+        _SHARES[0],
+        score="obs",
+        normalise="output",
+        per_cost=True,
+        compensate="refit",
+        round_to=max(_WIDTH, apart.job.target.width_multiple),
+    )
+    report = apart.job.report("fewer channels")
+    report(0, len(_SHARES) + 1)
+    try:
+        choice = Choice(apart, options)
+    except InputError:  # it has no channel that could go
+        return
+    held: list[tuple[Pruning, Version]] = []
+    for done, share in enumerate(_SHARES, 1):
+        report(done, len(_SHARES) + 1)
+        prune = choice.of(share).plan.prune
+        if prune is None or not prune.units or (held and prune == held[-1][0]):
+            continue
+        small = _without(apart, prune)
+        if evaluate(small, planning.unchanged(small))[0].drop > room:
+            break
+        held.append((prune, small))
+    report(len(_SHARES) + 1, len(_SHARES) + 1)
+    for prune, small in held[::-1][:_TRIED]:
+        lost = evaluate(small, plan_here(small, plan, ranges))[0].drop
+        if lost <= limit:
+            yield prune, lost
+
+
+def _held_back(work: Version) -> Version | None:
+    """The version for a job in which some of the data is held back; None where it is too few.
+
+    A metric of ours is on the data that is fitted to: there the outputs judge.
+    """
+    if work.job.data.fit.kind != "real":
+        return None
+    data = work.job.data.apart()
+    if data is None:
+        return None
+    metric = work.job.metric
+    job = replace(work.job, data=data, metric=None if metric is None or metric.ours else metric)
+    known = work.original
+    return replace(
+        work.derived(work.model, floats=work.floats),
+        job=job,
+        original=Reference(known.model, known.name, job),
+    )
+
+
+def _without(work: Version, prune: Pruning) -> Version:
+    return work.derived(prune_model(work, prune).model, known=None, floats=work.floats)
