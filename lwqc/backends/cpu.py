@@ -26,6 +26,7 @@ from lwqc.passes.bnb4 import Bnb4
 from lwqc.passes.encoded_weights import EncodedWeights, stored_parts
 from lwqc.passes.fold_weights import FoldWeights
 from lwqc.passes.insert_qdq import InsertQdq
+from lwqc.passes.integer_lstm import IntegerLstm, lstm_refusal, paired
 from lwqc.passes.integer_matmul import IntegerMatMul
 from lwqc.passes.side_branch import SideBranch, side_refusal
 from lwqc.plans.plan import Plan, SiteEntry
@@ -34,13 +35,14 @@ from lwqc.runtime.session import Session, SessionSettings, optimized_graph
 
 _LINEAR = frozenset({"MatMul", "Gemm"})
 _BLOCK_OPS = _LINEAR | {"Gather"}
-MIN_OPSET = {"QLinearConv": 13, "MatMulInteger": 11, "Folded": 11}
+MIN_OPSET = {"QLinearConv": 13, "MatMulInteger": 11, "DynamicQuantizeLSTM": 7, "Folded": 11}
 # Operator types that run a form, and the suffix of the initializer they must read.
 _KERNELS: Mapping[Form, frozenset[str]] = {
     "MatMulNBits": frozenset({"MatMulNBits"}),
     "MatMulBnb4": frozenset({"MatMulBnb4"}),
     "GatherBlockQuantized": frozenset({"GatherBlockQuantized"}),
     "MatMulInteger": frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}),
+    "DynamicQuantizeLSTM": frozenset({"DynamicQuantizeLSTM"}),
     "QLinearConv": frozenset({"QLinearConv"}),
     "Folded": frozenset(),
 }
@@ -181,6 +183,10 @@ class CpuTarget:
         forms = {
             name: self._legal(sites, name, entry, opset) for name, entry in plan.quantize.items()
         }
+        together, alone = paired(
+            sites, {n: e for n, e in plan.quantize.items() if forms[n] == "DynamicQuantizeLSTM"}
+        )
+        forms |= dict.fromkeys(alone, "Folded")
         by_form = {
             kind: {n: e for n, e in plan.quantize.items() if forms[n] in kinds}
             for kind, kinds in (
@@ -198,6 +204,7 @@ class CpuTarget:
                 "side-branch": SideBranch(plan.quantize, weights),  # convolutions have none
                 "integer-matmul": IntegerMatMul(by_form["integer"], ranges, weights, signed),
                 **({} if by_form["integer"] else {"integer-bias": None}),
+                "integer-lstm": IntegerLstm(together, weights),
                 "block-quantize": BlockQuantize(by_form["block"], weights),
                 "bnb4": Bnb4(by_form["float4"], weights),
                 "fold-weights": FoldWeights(by_form["folded"], weights),
@@ -262,7 +269,7 @@ def _integer_form(site: Site, entry: SiteEntry, rules: CpuRules) -> Form | str:
     fmt = entry.weight
     if fmt.kind != "int":
         return f"{fmt.kind} has no kernel on the CPU"
-    if not (site.ops <= _LINEAR or site.ops == {"Conv"}):
+    if not (site.ops <= _LINEAR or site.ops in ({"Conv"}, {"LSTM"})):
         return f"{'+'.join(sorted(site.ops))} has no integer kernel"
     if fmt.bits == 8 and rules.weight_bits < 8:
         return "sums of 8-bit products saturate on this processor (no VNNI): weights need 7 bits"
@@ -276,6 +283,10 @@ def _integer_form(site: Site, entry: SiteEntry, rules: CpuRules) -> Form | str:
         return "integer kernels need a float32 model"
     if site.ops <= _LINEAR:
         return "MatMulInteger"
+    if site.op == "LSTM":
+        if entry.activation == "static":
+            return "an 8-bit LSTM finds the ranges of its inputs in each step"
+        return lstm_refusal(site) or "DynamicQuantizeLSTM"
     if entry.activation == "dynamic":
         return "convolutions with dynamic activations are slower than float (ConvInteger)"
     return "QLinearConv"

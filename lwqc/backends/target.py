@@ -26,6 +26,7 @@ Form = Literal[
     "MatMulBnb4",  # NF4 and FP4 weights, float activations
     "GatherBlockQuantized",
     "MatMulInteger",  # 8-bit weights and activations
+    "DynamicQuantizeLSTM",  # the same in each step of an LSTM
     "QLinearConv",
     "QuantizeLinear",  # explicit quantization of inputs and weights, which the runtime fuses
     "DequantizeLinear",  # low-bit weights that the runtime unpacks in its kernel

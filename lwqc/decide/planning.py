@@ -117,10 +117,11 @@ def _wishes(
 ) -> Iterator[SiteEntry]:
     """Entries for a site, the closest to the request first."""
     linear = site.ops <= {"MatMul", "Gemm"}
+    ranged_in_runs = linear or site.ops == {"LSTM"}  # where an 8-bit kernel finds ranges itself
     if activations != "none":
         weight = WeightFormat(integer_bits if bits == 8 else bits)
         yield SiteEntry(weight=weight, activation=activations)
-        if bits == 8 and activations == "static" and linear:
+        if bits == 8 and activations == "static" and ranged_in_runs:
             yield SiteEntry(weight=weight, activation="dynamic")
     if site.ops <= {"MatMul", "Gemm", "Gather"}:
         weight_only: Activations = "dynamic" if activations == "dynamic" and linear else "none"

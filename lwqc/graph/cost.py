@@ -318,6 +318,7 @@ OPERATORS: dict[tuple[str, str], Operator] = {
     (_MS, "QGemm"): Operator(_matmul),
     (_MS, "MatMulIntegerToFloat"): Operator(_matmul),
     (_MS, "DynamicQuantizeMatMul"): Operator(_matmul),
+    (_MS, "DynamicQuantizeLSTM"): Operator(_recurrent),
     (_MS, "MatMulNBits"): Operator(_matmul_packed, packed=1),
     (_MS, "GatherBlockQuantized"): Operator(_none, packed=0),
     **{(_MS, op): Operator(_none) for op in _MS_WITHOUT_MACS},

@@ -26,7 +26,7 @@ PIPELINES: Mapping[str, str] = MappingProxyType(
         "fuse-layer-norm,fuse-rms-norm,fuse-rotary,fuse-attention",
         "clean": "simplify,fuse,nan-guards,fold-constants",
         "merge": "merge-parallel{operators=MatMul,Gemm},fold-constants",
-        "lower-cpu": "residual-sum,insert-qdq,side-branch,integer-matmul,integer-bias,"
+        "lower-cpu": "residual-sum,insert-qdq,side-branch,integer-matmul,integer-bias,integer-lstm,"
         "block-quantize,bnb4,fold-weights,keep-together,remove-unused",
         "lower-cuda": "side-branch,block-quantize,fold-weights,convert-floats,"
         "sizes-on-device,keep-together,remove-unused",

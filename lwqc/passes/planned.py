@@ -25,6 +25,7 @@ PLANNED: Mapping[str, str] = MappingProxyType(
         "gate-parallel": _GATES,
         "input-qdq": f"{_FORMATS}, and measured ranges",
         "insert-qdq": f"{_FORMATS}, and measured ranges",
+        "integer-lstm": _FORMATS,
         "integer-matmul": f"{_FORMATS}, and measured ranges",
         "keep-together": "needs the sites with a branch beside the weight",
         "migrate-scales": "needs one factor for each channel, found on data",

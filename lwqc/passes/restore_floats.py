@@ -39,6 +39,7 @@ from lwqc.passes.constant_codes import (
 )
 from lwqc.passes.context import Context
 from lwqc.passes.expand_integers import MICROSOFT, ExpandIntegers, is_integer_operator
+from lwqc.passes.restored_lstm import float_lstm
 from lwqc.passes.stored_codes import StoredCodes
 from lwqc.passes.unpacked_weight import unpacked_weight
 from lwqc.passes.widen_floats import WidenFloats
@@ -75,9 +76,9 @@ class RestoreFloats(Rewrite):
     Matches: DequantizeLinear of stored codes, and of stored floats behind QuantizeLinear;
         QuantizeLinear and DequantizeLinear of activations with one stored scale, over operators
         that only move codes; MatMulInteger and ConvInteger whose sums become floats;
-        com.microsoft MatMulNBits, GatherBlockQuantized, MatMulIntegerToFloat and
-        DynamicQuantizeMatMul; what `ExpandIntegers` matches. Models that compute in 16-bit floats
-        are widened first, see `WidenFloats`.
+        com.microsoft MatMulNBits, GatherBlockQuantized, MatMulIntegerToFloat,
+        DynamicQuantizeMatMul and DynamicQuantizeLSTM; what `ExpandIntegers` matches. Models that
+        compute in 16-bit floats are widened first, see `WidenFloats`.
     Rewrites to: stored float weights, decoded when they are needed; the float operators.
     Leaves alone: everything else; `left` says why. After a call `weights` has the codes by the name
         of the new weight, `ranges` what the activations' codes covered, `clipped` the tensors that
@@ -95,6 +96,7 @@ class RestoreFloats(Rewrite):
         self.weights: dict[str, StoredCodes] = {}
         self.ranges: dict[str, ActivationRange] = {}
         self.left: dict[str, str] = {}
+        self._lstms = 0
         self._made: dict[tuple[str, ir.Value | None, tuple[int, ...]], ir.Value] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -114,7 +116,7 @@ class RestoreFloats(Rewrite):
             self._turn(graph, value)
         RemoveUnused()(model)
         self._drop_idle_imports(model)
-        modified = bool(widened or expanded or self.weights or self.ranges)
+        modified = bool(widened or expanded or self._lstms or self.weights or self.ranges)
         return ir.passes.PassResult(model, modified)
 
     def _dequantize(self, graph: ir.Graph, node: ir.Node) -> str:
@@ -374,6 +376,12 @@ class RestoreFloats(Rewrite):
             True,
         )
 
+    def _lstm(self, graph: ir.Graph, node: ir.Node) -> str:
+        """DynamicQuantizeLSTM; its codes are not remembered."""
+        reason = float_lstm(self._main, node)
+        self._lstms += not reason
+        return reason
+
     def _from_integers(
         self,
         node: ir.Node,
@@ -499,6 +507,7 @@ _STEPS: Mapping[tuple[str, str], Callable[[RestoreFloats, ir.Graph, ir.Node], st
     ("com.microsoft", "GatherBlockQuantized"): RestoreFloats._rows,
     ("com.microsoft", "MatMulIntegerToFloat"): RestoreFloats._integer,
     ("com.microsoft", "DynamicQuantizeMatMul"): RestoreFloats._dynamic,
+    ("com.microsoft", "DynamicQuantizeLSTM"): RestoreFloats._lstm,
     ("", "MatMulInteger"): RestoreFloats._sums,
     ("", "ConvInteger"): RestoreFloats._sums,
 }
