@@ -1,14 +1,26 @@
-"""The page of commands is made of the code."""
+"""The pages of commands and of functions are made of the code."""
 
 from pathlib import Path
 
+import lwqc
+from lwqc.cli.api_reference import api_reference
 from lwqc.cli.reference import reference
 
-PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_page_is_that_of_the_code():
-    assert PAGE.read_text() == reference(), "run python -m lwqc.cli.reference > docs/commands.md"
+def test_the_pages_are_those_of_the_code():
+    for page, made in (("commands", reference), ("api", api_reference)):
+        run = f"run python -m lwqc.cli.{made.__name__} > docs/{page}.md"
+        assert (DOCS / f"{page}.md").read_text() == made(), run
+
+
+def test_every_public_name_is_told_with_its_options():
+    text = api_reference()
+    assert all(f"### lwqc.{name}\n" in text for name in lwqc.__all__)
+    _, _, compress = text.partition("### lwqc.compress\n")
+    assert "| `max_size` |" in compress.partition("### ")[0]
+    assert " at 0x" not in text
 
 
 def test_commands_and_defaults_are_told():
