@@ -52,14 +52,12 @@ from lwqc.plans.options import (
     Reading,
     Recovering,
     RecoveringSources,
-    Searching,
     Shapes,
     Sizes,
     Sources,
-    TwoFormats,
 )
 from lwqc.plans.plan import Plan
-from lwqc.plans.recipe import Recipe, find, uniform_recipe, with_formats, with_token_share
+from lwqc.plans.recipe import Recipe, as_asked, find, uniform_recipe
 from lwqc.plans.spelled_out import part, spelled_out
 from lwqc.runtime.measure import Latency, latencies
 from lwqc.runtime.proof import prove
@@ -204,7 +202,7 @@ def plan(source: Source, *, recipe: str | Recipe = "auto", **options: Unpack[Com
 
 def _recipe(recipe: str | Recipe, options: Compressing) -> Recipe:
     found = find(recipe) if isinstance(recipe, str) else recipe
-    return with_token_share(with_formats(found, part(TwoFormats, options)), options.get("tokens"))
+    return as_asked(found, options)
 
 
 @spelled_out(Sources)
@@ -233,7 +231,7 @@ def apply(
 
 
 def _control(options: Compressing) -> SearchControl:
-    return search_control(part(Searching, options), options.get("seed", 0))
+    return search_control(options, options.get("seed", 0))
 
 
 def inspect(

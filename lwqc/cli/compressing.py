@@ -39,7 +39,7 @@ from lwqc.cli.sections import command
 from lwqc.errors import InputError
 from lwqc.model.numerals import share, whole
 from lwqc.plans.goals import CONVERSION_DROP, Goals
-from lwqc.plans.options import Budgets, Dropping, Loss, Pruning, Searching, Storage, TwoFormats
+from lwqc.plans.options import Budgets, Dropping, Loss, Pruning, Storage
 from lwqc.plans.spelled_out import part
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def compress(
     from lwqc.decide.search.control import search_control
     from lwqc.decide.strategy import row as row_of_models
     from lwqc.passes.instruments import Dump
-    from lwqc.plans.recipe import find, with_formats, with_token_share
+    from lwqc.plans.recipe import as_asked, find
 
     if print_pipeline and pareto is not None:
         raise InputError("--print-pipeline tells of one model: leave out --pareto")
@@ -93,10 +93,8 @@ def compress(
     budgets = part(Budgets, options)
     if not quantize:
         recipe = only_clean(recipe, budgets)
-    chosen = with_formats(find(recipe), part(TwoFormats, options))
-    chosen = with_token_share(chosen, options.get("tokens"))
-    searching = part(Searching, options)
-    control = search_control(searching, options["seed"], log_name(output), resume)
+    chosen = as_asked(find(recipe), options)
+    control = search_control(options, options["seed"], log_name(output), resume)
     goals = Goals(**budgets)
     if pareto is not None and not 2 <= pareto <= _MOST_MODELS:
         raise InputError(f"--pareto {pareto}: expected 2 to {_MOST_MODELS} models")

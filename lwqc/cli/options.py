@@ -26,6 +26,7 @@ from lwqc.plans.options import (
     Opening,
     Pruning,
     Recovering,
+    Relearning,
     Resizable,
     Searching,
     Shaped,
@@ -190,7 +191,9 @@ class Saved(Reported, total=False):
     plan_out: Annotated[Path | None, Flag("also write the plan as JSON", Path | None)]
 
 
-class Planning(Opened, Budgets, Searching, Shortening, TwoFormats, Telling, total=False):
+class Planning(
+    Opened, Budgets, Searching, Relearning, Shortening, TwoFormats, Telling, total=False
+):
     """Options of `plan`."""
 
 

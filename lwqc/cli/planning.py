@@ -25,7 +25,7 @@ from lwqc.cli.sections import command
 from lwqc.cli.telling import is_quiet
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
-from lwqc.plans.options import Budgets, Searching, TwoFormats
+from lwqc.plans.options import Budgets
 from lwqc.plans.spelled_out import part
 
 
@@ -58,7 +58,7 @@ def plan(
     from lwqc.cli.report.plan_text import plan_line
     from lwqc.decide.compress import make_plan
     from lwqc.decide.search.control import search_control
-    from lwqc.plans.recipe import find, with_formats, with_token_share
+    from lwqc.plans.recipe import as_asked, find
 
     if schema:
         print_schema("plan")
@@ -77,9 +77,8 @@ def plan(
         if not quantize:
             recipe = only_clean(recipe, budgets)
         log = None if output is None else log_name(output)
-        control = search_control(part(Searching, options), options["seed"], log, resume)
-        chosen = with_formats(find(recipe), part(TwoFormats, options))
-        chosen = with_token_share(chosen, options.get("tokens"))
+        control = search_control(options, options["seed"], log, resume)
+        chosen = as_asked(find(recipe), options)
         goals = Goals(**budgets)
         files = Files([] if output is None else [output], [], [control.log], [recipe])
         with opened(model, files, part(Opened, options)) as work:

@@ -16,15 +16,19 @@ from lwqc.compile.lesson import Lesson
 from lwqc.learn.needed import require_torch
 from lwqc.plans.options import Progress
 from lwqc.plans.plan import Parts
+from lwqc.runtime.memory import free_memory
 from lwqc.runtime.rebatched import HELD_BACK
 from lwqc.runtime.session import default_threads
 
 if TYPE_CHECKING:
     from lwqc.learn.distill import Batch, Distillation, Fit, Scale, Settings
+    from lwqc.learn.low_rank_updates import LowRankUpdates
     from lwqc.learn.module import OnnxModule
     from lwqc.learn.parts import Part
 
 _OF_PARTS = 0.5  # share of the time in which parts are fitted one by one
+_OF_MEMORY = 0.5  # share of what is free that gradients may keep
+_TIMED = 6  # steps that tell how long one takes
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -38,8 +42,11 @@ class Fitting:
     steps: of each part, and of the whole. lr: share of a weight's size that the largest step
     changes it by. parts: fitted one by one to the teacher's before the whole is; None: blocks,
     where the model holds codes and there is no `loss`. soft: how codes of parts are learned, see
-    `Learn.rounding`. whole: whether that is fitted then. loss: of outputs and feeds for the whole,
-    in place of the distance from the teacher's outputs. checkpoint: where the state is kept.
+    `Learn.rounding`. whole: whether that is fitted then. scales: those of codes too. low_rank:
+    matrices move by updates of that rank, codes not at all. less_memory: what lies between parts is
+    computed twice, see `lwqc.learn.segments`; it is in any case where memory is short. loss: of
+    outputs and feeds for the whole, in place of the distance from the teacher's outputs.
+    checkpoint: where the state is kept.
     """
 
     steps: int
@@ -49,6 +56,9 @@ class Fitting:
     parts: Parts | None = None
     soft: bool = True
     whole: bool = True
+    scales: bool = True
+    low_rank: int | None = None
+    less_memory: bool = False
     loss: Callable[..., Any] | None = None
     checkpoint: Checkpoint | None = None
     progress: Progress = silent
@@ -95,6 +105,7 @@ def fitted(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Fitted:
     run = _Run.of(small, lesson, fitting)
     try:
         with torch_errors(lesson.names[0]):
+            run.save_memory()
             before = run.loss()
             if run.parts != "none":
                 run.by_parts()
@@ -131,6 +142,32 @@ def fitted(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Fitted:
     )
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a step of the whole, and of all looks at held-back inputs during a fit."""
+
+    step_s: float
+    checks_s: float
+
+
+def timed(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Pace:
+    """What a fit of the whole takes here. Raises as `fitted` does."""
+    require_torch()
+    from lwqc.learn.distill import CHECKS
+    from lwqc.learn.guarded import torch_errors
+
+    _use_threads()
+    run = _Run.of(small, lesson, fitting)
+    with torch_errors(lesson.names[0]):
+        run.save_memory()
+        begin = time.monotonic()
+        run.loss()
+        checked = time.monotonic()
+        run.whole(1.0).try_steps(run.fit, _TIMED)
+        step = (time.monotonic() - checked) / _TIMED
+    return Pace(step, (CHECKS + 2) * (checked - begin))
+
+
 def _use_threads() -> None:
     """torch computes on as many threads as sessions do, where the user says how many."""
     import torch
@@ -144,7 +181,8 @@ def _use_threads() -> None:
 class _Run:
     """A module in the making. fit, held: inputs with the teacher's outputs. fits: of its parts.
 
-    scales: what errors of outputs count by; without those that do not vary.
+    scales: what errors of outputs count by; without those that do not vary. updates: by which
+    matrices move, None where all numbers do.
     """
 
     module: OnnxModule
@@ -155,17 +193,42 @@ class _Run:
     scales: Mapping[str, Scale]
     fits: list[Fit] = field(default_factory=list)
     fitted_parts: list[Part] = field(default_factory=list)
+    updates: LowRankUpdates | None = None
     begun: float = field(default_factory=time.monotonic)
 
     @staticmethod
     def of(small: ir.Model, lesson: Lesson, fitting: Fitting) -> _Run:
         from lwqc.learn.to_torch import module_of
 
-        module = module_of(small, codes=True, widen=True)
+        codes = fitting.low_rank is None
+        module = module_of(small, codes=codes, scales=codes and fitting.scales, widen=True)
         batches = lesson.batches()
         held = batches[HELD_BACK - 1 :: HELD_BACK]
         fit = [b for i, b in enumerate(batches) if i % HELD_BACK != HELD_BACK - 1]
-        return _Run(module, lesson, fitting, fit, held, lesson.scales(fit))
+        run = _Run(module, lesson, fitting, fit, held, lesson.scales(fit))
+        if fitting.low_rank is not None:
+            from lwqc.learn.low_rank_updates import LowRankUpdates
+
+            run.updates = LowRankUpdates(module, fitting.low_rank, fitting.seed)
+        return run
+
+    def save_memory(self) -> None:
+        """Keep less for the gradients, where that is asked for or there is little memory."""
+        from lwqc.learn.less_memory import kept_bytes, segmented
+
+        if self.fitting.less_memory:
+            self.module.segments = segmented(self.module)
+            return
+        free = free_memory()
+        if free is None:
+            return
+        needed = kept_bytes(self.module, self.judges[0].feeds)
+        if needed > _OF_MEMORY * free:
+            self.module.segments = segmented(self.module)
+            self.lesson.notes.append(
+                f"what lies between blocks is computed twice: all of it takes {needed / 1e9:.1f} "
+                f"GB in each step, and {free / 1e9:.1f} GB are free"
+            )
 
     @property
     def judges(self) -> list[Batch]:
@@ -175,12 +238,14 @@ class _Run:
     @property
     def parts(self) -> Parts:
         """What is fitted one by one."""
+        if self.updates is not None:
+            return "none"
         usual: Parts = "blocks" if self.module.codes and self.fitting.loss is None else "none"
         return self.fitting.parts or usual
 
     def loss(self) -> float:
         """Of the outputs, as the module is now."""
-        return float(self._whole(1.0).held_losses(self.judges).mean())
+        return float(self.whole(1.0).held_losses(self.judges).mean())
 
     def by_parts(self) -> None:
         """Fit each part on what the parts before it give."""
@@ -206,15 +271,19 @@ class _Run:
         if not self.fitting.whole:
             loss = self.loss()
             return Fit(loss, loss, 0, "no part of it can be fitted alone")
-        return self._whole(1.0).run(self.fit, self.held, self.fitting.checkpoint)
+        found = self.whole(1.0).run(self.fit, self.held, self.fitting.checkpoint)
+        if self.updates is not None:
+            self.updates.fold()
+        return found
 
-    def _whole(self, share: float) -> Distillation:
+    def whole(self, share: float) -> Distillation:
+        """The fit of the outputs. share: of the time from the beginning on."""
         from lwqc.learn.distill import Distillation
         from lwqc.learn.guarded import guarded
 
         loss = self.fitting.loss
         return Distillation(
-            self.module,
+            self.updates or self.module,
             self.scales,
             self._settings(share, "fitting the whole"),
             None if loss is None else guarded(loss),
@@ -232,6 +301,8 @@ class _Run:
 
     def trained(self, whole: Fit) -> int:
         """How many numbers were fitted."""
+        if self.updates is not None:
+            return sum(p.numel() for p in self.updates.parameters())
         of_parts = {name for part in self.fitted_parts for name in part.trained}
         names = dict(self.module.named_parameters())
         return sum(p.numel() for name, p in names.items() if whole.steps or name in of_parts)

@@ -70,6 +70,8 @@ def recover(
         options.get("seed", 0),
         limit,
         parts=_parts(options.get("parts")),
+        low_rank=_low_rank(options),
+        less_memory=options.get("less_memory", False),
         loss=options.get("loss"),
         checkpoint=checkpoint,
         progress=progress or silent,
@@ -129,7 +131,7 @@ def _checkpoint(
         return None
     models = [io.model_digest(model) for model in (small, teacher)]
     data = [feeds_digest(one).hex() for one in feeds]
-    names = ("steps", "time_limit", "lr", "seed", "parts", "inner")
+    names = ("steps", "time_limit", "lr", "seed", "parts", "inner", "low_rank")
     told = {**{name: options.get(name) for name in names}, "loss": _told(options.get("loss"))}
     if resume and told["loss"] == _OBJECT:
         raise InputError("resume: a loss that is no function of its own cannot be told from others")
@@ -155,6 +157,15 @@ def _parts(asked: str | None) -> Parts | None:
     if asked is not None and asked not in get_args(Parts):
         raise InputError(f"--parts {asked}: expected one of {', '.join(get_args(Parts))}")
     return cast("Parts | None", asked)
+
+
+def _low_rank(options: Recovering) -> int | None:
+    rank = options.get("low_rank")
+    if rank is not None and rank < 1:
+        raise InputError(f"--low-rank {rank}: expected at least 1")
+    if rank is not None and options.get("parts") not in (None, "none"):
+        raise InputError("--low-rank fits the whole: leave out --parts")
+    return rank
 
 
 def _data(teacher: ir.Model, options: Recovering) -> Dataset:

@@ -41,6 +41,8 @@ def decide(
     exact: the recipe is done as it is or refused, also where it looks at data and none was given.
     """
     check_classes(work, goals)
+    if control is not None and control.recover and not work.job.data.fit.given:
+        raise InputError("--recover: fits to the original on data: give --data")
     if goals.max_class_drop is not None and not goals.bounds:
 
         def once(goals: Goals) -> Decided:
@@ -103,16 +105,18 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl
     if _promises(recipe.allocator):
         goals = goals.promising()  # the loss that such recipes allow where the user says nothing
     _check_budgets(work, goals, recipe)
+    control = control or SearchControl()
+    late = partial(with_late_steps, recipe=recipe, seconds=control.whole_s)
     if searches(work, goals, recipe):
-        search = partial(_joint, goals, recipe, control or SearchControl())
+        search = partial(_joint, goals, recipe, control.before_fit)
         if recipe.allocator == "auto" and may_shorten(work, goals):
-            return _or_shorter(work, goals, recipe, search)
-        return with_late_steps(search, recipe)(work)
+            return late(_or_shorter(goals, recipe, search))(work)
+        return late(search)(work)
     if recipe.prune is not None or recipe.slice is not None:
         return channel_job(recipe, goals)(work)
     if recipe.drop is not None or recipe.parallel is not None:
         return branch_job(recipe, goals)(work)
-    return with_late_steps(partial(_allocated, goals, recipe, structure), recipe)(work)
+    return late(partial(_allocated, goals, recipe, structure))(work)
 
 
 def _after_tokens(
@@ -122,8 +126,8 @@ def _after_tokens(
 
 
 def _or_shorter(
-    work: Version, goals: Goals, recipe: Recipe, search: Callable[[Version], Decided]
-) -> Decided:
+    goals: Goals, recipe: Recipe, search: Callable[[Version], Decided]
+) -> Callable[[Version], Decided]:
     """What the search finds, or 8 bits and fewer tokens where that loses less."""
     eight = find("w8a8-fused").model_copy(update={"name": recipe.name})
 
@@ -131,8 +135,7 @@ def _or_shorter(
         return partial(_after_tokens, goals, eight, None)
 
     shorter = with_tokens(job, TokenRecipe(by_latency=True), goals)
-    chosen = partial(better, search=search, shorter=shorter, goals=goals)
-    return with_late_steps(chosen, recipe)(work)
+    return partial(better, search=search, shorter=shorter, goals=goals)
 
 
 def _joint(goals: Goals, recipe: Recipe, control: SearchControl, work: Version) -> Decided:

@@ -17,8 +17,8 @@ from lwqc.learn.zero_patterns import ZeroPattern
 
 Array = NDArray[Any]
 Loss = Callable[[Mapping[str, Any], Mapping[str, Any]], torch.Tensor]
-_LEAST_SIZE = 1e-2  # of a parameter near zero, for how far it may move in a step
-_CHECKS = 20  # of the held-back inputs during a fit
+LEAST_SIZE = 1e-2  # of a parameter near zero, for how far it may move in a step
+CHECKS = 20  # of the held-back inputs during a fit
 _PATIENCE = 6  # checks without a better one after which a fit ends
 _SETTLING = 0.6  # share of a fit in which steps are so large that it may yet get better
 _SURE = 2.0  # standard errors by which held-back losses must fall
@@ -170,7 +170,7 @@ class Distillation:
         if kept is not None:
             way.restore(kept, len(fit))
         schedule = Schedule(settings.steps, settings.time_limit_s, way.spent_s)
-        settled = f"no better for {_PATIENCE} of {_CHECKS} checks"
+        settled = f"no better for {_PATIENCE} of {CHECKS} checks"
         if self._settled(way, schedule):
             return way.best, way.losses, way.step, settled
         while (done := schedule.done(way.step)) < 1:
@@ -184,9 +184,9 @@ class Distillation:
                 return way.best, way.losses, way.step, ended
             way.step += 1
             settings.progress(min(round(schedule.done(way.step) * 100), 100), 100)
-            due = schedule.done(way.step) * _CHECKS >= way.checked + 1
+            due = schedule.done(way.step) * CHECKS >= way.checked + 1
             if due and (self.relaxed is None or self.relaxed.is_whole(done)):
-                way.checked = int(schedule.done(way.step) * _CHECKS)
+                way.checked = int(schedule.done(way.step) * CHECKS)
                 way.check(self.held_losses(held))
                 if keeper is not None:
                     keeper.keep(way.state())
@@ -194,6 +194,15 @@ class Distillation:
                     return way.best, way.losses, way.step, settled
         ended = "" if way.step >= settings.steps else "the time was over"
         return way.best, way.losses, way.step, ended
+
+    def try_steps(self, fit: Sequence[Batch], count: int) -> None:
+        """So many steps that change nothing, such as for a clock."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        if not parameters or not self.scales:
+            return
+        still = torch.optim.SGD(parameters, lr=0.0)
+        for index in range(count):
+            self._step(still, fit[index % len(fit)], 0.0)
 
     def _settled(self, way: Descent, schedule: Schedule) -> bool:
         """Whether nothing more is to be expected, as a check shows it."""
@@ -248,7 +257,7 @@ def relative_error(found: torch.Tensor, wanted: Array, scale: Scale) -> torch.Te
 def _size(parameter: torch.nn.Parameter) -> float:
     """Root mean square of a parameter."""
     size = float(parameter.detach().double().square().mean().sqrt())
-    return max(size, _LEAST_SIZE)
+    return max(size, LEAST_SIZE)
 
 
 @torch.no_grad()

@@ -11,8 +11,10 @@ import torch
 
 from lwqc.errors import InputError
 from lwqc.learn.building import Builder
+from lwqc.learn.code_scales import scaled
 from lwqc.learn.grids import Grid
 from lwqc.learn.program import Program, Scope
+from lwqc.learn.segments import Segments
 from lwqc.learn.stored import Place
 
 
@@ -21,7 +23,7 @@ class Held:
     """A parameter or buffer. number: its place in the program. place: where the model stores it.
 
     grid: of codes that are trained. narrow: the type that operators read, where it is another one.
-    moving: batches change it.
+    moving: batches change it. base: scales, of which the parameter is the share that is left.
     """
 
     number: int
@@ -30,11 +32,14 @@ class Held:
     grid: Grid | None = None
     narrow: torch.dtype | None = None
     moving: bool = False
+    base: torch.Tensor | None = None
 
     def read(self, value: torch.Tensor) -> torch.Tensor:
         """What operators read of a parameter or buffer."""
         if self.grid is not None:
             return self.grid.codes(value)
+        if self.base is not None:
+            return scaled(self.base.to(value.device), value)
         return value if self.narrow is None else value.to(self.narrow)
 
 
@@ -46,7 +51,8 @@ class OnnxModule(torch.nn.Module):
     held: parameters and buffers by their names in torch, see `tensors`.
     untrained: stored tensors that are no parameters, by name in the model, each with the reason.
     drawn: nodes that draw random numbers in every run, by torch's generator.
-    program: all steps. places: of tensors of the main graph, by name.
+    program: all steps. places: of tensors of the main graph, by name. segments: what is run in its
+    place where memory is short; batches must not change statistics then.
     """
 
     def __init__(self, model: ir.Model, builder: Builder) -> None:
@@ -64,6 +70,7 @@ class OnnxModule(torch.nn.Module):
         self.untrained: dict[str, str] = {}
         self.drawn: tuple[str, ...] = tuple(builder.drawn)
         self._mode = builder.mode
+        self.segments: Segments | None = None
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -121,20 +128,23 @@ class OnnxModule(torch.nn.Module):
             raise InputError(f"{len(positional)} inputs; the model has {len(self._inputs)}")
         return self.values(dict(zip(self._inputs, positional, strict=False)) | named)
 
-    def values(self, inputs: Mapping[str, Any], inner: Iterable[str] = ()) -> dict[str, Any]:
+    def values(
+        self, inputs: Mapping[str, Any], inner: Iterable[str] = (), moved: Scope | None = None
+    ) -> dict[str, Any]:
         """Outputs by name, and what other tensors of the main graph hold, by name.
 
-        Raises InputError for names that the graph has not.
+        moved: what operators read in some places instead of what is stored. Raises InputError for
+        names that the graph has not.
         """
         names = list(inner)
         for name in names:
             if name not in self.places:
                 raise InputError(f"{name}: the graph has no such tensor")
         wanted = {name: self.places[name] for name in names} | self._outputs
-        scope = self._scope(inputs)
+        scope = {**self._scope(inputs), **(moved or {})}
         if self._mode is not None:
             self._mode.training = self.training
-        self.program.run(scope, frozenset(wanted.values()))
+        (self.segments or self.program).run(scope, frozenset(wanted.values()))
         return {name: scope[number] for name, number in wanted.items()}
 
     def _scope(self, inputs: Mapping[str, Any]) -> Scope:

@@ -51,7 +51,8 @@ class Operation:
     out are None. numbers: inputs that are read as Python numbers (shapes, axes), wherever they are.
     fixed: float inputs that are no weights: statistics, scales, sizes. codes: inputs that may be
     codes of weights; with gradients they are floats that hold whole numbers. packed: codes of bytes
-    are packed in them, by the attribute `bits`; floats are not. scoped: `run` gets the
+    are packed in them, by the attribute `bits`; floats are not. scale: input that codes are
+    multiplied by. scoped: `run` gets the
     values that bodies may read as its second argument. drawn_from: with so many inputs numbers are
     drawn anew in every run; None for never. by_batch: `run` by the statistics of the batch, which
     changes those that it is given. refused: why a node of the operator cannot be computed,
@@ -63,6 +64,7 @@ class Operation:
     fixed: tuple[int, ...] = ()
     codes: tuple[int, ...] = ()
     packed: bool = False
+    scale: int | None = None
     scoped: bool = False
     drawn_from: int | None = None
     by_batch: Function | None = None

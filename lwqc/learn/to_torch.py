@@ -10,6 +10,7 @@ import torch
 
 from lwqc.errors import InputError
 from lwqc.learn.building import Builder
+from lwqc.learn.code_scales import code_scales
 from lwqc.learn.grids import Grid
 from lwqc.learn.module import Held, OnnxModule
 from lwqc.learn.relevance import Rule
@@ -29,6 +30,7 @@ def module_of(
     trainable: Trainable = "weights",
     *,
     codes: bool = False,
+    scales: bool = False,
     widen: bool = False,
     batch_statistics: bool = False,
     rule: Rule | None = None,
@@ -37,15 +39,22 @@ def module_of(
 
     trainable: `weights`, see `why_no_weights`; `all` floats; `none`; names of stored tensors; or a
     function that is asked for each name. codes: those of weights are parameters too, rounded in
-    every run, with gradients that go straight through. widen: weights of 16 bits are parameters of
-    32, which operators read in 16. batch_statistics: in `train()` BatchNormalization goes by each
-    batch, whose statistics move those of the file. rule: slopes are relevance by that rule.
+    every run, with gradients that go straight through. scales: those of such codes too, as shares
+    of what they were, see `code_scales`. widen: weights of 16 bits are parameters of 32, which
+    operators read in 16. batch_statistics: in `train()` BatchNormalization goes by each batch,
+    whose statistics move those of the file. rule: slopes are relevance by that rule.
 
     Raises InputError for operators whose torch function is not known, before anything runs; for
     names that the model does not store; and for statistics that are not a normalisation's own.
     """
     making = _Making(
-        model, trainable, codes=codes, widen=widen, batch_statistics=batch_statistics, rule=rule
+        model,
+        trainable,
+        codes=codes,
+        scales=scales,
+        widen=widen,
+        batch_statistics=batch_statistics,
+        rule=rule,
     )
     for stored in stored_tensors(model):
         making.add(stored)
@@ -61,6 +70,7 @@ class _Making:
         trainable: Trainable,
         *,
         codes: bool,
+        scales: bool,
         widen: bool,
         batch_statistics: bool,
         rule: Rule | None,
@@ -70,6 +80,8 @@ class _Making:
         self._grids = code_grids(model) if codes else {}
         self._unpackings = {u.codes: u for u in unpackings(model)} if codes else {}
         self._grids |= {value: unpacking.grid for value, unpacking in self._unpackings.items()}
+        coded = [value for value, grid in self._grids.items() if isinstance(grid, Grid)]
+        self._scales = code_scales(model, coded) if scales else set()
         unpacked = (u.nodes for u in self._unpackings.values())
         inside = frozenset().union(*unpacked)
         self._builder = Builder(model, inside, batch_statistics=batch_statistics, rule=rule)
@@ -88,6 +100,11 @@ class _Making:
         value, kind = to_torch_tensor(stored.tensor, stored.name), stored.tensor.dtype
         unpacking, grid = self._unpackings.get(stored.value), self._grids.get(stored.value)
         number = self._builder.place(stored.value if unpacking is None else unpacking.end)
+        if stored.value in self._scales:
+            share = torch.ones(value.shape, dtype=torch.promote_types(value.dtype, torch.float32))
+            held = Held(number, stored.place, kind, base=value)
+            self.module.hold(held, share, trained=True)
+            return
         reason = grid if isinstance(grid, str) else self._reasons.get(stored.value)
         if reason:
             self.module.untrained[stored.name] = reason
@@ -143,6 +160,8 @@ def write_back(module: OnnxModule, model: ir.Model) -> ir.Model:
 
 def _store(stored: Stored, held: Held, parameter: torch.Tensor) -> None:
     value = parameter.detach() if held.grid is None else held.grid.stored(parameter)
+    if held.base is not None:
+        value = held.read(value)
     old = to_torch_tensor(stored.tensor, stored.name)
     if old.shape != value.shape or stored.tensor.dtype is not held.kind:
         raise InputError(

@@ -160,6 +160,30 @@ def _sums_up(node: ir.Node, index: int) -> bool:
     return len(shape) > 1 and shape[-1 if last else -2] > 1
 
 
+def behind(value: ir.Value, uses: Uses) -> list[Use]:
+    """Uses of a value, and of what it becomes by being moved."""
+    found: list[Use] = []
+    waiting = [value]
+    while waiting:
+        for node, index in uses.readers.get(waiting.pop(), ()):
+            found.append((node, index))
+            if moves(node, index):
+                waiting += node.outputs
+    return found
+
+
+def moves(node: ir.Node, index: int) -> bool:
+    """Whether a node gives that input as it is, but for its shape and type."""
+    return node.op_type in _MOVES and index == 0
+
+
+def unmoved(value: ir.Value | None) -> ir.Value | None:
+    """What a value was before it was moved."""
+    while value is not None and (node := value.producer()) is not None and moves(node, 0):
+        value = node.inputs[0]
+    return value
+
+
 def _reached(value: ir.Value, uses: Uses, model: ir.Model) -> list[Use]:
     """Uses behind movements, and behind arithmetic with other stored tensors."""
     found: list[Use] = []
@@ -172,7 +196,7 @@ def _reached(value: ir.Value, uses: Uses, model: ir.Model) -> list[Use]:
             elif _is_fixed(node, index):
                 found.append((node, index))
                 continue
-            elif (node.op_type in _MOVES and index == 0) or _of_constants(node, index, uses):
+            elif moves(node, index) or _of_constants(node, index, uses):
                 behind = list(node.outputs)
             else:
                 found.append((node, index))

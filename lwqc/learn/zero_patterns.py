@@ -20,13 +20,13 @@ class ZeroPattern:
 
     @staticmethod
     def of(parameter: torch.Tensor, *, coded: bool) -> ZeroPattern | None:
-        """The pattern of a parameter, if its zeros are one.
+        """The pattern of a parameter, if its zeros are one; nothing but zeros is none.
 
         coded: it holds codes, of which another one than 0 may stand for 0: the commonest, if so
         many of each four along an axis are that. Scales of blocks may each have their own.
         """
         now = parameter.detach()
-        if now.ndim < 2:
+        if now.ndim < 2 or not bool(now.any()):
             return None
         if float((now == 0).float().mean()) >= (_SPARSE_CODES if coded else _SPARSE):
             return ZeroPattern(now != 0, torch.zeros((), dtype=now.dtype, device=now.device))

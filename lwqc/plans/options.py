@@ -384,7 +384,10 @@ class Recovering(Feeding, Constant, total=False):
     fitted to the teacher's one by one before the whole is, or `none`; None: blocks where weights
     are codes. loss: of outputs (tensors of torch by name) and feeds for the whole, in place of the
     distance from the teacher's outputs, which may grow: the report tells it. inner: names of
-    tensors that both models have. checkpoint: a file that the state of the fit goes to, on the
+    tensors that both models have. low_rank: matrices of floats move by products of that rank, which
+    are added to them in the end, and codes stay. less_memory: what lies between two blocks is
+    computed again for the gradients, not kept; where memory is short that is done anyway.
+    checkpoint: a file that the state of the fit goes to, on the
     command line OUTPUT.recover. resume: go on with the state that is there.
     """
 
@@ -411,6 +414,12 @@ class Recovering(Feeding, Constant, total=False):
         Sequence[str],
         Flag("inner tensor of both models that is fitted too", list[str] | None, read=tuple),
     ]
+    low_rank: Annotated[
+        int | None, Flag("move matrices by updates of this rank alone; codes stay", int | None)
+    ]
+    less_memory: Annotated[
+        bool, Flag("compute twice what gradients need between blocks", bool, False)
+    ]
     checkpoint: str | os.PathLike[str] | None
     resume: Annotated[
         bool, Flag("go on with a fit that was killed, from OUTPUT.recover", bool, False)
@@ -436,7 +445,19 @@ class TwoFormats(TypedDict, total=False):
     high: Annotated[str | None, Flag("format of what matters more, of recipes with two: w4b32h")]
 
 
-class Compressing(Sources, Budgets, Searching, Shortening, TwoFormats, total=False):
+class Relearning(TypedDict, total=False):
+    """Whether the result is fitted to the original in the end.
+
+    recover: by gradients, on `data`, as the step `learn` of the plan. With `time_limit` a search
+    has half of it, and the fit all that is left then, at least a quarter.
+    """
+
+    recover: Annotated[
+        bool, Flag("then fit the result to the original by gradients, on --data", bool, False)
+    ]
+
+
+class Compressing(Sources, Budgets, Searching, Relearning, Shortening, TwoFormats, total=False):
     """Options of `lwqc.compress` and `lwqc.plan`."""
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +24,7 @@ from lwqc.model.documents import parse_toml, read_text
 from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry, expected
 from lwqc.plans.options import TwoFormats
 from lwqc.plans.plan import Compensation, Format, Learn
+from lwqc.plans.spelled_out import part
 from lwqc.quant.fitted_codebook import CODEBOOK_METHODS, not_for_codebooks
 from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
@@ -337,6 +339,16 @@ def with_token_share(recipe: Recipe, share: float | None) -> Recipe:
         update={"share": share, "by_latency": False}
     )
     return recipe.model_copy(update={"tokens": tokens})
+
+
+def as_asked(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
+    """A recipe with what `TwoFormats`, `Shortening` and `Relearning` say. Raises InputError."""
+    formats: TwoFormats = part(TwoFormats, options)
+    changed = with_token_share(with_formats(recipe, formats), options.get("tokens"))
+    if not options.get("recover"):
+        return changed
+    learn = (changed.learn or Learn()).model_copy(update={"whole": True})
+    return changed.model_copy(update={"learn": learn})
 
 
 def _format(option: str, text: object) -> WeightFormat:

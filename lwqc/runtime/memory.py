@@ -20,6 +20,7 @@ from lwqc.runtime.session import Feeds, Session
 
 _RUNS = 3
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_MEMORY = Path("/proc/meminfo")
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from lwqc.runtime.memory import report_peak; report_peak(*sys.argv[2:])"
@@ -53,6 +54,15 @@ def peak_memory(model: Loadable, feeds: Feeds) -> int:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise LwqcError(f"a process that runs the model ended with {done.returncode}: {reason}")
         return int(done.stdout.split()[-1])
+
+
+def free_memory() -> int | None:
+    """Bytes that a process could take now without swapping; None where the system does not tell."""
+    try:
+        lines = _MEMORY.read_text().splitlines()
+        return next(int(ln.split()[1]) * 1024 for ln in lines if ln.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
 
 
 def can_measure_memory() -> bool:

@@ -127,15 +127,16 @@ def coded():
     return stored(text, q=codes, s=scale, bias=full["bias"], v=full["v"])
 
 
-def test_codes_stay_codes_of_the_same_scales_and_torch_computes_what_onnxruntime_does():
+def test_codes_stay_codes_and_torch_computes_what_onnxruntime_does():
     small = coded()
     done = lwqc.recover(small, teacher=teacher(), data=feeds(40), steps=300, lr=0.02)
     assert done.report.unchanged == ""
     before, after = small.graph.initializers, done.model.graph.initializers
     assert after["q"].const_value.dtype is ir.DataType.INT8
     assert (after["q"].const_value.numpy() != before["q"].const_value.numpy()).any()
-    np.testing.assert_array_equal(after["s"].const_value.numpy(), before["s"].const_value.numpy())
-    assert "not trained: s: it says how an operator works" in done.report.notes
+    shares = after["s"].const_value.numpy() / before["s"].const_value.numpy()
+    assert (shares != 1).any()
+    assert shares.min() > 0.1
     module = module_of(done.model, codes=True)
     given = feeds(1)[0]
     expected = Session(done.model)(given)["y"]

@@ -56,6 +56,40 @@ def test_codes_that_lwqc_writes_are_trained_whatever_form_they_have(text, shape,
         assert np.abs(after - before).max() > 0.01
 
 
+def test_scales_are_fitted_as_shares_and_stay_what_the_file_can_hold():
+    """float16, through a Cast to MatMulNBits."""
+    given = {"x": x(5, 96)}
+    model = quantized(MATMUL, (96, 64), bits=4)
+    module = module_of(model, codes=True, scales=True)
+    (name,) = [n for n, held in module.held.items() if held.base is not None]
+    assert io.to_bytes(write_back(module, model)) == io.to_bytes(model)
+    module(**given)["y"].square().sum().backward()
+    share = getattr(module, name)
+    assert share.grad.abs().min() > 0
+    with torch.no_grad():
+        share.mul_(torch.linspace(0.05, 1.5, share.numel()).reshape(share.shape))
+    changed = write_back(module, model)
+    before, after = (
+        m.graph.initializers[module.tensors[name]].const_value for m in (model, changed)
+    )
+    assert after.dtype is before.dtype
+    shares = after.numpy().astype(np.float64) / before.numpy()
+    assert shares.min() == pytest.approx(0.1, rel=1e-3)
+    found = Session(changed)(given)["y"]
+    np.testing.assert_allclose(module(**given)["y"].detach(), found, atol=1e-4)
+    assert np.abs(found - Session(model)(given)["y"]).max() > 1
+
+
+def test_a_scale_that_a_bias_of_32_bits_is_in_units_of_stays():
+    text = """g (float[5,6] x) => (float[5,4] y) { w = DequantizeLinear(codes, s)
+        b = DequantizeLinear(whole, t) y = Gemm(x, w, b) }"""
+    rng = np.random.default_rng(0)
+    codes, whole = rng.integers(-9, 9, (6, 4)).astype(np.int8), np.arange(4, dtype=np.int32)
+    scales = {"s": np.float32(0.1), "t": np.float32(0.01)}
+    module = module_of(stored(text, codes=codes, whole=whole, **scales), codes=True, scales=True)
+    assert all(held.base is None for n, held in module.held.items() if module.tensors[n] == "s")
+
+
 def test_dynamic_activations_pass_gradients_to_codes():
     model = quantized(MATMUL, (96, 64), bits=8, activations="dynamic")
     module, changed = moved(model, 1.0)

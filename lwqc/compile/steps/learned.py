@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import onnx_ir as ir
+
 from lwqc.compile.fitted import Fitted, Fitting, fitted, silent
 from lwqc.compile.lesson import Lesson
 from lwqc.compile.steps.step import Looks, Made, Step
+from lwqc.compile.version import Version
 from lwqc.plans.plan import Plan
 from lwqc.runtime.counted import counted
 from lwqc.runtime.rebatched import in_pieces
@@ -17,11 +20,7 @@ def _run(made: Made) -> Made:
     learn, lowered, job = made.plan.learn, made.lowered, made.work.job
     assert learn is not None
     assert lowered is not None
-    original = made.work.original
-    feeds = [dict(f) for f in counted(job.data.fit, "the data of the fit")]
-    pieces = in_pieces(feeds, original.model)
-    names = ("the compressed model", original.name)
-    lesson = Lesson(lowered.model, original.model, pieces, (), names, job.load, made.model)
+    lesson = lesson_of(made.work, lowered.model, made.model)
     fitting = Fitting(
         learn.steps, learn.lr, learn.seed,
         parts=learn.parts, soft=learn.rounding == "soft", whole=learn.whole,
@@ -30,6 +29,15 @@ def _run(made: Made) -> Made:
     found = fitted(lowered.model, lesson, fitting)
     plan = made.plan.noted(_told(found), *found.notes)
     return replace(made, plan=plan, lowered=replace(lowered, model=found.model))
+
+
+def lesson_of(work: Version, small: ir.Model, floats: ir.Model | None = None) -> Lesson:
+    """What a compressed model is fitted to. floats: with the weights that its codes stand for."""
+    job, original = work.job, work.original
+    feeds = [dict(f) for f in counted(job.data.fit, "the data of the fit")]
+    pieces = in_pieces(feeds, original.model)
+    names = ("the compressed model", original.name)
+    return Lesson(small, original.model, pieces, (), names, job.load, floats)
 
 
 def _told(found: Fitted) -> str:

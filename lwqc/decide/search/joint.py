@@ -174,6 +174,8 @@ def _finished(
     work: Version, search: WholeSearch, done: Compressed, result: Result, limits: Limits
 ) -> Compressed:
     report = result.report(search.found, search.control, search.section)
+    if search.recovered is not None and search.recovered.ratios:
+        report = dataclasses.replace(report, notes=(*report.notes, search.recovered.told))
     trace = search.trace(result, limits)
     return dataclasses.replace(done, work=work, search=report, trace=trace)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from lwqc.decide.allocators.evolutionary import Candidate, Fits
 from lwqc.decide.allocators.knapsack import Option, choose
@@ -121,10 +121,16 @@ def raised(space: SearchSpace, start: Candidate, cost: CostOf, fits: Fits) -> Ca
     return candidate
 
 
-def lowered(space: SearchSpace, start: Candidate, cost: CostOf, fits: Fits) -> Candidate:
+def lowered(
+    space: SearchSpace,
+    start: Candidate,
+    cost: CostOf,
+    fits: Fits,
+    items: Collection[int] | None = None,
+) -> Candidate:
     """Levels go down, the least predicted error per cost saved first, until it fits.
 
-    Ends with everything at its strongest where nothing fits.
+    items: whose levels; None for all. Ends with everything at its strongest where nothing fits.
     """
     candidate = start
     while not fits(candidate):
@@ -132,7 +138,7 @@ def lowered(space: SearchSpace, start: Candidate, cost: CostOf, fits: Fits) -> C
         now = cost(candidate)
         for i, level in enumerate(candidate):
             errors = space.items[i].errors
-            for lower in range(level):
+            for lower in range(level if items is None or i in items else 0):
                 trial = _with(candidate, i, lower)
                 saved = now - cost(trial)
                 if saved > 0:

@@ -25,8 +25,10 @@ from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.joint_plan import planned
 from lwqc.decide.search.limits import Limits
+from lwqc.decide.search.log import Amount as Share
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.pace import Parts, fitted
+from lwqc.decide.search.recovered import Recovered, ratios
 from lwqc.decide.search.scores import (
     block_angles,
     filled_widths,
@@ -34,7 +36,7 @@ from lwqc.decide.search.scores import (
     pairwise_allocator,
     zeroth_order,
 )
-from lwqc.decide.search.space import SIZE
+from lwqc.decide.search.space import SIZE, Kind
 from lwqc.decide.search.start import Allocate, lowered, raised, starts
 from lwqc.decide.search.trajectory import Trajectory
 from lwqc.decide.search.trial_model import ALL, PART
@@ -123,6 +125,7 @@ class WholeSearch:
         self.control, self._score = control, score
         self.budgets = budgets
         self.evaluations = 0
+        self.recovered: Recovered | None = None
         self._tried: dict[Candidate, float] = {}
         self._measured: dict[str, list[tuple[Parts, float]]] = {}
         self._guess = dict(found.space.pace)
@@ -190,10 +193,16 @@ class WholeSearch:
         """Of candidates on the data of a stage."""
         self.evaluations += len(candidates)
         if stage != self.settings.stages - 1:
-            return self._score(candidates, stage)
-        scores = self._score(candidates, ALL)
+            return self._left(candidates, self._score(candidates, stage))
+        scores = self._left(candidates, self._score(candidates, ALL))
         self._tried.update(zip(candidates, scores, strict=True))
         return scores
+
+    def _left(self, candidates: Sequence[Candidate], scores: list[float]) -> list[float]:
+        """What of scores a fit will leave, where there will be one."""
+        if self.recovered is None:
+            return scores
+        return [self.recovered.left(c) * s for c, s in zip(candidates, scores, strict=True)]
 
     def trace(self, result: Result, limits: Limits) -> SearchTrace:
         """What was looked at up to now, and what of it was chosen."""
@@ -266,7 +275,7 @@ class WholeSearch:
         def cost(candidate: Candidate) -> float:
             return space.cost(candidate)[binding]
 
-        offered = self._offered(cost, limits[binding], fits)
+        offered = self._offered(cost, limits, limits[binding], fits)
         if also is not None:  # as it is, and with what is left of the budget used
             more = (also, raised(space, also, cost, fits))
             offered = list(dict.fromkeys((*offered, *more)))
@@ -276,8 +285,26 @@ class WholeSearch:
         values = self.score(kept, self.settings.stages - 1)
         return kept[min(range(len(kept)), key=values.__getitem__)]
 
+    def _expect_recovery(self, limits: Limits) -> None:
+        """Let errors be those that a fit afterwards leaves, where there will be one."""
+        learn = self.recipe.learn
+        if learn is None or self.recovered is not None or not self.found.work.job.data.fit.given:
+            return
+        space = self.found.space
+
+        def found() -> dict[Kind, float]:
+            return ratios(space, limits, lambda c: self._executed(Goals(), c, None), learn)
+
+        self.found.work.job.report("trying fits")(0, 1)
+        shares = self.log.fact("shares that fits leave", found, dict[Kind, Share])
+        self.recovered = Recovered(space, shares)
+
     def _offered(
-        self, cost: Callable[[Candidate], float], limit: float, fits: Callable[[Candidate], bool]
+        self,
+        cost: Callable[[Candidate], float],
+        limits: Limits,
+        limit: float,
+        fits: Callable[[Candidate], bool],
     ) -> list[Candidate]:
         """Starts as the recipe says."""
         section, space = self.section, self.found.space
@@ -285,6 +312,7 @@ class WholeSearch:
             measured_errors(space, lambda trials: self.score(trials, PART))
         if section.errors == "trajectory":
             measured_errors(space, Trajectory(self.found, self.score))
+        self._expect_recovery(limits)
         if section.start == "zeroth-order":
             scores = zeroth_order(self.found, self.control.seed)
             return [filled_widths(space, scores, cost, fits)]

@@ -128,9 +128,9 @@ def dynamic(call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 _MS = "com.microsoft"
 
 TABLE: Table = {
-    ("", "DequantizeLinear"): Operation(dequantize, fixed=(1,), codes=(0,)),
+    ("", "DequantizeLinear"): Operation(dequantize, fixed=(1,), codes=(0,), scale=1),
     ("", "DynamicQuantizeLinear"): Operation(dynamic),
     ("", "QuantizeLinear"): Operation(quantize, fixed=(1,)),
-    (_MS, "DequantizeLinear"): Operation(dequantize, fixed=(1,), codes=(0,)),
+    (_MS, "DequantizeLinear"): Operation(dequantize, fixed=(1,), codes=(0,), scale=1),
     (_MS, "QuantizeLinear"): Operation(quantize, fixed=(1,)),
 }

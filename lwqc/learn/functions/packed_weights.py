@@ -95,7 +95,9 @@ def _gather_blocks(
 _MS = "com.microsoft"
 
 TABLE: Table = {
-    (_MS, "GatherBlockQuantized"): Operation(_gather_blocks, fixed=(2,), codes=(0,), packed=True),
+    (_MS, "GatherBlockQuantized"): Operation(
+        _gather_blocks, fixed=(2,), codes=(0,), packed=True, scale=2
+    ),
     (_MS, "MatMulBnb4"): Operation(_matmul_bnb4, fixed=(2,)),
-    (_MS, "MatMulNBits"): Operation(_matmul_nbits, fixed=(2, 3), codes=(1,), packed=True),
+    (_MS, "MatMulNBits"): Operation(_matmul_nbits, fixed=(2, 3), codes=(1,), packed=True, scale=2),
 }

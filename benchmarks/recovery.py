@@ -1,0 +1,166 @@
+"""What gradients give back: the metric before and after `lwqc.recover`, and with learned codes.
+
+    python -m benchmarks.recovery macs MODEL ... | branches | bits | search MODEL ...
+        [--seconds S] [--json FILE]
+
+macs: half of the multiply-accumulates of a glyph model go, then the rest is fitted to the original
+on training images. branches: the same with half of the branches of stdlib_lm, on windows of
+training files. bits: all weights of stdlib_lm in 2 bits by formula, part by part (`brecq`), and
+then fitted as a whole for the time that is left. search: `auto` within 8 % of the bytes, alone,
+with a fit of 150 steps after it, and with one that the search knows of. The metric is that of
+`models/`, on data that nothing was fitted to. `cpu` is processor time of all threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import onnx_ir as ir
+
+import lwqc
+from lwqc.model import io
+from lwqc.plans.plan import Learn
+from lwqc.plans.recipe import find
+from lwqc.runtime.session import Session
+from models import glyphs, stdlib_lm
+from models.byte_pairs import BytePairs
+from models.glyph_images import TRAIN_FONTS, make
+
+ROOT = Path(__file__).parents[1] / "models"
+GLYPHS = ("glyph_mobilenet", "glyph_shufflenet", "glyph_vit", "glyph_resnet")
+IMAGES, BATCH, SEED = 25_600, 32, 77
+WINDOWS, LENGTH, TOGETHER = 640, 256, 4
+Feeds = list[dict[str, np.ndarray[Any, Any]]]
+Row = dict[str, Any]
+
+
+def images(count: int = IMAGES) -> Feeds:
+    """Training images of a seed that no model saw: `image` [32, 1, 32, 32]."""
+    drawn = glyphs.as_input(make(count, SEED, fonts=TRAIN_FONTS).pixels)
+    return [{"image": drawn[i : i + BATCH]} for i in range(0, count, BATCH)]
+
+
+def windows(count: int = WINDOWS) -> Feeds:
+    """Windows of training files: `input_ids` [4, 256]."""
+    from models.stdlib_lm_training import token_stream
+
+    stream = token_stream(BytePairs.load(stdlib_lm.VOCABULARY))
+    starts = np.random.default_rng(SEED).integers(0, len(stream) - LENGTH, count)
+    ids = stream[starts[:, None] + np.arange(LENGTH)]
+    return [{"input_ids": ids[i : i + TOGETHER]} for i in range(0, count, TOGETHER)]
+
+
+class Table:
+    """Rows as they come."""
+
+    def __init__(self, model: str, metric: Callable[..., float], out: Path | None) -> None:
+        """out: where rows are appended as JSON."""
+        self._model, self._metric, self._out = model, metric, out
+        self._cpu = time.process_time()
+
+    def row(self, what: str, model: ir.Model, **more: Any) -> None:
+        """Measure and print."""
+        value = self._metric(Session(model, label=what))
+        spent = time.process_time() - self._cpu
+        found: Row = {
+            "model": self._model, "what": what, "metric": round(value, 4),
+            "bytes": io.serialized_bytes(model), "cpu": round(spent), **more,
+        }  # fmt: skip
+        print(json.dumps(found), flush=True)
+        if self._out is not None:
+            with self._out.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+        self._cpu = time.process_time()
+
+
+def recovered(
+    table: Table, small: ir.Model, teacher: ir.Model, data: Feeds, seconds: float
+) -> None:
+    """A row for the fitted model."""
+    done = lwqc.recover(small, teacher=teacher, data=data, time_limit=seconds)
+    report = done.report
+    told = {"steps": report.steps, "loss": [report.loss_before, report.loss_after]}
+    table.row("recovered", done.model, **told, unchanged=report.unchanged)
+
+
+def macs(name: str, seconds: float, out: Path | None) -> None:
+    """Half of the multiply-accumulates."""
+    teacher, table = io.load(ROOT / f"{name}.onnx"), Table(name, glyphs.accuracy, out)
+    data = images()
+    table.row("float", teacher)
+    small = lwqc.prune(teacher, ratio=0.5, data=data[:40]).model
+    table.row("half of the MACs", small)
+    recovered(table, small, teacher, data, seconds)
+
+
+def branches(seconds: float, out: Path | None) -> None:
+    """Half of the branches."""
+    teacher = io.load(stdlib_lm.MODEL)
+    table, data = Table("stdlib_lm", stdlib_lm.bits_per_byte, out), windows()
+    table.row("float", teacher)
+    small = lwqc.drop_layers(teacher, branches=0.5, data=data[:8]).model
+    table.row("half of the branches", small)
+    recovered(table, small, teacher, data, seconds)
+
+
+def bits(seconds: float, out: Path | None) -> None:
+    """2 bits by formula, by gradients for each part, and of the whole."""
+    teacher = io.load(stdlib_lm.MODEL)
+    table, data = Table("stdlib_lm", stdlib_lm.bits_per_byte, out), windows()
+    begin = time.monotonic()
+    for method in ("gptq-order", "descent"):
+        table.row(method, lwqc.quantize(teacher, bits=2, method=method, data=data[:16]).model)
+    small = lwqc.quantize(teacher, bits=2, method="brecq", data=data[:64]).model
+    table.row("brecq", small)
+    left = seconds - (time.monotonic() - begin)
+    done = lwqc.recover(small, teacher=teacher, data=data, time_limit=max(left, 60), parts="none")
+    table.row("then as a whole", done.model, steps=done.report.steps, left=done.report.unchanged)
+
+
+def search(name: str, out: Path | None) -> None:
+    """A search and a fit after it, without and with what trial fits say of each kind of change."""
+    teacher, table = io.load(ROOT / f"{name}.onnx"), Table(name, glyphs.accuracy, out)
+    learning = find("auto").model_copy(update={"learn": Learn(steps=150)})
+    more: Any = {"max_size": 0.08, "data": images(40 * BATCH), "effort": "low"}
+    table.row("search", lwqc.compress(teacher, **more).model)
+    with patch("lwqc.decide.search.whole.ratios", lambda *args: {}):
+        table.row("and a fit", lwqc.compress(teacher, recipe=learning, **more).model)
+    done = lwqc.compress(teacher, recipe=learning, **more)
+    told = () if done.search is None else done.search.notes
+    table.row("search that knows of the fit", done.model, notes=told)
+
+
+def jobs(asked: argparse.Namespace) -> Iterator[Callable[[], None]]:
+    """What was asked for."""
+    if asked.what == "branches":
+        yield lambda: branches(asked.seconds, asked.json)
+    elif asked.what == "bits":
+        yield lambda: bits(asked.seconds, asked.json)
+    for name in asked.models if asked.what == "search" else ():
+        yield lambda name=name: search(name, asked.json)
+    for name in asked.models or GLYPHS if asked.what == "macs" else ():
+        yield lambda name=name: macs(name, asked.seconds, asked.json)
+
+
+def main() -> int:
+    """Print rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("macs", "branches", "bits", "search"))
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--seconds", type=float, default=800)
+    parser.add_argument("--json", type=Path)
+    for job in jobs(parser.parse_args()):
+        job()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
