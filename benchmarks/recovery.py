@@ -1,12 +1,12 @@
 """What gradients give back: the metric before and after `lwqc.recover`, and with learned codes.
 
     python -m benchmarks.recovery macs MODEL ... | branches | bits | search MODEL ...
-        [--seconds S] [--json FILE]
+        [--seconds S] [--steps N] [--json FILE]
 
 macs: half of the multiply-accumulates of a glyph model go, then the rest is fitted to the original
 on training images. branches: the same with half of the branches of stdlib_lm, on windows of
-training files. bits: all weights of stdlib_lm in 2 bits by formula, part by part (`brecq`), and
-then fitted as a whole for the time that is left. search: `auto` within 8 % of the bytes, alone,
+training files. bits: all weights of stdlib_lm in 2 bits by formula, and by the recipe
+`distill` with that many steps. search: `auto` within 8 % of the bytes, alone,
 with a fit of 150 steps after it, and with one that the search knows of. The metric is that of
 `models/`, on data that nothing was fitted to. `cpu` is processor time of all threads.
 """
@@ -111,18 +111,14 @@ def branches(seconds: float, out: Path | None) -> None:
     recovered(table, small, teacher, data, seconds)
 
 
-def bits(seconds: float, out: Path | None) -> None:
-    """2 bits by formula, by gradients for each part, and of the whole."""
+def bits(steps: int, out: Path | None) -> None:
+    """2 bits by formula, and by gradients for each part and then of the whole."""
     teacher = io.load(stdlib_lm.MODEL)
-    table, data = Table("stdlib_lm", stdlib_lm.bits_per_byte, out), windows()
-    begin = time.monotonic()
-    for method in ("gptq-order", "descent"):
-        table.row(method, lwqc.quantize(teacher, bits=2, method=method, data=data[:16]).model)
-    small = lwqc.quantize(teacher, bits=2, method="brecq", data=data[:64]).model
-    table.row("brecq", small)
-    left = seconds - (time.monotonic() - begin)
-    done = lwqc.recover(small, teacher=teacher, data=data, time_limit=max(left, 60), parts="none")
-    table.row("then as a whole", done.model, steps=done.report.steps, left=done.report.unchanged)
+    table, data = Table("stdlib_lm", stdlib_lm.bits_per_byte, out), windows(WINDOWS // 4)
+    table.row("descent", lwqc.quantize(teacher, bits=2, method="descent", data=data[:16]).model)
+    learn = Learn(steps=steps)
+    recipe = find("distill").model_copy(update={"bits": 2, "learn": learn})
+    table.row(f"distill, {steps} steps", lwqc.compress(teacher, recipe=recipe, data=data).model)
 
 
 def search(name: str, out: Path | None) -> None:
@@ -143,7 +139,7 @@ def jobs(asked: argparse.Namespace) -> Iterator[Callable[[], None]]:
     if asked.what == "branches":
         yield lambda: branches(asked.seconds, asked.json)
     elif asked.what == "bits":
-        yield lambda: bits(asked.seconds, asked.json)
+        yield lambda: bits(asked.steps, asked.json)
     for name in asked.models if asked.what == "search" else ():
         yield lambda name=name: search(name, asked.json)
     for name in asked.models or GLYPHS if asked.what == "macs" else ():
@@ -156,6 +152,7 @@ def main() -> int:
     parser.add_argument("what", choices=("macs", "branches", "bits", "search"))
     parser.add_argument("models", nargs="*")
     parser.add_argument("--seconds", type=float, default=800)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--json", type=Path)
     for job in jobs(parser.parse_args()):
         job()

@@ -156,7 +156,7 @@ def test_extensions_are_listed_with_where_they_come_from(folder, run, monkeypatc
     monkeypatch.setattr(registry, "from_packages", registry.from_packages.__wrapped__)
     code, text, _ = run("extensions")
     assert code == 0
-    assert "channel score, lwqc.scores.channels: cfsp, fisher, fpgm, grasp, lrp, " in text
+    assert "channel score, lwqc.scores.channels: cfsp, chita, fisher, fpgm, grasp, lrp, " in text
     assert "spread (own_scores:spread of own-scores)" in text
     assert "allocator, lwqc.allocators: bisect, knapsack, rank, uniform, fine-ends (own_" in text
     assert "pass, lwqc.passes: constant-reshape, convert-floats, " in text

@@ -314,7 +314,8 @@ class Pruning(Resizable, total=False):
     score: Annotated[
         str,
         Flag(
-            "l1, l2, fpgm, wanda, cfsp, obs, ablation, taylor, fisher, snip, grasp, lrp or your own"
+            "l1, l2, fpgm, wanda, cfsp, obs, ablation, taylor, fisher, chita, snip, grasp, lrp "
+            "or your own"
         ),
     ]
     scope: Annotated[str, Flag("global: cheapest of the model; local: same share everywhere")]

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 
 import lwqc  # noqa: E402
 from lwqc.compile.prunable import Prunable  # noqa: E402
+from lwqc.decide.scores.channels.chita import chita  # noqa: E402
 from lwqc.decide.scores.channels.fisher import fisher  # noqa: E402
 from lwqc.decide.scores.channels.gates import Gates  # noqa: E402
 from lwqc.decide.scores.channels.gradients import Gradients  # noqa: E402
@@ -224,6 +225,23 @@ def test_fisher_is_half_the_mean_square_of_the_slopes_of_samples_by_differences(
     np.testing.assert_allclose(fisher(facts), wanted, rtol=0.02, atol=2e-3 * wanted.max())
 
 
+def test_chita_is_what_is_left_of_the_slopes_when_the_other_gates_make_up_for_a_channel():
+    """Against least squares with a damping of a hundredth of the mean square slope."""
+    facts = facts_of(mlp(), feeds(5, count=4, rows=5))["w:1"]
+    slopes = facts.gradients.by_sample["w:1"]
+    count, size = slopes.shape
+    damping = 0.01 * np.square(slopes).mean(0).mean()
+    rows = np.vstack([slopes / np.sqrt(count), np.sqrt(damping) * np.eye(size)])
+    errors = [np.linalg.lstsq(np.delete(rows, j, 1), rows[:, j])[1][0] / 2 for j in range(size)]
+    ranking = chita(facts)
+    assert ranking.order[0] == np.argmin(errors)
+    assert ranking.cost[0] == pytest.approx(min(errors), rel=1e-6)
+    assert sorted(ranking.order) == list(range(size))
+    assert all(errors <= fisher(facts) + damping / 2 + 1e-12)
+    done = lwqc.prune(attention(), recipe="chita", ratio=0.3, data=feeds(4, 6), loss=by_torch)
+    assert done.plan.prune.units
+
+
 def test_a_gate_is_one_for_all_layers_that_read_a_residual_stream():
     found = facts_of(network(), feeds(3, 4, 4))
     assert max(len(f.readers) for f in found.values()) == 2
@@ -306,7 +324,7 @@ def test_losses_that_say_nothing_are_refused():
     def own_teacher(outputs, given):
         return (outputs["y"] - outputs["y"].detach()).square().mean()
 
-    for recipe in ("snip", "grasp", "fisher"):
+    for recipe in ("snip", "grasp", "fisher", "chita"):
         with pytest.raises(InputError, match="the loss has no slope along any weight"):
             lwqc.prune(mlp(), recipe=recipe, ratio=0.3, data=feeds(5), loss=own_teacher)
     with pytest.raises(InputError, match="--loss: expected a tensor with a gradient"):
@@ -314,7 +332,8 @@ def test_losses_that_say_nothing_are_refused():
             mlp(), recipe="snip", ratio=0.3, data=feeds(5), loss=lambda o, f: o["y"].detach().sum()
         )
     with pytest.raises(
-        InputError, match=r"--loss is for --score fisher, grasp, lrp, .*taylor, snip, not for l2"
+        InputError,
+        match=r"--loss is for --score chita, fisher, .*taylor, snip, not for l2",
     ):
         lwqc.prune(mlp(), recipe="spa-l2", ratio=0.3, data=feeds(5), loss=by_torch)
     labels = stored(

@@ -53,6 +53,11 @@ def layers(
     ]
 
 
+def one_layer(weight: Matrix, mean: Matrix, *, scale: float, damp: float = 0.01) -> Layer:
+    """A layer [out, channels] whose features are the channels themselves."""
+    return Layer(weight, _inverse(mean, damp), np.arange(len(mean)), scale)
+
+
 def _inverse(mean: Matrix, damp: float) -> Matrix:
     from scipy.linalg import cho_factor, cho_solve
 
