@@ -97,6 +97,7 @@ class DropRecipe(BaseModel):
     protect: float = 0.0
     max_divergence: float | None = None
     max_drop: float = 0.0
+    finer: bool = False
     compensate: Compensation = "none"
 
 
