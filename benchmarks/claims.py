@@ -172,14 +172,25 @@ def recipes(name: str) -> Iterator[Row]:
         over, base = ("w4", w4) if recipe == "awq" else ("gptq", gptq)
         yield row(f"{recipe} over {over}", name, quantized(name, recipe), [base])
     lorc = quantized(name, "lorc")
-    yield row("zeroquant-fp: FP4 over 4-bit integers", name, quantized(name, "zeroquant-fp"),
-              [lorc])  # fmt: skip
     alone = quantized(name, find("lorc").model_copy(update={"rank": 0}))
     yield row("lorc: its branch over none", name, lorc, [alone])
-    unmoved = quantized(name, find("dgq").model_copy(update={"migrate": "none"}))
-    yield row("dgq: its smoothing over none", name, quantized(name, "dgq"), [unmoved])
     static = quantized(name, "w8a8-static")
     yield row("smoothquant over w8a8-static", name, quantized(name, "smoothquant"), [static])
+
+
+def grained(name: str) -> Iterator[Row]:
+    """4-bit weights that are 8 bits at run time."""
+    recipe = find("dgq")
+    dual = quantized(name, recipe)
+    unmoved, blocks = (
+        quantized(name, recipe.model_copy(update=change))
+        for change in ({"migrate": "none"}, {"format": None})
+    )
+    yield row("dgq: its smoothing over none", name, dual, [unmoved])
+    yield row("dgq: whole multiples over float scales", name, dual, [blocks])
+    integers = find("zeroquant-fp").model_copy(update={"format": recipe.format})
+    yield row("zeroquant-fp: FP4 over 4-bit integers", name, quantized(name, "zeroquant-fp"),
+              [quantized(name, integers)])  # fmt: skip
 
 
 def directions(name: str) -> Iterator[Row]:
@@ -229,6 +240,7 @@ CHECKS: dict[str, tuple[Callable[[str], Iterator[Row]], tuple[str, ...]]] = {
     "channels": (channels, (RESNET, VIT)),
     "codes": (codes, (LM, VIT)),
     "recipes": (recipes, (LM, VIT)),
+    "grained": (grained, (LM, VIT)),
     "directions": (directions, (LM, VIT)),
     "widths": (widths, (VIT,)),
     "formats": (formats, (VIT,)),

@@ -35,7 +35,13 @@ from lwqc.runtime.session import Session, SessionSettings, optimized_graph
 
 _LINEAR = frozenset({"MatMul", "Gemm"})
 _BLOCK_OPS = _LINEAR | {"Gather"}
-MIN_OPSET = {"QLinearConv": 13, "MatMulInteger": 11, "DynamicQuantizeLSTM": 7, "Folded": 11}
+MIN_OPSET = {
+    "QLinearConv": 13,
+    "MatMulInteger": 11,
+    "UnpackedInteger": 11,
+    "DynamicQuantizeLSTM": 7,
+    "Folded": 11,
+}
 # Operator types that run a form, and the suffix of the initializer they must read.
 _KERNELS: Mapping[Form, frozenset[str]] = {
     "MatMulNBits": frozenset({"MatMulNBits"}),
@@ -43,6 +49,7 @@ _KERNELS: Mapping[Form, frozenset[str]] = {
     "GatherBlockQuantized": frozenset({"GatherBlockQuantized"}),
     "MatMulInteger": frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}),
     "DynamicQuantizeLSTM": frozenset({"DynamicQuantizeLSTM"}),
+    "UnpackedInteger": frozenset({"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}),
     "QLinearConv": frozenset({"QLinearConv"}),
     "Folded": frozenset(),
 }
@@ -87,6 +94,8 @@ class CpuTarget:
         fmt = entry.weight
         if fmt.only_stored:
             return stored_only(site, entry)
+        if fmt.grained:
+            return _grained_form(site, entry, self.rules)
         if entry.activation != "none" and fmt.block is None:
             return _integer_form(site, entry, self.rules)
         blocks = site.ops <= _BLOCK_OPS and fmt.block is not None and site.has_kernels
@@ -192,7 +201,7 @@ class CpuTarget:
             for kind, kinds in (
                 ("block", {"MatMulNBits", "GatherBlockQuantized"}),
                 ("float4", {"MatMulBnb4"}),
-                ("integer", {"MatMulInteger"}),
+                ("integer", {"MatMulInteger", "UnpackedInteger"}),
                 ("conv", {"QLinearConv"}),
                 ("folded", {"Folded"}),
             )
@@ -230,13 +239,17 @@ class CpuTarget:
         """Sites whose codes are read by another kernel than their form needs."""
         readers = list(_readers(optimized or optimized_graph(lowered.model, self._reading())))
         codes = _codes(lowered.model)
+        integers = _integers(lowered)
         wrong: dict[str, str] = {}
         for site, form in lowered.forms.items():
             found = {op for name, op in readers if codes.get(name) == site} - {"Reshape"}
             expected = _KERNELS[form] | (_KERNELS["MatMulNBits"] if form in _TIED else frozenset())
-            if form == "Folded" and found:
+            if form == "UnpackedInteger" and not found:
+                found = {op for name, op in readers if integers.get(name) == site}
+            elif form in ("Folded", "UnpackedInteger") and found:
                 wrong[site] = f"unpacked in every run by {', '.join(sorted(found))}"
-            elif form != "Folded" and not (found and found <= expected):
+                continue
+            if form != "Folded" and not (found and found <= expected):
                 chosen = ", ".join(sorted(found)) or "a float kernel"
                 wrong[site] = (
                     f"expected {' or '.join(sorted(expected))}, the runtime chose {chosen}"
@@ -251,6 +264,21 @@ def _codes(model: ir.Model) -> dict[str, str]:
         if part.codes:
             reshaped = [u.node.outputs[0] for u in value.uses() if u.node.op_type == "Reshape"]
             found |= {v.name or "": part.site for v in (value, *reshaped)}
+    return found
+
+
+def _integers(lowered: Lowered) -> dict[str, str]:
+    """Names of integers that are computed at load from codes, and the site of each."""
+    found: dict[str, str] = {}
+    for value, part in stored_parts(lowered.model):
+        waiting = [value] if part.codes and lowered.forms[part.site] == "UnpackedInteger" else []
+        while waiting:
+            value = waiting.pop()
+            for use in value.uses():
+                if use.node.op_type in _KERNELS["UnpackedInteger"]:
+                    found[value.name or ""] = part.site
+                else:
+                    waiting += use.node.outputs
     return found
 
 
@@ -275,6 +303,21 @@ def _integer_form(site: Site, entry: SiteEntry, rules: CpuRules) -> Form | str:
         return "sums of 8-bit products saturate on this processor (no VNNI): weights need 7 bits"
     if fmt.bits not in (7, 8) or (fmt.symmetric, fmt.scale) != (True, "float32"):
         return "integer kernels need symmetric 8-bit weights with one float32 scale per channel"
+    return _product_form(site, entry)
+
+
+def _grained_form(site: Site, entry: SiteEntry, rules: CpuRules) -> Form | str:
+    if not site.ops <= _LINEAR:
+        return f"grained weights have no kernel for {'+'.join(sorted(site.ops))}"
+    if entry.activation == "none":
+        return "grained weights become integers at load: activations have 8 bits"
+    if entry.weight.product > rules.weight_bits:
+        return "sums of 8-bit products saturate on this processor (no VNNI): dgw7, not dgw8"
+    form = _product_form(site, entry)
+    return form if _refused(form) else "UnpackedInteger"
+
+
+def _product_form(site: Site, entry: SiteEntry) -> Form | str:
     if site.both_ways:
         return BOTH_WAYS
     if entry.activation == "static" and site.in_body:

@@ -30,6 +30,7 @@ Form = Literal[
     "QLinearConv",
     "QuantizeLinear",  # explicit quantization of inputs and weights, which the runtime fuses
     "DequantizeLinear",  # low-bit weights that the runtime unpacks in its kernel
+    "UnpackedInteger",  # 4 bits in the file, MatMulInteger at run time
     "Folded",  # low-bit in the file, float kernel at run time
 ]
 _FORMS = frozenset(get_args(Form))

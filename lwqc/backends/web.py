@@ -40,6 +40,8 @@ class WebTarget(CpuTarget):
             if entry.activation == "none" and not entry.has_side:
                 return "Folded"
             return "products with weights in blocks take twice the float time in WebAssembly"
+        if fmt.grained:
+            return "grained weights were never run in a browser"
         return super()._form(site, entry)
 
     def beside_blocks(self, site: Site) -> Literal["none", "dynamic"]:

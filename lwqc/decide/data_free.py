@@ -28,7 +28,9 @@ def without_data(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
 
     if recipe.method in DATA_METHODS:
         books = recipe.format is not None and recipe.format.kind == "vq"
-        own = recipe.allocator in ("uniform", "rank") and recipe.kind == "int" and not books
+        grained = recipe.format is not None and recipe.format.grained
+        plain = recipe.kind == "int" and not books and not grained
+        own = recipe.allocator in ("uniform", "rank") and plain
         method = "k-quant" if own else "rtn"
         how = "codebooks are fitted by plain k-means" if books else f"codes are chosen by {method}"
         instead("method", method, f"{how} instead of {recipe.method}")

@@ -12,13 +12,14 @@ import onnx_ir as ir
 from lwqc.compile.decisions import DropDecision, DropStep
 from lwqc.compile.gated_model import GatedModel
 from lwqc.compile.version import Version
+from lwqc.decide.accepted_channels import accepted_channels
 from lwqc.decide.allocators.greedy import Step, greedy
 from lwqc.decide.scores.branches.ablation import Ablation
 from lwqc.decide.scores.branches.score import BranchFacts, branch_score
 from lwqc.errors import InputError
 from lwqc.graph.branch_kinds import KINDS, BranchTree, Kind, TypedBranch, branch_tree
 from lwqc.model.extensions import BRANCH_SCORES, expected
-from lwqc.plans.plan import Compensation, Plan, RemovedBranch, Source
+from lwqc.plans.plan import Compensation, Plan, Pruning, RemovedBranch, Source
 from lwqc.plans.recipe import TRIALS
 from lwqc.runtime.session import Session, statistics_session
 from lwqc.runtime.stats.output_divergence import MEASURES, Measure
@@ -47,6 +48,8 @@ class DropOptions:
         removed (FinerCut's 0.4).
     max_divergence: removals that would exceed it are not made. max_drop: for `accept`, of the
     metric as a fraction of it; 0 lets go what does no harm.
+    finer: for `accept`: heads and groups of hidden units of what is left are tried afterwards, see
+        `accepted_channels`; with kind `any`, and where no number of branches is asked for.
     keep_signature: see `RemoveBranches`. compensate: see `lwqc.compile.steps.removed_branches`.
     """
 
@@ -60,6 +63,7 @@ class DropOptions:
     protect: float = 0.0
     max_divergence: float | None = None
     max_drop: float = 0.0
+    finer: bool = False
     keep_signature: bool = False
     compensate: Compensation = "none"
     seed: int = 0
@@ -98,8 +102,15 @@ def choose_branches(work: Version, options: DropOptions) -> DropDecision:
         for step in curve
         for name in step.branches
     )
-    plan = Plan(source=Source(), target=work.job.target.name, recipe=options.recipe, remove=removed)
-    notes = _notes(options, count, len(chosen), len(curve), len(removed))
+    channels = _finer(work, options, removed)
+    plan = Plan(
+        source=Source(),
+        target=work.job.target.name,
+        recipe=options.recipe,
+        remove=removed,
+        prune=channels,
+    )
+    notes = _notes(options, count, len(chosen), len(curve), len(removed), finer=bool(channels))
     return DropDecision(plan, tuple(curve), len(units), options.measure, notes)
 
 
@@ -108,15 +119,28 @@ def gated_session(model: ir.Model) -> Session:
     return Session(model, label="gated model")
 
 
+def _finer(work: Version, options: DropOptions, removed: Sequence[RemovedBranch]) -> Pruning | None:
+    """Channels that go beside the branches."""
+    all_asked = options.count is None and options.share is None and options.kind == "any"
+    if not (options.finer and options.score == "accept" and all_asked):
+        return None
+    return accepted_channels(work, removed, _limit(work, options), options.measure)
+
+
+def _limit(work: Version, options: DropOptions) -> float:
+    """What `accept` may lose: of the metric, or in divergence where there is none."""
+    return options.max_drop if work.job.metric is not None else (options.max_divergence or 0.0)
+
+
 def _notes(
-    options: DropOptions, wanted: int, chosen: int, done: int, branches: int
+    options: DropOptions, wanted: int, chosen: int, done: int, branches: int, *, finer: bool
 ) -> tuple[str, ...]:
     """Why fewer units went than were asked for."""
     if done < chosen:
         limit = options.max_divergence
         return (f"{done} of {wanted} went: the next would exceed a divergence of {limit:g}",)
     if options.score == "accept":
-        if not done:
+        if not done and not finer:
             return ("nothing could go within what may be lost",)
         asked = options.count is not None or options.share is not None
         gone = done if options.kind != "any" else branches
@@ -263,8 +287,7 @@ def _by_acceptance(
 ) -> list[Step[Unit]]:
     """Coarse to fine: a unit goes if what is lost with all that went before stays allowed."""
     allowed = {b for unit in candidates for b in unit}
-    by_metric = work.job.metric is not None
-    limit = options.max_drop if by_metric else (options.max_divergence or 0.0)
+    by_metric, limit = work.job.metric is not None, _limit(work, options)
     loss = _metric_loss(work, candidates) if by_metric else _divergence_loss(ablation)
     order = _scores(work, replace(options, score="similarity"), candidates, ablation)
     trials = sorted(candidates, key=order.__getitem__)

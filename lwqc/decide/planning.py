@@ -53,7 +53,9 @@ def uniform(
     kept: dict[str, str] = {}
     barred = _refused_sites(work) if activations == "static" else {}
     for site in work.analysis.sites:
-        wishes = list(_like(fmt)) if fmt is not None else [
+        wishes = list(
+            _like_grained(work, site, fmt, activations) if fmt.grained else _like(fmt)
+        ) if fmt is not None else [
             *_float_wishes(kind, block),
             # Integers beside float8 would have to share its pairs of activations.
             *(_wishes(site, bits, activations, block, symmetric, work.job.target.integer_bits)
@@ -81,6 +83,17 @@ def uniform(
 
 def _refused_sites(work: Version) -> dict[str, str]:
     return work.job.target.flow(work.model.graph, work.analysis.sites).refused
+
+
+def _like_grained(
+    work: Version, site: Site, fmt: WeightFormat, activations: Activations
+) -> Iterator[SiteEntry]:
+    """A grained format in the bits that the target multiplies, and integers that are near to it."""
+    bits = work.job.target.integer_bits
+    fmt = fmt if bits == 8 else replace(fmt, product=bits)
+    for block in _nearest_blocks(fmt.fitted(site.n, site.k).block or 32):
+        yield SiteEntry(weight=replace(fmt, block=block), activation=activations)
+    yield from _wishes(site, fmt.bits, activations, None, True, bits)
 
 
 def _like(fmt: WeightFormat) -> Iterator[SiteEntry]:

@@ -15,6 +15,8 @@ from lwqc.passes.base import Pass
 from lwqc.passes.block_quantize import MICROSOFT
 from lwqc.passes.context import Context
 from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.grained_weights import from_grained
+from lwqc.passes.unpack_builder import UnpackBuilder
 from lwqc.plans.plan import ActivationRange, SiteEntry
 from lwqc.quant.activation import activation_grid
 from lwqc.quant.grid import Encoded
@@ -24,11 +26,11 @@ from lwqc.quant.grid import Encoded
 class IntegerMatMul(Pass):
     """Multiply 8-bit activations with 8-bit weights.
 
-    Matches: sites used by MatMul and Gemm with a per-channel entry of 7 or 8 bits and dynamic or
-    static activations. Rewrites to: DynamicQuantizeLinear, or QuantizeLinear with the calibrated
-    range, once per activation tensor, and com.microsoft MatMulIntegerToFloat with signed weights
-    [K, N]. The runtime fuses a DynamicQuantizeLinear with a single reader into
-    DynamicQuantizeMatMul.
+    Matches: sites used by MatMul and Gemm with a per-channel entry of 7 or 8 bits, or a grained
+    one, which becomes such integers at load, and dynamic or static activations.
+    Rewrites to: DynamicQuantizeLinear, or QuantizeLinear with the calibrated range, once per
+    activation tensor, and com.microsoft MatMulIntegerToFloat with signed weights [K, N]. The
+    runtime fuses a DynamicQuantizeLinear with a single reader into DynamicQuantizeMatMul.
     """
 
     exact: ClassVar[bool] = False
@@ -46,18 +48,25 @@ class IntegerMatMul(Pass):
         if not self.entries:
             return 0
         self._quantized.clear()
-        changes = 0
-        for site in ctx.sites.sites:
-            entry = self.entries.get(site.name)
-            if entry is None:
-                continue
-            codes, scale = self._store(model.graph, site, entry)
+        build = UnpackBuilder(model.graph)
+        stored = [  # of all before any is rewritten: the first node is what is built in front of
+            (site, self._stored(model.graph, build, site, self.entries[site.name]))
+            for site in ctx.sites.sites
+            if site.name in self.entries
+        ]
+        for site, (codes, scale) in stored:
             for use in site.uses:
-                self._rewrite(model.graph, use, entry, codes, scale)
-            changes += 1
-        if changes:
+                self._rewrite(model.graph, use, self.entries[site.name], codes, scale)
+        if stored:
             model.opset_imports.setdefault(MICROSOFT, 1)
-        return changes
+        return len(stored)
+
+    def _stored(
+        self, graph: ir.Graph, build: UnpackBuilder, site: Site, entry: SiteEntry
+    ) -> tuple[ir.Value, ir.Value]:
+        if entry.weight.grained:
+            return from_grained(graph, build, site, entry, self.weights)
+        return self._store(graph, site, entry)
 
     def _store(self, graph: ir.Graph, site: Site, entry: SiteEntry) -> tuple[ir.Value, ir.Value]:
         codes = self.weights.lazy(

@@ -59,6 +59,10 @@ class UnpackBuilder:
 
     def centred(self, packed: ir.Value, shape: tuple[int, ...], entry: SiteEntry) -> ir.Value:
         """Float codes minus the implicit zero in `shape`, from packed bytes."""
+        return self.minus_zero(self.unpacked(packed, shape, entry), entry)
+
+    def unpacked(self, packed: ir.Value, shape: tuple[int, ...], entry: SiteEntry) -> ir.Value:
+        """Codes in `shape`, from packed bytes."""
         bits = entry.weight.storage_bits
         fields = [packed] if bits == 8 else [self._field(packed, bits, i) for i in range(8 // bits)]
         if len(fields) > 1:
@@ -70,7 +74,7 @@ class UnpackBuilder:
                 codes = self.cut(self.reshape(codes, (rows, -1)), width, axis=1)
         else:
             codes = fields[0]
-        return self.minus_zero(self.reshape(codes, shape), entry)
+        return self.reshape(codes, shape)
 
     def minus_zero(self, codes: ir.Value, entry: SiteEntry) -> ir.Value:
         """Codes as floats, less the implicit zero."""
@@ -90,7 +94,7 @@ class UnpackBuilder:
         parts = []
         for (width, below), packed in planes.items():
             table = self._table(width, below)
-            parts.append(self.op("Gather", [table, self._number(packed)]))
+            parts.append(self.op("Gather", [table, self.number(packed)]))
         codes = parts[0]
         for part in parts[1:]:
             codes = self.op("Add", [codes, part])
@@ -99,7 +103,7 @@ class UnpackBuilder:
             codes = self.cut(self.reshape(codes, (-1,)), count, axis=0)
         return self.reshape(codes, shape)
 
-    def _number(self, value: ir.Value) -> ir.Value:
+    def number(self, value: ir.Value) -> ir.Value:
         """Bytes as numbers that Gather takes."""
         return self.op("Cast", [value], to=int(ir.DataType.INT32))
 
@@ -114,7 +118,7 @@ class UnpackBuilder:
             if below:
                 value = self.op("BitShift", [value, self._shift(below)], direction="LEFT")
             shape = byte_table(width, below).shape
-            self._tables[width, below] = self.reshape(self._number(value), shape)
+            self._tables[width, below] = self.reshape(self.number(value), shape)
         return self._tables[width, below]
 
     def _field(self, packed: ir.Value, bits: int, i: int) -> ir.Value:

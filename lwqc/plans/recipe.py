@@ -25,12 +25,14 @@ from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Reg
 from lwqc.plans.options import TwoFormats
 from lwqc.plans.plan import Compensation, Format, Learn
 from lwqc.plans.spelled_out import part
+from lwqc.quant.dual_grained import GRAINED_METHODS, not_for_grained
 from lwqc.quant.fitted_codebook import CODEBOOK_METHODS, not_for_codebooks
 from lwqc.quant.formats import Kind, WeightFormat
 from lwqc.quant.methods import METHODS, Method
 
 _BITS = (2, 3, 4, 8)  # of weights, where the user chooses
 TRIALS = ("ablation", "metric", "accept")  # of branches: what is left decides what goes next
+_NOT_LEARNED = "codes with grained scales are not learned by gradients"
 _BEFORE_LEARNING = "descent"  # how codes are chosen that are learned then
 # Of `--method`, beside `METHODS`: how codes are learned.
 LEARNED = {
@@ -97,6 +99,7 @@ class DropRecipe(BaseModel):
     protect: float = 0.0
     max_divergence: float | None = None
     max_drop: float = 0.0
+    finer: bool = False
     compensate: Compensation = "none"
 
 
@@ -278,8 +281,14 @@ class Recipe(BaseModel):
     def _check_format(self) -> None:
         if self.format is None:
             return
-        if self.allocator != "uniform" or self.kind != "int" or self.activations != "none":
-            raise ValueError("format is for the allocator uniform, without kind and activations")
+        if self.allocator != "uniform" or self.kind != "int":
+            raise ValueError("format is for the allocator uniform, without kind")
+        if self.format.grained != (self.activations != "none"):
+            raise ValueError(_activations_of(self.format))
+        if self.format.grained and self.method not in GRAINED_METHODS:
+            raise ValueError(not_for_grained(self.method))
+        if self.format.grained and self.learn is not None:
+            raise ValueError(_NOT_LEARNED)
         if self.format.kind != "vq":
             return
         if self.method not in CODEBOOK_METHODS:
@@ -394,8 +403,13 @@ def uniform_recipe(
             raise InputError(f"--{option} {value}: expected one of {expected}")
     learn = LEARNED.get(method)
     chosen = None if fmt is None else _format("format", fmt)
-    if chosen is not None and activations != "none":
-        raise InputError("--format is of weights whose activations stay float: no --activations")
+    if chosen is not None and chosen.grained != (activations != "none"):
+        raise InputError(f"--activations {activations}: {_activations_of(chosen)}")
+    if chosen is not None and chosen.grained:
+        if learn is not None:
+            raise InputError(f"--method {method}: {_NOT_LEARNED}")
+        if method not in GRAINED_METHODS:
+            raise InputError(f"--method {method}: {not_for_grained(method)}")
     if chosen is not None and chosen.kind == "vq":
         if not search:
             raise InputError("--no-search: codebooks have no scales that could be searched for")
@@ -418,6 +432,13 @@ def uniform_recipe(
             "learn": learn,
         }
     )
+
+
+def _activations_of(fmt: WeightFormat) -> str:
+    """What activations a format by its name goes with."""
+    if fmt.grained:
+        return f"{fmt} weights become integers at load: dynamic or static activations"
+    return f"activations of {fmt} weights stay float"
 
 
 def _parse(text: str, label: str, whose: str = "") -> Recipe:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError
+from lwqc.quant.codebook import LEVELS
 from lwqc.quant.formats import WeightFormat
 
 Float = NDArray[np.float32]
@@ -35,8 +36,8 @@ def _range(high: Float, low: Float, fmt: WeightFormat) -> tuple[Float, Float]:
         magnitude: Float = np.maximum(high, -low)
         implicit = np.full_like(high, fmt.implicit_zero)
         half = np.float32(2 ** (fmt.bits - 1))
-        if fmt.kind != "int":
-            return magnitude, implicit
+        if not fmt.whole:
+            return magnitude / LEVELS[fmt.kind].max(), implicit
         if fmt.bits == 8:
             return magnitude / (half - np.float32(1)), implicit
         if fmt.positive:

@@ -2,7 +2,7 @@
 
 nf4: quantiles of a normal distribution (2305.14314, appendix E). fp4: E2M1 over 6, but for the
 subnormal, which is 1/192 and not 1/12; both as the bitsandbytes library defines them. fp8: E4M3
-without infinities, over its largest number.
+without infinities, over its largest number. e2m1: twice its numbers, which makes integers of them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _NF4 = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 _FP4_MAGNITUDES = (0.0, 1 / 192, 4 / 6, 1.0, 2 / 6, 3 / 6, 1 / 6, 1.5 / 6)
+_E2M1_MAGNITUDES = (0, 1, 2, 3, 4, 6, 8, 12)
 FP8_MAX = 448.0  # of E4M3
 
 
@@ -40,6 +41,7 @@ def _fp8_levels() -> tuple[float, ...]:
 LEVELS: dict[Kind, Float] = {
     "nf4": np.array(_NF4, np.float32),
     "fp8": np.array(_fp8_levels(), np.float32),
+    "e2m1": np.array([*_E2M1_MAGNITUDES, *(-v for v in _E2M1_MAGNITUDES)], np.float32),
     "fp4": np.array([*_FP4_MAGNITUDES, *(-v for v in _FP4_MAGNITUDES)], np.float32),
 }
 

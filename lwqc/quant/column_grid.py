@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,4 +89,4 @@ class ColumnGrid:
         self._codes[self.k :] = self._zero[-1]  # a fit may have moved the zero point
         codes = np.ascontiguousarray(self._codes.T).reshape(self._start.codes.shape)
         scale, zero = np.ascontiguousarray(self._scale.T), np.ascontiguousarray(self._zero.T)
-        return Encoded(self._start.format, codes, scale, zero.astype(np.uint8), self.k)
+        return replace(self._start, codes=codes, scale=scale, zero=zero.astype(np.uint8))

@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from lwqc.errors import InputError
 
-Kind = Literal["int", "nf4", "fp4", "fp8", "fp16", "vq"]
+Kind = Literal["int", "nf4", "fp4", "fp8", "fp16", "vq", "dg", "e2m1"]
 ScaleType = Literal["float32", "float16"]
 BITS = (2, 3, 4, 7, 8)  # of integers
 DIMS = (1, 2, 4)  # weights that share an index into a codebook
@@ -17,10 +17,12 @@ BLOCKS = (16, 32, 64, 128, 256)
 SCALE_BYTES: dict[ScaleType, int] = {"float32": 4, "float16": 2}
 _SCALED = r"(?:w(\d)|(nf4|fp4|fp8))(?:b(\d+)|c)(a?)(p?)(h?)(d?)"
 _CODEBOOK = r"vq(\d)x(\d)"
-PATTERN = f"{_SCALED}|{_CODEBOOK}|fp16"  # of a format's name
+_GRAINED = r"(dg|e2m1)w([78])b(\d+)"
+PATTERN = f"{_SCALED}|{_GRAINED}|{_CODEBOOK}|fp16"  # of a format's name
 _HALF = "fp16"  # the whole name of a format
 # The code of 0 in the float formats; see `codebook`.
-_FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0, "fp8": 0, "fp16": 0, "vq": 0}
+_FLOAT_ZERO: dict[Kind, int] = {"nf4": 7, "fp4": 0, "fp8": 0, "fp16": 0, "vq": 0, "e2m1": 0}
+_MOST = {"dg": 8, "e2m1": 12}  # largest magnitude that a code of a grained format stands for
 _LARGE = 1 << 19  # numbers of a weight
 _BOOKS_SHARE = 256  # least bytes of indices for one of codebooks, where there are several
 
@@ -42,6 +44,10 @@ class WeightFormat:
         of a block takes the extra negative code, and the scale the sign that this needs.
     dense: codes of 3 bits take 3 bits in the file, not 4: they only become floats at load.
     dim: of vq: consecutive outputs of one input that share an index.
+    product: of grained formats (dg, e2m1), which have 4 bits: bits of what meets activations. The
+        scales of blocks are whole multiples of one scale per channel, and codes times multiples
+        are integers of that many bits, which a kernel for 8 bits multiplies; see `dual_grained`.
+        Codes of dg are integers, those of e2m1 floats of 4 bits, times two.
     """
 
     bits: int
@@ -52,6 +58,7 @@ class WeightFormat:
     positive: bool = False
     dense: bool = False
     dim: int = 1
+    product: int = 0
 
     def __post_init__(self) -> None:
         if self.dense and (self.bits != 3 or self.kind != "int"):
@@ -61,6 +68,8 @@ class WeightFormat:
             return
         if self.dim != 1:
             raise InputError("format: only codebooks have vectors")
+        if self.grained != (self.product in (7, 8)):
+            raise InputError("format: dg and e2m1, and they alone, become integers of 7 or 8 bits")
         if self.bits not in BITS and self.kind != "fp16":
             raise InputError(f"format: bits must be one of {BITS}, got {self.bits}")
         if self.block is not None and self.block not in BLOCKS:
@@ -90,6 +99,8 @@ class WeightFormat:
             return _HALF
         if self.kind == "vq":
             return f"vq{self.bits}x{self.dim}"
+        if self.grained:
+            return f"{self.kind}w{self.product}b{self.block}"
         name = f"w{self.bits}" if self.kind == "int" else self.kind
         grain = "c" if self.block is None else f"b{self.block}"
         asymmetric = "" if self.symmetric else "a"
@@ -112,18 +123,23 @@ class WeightFormat:
         """Read the short name that `str` writes.
 
         `w4b32`, `w8c`, `w4b64ah` (asymmetric, half), `w3b32hd` (dense), `vq5x2` (codebooks of 32
-        pairs).
+        pairs), `dgw8b32` (dual-grained: 4 bits that become 8).
         """
         if text == _HALF:
             return cls(16, kind="fp16")
         codebook = re.fullmatch(_CODEBOOK, text)
         if codebook:
             return cls(int(codebook[1]), scale="float16", kind="vq", dim=int(codebook[2]))
+        grained = re.fullmatch(_GRAINED, text)
+        if grained:
+            kind, product, block = grained.groups()
+            return cls(4, int(block), kind=cast(Kind, kind), product=int(product))
         found = re.fullmatch(_SCALED, text)
         if not found:
             raise InputError(
                 f"format: {text!r} is not of the form w<bits>(b<block>|c)[a][p][h][d] "
-                "or (nf4|fp4)b<block>[h] or fp8c[h] or fp16 or vq<bits>x<weights>"
+                "or (nf4|fp4)b<block>[h] or fp8c[h] or fp16 or vq<bits>x<weights> "
+                "or (dg|e2m1)w<7|8>b<block>"
             )
         bits, floating, block, asymmetric, positive, half, dense = found.groups()
         kind = cast(Kind, floating or "int")
@@ -149,6 +165,21 @@ class WeightFormat:
         return self.bits if alone else _STORED_IN.get(self.bits, self.bits)
 
     @property
+    def whole(self) -> bool:
+        """Whether codes are integers."""
+        return self.kind in ("int", "dg")
+
+    @property
+    def grained(self) -> bool:
+        """Whether scales of blocks are whole multiples of those of channels."""
+        return self.kind in _MOST
+
+    @property
+    def largest_multiple(self) -> int:
+        """Of a grained format: the largest scale of a block, in scales of its channel."""
+        return int((2 ** (self.product - 1) - 1) // _MOST[self.kind])
+
+    @property
     def only_stored(self) -> bool:
         """Whether no kernel reads such codes: they become floats when a model is loaded."""
         return self.dense or self.kind == "vq"
@@ -156,7 +187,7 @@ class WeightFormat:
     @property
     def implicit_zero(self) -> int:
         """The code that means 0 where no zero point is stored."""
-        return 2 ** (self.storage_bits - 1) if self.kind == "int" else _FLOAT_ZERO[self.kind]
+        return 2 ** (self.storage_bits - 1) if self.whole else _FLOAT_ZERO[self.kind]
 
     def blocks(self, k: int) -> int:
         """Scales per output channel for K inputs."""
@@ -197,6 +228,8 @@ class WeightFormat:
         if self.dense:
             codes = packed_bytes(n * padded, self.bits)
         bits = 8 if self.dense else self.storage_bits
+        if self.grained:  # a byte for each multiple
+            return codes + n * blocks + n * SCALE_BYTES[self.scale]
         zeros = 0 if self.symmetric else n * -(-blocks * bits // 8)
         return codes + n * blocks * SCALE_BYTES[self.scale] + zeros
 

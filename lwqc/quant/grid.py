@@ -23,6 +23,7 @@ class Encoded:
     scale: float32 [N, blocks], already rounded to the stored type; may be negative.
     zero: uint8 [N, blocks], the codes of zero.
     k: inputs before padding.
+    channel: of grained formats: float32 [N], of which the scales are whole multiples.
     books: of vq: float32 [codebooks, 2^bits, dim], as float16 holds them; codes are then
         [K, ceil(N / dim)], indices of vectors of outputs, those of a codebook together.
     """
@@ -33,6 +34,7 @@ class Encoded:
     zero: Codes
     k: int
     books: Float | None = None
+    channel: Float | None = None
 
     def decode(self) -> Float:
         """Return the float32 weight [N, K] that the codes stand for."""

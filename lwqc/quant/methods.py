@@ -9,7 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from lwqc.errors import InputError
 from lwqc.quant.coordinate_descent import coordinate_descent
+from lwqc.quant.dual_grained import GRAINED_METHODS, not_for_grained
 from lwqc.quant.fitted_codebook import encode_in_codebook
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.gpfq import gpfq
@@ -33,7 +35,8 @@ _ON_WEIGHTS: Mapping[str, Callable[[Weight, WeightFormat], Encoded]] = {
 
 
 def _descent(weight: Weight, fmt: WeightFormat, gram: Gram) -> Encoded:
-    return coordinate_descent(weight, gptq(weight, fmt, gram, order="activation"), gram)
+    start = gptq(weight, fmt, gram, order="activation")
+    return coordinate_descent(weight, start, gram, refit_scales=not fmt.grained)
 
 
 _ON_DATA: Mapping[str, Callable[[Weight, WeightFormat, Gram], Encoded]] = {
@@ -72,6 +75,8 @@ def encode_by(
         return encode_half(weight)
     if fmt.kind == "vq":
         return encode_in_codebook(weight, fmt, gram, method)
+    if fmt.grained and method not in GRAINED_METHODS:
+        raise InputError(not_for_grained(method))
     if method in _ALL_GROUPS and gram is not None:
         return _ON_DATA[method](weight, fmt, gram)
     if method in DATA_METHODS and gram is not None:
@@ -102,4 +107,10 @@ def _joined(parts: list[Encoded]) -> Encoded:
         np.concatenate([p.scale for p in parts]),
         np.concatenate([p.zero for p in parts]),
         first.k,
+        channel=None if first.channel is None else np.concatenate([_channel(p) for p in parts]),
     )
+
+
+def _channel(part: Encoded) -> NDArray[np.float32]:
+    assert part.channel is not None
+    return part.channel

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwqc.quant.block_scale import full_range
+from lwqc.quant.dual_grained import dual_grained
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.grid import Encoded, Float
 from lwqc.quant.tiles import encode_tiles, tile
@@ -58,7 +59,8 @@ def encode(
     def fit(columns: Float, rows: slice) -> tuple[Float, Float]:
         return _fit(columns, fmt, shrink, None if counts is None else counts(rows))
 
-    return encode_tiles(weight, fmt, fit)
+    found = encode_tiles(weight, fmt, fit)
+    return dual_grained(weight, found, counts) if fmt.grained else found
 
 
 def _counts(importance: NDArray[np.floating], blocks: int, block: int) -> Callable[[slice], Float]:

@@ -18,7 +18,7 @@ Codes = NDArray[np.uint8]
 
 def code_range(fmt: WeightFormat) -> tuple[int, int]:
     """Lowest and highest code of a format."""
-    if fmt.kind != "int" or not fmt.symmetric:
+    if not fmt.whole or not fmt.symmetric:
         return 0, 2**fmt.bits - 1
     half = 2 ** (fmt.bits - 1)
     lowest, highest = fmt.implicit_zero - half, fmt.implicit_zero + half - 1
@@ -30,7 +30,7 @@ def unit_values(codes: Codes, zero: Float | Codes, fmt: WeightFormat) -> Float:
     """What codes stand for at scale 1; the zero points broadcast against them."""
     if fmt.kind == "fp16":
         return codes.view(np.float16).astype(np.float32)
-    if fmt.kind != "int":
+    if not fmt.whole:
         return LEVELS[fmt.kind][codes]
     centred: Float = codes.astype(np.float32) - zero
     return centred
@@ -38,7 +38,7 @@ def unit_values(codes: Codes, zero: Float | Codes, fmt: WeightFormat) -> Float:
 
 def codes_of(values: Float, zero: Float, fmt: WeightFormat) -> Codes:
     """The codes of values on the grid of scale 1."""
-    if fmt.kind != "int":
+    if not fmt.whole:
         return codes_of_levels(values, fmt.kind)
     return (values + zero).astype(np.uint8)
 
@@ -48,7 +48,7 @@ def round_to_grid(
 ) -> Float:
     """The values of the grid of scale 1 nearest to weight / scale; zero points broadcast."""
     result: Float = np.multiply(weight, np.float32(1) / scale, out=out)
-    if fmt.kind != "int":
+    if not fmt.whole:
         result[...] = nearest_level(result, fmt.kind)
         return result
     lowest, highest = code_range(fmt)

@@ -18,7 +18,7 @@ from lwqc.plans.plan import Plan, SiteEntry, Source
 from lwqc.quant.formats import BITS, BLOCKS, WeightFormat
 from lwqc.runtime.session import Session, SessionSettings
 from tests.build import model, normal
-from tests.processor import EXACT
+from tests.processor import EXACT, WHOLE
 
 TARGET = CpuTarget()
 OPSET = 20
@@ -33,6 +33,8 @@ FORMATS = [
     if b != 7 or (k is None and s)
 ]
 FORMATS += [WeightFormat(4, b, kind=k) for k in ("nf4", "fp4") for b in BLOCKS]
+GRAINED = [WeightFormat(4, b, kind=k, product=WHOLE) for k in ("dg", "e2m1") for b in (16, 32, 128)]
+FORMATS += GRAINED
 ACTIVATIONS = ["none", "dynamic"]
 INDEX = np.array([[0, 3, 1]])
 
@@ -94,7 +96,7 @@ def activation_bound(name, fmt, decoded):
     the rounded zero point cuts the range.
     """
     x = np.abs(feed("MatMul", name)).astype(np.float64)
-    if fmt.block is None:
+    if fmt.block is None or fmt.grained:
         signed = feed("MatMul", name)
         step = (max(signed.max(), 0) - min(signed.min(), 0)) / 255
         return np.full((len(x), 1), step) * np.abs(decoded).sum(axis=1)
@@ -155,6 +157,7 @@ def test_how_many_cells_are_legal():
     print("legal:", dict(legal), "illegal:", dict(illegal))
     assert sum((legal + illegal).values()) == 5 * len(FORMATS) * 2 * len(SHAPES)
     linear = 466 + len(SHAPES) * EXACT  # 8-bit weights with 8-bit activations
+    linear += len(SHAPES) * len(GRAINED)
     assert legal == {"MatMul": linear, "Gemm": linear, "GemmT": linear, "Gather": 173, "Conv": 245}
 
 
@@ -182,6 +185,8 @@ def test_dynamic_activations_are_rounded(bits):
         ("MatMul", "nf4b32", "none", "w_ragged", "multiple of the block 32"),
         ("MatMul", "w3c", "dynamic", "w_even", "symmetric 8-bit"),
         ("MatMul", "w4b32", "static", "w_even", "dynamic or none"),
+        ("MatMul", "dgw7b32", "none", "w_even", "activations have 8 bits"),
+        ("Conv", "dgw7b32", "static", "w_even", "no kernel for Conv"),
     ],
 )
 def test_reasons(op, text, activation, site, reason):

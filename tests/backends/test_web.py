@@ -19,6 +19,7 @@ SITES = {s.name: s for s in find_sites(network()).sites}
         (WebTarget, "m", "w4b32h", "none", "Folded"),
         (WebTarget, "m", "w4b32", "dynamic", "twice the float time"),
         (WebTarget, "m", "w8c", "dynamic", "MatMulInteger"),
+        (WebTarget, "m", "dgw8b32", "dynamic", "never run in a browser"),
         (WebTarget, "c1", "w8c", "static", "QLinearConv"),
         (WebGpuTarget, "m", "w4b32h", "none", "MatMulNBits"),
         (WebGpuTarget, "m", "w2b16h", "none", "MatMulNBits"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lwqc.model import io
 from lwqc.plans.plan import Plan, RemovedBranch, Source
 from lwqc.plans.recipe import named
 from lwqc.runtime.session import Session
+from lwqc.runtime.stats.output_divergence import OutputDivergence
 from models import glyphs
 from tests.build import model, normal
 
@@ -175,7 +177,7 @@ def test_every_recipe_runs(name, tmp_path) -> None:
 
 def test_accept_goes_from_blocks_to_branches_and_keeps_the_limit() -> None:
     feeds = small()
-    options = {"data": feeds, "recipe": "axformer", "measure": "kl"}
+    options = {"data": feeds, "recipe": "axformer", "measure": "kl", "share": 1.0}
     tight = lwqc.drop_layers(VIT, max_divergence=0.02, **options)
     loose = lwqc.drop_layers(VIT, max_divergence=0.3, **options)
     assert len(tight.plan.remove) < len(loose.plan.remove)
@@ -186,6 +188,27 @@ def test_accept_goes_from_blocks_to_branches_and_keeps_the_limit() -> None:
     assert nothing.plan.remove == ()
     assert isinstance(nothing.decision, DropDecision)
     assert "nothing could go" in nothing.decision.notes[0]
+
+
+def test_accept_goes_on_with_heads_and_hidden_units_within_the_limit(tmp_path) -> None:
+    feeds = [{"image": small()[0]["image"][:6]}]
+    options = {"data": feeds, "recipe": "axformer", "measure": "kl", "max_divergence": 0.02}
+    whole = lwqc.drop_layers(VIT, share=1.0, **options)  # so many branches, and nothing finer
+    done = lwqc.drop_layers(VIT, **options)
+    assert done.plan.remove == whole.plan.remove
+    assert whole.plan.prune is None
+    assert done.plan.prune is not None
+    gone = Counter(unit.group for unit in done.plan.prune.units)
+    sizes = {g.name: g.size for g in lwqc.inspect(VIT).groups}
+    assert all(count < sizes[name] for name, count in gone.items())
+    assert {sizes[name] for name in gone} >= {4, 256}  # heads, hidden units
+    assert all(count % 32 == 0 for name, count in gone.items() if sizes[name] == 256)
+    report = done.save(tmp_path / "small.onnx")
+    assert report.pruning is not None
+    assert report.pruning.macs[1] < report.pruning.macs[0]
+    before, after = (Session(m) for m in (VIT, done.model))
+    losses = [OutputDivergence(before(f)["logits"], "kl")(after(f)["logits"]) for f in feeds]
+    assert 0.01 < np.mean(losses) < 0.02 * 1.001
 
 
 def test_the_command_reports_what_it_removed(run, tmp_path) -> None:

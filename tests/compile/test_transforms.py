@@ -93,5 +93,7 @@ def test_dgq_and_smoothquant_run_in_integers(tmp_path):
         report = lwqc.compress(
             VIT, data=DATA, recipe=recipe, metric="tests.few_samples:glyph_accuracy"
         ).save(tmp_path / f"{recipe}.onnx")
-        assert {r.activation for r in report.sites} - {"none"}
+        integers = {r.kernel for r in report.sites if r.activation != "none"}
+        kernels = {"UnpackedInteger"} if recipe == "dgq" else {"MatMulInteger", "QLinearConv"}
+        assert integers == kernels
         assert report.metric_after > report.metric_before - 0.03

@@ -363,7 +363,7 @@ def test_recipes_on_the_command_line(recipe, tmp_path, monkeypatch, capsys):
             entry, site = plan.quantize[row["name"]], sites[row["name"]]
             assert row["bytes_after"] == entry.size_bytes(site.n, site.k) < row["bytes_before"]
             assert row["bytes_after"] > entry.weight.size_bytes(site.n, site.k)
-            assert row["format"][:3] == ("fp4" if recipe == "zeroquant-fp" else "w4b")
+            assert row["format"][:3] == ("e2m" if recipe == "zeroquant-fp" else "w4b")
     assert report["drop"] < 0.01
 
 

@@ -33,10 +33,17 @@ codebooks = st.builds(
     kind=st.just("vq"),
     dim=st.sampled_from(DIMS),
 )
+grained = st.builds(
+    WeightFormat,
+    st.just(4),
+    st.sampled_from(BLOCKS),
+    kind=st.sampled_from(["dg", "e2m1"]),
+    product=st.sampled_from([7, 8]),
+)
 formats = integer_formats | float_formats | reduced | dense
 
 
-@given(formats | codebooks)
+@given(formats | codebooks | grained)
 def test_short_name_reads_back(fmt):
     assert WeightFormat.parse(str(fmt)) == fmt
 

@@ -412,9 +412,12 @@ def print_decisions(divergence: Mapping[str, Divergence], console: Console) -> N
             console.print(f"  {name}: decisions kept: {', '.join(shares)}", highlight=False)
 
 
+_AT_LOAD = {"Folded": "unpacked at load", "UnpackedInteger": "8 bits from load on"}
+
+
 def kernel_text(row: SiteRow) -> str:
     """What runs a site, as docs/index.md calls it."""
-    return "unpacked at load" if row.kernel == "Folded" else row.kernel
+    return _AT_LOAD.get(row.kernel, row.kernel)
 
 
 def site_table(rows: Iterable[SiteRow]) -> Table:
