@@ -14,7 +14,6 @@ from lwqc.runtime.stats.collector import Array, Collector
 from lwqc.runtime.stats.emitter import Emitter
 from lwqc.runtime.stats.patches import Window, feature_rows
 
-
 _WIDE = 1024  # features; onnxruntime 1.31 takes twice numpy's time for such products of rows
 
 
@@ -51,9 +50,9 @@ class Gram(Collector[GramSum]):
     """XᵀX of a tensor [..., features], as MatMul and Gemm read it; other axes are rows.
 
     With a window, of the patches [channels, *kernel] that a convolution reads, group by group.
-    weights: of the rows; a Gram matrix of patches takes none (ValueError). features: how many, where
-    that is known. From 1024 on the rows leave the runtime and numpy multiplies them, which knows
-    that the product is symmetric: half the work, and less memory than a matrix of each run.
+    weights: of the rows; a Gram matrix of patches takes none (ValueError). features: how many,
+    where that is known. From 1024 on the rows leave the runtime and numpy multiplies them, which
+    knows that the product is symmetric: half the work, and no matrix of each run in the session.
     """
 
     tensor: str
