@@ -25,7 +25,7 @@ from lwqc.runtime.loadable import Loadable, as_loadable
 Feeds = Mapping[str, Any]
 _CPU = "CPUExecutionProvider"
 _ONCE = {"session.intra_op.allow_spinning": "0"}  # threads need not be ready for the next run
-# The runtime packs weights into copies; without, those of data files stay there until they are read.
+# Kernels pack weights into copies; without, those of data files stay there until they are read.
 _MAPPED = {**_ONCE, "session.disable_prepacking": "1"}
 _LARGE_BYTES = 64 << 20  # of a model that does not stay loaded in the other process
 _PER_THREAD = 16 << 20
