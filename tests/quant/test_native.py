@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,14 @@ def test_a_weight_in_a_file_is_encoded_like_one_in_memory(transposed, tmp_path, 
     path.unlink()
     with pytest.raises(InputError, match="tensor w: cannot be read: No such file"):
         encode(rows, WeightFormat(4, 32))
+
+
+def test_a_wheel_with_the_kernel_is_for_one_system(tmp_path):
+    """It is compiled where it can be; without it the wheel is for all."""
+    wheel = pytest.importorskip("hatchling.builders.wheel", reason="needs hatchling")
+    (built,) = wheel.WheelBuilder(str(BUILD.parent)).build(
+        directory=str(tmp_path), versions=["standard"]
+    )
+    compiled = f"lwqc/quant/{native.LIBRARY.name}" in zipfile.ZipFile(built).namelist()
+    assert compiled == (shutil.which("cc") is not None)
+    assert compiled == (not built.endswith("-none-any.whl"))
