@@ -47,16 +47,17 @@ def main() -> None:
         print(f"{parameters / 1e6:.0f}M parameters, {SAMPLES} samples of {TOKENS} tokens")
         print(f"largest segment and its Gram matrices: {largest_segment(model, data):.0f} MB")
         print(f"one Gram matrix [{HIDDEN}, {HIDDEN}]: {8 * HIDDEN**2 / 1e6:.0f} MB")
-        rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in METHODS}
+        rows: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in METHODS}
         for i in range(arguments.rounds):
             for name in METHODS if i % 2 == 0 else reversed(METHODS):
                 command = [part.replace("{data}", str(data)) for part in METHODS[name]]
                 with tempfile.TemporaryDirectory(dir=folder) as target:
                     rows[name].append(run(command, model, Path(target) / "out.onnx"))
-        print("\n| method | seconds | peak MB | size MB |\n| --- | --- | --- | --- |")
+        print("\n| method | seconds | processor s | peak MB | size MB |")
+        print("| --- | ---: | ---: | ---: | ---: |")
         for name, found in rows.items():
-            seconds, peak, size = np.median(np.array(found), axis=0)
-            print(f"| {name} | {seconds:.1f} | {peak:.0f} | {size:.0f} |")
+            seconds, processor, peak, size = np.median(np.array(found), axis=0)
+            print(f"| {name} | {seconds:.1f} | {processor:.1f} | {peak:.0f} | {size:.0f} |")
 
 
 if __name__ == "__main__":

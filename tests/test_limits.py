@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -201,6 +202,27 @@ def test_a_large_model_does_not_stay_where_it_ran(monkeypatch):
     assert isolated.shared().alive
     with pytest.raises(SessionError):  # nothing is loaded
         isolated.shared().run({})
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells private memory")
+def test_a_large_model_is_run_without_copies_of_its_weights(tmp_path, monkeypatch):
+    weight = np.ones((4096, 4608), np.float32)  # 75 MB
+    net = model("(float[n,4096] x) => (float[n,4608] y) { y = MatMul(x, w) }")
+    net.graph.register_initializer(value := ir.Value(name="w", const_value=ir.tensor(weight)))
+    net.graph.node(0).replace_input_with(1, value)
+    io.save(net, tmp_path / "m.onnx", external_data=True)
+
+    def private() -> int:
+        status = Path(f"/proc/{isolated.shared()._process.pid}/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+    proof.prove(model(WIDE), {"x": np.zeros(1, np.int64)}, "small")
+    before, after = private(), []
+    forget = isolated.Isolated.forget
+    monkeypatch.setattr(isolated.Isolated, "forget", lambda p: (after.append(private()), forget(p)))
+    proof.prove(io.load(tmp_path / "m.onnx"), {"x": np.ones((2, 4096), np.float32)}, "large")
+    assert after
+    assert after[0] - before < weight.nbytes / 2
 
 
 def test_a_model_that_is_gone_is_not_run():

@@ -203,7 +203,7 @@ def _gram(site: Site) -> Gram | None:
         return None
     if use.node.op_type == "Conv":
         return Gram(name, conv_window(use.node, site.shape))
-    return Gram(name)
+    return Gram(name, features=site.k)
 
 
 def _weighted(

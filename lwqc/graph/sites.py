@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lwqc.graph.folded_codes import reads_codebook
 from lwqc.model.names import distinct_names
+from lwqc.model.tensor_bytes import StoredMatrix
 from lwqc.model.weights import (
     ReadArray,
     Weight,
@@ -29,6 +30,8 @@ from lwqc.model.weights import (
 
 BOTH_WAYS = "is read in both orientations, and scales go along one"
 OVERRIDABLE = "is also an input, which callers may override; --constant-inputs makes it a constant"
+_LARGE_BYTES = 32 << 20  # of a weight that is better read in parts
+_READ_BY_ROWS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 MIN_WEIGHTS = 1024  # smaller tensors are not worth a row in a table
 
 
@@ -114,6 +117,17 @@ class Site:
         if array.ndim == 2:
             return array.T if use.transposed else array  # type: ignore[return-value]
         return array.reshape(self.n, self.k)  # type: ignore[return-value]
+
+    def stored_rows(self) -> StoredMatrix | None:
+        """The weight [N, K] as it lies in a data file; None where it does not lie there like that.
+
+        For weights of which a copy in memory would cost much.
+        """
+        tensor = self.weight.tensor
+        plain = not self.weight.steps and len(self.shape) == 2 and tensor.dtype in _READ_BY_ROWS
+        if not plain or not isinstance(tensor, ir.ExternalTensor) or tensor.nbytes < _LARGE_BYTES:
+            return None
+        return StoredMatrix(tensor, self.uses[0].transposed)
 
 
 @dataclass(frozen=True)

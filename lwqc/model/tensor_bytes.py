@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,16 +57,62 @@ def read_rows(tensor: ir.TensorProtocol, start: int, stop: int) -> NDArray[Any]:
     return values[skip : skip + (stop - start) * row].reshape(stop - start, *shape[1:])
 
 
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A matrix [N, K] that lies in a data file, there as [K, N] if transposed.
+
+    Slices of rows are read when they are asked for; InputError if the file is gone or has shrunk.
+    """
+
+    tensor: ir.ExternalTensor
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and K."""
+        first, second = static_shape(self.tensor)
+        return (second, first) if self.transposed else (first, second)
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Some rows in memory of their own."""
+        start, stop, _ = rows.indices(self.shape[0])
+        if not self.transposed:
+            return read_rows(self.tensor, start, stop)
+        return _read_columns(self.tensor, start, stop).T
+
+
+def _read_columns(tensor: ir.ExternalTensor, start: int, stop: int) -> NDArray[Any]:
+    """Columns [start, stop) of a matrix of numbers of whole bytes."""
+    rows, columns = static_shape(tensor)
+    found = np.empty((rows, stop - start), tensor.dtype.numpy().newbyteorder("<"))
+    width, offset = found.itemsize, tensor.offset or 0
+    try:
+        with open(tensor.path, "rb", buffering=0) as file:
+            for i, row in enumerate(found.view(np.uint8)):
+                file.seek(offset + (i * columns + start) * width)
+                if file.readinto(row) != row.nbytes:
+                    raise _cut_short(tensor)
+    except OSError as error:
+        raise _unreadable(tensor, error) from error
+    return found
+
+
+def _cut_short(tensor: ir.ExternalTensor) -> InputError:
+    return InputError(f"{tensor.path}: tensor {tensor.name}: the file was cut short since")
+
+
+def _unreadable(tensor: ir.ExternalTensor, error: OSError) -> InputError:
+    return InputError(f"{tensor.path}: tensor {tensor.name}: cannot be read: {error.strerror}")
+
+
 def _read(tensor: ir.ExternalTensor, start: int, size: int) -> NDArray[np.uint8]:
     """Bytes [start, start + size) of an external tensor."""
     try:
         raw = np.fromfile(tensor.path, np.uint8, size, offset=(tensor.offset or 0) + start)
     except OSError as error:
-        raise InputError(
-            f"{tensor.path}: tensor {tensor.name}: cannot be read: {error.strerror}"
-        ) from error
+        raise _unreadable(tensor, error) from error
     if len(raw) != size:
-        raise InputError(f"{tensor.path}: tensor {tensor.name}: the file was cut short since")
+        raise _cut_short(tensor)
     return raw
 
 

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.sites import sites_by_name
+from lwqc.model.tensor_bytes import StoredMatrix, read_array
 from lwqc.model.weights import ReadArray
 from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import Encoded
 from lwqc.quant.methods import DATA_METHODS, encode_by
+from lwqc.quant.range_search import encode
 from lwqc.quant.side import Side, encode_with_side
 
 
@@ -147,6 +149,8 @@ class EncodedWeights:
             return _Held(known)
         try:
             gram = self._grams(site) if method in DATA_METHODS else None
+            if not entry.has_side and (rows := self._in_file(site, entry)) is not None:
+                return _Held(encode(rows, fmt, search=entry.search))
             weight = self.weight(site)
             if not entry.has_side:
                 return _Held(encode_by(method, weight, fmt, gram, search=entry.search))
@@ -162,6 +166,11 @@ class EncodedWeights:
             return _Held(encoded, side)
         except InputError as error:
             raise InputError(f"{site}: {error}") from error
+
+    def _in_file(self, site: str, entry: SiteEntry) -> StoredMatrix | None:
+        """A large weight that is rounded where it lies, row by row, not loaded before."""
+        by_rows = entry.method == "rtn" and entry.weight.kind not in ("fp16", "vq")
+        return self._sites[site].stored_rows() if by_rows and self._read is read_array else None
 
     def lazy(
         self,

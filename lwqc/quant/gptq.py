@@ -85,4 +85,6 @@ def gptq(
 def _coupling(gram: NDArray[np.float64], damp: float) -> NDArray[np.float32]:
     """U over its diagonal, of inputs in the order in which they are visited."""
     factor = inverse_factor(gram, damp)
-    return (factor / np.diagonal(factor)[:, None]).astype(np.float32)
+    coupling = np.empty(factor.shape, np.float32)
+    diagonal = np.diagonal(factor)[:, None]
+    return np.divide(factor, diagonal, out=coupling, dtype=np.float64, casting="same_kind")

@@ -24,8 +24,12 @@ def check_gram(gram: Float, k: int) -> None:
 def damped(gram: Float, damp: float) -> Float:
     """gram + λI, λ = damp times the mean of the diagonal."""
     result = gram.copy()
-    result.flat[:: len(gram) + 1] += damp * _mean_energy(gram)
+    _damp(result, damp * _mean_energy(gram))
     return result
+
+
+def _damp(gram: Float, ridge: float) -> None:
+    np.einsum("ii->i", gram)[:] += ridge
 
 
 def importance(gram: Float, damp: float) -> Float:
@@ -43,7 +47,8 @@ def inverse_factor(gram: Float, damp: float) -> Float:
     damp = max(damp, _LEAST)
     while True:
         # With the order reversed the factor is that of the inverse itself: no inverse is formed.
-        reverse = np.asfortranarray(damped(gram, damp)[::-1, ::-1])
+        reverse = np.array(gram[::-1, ::-1], order="F")
+        _damp(reverse, damp * _mean_energy(gram))
         try:
             lower = cholesky(reverse, lower=True, overwrite_a=True, check_finite=False)
         except LinAlgError:

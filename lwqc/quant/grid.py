@@ -13,6 +13,8 @@ from lwqc.quant.unit_grid import unit_values
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
+_PIECE = 1 << 15  # numbers that stay in the first-level cache, or near it, while codes are packed
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -68,9 +70,16 @@ def pack(codes: Codes, bits: int) -> Codes:
         return codes
     if rest := -codes.shape[-1] % per_byte:
         codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], rest), np.uint8)], axis=-1)
-    packed = codes[..., 0::per_byte].copy()
-    for i in range(1, per_byte):
-        packed |= codes[..., i::per_byte] << np.uint8(bits * i)
+    # Codes of one byte as a number of that many bytes: contiguous, which strided reads are not.
+    together = np.ascontiguousarray(codes).view(f"<u{per_byte}")
+    packed = np.empty(together.shape, np.uint8)
+    numbers, bytes_ = together.reshape(-1), packed.reshape(-1)
+    for start in range(0, len(numbers), _PIECE):
+        piece = numbers[start : start + _PIECE]
+        gathered = piece.copy()
+        for i in range(1, per_byte):
+            gathered |= piece >> ((8 - bits) * i)
+        bytes_[start : start + _PIECE] = gathered  # the lowest byte of each
     return packed
 
 

@@ -17,7 +17,8 @@ from lwqc.quant.block_scale import full_range
 from lwqc.quant.dual_grained import dual_grained
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.grid import Encoded, Float
-from lwqc.quant.tiles import encode_tiles, tile
+from lwqc.quant.native import searched
+from lwqc.quant.tiles import Rows, encode_tiles, tile
 from lwqc.quant.unit_grid import round_to_grid
 
 # Fractions of the full range at which a block is clipped. Low bits gain from clipping, and the more
@@ -34,7 +35,7 @@ _SMALL_BLOCK = 32
 
 
 def encode(
-    weight: NDArray[np.floating],
+    weight: Rows,
     fmt: WeightFormat,
     *,
     search: bool = True,
@@ -42,7 +43,7 @@ def encode(
 ) -> Encoded:
     """Quantize a weight [N, K] to `fmt`.
 
-    weight: float [N, K], any strides (a transposed view is read without a full copy).
+    weight: float [N, K], any strides (a transposed view is read without a full copy), or in a file.
     search: False uses the plain min/max range of each block.
     importance: [K], or [N, K] where rows have inputs of their own, positive; what the squared error
         of each input counts. With the mean square of the inputs it is the error at the layer's
@@ -81,6 +82,8 @@ def _fit(
     counts: [block, blocks], of each of the equal parts of the columns in turn; or [block, m].
     """
     start, zero = full_range(w, fmt)
+    if counts is None and (found := searched(w, start, zero, shrink, fmt)) is not None:
+        return found, zero
     best_gain = np.full(w.shape[1], -1.0, np.float32)
     best = start
     d = np.empty_like(w)

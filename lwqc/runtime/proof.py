@@ -25,6 +25,8 @@ from lwqc.runtime.loadable import Loadable, as_loadable
 Feeds = Mapping[str, Any]
 _CPU = "CPUExecutionProvider"
 _ONCE = {"session.intra_op.allow_spinning": "0"}  # threads need not be ready for the next run
+# Kernels pack weights into copies; without, those of data files stay there until they are read.
+_MAPPED = {**_ONCE, "session.disable_prepacking": "1"}
 _LARGE_BYTES = 64 << 20  # of a model that does not stay loaded in the other process
 _PER_THREAD = 16 << 20
 _OF_MODEL, _OF_INPUTS = 16, 4  # how many times their bytes a run may take
@@ -74,7 +76,7 @@ def prove(model: ir.Model, feeds: Feeds, label: str) -> None:
                 source,
                 optimize=True,
                 flags={},
-                entries=_ONCE,
+                entries=_MAPPED if io.weight_bytes(model) > _LARGE_BYTES else _ONCE,
                 providers=[_CPU],
                 most_bytes=most,
             )

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
+    CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -42,6 +43,7 @@ _RESTARTS = 3
 _WORTH_SECONDS = 30.0  # of evaluations, before starting processes can pay
 _STILL_PAYS = 0.8
 _PATIENCE_S = 1800.0  # without any candidate done; then a cluster is taken to have lost them
+_LOSSES = (OSError, CancelledError)  # closed connections, no answer in time, data that is gone
 _built: dict[str, TrialModel] = {}
 _building = threading.Lock()
 
@@ -189,7 +191,7 @@ def _end_with_parent() -> None:
 @contextmanager
 def _dask(spec: TrialSpec, address: str) -> Iterator[Evaluate]:
     try:
-        from distributed import Client
+        from distributed import Client, KilledWorker
     except ImportError as error:
         raise InputError("--cluster needs Dask: pip install 'lwqc[cluster]'") from error
     connect: Any = Client  # which has no annotations
@@ -199,7 +201,7 @@ def _dask(spec: TrialSpec, address: str) -> Iterator[Evaluate]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"--cluster {address}: no scheduler answers: {reason}") from error
     try:
-        yield _Cluster(client, _packed(spec))
+        yield _Cluster(client, _packed(spec), (*_LOSSES, KilledWorker))
     finally:
         client.close()
 
@@ -209,8 +211,11 @@ class _Cluster:
     where the last copy of the data went with them, it is sent again.
     """
 
-    def __init__(self, client: Any, data: bytes) -> None:
-        self._client, self._data = client, data
+    def __init__(
+        self, client: Any, data: bytes, losses: tuple[type[Exception], ...] = _LOSSES
+    ) -> None:
+        """losses: what results raise when workers or connections are gone; others are faults."""
+        self._client, self._data, self._losses = client, data, losses
         self._digest = hashlib.sha256(data).hexdigest()
         self._executor: Executor = client.get_executor(pure=False, retries=_RESTARTS)
         self._source = self._sent()
@@ -236,9 +241,7 @@ class _Cluster:
             for i, future in _as_they_end(futures):
                 try:
                     known[i] = future.result(timeout=0)
-                except LwqcError:
-                    raise
-                except Exception as error:
+                except self._losses as error:
                     lost = error
         if len(known) < len(candidates):
             reason = " ".join(str(lost).split())[:200] or type(lost).__name__

@@ -14,6 +14,8 @@ from lwqc.runtime.stats.collector import Array, Collector
 from lwqc.runtime.stats.emitter import Emitter
 from lwqc.runtime.stats.patches import Window, feature_rows
 
+_WIDE = 1024  # features; onnxruntime 1.31 takes twice numpy's time for such products of rows
+
 
 class RowWeights(Protocol):
     """Weights of rows, computed from other tensors of the same run; hashable, as collectors are."""
@@ -48,12 +50,15 @@ class Gram(Collector[GramSum]):
     """XᵀX of a tensor [..., features], as MatMul and Gemm read it; other axes are rows.
 
     With a window, of the patches [channels, *kernel] that a convolution reads, group by group.
-    weights: of the rows; a Gram matrix of patches takes none (ValueError).
+    weights: of the rows; a Gram matrix of patches takes none (ValueError). features: how many,
+    where that is known. From 1024 on the rows leave the runtime and numpy multiplies them, which
+    knows that the product is symmetric: half the work, and no matrix of each run in the session.
     """
 
     tensor: str
     window: Window | None = None
     weights: RowWeights | None = None
+    features: int = 0
 
     def __post_init__(self) -> None:
         """Refuse weighted patches."""
@@ -69,6 +74,8 @@ class Gram(Collector[GramSum]):
         """One Gemm over the rows, or one MatMul per convolution group over the patches."""
         if self.window is None:
             rows = emit.rows(values[0])
+            if self._outside:
+                return [rows]
             weighted = self._weighted(emit, rows, values)
             return [emit("Shape", rows), emit.product(weighted, rows)]
         patches = feature_rows(emit, values[0], self.window)
@@ -81,12 +88,23 @@ class Gram(Collector[GramSum]):
         weights = self.weights.emit(emit, values[1:])
         return emit("Mul", rows, emit("Reshape", weights, emit.constant(np.array([-1, 1]))))
 
+    @property
+    def _outside(self) -> bool:
+        return self.features >= _WIDE and self.window is None and self.weights is None
+
     def read(self, outputs: Sequence[Array]) -> GramSum:
         """Sum of one run."""
+        if self._outside:
+            rows = outputs[0]
+            return GramSum(len(rows), (rows.T @ rows).astype(np.float64))
         shape, matrix = outputs
         return GramSum(int(shape[-2]), matrix.astype(np.float64))
 
     def fold(self, total: GramSum, outputs: Sequence[Array]) -> GramSum:
         """Adds in place: the matrix may be large."""
+        if self._outside:
+            rows = outputs[0]
+            np.add(total.matrix, rows.T @ rows, out=total.matrix)
+            return GramSum(total.rows + len(rows), total.matrix)
         np.add(total.matrix, outputs[1], out=total.matrix)
         return GramSum(total.rows + int(outputs[0][-2]), total.matrix)

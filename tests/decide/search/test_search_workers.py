@@ -86,10 +86,10 @@ def test_dask_workers_agree_and_one_that_dies_loses_nothing() -> None:
 
 
 class Forgetful:
-    """A cluster that never answers for the first `lost` candidates that it gets."""
+    """A cluster that fails for the first `lost` candidates that it gets, or never answers."""
 
-    def __init__(self, lost: int) -> None:
-        self.lost, self.given = lost, 0
+    def __init__(self, lost: int, error: Exception | None = None) -> None:
+        self.lost, self.given, self.error = lost, 0, error
 
     def get_executor(self, **_: object) -> Forgetful:
         return self
@@ -102,6 +102,8 @@ class Forgetful:
         self.given += 1
         if self.given > self.lost:
             future.set_result(float(candidate))
+        elif self.error is not None:
+            future.set_exception(self.error)
         return future
 
 
@@ -112,6 +114,16 @@ def test_candidates_that_a_cluster_never_answers_for_are_sent_again(monkeypatch)
     assert forgetful.given == 8
     with pytest.raises(LwqcError, match="lost again and again: TimeoutError"):
         module._Cluster(Forgetful(lost=99), b"")([5], 1)
+
+
+def test_a_fault_on_a_worker_is_no_loss() -> None:
+    closed = Forgetful(lost=2, error=ConnectionResetError("closed"))
+    assert module._Cluster(closed, b"")([5, 6], 1) == [5, 6]
+    for error in (ZeroDivisionError("in a score"), InputError("bad data")):
+        faulty = Forgetful(lost=1, error=error)
+        with pytest.raises(type(error), match=str(error)):
+            module._Cluster(faulty, b"")([5], 1)
+        assert faulty.given == 1
 
 
 def test_no_scheduler_is_one_line() -> None:

@@ -110,11 +110,13 @@ def test_scaled_histogram(scale):
     assert found.quantile(0.9) == pytest.approx(float(np.quantile(x, 0.9)), rel=2**-9)
 
 
-def test_gram(conv_net, images):
-    found = collect(conv_net, [Gram("f")], images, runner)
+@pytest.mark.parametrize("wide", [False, True])
+def test_gram(conv_net, images, wide):
+    gram = Gram("f", features=4096 if wide else 0)
+    found = collect(conv_net, [gram], images, runner)[gram]
     rows = np.concatenate([r["f"] for r in capture(conv_net, ["f"], images)]).astype(np.float64)
-    assert found[Gram("f")].rows == len(rows)
-    np.testing.assert_allclose(found[Gram("f")].matrix, rows.T @ rows, rtol=SUM_RTOL)
+    assert found.rows == len(rows)
+    np.testing.assert_allclose(found.matrix, rows.T @ rows, rtol=SUM_RTOL)
 
 
 def test_gram_of_a_tensor_of_rank_three():
