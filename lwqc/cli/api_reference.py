@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
 from typing import Annotated, Any, get_origin
 
 from lwqc.plans.spelled_out import flag_of
@@ -14,17 +16,14 @@ from lwqc.plans.spelled_out import flag_of
 _HEAD = """# Python API
 
 What `import lwqc` offers; this page is made of the code by `python -m lwqc.cli.api_reference`.
-Options mean what those of the [commands](commands.md) do. Every error is a `lwqc.LwqcError` of one
-line.
+Options mean what those of the commands do. Every error is a `lwqc.LwqcError` of one line.
 """
 _LONGEST = 48  # characters of a default that are shown
 
 
-def api_reference() -> str:
-    """The page."""
-    import lwqc
-
-    found = {name: getattr(lwqc, name) for name in lwqc.__all__}
+def api_reference(public: ModuleType) -> str:
+    """The page of a package whose `__all__` is what it offers."""
+    found = {name: getattr(public, name) for name in public.__all__}
     functions = {n: f for n, f in found.items() if inspect.isfunction(f)}
     parts = [_HEAD, "## Functions\n"]
     for name, function in functions.items():
@@ -102,4 +101,4 @@ def _first(what: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(api_reference(), end="")
+    print(api_reference(import_module("lwqc")), end="")
