@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.grid import Encoded, Float
-from lwqc.quant.tiles import encode_tiles
+from lwqc.quant.tiles import Rows, encode_tiles
 from lwqc.quant.unit_grid import round_to_grid
 
 GRAINED_METHODS = ("rtn", "gptq", "gptq-order", "gpfq", "descent")
@@ -33,7 +33,7 @@ def not_for_grained(method: str) -> str:
 
 
 def dual_grained(
-    weight: NDArray[np.floating], first: Encoded, counts: Callable[[slice], Float] | None
+    weight: Rows, first: Encoded, counts: Callable[[slice], Float] | None
 ) -> Encoded:
     """A weight [N, K] with grained scales, from float scales of its blocks.
 
