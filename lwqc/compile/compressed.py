@@ -200,6 +200,7 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
             *work.original.notes,
             *result.decisions.notes,
             *_notes(result.decisions),
+            *(_refitted(result) if verify else ()),
             *(_idle(result) if verify else ()),
             *(f"not chosen: {why}" for why in work.job.unusable),
         ),
@@ -248,6 +249,19 @@ def _notes(plan: Plan) -> tuple[str, ...]:
             0, f"nothing of the quantization is left: {plan.target} has none of its formats"
         )
     return tuple(notes)
+
+
+def _refitted(result: Compressed) -> tuple[str, ...]:
+    """What a loss means that is measured on the data that layers were fitted to."""
+    plan = result.decisions
+    prune = plan.prune is not None and plan.prune.compensate == "refit"
+    refitted = prune or any(branch.compensate == "linear" for branch in plan.remove)
+    if not refitted or not result.work.job.data.fit.given:
+        return ()
+    return (
+        "the loss is measured on the inputs that layers were refitted to; others may lose many "
+        "times as much: lwqc verify with other inputs tells",
+    )
 
 
 def _cleaning(plan: Plan) -> tuple[str, ...]:

@@ -32,9 +32,7 @@ def not_for_grained(method: str) -> str:
     )
 
 
-def dual_grained(
-    weight: Rows, first: Encoded, counts: Callable[[slice], Float] | None
-) -> Encoded:
+def dual_grained(weight: Rows, first: Encoded, counts: Callable[[slice], Float] | None) -> Encoded:
     """A weight [N, K] with grained scales, from float scales of its blocks.
 
     first: of a grained format, with the scales that phase 1 found. counts: what errors of some rows
