@@ -119,6 +119,7 @@ def _auto(work: Version, goals: Goals, recipe: Recipe, structure: bool) -> Plan:
     else:
         base, plan = fastest(work, limit, recipe)
         better = faster
-    if structure and not goals.bounds:
+    known = better is smaller or work.job.timed  # whether it is better can be told
+    if structure and known and not goals.bounds:
         base, plan = narrowed(base, plan, limit, recipe, better=better)
     return base.stamped(plan)
