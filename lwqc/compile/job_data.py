@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from lwqc.plans.options import Sizes
 from lwqc.runtime.counted import counted
 from lwqc.runtime.data import Dataset, open_data
-from lwqc.runtime.rebatched import HELD_BACK, in_pieces
+from lwqc.runtime.rebatched import HELD_BACK, LEAST_FEEDS, in_pieces
 from lwqc.runtime.served import Served, served_inputs
 
 _JUDGES = 4  # batches that candidates are compared on while searching
-_LEAST = 2 * HELD_BACK  # sets of inputs, of which some are held back
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +60,7 @@ class JobData:
         Batches are taken apart where there are few of them and the model allows it.
         """
         pieces = in_pieces(list(counted(self.fit, "the data that is kept")), self.model)
-        if len(pieces) < _LEAST:
+        if len(pieces) < LEAST_FEEDS:
             return None
         held = pieces[HELD_BACK - 1 :: HELD_BACK]
         fitted = [p for i, p in enumerate(pieces) if i % HELD_BACK != HELD_BACK - 1]

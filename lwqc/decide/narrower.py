@@ -21,6 +21,7 @@ from lwqc.decide.narrowed_entries import plan_here
 from lwqc.decide.prune_options import PruneOptions
 from lwqc.errors import InputError, SessionError
 from lwqc.model import io
+from lwqc.model.limits import LimitError
 from lwqc.plans.plan import Plan, Pruning
 from lwqc.plans.recipe import Recipe
 from lwqc.runtime.measure import NOISE
@@ -30,6 +31,7 @@ Better = Callable[[Version, Lowered, Lowered], bool]  # (before, after)
 _WORTH = 0.2  # of the allowed loss: where less is left, little can go
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the multiply-accumulates
 _WIDTH = 8  # channels that kernels of a CPU take at once
+_FEWER = 0.95  # of the bytes: what saves less is not worth what it loses
 _TRIED = 2  # of the shares that hold in float: formats lose more on what is narrower
 
 
@@ -60,9 +62,9 @@ def faster(work: Version, before: Lowered, after: Lowered) -> bool:
 
 
 def smaller(work: Version, before: Lowered, after: Lowered) -> bool:
-    """Whether a model takes fewer bytes than another."""
+    """Whether a model takes so many bytes less than another that it is worth a loss."""
     first, second = (io.serialized_bytes(lowered.model) for lowered in (before, after))
-    return second < first
+    return second < _FEWER * first
 
 
 def narrower(
@@ -136,7 +138,11 @@ def _held_back(work: Version) -> Version | None:
     """
     if work.job.data.fit.kind != "real":
         return None
-    data = work.job.data.apart()
+    try:
+        data = work.job.data.apart()
+    except LimitError as error:  # of memory; nobody asked for all data at once
+        work.job.give_up(error)
+        return None
     if data is None:
         return None
     metric = work.job.metric

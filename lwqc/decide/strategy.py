@@ -71,6 +71,8 @@ def row(
     work: Version, goals: Goals, recipe: Recipe | str, control: SearchControl, count: int
 ) -> Generator[Compressed, None, None]:
     """Models from little compressed to as much as asked, see `lwqc.decide.search.joint.pareto`."""
+    if control.recover:
+        raise InputError("--recover fits one model in the time that is left: leave out --pareto")
     chosen, notes = suited(find(recipe) if isinstance(recipe, str) else recipe, work)
     _check_budgets(work, goals, chosen)
     for done in pareto(work, goals, chosen, control, count):

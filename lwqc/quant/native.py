@@ -20,6 +20,7 @@ from lwqc.quant.unit_grid import code_range
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 VARIABLE = "LWQC_NATIVE"
+_OFF = ("off", "0", "false", "no")
 LIBRARY = Path(__file__).with_name("_blocks.so")
 
 
@@ -70,7 +71,7 @@ def _at(array: Float | Codes) -> int:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    if os.environ.get(VARIABLE) == "off" or not LIBRARY.exists():
+    if os.environ.get(VARIABLE, "").lower() in _OFF or not LIBRARY.exists():
         return None
     try:
         return opened(LIBRARY)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 import lwqc
+from lwqc.compile.job_data import JobData
 from lwqc.compile.losses import judged_drop
 from lwqc.decide import narrower as module
 from lwqc.decide import planning
 from lwqc.decide.compress import open_version
+from lwqc.model.limits import LimitError
 from lwqc.plans.recipe import find
 from tests.build import Row, model, normal
 
@@ -57,7 +59,7 @@ def test_repeated_channels_go_and_a_plan_replays_it(repeated, tmp_path):
 
 def test_what_only_the_fitted_inputs_do_not_miss_stays(independent):
     """Fitted to fewer inputs than channels, layers make up for all that go, on those inputs."""
-    work = open_version(independent, data=rows_of(10))
+    work = open_version(independent, data=rows_of(20))
     plan = planning.unchanged(work)
     assert module.narrower(work, plan, 0.01, "mse") is None
     choice = module.Choice(work, module.PruneOptions(0.3, score="obs", compensate="refit"))
@@ -72,10 +74,21 @@ def test_what_only_the_fitted_inputs_do_not_miss_stays(independent):
 def test_nothing_goes_without_enough_real_data_or_where_nobody_says_what_may_be_lost(repeated):
     plan = planning.unchanged(open_version(repeated, data=rows_of(2)))
     fixed = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(64, 64)}, {"x": [8, 64]}, ["y"])
-    few, made_up = open_version(fixed, data=rows_of(9)), open_version(repeated, data="random:20")
+    few, made_up = open_version(fixed, data=rows_of(19)), open_version(repeated, data="random:20")
     assert module.narrower(few, planning.unchanged(few), 0.01, "mse") is None
     assert module.narrower(made_up, plan, 0.01, "mse") is None
     assert lwqc.compress(repeated, data=rows_of(20)).plan.prune is None
+
+
+def test_data_that_memory_does_not_hold_is_a_note(repeated, monkeypatch):
+    work = open_version(repeated, data=rows_of(20))
+    monkeypatch.setattr(JobData, "apart", beyond_memory)
+    assert module.narrower(work, planning.unchanged(work), 0.01, "mse") is None
+    assert any("memory" in why for why in work.job.unusable)
+
+
+def beyond_memory(self):
+    raise LimitError("keeping the data takes more memory than is allowed")
 
 
 def test_only_what_is_better_is_taken(repeated):

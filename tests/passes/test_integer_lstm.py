@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from onnxruntime.quantization import quantize_dynamic
@@ -17,6 +18,7 @@ from lwqc.model import io
 from lwqc.passes.restore_floats import RestoreFloats, is_quantized
 from lwqc.plans.plan import SiteEntry
 from lwqc.quant.formats import WeightFormat
+from lwqc.runtime.session import Session
 from tests.build import Row, model, normal
 
 STEPS, BATCH, INPUT, HIDDEN = 6, 2, 24, 32
@@ -114,3 +116,19 @@ def test_it_becomes_float_again(own, tmp_path):
     lwqc.save(made, tmp_path / "back.onnx")
     back = lwqc.verify(net, tmp_path / "back.onnx", data=feeds())["y"].error
     assert 0 < back < 0.01
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_torch_computes_it_and_fits_what_it_may(directions, tmp_path):
+    torch = pytest.importorskip("torch", reason="compares with torch")
+    net, path = recurrent(directions), tmp_path / "small.onnx"
+    lwqc.quantize(net, bits=8, activations="dynamic", data=feeds(directions)).save(path)
+    module, session = lwqc.to_torch(path), Session(io.load(path))
+    (one,) = feeds(directions, count=1)
+    found = module(**{n: torch.from_numpy(a) for n, a in one.items()})["y"]
+    rounded = session(one)["y"]  # of inputs and states in 8 bits, which are floats in torch
+    exact = Session(net)(one)["y"]
+    assert np.abs(found.detach().numpy() - rounded).max() < 0.03
+    assert np.abs(found.detach().numpy() - exact).max() < 0.03
+    found.sum().backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())

@@ -145,6 +145,32 @@ def _lstm(
     return _run(call, x, lengths, (state, cell), step_of, hidden)
 
 
+def _dynamic_lstm(
+    call: Call,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    bias: Tensor | None,
+    lengths: Tensor | None,
+    state: Tensor | None,
+    cell: Tensor | None,
+    peepholes: Tensor | None,
+    *scales: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """com.microsoft.DynamicQuantizeLSTM; inputs and states that it rounds to 8 bits stay floats.
+
+    scales: of w, its zero points, and the same of r.
+    """
+
+    def decoded(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        each = (len(codes), 1, -1)  # one per direction, or per direction and gate
+        whole = codes.to(x.dtype) - zero.reshape(each).to(x.dtype)
+        return (whole * scale.reshape(each)).transpose(1, 2)
+
+    floats = decoded(w, *scales[:2]), decoded(r, *scales[2:])
+    return _lstm(call, x, *floats, bias, lengths, state, cell, peepholes)
+
+
 def _gru(
     call: Call,
     x: Tensor,
@@ -207,5 +233,8 @@ def _rnn(
 TABLE: Table = {
     ("", "GRU"): Operation(_gru, fixed=(5,)),
     ("", "LSTM"): Operation(_lstm, fixed=(5, 6)),
+    ("com.microsoft", "DynamicQuantizeLSTM"): Operation(
+        _dynamic_lstm, fixed=(5, 6, 8, 10), codes=(1, 2)
+    ),
     ("", "RNN"): Operation(_rnn, fixed=(5,)),
 }

@@ -7,10 +7,14 @@ pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 import lwqc
 from lwqc.compile import affordable_steps
 from lwqc.compile.fitted import Pace
+from lwqc.decide.compress import open_version
+from lwqc.decide.search.control import SearchControl
 from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.recovered import Recovered, trials
 from lwqc.decide.search.space import SIZE
+from lwqc.decide.strategy import row
 from lwqc.errors import InputError
+from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Learn
 from tests.compile.test_learned import error, feeds, original
 from tests.decide.search.searched import changed, found
@@ -43,6 +47,13 @@ def test_too_little_time_is_told_and_no_data_is_an_error(monkeypatch):
     assert any(note.startswith("nothing was learned: ") for note in done.plan.notes)
     with pytest.raises(InputError, match="--recover: fits to the original on data: give --data"):
         lwqc.compress(original(), recover=True)
+
+
+def test_a_row_of_models_is_not_fitted_in_the_time_of_one():
+    work = open_version(original(), data=feeds(6))
+    control = SearchControl(recover=True, time_limit_s=10)
+    with pytest.raises(InputError, match="leave out --pareto"):
+        next(row(work, Goals(max_size="20%"), "auto", control, 2))
 
 
 def test_a_recipe_that_learns_keeps_its_own_way_and_fits_the_whole_too():
