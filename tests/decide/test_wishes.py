@@ -49,20 +49,13 @@ def test_no_wish_is_dropped_without_a_word(place, target):
         ("convolution", 4, "static", "integer kernels need symmetric 8-bit weights"),
         ("linear", 4, "static", "integer kernels need symmetric 8-bit weights"),
         ("embedding", 8, "dynamic", "Gather+MatMul has no integer kernel"),
+        ("recurrent", 8, "static", "is read inside the body of an If"),
+        ("recurrent", 8, "dynamic", "its LSTM's weight is put together of several"),
     ],
 )
 def test_the_reason_is_that_of_what_was_asked(place, bits, activations, reason):
     plan = uniform(opened(place), bits, activations)
     assert any(f"weight only: {reason}" in text for text in plan.kept_float.values())
-
-
-def test_an_lstm_gets_the_ranges_that_its_kernel_finds():
-    plan = uniform(opened("recurrent"), 8, "static")
-    told = "dynamic activations: an 8-bit LSTM finds the ranges of its inputs in each step"
-    assert told in plan.kept_float.values()
-    assert {plan.quantize[n].activation for n, why in plan.kept_float.items() if why == told} == {
-        "dynamic"
-    }
 
 
 def test_what_stays_float_has_both_reasons():
