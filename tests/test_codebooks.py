@@ -71,7 +71,10 @@ def test_a_plan_is_replayed_bit_for_bit_and_the_report_tells_entropy(tmp_path, m
     [
         (["--format", "vq5x2", "--method", "hqq"], "codebooks are fitted by"),
         (["--format", "vq5x2", "--method", "brecq"], "not learned"),
-        (["--format", "vq5x2", "--activations", "static"], "activations stay float"),
+        (
+            ["--format", "vq5x2", "--activations", "static"],
+            "activations of vq5x2 weights stay float",
+        ),
         (["--format", "vq5x3"], "vectors of one of"),
         (["--format", "vq5x2", "--bits", "mixed"], "leave out --bits mixed"),
         (["--format", "vq5x2", "--bits", "4"], "leave out --bits 4"),

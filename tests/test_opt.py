@@ -141,7 +141,7 @@ def test_a_pass_is_described_in_full(run):
 @pytest.fixture
 def clean_pays(monkeypatch):
     """Whatever times say: where they say otherwise, the graph stays as it is."""
-    monkeypatch.setattr("lwqc.decide.fastest.no_slower", lambda relative: True)
+    monkeypatch.setattr("lwqc.decide.base.no_slower", lambda relative: True)
 
 
 @pytest.mark.usefixtures("clean_pays")

@@ -80,7 +80,7 @@ def test_every_option_is_a_field_of_what_it_sets():
 
     assert set(get_type_hints(options.Budgets)) == BOUNDS.keys() | fields(Goals) - {"bounds"}
     assert set(options.Pruning.__annotations__) == fields(PruneOptions, SliceOptions) - {"recipe"}
-    dropping = fields(DropOptions, ParallelOptions) - {"recipe", "seed", "max_drop"}
+    dropping = fields(DropOptions, ParallelOptions) - {"recipe", "seed", "max_drop", "finer"}
     of_tokens = set(options.Shortening.__annotations__)
     assert set(options.Dropping.__annotations__) == dropping | of_tokens
 

@@ -34,7 +34,7 @@ def ops(path):
 
 
 def test_clean_up_alone_changes_nothing_but_the_graph(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("lwqc.decide.fastest.relative_times", lambda *_, **__: [[1.0], [0.5]])
+    monkeypatch.setattr("lwqc.decide.base.relative_times", lambda *_, **__: [[1.0], [0.5]])
     out, plan = tmp_path / "o.onnx", tmp_path / "p.json"
     arguments = ("compress", LM, "-o", out, "--no-quantize", "--data", DATA)
     code, shown, _ = run(*arguments, "--plan-out", plan, "--json")
@@ -52,7 +52,7 @@ def test_clean_up_alone_changes_nothing_but_the_graph(run, tmp_path, monkeypatch
 
 
 def test_a_slower_graph_is_not_taken(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("lwqc.decide.fastest.relative_times", lambda *_, **__: [[1.0], [2.0]])
+    monkeypatch.setattr("lwqc.decide.base.relative_times", lambda *_, **__: [[1.0], [2.0]])
     done = lwqc.compress(LM, recipe="clean", data=DATA, keep_metadata=True)
     assert done.plan.clean is None
     assert "it would take 2.00 of its time" in done.plan.untransformed["stdlib_lm.onnx"]
