@@ -6,6 +6,7 @@ inputs lose. So what may go is judged on inputs that are held back; and then fit
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -70,7 +71,7 @@ def smaller(work: Version, before: Lowered, after: Lowered) -> bool:
 def narrower(
     work: Version, plan: Plan, limit: float, ranges: planning.RangeMethod
 ) -> tuple[Pruning, Version, Candidate, float] | None:
-    """As few channels as keep the plan within the limit, or None.
+    """The fewest channels with which the plan stays within the limit, or None.
 
     Channels go in the order of `obspa` from all layers; the plan's formats stay.
 
@@ -112,9 +113,10 @@ def _held(
     report(0, len(_SHARES) + 1)
     try:
         choice = Choice(apart, options)
-    except InputError:  # it has no channel that could go
+    except InputError as error:  # it has no channel that could go
+        apart.job.give_up(error)
         return
-    held: list[tuple[Pruning, Version]] = []
+    held: deque[tuple[Pruning, Version]] = deque(maxlen=_TRIED)  # each holds all weights
     for done, share in enumerate(_SHARES, 1):
         report(done, len(_SHARES) + 1)
         prune = choice.of(share).plan.prune
@@ -125,7 +127,7 @@ def _held(
             break
         held.append((prune, small))
     report(len(_SHARES) + 1, len(_SHARES) + 1)
-    for prune, small in held[::-1][:_TRIED]:
+    for prune, small in reversed(held):
         lost = evaluate(small, plan_here(small, plan, ranges))[0].drop
         if lost <= limit:
             yield prune, lost
