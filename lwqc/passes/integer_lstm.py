@@ -20,8 +20,9 @@ from lwqc.passes.integer_matmul import signed_codes
 from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import Encoded
 
-_WEIGHTS = (1, 2)  # operands of an LSTM: of the input, and of the step before
-_SCALES = {1: 8, 2: 10}  # of each; its zero points follow
+# Weights of the input and of the step before, among the operands, and where the scales of each are;
+# zero points follow.
+SCALES = {1: 8, 2: 10}
 _OPERANDS = 12
 
 
@@ -89,11 +90,11 @@ class IntegerLstm(Pass):
 
 def _rewrite(node: ir.Node, parts: Mapping[int, tuple[ir.Value, ir.Value, ir.Value]]) -> None:
     node.resize_inputs(_OPERANDS)
-    for index in _WEIGHTS:
+    for index, scale_at in SCALES.items():
         codes, scale, zero = parts[index]
         node.replace_input_with(index, codes)
-        node.replace_input_with(_SCALES[index], scale)
-        node.replace_input_with(_SCALES[index] + 1, zero)
+        node.replace_input_with(scale_at, scale)
+        node.replace_input_with(scale_at + 1, zero)
     node.attributes.pop("layout", None)
     node.domain, node.op_type = MICROSOFT, "DynamicQuantizeLSTM"
 

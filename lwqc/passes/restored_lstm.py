@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from lwqc.model.edit import add_initializer, lazy_tensor
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import static_shape, stored_tensor
+from lwqc.passes.integer_lstm import SCALES
 
-_WEIGHTS = {1: 8, 2: 10}  # operands, and where their scales are; zero points follow
 _OPERANDS = 8  # of an LSTM
 _CODES = (ir.DataType.INT8, ir.DataType.UINT8)
 
@@ -20,7 +20,7 @@ _CODES = (ir.DataType.INT8, ir.DataType.UINT8)
 def float_lstm(main: ir.Graph, node: ir.Node) -> str:
     """Make the node an LSTM with float weights in `main`, in place; or why it cannot be."""
     made: dict[int, ir.Value] = {}
-    for index, scale_at in _WEIGHTS.items():
+    for index, scale_at in SCALES.items():
         parts = [stored_tensor(node.inputs[i]) for i in (index, scale_at, scale_at + 1)]
         codes, scale, zero = parts
         if codes is None or scale is None or zero is None or codes.dtype not in _CODES:
