@@ -154,11 +154,16 @@ def test_windows() -> Iterator[NDArray[np.int64]]:
 
     So every token but the first is predicted once. The incomplete last window is left out.
     """
-    with np.load(DATA) as data:
-        tokens = np.array(BytePairs.load(VOCABULARY).encode(data["test_text"].tobytes()), np.int64)
+    tokens = _test_tokens()
     starts = np.arange(0, len(tokens) - _WINDOW, _WINDOW - 1)
     windows = tokens[starts[:, None] + np.arange(_WINDOW)]
     yield from np.split(windows, np.arange(_BATCH, len(windows), _BATCH))
+
+
+@lru_cache(maxsize=1)
+def _test_tokens() -> NDArray[np.int64]:
+    with np.load(DATA) as data:
+        return np.array(BytePairs.load(VOCABULARY).encode(data["test_text"].tobytes()), np.int64)
 
 
 def metrics(model: OpenModel) -> dict[str, float]:

@@ -201,11 +201,17 @@ def finish(
     from lwqc.cli.report.terminal import print_report
 
     external, plan = options.get("external"), options.get("plan_out")
+    page = options.get("report")
     with done.drafted(
-        output, external_data=external, verify=verify, plan=plan, engines=engines
+        output,
+        external_data=external,
+        verify=verify,
+        plan=plan,
+        engines=engines,
+        weigh=page is not None,
     ) as draft:
         report = draft.report
-        if (page := options.get("report")) is not None:
+        if page is not None:
             draft.files.add_text(page, _page(done, report))
         draft.files.publish()
     answer(report.to_dict())

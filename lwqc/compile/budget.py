@@ -92,10 +92,17 @@ def counted(goals: Goals, work: Version, model: ir.Model) -> dict[str, float]:
     return {option: value for option, value in found.items() if value is not None}
 
 
-def weighed(goals: Goals, work: Version, file: Path | None) -> dict[str, Any]:
-    """By name: what budgets weigh of a file, (original, result); None where that is not asked."""
+def weighed(
+    goals: Goals, work: Version, file: Path | None, *, unasked: bool = False
+) -> dict[str, Any]:
+    """By name: what budgets weigh of a file, (original, result); None where that is not asked.
+
+    unasked: also what no bound is about, where it can be measured here.
+    """
     return {
-        budget.name: budget.weigh(work, file) if file and option in goals.bounds else None
+        budget.name: budget.weigh(work, file)
+        if file and (option in goals.bounds or (unasked and not budget.unmeasured(work.job)))
+        else None
         for option, budget in _KNOWN.items()
         if budget.weighs_file
     }

@@ -130,8 +130,12 @@ class Compressed(Told):
         verify: bool = True,
         plan: str | os.PathLike[str] | None = None,
         engines: str | os.PathLike[str] | None = None,
+        weigh: bool = False,
     ) -> Iterator[Drafted]:
-        """The same, but for the last step: `Drafted.files` are still to be published."""
+        """The same, but for the last step: `Drafted.files` are still to be published.
+
+        weigh: measure memory too, where no bound asks for it.
+        """
         outputs = [Path(p) for p in (path, plan, engines) if p is not None]
         check_outputs(outputs, files_of(self.work))
         self.work.job.report(CHECKING)(0, CHECKS)
@@ -145,7 +149,7 @@ class Compressed(Told):
                 files.add_text(Path(plan), self.plan.text)
             if verify:
                 self._check(files)
-            report = measure(self, files, verify=verify)
+            report = measure(self, files, verify=verify, weigh=weigh)
             if engines is not None:
                 files.add_made(
                     Path(engines), lambda made: build_engines(target, files.path, options, made)
@@ -176,7 +180,9 @@ class Drafted:
     report: Report
 
 
-def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Report:
+def measure(
+    result: Compressed, saved: io.Draft, *, verify: bool = True, weigh: bool = False
+) -> Report:
     """The report on a written file: everything in it is measured on the file."""
     work, floats = result.work, result.decisions.floats
     report = Report(
@@ -225,7 +231,7 @@ def measure(result: Compressed, saved: io.Draft, *, verify: bool = True) -> Repo
         tokens = tokens_report(result.decisions, result.shortened)
         report = report.with_measurements(tokens=tokens)
     if verify:
-        report = _verified(result, saved, report)
+        report = _verified(result, saved, report, weigh=weigh)
     return report.with_outcomes(_outcomes(result, report))
 
 
@@ -270,7 +276,7 @@ def _cleaning(plan: Plan) -> tuple[str, ...]:
     return (*plan.clean.changes, *(f"relaxed {what}" for what in plan.clean.relaxed))
 
 
-def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
+def _verified(result: Compressed, saved: io.Draft, report: Report, *, weigh: bool) -> Report:
     work, told = result.work, result.work.job.report(CHECKING)
     told(1, CHECKS)
     session = work.job.load(saved.path, label=str(saved.target))
@@ -287,7 +293,7 @@ def _verified(result: Compressed, saved: io.Draft, report: Report) -> Report:
     divergence = divergences(result.removed.work if result.removed else work, answers)
     told(5, CHECKS)
     return report.with_measurements(
-        weighed=weighed(result.goals, work, saved.path),
+        weighed=weighed(result.goals, work, saved.path, unasked=weigh),
         divergence=divergence,
         latencies=tuple(timed),
         operators=_operators(work, saved),

@@ -47,9 +47,9 @@ class Job:
             return lambda done, total: None
         return partial(self.progress, stage)
 
-    def give_up(self, error: Exception) -> None:
+    def give_up(self, why: Exception | str) -> None:
         """Keep why a candidate cannot be used."""
-        self.unusable[str(error)] = None
+        self.unusable[str(why)] = None
 
     @property
     def timed(self) -> bool:

@@ -6,7 +6,6 @@ inputs lose. So what may go is judged on inputs that are held back; and then fit
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -20,6 +19,7 @@ from lwqc.decide.base import SECONDS, Base
 from lwqc.decide.channels import Choice
 from lwqc.decide.narrowed_entries import plan_here
 from lwqc.decide.prune_options import PruneOptions
+from lwqc.decide.site_order import smallest
 from lwqc.errors import InputError, SessionError
 from lwqc.model import io
 from lwqc.model.limits import LimitError
@@ -33,6 +33,8 @@ _WORTH = 0.2  # of the allowed loss: where less is left, little can go
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the multiply-accumulates
 _WIDTH = 8  # channels that kernels of a CPU take at once
 _FEWER = 0.95  # of the bytes: what saves less is not worth what it loses
+_FEWEST = "fewer channels: on inputs that are held back the fewest that can go lose"
+_TOGETHER = "fewer channels: on inputs that are held back they and the formats together lose"
 _TRIED = 2  # of the shares that hold in float: formats lose more on what is narrower
 
 
@@ -48,6 +50,7 @@ def narrowed(
         return base, plan
     prune, small, candidate, lost = found
     if not better(base.work, with_formats(base.work, plan), candidate.lowered):
+        base.work.job.give_up("fewer channels: what they save is too little")
         return base, plan
     note = (
         f"channels went until inputs that were held back lost {lost:.2g} of the {limit:g} allowed"
@@ -100,6 +103,9 @@ def _held(
     """What may go, the most first, with the loss on what was held back."""
     room = limit - evaluate(apart, plan_here(apart, plan, ranges))[0].drop
     if room < _WORTH * limit:
+        apart.job.give_up(
+            f"fewer channels: formats leave {max(room, 0):.2g} of the {limit:g} allowed"
+        )
         return
     options = PruneOptions(
         _SHARES[0],
@@ -116,21 +122,36 @@ def _held(
     except InputError as error:  # it has no channel that could go
         apart.job.give_up(error)
         return
-    held: deque[tuple[Pruning, Version]] = deque(maxlen=_TRIED)  # each holds all weights
-    for done, share in enumerate(_SHARES, 1):
-        report(done, len(_SHARES) + 1)
-        prune = choice.of(share).plan.prune
-        if prune is None or not prune.units or (held and prune == held[-1][0]):
-            continue
-        small = _without(apart, prune)
-        if evaluate(small, planning.unchanged(small))[0].drop > room:
-            break
-        held.append((prune, small))
+    prunes = _prunes(choice)
+
+    def holds(left: int) -> bool:
+        report(min(len(lost), len(_SHARES)), len(_SHARES) + 1)
+        small = _without(apart, prunes[-1 - left])
+        lost.append(evaluate(small, planning.unchanged(small))[0].drop)
+        return lost[-1] <= room
+
+    lost: list[float] = []
+    least = smallest(0, len(prunes), len(prunes) - 1, holds)
     report(len(_SHARES) + 1, len(_SHARES) + 1)
-    for prune, small in reversed(held):
-        lost = evaluate(small, plan_here(small, plan, ranges))[0].drop
-        if lost <= limit:
-            yield prune, lost
+    if lost and least == len(prunes):
+        apart.job.give_up(f"{_FEWEST} {lost[0]:.2g}, and formats leave {room:.2g}")
+    for prune in prunes[::-1][least : least + _TRIED]:
+        small = _without(apart, prune)
+        drop = evaluate(small, plan_here(small, plan, ranges))[0].drop
+        if drop <= limit:
+            yield prune, drop
+        else:
+            apart.job.give_up(f"{_TOGETHER} {drop:.2g} of the {limit:g} allowed")
+
+
+def _prunes(choice: Choice) -> list[Pruning]:
+    """What goes with each share, where that is more than with the one before."""
+    found: list[Pruning] = []
+    for share in _SHARES:
+        prune = choice.of(share).plan.prune
+        if prune is not None and prune.units and (not found or prune != found[-1]):
+            found.append(prune)
+    return found
 
 
 def _held_back(work: Version) -> Version | None:

@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 
 from lwqc.compile.losses import compared
@@ -16,7 +17,7 @@ from lwqc.passes.gate_tensors import GateTensors
 from lwqc.plans.plan import Plan
 from lwqc.quant.activation import activation_grid
 from lwqc.runtime.measure import worst_drop
-from lwqc.runtime.session import statistics_session
+from lwqc.runtime.session import Session, statistics_session
 from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.rounding_noise import RoundingNoise
 
@@ -103,7 +104,8 @@ def _rounded_alone(work: Version, plan: Plan, sites: Collection[str]) -> Cost:
     """What the outputs lose where only the activations of some sites are rounded to 8 bits.
 
     One session tells it for any of them: what they round is behind gates. Tensors that static
-    convolutions bring to 8 bits are rounded to the plan's grids, other inputs as in each run.
+    convolutions bring to 8 bits are rounded to the plan's grids, other inputs as in each run. What
+    was told for one plan is known for others that round the same.
     """
     graph = work.model.graph
     convs = {n for n in sites if work.sites[n].op == "Conv" and n in plan.quantize}
@@ -119,15 +121,26 @@ def _rounded_alone(work: Version, plan: Plan, sites: Collection[str]) -> Cost:
         if owner in ranges
     }
     tensors, inputs = GateTensors(grids), GateActivations(n for n in sites if n not in convs)
-    model = work.model.clone()
-    tensors(model)
-    inputs(model)
-    session = statistics_session(model)
+
+    @cache
+    def session() -> Session:
+        model = work.model.clone()
+        tensors(model)
+        inputs(model)
+        return statistics_session(model)
+
+    def measured(group: Sequence[str], rounded: Iterable[str]) -> float:
+        run = session()
+        gates = {**tensors.feeds(rounded), **inputs.feeds(group)}
+        found = compared(work, lambda feeds: run({**feeds, **gates}))
+        return worst_drop(found.result(), work.job.weights)
 
     def lost(group: Sequence[str]) -> float:
-        gates = {**tensors.feeds(flow(group)), **inputs.feeds(group)}
-        found = compared(work, lambda feeds: session({**feeds, **gates}))
-        return worst_drop(found.result(), work.job.weights)
+        rounded = flow(group)
+        on_grids = frozenset((name, grids[name]) for name in rounded if name in grids)
+        others = frozenset(name for name in group if name not in convs)
+        question = "rounded alone", on_grids, others
+        return work.facts.get(question, lambda: measured(group, rounded))
 
     return lost
 

@@ -59,6 +59,8 @@ class ClassChange:
 class Flips:
     """Decisions of two models on the same samples. classes: those that lost most first.
 
+    whole: all samples as if they were one class.
+
     Without labels what the original decides is right.
     """
 
@@ -66,6 +68,7 @@ class Flips:
     samples: int
     flipped: tuple[Flip, ...]
     classes: tuple[ClassChange, ...]
+    whole: ClassChange
 
     @property
     def worst(self) -> float:
@@ -114,7 +117,8 @@ def compare_decisions(
         for number, name in enumerate(names)
     ]
     classes.sort(key=lambda c: (-c.drop, c.name))
-    return Flips(against, len(before), flipped, tuple(classes))
+    whole = _change("all", was, now, rng)
+    return Flips(against, len(before), flipped, tuple(classes), whole)
 
 
 def _change(

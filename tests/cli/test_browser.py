@@ -72,6 +72,43 @@ def test_a_page_fits_into_its_window(browser, page, width):
     assert browser.console() == []
 
 
+@pytest.mark.parametrize("width", [PHONE, 1100])
+def test_charts_of_a_search_fit_too(browser, tmp_path, width):
+    """Many candidates and many layers with long names, on a telephone and beside it."""
+    from lwqc.cli.report.html.page import Depth, Layer, Mark, Page, Scatter, section
+    from lwqc.cli.report.html.render import render
+
+    long = "model.layers.17.self_attn.q_proj.weight/MatMul_output_0" * 3
+    marks = [Mark(1e6 * n, 1 / n, long, "front" if n % 5 else "tried") for n in range(1, 200)]
+    layers = [Layer(f"{long}{n}", 4.5, 0.1 * (n % 10), long) for n in range(120)]
+    own = tmp_path / "search.html"
+    charts = (Scatter("size", "error", tuple(marks), 5e7, x_is_bytes=True), Depth(tuple(layers)))
+    own.write_text(render(Page(long, (long,), (section("The search", *charts),))))
+    browser.open(own, width=width)
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    assert browser.run('return document.querySelectorAll("circle:not(.key circle)").length') == 199
+    assert browser.run('return document.querySelectorAll(".depth path.gone").length') == 12
+    assert browser.console() == []
+
+
+def test_drawings_unfold_and_zoom(browser, page):
+    browser.open(page)
+    shown = """return Array.from(document.querySelectorAll("svg.drawing"))
+        .map(e => e.checkVisibility() ? e.getBoundingClientRect().width : 0)"""
+    assert set(browser.run(shown)) == {0}
+    browser.click("button.unfold")
+    whole = browser.run(shown)
+    assert min(whole) > 0
+    browser.run(
+        """const zoom = document.querySelector("input[type=range]");
+        zoom.value = 200; zoom.dispatchEvent(new Event("input"))"""
+    )
+    assert browser.run(shown) == pytest.approx([2 * width for width in whole], abs=1)
+    browser.click("button.unfold")
+    assert set(browser.run(shown)) == {0}
+    assert browser.console() == []
+
+
 def test_colours_follow_the_system(browser, page):
     browser.open(page)
     colours = []
@@ -127,16 +164,23 @@ def test_scripts_that_are_not_of_the_page_are_refused(browser, page):
 def test_a_page_prints_whole(browser, page):
     browser.open(page)
     assert browser.printed().startswith(b"%PDF")
-    assert browser.run('return document.querySelectorAll(".outline details[open]").length') > 0
+    assert browser.run('return document.querySelectorAll("details:not([open])").length') == 0
 
 
 @pytest.mark.skipif(_PICTURES not in os.environ, reason=f"writes to the folder ${_PICTURES}")
 def test_pictures_of_the_docs(browser, run, tmp_path, monkeypatch):
-    """docs/images as they are made: minutes of search."""
+    """docs/images as they are made: minutes of search. nudenet's detector where it is installed."""
     folder = Path(os.environ[_PICTURES]).resolve()
     models = Path(__file__).parents[2] / "models"
     monkeypatch.chdir(tmp_path)
-    Path("glyph_vit.onnx").symlink_to(models / "glyph_vit.onnx")
+    for name in ("glyph_vit", "stdlib_lm"):
+        Path(f"{name}.onnx").symlink_to(models / f"{name}.onnx")
+
+    def picture(page: str, name: str, **size: int) -> None:
+        browser.open(Path(page), **size)
+        browser.picture(folder / f"{name}.png")
+        assert (folder / f"{name}.png").stat().st_size < 250_000
+
     data = ["--data", "models.glyphs:calibration", "--metric", "models.glyphs:accuracy"]
     search = ["--max-size", "15%", "--report", "small.html"]
     line = ["compress", "glyph_vit.onnx", "-o", "small.onnx", *data, *search]
@@ -144,14 +188,25 @@ def test_pictures_of_the_docs(browser, run, tmp_path, monkeypatch):
     assert run("quantize", "glyph_vit.onnx", "-o", "w8.onnx", *data)[0] == 0
     files = ["glyph_vit.onnx", "w8.onnx", "small.onnx"]
     assert run("compare", *files, *data, "--report", "files.html")[0] == 0
-    for page, height, name in (("small.html", 1150, "report"), ("files.html", 900, "compare")):
-        browser.open(Path(page), width=900, height=height)
-        picture = folder / f"{name}_glyph_vit.png"
-        browser.picture(picture)
-        assert picture.stat().st_size < 200_000
-    browser.open(Path("small.html"), width=PHONE, height=900)
-    browser.picture(folder / "report_phone.png")
+    picture("small.html", "report_glyph_vit", width=900, height=1150)
+    picture("files.html", "compare_glyph_vit", width=900, height=900)
+    picture("small.html", "report_phone", width=PHONE, height=900)
     browser.open(Path("small.html"), width=900, height=700)
     browser.run('document.querySelector(".scatter").closest("section").scrollIntoView()')
     browser.picture(folder / "report_search.png")
+    browser.run(
+        """const figure = document.querySelector(".outline").closest("figure");
+        for (const part of figure.querySelectorAll("li.bad details, li:nth-child(2) details"))
+          part.open = true;
+        figure.closest("section").scrollIntoView()"""
+    )
+    browser.picture(folder / "report_graphs.png")
+    texts = ["--data", "models.stdlib_lm:calibration", "--report", "lm.html"]
+    assert run("compress", "stdlib_lm.onnx", "-o", "lm.onnx", *texts)[0] == 0
+    picture("lm.html", "report_stdlib_lm", width=900, height=1150)
+    if "LWQC_NUDENET" in os.environ:
+        Path("320n.onnx").symlink_to(os.environ["LWQC_NUDENET"])
+        shots = ["--data", os.environ["LWQC_PHOTOGRAPHS"], "--report", "detector.html"]
+        assert run("compress", "320n.onnx", "-o", "d.onnx", *shots)[0] == 0
+        picture("detector.html", "report_320n", width=900, height=1150)
     assert browser.console() == []

@@ -153,6 +153,51 @@ def test_each_command_tells_its_own(run, tmp_path, arguments, chapter, words):
     assert words in sections(read(page.read_text()))[chapter].text
 
 
+def test_graphs_are_drawn_before_and_after(run, tmp_path, net):
+    """Each node is a box; what is taken out is dashed, weights of few bits are filled."""
+    page = tmp_path / "o.html"
+    out = tmp_path / "o.onnx"
+    line = ["drop", net, "-o", out, "--branches", 1, "--recipe", "finercut", "--report", page]
+    assert run(*line)[0] == 0
+    before, after = drawn(page)
+    assert [op for op, _ in before] == [n.op_type for n in onnx.load(net).graph.node]
+    assert [look for _, look in before] == ["bad", "bad", "bad", "", ""]
+    assert [op for op, _ in after] == ["MatMul"]
+    assert run("quantize", net, "-o", out, "--bits", 8, "--report", page)[0] == 0
+    before, after = drawn(page)
+    assert {look for _, look in before} == {""}
+    assert {look for op, look in after if "MatMul" in op} == {"note"}
+
+
+def drawn(page: Path) -> list[list[tuple[str, str]]]:
+    """Operators and looks of the boxes of both graphs."""
+    chapter = sections(read(page.read_text()))["Before and after"]
+    columns = list(chapter.all("ol"))
+    return [
+        [(next(box.all("text")).text, box.attributes.get("class") or "") for box in column.all("g")]
+        for column in columns
+    ]
+
+
+def test_memory_and_flipped_samples_are_told(run, tmp_path):
+    page = tmp_path / "o.html"
+    line = ["quantize", DIGITS, "-o", tmp_path / "o.onnx", "--bits", 2, "--report", page, "--json"]
+    code, text, err = run(*line, "--data", DATA, "--metric", "top1")
+    assert code == 0, err
+    report, found = json.loads(text), sections(read(page.read_text()))
+    assert any(row[0] == "memory" for row in rows(found["What it brought"]))
+    flipped = report["flips"]["flipped"]
+    assert flipped
+    samples = [[str(f["sample"]), "", f["before"], f["after"]] for f in flipped]
+    quality = rows(found["Quality"])
+    assert all(row in quality for row in samples)
+    whole = report["flips"]["whole"]
+    assert whole["low"] < whole["after"] - whole["before"] < whole["high"]
+    (kept,) = (row for row in quality if row[1:2] == ["top-1"])
+    low, high = (float(share.rstrip("%")) for share in kept[4].split(" to "))
+    assert low < float(kept[2].rstrip("%")) < high
+
+
 def test_a_fit_is_told_too(run, tmp_path):
     pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
     page = tmp_path / "o.html"

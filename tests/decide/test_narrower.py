@@ -62,6 +62,10 @@ def test_what_only_the_fitted_inputs_do_not_miss_stays(independent):
     work = open_version(independent, data=rows_of(20))
     plan = planning.unchanged(work)
     assert module.narrower(work, plan, 0.01, "mse") is None
+    (why,) = work.job.unusable
+    assert why.startswith(
+        "fewer channels: on inputs that are held back the fewest that can go lose"
+    )
     choice = module.Choice(work, module.PruneOptions(0.3, score="obs", compensate="refit"))
     prune = choice.of(0.3).plan.prune
     assert prune is not None
@@ -96,6 +100,7 @@ def test_only_what_is_better_is_taken(repeated):
     base, plan, recipe = module.Base(work), planning.unchanged(work), find("auto")
     same, _ = module.narrowed(base, plan, 0.01, recipe, better=lambda *_: False)
     assert same == base
+    assert list(work.job.unusable) == ["fewer channels: what they save is too little"]
     narrow, found = module.narrowed(base, plan, 0.01, recipe, better=module.smaller)
     assert narrow.prune is not None
     assert any("held back" in note for note in found.notes)

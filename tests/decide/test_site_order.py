@@ -62,6 +62,15 @@ def test_what_static_convolutions_write_counts_too(work) -> None:
     assert 1e-9 < cost(["w1"]) < _rounded_alone(work, written, ["w0", "w1"])(["w1"])
 
 
+def test_what_is_known_of_one_plan_is_not_asked_for_another(work, monkeypatch) -> None:
+    plan = planning.calibrate(work, planning.uniform(work, 8, "static"), "minmax")
+    cost = _rounded_alone(work, plan, ["w0", "w1"])(["w1"])
+    monkeypatch.delattr("lwqc.decide.site_order.statistics_session")
+    assert _rounded_alone(work, plan, ["w1"])(["w1"]) == cost
+    with pytest.raises(NameError):
+        _rounded_alone(work, plan, ["w1"])([])
+
+
 class Costs:
     """Sites whose costs add up, and how many trials were made of them."""
 

@@ -283,12 +283,12 @@ def print_slicing(slicing: SlicingReport, console: Console) -> None:
 
 
 def classes_table(found: Flips) -> Table:
-    """The classes that lost most, with 95 % intervals."""
+    """All samples, then the classes that lost most, with 95 % intervals."""
     title = f"{len(found.flipped)} of {found.samples} decisions flipped; classes that lost most"
     table = Table(title=title, title_justify="left")
     for column in ("class", "samples", "before", "after", "change", "95 % interval"):
         table.add_column(column)
-    for one in [c for c in found.classes if c.drop > 0][:_CLASSES]:
+    for one in (found.whole, *[c for c in found.classes if c.drop > 0][:_CLASSES]):
         interval = f"{one.low:+.3f} to {one.high:+.3f}"
         shares = (f"{one.before:.3f}", f"{one.after:.3f}", f"{one.after - one.before:+.3f}")
         table.add_row(one.name, str(one.samples), *shares, interval)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ _TOP = 10
 _TIE = 0.02  # of the winner's score: within that the choice is one of equals
 _THRESHOLD = 0.5  # above which a score in [0, 1] is a detection
 _EDGE = 1e-6  # by which scores may leave [0, 1]
+_NORMAL = 1.959964  # standard deviations of 95 %
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Agreement:
     sample. top_10: the ten positions that score most in any such channel. detections: scores above
     0.5 in both, over those in either. A position as strong as the reference's to 2 % counts as
     the same. sizes: of outputs whose size depends on the data, the smaller over the larger.
+    counted: how many decisions each share is of, by its name.
     """
 
     labels: float | None = None
@@ -35,6 +39,7 @@ class Agreement:
     top_10: float | None = None
     detections: float | None = None
     sizes: float | None = None
+    counted: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -56,6 +61,17 @@ class Agreement:
             "sizes": self.sizes,
         }
         return {name: share for name, share in names.items() if share is not None}
+
+    def interval(self, name: str) -> tuple[float, float]:
+        """Where a share would be found again in 95 % of draws of as many other decisions.
+
+        Wilson's interval (1927), as if they were independent; those of one input hardly are.
+        """
+        share, of = self.shares()[name], self.counted[name]
+        spread = _NORMAL**2 / of
+        middle = (share + spread / 2) / (1 + spread)
+        half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+        return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass
@@ -138,7 +154,7 @@ class DecisionMeter:
 
     def result(self) -> Agreement:
         """Shares over everything added so far."""
-        return Agreement(
+        found = Agreement(
             labels=self._labels.value,
             top_1=self._top_1.value,
             strongest=self._strongest.value,
@@ -146,3 +162,12 @@ class DecisionMeter:
             detections=self._detections.value,
             sizes=self._sizes.value,
         )
+        counts = {
+            "labels": self._labels.of,
+            "top-1": self._top_1.of,
+            "strongest": self._strongest.of,
+            "top-10": self._top_10.of,
+            "detections": self._detections.of,
+            "sizes": self._sizes.of,
+        }
+        return replace(found, counted={name: counts[name] for name in found.shares()})

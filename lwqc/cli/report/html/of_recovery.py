@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lwqc.cli.report.html.outline import outline
-from lwqc.cli.report.html.page import Cell, Lines, Outline, Page, Source, section, table
+from lwqc.cli.report.html.outline import side_by_side
+from lwqc.cli.report.html.page import Cell, Lines, Page, Source, section, table
 from lwqc.compile.recovered import Recovered, RecoverReport
 from lwqc.model.data_files import stored_bytes
 from lwqc.model.numerals import size_text
@@ -40,10 +40,7 @@ def recovery_page(small: ir.Model, done: Recovered, report: RecoverReport, comma
             section("Left as it is", table(["note"], [(note,) for note in report.notes])),
             section(
                 "Before and after",
-                Outline(
-                    ((report.source, outline(small)), (report.output, outline(done.model))),
-                    caption="Blocks that repeat are folded; open one for its operators.",
-                ),
+                side_by_side((report.source, small, ()), (report.output, done.model, ())),
             ),
             section("Again", Source(command, title="The command")),
         ),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from lwqc.cli.report.html.axes import front
 from lwqc.cli.report.html.of_rich import of_rich
-from lwqc.cli.report.html.outline import outline
+from lwqc.cli.report.html.outline import side_by_side
 from lwqc.cli.report.html.page import (
     Block,
     Cell,
@@ -33,7 +33,6 @@ from lwqc.cli.report.terminal import (
     group_table,
     kernel_text,
     only_pruned,
-    operator_table,
     parallel_table,
     summary_table,
     tokens_table,
@@ -42,9 +41,12 @@ from lwqc.compile.compressed import Compressed
 from lwqc.compile.result import Report, SearchTrace, SiteRow, Tried
 from lwqc.decide.mixed import known_sensitivities
 from lwqc.model.numerals import size_text
+from lwqc.runtime.flips import Flips
 from lwqc.runtime.session import VERSION
+from lwqc.runtime.stats.decisions import Agreement
 
 _LARGE = 1e4  # numbers without digits behind the point
+_FLIPS = 100  # samples that are listed
 _LONGEST_PLAN = 1_000_000  # characters that a page shows
 
 
@@ -62,9 +64,7 @@ def result_page(done: Compressed, report: Report, command: str) -> Page:
             section("The search", *_search(done)),
             section("Weights", None if only_pruned(report) else _sites(report.sites)),
             section("Structure", *_structure(report)),
-            section(
-                "Where the time goes", of_rich(operator_table(report)) if report.operators else None
-            ),
+            section("Where the time goes", _operators(report)),
             section("Left as it is", reasons(report)),
             section("Before and after", _outlines(done, report)),
             section("Again", *_again(done, command)),
@@ -137,12 +137,20 @@ def _quality(report: Report) -> Iterator[Block | None]:
     yield of_rich(divergence_table(report.divergence))
     if report.flips is not None and report.flips.flipped:
         yield of_rich(classes_table(report.flips))
+        yield _flipped(report.flips)
     rows = [
-        (name, decision, Cell(f"{share:.2%}", share, share))
+        _decisions(name, decision, share, found.decisions)
         for name, found in report.divergence.items()
         for decision, share in found.decisions.shares().items()
     ]
-    yield table(["output", "decisions", "kept"], rows, title="Decisions", numeric=[2])
+    yield table(
+        ["output", "decisions", "kept", "of", "95 % interval"],
+        rows,
+        title="Decisions",
+        caption="The interval is that of as many independent decisions; those of one input hardly "
+        "are.",
+        numeric=[2, 3],
+    )
     flips: list[list[Cell | str]] = [
         [name, *(Cell(str(number), number) for number in flip)]
         for name, found in report.divergence.items()
@@ -154,6 +162,29 @@ def _quality(report: Report) -> Iterator[Block | None]:
         title="The largest channel, where it became another one",
         caption="The most frequent ones, by number.",
         numeric=[1, 2, 3],
+    )
+
+
+def _decisions(output: str, name: str, share: float, found: Agreement) -> list[Cell | str]:
+    low, high = found.interval(name)
+    of = found.counted[name]
+    kept = Cell(f"{share:.2%}", share, share)
+    return [output, name, kept, Cell(f"{of:,.0f}", of), f"{low:.2%} to {high:.2%}"]
+
+
+def _flipped(found: Flips) -> Table | None:
+    """Samples one by one, by which a reader finds them in the data."""
+    rows = [
+        [Cell(str(flip.sample), flip.sample), flip.right or "", flip.before, flip.after]
+        for flip in found.flipped[:_FLIPS]
+    ]
+    left = len(found.flipped) - len(rows)
+    return table(
+        ["sample", "right", "before", "after"],
+        rows,
+        title="Samples that are decided otherwise",
+        caption="Counted from 0." + (f" And {left} more: lwqc verify --flips." if left else ""),
+        numeric=[0],
     )
 
 
@@ -243,6 +274,32 @@ def _pareto(trace: SearchTrace, measure: str) -> Scatter | None:
     )
 
 
+def _operators(report: Report) -> Table | None:
+    """Of a profiled run; bars share one length, so that before and after compare."""
+    if not report.operators:
+        return None
+    longest = max(max(row.before_ms, row.after_ms) for row in report.operators) or 1.0
+
+    def time(value: float) -> Cell:
+        return Cell(f"{value:.3f}", value, value / longest)
+
+    return table(
+        ["operator", "original ms", "nodes", "compressed ms", "nodes"],
+        [
+            (
+                row.op,
+                time(row.before_ms),
+                Cell(str(row.nodes_before), row.nodes_before),
+                time(row.after_ms),
+                Cell(str(row.nodes_after), row.nodes_after),
+            )
+            for row in report.operators
+        ],
+        caption=f"At {report.latencies[0].shape}, profiled.",
+        numeric=[1, 2, 3, 4],
+    )
+
+
 def _sites(rows: Sequence[SiteRow]) -> Table | None:
     most = max((row.bytes_after for row in rows), default=1)
     return table(
@@ -281,12 +338,8 @@ def _structure(report: Report) -> Iterator[Block | None]:
 
 def _outlines(done: Compressed, report: Report) -> Outline:
     gone = [] if report.removal is None else [b.name for b in report.removal.branches]
-    return Outline(
-        (
-            (done.work.name, outline(done.work.begun.model, gone)),
-            (report.output, outline(done.model)),
-        ),
-        caption="Blocks that repeat are folded; open one for its operators.",
+    return side_by_side(
+        (done.work.name, done.work.begun.model, gone), (report.output, done.model, ())
     )
 
 

@@ -1,20 +1,37 @@
-"""A model as a row of parts that can be unfolded: its residual blocks, and what lies between."""
+"""A model as a row of parts that can be unfolded: its residual blocks, and what lies between.
+
+A part is drawn. Nodes that hold weights of few bits, and those that are taken out, are marked. What
+unpacks weights while a model is loaded belongs to the node that reads them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
-from lwqc.cli.report.html.page import Fold
+from lwqc.cli.report.html.at_load import at_load
+from lwqc.cli.report.html.layered import layered
+from lwqc.cli.report.html.page import Fold, Outline, Tone
 from lwqc.graph.branch_kinds import BranchTree, TypedBranch, branch_tree, removed_nodes
 from lwqc.graph.cost import NodeCost, node_costs
 from lwqc.graph.dataflow import Dataflow
 from lwqc.model.numerals import size_text
 from lwqc.passes.one_view import one_view
 
-_SHOWN = 40  # nodes of a part that are listed one by one
+_DRAWN = 1200  # nodes of a model that are drawn: more are too much for a page
+_FEW_BITS = 12  # per weight; floats have 16 or more
+
+
+def side_by_side(*models: tuple[str, ir.Model, Collection[str]]) -> Outline:
+    """Models by title, with the names of branches that are removed."""
+    return Outline(
+        tuple((title, outline(model, gone)) for title, model, gone in models),
+        caption="Open a part for its operators, and point at one for its name. Filled: weights of "
+        "few bits; dashed: taken out.",
+    )
 
 
 def outline(model: ir.Model, gone: Collection[str] = ()) -> tuple[Fold, ...]:
@@ -22,11 +39,12 @@ def outline(model: ir.Model, gone: Collection[str] = ()) -> tuple[Fold, ...]:
     view = one_view(model).clone()
     graph = view.graph
     graph.sort()
-    tree, costs = branch_tree(graph), _costs(graph)
+    tree, running = branch_tree(graph), at_load(graph)
+    costs = _costs(graph, running)
     inside = _blocks(graph, tree)
     parts: list[tuple[int | None, list[ir.Node]]] = []
     where: dict[int, int] = {}
-    for node in graph:
+    for node in running:
         block = inside.get(node)
         if block is not None and block in where:
             parts[where[block]][1].append(node)
@@ -36,11 +54,26 @@ def outline(model: ir.Model, gone: Collection[str] = ()) -> tuple[Fold, ...]:
             if block is not None:
                 where[block] = len(parts)
             parts.append((block, [node]))
-    return tuple(_fold(block, nodes, tree, costs, gone) for block, nodes in parts)
+    taken, hidden = _removed(graph, tree, gone), frozenset(graph) - running.keys()
+    folds, room = [], _DRAWN
+    for block, nodes in parts:
+        drawn = len(nodes) <= room
+        room -= len(nodes) if drawn else 0
+        folds.append(_fold(block, nodes, tree, costs, taken, hidden if drawn else None))
+    return tuple(folds)
 
 
-def _costs(graph: ir.Graph) -> dict[ir.Node, NodeCost]:
-    return dict(zip(graph.all_nodes(), node_costs(graph, {}), strict=True))
+def _costs(
+    graph: ir.Graph, running: Mapping[ir.Node, Collection[ir.Node]]
+) -> dict[ir.Node, NodeCost]:
+    """Of nodes that run each time, with the weights that were unpacked for them."""
+    own = dict(zip(graph.all_nodes(), node_costs(graph, {}), strict=True))
+    found = {}
+    for node, unpacking in running.items():
+        read = {w.name: w for one in (*unpacking, node) for w in own[one].weights}
+        size = sum(w.size_bytes for w in read.values())
+        found[node] = replace(own[node], weights=tuple(read.values()), weight_bytes=size)
+    return found
 
 
 def _blocks(graph: ir.Graph, tree: BranchTree) -> dict[ir.Node, int]:
@@ -53,27 +86,48 @@ def _blocks(graph: ir.Graph, tree: BranchTree) -> dict[ir.Node, int]:
     return found
 
 
+def _removed(
+    graph: ir.Graph, tree: BranchTree, gone: Collection[str]
+) -> Mapping[str, Collection[ir.Node]]:
+    """Nodes that go with each removed branch."""
+    flow = Dataflow(graph)
+    return {b.name: removed_nodes(b.branch, flow) for b in tree.branches if b.name in gone}
+
+
 def _fold(
     block: int | None,
     nodes: Sequence[ir.Node],
     tree: BranchTree,
     costs: Mapping[ir.Node, NodeCost],
-    gone: Collection[str],
+    taken: Mapping[str, Collection[ir.Node]],
+    hidden: Collection[ir.Node] | None,
 ) -> Fold:
+    """hidden: nodes that no drawing shows; None for no drawing."""
     stored = {w.name: w.size_bytes for node in nodes for w in costs[node].weights}
     text = f"{len(nodes)} nodes, {size_text(sum(stored.values()))} of weights"
     operators = Counter(node.op_type for node in nodes).most_common()
     lines = [", ".join(f"{count} {op}" for op, count in operators)]
     branches: Sequence[TypedBranch] = () if block is None else tree.blocks[block]
-    left_out = [b.name for b in branches if b.name in gone]
-    lines += [f"{b.kind}: {b.name}{' (removed)' if b.name in gone else ''}" for b in branches]
-    lines += [_line(costs[node]) for node in nodes[:_SHOWN]]
-    if len(nodes) > _SHOWN:
-        lines.append(f"and {len(nodes) - _SHOWN} more nodes")
+    left_out = [b.name for b in branches if b.name in taken]
+    lines += [f"{b.kind}: {b.name}{' (removed)' if b.name in taken else ''}" for b in branches]
+    if hidden is None:
+        lines.append(f"Not drawn: a page holds drawings of {_DRAWN} nodes.")
     name = "outside of blocks" if block is None else f"block {block}"
     if left_out:
         text += f", {len(left_out)} of {len(branches)} branches removed"
-    return Fold(name, text, tuple(lines), "bad" if left_out else "")
+    going = frozenset(node for found in taken.values() for node in found)
+
+    def tone(node: ir.Node) -> Tone:
+        return "bad" if node in going else "note" if _of_few_bits(costs[node]) else ""
+
+    drawing = (
+        None if hidden is None else layered(nodes, lambda node: _line(costs[node]), tone, hidden)
+    )
+    return Fold(name, text, tuple(lines), "bad" if left_out else "", drawing)
+
+
+def _of_few_bits(cost: NodeCost) -> bool:
+    return any(8 * w.size_bytes < _FEW_BITS * w.parameters for w in cost.weights)
 
 
 def _line(cost: NodeCost) -> str:

@@ -37,6 +37,22 @@ for (const field of document.querySelectorAll("input[type=search]")) {
   });
 }
 
+for (const zoom of document.querySelectorAll("input[type=range]")) {
+  const figure = zoom.closest("figure");
+  zoom.addEventListener("input", () => {
+    for (const drawing of figure.querySelectorAll("svg.drawing")) {
+      drawing.setAttribute("width", (drawing.viewBox.baseVal.width * zoom.value) / 100);
+    }
+  });
+  const button = figure.querySelector("button.unfold");
+  button.addEventListener("click", () => {
+    const parts = Array.from(figure.querySelectorAll("details"));
+    const open = !parts.every((part) => part.open);
+    for (const part of parts) part.open = open;
+    button.textContent = open ? "fold all" : "unfold all";
+  });
+}
+
 window.addEventListener("beforeprint", () => {
-  for (const part of document.querySelectorAll(".outline details")) part.open = true;
+  for (const part of document.querySelectorAll("details")) part.open = true;
 });

@@ -105,13 +105,50 @@ class Depth:
 
 
 @dataclass(frozen=True)
+class Box:
+    """A node that is drawn. title: shown where a reader points at it."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    text: str
+    title: str
+    tone: Tone = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """From one place of a drawing to another, downwards."""
+
+    x: int
+    y: int
+    to_x: int
+    to_y: int
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Boxes and what joins them, in units of a point where nothing is zoomed."""
+
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
 class Fold:
-    """A part of a model that can be unfolded. tone: bad where it is gone."""
+    """A part of a model that can be unfolded. tone: bad where it is gone.
+
+    drawing: of its nodes; None where there are too many.
+    """
 
     name: str
     text: str
     lines: tuple[str, ...]
     tone: Tone = ""
+    drawing: Drawing | None = None
 
 
 @dataclass(frozen=True)
