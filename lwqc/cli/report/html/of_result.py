@@ -174,7 +174,7 @@ def _decisions(output: str, name: str, share: float, found: Agreement) -> list[C
 
 def _flipped(found: Flips) -> Table | None:
     """Samples one by one, by which a reader finds them in the data."""
-    rows = [
+    rows: list[list[Cell | str]] = [
         [Cell(str(flip.sample), flip.sample), flip.right or "", flip.before, flip.after]
         for flip in found.flipped[:_FLIPS]
     ]
