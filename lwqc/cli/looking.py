@@ -300,15 +300,20 @@ def convert(
     from lwqc.frontends.convert import convert as converted
     from lwqc.frontends.convert import files_of
     from lwqc.model import io
+    from lwqc.model.metadata import bare
     from lwqc.model.user_code import loaded_files
 
     work_begins()
     io.check_output(output, [*files_of(source), *([inputs] if inputs else [])])
     model = converted(source, trust=trust_code, task=task, inputs=inputs)
+    model = model if options["keep_metadata"] else bare(model)
     io.check_output(output, loaded_files())
     saved = save(model, output, external_data=options.get("external"))
     answer({"output": str(saved.path), "output_bytes": saved.size_bytes})
-    errors_console().print(f"{saved.path}: {size_text(saved.size_bytes)}")
+    console = errors_console()
+    for note in model.meta.get("lwqc_notes", ()):
+        console.print(note, highlight=False, soft_wrap=True)
+    console.print(f"{saved.path}: {size_text(saved.size_bytes)}")
 
 
 @command(Showing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
@@ -65,6 +65,7 @@ def opt(
     """Run passes on a model, in the order of a text."""
     from lwqc.model import io
     from lwqc.model.data_files import data_files
+    from lwqc.model.metadata import bare
     from lwqc.passes.context import Context
     from lwqc.passes.instruments import Trace
     from lwqc.passes.instruments import Verify as VerifyEach
@@ -89,11 +90,13 @@ def opt(
         return
     if verify_each:
         instruments.append(VerifyEach(run, tolerance))
+    loaded = loaded if options["keep_metadata"] else bare(loaded)
     ctx = Context(loaded)
     with _failures_told():
         pipeline.run(loaded, ctx, [*instruments, trace])
     saved = {} if output is None else _saved(loaded, output, verify_each, options)
-    _report(ctx, trace, saved, time_passes, options["as_json"])
+    notes = loaded.meta.get("lwqc_notes", ())
+    _report(ctx, trace, saved, notes, time_passes, options["as_json"])
 
 
 def _check_numbers(limit: int | None, tolerance: float) -> None:
@@ -201,14 +204,20 @@ def _bisect(
 
 
 def _report(
-    ctx: Context, trace: Trace, saved: Mapping[str, Any], time_passes: bool, as_json: bool
+    ctx: Context,
+    trace: Trace,
+    saved: Mapping[str, Any],
+    notes: Sequence[str],
+    time_passes: bool,
+    as_json: bool,
 ) -> None:
-    """Changes by pass, what passes say they left alone, and what was saved."""
+    """Changes by pass, what passes say they left alone, notes, and what was saved."""
     if as_json:
         refused = [
             {"what": r.name, "step": r.step, "reason": r.reason} for r in ctx.refused.values()
         ]
-        result = {"passes": trace.rows, "relaxed": ctx.relaxed, "refused": refused, **saved}
+        told = {"passes": trace.rows, "relaxed": ctx.relaxed, "refused": refused}
+        result = {**told, "notes": list(notes), **saved}
         print(json.dumps(result, indent=1))
         return
     console = errors_console()
@@ -222,6 +231,8 @@ def _report(
     for refusal in ctx.refused.values():
         line = f"{refusal.step} left {refusal.name}: {refusal.reason}"
         console.print(line, highlight=False, soft_wrap=True)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
     if saved:
         put(_summary(saved, trace))
 

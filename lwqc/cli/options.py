@@ -235,7 +235,7 @@ class Applying(Planned, Reported, Checking, FallingBack, total=False):
     """Options of `apply`."""
 
 
-class Optimizing(Feeding, Constant, RunningCode, Storing, Printing, Checking, total=False):
+class Optimizing(Feeding, Constant, Kept, RunningCode, Storing, Printing, Checking, total=False):
     """Options of `opt`."""
 
 
@@ -255,7 +255,7 @@ class Comparing(Feeding, Measured, RunningCode, Printing, Paged, total=False):
     """Options of `compare`."""
 
 
-class Converting(Storing, RunningCode, total=False):
+class Converting(Kept, Storing, RunningCode, total=False):
     """Options of `convert`."""
 
 

@@ -139,10 +139,11 @@ def opened(
     constant, original = options.get("constant_inputs", False), options.get("original")
     with progress_bars() as report:
         from lwqc.backends.provider_options import options_path
-        from lwqc.decide.compress import bare, open_version
+        from lwqc.decide.compress import open_version
         from lwqc.decide.continued import continued
         from lwqc.model import io
         from lwqc.model.data_files import data_files
+        from lwqc.model.metadata import bare
         from lwqc.runtime.data import data_sources
 
         loaded = io.load(model, constant_inputs=constant)

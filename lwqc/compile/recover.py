@@ -23,6 +23,7 @@ from lwqc.learn.needed import require_torch
 from lwqc.model import io
 from lwqc.model.coded_caches import caches_of
 from lwqc.model.data_files import model_files
+from lwqc.model.metadata import bare
 from lwqc.plans.options import Progress, Recovering
 from lwqc.plans.plan import Parts
 from lwqc.runtime.counted import counted
@@ -59,6 +60,7 @@ def recover(
         if caches_of(model.metadata_props).pairs:
             raise InputError(f"{name}: its caches hold codes: recover first, then --kv-cache")
     steps, lr, limit = _checked(options)
+    small = small if options.get("keep_metadata") else bare(small)
     begin = time.monotonic()
     dataset = _data(teacher, options)
     feeds = [dict(f) for f in counted(dataset, "the data of the fit")]
@@ -77,7 +79,7 @@ def recover(
         progress=progress or silent,
     )
     found = fitted(small, lesson, fitting)
-    notes = list(found.notes)
+    notes = [*small.meta.get("lwqc_notes", ()), *found.notes]
     if checkpoint is not None and checkpoint.lost:
         notes.append(checkpoint.lost)
     if not found.held_back:

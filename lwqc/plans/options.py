@@ -377,7 +377,7 @@ class Dropping(Shortening, total=False):
     faster: bool
 
 
-class Recovering(Feeding, Constant, total=False):
+class Recovering(Feeding, Constant, Kept, total=False):
     """How a model is fitted to another one, see `lwqc.compile.recover`.
 
     steps: 1000, or as many as the time allows. time_limit: seconds. lr: share of a weight's size
