@@ -27,6 +27,7 @@ from lwqc.decide.explain.inspection import Inspection, inspect_model
 from lwqc.decide.lower import lower_plan
 from lwqc.decide.search.control import SearchControl, search_control
 from lwqc.decide.structural import (
+    branch_amount,
     branch_job,
     channel_job,
     dropping_recipe,
@@ -164,7 +165,7 @@ def prune(source: Source, *, recipe: str = "", **options: Unpack[PruningSources]
 def drop_layers(
     source: Source,
     *,
-    branches: int | float | None = None,
+    branches: int | float | str | None = None,
     recipe: str = "",
     **options: Unpack[DroppingSources],
 ) -> Chainable:
@@ -172,15 +173,15 @@ def drop_layers(
 
     With the recipe `shallow`, pairs of adjacent branches are made parallel instead.
 
-    branches: how many (an int), or a share of them (a float up to 1). recipe: one that removes
-    branches; `ablation-refit` by default, `finercut` without data. Other options are fields of
-    `lwqc.decide.drop_layers.DropOptions`, or as in `compress`.
+    branches: how many (an int), or a share of them (a float up to 1, or "25%"). recipe: one that
+    removes branches; `ablation-refit` by default, `finercut` without data. Other options are fields
+    of `lwqc.decide.drop_layers.DropOptions`, or as in `compress`.
     """
     changes: dict[str, Any] = {**part(Dropping, options)}
     if branches is not None:
         if "count" in options or "share" in options:
             raise InputError("branches says how many: leave out count and share")
-        changes["share" if isinstance(branches, float) else "count"] = branches
+        changes |= branch_amount(branches)
     if "seed" in options:
         changes["seed"] = options["seed"]
     goals = Goals(**part(Loss, options))

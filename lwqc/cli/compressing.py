@@ -37,7 +37,7 @@ from lwqc.cli.running import (
 )
 from lwqc.cli.sections import command
 from lwqc.errors import InputError
-from lwqc.model.numerals import share, whole
+from lwqc.model.numerals import whole
 from lwqc.plans.goals import CONVERSION_DROP, Goals
 from lwqc.plans.options import Budgets, Dropping, Loss, Pruning, Storage
 from lwqc.plans.spelled_out import part
@@ -198,9 +198,9 @@ def drop(
     **options: Unpack[DroppingCommand],
 ) -> None:
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
-    from lwqc.decide.structural import branch_job, dropping_recipe
+    from lwqc.decide.structural import branch_amount, branch_job, dropping_recipe
 
-    changes: dict[str, Any] = {**_amount(branches), **part(Dropping, options)}
+    changes: dict[str, Any] = {**branch_amount(branches), **part(Dropping, options)}
     if options["seed"]:
         changes["seed"] = options["seed"]
     only_tokens = "tokens" in changes and branches is None
@@ -227,18 +227,6 @@ def _change_structure(
     verify = options["verify"]
     with opened(model, files, part(Opened, options), verify=verify) as work:
         finish(job(work).make(), output, part(Saved, options), verify=verify)
-
-
-def _amount(text: str | None) -> dict[str, Any]:
-    """A count, or a share of all."""
-    if text is None:
-        return {}
-    try:
-        if text.endswith("%"):
-            return {"share": share(text)}
-        return {"count": whole(text)}
-    except ValueError as error:
-        raise InputError(f"--branches {text}: expected a count or a share such as 25%") from error
 
 
 def _quantize_recipe(bits: str, *settings: Any) -> Recipe:

@@ -173,7 +173,11 @@ def verify(
         if blame or blame_check:
             blamed = blame_models(work, compressed, str(candidate), drop, blame_check)
         rows = {n: vars(d) for n, d in found.items()}
-        result = {"drop": drop, "outputs": rows}
+        worst = 0.0 if changed is None else changed.worst
+        bounds = (("drop", drop, goals.max_drop), ("worst class", worst, goals.max_class_drop))
+        missed = [one for one in bounds if one[2] is not None and one[1] > one[2]]
+        told = [f"{what}: asked {bound:.6g}, reached {got:.6g}" for what, got, bound in missed]
+        result = {"drop": drop, "outputs": rows, "missed": told}
         if changed is not None:
             result["flips"] = asdict(changed)
         if blamed is not None:
@@ -189,9 +193,6 @@ def verify(
             Console().print(f"drop {drop:.5g} on {work.job.data.fit.description}")
             if blamed is not None:
                 print_blame(blamed, Console(), random=work.job.data.fit.kind == "random")
-        worst = 0.0 if changed is None else changed.worst
-        bounds = (("drop", drop, goals.max_drop), ("worst class", worst, goals.max_class_drop))
-        missed = [one for one in bounds if one[2] is not None and one[1] > one[2]]
         for what, reached, bound in missed:
             errors_console().print(f"{what} {reached:.5g} is above the allowed {bound:.5g}")
         if missed:

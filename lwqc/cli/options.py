@@ -48,7 +48,7 @@ def as_real(text: str | float) -> float:
 def as_share(text: str | float) -> float:
     """The same for a share: 0.3 or 30%."""
     try:
-        return share(text) if isinstance(text, str) else text
+        return share(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 

@@ -14,7 +14,7 @@ from lwqc.cli.completion import VALUES
 from lwqc.cli.options import as_real, as_share, as_whole
 from lwqc.cli.running import app
 from lwqc.plans.options import Flag
-from lwqc.plans.spelled_out import flag_of
+from lwqc.plans.spelled_out import flag_of, share_of
 
 Command = Callable[..., None]
 
@@ -36,7 +36,10 @@ def command(section: type, name: str | None = None) -> Callable[[Command], Comma
         def called(**given: Any) -> None:
             function(**{p.name: given[p.name] for p in first}, **_read(flags, given))
 
-        shown = [_parameter(flag.spelled or one, flag) for one, flag in flags.items()]
+        shown = [
+            _parameter(flag.spelled or one, flag, in_percent=share_of(hints[one]) is not None)
+            for one, flag in flags.items()
+        ]
         ordered = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in first]
         called.__dict__["__signature__"] = inspect.Signature([*ordered, *shown])
         app.command(name=name)(called)
@@ -57,14 +60,14 @@ def _read(flags: Mapping[str, Flag], given: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _parameter(name: str, flag: Flag) -> inspect.Parameter:
+def _parameter(name: str, flag: Flag, *, in_percent: bool) -> inspect.Parameter:
     """The option as typer takes it."""
     plain = next(iter(_kinds(flag.kind)))
     parsers: dict[Any, Callable[[Any], Any]] = {float: as_real, int: as_whole}
     option = typer.Option(
         *(flag.names or (f"--{name.replace('_', '-')}",)),
         help=flag.help,
-        parser=as_share if flag.share else parsers.get(plain),
+        parser=as_share if in_percent else parsers.get(plain),
         callback=flag.callback,
         autocompletion=VALUES.get(name),
     )

@@ -24,6 +24,7 @@ from lwqc.model import io
 from lwqc.model.coded_caches import caches_of
 from lwqc.model.data_files import model_files
 from lwqc.model.metadata import bare
+from lwqc.plans.bounds import Share
 from lwqc.plans.options import Progress, Recovering
 from lwqc.plans.plan import Parts
 from lwqc.runtime.counted import counted
@@ -110,7 +111,7 @@ def recover(
 def _checked(options: Recovering) -> tuple[int, float, float | None]:
     """Steps, largest step and seconds. Raises InputError."""
     steps, limit = options.get("steps"), options.get("time_limit")
-    lr = options.get("lr", _LR)
+    lr = Share("lr").read(options.get("lr", _LR))
     if steps is not None and steps < 1:
         raise InputError(f"--steps {steps}: expected at least 1")
     if limit is not None and not limit > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -17,11 +18,13 @@ import lwqc
 import lwqc.cli.demo
 from lwqc.cli import telling
 from lwqc.cli.journey import JOURNEYS, Journey, duration_text
+from lwqc.cli.pipeline.document import Gates
 from lwqc.errors import InputError
 from lwqc.model.extensions import TARGETS
 from lwqc.plans.bounds import BYTES, Bound
+from lwqc.plans.goals import Goals
 from lwqc.plans.option_texts import parse_shares
-from lwqc.plans.recipe import named
+from lwqc.plans.recipe import find, named, source_text
 from lwqc.runtime.metrics.named import NAMED
 
 DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
@@ -62,6 +65,36 @@ def test_a_share_in_percent_is_the_same_number(run, tmp_path, arguments):
         assert code == 0, err
         plans.append(json.loads(plan.read_text()))
     assert plans[0] == plans[1]
+
+
+def test_a_share_in_percent_is_the_same_number_in_python():
+    one, other = (
+        lwqc.prune(DIGITS, ratio=ratio, max_ratio=most, groups={"*": ratio}).plan
+        for ratio, most in (("20%", "90%"), (0.2, 0.9))
+    )
+    assert one == other
+    assert lwqc.drop_layers(DIGITS, branches="50%", recipe="finercut").plan == (
+        lwqc.drop_layers(DIGITS, branches=0.5, recipe="finercut").plan
+    )
+    assert lwqc.compress(DIGITS, recipe="w8", max_drop="1%").goals.max_drop == 0.01
+    with pytest.raises(InputError, match=r"max-drop '1%%': expected a share such as 0\.3 or 30%"):
+        lwqc.compress(DIGITS, max_drop="1%%")
+    with pytest.raises(InputError, match="max-drop 101%: must be between 0 and 1"):
+        Goals(max_drop="101%")
+
+
+def test_files_hold_shares_in_percent(tmp_path):
+    for name, key in (("spqr-columns", "columns"), ("finercut", "share"), ("evit", "share")):
+        text = source_text(name)
+        number = re.search(rf"^{key} = ([0-9.]+)$", text, re.MULTILINE)
+        assert number is not None
+        percent = f'{key} = "{100 * float(number.group(1)):g}%"'
+        (tmp_path / "r.toml").write_text(text.replace(number.group(0), percent))
+        assert find(str(tmp_path / "r.toml")) == named()[name]
+    (tmp_path / "r.toml").write_text(text.replace(number.group(0), 'share = "1%%"'))
+    with pytest.raises(InputError, match="'1%' is not a finite number"):
+        find(str(tmp_path / "r.toml"))
+    assert Gates(max_drop="1%", max_size="30%").goals == Goals(max_drop=0.01, max_size=0.3)
 
 
 def test_what_is_no_share_is_not_read_in_percent(run, tmp_path):
