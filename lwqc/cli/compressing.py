@@ -37,6 +37,7 @@ from lwqc.cli.running import (
 )
 from lwqc.cli.sections import command
 from lwqc.errors import InputError
+from lwqc.model.extensions import expected
 from lwqc.model.numerals import whole
 from lwqc.plans.goals import CONVERSION_DROP, Goals
 from lwqc.plans.options import Budgets, Dropping, Loss, Pruning, Storage
@@ -243,7 +244,8 @@ def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
     try:
         width = whole(bits)
     except ValueError as error:
-        raise InputError(f"--bits {bits}: expected 8, 4, 3, 2 or mixed") from error
+        known = expected(bits, ["8", "4", "3", "2", "mixed"])
+        raise InputError(f"--bits {bits}: {known}") from error
     return uniform_recipe(width, *settings)
 
 

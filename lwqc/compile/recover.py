@@ -23,6 +23,7 @@ from lwqc.learn.needed import require_torch
 from lwqc.model import io
 from lwqc.model.coded_caches import caches_of
 from lwqc.model.data_files import model_files
+from lwqc.model.extensions import expected
 from lwqc.model.metadata import bare
 from lwqc.plans.bounds import Share
 from lwqc.plans.options import Progress, Recovering
@@ -158,7 +159,7 @@ def _told(loss: object) -> object:
 
 def _parts(asked: str | None) -> Parts | None:
     if asked is not None and asked not in get_args(Parts):
-        raise InputError(f"--parts {asked}: expected one of {', '.join(get_args(Parts))}")
+        raise InputError(f"--parts {asked}: {expected(asked, get_args(Parts))}")
     return cast("Parts | None", asked)
 
 

@@ -25,7 +25,7 @@ from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.scores.channels.score import channel_score
 from lwqc.decide.slice_streams import SliceOptions, choose_slices
 from lwqc.errors import InputError
-from lwqc.model.extensions import CHANNEL_SCORES
+from lwqc.model.extensions import CHANNEL_SCORES, expected
 from lwqc.model.numerals import share, whole
 from lwqc.plans.bounds import Share
 from lwqc.plans.goals import Goals, Outcome
@@ -64,8 +64,7 @@ def prune_options(recipe: Recipe, **changes: Any) -> PruneOptions:
     for name, field in PruneRecipe.model_fields.items():
         known = get_args(field.annotation)
         if known and wanted[name] not in known:
-            expected = ", ".join(map(str, known))
-            raise InputError(f"--{name} {wanted[name]}: expected one of {expected}")
+            raise InputError(f"--{name} {wanted[name]}: {expected(str(wanted[name]), known)}")
     if "groups" in changes:
         wanted["groups"] = {name: Share(name).read(one) for name, one in changes["groups"].items()}
     score = wanted["score"]
@@ -143,7 +142,7 @@ def _check_names(options: type, job: str, changes: Mapping[str, Any]) -> None:
     fields = [f.name for f in dataclasses.fields(options)]
     for name in changes:
         if name not in fields:
-            raise InputError(f"{name}: {job} has no such option; it has {', '.join(fields)}")
+            raise InputError(f"{name}: {job} has no such option; {expected(name, fields)}")
 
 
 def _decided(work: Version, goals: Goals, decision: Decision) -> Decided:

@@ -25,6 +25,7 @@ from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
 from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry, expected
 from lwqc.model.numerals import share
+from lwqc.plans.misfits import first_misfit
 from lwqc.plans.options import TwoFormats
 from lwqc.plans.plan import Compensation, Format, Learn
 from lwqc.plans.spelled_out import part
@@ -405,8 +406,7 @@ def uniform_recipe(
         ("method", method, (*METHODS, *LEARNED)),
     ):
         if value not in known:
-            expected = ", ".join(map(str, known))
-            raise InputError(f"--{option} {value}: expected one of {expected}")
+            raise InputError(f"--{option} {value}: {expected(str(value), list(map(str, known)))}")
     learn = LEARNED.get(method)
     chosen = None if fmt is None else _format("format", fmt)
     if chosen is not None and chosen.grained != (activations != "none"):
@@ -453,6 +453,4 @@ def _parse(text: str, label: str, whose: str = "") -> Recipe:
     except InputError as error:
         raise InputError(f"{label}: not a valid recipe: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise InputError(f"{label}: {where}: {first['msg']}") from error
+        raise InputError(f"{label}: {first_misfit(error, Recipe, 'recipe')}") from error

@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from lwqc.errors import InputError
+from lwqc.model.extensions import expected
 from lwqc.plans.bounds import Bound, Number, Share
 from lwqc.plans.options import Flag
 
@@ -67,7 +68,7 @@ def spelled_out(section: type) -> Callable[[Function], Function]:
             known = [p.name for p in own] + list(shown)
             for name in options.keys() - set(known):
                 raise InputError(
-                    f"{name}: {function.__name__} has no such option; it has {', '.join(known[1:])}"
+                    f"{name}: {function.__name__} has no such option; {expected(name, known[1:])}"
                 )
             for name in options.keys() & shares.keys():
                 if options[name] is not None:

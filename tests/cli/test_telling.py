@@ -11,6 +11,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -212,14 +213,46 @@ def test_a_shell_is_told_names(run, monkeypatch):
 
 
 def test_a_name_that_is_near_is_offered(run, tmp_path):
-    line = ["compress", DIGITS, "-o", tmp_path / "o.onnx"]
-    for option, wrong, right in (
-        ("--recipe", "gtpq", "gptq"),
-        ("--metric", "top-1", "top1"),
-        ("--target", "cpu-vni", "cpu-vnni"),
+    np.savez(tmp_path / "d.npz", imag=np.zeros((2, 1, 8, 8), np.float32))
+    for command, option, wrong, right in (
+        ("compress", "--recipe", "gtpq", "gptq"),
+        ("compress", "--metric", "top-1", "top1"),
+        ("compress", "--target", "cpu-vni", "cpu-vnni"),
+        ("compress", "--effort", "hihg", "high"),
+        ("compress", "--preprocess", "siz=8", "size"),
+        ("compress", "--preprocess", "letterbx", "letterbox"),
+        ("compress", "--preprocess", "layout=nhcw", "nchw"),
+        ("compress", "--shape", "btch=2", "batch"),
+        ("compress", "--weight-outputs", "logit=2", "logits"),
+        ("compress", "--kv-cache", "int4", "int8"),
+        ("compress", "--data", tmp_path / "d.npz", "image"),
+        ("quantize", "--bits", "mixd", "mixed"),
+        ("quantize", "--activations", "dynamik", "dynamic"),
+        ("quantize", "--ranges", "min-max", "minmax"),
+        ("quantize", "--method", "gtpq", "gptq"),
+        ("prune", "--by", "mac", "macs"),
+        ("prune", "--score", "wnda", "wanda"),
+        ("prune", "--normalise", "men", "mean"),
+        ("prune", "--scope", "globl", "global"),
+        ("prune", "--compensate", "refti", "refit"),
+        ("drop", "--score", "similarty", "similarity"),
+        ("drop", "--kind", "atention", "attention"),
+        ("drop", "--measure", "angulr", "angular"),
+        ("lower", "--floats", "float61", "float16"),
     ):
-        assert f"did you mean '{right}'?" in run(*line, option, wrong)[2]
+        line = [command, DIGITS, "-o", tmp_path / "o.onnx", option, wrong]
+        line += ["--branches", "1"] if command == "drop" else []
+        code, _, err = run(*line)
+        assert code == 2
+        assert f"did you mean '{right}'?" in err, (option, err)
     assert "did you mean clean?" in run("opt", DIGITS, "-o", tmp_path / "o.onnx", "-p", "clan")[2]
+    assert "did you mean 'memory'?" in run("--limit", "memry=1GB", "inspect", DIGITS)[2]
+
+
+def test_commands_and_options_that_are_near_are_offered(run):
+    """What typer says: by its own words."""
+    assert re.search("Did you mean .*'compress'", run("compres", DIGITS)[2])
+    assert re.search("Possible options: .*--max-size", run("compress", DIGITS, "--max-sice", 1)[2])
 
 
 def test_output_goes_to_its_own_stream_while_a_terminal_shows_progress(tmp_path):

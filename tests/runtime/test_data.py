@@ -299,9 +299,7 @@ def test_random_sizes_agree_by_name() -> None:
     assert (feed["x"].shape, feed["scale"].shape) == ((1, 16), (16,))
     (feed,) = feeds(MIXED, "random:1", shapes={"seq": 5, "batch": 2})
     assert (feed["x"].shape, feed["scale"].shape) == ((2, 5), (5,))
-    refused(
-        "random", MIXED, r"no such dimension; expected one of \['batch', 'seq'\]", shapes={"s": 1}
-    )
+    refused("random", MIXED, r"no such dimension; expected one of batch, seq", shapes={"s": 1})
     refused("random", MIXED, "is 0; expected at least 1", shapes={"batch": 0})
 
 
