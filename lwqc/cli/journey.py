@@ -26,6 +26,8 @@ JOURNEYS: Mapping[str, Mapping[str, float]] = {
         "fitting the whole": 0.45,
         "checking": 0.15,
     },
+    "passes": {"opening": 0.1, "running passes": 0.6, "checking": 0.3},
+    "conversion": {"opening": 0.05, "converting": 0.75, "checking": 0.2},
     "search": {
         "opening": 0.05,
         "preparing the search": 0.36,

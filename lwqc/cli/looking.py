@@ -27,8 +27,11 @@ from lwqc.cli.options import (
     as_real,
     as_whole,
 )
-from lwqc.cli.running import Files, errors_console, finish, opened, progress_bars
+from lwqc.cli.progress import at, end_progress, progress_bars
+from lwqc.cli.running import Files, errors_console, finish, opened
 from lwqc.cli.sections import command
+from lwqc.cli.shown import put
+from lwqc.cli.telling import is_quiet, is_verbose
 from lwqc.errors import InputError
 from lwqc.model.numerals import size_text
 from lwqc.plans.options import Loss
@@ -101,6 +104,8 @@ def inspect(
     if against is not None:
         other = io.load(against, constant_inputs=constant_inputs)
         compared = compare(found, inspect_model(other, str(against), dims, resizable))
+    end_progress()
+    if against is not None:
         if as_json:
             print(json.dumps(compared.to_dict(), indent=1))
         else:
@@ -108,13 +113,14 @@ def inspect(
     elif as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
+        everything = is_verbose()
         print_inspection(
             found,
             Console(),
-            sites=sites or not (cost or groups or branches),
-            cost=cost,
-            groups=groups,
-            branches=branches,
+            sites=sites or everything or not (cost or groups or branches),
+            cost=cost or everything,
+            groups=groups or everything,
+            branches=branches or everything,
         )
 
 
@@ -306,18 +312,22 @@ def convert(
 
     work_begins()
     io.check_output(output, [*files_of(source), *([inputs] if inputs else [])])
+    at("converting")
     model = converted(source, trust=trust_code, task=task, inputs=inputs)
     model = model if options["keep_metadata"] else bare(model)
     io.check_output(output, loaded_files())
+    at("checking")
     saved = save(model, output, external_data=options.get("external"))
     answer({"output": str(saved.path), "output_bytes": saved.size_bytes})
+    if is_quiet():
+        return
     console = errors_console()
     for note in model.meta.get("lwqc_notes", ()):
         console.print(note, highlight=False, soft_wrap=True)
     console.print(f"{saved.path}: {size_text(saved.size_bytes)}")
 
 
-@command(Showing)
+@command(Showing, works=False)
 def recipes(
     name: Annotated[
         str | None, typer.Argument(help="show this one in full; a name or a .toml file")
@@ -346,14 +356,17 @@ def recipes(
         print(source_text(name), end="")
     elif options["as_json"] or name:
         print(json.dumps([r.model_dump(mode="json") for r in chosen], indent=1))
+    elif is_quiet():
+        for recipe in chosen:
+            put(recipe.name)
     else:
         from lwqc.cli.recipe_list import lines
 
-        for line in lines():
+        for line in lines(sources=is_verbose()):
             Console().print(line, highlight=False, soft_wrap=True)
 
 
-@command(Showing)
+@command(Showing, works=False)
 def extensions(**options: Unpack[Showing]) -> None:
     """List scores, allocators, targets, passes and rules, and the packages that add some."""
     from lwqc.cli.report.console import Console
@@ -390,7 +403,7 @@ def extensions(**options: Unpack[Showing]) -> None:
         Console().print(line, highlight=False, soft_wrap=True)
 
 
-@command(Showing)
+@command(Showing, works=False)
 def demo(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="keep the result")] = None,
     **options: Unpack[Showing],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 import typer
 
 from lwqc.cli.options import Model, Opened, Optimizing, Showing, as_real, as_whole
+from lwqc.cli.progress import at, end_progress
 from lwqc.cli.running import errors_console, opened
 from lwqc.cli.sections import command
 from lwqc.cli.shown import put
+from lwqc.cli.telling import is_quiet, is_verbose
 from lwqc.errors import InputError, UnsoundResult
 from lwqc.model.user_code import loaded_files
 from lwqc.plans.spelled_out import part
@@ -93,9 +96,11 @@ def opt(
     loaded = loaded if options["keep_metadata"] else bare(loaded)
     ctx = Context(loaded)
     with _failures_told():
-        pipeline.run(loaded, ctx, [*instruments, trace])
+        pipeline.run(loaded, ctx, [_progress(len(pipeline.steps)), *instruments, trace])
+    at("checking")
     saved = {} if output is None else _saved(loaded, output, verify_each, options)
     notes = loaded.meta.get("lwqc_notes", ())
+    end_progress()
     _report(ctx, trace, saved, notes, time_passes, options["as_json"])
 
 
@@ -191,8 +196,10 @@ def _bisect(
 
     from lwqc.passes.bisect import first_moved
 
+    at("running passes")
     with _failures_told():
         found = first_moved(pipeline, model, run, tolerance)
+    end_progress()
     if as_json:
         print(json.dumps(asdict(found) if found is not None else None, indent=1))
     elif found is None:
@@ -220,13 +227,15 @@ def _report(
         result = {**told, "notes": list(notes), **saved}
         print(json.dumps(result, indent=1))
         return
+    if is_quiet():
+        return
     console = errors_console()
     for row in trace.rows:
         operators = ", ".join(f"{op} {n:+}" for op, n in row["operators"].items())
         took = f"{row['ms']:8.1f} ms  " if time_passes else ""
         what = f"{row['changes']} changes" if row["changes"] else "nothing"
         line = f"{took}{row['pass']}: {what}{f' ({operators})' if operators else ''}"
-        if time_passes or row["changes"]:
+        if time_passes or is_verbose() or row["changes"]:
             console.print(line, highlight=False, soft_wrap=True)
     for refusal in ctx.refused.values():
         line = f"{refusal.step} left {refusal.name}: {refusal.reason}"
@@ -252,7 +261,14 @@ def _summary(saved: Mapping[str, Any], trace: Trace) -> str:
     )
 
 
-@command(Showing)
+def _progress(passes: int) -> Instrument:
+    """Says how many of them are done."""
+    from lwqc.passes.instruments import Counting
+
+    return Counting(lambda done: at("running passes", done, passes))
+
+
+@command(Showing, works=False)
 def passes(
     name: Annotated[str | None, typer.Argument(help="show this one in full")] = None,
     **options: Unpack[Showing],
@@ -266,6 +282,9 @@ def passes(
         print(json.dumps(vars(found), indent=1) if as_json else found.text())
         return
     entries = catalogue()
+    if is_quiet() and not as_json:
+        put("\n".join(entry.name for entry in entries))
+        return
     if as_json:
         print(json.dumps([vars(entry) for entry in entries], indent=1))
         return
@@ -274,3 +293,5 @@ def passes(
         for entry in entries:
             if entry.kind == kind:
                 put(f"  {entry.name}: {entry.summary}")
+                if is_verbose():
+                    put(textwrap.indent(described(entry.name).text(), "    "))

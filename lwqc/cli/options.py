@@ -97,8 +97,33 @@ class RunningCode(Debugging, total=False):
     ]
 
 
-class Printing(TypedDict, total=False):
-    """How results are printed."""
+class Telling(TypedDict, total=False):
+    """How much is told beside results and errors, see `lwqc.cli.telling`."""
+
+    quiet: Annotated[
+        bool,
+        Flag(
+            "tell only errors, and what was asked for",
+            bool,
+            False,
+            names=("--quiet", "-q"),
+            callback=set_quiet,
+        ),
+    ]
+    verbose: Annotated[
+        bool,
+        Flag(
+            "tell each stage, and all details",
+            bool,
+            False,
+            names=("--verbose", "-v"),
+            callback=set_verbose,
+        ),
+    ]
+
+
+class Printing(Telling, total=False):
+    """How results are printed, and what else is told."""
 
     as_json: Annotated[
         bool, Flag("machine-readable result on stdout", bool, False, names=("--json",))
@@ -160,26 +185,7 @@ class Paged(TypedDict, total=False):
     ]
 
 
-class Telling(TypedDict, total=False):
-    """How much is told beside results and errors, see `lwqc.cli.telling`."""
-
-    quiet: Annotated[
-        bool,
-        Flag("tell only errors", bool, False, names=("--quiet", "-q"), callback=set_quiet),
-    ]
-    verbose: Annotated[
-        bool,
-        Flag(
-            "tell each stage and each site",
-            bool,
-            False,
-            names=("--verbose", "-v"),
-            callback=set_verbose,
-        ),
-    ]
-
-
-class Reported(Storing, Printing, Paged, Telling, total=False):
+class Reported(Storing, Printing, Paged, total=False):
     """How a result is stored and told of."""
 
     details: Annotated[bool, Flag("print one row per site", bool, False)]
@@ -217,9 +223,7 @@ class DroppingCommand(Dropping, Changing, total=False):
     """Options of `drop`."""
 
 
-class RecoveringCommand(
-    Recovering, RunningCode, Storing, Printing, Paged, Telling, Checking, total=False
-):
+class RecoveringCommand(Recovering, RunningCode, Storing, Printing, Paged, Checking, total=False):
     """Options of `recover`."""
 
 
@@ -255,7 +259,7 @@ class Comparing(Feeding, Measured, RunningCode, Printing, Paged, total=False):
     """Options of `compare`."""
 
 
-class Converting(Kept, Storing, RunningCode, total=False):
+class Converting(Kept, Storing, RunningCode, Telling, total=False):
     """Options of `convert`."""
 
 

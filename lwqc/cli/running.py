@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lwqc.cli.hosting import answer, command_line, work_begins
-from lwqc.cli.journey import Journey, duration_text
 from lwqc.cli.options import Changing, Opened, Saved
+from lwqc.cli.progress import progress_bars
 from lwqc.cli.shown import say
-from lwqc.cli.telling import is_quiet, is_verbose, left_text, plain_lines
+from lwqc.cli.telling import is_quiet, is_verbose
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
 from lwqc.model.user_code import loaded_files
@@ -70,31 +69,6 @@ def errors_console() -> Console:
     from lwqc.cli.report.console import Console
 
     return Console(stderr=True)
-
-
-@contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """One line about the whole on stderr; lines of text where that is no terminal."""
-    journey = Journey()
-    if is_quiet():
-        yield None
-        return
-    console = errors_console()
-    if not console.is_terminal:
-        yield plain_lines(journey, verbose=is_verbose())
-        return
-    from lwqc.cli.report.console import progress_line
-
-    begun = time.monotonic()
-
-    def now() -> float:
-        return time.monotonic() - begun
-
-    def words() -> str:
-        return f"{duration_text(now())}{left_text(journey, now())}  {journey.place()}"
-
-    with progress_line(console, lambda: journey.share(now()), words):
-        yield lambda stage, done, total: journey.report(stage, done, total, now())
 
 
 @dataclass(frozen=True)

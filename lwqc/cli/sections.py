@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import wraps
 from types import UnionType
 from typing import Annotated, Any, get_args, get_type_hints
@@ -12,6 +13,7 @@ import typer
 
 from lwqc.cli.completion import VALUES
 from lwqc.cli.options import as_real, as_share, as_whole
+from lwqc.cli.progress import progress_bars
 from lwqc.cli.running import app
 from lwqc.plans.options import Flag
 from lwqc.plans.spelled_out import flag_of, share_of
@@ -19,8 +21,12 @@ from lwqc.plans.spelled_out import flag_of, share_of
 Command = Callable[..., None]
 
 
-def command(section: type, name: str | None = None) -> Callable[[Command], Command]:
+def command(
+    section: type, name: str | None = None, *, works: bool = True
+) -> Callable[[Command], Command]:
     """Register a function as a command, by its name if `name` is None.
+
+    works: it takes a while, and a line tells how far it is from before its first import.
 
     It takes `**options: Unpack[section]`; those that are not given on the command line and have no
     default there are left out.
@@ -34,7 +40,8 @@ def command(section: type, name: str | None = None) -> Callable[[Command], Comma
 
         @wraps(function)
         def called(**given: Any) -> None:
-            function(**{p.name: given[p.name] for p in first}, **_read(flags, given))
+            with progress_bars() if works else nullcontext():
+                function(**{p.name: given[p.name] for p in first}, **_read(flags, given))
 
         shown = [
             _parameter(flag.spelled or one, flag, in_percent=share_of(hints[one]) is not None)

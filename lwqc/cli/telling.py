@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from lwqc.cli.hosting import is_hosted
 from lwqc.cli.journey import Journey, duration_text
 from lwqc.cli.shown import put
 from lwqc.errors import InputError
@@ -17,19 +18,23 @@ _asked = {"quiet": False, "verbose": False}
 
 
 def set_quiet(asked: bool) -> None:
-    """What the command line says; called for every command."""
-    _asked["quiet"] = asked
+    """What the command line says; called for every command. Steps of `lwqc run` do as it does."""
+    if not is_hosted():
+        _asked["quiet"] = asked
 
 
 def set_verbose(asked: bool) -> None:
     """The same for `-v`."""
-    _asked["verbose"] = asked
+    if not is_hosted():
+        _asked["verbose"] = asked
 
 
 def set_width(columns: int | None) -> None:
     """Columns of tables and lines; None for those of the terminal. Raises InputError."""
     if columns is not None and columns < _NARROWEST:
         raise InputError(f"--width {columns}: expected {_NARROWEST} columns or more")
+    if columns is None and is_hosted():
+        return
     _columns.clear()
     _columns.update({"asked": columns} if columns is not None else {})
 

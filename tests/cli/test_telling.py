@@ -154,6 +154,50 @@ def test_a_quiet_command_tells_errors_and_what_was_asked_for(run, tmp_path):
     assert run("quantize", DIGITS, "-o", tmp_path / "o.onnx")[1] != ""  # and the next one speaks
 
 
+MODULE = "def model():\n    import onnx\n    return onnx.load('digits.onnx')\n"
+BUILD = 'model = "digits.onnx"\n[[step]]\nrun = "lower"\noutput = "o.onnx"\n'
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The demo model, a module that returns it, and a build of it."""
+    (tmp_path / "digits.onnx").write_bytes(DIGITS.read_bytes())
+    (tmp_path / "some_digits.py").write_text(MODULE)
+    (tmp_path / "build.toml").write_text(BUILD)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands_that_write_are_quiet_and_those_that_show_only_show(run, folder):
+    for line in (
+        ["convert", "some_digits:model", "-o", "c.onnx"],
+        ["opt", "digits.onnx", "-p", "clean", "-o", "p.onnx"],
+        ["run", "build.toml"],
+    ):
+        assert run(*line, "-q") == (0, "", "")
+        assert "".join(run(*line)[1:]) != ""
+    two = ["digits.onnx", "o.onnx"]
+    for line in (["verify", *two], ["bench", *two, "--seconds", "0.01"], ["inspect", two[0]]):
+        code, text, err = run(*line, "-q")
+        assert (code, err) == (0, "")
+        assert text
+    assert run("recipes", "-q")[1].split() == list(named())
+    assert {"clean", "fuse-attention"} <= set(run("passes", "-q")[1].split())
+
+
+def test_stages_are_told_where_that_is_asked_for(run, folder):
+    told = run("convert", "some_digits:model", "-o", "c.onnx", "-v")[2]
+    assert told.index("converting: 0 of 1") < told.index("checking: 0 of 1")
+    told = run("opt", "digits.onnx", "-p", "clean", "-o", "p.onnx", "-v")[2]
+    assert "running passes: 0 of " in told
+    assert "fuse-attention: nothing" in told
+    assert "deciding: 0 of 1" in run("run", "build.toml", "-v")[2]
+    assert "deciding: 0 of 1" in run("verify", "digits.onnx", "o.onnx", "-v")[2]
+    assert len(run("inspect", "digits.onnx", "-v")[1]) > len(run("inspect", "digits.onnx")[1])
+    assert named()["gptq"].source in run("recipes", "-v")[1]
+    assert "Refuses when" in run("passes", "-v")[1]
+
+
 def test_a_verbose_command_tells_its_stages_and_sites(run, tmp_path):
     code, text, err = run("quantize", DIGITS, "-o", tmp_path / "o.onnx", "--bits", "mixed",
                           "--avg-bits", "5", "-v")  # fmt: skip
@@ -256,14 +300,17 @@ def test_commands_and_options_that_are_near_are_offered(run):
 
 
 def test_output_goes_to_its_own_stream_while_a_terminal_shows_progress(tmp_path):
-    """stderr is a terminal, stdout is a file: what machines read is in the file alone."""
+    """stderr is a terminal, stdout is a file: what machines read is in the file alone.
+
+    Python tells what it imports: the first line is there before the runtime is loaded.
+    """
     pty = pytest.importorskip("pty", reason="pseudo terminals are of POSIX")
     ours, theirs = pty.openpty()
     out = tmp_path / "out.json"
     line = ["quantize", str(DIGITS), "-o", str(tmp_path / "o.onnx"), "--json"]
     with out.open("w") as file:
         child = subprocess.Popen(
-            [sys.executable, "-m", "lwqc.cli", *line], stdout=file, stderr=theirs,
+            [sys.executable, "-X", "importtime", "-m", "lwqc.cli", *line], stdout=file, stderr=theirs,
             env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
         )  # fmt: skip
         os.close(theirs)
@@ -275,6 +322,7 @@ def test_output_goes_to_its_own_stream_while_a_terminal_shows_progress(tmp_path)
     os.close(ours)
     assert json.loads(out.read_text())["output"].endswith("o.onnx")
     assert b"checking" in drawn
+    assert drawn.index(b"opening") < drawn.index(b"onnxruntime")
     assert b'"output"' not in drawn
 
 
