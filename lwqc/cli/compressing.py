@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
+from lwqc.cli.completion import VALUES
 from lwqc.cli.options import (
     Changing,
     Compressing,
@@ -134,15 +135,23 @@ def quantize(
         typer.Option(
             "--format",
             help="instead of --bits, by name: w3b32hd (3 bits, dense), vq5x2 (codebooks)",
+            autocompletion=VALUES["format"],
         ),
     ] = None,
-    activations: Annotated[str, typer.Option(help="none, dynamic or static")] = "none",
-    ranges: Annotated[str, typer.Option(help="minmax, percentile, mse or entropy")] = "mse",
+    activations: Annotated[
+        str,
+        typer.Option(help="none, dynamic or static", autocompletion=VALUES["activations"]),
+    ] = "none",
+    ranges: Annotated[
+        str,
+        typer.Option(help="minmax, percentile, mse or entropy", autocompletion=VALUES["ranges"]),
+    ] = "mse",
     method: Annotated[
         str,
         typer.Option(
             help="rtn, hqq or k-quant; with --data gptq, gptq-order, gptq-refit, gpfq or descent, "
-            "and learned with torch: adaround, brecq or distill"
+            "and learned with torch: adaround, brecq or distill",
+            autocompletion=VALUES["method"],
         ),
     ] = "rtn",
     sequential: Annotated[
@@ -177,7 +186,12 @@ def quantize(
 def prune(
     model: Model,
     output: Output,
-    recipe: Annotated[str, typer.Option(help="a recipe that prunes; see `lwqc recipes`")] = "",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="a recipe that prunes; see `lwqc recipes`", autocompletion=VALUES["prune recipe"]
+        ),
+    ] = "",
     **options: Unpack[PruningCommand],
 ) -> None:
     """Remove whole channels, heads and hidden units, or with --recipe slicegpt narrow streams."""
@@ -195,7 +209,10 @@ def drop(
     branches: Annotated[
         str | None, typer.Option("--branches", help="how many go: 4, or 25% of them")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="one that removes branches")] = "",
+    recipe: Annotated[
+        str,
+        typer.Option(help="one that removes branches", autocompletion=VALUES["drop recipe"]),
+    ] = "",
     **options: Unpack[DroppingCommand],
 ) -> None:
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""

@@ -14,6 +14,7 @@ from typing import Annotated, Unpack
 
 import typer
 
+from lwqc.cli.completion import VALUES
 from lwqc.cli.hosting import answer, work_begins
 from lwqc.cli.options import (
     Benching,
@@ -330,7 +331,10 @@ def convert(
 @command(Showing, works=False)
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="show this one in full; a name or a .toml file")
+        str | None,
+        typer.Argument(
+            help="show this one in full; a name or a .toml file", autocompletion=VALUES["recipe"]
+        ),
     ] = None,
     toml: Annotated[
         bool,

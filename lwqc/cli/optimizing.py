@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
+from lwqc.cli.completion import VALUES
 from lwqc.cli.options import Model, Opened, Optimizing, Showing, as_real, as_whole
 from lwqc.cli.progress import at, end_progress
 from lwqc.cli.running import errors_console, opened
@@ -35,7 +36,13 @@ _FEEDS = 2  # that outputs are compared on
 def opt(
     model: Model,
     text: Annotated[
-        str, typer.Option("-p", "--passes", help="fold-constants,join-equal; see `lwqc passes`")
+        str,
+        typer.Option(
+            "-p",
+            "--passes",
+            help="fold-constants,join-equal; see `lwqc passes`",
+            autocompletion=VALUES["passes"],
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="where to write the result")
@@ -54,7 +61,12 @@ def opt(
         bool, typer.Option("--time-passes", help="print what each pass took and changed")
     ] = False,
     print_after: Annotated[
-        str | None, typer.Option("--print-after", help="print the model as text after this pass")
+        str | None,
+        typer.Option(
+            "--print-after",
+            help="print the model as text after this pass",
+            autocompletion=VALUES["pass"],
+        ),
     ] = None,
     dump: Annotated[
         Path | None,
@@ -270,7 +282,9 @@ def _progress(passes: int) -> Instrument:
 
 @command(Showing, works=False)
 def passes(
-    name: Annotated[str | None, typer.Argument(help="show this one in full")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="show this one in full", autocompletion=VALUES["pass"])
+    ] = None,
     **options: Unpack[Showing],
 ) -> None:
     """List the passes and pipelines that `lwqc opt` runs, or describe one."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from lwqc.cli.completion import VALUES
+from lwqc.cli.completion import VALUES, Values
 from lwqc.cli.options import as_real, as_share, as_whole
 from lwqc.cli.progress import progress_bars
 from lwqc.cli.running import app
@@ -44,7 +44,12 @@ def command(
                 function(**{p.name: given[p.name] for p in first}, **_read(flags, given))
 
         shown = [
-            _parameter(flag.spelled or one, flag, in_percent=share_of(hints[one]) is not None)
+            _parameter(
+                flag.spelled or one,
+                flag,
+                in_percent=share_of(hints[one]) is not None,
+                values=VALUES.get(f"{name or function.__name__} {one}", VALUES.get(one)),
+            )
             for one, flag in flags.items()
         ]
         ordered = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in first]
@@ -67,7 +72,9 @@ def _read(flags: Mapping[str, Flag], given: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _parameter(name: str, flag: Flag, *, in_percent: bool) -> inspect.Parameter:
+def _parameter(
+    name: str, flag: Flag, *, in_percent: bool, values: Values | None
+) -> inspect.Parameter:
     """The option as typer takes it."""
     plain = next(iter(_kinds(flag.kind)))
     parsers: dict[Any, Callable[[Any], Any]] = {float: as_real, int: as_whole}
@@ -76,7 +83,7 @@ def _parameter(name: str, flag: Flag, *, in_percent: bool) -> inspect.Parameter:
         help=flag.help,
         parser=as_share if in_percent else parsers.get(plain),
         callback=flag.callback,
-        autocompletion=VALUES.get(name),
+        autocompletion=values,
     )
     return inspect.Parameter(
         name,

@@ -18,6 +18,7 @@ import pytest
 import lwqc
 import lwqc.cli.demo
 from lwqc.cli import telling
+from lwqc.cli.completion import FORMATS
 from lwqc.cli.journey import JOURNEYS, Journey, duration_text
 from lwqc.cli.pipeline.document import Gates
 from lwqc.errors import InputError
@@ -26,6 +27,7 @@ from lwqc.plans.bounds import BYTES, Bound
 from lwqc.plans.goals import Goals
 from lwqc.plans.option_texts import parse_shares
 from lwqc.plans.recipe import find, named, source_text
+from lwqc.quant.formats import WeightFormat
 from lwqc.runtime.metrics.named import NAMED
 
 DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
@@ -249,11 +251,57 @@ def test_a_shell_is_told_names(run, monkeypatch):
         ("lwqc lower m.onnx --target cpu-a", TARGETS.names()),
         ("lwqc verify a b --metric word", NAMED),
     ):
-        monkeypatch.setenv("COMP_WORDS", words)
-        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
         names = {name for name in known if name.startswith(words.split()[-1])}
         assert names
-        assert set(run()[1].split()) == names
+        assert asked(run, monkeypatch, words) == names
+
+
+def asked(run, monkeypatch, words):
+    """What bash gets for the last word of a line."""
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    return set(run()[1].split())
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("prune m --recipe spa", {"spa-l1", "spa-l2", "spa-lamp"}),
+        ("drop m --recipe e", {"evit", "evit-w8"}),
+        ("quantize m --method gptq-", {"gptq-order", "gptq-refit"}),
+        ("quantize m --method b", {"brecq"}),
+        ("prune m --score w", {"wanda"}),
+        ("drop m --score ablation", {"ablation", "ablation-once"}),
+        ("prune m --by m", {"macs"}),
+        ("prune m --scope l", {"local"}),
+        ("drop m --kind a", {"attention", "any"}),
+        ("compress m --effort h", {"high"}),
+        ("plan m --effort l", {"low"}),
+        ("quantize m --activations d", {"dynamic"}),
+        ("quantize m --ranges p", {"percentile"}),
+        ("quantize m --format vq5", {"vq5x2"}),
+        ("opt m --passes fuse-a", {"fuse-activations", "fuse-attention"}),
+        ("opt m -p clean,fuse-at", {"clean,fuse-attention"}),
+        ("passes nan", {"nan-guards"}),
+        ("recipes spqr", {"spqr-columns"}),
+    ],
+)
+def test_a_shell_is_told_names_of_each_option(run, monkeypatch, words, names):
+    monkeypatch.setenv("_LWQC_COMPLETE", "complete_bash")
+    assert asked(run, monkeypatch, f"lwqc {words}") == names
+
+
+def test_formats_that_a_shell_is_told_are_some():
+    assert [str(WeightFormat.parse(name)) for name in FORMATS] == list(FORMATS)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_scripts_for_shells_call_the_command(run, monkeypatch, shell):
+    monkeypatch.setenv("_LWQC_COMPLETE", f"source_{shell}")
+    code, text, _ = run()
+    assert code == 0
+    assert "_LWQC_COMPLETE=complete_" + shell in text
+    assert re.search(r"(complete|compdef|_lwqc_completion)\b.*\blwqc\b", text)
 
 
 def test_a_name_that_is_near_is_offered(run, tmp_path):
@@ -310,7 +358,8 @@ def test_output_goes_to_its_own_stream_while_a_terminal_shows_progress(tmp_path)
     line = ["quantize", str(DIGITS), "-o", str(tmp_path / "o.onnx"), "--json"]
     with out.open("w") as file:
         child = subprocess.Popen(
-            [sys.executable, "-X", "importtime", "-m", "lwqc.cli", *line], stdout=file, stderr=theirs,
+            [sys.executable, "-X", "importtime", "-m", "lwqc.cli", *line],
+            stdout=file, stderr=theirs,
             env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
         )  # fmt: skip
         os.close(theirs)
