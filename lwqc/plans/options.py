@@ -111,8 +111,8 @@ class Measured(TypedDict, total=False):
     metric: Annotated[
         MetricSource,
         Flag(
-            "top1, detection-agreement, map, map50, character-error, word-error, perplexity or "
-            "module:function(run) -> number; see docs/data.md"
+            "top1, detection-agreement, map, map50, character-error, word-error, perplexity, "
+            "embedding-recall or module:function(run) -> number; see docs/data.md"
         ),
     ]
     weight_outputs: Annotated[
