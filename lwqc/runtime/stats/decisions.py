@@ -49,10 +49,10 @@ class Agreement:
         """Those that there are, by name."""
         names = {
             "labels": self.labels,
-            "top-1": self.top_1,
-            "strongest": self.strongest,
-            "top-10": self.top_10,
+            "largest channel": self.top_1,
             "detections": self.detections,
+            "strongest place of each class": self.strongest,
+            "ten strongest places": self.top_10,
             "sizes": self.sizes,
         }
         return {name: share for name, share in names.items() if share is not None}

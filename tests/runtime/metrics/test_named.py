@@ -102,7 +102,7 @@ def circle(degrees):
 
 
 def test_embedding_recall():
-    """Lengths say nothing. One sample of a circle moves to the other side, away from its neighbours."""
+    """Lengths say nothing. One sample of a circle moves to the other side, away from its own."""
     model = net("float[n, 2] x", "float[n, 2] y", "y = Identity(x)")
     x = circle(range(0, 360, 36))
     data = [{"x": x[:4]}, {"x": x[4:]}]
