@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from lwqc.cli.journey import Journey, duration_text
-from lwqc.cli.telling import is_quiet, is_verbose, left_text, plain_lines
+from lwqc.cli.telling import is_quiet, is_verbose, plain_lines
+from lwqc.model.journey import Journey
 from lwqc.plans.options import Progress
 
 _shown: list[tuple[ExitStack, Progress | None]] = []  # one at most
@@ -59,14 +59,12 @@ def _begun(stack: ExitStack) -> Progress | None:
     def now() -> float:
         return time.monotonic() - begun
 
-    def words() -> str:
-        return f"{duration_text(now())}{left_text(journey, now())}  {journey.place()}"
-
     console = Console(stderr=True)
     # Of its own: converters put another file in the place of stderr for a while.
     own = os.fdopen(
         os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding, errors="replace"
     )
     console.file = stack.enter_context(own)
-    stack.enter_context(progress_line(console, lambda: journey.share(now()), words))
+    line = progress_line(console, lambda: journey.share(now()), lambda: journey.words(now()))
+    stack.enter_context(line)
     return lambda stage, done, total: journey.report(stage, done, total, now())

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from lwqc.cli.hosting import is_hosted
-from lwqc.cli.journey import Journey, duration_text
 from lwqc.cli.shown import put
 from lwqc.errors import InputError
+from lwqc.model.journey import Journey
 
 _SECONDS = 3.0  # between lines of one stage
 _RARELY = 10.0  # between lines that nobody asked for
@@ -72,12 +72,6 @@ def plain_lines(journey: Journey, *, verbose: bool) -> Callable[[str, int, int],
             return
         told[stage] = now
         where = f"{stage}: {done} of {total}" if verbose else journey.place()
-        put(f"{now:6.1f} s  {where}{left_text(journey, now)}", errors=True)
+        put(f"{now:6.1f} s  {where}{journey.left(now)}", errors=True)
 
     return report
-
-
-def left_text(journey: Journey, now: float) -> str:
-    """How much longer it takes, where that is known."""
-    whole = journey.whole_s(now)
-    return "" if whole is None else f", about {duration_text(whole - now)} left"

@@ -179,10 +179,11 @@ class Reading(Constant, total=False):
 class Sources(Opening, Reading, total=False):
     """What a model is opened with in Python.
 
-    progress: called with the stage, what is done of it and all of it.
+    progress: called with the stage, what is done of it and all of it. Where nothing is given, a
+    notebook shows a line; False for none.
     """
 
-    progress: Progress | None
+    progress: Progress | Literal[False] | None
 
 
 class Loss(TypedDict, total=False):
@@ -432,10 +433,10 @@ class Recovering(Feeding, Constant, Kept, total=False):
 class RecoveringSources(Recovering, total=False):
     """Options of `lwqc.recover`.
 
-    progress: called with the stage, what is done of it and all of it.
+    progress: as of `Sources`.
     """
 
-    progress: Progress | None
+    progress: Progress | Literal[False] | None
 
 
 class TwoFormats(TypedDict, total=False):

@@ -19,10 +19,10 @@ import lwqc
 import lwqc.cli.demo
 from lwqc.cli import telling
 from lwqc.cli.completion import FORMATS
-from lwqc.cli.journey import JOURNEYS, Journey, duration_text
 from lwqc.cli.pipeline.document import Gates
 from lwqc.errors import InputError
 from lwqc.model.extensions import TARGETS
+from lwqc.model.journey import JOURNEYS, Journey, duration_text
 from lwqc.plans.bounds import BYTES, Bound
 from lwqc.plans.goals import Goals
 from lwqc.plans.option_texts import parse_shares

@@ -112,6 +112,15 @@ class Journey:
         phase = f"{self._phase} {done} of {total}" if total > 1 else self._phase
         return f"{phase}: {self._inner}" if self._inner else phase
 
+    def left(self, now: float) -> str:
+        """`, about 8 s left`, where that is known."""
+        whole = self.whole_s(now)
+        return "" if whole is None else f", about {duration_text(whole - now)} left"
+
+    def words(self, now: float) -> str:
+        """The time, what is left of it, and what is being done."""
+        return f"{duration_text(now)}{self.left(now)}  {self.place()}"
+
 
 def duration_text(seconds: float) -> str:
     """For readers: `8 s`, `1:05`, `2:00:00`."""
