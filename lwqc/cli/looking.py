@@ -407,7 +407,7 @@ def extensions(**options: Unpack[Showing]) -> None:
         Console().print(line, highlight=False, soft_wrap=True)
 
 
-@command(Showing, works=False)
+@command(Showing)
 def demo(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="keep the result")] = None,
     **options: Unpack[Showing],
