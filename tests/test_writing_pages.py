@@ -292,7 +292,7 @@ def test_recipes_of_lwqc_name_what_there_is_and_are_read_without_it():
         ({"allocator": "none", "ranges": "min-max"}, "ranges: expected one of minmax, .*'minmax'?"),
         (
             {"allocator": "branches", "drop": {"score": "lime"}},
-            r"drop\.score: expected one of similarity",
+            r"drop\.score: expected one of .*did you mean 'lim'",
         ),
     ],
 )

@@ -159,9 +159,13 @@ def test_each_command_tells_its_own(run, tmp_path, arguments, chapter, words):
 
 def test_a_report_on_a_detector_speaks_of_detections(run, tmp_path):
     source, page = tmp_path / "detector.onnx", tmp_path / "o.html"
-    weights = {"w": normal(8, 3, 3, 3), "v": normal(4, 8, 1, 1), "shape": np.array([0, 4, -1])}
-    nodes = [("Conv", ["image", "w"], "h", {"pads": [1, 1, 1, 1]}), ("Relu", ["h"], "r", {}),
-             ("Conv", ["r", "v"], "l", {}), ("Sigmoid", ["l"], "p", {}),
+    weights = {
+        "w": normal(64, 3, 3, 3), "v": normal(4, 64, 3, 3) / 9,
+        "b": np.array([-2, 0, 1, 2], np.float32), "shape": np.array([0, 4, -1]),
+    }  # fmt: skip
+    pads = {"pads": [1, 1, 1, 1]}
+    nodes = [("Conv", ["image", "w"], "h", pads), ("Relu", ["h"], "r", {}),
+             ("Conv", ["r", "v", "b"], "l", pads), ("Sigmoid", ["l"], "p", {}),
              ("Reshape", ["p", "shape"], "scores", {})]  # fmt: skip
     io.save(model(nodes, weights, {"image": [2, 3, 16, 16]}, ["scores"]), source)
     line = ["quantize", source, "-o", tmp_path / "o.onnx", "--bits", "4", "--data", "random:2"]

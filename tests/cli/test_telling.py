@@ -20,13 +20,16 @@ import lwqc.cli.demo
 from lwqc.cli import telling
 from lwqc.cli.completion import FORMATS
 from lwqc.cli.pipeline.document import Gates
+from lwqc.decide.structural import branch_amount, prune_options
 from lwqc.errors import InputError
 from lwqc.model.extensions import TARGETS
 from lwqc.model.journey import JOURNEYS, Journey, duration_text
 from lwqc.plans.bounds import BYTES, Bound
 from lwqc.plans.goals import Goals
 from lwqc.plans.option_texts import parse_shares
+from lwqc.plans.options import PruningSources
 from lwqc.plans.recipe import find, named, source_text
+from lwqc.plans.spelled_out import spelled_out
 from lwqc.quant.formats import WeightFormat
 from lwqc.runtime.metrics.named import NAMED
 
@@ -71,14 +74,17 @@ def test_a_share_in_percent_is_the_same_number(run, tmp_path, arguments):
 
 
 def test_a_share_in_percent_is_the_same_number_in_python():
-    one, other = (
-        lwqc.prune(DIGITS, ratio=ratio, max_ratio=most, groups={"*": ratio}).plan
-        for ratio, most in (("20%", "90%"), (0.2, 0.9))
-    )
-    assert one == other
-    assert lwqc.drop_layers(DIGITS, branches="50%", recipe="finercut").plan == (
-        lwqc.drop_layers(DIGITS, branches=0.5, recipe="finercut").plan
-    )
+    @spelled_out(PruningSources)
+    def taken(**options):
+        return options
+
+    found = taken(ratio="20%", max_ratio="90%", max_class_drop=0.05, max_drop=None, round_to=8)
+    assert found == {
+        "ratio": 0.2, "max_ratio": 0.9, "max_class_drop": 0.05, "max_drop": None, "round_to": 8
+    }  # fmt: skip
+    assert prune_options(find("spa-l1"), groups={"*": "20%"}).groups == {"*": 0.2}
+    assert branch_amount("50%") == branch_amount(0.5) == {"share": 0.5}
+    assert branch_amount("3") == branch_amount(3) == {"count": 3}
     assert lwqc.compress(DIGITS, recipe="w8", max_drop="1%").goals.max_drop == 0.01
     with pytest.raises(InputError, match=r"max-drop '1%%': expected a share such as 0\.3 or 30%"):
         lwqc.compress(DIGITS, max_drop="1%%")
@@ -313,7 +319,7 @@ def test_a_name_that_is_near_is_offered(run, tmp_path):
         ("compress", "--effort", "hihg", "high"),
         ("compress", "--preprocess", "siz=8", "size"),
         ("compress", "--preprocess", "letterbx", "letterbox"),
-        ("compress", "--preprocess", "layout=nhcw", "nchw"),
+        ("compress", "--preprocess", "layout=nhcw", "nhwc"),
         ("compress", "--shape", "btch=2", "batch"),
         ("compress", "--weight-outputs", "logit=2", "logits"),
         ("compress", "--kv-cache", "int4", "int8"),

@@ -52,7 +52,7 @@ def test_a_file_and_a_mapping_say_the_same(tmp_path):
         ("size=big", "size=big: 'big' is not a whole number"),
         ("size=0", "expected WIDTHxHEIGHT in pixels"),
         ("boxed", "'boxed': is no key=value; expected one of stretch"),
-        ("size=3,4", "'4': expected key=value"),
+        ("size=3,4", "'4': is no key=value"),
         ("size=3,size=4", "size: is given twice"),
         ("range=1..0", "expected LOW..HIGH, such as 0..1"),
         ("range=1", "expected LOW..HIGH"),

@@ -96,7 +96,8 @@ def _is_embedding(answer: Array) -> bool:
 def _directions(answers: Iterable[Array]) -> Array:
     """Embeddings of length 1, in double precision."""
     rows = np.concatenate([answer.astype(np.float64) for answer in answers])
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _SMALL)
+    found: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _SMALL)
+    return found
 
 
 def _nearest(rows: Array, k: int) -> Iterable[tuple[int, Array, Array]]:

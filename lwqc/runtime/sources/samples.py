@@ -161,10 +161,10 @@ def check_keys(settings: Preprocess, known: Sequence[str], what: str) -> None:
 
 def check_names(feeds: Iterable[str], inputs: Mapping[str, ir.Value], label: str) -> None:
     """Raises InputError where data is not of these inputs."""
+    unknown = sorted(str(n) for n in set(feeds) - set(inputs))
+    known = expected(unknown[0], sorted(inputs)) if unknown else ""
     if missing := sorted(set(inputs) - set(feeds)):
-        raise InputError(
-            f"{label}: no data for input {', '.join(missing)}; got {sorted(map(str, feeds))}"
-        )
-    if unknown := sorted(str(n) for n in set(feeds) - set(inputs)):
-        known = expected(unknown[0], sorted(inputs))
+        got = f"got {sorted(map(str, feeds))}{f', {known}' if known else ''}"
+        raise InputError(f"{label}: no data for input {', '.join(missing)}; {got}")
+    if unknown:
         raise InputError(f"{label}: the model has no input {', '.join(unknown)}; {known}")
