@@ -10,9 +10,10 @@ those of the model that the step was given.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast
 
 import onnx_ir as ir
 
@@ -27,6 +28,7 @@ from lwqc.decide.explain.inspection import Inspection, inspect_model
 from lwqc.decide.lower import lower_plan
 from lwqc.decide.search.control import SearchControl, search_control
 from lwqc.decide.structural import (
+    branch_amount,
     branch_job,
     channel_job,
     dropping_recipe,
@@ -35,6 +37,7 @@ from lwqc.decide.structural import (
 from lwqc.errors import InputError
 from lwqc.learn.needed import require_torch
 from lwqc.model import io
+from lwqc.model.notebook import NotebookLine, notebook_line
 from lwqc.plans.goals import CONVERSION_DROP, Goals
 from lwqc.plans.options import (
     Bounded,
@@ -69,10 +72,28 @@ if TYPE_CHECKING:
     from lwqc.learn.module import OnnxModule
     from lwqc.learn.to_torch import Trainable
 
+Called = TypeVar("Called", bound=Callable[..., Any])
 Source = Any  # a path, an onnx_ir.Model, an onnx.ModelProto, what `convert` takes, a `Chainable`
 
 
+def _shown_in_notebooks(function: Called) -> Called:
+    """A function that shows a line in a notebook, where no progress is asked for otherwise."""
+
+    @wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        given = options.pop("progress", None)
+        if given is None and args and isinstance(args[0], Compressed):
+            given = args[0].work.original.job.progress
+        if given is False or not (given is None or isinstance(given, NotebookLine)):
+            return function(*args, progress=given or None, **options)
+        with notebook_line() as line:
+            return function(*args, progress=line, **options)
+
+    return cast(Called, called)
+
+
 @spelled_out(Compressing)
+@_shown_in_notebooks
 def compress(
     source: Source, *, recipe: str | Recipe = "auto", **options: Unpack[Compressing]
 ) -> Chainable:
@@ -94,6 +115,7 @@ def compress(
 
 
 @spelled_out(Sources)
+@_shown_in_notebooks
 def quantize(
     source: Source,
     *,
@@ -116,6 +138,7 @@ def quantize(
 
 
 @spelled_out(Bounded)
+@_shown_in_notebooks
 def lower(
     source: Source,
     *,
@@ -144,6 +167,7 @@ def lower(
 
 
 @spelled_out(PruningSources)
+@_shown_in_notebooks
 def prune(source: Source, *, recipe: str = "", **options: Unpack[PruningSources]) -> Chainable:
     """Remove whole channels, heads and hidden units; the others make up for them.
 
@@ -161,10 +185,11 @@ def prune(source: Source, *, recipe: str = "", **options: Unpack[PruningSources]
 
 
 @spelled_out(DroppingSources)
+@_shown_in_notebooks
 def drop_layers(
     source: Source,
     *,
-    branches: int | float | None = None,
+    branches: int | float | str | None = None,
     recipe: str = "",
     **options: Unpack[DroppingSources],
 ) -> Chainable:
@@ -172,15 +197,15 @@ def drop_layers(
 
     With the recipe `shallow`, pairs of adjacent branches are made parallel instead.
 
-    branches: how many (an int), or a share of them (a float up to 1). recipe: one that removes
-    branches; `ablation-refit` by default, `finercut` without data. Other options are fields of
-    `lwqc.decide.drop_layers.DropOptions`, or as in `compress`.
+    branches: how many (an int), or a share of them (a float up to 1, or "25%"). recipe: one that
+    removes branches; `ablation-refit` by default, `finercut` without data. Other options are fields
+    of `lwqc.decide.drop_layers.DropOptions`, or as in `compress`.
     """
     changes: dict[str, Any] = {**part(Dropping, options)}
     if branches is not None:
         if "count" in options or "share" in options:
             raise InputError("branches says how many: leave out count and share")
-        changes["share" if isinstance(branches, float) else "count"] = branches
+        changes |= branch_amount(branches)
     if "seed" in options:
         changes["seed"] = options["seed"]
     goals = Goals(**part(Loss, options))
@@ -192,6 +217,7 @@ def drop_layers(
 
 
 @spelled_out(Compressing)
+@_shown_in_notebooks
 def plan(source: Source, *, recipe: str | Recipe = "auto", **options: Unpack[Compressing]) -> Plan:
     """Decide as `compress` does, by the same arguments; `apply` then gives what it would give."""
     goals = Goals(**part(Budgets, options))
@@ -206,6 +232,7 @@ def _recipe(recipe: str | Recipe, options: Compressing) -> Recipe:
 
 
 @spelled_out(Sources)
+@_shown_in_notebooks
 def apply(
     source: Source,
     plan: Plan,
@@ -305,6 +332,7 @@ def write_back(module: OnnxModule, source: Source) -> ir.Model:
 
 
 @spelled_out(RecoveringSources)
+@_shown_in_notebooks
 def recover(
     small: Source, *, teacher: Source = None, **options: Unpack[RecoveringSources]
 ) -> Recovered:
@@ -329,7 +357,7 @@ def recover(
     constant = options.get("constant_inputs", False)
     own, taught = (_model(s, constant_inputs=constant) for s in (small, teacher))
     names = (_name(small, "model"), _name(teacher, "teacher"))
-    progress = options.get("progress")
+    progress = options.get("progress") or None
     return fitted(own, taught, part(Recovering, options), names=names, progress=progress)
 
 
@@ -383,7 +411,7 @@ def _chosen(target: str | None, source: Source, usual: str) -> str | None:
 
 
 def _opened(source: Source, options: Sources, allow_fallback: bool = False) -> Version:
-    progress = options.get("progress")
+    progress = options.get("progress") or None
     if isinstance(source, Compressed):
         kept = part(JobOptions, options)
         return after(source, **kept, allow_fallback=allow_fallback, progress=progress)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import zipfile
 from importlib import resources
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 import lwqc
+from lwqc.model import notebook
 from tests.build import model, normal
 from tests.cli.html_tree import read, rows
 
@@ -53,6 +57,75 @@ def test_a_fit_is_told_too():
     assert repr(done).startswith("<Recovered: model=model, ")
     assert repr(done.report).startswith("<RecoverReport: model=model, ")
     assert len(repr(done)) < LONGEST
+
+
+class Cell:
+    """What IPython's `display` shows below a cell, in the order of the drawings."""
+
+    def __init__(self):
+        self.drawn, self.ids = [], []
+
+    def display(self, data, *, raw, display_id):
+        assert raw
+        self.ids.append(display_id)
+        self.drawn.append(data)
+        return self
+
+    def update(self, data, *, raw):
+        assert raw
+        self.drawn.append(data)
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """A notebook, as far as lwqc looks at it."""
+    shown = Cell()
+    package, display = ModuleType("IPython"), ModuleType("IPython.display")
+    package.get_ipython = lambda: SimpleNamespace(kernel="of a cell")
+    display.display = shown.display
+    monkeypatch.setitem(sys.modules, "IPython", package)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr(notebook, "_SECONDS", 0.01)
+    return shown
+
+
+def test_a_notebook_shows_one_line_that_is_updated_in_place(cell):
+    net = model([("MatMul", ["x", "w"], "y", {})], {"w": normal(64, 64)}, {"x": [4, 64]}, ["y"])
+    done = lwqc.quantize(net, bits=8)
+    assert cell.ids == [True]
+    assert cell.drawn[-1] == {"text/plain": "", "text/html": ""}
+    assert "opening" in cell.drawn[0]["text/plain"]
+    line = read(cell.drawn[0]["text/html"])
+    assert {tag.tag for tag in line} == {"div", "progress"}
+    done.lower(target="cpu")
+    assert cell.ids == [True, True]
+    for off in (False, lambda *stage: None):
+        lwqc.quantize(net, bits=8, progress=off)
+    lwqc.quantize(net, bits=8, progress=lambda *stage: None).lower(target="cpu")
+    assert cell.ids == [True, True]
+
+
+def test_stages_are_in_the_line(cell):
+    with notebook.notebook_line() as line:
+        line("deciding", 1, 4)
+        line(EVIL, 1, 2)
+        for _ in range(500):
+            if "deciding" in cell.drawn[-1]["text/plain"]:
+                break
+            time.sleep(0.01)
+        last = cell.drawn[-1]
+    assert "deciding 1 of 4: <script>alert(1)</script>\\u202e\\x1b 1 of 2" in last["text/plain"]
+    assert not list(read(last["text/html"]).all("script"))
+
+
+def test_nothing_is_shown_where_there_is_no_notebook(cell, monkeypatch):
+    monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: SimpleNamespace())
+    with notebook.notebook_line() as line:
+        assert line is None
+    monkeypatch.delitem(sys.modules, "IPython")
+    with notebook.notebook_line() as line:
+        assert line is None
+    assert cell.drawn == []
 
 
 def test_the_package_is_typed():

@@ -287,7 +287,13 @@ def test_recipes_of_lwqc_name_what_there_is_and_are_read_without_it():
     [
         ({"allocator": "unifrom"}, "expected one of auto, channels, .*; did you mean 'uniform'?"),
         ({"allocator": "channels", "prune": {"score": "wnda"}}, "score: .*; did you mean 'wanda'?"),
-        ({"allocator": "branches", "drop": {"score": "lime"}}, "drop.score: Value error, expected"),
+        ({"allocator": "none", "activation": "dynamic"}, "no such key; .* mean 'activations'?"),
+        ({"allocator": "channels", "prune": {"ratoi": 0.3}}, r"prune\.ratoi: .* mean 'ratio'?"),
+        ({"allocator": "none", "ranges": "min-max"}, "ranges: expected one of minmax, .*'minmax'?"),
+        (
+            {"allocator": "branches", "drop": {"score": "lime"}},
+            r"drop\.score: expected one of .*did you mean 'lim'",
+        ),
     ],
 )
 def test_a_recipe_of_a_user_names_what_there_is(tmp_path, changes, words):

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Unpack
 import typer
 
 from lwqc.cli.options import Building
+from lwqc.cli.progress import progress_bars
 from lwqc.cli.running import app
 from lwqc.cli.sections import command
 from lwqc.cli.shown import put, say
+from lwqc.cli.telling import is_quiet
 
 if TYPE_CHECKING:
     from lwqc.cli.pipeline.execution import StepResult
     from lwqc.cli.pipeline.steps import Build, Step
 
 
-@command(Building)
+@command(Building, works=False)
 def run(
     file: Annotated[Path, typer.Argument(help="TOML file that describes the build")],
     dry_run: Annotated[
@@ -43,7 +45,8 @@ def run(
     as_json = options["as_json"]
     build = resolve(file, read_document(file), commands(app))
     with contextlib.chdir(file.parent):
-        check(build)
+        with progress_bars():
+            check(build)
         written = [path for step in build.steps for path in paths_of(step)]
         written += [Path(build.report)] if build.report else []
         check_outputs([], [file.name, *filter(None, [build.steps[0].original])], written)
@@ -62,7 +65,7 @@ def run(
             write_text(build.report, report)
     if as_json:
         print(report, end="")
-    else:
+    elif not is_quiet():
         for line in _result_lines(results):
             put(line)
     missed = [f"{r.step.name}: {line}" for r in results for line in r.missed]
@@ -76,10 +79,16 @@ def _executed(build: Build, file: Path, force: bool) -> list[StepResult]:
     from lwqc.cli.pipeline.execution import execute
 
     try:
-        return execute(build, _say, force=force)
+        return execute(build, _told, force=force)
     except KeyboardInterrupt:
         _say(f"lwqc: {file}: interrupted; steps that were done are kept")
         raise typer.Exit(130) from None
+
+
+def _told(line: str) -> None:
+    """What happens to a step."""
+    if not is_quiet():
+        _say(line)
 
 
 def _say(line: str) -> None:

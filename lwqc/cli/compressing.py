@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
+from lwqc.cli.completion import VALUES
 from lwqc.cli.options import (
     Changing,
     Compressing,
@@ -37,7 +38,8 @@ from lwqc.cli.running import (
 )
 from lwqc.cli.sections import command
 from lwqc.errors import InputError
-from lwqc.model.numerals import share, whole
+from lwqc.model.extensions import expected
+from lwqc.model.numerals import whole
 from lwqc.plans.goals import CONVERSION_DROP, Goals
 from lwqc.plans.options import Budgets, Dropping, Loss, Pruning, Storage
 from lwqc.plans.spelled_out import part
@@ -133,15 +135,23 @@ def quantize(
         typer.Option(
             "--format",
             help="instead of --bits, by name: w3b32hd (3 bits, dense), vq5x2 (codebooks)",
+            autocompletion=VALUES["format"],
         ),
     ] = None,
-    activations: Annotated[str, typer.Option(help="none, dynamic or static")] = "none",
-    ranges: Annotated[str, typer.Option(help="minmax, percentile, mse or entropy")] = "mse",
+    activations: Annotated[
+        str,
+        typer.Option(help="none, dynamic or static", autocompletion=VALUES["activations"]),
+    ] = "none",
+    ranges: Annotated[
+        str,
+        typer.Option(help="minmax, percentile, mse or entropy", autocompletion=VALUES["ranges"]),
+    ] = "mse",
     method: Annotated[
         str,
         typer.Option(
             help="rtn, hqq or k-quant; with --data gptq, gptq-order, gptq-refit, gpfq or descent, "
-            "and learned with torch: adaround, brecq or distill"
+            "and learned with torch: adaround, brecq or distill",
+            autocompletion=VALUES["method"],
         ),
     ] = "rtn",
     sequential: Annotated[
@@ -176,7 +186,12 @@ def quantize(
 def prune(
     model: Model,
     output: Output,
-    recipe: Annotated[str, typer.Option(help="a recipe that prunes; see `lwqc recipes`")] = "",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="a recipe that prunes; see `lwqc recipes`", autocompletion=VALUES["prune recipe"]
+        ),
+    ] = "",
     **options: Unpack[PruningCommand],
 ) -> None:
     """Remove whole channels, heads and hidden units, or with --recipe slicegpt narrow streams."""
@@ -194,13 +209,16 @@ def drop(
     branches: Annotated[
         str | None, typer.Option("--branches", help="how many go: 4, or 25% of them")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="one that removes branches")] = "",
+    recipe: Annotated[
+        str,
+        typer.Option(help="one that removes branches", autocompletion=VALUES["drop recipe"]),
+    ] = "",
     **options: Unpack[DroppingCommand],
 ) -> None:
     """Remove whole residual branches, or with --recipe shallow make adjacent ones parallel."""
-    from lwqc.decide.structural import branch_job, dropping_recipe
+    from lwqc.decide.structural import branch_amount, branch_job, dropping_recipe
 
-    changes: dict[str, Any] = {**_amount(branches), **part(Dropping, options)}
+    changes: dict[str, Any] = {**branch_amount(branches), **part(Dropping, options)}
     if options["seed"]:
         changes["seed"] = options["seed"]
     only_tokens = "tokens" in changes and branches is None
@@ -229,18 +247,6 @@ def _change_structure(
         finish(job(work).make(), output, part(Saved, options), verify=verify)
 
 
-def _amount(text: str | None) -> dict[str, Any]:
-    """A count, or a share of all."""
-    if text is None:
-        return {}
-    try:
-        if text.endswith("%"):
-            return {"share": share(text)}
-        return {"count": whole(text)}
-    except ValueError as error:
-        raise InputError(f"--branches {text}: expected a count or a share such as 25%") from error
-
-
 def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
     from lwqc.plans.recipe import uniform_recipe
 
@@ -255,7 +261,8 @@ def _quantize_recipe(bits: str, *settings: Any) -> Recipe:
     try:
         width = whole(bits)
     except ValueError as error:
-        raise InputError(f"--bits {bits}: expected 8, 4, 3, 2 or mixed") from error
+        known = expected(bits, ["8", "4", "3", "2", "mixed"])
+        raise InputError(f"--bits {bits}: {known}") from error
     return uniform_recipe(width, *settings)
 
 

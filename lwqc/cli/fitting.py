@@ -10,7 +10,8 @@ import typer
 
 from lwqc.cli.hosting import answer, command_line, work_begins
 from lwqc.cli.options import Model, Output, RecoveringCommand
-from lwqc.cli.running import Files, progress_bars
+from lwqc.cli.progress import progress_bars
+from lwqc.cli.running import Files
 from lwqc.cli.sections import command
 from lwqc.cli.shown import put
 from lwqc.cli.telling import is_quiet

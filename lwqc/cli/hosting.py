@@ -41,6 +41,11 @@ def hosted(host: Host) -> Iterator[Host]:
         _HOST.reset(token)
 
 
+def is_hosted() -> bool:
+    """Whether `lwqc run` called the command."""
+    return _HOST.get() is not None
+
+
 def work_begins() -> None:
     """Say that all options were looked at. Raises OptionsAreSound where that was all."""
     host = _HOST.get()

@@ -14,6 +14,7 @@ from typing import Annotated, Unpack
 
 import typer
 
+from lwqc.cli.completion import VALUES
 from lwqc.cli.hosting import answer, work_begins
 from lwqc.cli.options import (
     Benching,
@@ -27,8 +28,11 @@ from lwqc.cli.options import (
     as_real,
     as_whole,
 )
-from lwqc.cli.running import Files, errors_console, finish, opened, progress_bars
+from lwqc.cli.progress import at, end_progress, progress_bars
+from lwqc.cli.running import Files, errors_console, finish, opened
 from lwqc.cli.sections import command
+from lwqc.cli.shown import put
+from lwqc.cli.telling import is_quiet, is_verbose
 from lwqc.errors import InputError
 from lwqc.model.numerals import size_text
 from lwqc.plans.options import Loss
@@ -101,6 +105,8 @@ def inspect(
     if against is not None:
         other = io.load(against, constant_inputs=constant_inputs)
         compared = compare(found, inspect_model(other, str(against), dims, resizable))
+    end_progress()
+    if against is not None:
         if as_json:
             print(json.dumps(compared.to_dict(), indent=1))
         else:
@@ -108,13 +114,14 @@ def inspect(
     elif as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
+        everything = is_verbose()
         print_inspection(
             found,
             Console(),
-            sites=sites or not (cost or groups or branches),
-            cost=cost,
-            groups=groups,
-            branches=branches,
+            sites=sites or everything or not (cost or groups or branches),
+            cost=cost or everything,
+            groups=groups or everything,
+            branches=branches or everything,
         )
 
 
@@ -173,7 +180,11 @@ def verify(
         if blame or blame_check:
             blamed = blame_models(work, compressed, str(candidate), drop, blame_check)
         rows = {n: vars(d) for n, d in found.items()}
-        result = {"drop": drop, "outputs": rows}
+        worst = 0.0 if changed is None else changed.worst
+        bounds = (("drop", drop, goals.max_drop), ("worst class", worst, goals.max_class_drop))
+        missed = [one for one in bounds if one[2] is not None and one[1] > one[2]]
+        told = [f"{what}: asked {bound:.6g}, reached {got:.6g}" for what, got, bound in missed]
+        result = {"drop": drop, "outputs": rows, "missed": told}
         if changed is not None:
             result["flips"] = asdict(changed)
         if blamed is not None:
@@ -189,9 +200,6 @@ def verify(
             Console().print(f"drop {drop:.5g} on {work.job.data.fit.description}")
             if blamed is not None:
                 print_blame(blamed, Console(), random=work.job.data.fit.kind == "random")
-        worst = 0.0 if changed is None else changed.worst
-        bounds = (("drop", drop, goals.max_drop), ("worst class", worst, goals.max_class_drop))
-        missed = [one for one in bounds if one[2] is not None and one[1] > one[2]]
         for what, reached, bound in missed:
             errors_console().print(f"{what} {reached:.5g} is above the allowed {bound:.5g}")
         if missed:
@@ -300,21 +308,33 @@ def convert(
     from lwqc.frontends.convert import convert as converted
     from lwqc.frontends.convert import files_of
     from lwqc.model import io
+    from lwqc.model.metadata import bare
     from lwqc.model.user_code import loaded_files
 
     work_begins()
     io.check_output(output, [*files_of(source), *([inputs] if inputs else [])])
+    at("converting")
     model = converted(source, trust=trust_code, task=task, inputs=inputs)
+    model = model if options["keep_metadata"] else bare(model)
     io.check_output(output, loaded_files())
+    at("checking")
     saved = save(model, output, external_data=options.get("external"))
     answer({"output": str(saved.path), "output_bytes": saved.size_bytes})
-    errors_console().print(f"{saved.path}: {size_text(saved.size_bytes)}")
+    if is_quiet():
+        return
+    console = errors_console()
+    for note in model.meta.get("lwqc_notes", ()):
+        console.print(note, highlight=False, soft_wrap=True)
+    console.print(f"{saved.path}: {size_text(saved.size_bytes)}")
 
 
-@command(Showing)
+@command(Showing, works=False)
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="show this one in full; a name or a .toml file")
+        str | None,
+        typer.Argument(
+            help="show this one in full; a name or a .toml file", autocompletion=VALUES["recipe"]
+        ),
     ] = None,
     toml: Annotated[
         bool,
@@ -340,14 +360,17 @@ def recipes(
         print(source_text(name), end="")
     elif options["as_json"] or name:
         print(json.dumps([r.model_dump(mode="json") for r in chosen], indent=1))
+    elif is_quiet():
+        for recipe in chosen:
+            put(recipe.name)
     else:
         from lwqc.cli.recipe_list import lines
 
-        for line in lines():
+        for line in lines(sources=is_verbose()):
             Console().print(line, highlight=False, soft_wrap=True)
 
 
-@command(Showing)
+@command(Showing, works=False)
 def extensions(**options: Unpack[Showing]) -> None:
     """List scores, allocators, targets, passes and rules, and the packages that add some."""
     from lwqc.cli.report.console import Console

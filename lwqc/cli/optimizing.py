@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
+from lwqc.cli.completion import VALUES
 from lwqc.cli.options import Model, Opened, Optimizing, Showing, as_real, as_whole
+from lwqc.cli.progress import at, end_progress
 from lwqc.cli.running import errors_console, opened
 from lwqc.cli.sections import command
 from lwqc.cli.shown import put
+from lwqc.cli.telling import is_quiet, is_verbose
 from lwqc.errors import InputError, UnsoundResult
 from lwqc.model.user_code import loaded_files
 from lwqc.plans.spelled_out import part
@@ -32,7 +36,13 @@ _FEEDS = 2  # that outputs are compared on
 def opt(
     model: Model,
     text: Annotated[
-        str, typer.Option("-p", "--passes", help="fold-constants,join-equal; see `lwqc passes`")
+        str,
+        typer.Option(
+            "-p",
+            "--passes",
+            help="fold-constants,join-equal; see `lwqc passes`",
+            autocompletion=VALUES["passes"],
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="where to write the result")
@@ -51,7 +61,12 @@ def opt(
         bool, typer.Option("--time-passes", help="print what each pass took and changed")
     ] = False,
     print_after: Annotated[
-        str | None, typer.Option("--print-after", help="print the model as text after this pass")
+        str | None,
+        typer.Option(
+            "--print-after",
+            help="print the model as text after this pass",
+            autocompletion=VALUES["pass"],
+        ),
     ] = None,
     dump: Annotated[
         Path | None,
@@ -65,6 +80,7 @@ def opt(
     """Run passes on a model, in the order of a text."""
     from lwqc.model import io
     from lwqc.model.data_files import data_files
+    from lwqc.model.metadata import bare
     from lwqc.passes.context import Context
     from lwqc.passes.instruments import Trace
     from lwqc.passes.instruments import Verify as VerifyEach
@@ -89,11 +105,15 @@ def opt(
         return
     if verify_each:
         instruments.append(VerifyEach(run, tolerance))
+    loaded = loaded if options["keep_metadata"] else bare(loaded)
     ctx = Context(loaded)
     with _failures_told():
-        pipeline.run(loaded, ctx, [*instruments, trace])
+        pipeline.run(loaded, ctx, [_progress(len(pipeline.steps)), *instruments, trace])
+    at("checking")
     saved = {} if output is None else _saved(loaded, output, verify_each, options)
-    _report(ctx, trace, saved, time_passes, options["as_json"])
+    notes = loaded.meta.get("lwqc_notes", ())
+    end_progress()
+    _report(ctx, trace, saved, notes, time_passes, options["as_json"])
 
 
 def _check_numbers(limit: int | None, tolerance: float) -> None:
@@ -188,8 +208,10 @@ def _bisect(
 
     from lwqc.passes.bisect import first_moved
 
+    at("running passes")
     with _failures_told():
         found = first_moved(pipeline, model, run, tolerance)
+    end_progress()
     if as_json:
         print(json.dumps(asdict(found) if found is not None else None, indent=1))
     elif found is None:
@@ -201,15 +223,23 @@ def _bisect(
 
 
 def _report(
-    ctx: Context, trace: Trace, saved: Mapping[str, Any], time_passes: bool, as_json: bool
+    ctx: Context,
+    trace: Trace,
+    saved: Mapping[str, Any],
+    notes: Sequence[str],
+    time_passes: bool,
+    as_json: bool,
 ) -> None:
-    """Changes by pass, what passes say they left alone, and what was saved."""
+    """Changes by pass, what passes say they left alone, notes, and what was saved."""
     if as_json:
         refused = [
             {"what": r.name, "step": r.step, "reason": r.reason} for r in ctx.refused.values()
         ]
-        result = {"passes": trace.rows, "relaxed": ctx.relaxed, "refused": refused, **saved}
+        told = {"passes": trace.rows, "relaxed": ctx.relaxed, "refused": refused}
+        result = {**told, "notes": list(notes), **saved}
         print(json.dumps(result, indent=1))
+        return
+    if is_quiet():
         return
     console = errors_console()
     for row in trace.rows:
@@ -217,11 +247,13 @@ def _report(
         took = f"{row['ms']:8.1f} ms  " if time_passes else ""
         what = f"{row['changes']} changes" if row["changes"] else "nothing"
         line = f"{took}{row['pass']}: {what}{f' ({operators})' if operators else ''}"
-        if time_passes or row["changes"]:
+        if time_passes or is_verbose() or row["changes"]:
             console.print(line, highlight=False, soft_wrap=True)
     for refusal in ctx.refused.values():
         line = f"{refusal.step} left {refusal.name}: {refusal.reason}"
         console.print(line, highlight=False, soft_wrap=True)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
     if saved:
         put(_summary(saved, trace))
 
@@ -241,9 +273,18 @@ def _summary(saved: Mapping[str, Any], trace: Trace) -> str:
     )
 
 
-@command(Showing)
+def _progress(passes: int) -> Instrument:
+    """Says how many of them are done."""
+    from lwqc.passes.instruments import Counting
+
+    return Counting(lambda done: at("running passes", done, passes))
+
+
+@command(Showing, works=False)
 def passes(
-    name: Annotated[str | None, typer.Argument(help="show this one in full")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="show this one in full", autocompletion=VALUES["pass"])
+    ] = None,
     **options: Unpack[Showing],
 ) -> None:
     """List the passes and pipelines that `lwqc opt` runs, or describe one."""
@@ -255,6 +296,9 @@ def passes(
         print(json.dumps(vars(found), indent=1) if as_json else found.text())
         return
     entries = catalogue()
+    if is_quiet() and not as_json:
+        put("\n".join(entry.name for entry in entries))
+        return
     if as_json:
         print(json.dumps([vars(entry) for entry in entries], indent=1))
         return
@@ -263,3 +307,5 @@ def passes(
         for entry in entries:
             if entry.kind == kind:
                 put(f"  {entry.name}: {entry.summary}")
+                if is_verbose():
+                    put(textwrap.indent(described(entry.name).text(), "    "))

@@ -48,7 +48,7 @@ def as_real(text: str | float) -> float:
 def as_share(text: str | float) -> float:
     """The same for a share: 0.3 or 30%."""
     try:
-        return share(text) if isinstance(text, str) else text
+        return share(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -97,8 +97,33 @@ class RunningCode(Debugging, total=False):
     ]
 
 
-class Printing(TypedDict, total=False):
-    """How results are printed."""
+class Telling(TypedDict, total=False):
+    """How much is told beside results and errors, see `lwqc.cli.telling`."""
+
+    quiet: Annotated[
+        bool,
+        Flag(
+            "tell only errors, and what was asked for",
+            bool,
+            False,
+            names=("--quiet", "-q"),
+            callback=set_quiet,
+        ),
+    ]
+    verbose: Annotated[
+        bool,
+        Flag(
+            "tell each stage, and all details",
+            bool,
+            False,
+            names=("--verbose", "-v"),
+            callback=set_verbose,
+        ),
+    ]
+
+
+class Printing(Telling, total=False):
+    """How results are printed, and what else is told."""
 
     as_json: Annotated[
         bool, Flag("machine-readable result on stdout", bool, False, names=("--json",))
@@ -160,26 +185,7 @@ class Paged(TypedDict, total=False):
     ]
 
 
-class Telling(TypedDict, total=False):
-    """How much is told beside results and errors, see `lwqc.cli.telling`."""
-
-    quiet: Annotated[
-        bool,
-        Flag("tell only errors", bool, False, names=("--quiet", "-q"), callback=set_quiet),
-    ]
-    verbose: Annotated[
-        bool,
-        Flag(
-            "tell each stage and each site",
-            bool,
-            False,
-            names=("--verbose", "-v"),
-            callback=set_verbose,
-        ),
-    ]
-
-
-class Reported(Storing, Printing, Paged, Telling, total=False):
+class Reported(Storing, Printing, Paged, total=False):
     """How a result is stored and told of."""
 
     details: Annotated[bool, Flag("print one row per site", bool, False)]
@@ -217,9 +223,7 @@ class DroppingCommand(Dropping, Changing, total=False):
     """Options of `drop`."""
 
 
-class RecoveringCommand(
-    Recovering, RunningCode, Storing, Printing, Paged, Telling, Checking, total=False
-):
+class RecoveringCommand(Recovering, RunningCode, Storing, Printing, Paged, Checking, total=False):
     """Options of `recover`."""
 
 
@@ -235,7 +239,7 @@ class Applying(Planned, Reported, Checking, FallingBack, total=False):
     """Options of `apply`."""
 
 
-class Optimizing(Feeding, Constant, RunningCode, Storing, Printing, Checking, total=False):
+class Optimizing(Feeding, Constant, Kept, RunningCode, Storing, Printing, Checking, total=False):
     """Options of `opt`."""
 
 
@@ -255,7 +259,7 @@ class Comparing(Feeding, Measured, RunningCode, Printing, Paged, total=False):
     """Options of `compare`."""
 
 
-class Converting(Storing, RunningCode, total=False):
+class Converting(Kept, Storing, RunningCode, Telling, total=False):
     """Options of `convert`."""
 
 

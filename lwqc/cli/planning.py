@@ -20,6 +20,7 @@ from lwqc.cli.options import (
     Resume,
     Saved,
 )
+from lwqc.cli.progress import end_progress
 from lwqc.cli.running import Files, errors_console, finish, log_name, opened
 from lwqc.cli.sections import command
 from lwqc.cli.telling import is_quiet
@@ -60,6 +61,8 @@ def plan(
     from lwqc.decide.search.control import search_control
     from lwqc.plans.recipe import as_asked, find
 
+    if schema or diff is not None:
+        end_progress()
     if schema:
         print_schema("plan")
     elif diff is not None:
@@ -67,6 +70,7 @@ def plan(
     elif model is None:
         raise InputError("give a model to plan for, a plan with --text, or two plans with --diff")
     elif text and (read := read_plan(model)) is not None:
+        end_progress()
         print_plan(read)
     elif output is None and not text:
         raise InputError("-o says where the plan goes; --text prints it")

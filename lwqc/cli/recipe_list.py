@@ -71,8 +71,8 @@ def better_with_data(recipe: Recipe) -> bool:
     return looks or ranges or scored or sparse or branches or recipe.search_in is not None
 
 
-def lines() -> Iterator[str]:
-    """The whole list."""
+def lines(*, sources: bool = False) -> Iterator[str]:
+    """The whole list. sources: with the papers that recipes are of."""
     for title, recipes in groups().items():
         yield f"{title}"
         width = max(len(recipe.name) for recipe in recipes)
@@ -83,4 +83,6 @@ def lines() -> Iterator[str]:
                 told = "looks at --data"
             about = recipe.description.rstrip(".")
             yield f"  {recipe.name:{width}}  {about}{f' [{told}]' if told else ''}"
+            if sources and recipe.source:
+                yield f"  {'':{width}}  {recipe.source}"
         yield ""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lwqc.cli.hosting import answer, command_line, work_begins
-from lwqc.cli.journey import Journey, duration_text
 from lwqc.cli.options import Changing, Opened, Saved
+from lwqc.cli.progress import progress_bars
 from lwqc.cli.shown import say
-from lwqc.cli.telling import is_quiet, is_verbose, left_text, plain_lines
+from lwqc.cli.telling import is_quiet, is_verbose
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
 from lwqc.model.user_code import loaded_files
@@ -72,31 +71,6 @@ def errors_console() -> Console:
     return Console(stderr=True)
 
 
-@contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """One line about the whole on stderr; lines of text where that is no terminal."""
-    journey = Journey()
-    if is_quiet():
-        yield None
-        return
-    console = errors_console()
-    if not console.is_terminal:
-        yield plain_lines(journey, verbose=is_verbose())
-        return
-    from lwqc.cli.report.console import progress_line
-
-    begun = time.monotonic()
-
-    def now() -> float:
-        return time.monotonic() - begun
-
-    def words() -> str:
-        return f"{duration_text(now())}{left_text(journey, now())}  {journey.place()}"
-
-    with progress_line(console, lambda: journey.share(now()), words):
-        yield lambda stage, done, total: journey.report(stage, done, total, now())
-
-
 @dataclass(frozen=True)
 class Files:
     """What a command writes, and what it reads beside its model, data and user code.
@@ -139,10 +113,11 @@ def opened(
     constant, original = options.get("constant_inputs", False), options.get("original")
     with progress_bars() as report:
         from lwqc.backends.provider_options import options_path
-        from lwqc.decide.compress import bare, open_version
+        from lwqc.decide.compress import open_version
         from lwqc.decide.continued import continued
         from lwqc.model import io
         from lwqc.model.data_files import data_files
+        from lwqc.model.metadata import bare
         from lwqc.runtime.data import data_sources
 
         loaded = io.load(model, constant_inputs=constant)

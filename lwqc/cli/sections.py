@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import wraps
 from types import UnionType
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from lwqc.cli.completion import VALUES
+from lwqc.cli.completion import VALUES, Values
 from lwqc.cli.options import as_real, as_share, as_whole
+from lwqc.cli.progress import progress_bars
 from lwqc.cli.running import app
 from lwqc.plans.options import Flag
-from lwqc.plans.spelled_out import flag_of
+from lwqc.plans.spelled_out import flag_of, share_of
 
 Command = Callable[..., None]
 
 
-def command(section: type, name: str | None = None) -> Callable[[Command], Command]:
+def command(
+    section: type, name: str | None = None, *, works: bool = True
+) -> Callable[[Command], Command]:
     """Register a function as a command, by its name if `name` is None.
+
+    works: it takes a while, and a line tells how far it is from before its first import.
 
     It takes `**options: Unpack[section]`; those that are not given on the command line and have no
     default there are left out.
@@ -34,9 +40,18 @@ def command(section: type, name: str | None = None) -> Callable[[Command], Comma
 
         @wraps(function)
         def called(**given: Any) -> None:
-            function(**{p.name: given[p.name] for p in first}, **_read(flags, given))
+            with progress_bars() if works else nullcontext():
+                function(**{p.name: given[p.name] for p in first}, **_read(flags, given))
 
-        shown = [_parameter(flag.spelled or one, flag) for one, flag in flags.items()]
+        shown = [
+            _parameter(
+                flag.spelled or one,
+                flag,
+                in_percent=share_of(hints[one]) is not None,
+                values=VALUES.get(f"{name or function.__name__} {one}", VALUES.get(one)),
+            )
+            for one, flag in flags.items()
+        ]
         ordered = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in first]
         called.__dict__["__signature__"] = inspect.Signature([*ordered, *shown])
         app.command(name=name)(called)
@@ -57,16 +72,18 @@ def _read(flags: Mapping[str, Flag], given: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _parameter(name: str, flag: Flag) -> inspect.Parameter:
+def _parameter(
+    name: str, flag: Flag, *, in_percent: bool, values: Values | None
+) -> inspect.Parameter:
     """The option as typer takes it."""
     plain = next(iter(_kinds(flag.kind)))
     parsers: dict[Any, Callable[[Any], Any]] = {float: as_real, int: as_whole}
     option = typer.Option(
         *(flag.names or (f"--{name.replace('_', '-')}",)),
         help=flag.help,
-        parser=as_share if flag.share else parsers.get(plain),
+        parser=as_share if in_percent else parsers.get(plain),
         callback=flag.callback,
-        autocompletion=VALUES.get(name),
+        autocompletion=values,
     )
     return inspect.Parameter(
         name,

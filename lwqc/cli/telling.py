@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from lwqc.cli.journey import Journey, duration_text
+from lwqc.cli.hosting import is_hosted
 from lwqc.cli.shown import put
 from lwqc.errors import InputError
+from lwqc.model.journey import Journey
 
 _SECONDS = 3.0  # between lines of one stage
 _RARELY = 10.0  # between lines that nobody asked for
@@ -17,19 +18,23 @@ _asked = {"quiet": False, "verbose": False}
 
 
 def set_quiet(asked: bool) -> None:
-    """What the command line says; called for every command."""
-    _asked["quiet"] = asked
+    """What the command line says; called for every command. Steps of `lwqc run` do as it does."""
+    if not is_hosted():
+        _asked["quiet"] = asked
 
 
 def set_verbose(asked: bool) -> None:
     """The same for `-v`."""
-    _asked["verbose"] = asked
+    if not is_hosted():
+        _asked["verbose"] = asked
 
 
 def set_width(columns: int | None) -> None:
     """Columns of tables and lines; None for those of the terminal. Raises InputError."""
     if columns is not None and columns < _NARROWEST:
         raise InputError(f"--width {columns}: expected {_NARROWEST} columns or more")
+    if columns is None and is_hosted():
+        return
     _columns.clear()
     _columns.update({"asked": columns} if columns is not None else {})
 
@@ -67,12 +72,6 @@ def plain_lines(journey: Journey, *, verbose: bool) -> Callable[[str, int, int],
             return
         told[stage] = now
         where = f"{stage}: {done} of {total}" if verbose else journey.place()
-        put(f"{now:6.1f} s  {where}{left_text(journey, now)}", errors=True)
+        put(f"{now:6.1f} s  {where}{journey.left(now)}", errors=True)
 
     return report
-
-
-def left_text(journey: Journey, now: float) -> str:
-    """How much longer it takes, where that is known."""
-    whole = journey.whole_s(now)
-    return "" if whole is None else f", about {duration_text(whole - now)} left"

@@ -23,6 +23,9 @@ from lwqc.learn.needed import require_torch
 from lwqc.model import io
 from lwqc.model.coded_caches import caches_of
 from lwqc.model.data_files import model_files
+from lwqc.model.extensions import expected
+from lwqc.model.metadata import bare
+from lwqc.plans.bounds import Share
 from lwqc.plans.options import Progress, Recovering
 from lwqc.plans.plan import Parts
 from lwqc.runtime.counted import counted
@@ -59,6 +62,7 @@ def recover(
         if caches_of(model.metadata_props).pairs:
             raise InputError(f"{name}: its caches hold codes: recover first, then --kv-cache")
     steps, lr, limit = _checked(options)
+    small = small if options.get("keep_metadata") else bare(small)
     begin = time.monotonic()
     dataset = _data(teacher, options)
     feeds = [dict(f) for f in counted(dataset, "the data of the fit")]
@@ -77,7 +81,7 @@ def recover(
         progress=progress or silent,
     )
     found = fitted(small, lesson, fitting)
-    notes = list(found.notes)
+    notes = [*small.meta.get("lwqc_notes", ()), *found.notes]
     if checkpoint is not None and checkpoint.lost:
         notes.append(checkpoint.lost)
     if not found.held_back:
@@ -108,7 +112,7 @@ def recover(
 def _checked(options: Recovering) -> tuple[int, float, float | None]:
     """Steps, largest step and seconds. Raises InputError."""
     steps, limit = options.get("steps"), options.get("time_limit")
-    lr = options.get("lr", _LR)
+    lr = Share("lr").read(options.get("lr", _LR))
     if steps is not None and steps < 1:
         raise InputError(f"--steps {steps}: expected at least 1")
     if limit is not None and not limit > 0:
@@ -155,7 +159,7 @@ def _told(loss: object) -> object:
 
 def _parts(asked: str | None) -> Parts | None:
     if asked is not None and asked not in get_args(Parts):
-        raise InputError(f"--parts {asked}: expected one of {', '.join(get_args(Parts))}")
+        raise InputError(f"--parts {asked}: {expected(asked, get_args(Parts))}")
     return cast("Parts | None", asked)
 
 

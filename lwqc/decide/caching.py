@@ -6,6 +6,7 @@ from typing import cast, get_args
 
 from lwqc.backends.target import Target
 from lwqc.errors import InputError
+from lwqc.model.extensions import expected
 from lwqc.plans.options import KvCache
 from lwqc.runtime.data import Dataset
 
@@ -15,7 +16,7 @@ def checked_cache(asked: str | None, target: Target, data: Dataset) -> KvCache |
     if asked is None:
         return None
     if asked not in get_args(KvCache):
-        raise InputError(f"--kv-cache {asked}: expected {' or '.join(get_args(KvCache))}")
+        raise InputError(f"--kv-cache {asked}: {expected(asked, get_args(KvCache))}")
     if not target.codes_caches:
         raise InputError(f"--kv-cache {asked}: target {target.name} is not known to run it")
     if not data.given:

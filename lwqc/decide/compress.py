@@ -26,7 +26,7 @@ from lwqc.errors import LwqcError
 from lwqc.graph.float_slots import result_types
 from lwqc.graph.value_types import infer_types, with_own_sizes
 from lwqc.model import io
-from lwqc.model.metadata import without_metadata
+from lwqc.model.metadata import bare
 from lwqc.passes.one_view import one_view
 from lwqc.plans.goals import Goals
 from lwqc.plans.options import Opening, Progress, Sizes
@@ -82,18 +82,6 @@ def open_version(
     if asked:
         job.data.serve  # noqa: B018  # unknown dimensions show before any work starts
     return Version(model, job, Reference(model, name, job))
-
-
-def bare(model: ir.Model) -> ir.Model:
-    """The model without what its exporter wrote for itself, and with a note of that."""
-    bare, taken = without_metadata(model)
-    if taken:
-        note = (
-            f"{taken} bytes that the exporter wrote for itself are left out, such as stack traces "
-            "and source paths: --keep-metadata keeps them"
-        )
-        bare.meta["lwqc_notes"] = (*model.meta.get("lwqc_notes", ()), note)
-    return bare
 
 
 def _with_data(model: ir.Model, opening: Opening, shapes: Sizes | None) -> tuple[ir.Model, Dataset]:

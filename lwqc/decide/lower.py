@@ -13,6 +13,7 @@ from lwqc.compile.version import Version
 from lwqc.decide.float_plan import with_floats
 from lwqc.decide.profiles import with_profile
 from lwqc.errors import InputError, SessionError
+from lwqc.model.extensions import expected
 from lwqc.passes.widen_floats import has_low_floats
 from lwqc.plans.plan import Plan, Profile, Source
 from lwqc.runtime.session import Session, SessionSettings
@@ -41,7 +42,7 @@ def lower_plan(
         caches=work.job.kv_cache,
     )
     if floats is not None and floats not in get_args(FloatType):
-        raise InputError(f"--floats {floats}: expected float32, float16 or bfloat16")
+        raise InputError(f"--floats {floats}: {expected(floats, get_args(FloatType))}")
     if work.job.target.floats == "float32" and floats not in (None, "float32"):
         raise InputError(
             f"--floats {floats}: target {plan.target} computes in float32; it has no fast kernels"

@@ -18,6 +18,7 @@ from lwqc.decide.scores.branches.ablation import Ablation
 from lwqc.errors import InputError
 from lwqc.graph.adjacent import Adjacency, Pair, adjacent_pairs
 from lwqc.graph.branch_kinds import KINDS, BranchTree, Kind, branch_tree
+from lwqc.model.extensions import expected
 from lwqc.passes.gate_parallel import GateParallel
 from lwqc.plans.plan import ParallelPair, Plan, Source
 from lwqc.runtime.measure import NOISE
@@ -99,8 +100,9 @@ def _check_options(options: ParallelOptions) -> None:
         raise InputError(f"max_divergence {options.max_divergence:g}: must not be negative")
     choices = (("kind", UNITS), ("search", SEARCHES), ("measure", MEASURES))
     for name, known in choices:
-        if getattr(options, name) not in known:
-            raise InputError(f"{name} {getattr(options, name)}: expected one of {', '.join(known)}")
+        given = getattr(options, name)
+        if given not in known:
+            raise InputError(f"{name} {given}: {expected(str(given), known)}")
 
 
 def _pairs(work: Version, kind: Units) -> list[Pair]:

@@ -25,7 +25,9 @@ from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.scores.channels.score import channel_score
 from lwqc.decide.slice_streams import SliceOptions, choose_slices
 from lwqc.errors import InputError
-from lwqc.model.extensions import CHANNEL_SCORES
+from lwqc.model.extensions import CHANNEL_SCORES, expected
+from lwqc.model.numerals import share, whole
+from lwqc.plans.bounds import Share
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import PruneRecipe, Recipe, find, with_token_share
@@ -62,8 +64,9 @@ def prune_options(recipe: Recipe, **changes: Any) -> PruneOptions:
     for name, field in PruneRecipe.model_fields.items():
         known = get_args(field.annotation)
         if known and wanted[name] not in known:
-            expected = ", ".join(map(str, known))
-            raise InputError(f"--{name} {wanted[name]}: expected one of {expected}")
+            raise InputError(f"--{name} {wanted[name]}: {expected(str(wanted[name]), known)}")
+    if "groups" in changes:
+        wanted["groups"] = {name: Share(name).read(one) for name, one in changes["groups"].items()}
     score = wanted["score"]
     scaled = score in CHANNEL_SCORES.names() and channel_score(score).own_scale
     if not scaled and wanted["normalise"] == "output" and "normalise" not in changes:
@@ -112,6 +115,22 @@ def slice_options(recipe: Recipe, **changes: Any) -> SliceOptions:
     return SliceOptions(**{"recipe": recipe.name, **recipe.slice.model_dump(), **changes})
 
 
+def branch_amount(branches: str | float | None) -> dict[str, Any]:
+    """How many branches: a count, a share, or either as text, `25%`. Raises InputError."""
+    if branches is None:
+        return {}
+    if not isinstance(branches, str):
+        return {"share" if isinstance(branches, float) else "count": branches}
+    try:
+        if branches.endswith("%"):
+            return {"share": share(branches)}
+        return {"count": whole(branches)}
+    except ValueError as error:
+        raise InputError(
+            f"--branches {branches}: expected a count or a share such as 25%"
+        ) from error
+
+
 def _check_numbers(changes: Mapping[str, Any]) -> None:
     for name in _NUMBERS & changes.keys():
         value = changes[name]
@@ -123,7 +142,7 @@ def _check_names(options: type, job: str, changes: Mapping[str, Any]) -> None:
     fields = [f.name for f in dataclasses.fields(options)]
     for name in changes:
         if name not in fields:
-            raise InputError(f"{name}: {job} has no such option; it has {', '.join(fields)}")
+            raise InputError(f"{name}: {job} has no such option; {expected(name, fields)}")
 
 
 def _decided(work: Version, goals: Goals, decision: Decision) -> Decided:

@@ -23,8 +23,6 @@ DEFAULT_OPSET = {"dynamo": 20, "legacy": 17}
 MODULE = "torch.nn.modules.module.Module"
 EXPORTED = "torch.export.exported_program.ExportedProgram"
 MAX_OPSET = 26  # the newest that onnxruntime 1.31 loads
-# They hold the exporting machine's file paths and source lines, and outweigh small graphs.
-_PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
 
 
 def export(
@@ -63,7 +61,8 @@ def of_program(program: Any) -> ir.Model:
         exported = torch.onnx.export(
             program, opset_version=DEFAULT_OPSET["dynamo"], dynamo=True, verbose=False
         )
-    return _without_metadata(exported.model)
+    model: ir.Model = exported.model
+    return model
 
 
 def load_program(path: Path) -> ir.Model:
@@ -122,14 +121,7 @@ def _dynamo(
         dynamo=True,
         verbose=False,
     )
-    return _without_metadata(program.model)
-
-
-def _without_metadata(model: ir.Model) -> ir.Model:
-    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for node in (node for graph in graphs for node in graph.all_nodes()):
-        for key in _PRIVATE_METADATA:
-            node.metadata_props.pop(key, None)
+    model: ir.Model = program.model
     return model
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from lwqc.errors import InputError
+from lwqc.model.extensions import expected
 
 _UNITS = {"": 1.0, "s": 1.0, "MIN": 60.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
           "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}  # fmt: skip
@@ -74,7 +75,7 @@ def parse_limits(texts: Sequence[str]) -> Limits:
     for text in texts:
         name, _, amount = text.partition("=")
         if name not in names:
-            raise InputError(f"--limit {text}: expected one of {', '.join(names)}, as in run=60s")
+            raise InputError(f"--limit {text}: {expected(name, names)}; as in run=60s")
         found[name] = _amount(text, amount, seconds=name == "run")
     return replace(_current, **found)
 

@@ -12,6 +12,18 @@ _KEYS = ("namespace",)
 _PREFIX = "pkg."
 
 
+def bare(model: ir.Model) -> ir.Model:
+    """The model without what its exporter wrote for itself, and with a note of that."""
+    bare, taken = without_metadata(model)
+    if taken:
+        note = (
+            f"{taken} bytes that the exporter wrote for itself are left out, such as stack traces "
+            "and source paths: --keep-metadata keeps them"
+        )
+        bare.meta["lwqc_notes"] = (*model.meta.get("lwqc_notes", ()), note)
+    return bare
+
+
 def without_metadata(model: ir.Model) -> tuple[ir.Model, int]:
     """The model without it, and how many bytes of text that is; the same model where it has none.
 

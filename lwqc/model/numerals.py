@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Real
 
 from lwqc.model.documents import LARGEST
 
@@ -21,9 +22,13 @@ def real(text: str) -> float:
     return number
 
 
-def share(text: str) -> float:
+def share(given: str | float) -> float:
     """A share as a number, or in percent: 0.3 or 30%. Raises ValueError."""
-    return real(text[:-1]) / 100 if text.endswith("%") else real(text)
+    if isinstance(given, str):
+        return real(given[:-1]) / 100 if given.endswith("%") else real(given)
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise ValueError(f"{given!r} is not a number")
+    return float(given)
 
 
 def whole(text: str) -> int:

@@ -39,6 +39,20 @@ class Limit(Instrument):
         return self.left >= 0
 
 
+class Counting(Instrument):
+    """Calls `report` with the number of passes that are over, in front of each."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._report = report
+        self._over = 0
+
+    def before(self, step: Step, model: ir.Model) -> bool:
+        """Report."""
+        self._report(self._over)
+        self._over += 1
+        return True
+
+
 class Timing(Instrument):
     """Seconds that each pass took, with the tidying behind it, in `rows`."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lwqc.errors import InputError
-from lwqc.model.numerals import real
+from lwqc.model.numerals import real, share
 
 BYTES: Mapping[str, float] = {
     "b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 1_000_000_000,
@@ -56,7 +56,7 @@ class Bound:
         except ValueError as error:
             raise InputError(f"{self.what} {text[:40]!r}: {expected}") from error
         if unit == "%":
-            number, unit = number / 100, ""
+            number, unit = share(f"{found.group(1)}%"), ""
         if not unit and not 0 < number <= 1:
             raise InputError(
                 f"{self.what} {text!r}: a value without a unit is a fraction between 0 and 1"
@@ -78,3 +78,18 @@ class Number:
         if not 0 < given <= self.most:
             raise InputError(f"{self.what} {given}: must be above 0 and at most {self.most:g}")
         return Amount(given, False)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A number that may be written in percent."""
+
+    what: str
+
+    def read(self, given: str | float) -> float:
+        """The number; what it may be says whoever takes it. Raises InputError."""
+        try:
+            return share(given)
+        except ValueError as error:
+            text = f"{str(given)[:40]!r}"
+            raise InputError(f"{self.what} {text}: expected a share such as 0.3 or 30%") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from lwqc.errors import InputError
-from lwqc.plans.bounds import Amount
+from lwqc.plans.bounds import Amount, Share
 from lwqc.plans.options import Budgets
 from lwqc.plans.spelled_out import bounds_of
 
@@ -23,7 +23,8 @@ class Goals:
     bounds: by option, in the order of `lwqc.plans.options.Budgets`; what each of them bounds says
     its file in `lwqc.decide.budgets`. max_drop: fraction of the metric, or of what the outputs
     lose. fastest: within that and no budget, the fastest model is wanted rather than the smallest.
-    max_class_drop: share of the samples of any class that may be lost. Raises InputError.
+    max_class_drop: share of the samples of any class that may be lost. Both as numbers or in
+    percent. Raises InputError.
     """
 
     bounds: Mapping[str, Amount]
@@ -34,15 +35,15 @@ class Goals:
     def __init__(
         self,
         *,
-        max_drop: float | None = None,
+        max_drop: str | float | None = None,
         fastest: bool = False,
-        max_class_drop: float | None = None,
+        max_class_drop: str | float | None = None,
         **bounds: str | float | Amount | None,
     ) -> None:
-        if max_drop is not None and not 0 <= max_drop <= 1:
-            raise InputError(f"max-drop {max_drop}: must be between 0 and 1")
-        if max_class_drop is not None and not 0 <= max_class_drop <= 1:
-            raise InputError(f"max-class-drop {max_class_drop}: must be between 0 and 1")
+        losses = {
+            name: None if given is None else _loss(name, given)
+            for name, given in (("max_drop", max_drop), ("max_class_drop", max_class_drop))
+        }
         read = {
             name: given if isinstance(given, Amount) else BOUNDS[name].read(cast(Any, given))
             for name in sorted(bounds, key=list(BOUNDS).index)
@@ -51,8 +52,7 @@ class Goals:
         if fastest and read:
             flag = next(iter(read)).replace("_", "-")
             raise InputError(f"the fastest model has no budget: leave out --{flag}")
-        fields = {"bounds": read, "max_drop": max_drop, "fastest": fastest}
-        for name, value in {**fields, "max_class_drop": max_class_drop}.items():
+        for name, value in {"bounds": read, "fastest": fastest, **losses}.items():
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -96,6 +96,14 @@ class Goals:
     def wants_size(self) -> bool:
         """Whether bytes were asked for, in any form."""
         return self.max_size is not None or self.avg_bits is not None
+
+
+def _loss(option: str, given: str | float) -> float:
+    name = option.replace("_", "-")
+    share = Share(name).read(given)
+    if not 0 <= share <= 1:
+        raise InputError(f"{name} {given}: must be between 0 and 1")
+    return share
 
 
 @dataclass(frozen=True)

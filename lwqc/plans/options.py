@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 from lwqc.model.user_code import load_callable
-from lwqc.plans.bounds import BYTES, COUNT, MILLISECONDS, Bound, Number
+from lwqc.plans.bounds import BYTES, COUNT, MILLISECONDS, Bound, Number, Share
 from lwqc.plans.option_texts import parse_shapes, parse_shares, parse_weights
 from lwqc.plans.preprocess import Preprocess
 
@@ -32,8 +32,7 @@ class Flag:
     help: what `--help` says. kind: type of the value there; one with None where nothing is the
     default. default: value where nothing is given. spelled: name there, where it is another one.
     read: makes Python's value of the one that was given. names: where they are not the option's
-    own. callback: called with the value as soon as it is read. share: a number that may be written
-    in percent.
+    own. callback: called with the value as soon as it is read.
     """
 
     help: str
@@ -43,7 +42,6 @@ class Flag:
     read: Callable[[Any], Any] | None = None
     names: tuple[str, ...] = ()
     callback: Callable[[Any], Any] | None = None
-    share: bool = False
 
 
 class Shaped(TypedDict, total=False):
@@ -113,8 +111,8 @@ class Measured(TypedDict, total=False):
     metric: Annotated[
         MetricSource,
         Flag(
-            "top1, detection-agreement, map, map50, character-error, word-error, perplexity or "
-            "module:function(run) -> number; see docs/data.md"
+            "top1, detection-agreement, map, map50, character-error, word-error, perplexity, "
+            "embedding-recall or module:function(run) -> number; see docs/data.md"
         ),
     ]
     weight_outputs: Annotated[
@@ -181,10 +179,11 @@ class Reading(Constant, total=False):
 class Sources(Opening, Reading, total=False):
     """What a model is opened with in Python.
 
-    progress: called with the stage, what is done of it and all of it.
+    progress: called with the stage, what is done of it and all of it. Where nothing is given, a
+    notebook shows a line; False for none.
     """
 
-    progress: Progress | None
+    progress: Progress | Literal[False] | None
 
 
 class Loss(TypedDict, total=False):
@@ -195,12 +194,14 @@ class Loss(TypedDict, total=False):
     """
 
     max_drop: Annotated[
-        float | None,
-        Flag("allowed loss: of the metric, else of the outputs", float | None, share=True),
+        str | float | None,
+        Flag("allowed loss: of the metric, else of the outputs", float | None),
+        Share("max-drop"),
     ]
     max_class_drop: Annotated[
-        float | None,
-        Flag("samples that any class may lose, with --metric top1: 5%", float | None, share=True),
+        str | float | None,
+        Flag("samples that any class may lose, with --metric top1: 5%", float | None),
+        Share("max-class-drop"),
     ]
 
 
@@ -260,12 +261,12 @@ class Shortening(TypedDict, total=False):
     """
 
     tokens: Annotated[
-        float | None,
+        str | float | None,
         Flag(
             "share of the work of transformer layers that goes with the tokens read least: 30%",
             float | None,
-            share=True,
         ),
+        Share("tokens"),
     ]
 
 
@@ -307,8 +308,9 @@ class Pruning(Resizable, total=False):
     """
 
     ratio: Annotated[
-        float | None,
-        Flag("share of the MACs that goes (or of what --by says)", float | None, share=True),
+        str | float | None,
+        Flag("share of the MACs that goes (or of what --by says)", float | None),
+        Share("ratio"),
     ]
     by: Annotated[str, Flag("macs, parameters, or channels (the same share of every group)")]
     score: Annotated[
@@ -322,7 +324,7 @@ class Pruning(Resizable, total=False):
     normalise: Annotated[str, Flag("between groups: none, mean, sum, max or lamp")]
     compensate: Annotated[str, Flag("none, bias or refit (least squares), on the data")]
     groups: Annotated[
-        Mapping[str, float] | None,
+        Mapping[str, str | float] | None,
         Flag(
             "GROUP=share for one group or pattern",
             list[str] | None,
@@ -339,7 +341,7 @@ class Pruning(Resizable, total=False):
     ]
     shared: bool
     per_cost: bool
-    max_ratio: float
+    max_ratio: Annotated[str | float, Share("max_ratio")]
     batch_norm: bool
     calibration: str
 
@@ -351,7 +353,7 @@ class Dropping(Shortening, total=False):
     """
 
     count: int | None
-    share: float | None
+    share: Annotated[str | float | None, Share("share")]
     kind: Annotated[str, Flag("attention, mlp, convolution, other, any, or block for whole blocks")]
     score: Annotated[
         str,
@@ -367,7 +369,9 @@ class Dropping(Shortening, total=False):
     keep_first: Annotated[int, Flag("that many at the start stay", int | None)]
     keep_last: Annotated[int, Flag("that many at the end stay", int | None)]
     protect: Annotated[
-        float, Flag("share at the start that trials spare at first", float | None, share=True)
+        str | float,
+        Flag("share at the start that trials spare at first", float | None),
+        Share("protect"),
     ]
     max_divergence: Annotated[
         float | None, Flag("removals that would exceed it are not made", float | None)
@@ -377,7 +381,7 @@ class Dropping(Shortening, total=False):
     faster: bool
 
 
-class Recovering(Feeding, Constant, total=False):
+class Recovering(Feeding, Constant, Kept, total=False):
     """How a model is fitted to another one, see `lwqc.compile.recover`.
 
     steps: 1000, or as many as the time allows. time_limit: seconds. lr: share of a weight's size
@@ -402,10 +406,9 @@ class Recovering(Feeding, Constant, total=False):
         Flag("none, layers or blocks, fitted before the whole (default: blocks with codes)"),
     ]
     lr: Annotated[
-        float,
-        Flag(
-            "share of a weight's size that the largest step changes it by", float, 0.01, share=True
-        ),
+        str | float,
+        Flag("share of a weight's size that the largest step changes it by", float, 0.01),
+        Share("lr"),
     ]
     loss: Annotated[
         Callable[..., Any],
@@ -430,10 +433,10 @@ class Recovering(Feeding, Constant, total=False):
 class RecoveringSources(Recovering, total=False):
     """Options of `lwqc.recover`.
 
-    progress: called with the stage, what is done of it and all of it.
+    progress: as of `Sources`.
     """
 
-    progress: Progress | None
+    progress: Progress | Literal[False] | None
 
 
 class TwoFormats(TypedDict, total=False):

@@ -10,6 +10,7 @@ from typing import Any
 
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
+from lwqc.model.extensions import expected
 from lwqc.model.numerals import real, whole
 
 Numbers = tuple[float, ...]
@@ -140,7 +141,8 @@ def _split(text: str) -> dict[str, list[str]]:
             name, value = "fit", word
         elif not equals:
             if key not in _LISTS:
-                raise InputError(f"--preprocess {word!r}: expected key=value; keys: {_known()}")
+                known = expected(word, [*FITS, *_keys()])
+                raise InputError(f"--preprocess {word!r}: is no key=value; {known}")
             found[key].append(word)
             continue
         key = name.strip()
@@ -177,7 +179,7 @@ def _made(pieces: Mapping[str, list[str]], where: str) -> Preprocess:
     for key, value in pieces.items():
         reader = real_of if key.startswith(_FILL) else _READERS.get(key)
         if reader is None:
-            raise InputError(f"{where}: {key!r} is no key of it; keys: {_known()}")
+            raise InputError(f"{where}: {key!r} is no key of it; {expected(key, _keys())}")
         try:
             read = reader(value)
         except ValueError as error:
@@ -191,8 +193,8 @@ def _made(pieces: Mapping[str, list[str]], where: str) -> Preprocess:
     return Preprocess(**values, fill=tuple(fill))
 
 
-def _known() -> str:
-    return f"{', '.join(_READERS)}, {_FILL}INPUT"
+def _keys() -> list[str]:
+    return [*_READERS, f"{_FILL}INPUT"]
 
 
 def _one(value: list[str]) -> str:
@@ -246,7 +248,7 @@ def _time(value: list[str]) -> float:
 def _of(names: tuple[str, ...]) -> Callable[[list[str]], str]:
     def read(value: list[str]) -> str:
         if _one(value) not in names:
-            raise ValueError(f"expected one of {', '.join(names)}")
+            raise ValueError(expected(value[0], names))
         return value[0]
 
     return read

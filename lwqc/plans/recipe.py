@@ -12,16 +12,20 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
 from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry, expected
+from lwqc.model.numerals import share
+from lwqc.plans.misfits import first_misfit
 from lwqc.plans.options import TwoFormats
 from lwqc.plans.plan import Compensation, Format, Learn
 from lwqc.plans.spelled_out import part
@@ -44,6 +48,9 @@ _OURS = "comes with lwqc"  # context in which a recipe is read
 # Those that decide by a section of their own, or not at all; the others give formats to sites.
 _STRUCTURAL = ("auto", "channels", "branches", "parallel", "streams", "search", "none")
 _ONE_OR_MANY = ("uniform", "knapsack")  # of formats, which these choose for themselves
+
+# A number, or in percent: 0.3 or "30%".
+_Share = Annotated[float, BeforeValidator(share), WithJsonSchema({"type": ["number", "string"]})]
 
 
 def _one_of(kind: Registry, *more: str) -> AfterValidator:
@@ -70,13 +77,13 @@ class PruneRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ratio: float = 0.3
+    ratio: _Share = 0.3
     by: Literal["macs", "parameters", "channels"] = "macs"
     score: Annotated[str, _one_of(CHANNEL_SCORES)] = "l2"
     normalise: Literal["none", "mean", "sum", "max", "lamp", "output"] = "mean"
     scope: Literal["global", "local"] = "global"
     per_cost: bool = False
-    max_ratio: float = 0.9
+    max_ratio: _Share = 0.9
     statistics: bool = False
     compensate: Literal["none", "bias", "refit"] = "none"
     batch_norm: bool = False
@@ -92,13 +99,13 @@ class DropRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    share: float | None = None
+    share: _Share | None = None
     kind: Literal["attention", "mlp", "convolution", "other", "any", "block"] = "any"
     score: Annotated[str, _one_of(BRANCH_SCORES, *TRIALS)] = "similarity"
     measure: Literal["js", "kl", "angular", "norm", "channels"] = "js"
-    protect: float = 0.0
+    protect: _Share = 0.0
     max_divergence: float | None = None
-    max_drop: float = 0.0
+    max_drop: _Share = 0.0
     finer: bool = False
     compensate: Compensation = "none"
 
@@ -111,7 +118,7 @@ class ParallelRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    share: float | None = None
+    share: _Share | None = None
     kind: Literal["attention", "mlp", "convolution", "other", "any"] = "any"
     search: Literal["greedy", "once"] = "greedy"
     measure: Literal["js", "kl", "angular", "norm", "channels"] = "js"
@@ -124,7 +131,7 @@ class SliceRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ratio: float = 0.25
+    ratio: _Share = 0.25
     shared: bool = False
     round_to: int = 8
 
@@ -140,7 +147,7 @@ class TokenRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    share: float = Field(default=0.3, gt=0, lt=1)
+    share: _Share = Field(default=0.3, gt=0, lt=1)
     by_latency: bool = False
     importance: Literal["auto", "class", "received", "rank"] = "auto"
     measure: Literal["auto", "js", "kl", "angular", "norm", "channels"] = "auto"
@@ -235,7 +242,7 @@ class Recipe(BaseModel):
     kind: Kind = "int"
     format: Format | None = None
     rank: int = Field(default=0, ge=0)
-    columns: float = Field(default=0, ge=0)
+    columns: _Share = Field(default=0, ge=0)
     low: Format = WeightFormat(4, 32, True, "float16")
     high: Format = WeightFormat(8, 128, True, "float16")
     prune: PruneRecipe | None = None
@@ -399,8 +406,7 @@ def uniform_recipe(
         ("method", method, (*METHODS, *LEARNED)),
     ):
         if value not in known:
-            expected = ", ".join(map(str, known))
-            raise InputError(f"--{option} {value}: expected one of {expected}")
+            raise InputError(f"--{option} {value}: {expected(str(value), list(map(str, known)))}")
     learn = LEARNED.get(method)
     chosen = None if fmt is None else _format("format", fmt)
     if chosen is not None and chosen.grained != (activations != "none"):
@@ -447,6 +453,4 @@ def _parse(text: str, label: str, whose: str = "") -> Recipe:
     except InputError as error:
         raise InputError(f"{label}: not a valid recipe: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise InputError(f"{label}: {where}: {first['msg']}") from error
+        raise InputError(f"{label}: {first_misfit(error, Recipe, 'recipe')}") from error

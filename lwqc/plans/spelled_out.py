@@ -8,7 +8,8 @@ from functools import wraps
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from lwqc.errors import InputError
-from lwqc.plans.bounds import Bound, Number
+from lwqc.model.extensions import expected
+from lwqc.plans.bounds import Bound, Number, Share
 from lwqc.plans.options import Flag
 
 Section = TypeVar("Section")
@@ -37,6 +38,11 @@ def bounds_of(section: type) -> dict[str, Bound | Number]:
     }
 
 
+def share_of(annotation: Any) -> Share | None:
+    """How an option that may be in percent is read; None for others."""
+    return next((one for one in _said(annotation) if isinstance(one, Share)), None)
+
+
 def _said(annotation: Any) -> tuple[Any, ...]:
     """What an option says of itself beside its type."""
     return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
@@ -45,9 +51,10 @@ def _said(annotation: Any) -> tuple[Any, ...]:
 def spelled_out(section: type) -> Callable[[Function], Function]:
     """For a function that takes `**options: Unpack[section]`: its signature names each option.
 
-    It raises InputError for an option that it does not have.
+    It gets shares as numbers. Raises InputError for an option that it does not have.
     """
     shown = get_type_hints(section, include_extras=True)
+    shares = {name: share for name, hint in shown.items() if (share := share_of(hint))}
 
     def spelled(function: Function) -> Function:
         own = [
@@ -61,8 +68,11 @@ def spelled_out(section: type) -> Callable[[Function], Function]:
             known = [p.name for p in own] + list(shown)
             for name in options.keys() - set(known):
                 raise InputError(
-                    f"{name}: {function.__name__} has no such option; it has {', '.join(known[1:])}"
+                    f"{name}: {function.__name__} has no such option; {expected(name, known[1:])}"
                 )
+            for name in options.keys() & shares.keys():
+                if options[name] is not None:
+                    options[name] = shares[name].read(options[name])
             return function(*args, **options)
 
         keywords = [

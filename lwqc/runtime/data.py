@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
 from lwqc.model.coded_caches import caches_of
+from lwqc.model.extensions import expected
 from lwqc.model.numerals import whole
 from lwqc.model.user_code import load_callable
 from lwqc.plans.options import Data, Preparation
@@ -258,9 +259,8 @@ def default_sizes(inputs: Mapping[str, ir.Value], shapes: Mapping[str, int]) -> 
                 leading |= {symbol} if axis == 0 else set()
     for name, size in shapes.items():
         if name not in sizes:
-            raise InputError(
-                f"shape {name}: the inputs have no such dimension; expected one of {sorted(sizes)}"
-            )
+            known = expected(name, sorted(sizes)) if sizes else "all their sizes are fixed"
+            raise InputError(f"shape {name}: the inputs have no such dimension; {known}")
         least = 1 if name in leading else 0
         if size < least:
             raise InputError(f"shape {name}: is {size}; expected at least {least}")

@@ -14,8 +14,11 @@ import onnx
 import pytest
 
 import lwqc.cli.demo
+from lwqc.cli.report.console import Console
 from lwqc.cli.report.html.page import Cell, Lines, Page, Scatter, Source, section, table
 from lwqc.cli.report.html.render import render
+from lwqc.cli.report.terminal import print_search
+from lwqc.compile.result import SearchReport
 from lwqc.model import io
 from tests.build import model, normal
 from tests.cli.html_tree import read, rows, sections
@@ -136,11 +139,12 @@ def test_every_reason_of_the_report_is_on_the_page(run, tmp_path):
     ("arguments", "chapter", "words"),
     [
         (["quantize", "--bits", "4"], "Along the depth", "w4b32h"),
+        (["quantize", "--bits", "4"], "What changed, and why", "4 bits in blocks of 32 (w4b32h)"),
         (["quantize", "--bits", "mixed", "--avg-bits", "5", "--data", DATA],
          "Sensitivity", "alone in w4b32"),
         (["drop", "--branches", "1", "--recipe", "finercut"], "Structure", "branches removed"),
         (["drop", "--branches", "1", "--recipe", "finercut"], "Along the depth", "removed"),
-        (["lower"], "What changed, and why", "rewrites"),
+        (["lower"], "What changed, and why", "rewritten for the runtime: keep a slow"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )  # fmt: skip
@@ -193,9 +197,49 @@ def test_memory_and_flipped_samples_are_told(run, tmp_path):
     assert all(row in quality for row in samples)
     whole = report["flips"]["whole"]
     assert whole["low"] < whole["after"] - whole["before"] < whole["high"]
-    (kept,) = (row for row in quality if row[1:2] == ["top-1"])
+    (kept,) = (r for r in quality if len(r) == 5 and r[1] == "largest channel")
     low, high = (float(share.rstrip("%")) for share in kept[4].split(" to "))
     assert low < float(kept[2].rstrip("%")) < high
+
+
+def test_a_report_on_a_detector_speaks_of_detections(run, tmp_path):
+    source, page = tmp_path / "detector.onnx", tmp_path / "o.html"
+    weights = {
+        "w": normal(64, 3, 3, 3), "v": normal(4, 64, 3, 3) / 9,
+        "b": np.array([-2, 0, 1, 2], np.float32), "shape": np.array([0, 4, -1]),
+    }  # fmt: skip
+    pads = {"pads": [1, 1, 1, 1]}
+    nodes = [("Conv", ["image", "w"], "h", pads), ("Relu", ["h"], "r", {}),
+             ("Conv", ["r", "v", "b"], "l", pads), ("Sigmoid", ["l"], "p", {}),
+             ("Reshape", ["p", "shape"], "scores", {})]  # fmt: skip
+    io.save(model(nodes, weights, {"image": [2, 3, 16, 16]}, ["scores"]), source)
+    line = ["quantize", source, "-o", tmp_path / "o.onnx", "--bits", "4", "--data", "random:2"]
+    code, text, err = run(*line, "--report", page)
+    assert code == 0, err
+    assert re.search(r"scores: decisions kept: .*detections 9\d\.\d+%", text)
+    kept = {
+        row[1]: row[2] for row in rows(sections(read(page.read_text()))["Quality"]) if len(row) == 5
+    }
+    assert kept["detections"].startswith("9")
+    assert kept.keys() >= {"strongest place of each class", "ten strongest places"}
+    assert not re.search(r"\bkl\b", text + page.read_text(), re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    ("measure", "words"),
+    [
+        ("channels", "judged by the error of the outputs by channel, relative: 0.5 at the start"),
+        ("metric", "judged by the loss of detection-agreement against the original: 0.5 at"),
+        ("kl", "judged by the distance from what the original predicts (KL divergence): 0.5"),
+    ],
+)
+def test_a_search_is_told_in_words(capsys, measure, words):
+    search = SearchReport(
+        measure=measure, items={"format": (1, 2)}, start=0.5, best=0.25, effort="low", seed=0,
+        generations=1, evaluations=2, seconds=3.0, left_out={},
+    )  # fmt: skip
+    print_search(search, "detection-agreement against the original", Console())
+    assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_fit_is_told_too(run, tmp_path):

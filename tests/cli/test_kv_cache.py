@@ -232,7 +232,10 @@ def test_every_model_of_a_row_has_it(decoder):
 BAD = {
     "no data": (["--kv-cache", "int8"], "give --data"),
     "another target": (["--kv-cache", "int8", "--target", "cuda", "--data", "DATA"], "cuda"),
-    "another type": (["--kv-cache", "int3", "--data", "DATA"], "expected int8"),
+    "another type": (
+        ["--kv-cache", "int3", "--data", "DATA"],
+        "expected one of int8; did you mean 'int8'",
+    ),
 }
 
 

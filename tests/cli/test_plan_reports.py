@@ -58,13 +58,13 @@ steps, in this order:
   2. 1 branches are removed: block.3 (mlp); in their place: linear 1
   3. 4 channels of 2 groups are removed: g 3, h 1; compensation: refit, on the given inputs
   4. 3 sites are quantized:
-     2 to w8c, static activations: w1, w3
-     1 to w4b32h, dynamic activations, gptq: w2
+     2 to 8 bits per channel (w8c), activations of 8 bits with ranges from the data: w1, w3
+     1 to 4 bits in blocks of 32 (w4b32h), activations of 8 bits with the range of each run, later inputs take up the error of earlier ones (gptq): w2
 stays float, or partly so:
   w4: has only 3 weights
 notes:
   something
-"""
+"""  # noqa: E501
 
 
 def test_a_plan_as_text():

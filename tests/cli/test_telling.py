@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 import lwqc
 import lwqc.cli.demo
 from lwqc.cli import telling
-from lwqc.cli.journey import JOURNEYS, Journey, duration_text
+from lwqc.cli.completion import FORMATS
+from lwqc.cli.pipeline.document import Gates
+from lwqc.decide.structural import branch_amount, prune_options
 from lwqc.errors import InputError
 from lwqc.model.extensions import TARGETS
+from lwqc.model.journey import JOURNEYS, Journey, duration_text
 from lwqc.plans.bounds import BYTES, Bound
+from lwqc.plans.goals import Goals
 from lwqc.plans.option_texts import parse_shares
-from lwqc.plans.recipe import named
+from lwqc.plans.options import PruningSources
+from lwqc.plans.recipe import find, named, source_text
+from lwqc.plans.spelled_out import spelled_out
+from lwqc.quant.formats import WeightFormat
 from lwqc.runtime.metrics.named import NAMED
 
 DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
@@ -62,6 +71,39 @@ def test_a_share_in_percent_is_the_same_number(run, tmp_path, arguments):
         assert code == 0, err
         plans.append(json.loads(plan.read_text()))
     assert plans[0] == plans[1]
+
+
+def test_a_share_in_percent_is_the_same_number_in_python():
+    @spelled_out(PruningSources)
+    def taken(**options):
+        return options
+
+    found = taken(ratio="20%", max_ratio="90%", max_class_drop=0.05, max_drop=None, round_to=8)
+    assert found == {
+        "ratio": 0.2, "max_ratio": 0.9, "max_class_drop": 0.05, "max_drop": None, "round_to": 8
+    }  # fmt: skip
+    assert prune_options(find("spa-l1"), groups={"*": "20%"}).groups == {"*": 0.2}
+    assert branch_amount("50%") == branch_amount(0.5) == {"share": 0.5}
+    assert branch_amount("3") == branch_amount(3) == {"count": 3}
+    assert lwqc.compress(DIGITS, recipe="w8", max_drop="1%").goals.max_drop == 0.01
+    with pytest.raises(InputError, match=r"max-drop '1%%': expected a share such as 0\.3 or 30%"):
+        lwqc.compress(DIGITS, max_drop="1%%")
+    with pytest.raises(InputError, match="max-drop 101%: must be between 0 and 1"):
+        Goals(max_drop="101%")
+
+
+def test_files_hold_shares_in_percent(tmp_path):
+    for name, key in (("spqr-columns", "columns"), ("finercut", "share"), ("evit", "share")):
+        text = source_text(name)
+        number = re.search(rf"^{key} = ([0-9.]+)$", text, re.MULTILINE)
+        assert number is not None
+        percent = f'{key} = "{100 * float(number.group(1)):g}%"'
+        (tmp_path / "r.toml").write_text(text.replace(number.group(0), percent))
+        assert find(str(tmp_path / "r.toml")) == named()[name]
+    (tmp_path / "r.toml").write_text(text.replace(number.group(0), 'share = "1%%"'))
+    with pytest.raises(InputError, match="'1%' is not a finite number"):
+        find(str(tmp_path / "r.toml"))
+    assert Gates(max_drop="1%", max_size="30%").goals == Goals(max_drop=0.01, max_size=0.3)
 
 
 def test_what_is_no_share_is_not_read_in_percent(run, tmp_path):
@@ -120,6 +162,50 @@ def test_a_quiet_command_tells_errors_and_what_was_asked_for(run, tmp_path):
     assert run("quantize", DIGITS, "-o", tmp_path / "o.onnx")[1] != ""  # and the next one speaks
 
 
+MODULE = "def model():\n    import onnx\n    return onnx.load('digits.onnx')\n"
+BUILD = 'model = "digits.onnx"\n[[step]]\nrun = "lower"\noutput = "o.onnx"\n'
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The demo model, a module that returns it, and a build of it."""
+    (tmp_path / "digits.onnx").write_bytes(DIGITS.read_bytes())
+    (tmp_path / "some_digits.py").write_text(MODULE)
+    (tmp_path / "build.toml").write_text(BUILD)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands_that_write_are_quiet_and_those_that_show_only_show(run, folder):
+    for line in (
+        ["convert", "some_digits:model", "-o", "c.onnx"],
+        ["opt", "digits.onnx", "-p", "clean", "-o", "p.onnx"],
+        ["run", "build.toml"],
+    ):
+        assert run(*line, "-q") == (0, "", "")
+        assert "".join(run(*line)[1:]) != ""
+    two = ["digits.onnx", "o.onnx"]
+    for line in (["verify", *two], ["bench", *two, "--seconds", "0.01"], ["inspect", two[0]]):
+        code, text, err = run(*line, "-q")
+        assert (code, err) == (0, "")
+        assert text
+    assert run("recipes", "-q")[1].split() == list(named())
+    assert {"clean", "fuse-attention"} <= set(run("passes", "-q")[1].split())
+
+
+def test_stages_are_told_where_that_is_asked_for(run, folder):
+    told = run("convert", "some_digits:model", "-o", "c.onnx", "-v")[2]
+    assert told.index("converting: 0 of 1") < told.index("checking: 0 of 1")
+    told = run("opt", "digits.onnx", "-p", "clean", "-o", "p.onnx", "-v")[2]
+    assert "running passes: 0 of " in told
+    assert "fuse-attention: nothing" in told
+    assert "deciding: 0 of 1" in run("run", "build.toml", "-v")[2]
+    assert "deciding: 0 of 1" in run("verify", "digits.onnx", "o.onnx", "-v")[2]
+    assert len(run("inspect", "digits.onnx", "-v")[1]) > len(run("inspect", "digits.onnx")[1])
+    assert named()["gptq"].source in run("recipes", "-v")[1]
+    assert "    Matches: " in run("passes", "-v")[1]
+
+
 def test_a_verbose_command_tells_its_stages_and_sites(run, tmp_path):
     code, text, err = run("quantize", DIGITS, "-o", tmp_path / "o.onnx", "--bits", "mixed",
                           "--avg-bits", "5", "-v")  # fmt: skip
@@ -171,33 +257,115 @@ def test_a_shell_is_told_names(run, monkeypatch):
         ("lwqc lower m.onnx --target cpu-a", TARGETS.names()),
         ("lwqc verify a b --metric word", NAMED),
     ):
-        monkeypatch.setenv("COMP_WORDS", words)
-        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
         names = {name for name in known if name.startswith(words.split()[-1])}
         assert names
-        assert set(run()[1].split()) == names
+        assert asked(run, monkeypatch, words) == names
+
+
+def asked(run, monkeypatch, words):
+    """What bash gets for the last word of a line."""
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    return set(run()[1].split())
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("prune m --recipe spa", {"spa-l1", "spa-l2", "spa-lamp"}),
+        ("drop m --recipe e", {"evit", "evit-w8"}),
+        ("quantize m --method gptq-", {"gptq-order", "gptq-refit"}),
+        ("quantize m --method b", {"brecq"}),
+        ("prune m --score w", {"wanda"}),
+        ("drop m --score ablation", {"ablation", "ablation-once"}),
+        ("prune m --by m", {"macs"}),
+        ("prune m --scope l", {"local"}),
+        ("drop m --kind a", {"attention", "any"}),
+        ("compress m --effort h", {"high"}),
+        ("plan m --effort l", {"low"}),
+        ("quantize m --activations d", {"dynamic"}),
+        ("quantize m --ranges p", {"percentile"}),
+        ("quantize m --format vq5", {"vq5x2"}),
+        ("opt m --passes fuse-a", {"fuse-activations", "fuse-attention"}),
+        ("opt m -p clean,fuse-at", {"clean,fuse-attention"}),
+        ("passes nan", {"nan-guards"}),
+        ("recipes spqr", {"spqr-columns"}),
+    ],
+)
+def test_a_shell_is_told_names_of_each_option(run, monkeypatch, words, names):
+    monkeypatch.setenv("_LWQC_COMPLETE", "complete_bash")
+    assert asked(run, monkeypatch, f"lwqc {words}") == names
+
+
+def test_formats_that_a_shell_is_told_are_some():
+    assert [str(WeightFormat.parse(name)) for name in FORMATS] == list(FORMATS)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_scripts_for_shells_call_the_command(run, monkeypatch, shell):
+    monkeypatch.setenv("_LWQC_COMPLETE", f"source_{shell}")
+    code, text, _ = run()
+    assert code == 0
+    assert "_LWQC_COMPLETE=complete_" + shell in text
+    assert re.search(r"(complete|compdef|_lwqc_completion)\b.*\blwqc\b", text)
 
 
 def test_a_name_that_is_near_is_offered(run, tmp_path):
-    line = ["compress", DIGITS, "-o", tmp_path / "o.onnx"]
-    for option, wrong, right in (
-        ("--recipe", "gtpq", "gptq"),
-        ("--metric", "top-1", "top1"),
-        ("--target", "cpu-vni", "cpu-vnni"),
+    np.savez(tmp_path / "d.npz", imag=np.zeros((2, 1, 8, 8), np.float32))
+    for command, option, wrong, right in (
+        ("compress", "--recipe", "gtpq", "gptq"),
+        ("compress", "--metric", "top-1", "top1"),
+        ("compress", "--target", "cpu-vni", "cpu-vnni"),
+        ("compress", "--effort", "hihg", "high"),
+        ("compress", "--preprocess", "siz=8", "size"),
+        ("compress", "--preprocess", "letterbx", "letterbox"),
+        ("compress", "--preprocess", "layout=nhcw", "nhwc"),
+        ("compress", "--shape", "btch=2", "batch"),
+        ("compress", "--weight-outputs", "logit=2", "logits"),
+        ("compress", "--kv-cache", "int4", "int8"),
+        ("compress", "--data", tmp_path / "d.npz", "image"),
+        ("quantize", "--bits", "mixd", "mixed"),
+        ("quantize", "--activations", "dynamik", "dynamic"),
+        ("quantize", "--ranges", "min-max", "minmax"),
+        ("quantize", "--method", "gtpq", "gptq"),
+        ("prune", "--by", "mac", "macs"),
+        ("prune", "--score", "wnda", "wanda"),
+        ("prune", "--normalise", "men", "mean"),
+        ("prune", "--scope", "globl", "global"),
+        ("prune", "--compensate", "refti", "refit"),
+        ("drop", "--score", "similarty", "similarity"),
+        ("drop", "--kind", "atention", "attention"),
+        ("drop", "--measure", "angulr", "angular"),
+        ("lower", "--floats", "float61", "float16"),
     ):
-        assert f"did you mean '{right}'?" in run(*line, option, wrong)[2]
+        line = [command, DIGITS, "-o", tmp_path / "o.onnx", option, wrong]
+        line += ["--branches", "1"] if command == "drop" else []
+        code, _, err = run(*line)
+        assert code == 2
+        assert f"did you mean '{right}'?" in err, (option, err)
     assert "did you mean clean?" in run("opt", DIGITS, "-o", tmp_path / "o.onnx", "-p", "clan")[2]
+    assert "did you mean 'memory'?" in run("--limit", "memry=1GB", "inspect", DIGITS)[2]
+
+
+def test_commands_and_options_that_are_near_are_offered(run):
+    """What typer says: by its own words."""
+    assert re.search("Did you mean .*'compress'", run("compres", DIGITS)[2])
+    assert re.search("Possible options: .*--max-size", run("compress", DIGITS, "--max-sice", 1)[2])
 
 
 def test_output_goes_to_its_own_stream_while_a_terminal_shows_progress(tmp_path):
-    """stderr is a terminal, stdout is a file: what machines read is in the file alone."""
+    """stderr is a terminal, stdout is a file: what machines read is in the file alone.
+
+    Python tells what it imports: the first line is there before the runtime is loaded.
+    """
     pty = pytest.importorskip("pty", reason="pseudo terminals are of POSIX")
     ours, theirs = pty.openpty()
     out = tmp_path / "out.json"
     line = ["quantize", str(DIGITS), "-o", str(tmp_path / "o.onnx"), "--json"]
     with out.open("w") as file:
         child = subprocess.Popen(
-            [sys.executable, "-m", "lwqc.cli", *line], stdout=file, stderr=theirs,
+            [sys.executable, "-X", "importtime", "-m", "lwqc.cli", *line],
+            stdout=file, stderr=theirs,
             env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
         )  # fmt: skip
         os.close(theirs)
@@ -209,6 +377,7 @@ def test_output_goes_to_its_own_stream_while_a_terminal_shows_progress(tmp_path)
     os.close(ours)
     assert json.loads(out.read_text())["output"].endswith("o.onnx")
     assert b"checking" in drawn
+    assert drawn.index(b"opening") < drawn.index(b"onnxruntime")
     assert b'"output"' not in drawn
 
 

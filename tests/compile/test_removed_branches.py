@@ -460,8 +460,8 @@ def test_nothing_removed_is_said(run, tmp_path) -> None:
     code, _, shown = run("plan", VIT, "-o", tmp_path / "p.json", "--recipe", "llm-drop-mlp")
     assert code == 0
     assert "2 branches removed" in " ".join(shown.split())
-    with pytest.raises(InputError, match="count '25%': expected a number"):
-        lwqc.drop_layers(VIT, branches="25%")
+    with pytest.raises(InputError, match="branches few: expected a count or a share such as 25%"):
+        lwqc.drop_layers(VIT, branches="few")
     with pytest.raises(InputError, match="leave out count and share"):
         lwqc.drop_layers(VIT, branches=1, count=2)
 

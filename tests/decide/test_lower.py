@@ -68,7 +68,10 @@ def test_inputs_and_outputs_of_16_bits_are_measured_on_the_same_data(run, linear
 
 REFUSED = [
     (["--target", "rocm"], "cpu-arm, cuda, openvino, coreml, qnn, tensorrt"),
-    (["--target", "cuda", "--floats", "float12"], "expected float32, float16 or bfloat16"),
+    (
+        ["--target", "cuda", "--floats", "float12"],
+        "expected one of float16, bfloat16, float32; did you mean 'float16'",
+    ),
     (["--target", "cpu", "--floats", "float16"], "computes in float32; it has no fast kernels"),
     (["--target", "tensorrt", "--profile", "batch=8"], "expected name=least:usual:largest"),
     (["--target", "tensorrt", "--profile", "batch=8:4:1"], "nor fall"),

@@ -13,6 +13,7 @@ COMMANDS: Mapping[str, str] = {
     "verify-top1": "verify {m} {m} --metric top1 --data random:2",
     "verify-detections": "verify {m} {m} --metric detection-agreement --data random:2",
     "verify-characters": "verify {m} {m} --metric character-error --data random:2",
+    "verify-recall": "verify {m} {m} --metric embedding-recall,k=1 --data random:2",
     "verify-perplexity": "verify {m} {m} --metric perplexity --data random:2",
     "verify-blame": "verify {m} {m} --blame",
     "compare": "compare {m} {m} --seconds 0.01 --report {o}.html",

@@ -76,6 +76,7 @@ COMMANDS = (
     ["compress"],
     ["quantize", "--bits", "4"],
     ["lower", "--target", "cuda"],
+    ["opt", "-p", "clean"],
 )
 
 
@@ -90,6 +91,36 @@ def test_it_stays_where_that_is_asked_for(run, net, tmp_path, command):
     assert code == 0
     assert b"secret" in out.read_bytes()
     assert not any("--keep-metadata" in note for note in json.loads(text)["notes"])
+
+
+def test_a_conversion_leaves_it_out(run, net, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "def model():\n    import onnx\n    return onnx.load('m.onnx')\n"
+    (tmp_path / "traced_net.py").write_text(code)
+    convert = ("convert", "traced_net:model", "-o", tmp_path / "o.onnx")
+    code, _, err = run(*convert)
+    assert code == 0
+    assert "--keep-metadata keeps them" in err
+    assert b"secret" not in (tmp_path / "o.onnx").read_bytes()
+    assert run(*convert, "--keep-metadata")[0] == 0
+    assert b"secret" in (tmp_path / "o.onnx").read_bytes()
+
+
+def test_a_fit_leaves_it_out(run, tmp_path):
+    pytest.importorskip("torch", reason="of the extra lwqc[torch]")
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[n, 4] x) => (float[n, 4] y) '
+    proto = onnx.parser.parse_model(text + "{ y = MatMul (x, w) }")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(4, 4), "w"))
+    proto.graph.node[0].doc_string = TRACE
+    source, out = tmp_path / "m.onnx", tmp_path / "o.onnx"
+    onnx.save(proto, source)
+    recover = ("recover", source, "--teacher", source, "-o", out, "--steps", "1")
+    code, text, _ = run(*recover, "--data", "random:5")
+    assert code == 0
+    assert "--keep-metadata keeps them" in text
+    assert b"secret" not in out.read_bytes()
+    assert run(*recover, "--data", "random:5", "--keep-metadata")[0] == 0
+    assert b"secret" in out.read_bytes()
 
 
 def test_a_plan_fits_the_model_with_it_and_without(run, net, tmp_path):

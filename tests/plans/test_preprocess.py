@@ -48,11 +48,11 @@ def test_a_file_and_a_mapping_say_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("said", "pattern"),
     [
-        ("sice=3", "'sice' is no key of it; keys: size, fit"),
+        ("sice=3", "'sice' is no key of it; expected one of size, fit"),
         ("size=big", "size=big: 'big' is not a whole number"),
         ("size=0", "expected WIDTHxHEIGHT in pixels"),
-        ("boxed", "'boxed': expected key=value; keys:"),
-        ("size=3,4", "'4': expected key=value"),
+        ("boxed", "'boxed': is no key=value; expected one of stretch"),
+        ("size=3,4", "'4': is no key=value"),
         ("size=3,size=4", "size: is given twice"),
         ("range=1..0", "expected LOW..HIGH, such as 0..1"),
         ("range=1", "expected LOW..HIGH"),

@@ -104,7 +104,7 @@ def test_folder_of_ragged_samples(tmp_path: Path) -> None:
     ("arrays", "pattern"),
     [
         ({"ids": IDS}, r"no data for input mask; got \['ids'\]"),
-        ({"ids": IDS, "mask": IDS, "x": IDS}, r"no input x; expected \['ids', 'mask'\]"),
+        ({"ids": IDS, "mask": IDS, "x": IDS}, "no input x; expected one of ids, mask"),
         ({"ids": IDS, "mask": IDS[:9]}, "differ in their number of samples"),
         ({"ids": IDS[:0], "mask": IDS[:0]}, "holds no samples"),
         ({"ids": IDS[0], "mask": IDS[:2]}, r"input ids: shape \[2\] does not fit"),
@@ -299,9 +299,7 @@ def test_random_sizes_agree_by_name() -> None:
     assert (feed["x"].shape, feed["scale"].shape) == ((1, 16), (16,))
     (feed,) = feeds(MIXED, "random:1", shapes={"seq": 5, "batch": 2})
     assert (feed["x"].shape, feed["scale"].shape) == ((2, 5), (5,))
-    refused(
-        "random", MIXED, r"no such dimension; expected one of \['batch', 'seq'\]", shapes={"s": 1}
-    )
+    refused("random", MIXED, r"no such dimension; expected one of batch, seq", shapes={"s": 1})
     refused("random", MIXED, "is 0; expected at least 1", shapes={"batch": 0})
 
 

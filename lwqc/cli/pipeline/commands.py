@@ -84,16 +84,18 @@ class Command:
 
     def check(self, arguments: Sequence[str], where: str) -> None:
         """Look at all options as the command itself does, and do nothing. Raises InputError."""
-        context = self.parsed(arguments, where)
-        with named(where), suppress(OptionsAreSound), hosted(Host(check_only=True)), context:
-            self.click.invoke(context)
+        with hosted(Host(check_only=True)):
+            context = self.parsed(arguments, where)
+            with named(where), suppress(OptionsAreSound), context:
+                self.click.invoke(context)
 
     def call(self, arguments: Sequence[str], where: str) -> tuple[int, Any]:
         """Run it: the exit code, and what it found. Raises LwqcError with `where` in front."""
-        context = self.parsed(arguments, where)
-        with named(where), hosted(Host(line=[self.name, *arguments])) as host, context:
+        with hosted(Host(line=[self.name, *arguments])) as host:
+            context = self.parsed(arguments, where)
             try:
-                self.click.invoke(context)
+                with named(where), context:
+                    self.click.invoke(context)
             except typer.Exit as end:
                 return int(end.exit_code), host.answer
         return 0, host.answer

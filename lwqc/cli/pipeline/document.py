@@ -26,14 +26,15 @@ SHARED = (
 class Gates(BaseModel):
     """What a model must hold to be deployed, as the options of `lwqc compress` of these names.
 
-    Fractions are of the first original. max_drop: of the metric, else of the outputs.
+    Fractions are of the first original, and may be in percent. max_drop: of the metric, else of the
+    outputs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     max_size: str | float | None = None
     max_latency: str | float | None = None
-    max_drop: float | None = None
+    max_drop: str | float | None = None
 
     def over(self, general: Gates) -> Gates:
         """These, and the general ones for what these do not say."""

@@ -144,7 +144,7 @@ def _own_missed(step: Step, record: Record) -> list[str]:
     """Bounds of a command's own options that it said are not met."""
     found = record.answer
     if step.command.name == "verify":
-        return [f"drop: asked {step.options['max_drop']:.6g}, reached {found['drop']:.6g}"]
+        return list(found["missed"])
     return [
         f"{o['name']}: asked {o['asked']:.6g}, reached {o['reached']:.6g} {o['unit']}".rstrip()
         for o in found["outcomes"]

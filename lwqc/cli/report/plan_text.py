@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lwqc.compile.steps.table import of
+from lwqc.passes.catalogue import described
 from lwqc.plans.plan import DataSource, Plan
 
 
@@ -55,8 +56,9 @@ def plan_steps(plan: Plan) -> Iterator[str]:
     if plan.floats is not None:
         kept = f"; {len(plan.floats.keep)} operators stay in float32" if plan.floats.keep else ""
         yield f"the model computes in {plan.floats.dtype}{kept}"
-    if plan.rewrites:
-        yield f"rewrites of the target: {', '.join(plan.rewrites)}"
+    for name in plan.rewrites:
+        what = described(name).summary.rstrip(".")
+        yield f"rewritten for the runtime: {what[:1].lower()}{what[1:]} ({name})"
     for name, sizes in plan.profile.items():
         yield f"engines are built for {name} from {sizes[0]} to {sizes[2]}, best at {sizes[1]}"
 

@@ -21,6 +21,7 @@ from lwqc.compile.result import (
 )
 from lwqc.graph.sites import Skipped
 from lwqc.model.numerals import size_text
+from lwqc.plans.wording import measure_text
 from lwqc.quant.formats import WeightFormat
 from lwqc.runtime.flips import Flips
 from lwqc.runtime.measure import Latency, OperatorRow
@@ -53,7 +54,7 @@ def print_report(report: Report, console: Console, *, details: bool = False) -> 
         if not only_pruned(report):
             console.print(site_table(report.sites))
     if report.search is not None:
-        print_search(report.search, console)
+        print_search(report.search, report.metric or "", console)
     if report.removal is not None:
         print_removal(report.removal, console)
     if report.parallel is not None:
@@ -119,12 +120,12 @@ def _operator_row(table: Table, name: str, rows: Sequence[OperatorRow]) -> None:
     )
 
 
-def print_search(search: SearchReport, console: Console) -> None:
-    """What was searched, and what it brought."""
+def print_search(search: SearchReport, metric: str, console: Console) -> None:
+    """What was searched, and what it brought. metric: that it may have been searched by."""
     parts = [f"{changed} of {n} {_PLURALS[kind]}" for kind, (changed, n) in search.items.items()]
     console.print(f"search: {', '.join(parts)} changed, effort {search.effort}")
     console.print(
-        f"{search.measure} on the calibration data: {search.start:.4g} at the start, "
+        f"judged by the {measure_text(search.measure, metric)}: {search.start:.4g} at the start, "
         f"{search.best:.4g} after {search.generations} generations "
         f"({search.evaluations} evaluations, {search.seconds:.0f} s)"
     )
@@ -325,7 +326,8 @@ def branch_table(removal: RemovalReport) -> Table:
     columns = ["", "branch", "kind"]
     priced = any(row.divergence is not None for row in removal.branches)
     replaced = any(row.compensation for row in removal.branches)
-    divergence = f"{removal.measure} before that" if replaced else f"divergence ({removal.measure})"
+    before = "divergence before that" if replaced else "divergence"
+    divergence = f"{before} ({removal.measure})"
     columns += ["score", divergence] if priced else []
     columns += ["in its place"] if replaced else []
     for column in columns:

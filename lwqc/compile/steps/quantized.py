@@ -10,7 +10,7 @@ from lwqc.compile.steps.step import Looks, Made, Step
 from lwqc.model import io
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plans.plan import Plan
-from lwqc.plans.wording import entry_text, names_text
+from lwqc.plans.wording import entry_words, names_text
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.runtime.session import statistics_session
 
@@ -39,7 +39,7 @@ def _text(plan: Plan) -> Iterator[str]:
     order = ", each for what those before it give" if plan.sequential else ""
     by_format: dict[str, list[str]] = {}
     for name, entry in plan.quantize.items():
-        by_format.setdefault(entry_text(entry), []).append(name)
+        by_format.setdefault(entry_words(entry), []).append(name)
     lines = (
         f"\n     {len(sites)} to {text}: {names_text(sites)}" for text, sites in by_format.items()
     )

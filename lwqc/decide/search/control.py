@@ -10,6 +10,7 @@ from typing import Any
 
 from lwqc.decide.allocators.evolutionary import Settings
 from lwqc.errors import InputError
+from lwqc.model.extensions import expected
 from lwqc.plans.options import Effort
 
 _MOST_PROCESSES = 1024
@@ -50,7 +51,7 @@ class SearchControl:
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
-            raise InputError(f"--effort {self.effort}: expected one of {', '.join(EFFORTS)}")
+            raise InputError(f"--effort {self.effort}: {expected(self.effort, list(EFFORTS))}")
         if not self.time_limit_s > 0:
             raise InputError(f"--time-limit {self.time_limit_s:g}: expected seconds above 0")
         if self.processes is not None and not 1 <= self.processes <= _MOST_PROCESSES:

@@ -16,6 +16,7 @@ from lwqc.runtime.metrics.detections import (
     MeanAveragePrecision,
     PrecisionAtHalf,
 )
+from lwqc.runtime.metrics.embeddings import EmbeddingRecall
 from lwqc.runtime.metrics.perplexity import Perplexity
 from lwqc.runtime.metrics.task import Run, Task
 from lwqc.runtime.metrics.top1 import Top1
@@ -41,6 +42,7 @@ NAMED: dict[str, Callable[[Task], Named]] = {
     "character-error": CharacterError,
     "word-error": WordError,
     "perplexity": Perplexity,
+    "embedding-recall": EmbeddingRecall,
 }
 
 

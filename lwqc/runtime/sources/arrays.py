@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.model.array_files import Archive, read_npy
+from lwqc.model.extensions import expected
 from lwqc.plans.preprocess import Preprocess
 from lwqc.runtime.sources.batch_sizes import first_dim, fixed_batch
 from lwqc.runtime.sources.labels import Labels, read_classes
@@ -90,7 +91,8 @@ def of_memory(
 def _check_names(names: Sequence[str], inputs: Inputs, settings: Preprocess, where: str) -> None:
     label = settings.label
     if label and label not in names:
-        raise InputError(f"{where}: has no {label} for label={label}; it has {sorted(names)}")
+        known = expected(label, sorted(names))
+        raise InputError(f"{where}: has no {label} for label={label}; {known}")
     check_names([name for name in names if name != label], inputs, where)
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.errors import InputError
+from lwqc.model.extensions import expected
 from lwqc.model.needed import needed
 from lwqc.plans.preprocess import Preprocess
 from lwqc.runtime.counted import counted
@@ -162,7 +163,8 @@ class Objects:
             label = item.get(key) if key else None
             names = columns or [n for n in item if n != key]
             if missing := [n for n in (*columns, *([key] if key else [])) if n not in item]:
-                raise InputError(f"{self._where}: has no {missing[0]}; it has {', '.join(item)}")
+                known = expected(missing[0], [str(n) for n in item])
+                raise InputError(f"{self._where}: has no {missing[0]}; {known}")
             more = set(names) - set(self._fed)
             if self._prepare is None and more and not set(self._fed) - set(names):
                 raise InputError(

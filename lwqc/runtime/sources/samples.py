@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.graph.shapes import symbol_of
+from lwqc.model.extensions import expected
 from lwqc.plans.preprocess import Preprocess
 from lwqc.runtime.sources.labels import Labels
 
@@ -80,7 +81,9 @@ def fed(inputs: Inputs, settings: Preprocess) -> dict[str, ir.Value]:
     filled = dict(settings.fill)
     for name in filled:
         if name not in inputs:
-            raise InputError(f"fill.{name}: the model has no such input; it has {sorted(inputs)}")
+            raise InputError(
+                f"fill.{name}: the model has no such input; {expected(name, sorted(inputs))}"
+            )
     return {name: value for name, value in inputs.items() if name not in filled}
 
 
@@ -158,11 +161,10 @@ def check_keys(settings: Preprocess, known: Sequence[str], what: str) -> None:
 
 def check_names(feeds: Iterable[str], inputs: Mapping[str, ir.Value], label: str) -> None:
     """Raises InputError where data is not of these inputs."""
+    unknown = sorted(str(n) for n in set(feeds) - set(inputs))
+    known = expected(unknown[0], sorted(inputs)) if unknown else ""
     if missing := sorted(set(inputs) - set(feeds)):
-        raise InputError(
-            f"{label}: no data for input {', '.join(missing)}; got {sorted(map(str, feeds))}"
-        )
-    if unknown := sorted(str(n) for n in set(feeds) - set(inputs)):
-        raise InputError(
-            f"{label}: the model has no input {', '.join(unknown)}; expected {sorted(inputs)}"
-        )
+        got = f"got {sorted(map(str, feeds))}{f', {known}' if known else ''}"
+        raise InputError(f"{label}: no data for input {', '.join(missing)}; {got}")
+    if unknown:
+        raise InputError(f"{label}: the model has no input {', '.join(unknown)}; {known}")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lwqc.errors import InputError
 from lwqc.model.array_files import check_regular
+from lwqc.model.extensions import expected
 from lwqc.model.limits import beyond, limits
 from lwqc.model.needed import needed
 from lwqc.plans.preprocess import Preprocess
@@ -162,7 +163,7 @@ def _parquet(path: Path) -> Columns:
 
 def _column(columns: Columns, name: str, where: str) -> Sequence[Any]:
     if name not in columns:
-        raise InputError(f"{where}: has no column {name}; it has {', '.join(columns)}")
+        raise InputError(f"{where}: has no column {name}; {expected(name, list(columns))}")
     return columns[name]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,14 @@ _TOP = 10
 _TIE = 0.02  # of the winner's score: within that the choice is one of equals
 _THRESHOLD = 0.5  # above which a score in [0, 1] is a detection
 _EDGE = 1e-6  # by which scores may leave [0, 1]
+_WORDS = {
+    "labels": "labels",
+    "top_1": "largest channel",
+    "detections": "detections",
+    "strongest": "strongest place of each class",
+    "top_10": "ten strongest places",
+    "sizes": "sizes",
+}
 _NORMAL = 1.959964  # standard deviations of 95 %
 
 
@@ -30,7 +38,7 @@ class Agreement:
     sample. top_10: the ten positions that score most in any such channel. detections: scores above
     0.5 in both, over those in either. A position as strong as the reference's to 2 % counts as
     the same. sizes: of outputs whose size depends on the data, the smaller over the larger.
-    counted: how many decisions each share is of, by its name.
+    counted: how many decisions each share is of, in the words of `shares`.
     """
 
     labels: float | None = None
@@ -51,16 +59,9 @@ class Agreement:
         return max((1 - share for share in found if share is not None), default=0.0)
 
     def shares(self) -> dict[str, float]:
-        """Those that there are, by name."""
-        names = {
-            "labels": self.labels,
-            "top-1": self.top_1,
-            "strongest": self.strongest,
-            "top-10": self.top_10,
-            "detections": self.detections,
-            "sizes": self.sizes,
-        }
-        return {name: share for name, share in names.items() if share is not None}
+        """Those that there are, in words."""
+        shares = {words: getattr(self, name) for name, words in _WORDS.items()}
+        return {words: share for words, share in shares.items() if share is not None}
 
     def interval(self, name: str) -> tuple[float, float]:
         """Where a share would be found again in 95 % of draws of as many other decisions.
@@ -154,20 +155,6 @@ class DecisionMeter:
 
     def result(self) -> Agreement:
         """Shares over everything added so far."""
-        found = Agreement(
-            labels=self._labels.value,
-            top_1=self._top_1.value,
-            strongest=self._strongest.value,
-            top_10=self._top_10.value,
-            detections=self._detections.value,
-            sizes=self._sizes.value,
-        )
-        counts = {
-            "labels": self._labels.of,
-            "top-1": self._top_1.of,
-            "strongest": self._strongest.of,
-            "top-10": self._top_10.of,
-            "detections": self._detections.of,
-            "sizes": self._sizes.of,
-        }
-        return replace(found, counted={name: counts[name] for name in found.shares()})
+        shares: dict[str, _Share] = {name: getattr(self, f"_{name}") for name in _WORDS}
+        counted = {_WORDS[name]: share.of for name, share in shares.items() if share.of}
+        return Agreement(**{n: share.value for n, share in shares.items()}, counted=counted)

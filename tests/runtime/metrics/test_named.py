@@ -96,6 +96,50 @@ def test_perplexity(tmp_path):
         of_model(classes_net(), [{"image": np.zeros((1, 3, 4, 6), np.float32)}], "perplexity")
 
 
+def circle(degrees):
+    angles = np.deg2rad(np.asarray(degrees, np.float64))
+    return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+
+def test_embedding_recall():
+    """Lengths say nothing. One sample of a circle moves to the other side, away from its own."""
+    model = net("float[n, 2] x", "float[n, 2] y", "y = Identity(x)")
+    x = circle(range(0, 360, 36))
+    data = [{"x": x[:4]}, {"x": x[4:]}]
+    metric = of_model(model, data, "embedding-recall,k=2")
+    assert metric.name == "embedding-recall,k=2 against the original"
+    assert metric(lambda feeds: {"y": 3 * feeds["x"]}) == 1
+    moved = np.concatenate([circle([186]), x[1:]])
+    parts = iter((moved[:4], moved[4:]))
+    found = metric(lambda feeds: {"y": next(parts)})
+    near = np.argsort(-(moved @ moved.T) + 9 * np.eye(10), axis=1)[:, :2]
+    kept = [len({(i - 1) % 10, (i + 1) % 10} & set(near[i])) for i in range(10)]
+    assert found == sum(kept) / 20 < 0.8
+    assert metric(lambda feeds: {"y": np.full_like(feeds["x"], np.nan)}) == 0
+
+
+def test_neighbours_that_are_equally_near_all_count():
+    model = net("float[n, 2] x", "float[n, 2] y", "y = Identity(x)")
+    metric = of_model(model, [{"x": circle([0] * 5 + [90] * 5)}], "embedding-recall,k=2")
+    turned = np.random.default_rng(0).uniform(-1, 1, 10)
+    assert metric(lambda feeds: {"y": circle(turned + np.repeat([0, 90], 5))}) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("embedding-recall", "10 neighbours need more than 10 samples, the data has 3"),
+        ("embedding-recall,k=0", "k=0: expected a count of at least 1"),
+        ("embedding-recall,n=3", "'n' is none of it; expected one of k"),
+        ("embedding-recall=z", "output z is not embeddings"),
+    ],
+)
+def test_what_recall_cannot_be_taken_on(spec, message):
+    model = net("float[n, 2] x", "float[n, 2] y", "y = Identity(x)")
+    with pytest.raises(InputError, match=message):
+        of_model(model, [{"x": circle([0, 1, 2])}], spec)(lambda feeds: {"y": feeds["x"]})
+
+
 def ctc():
     return net("float[n, t, 4] x", "float[n, t, 4] y", "y = Identity(x)")
 

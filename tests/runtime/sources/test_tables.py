@@ -39,7 +39,7 @@ def test_columns_by_name_and_in_order(file):
         (ONE, None, "has 3 columns, and input x takes 2: write label=NAME for the labels"),
         (BOTH, None, "the model has no input is, it: write label=NAME"),
         (BOTH, "columns=a", "has no column for input b; it has a"),
-        (ONE, "columns=a,c", "has no column c; it has a, b, is, it"),
+        (ONE, "columns=a,c", "has no column c; expected one of a, b, is, it"),
         (ONE, {"columns": ["a", "is, it"]}, "column is, it: could not convert string to float"),
         (ONE, "range=0..1", "range: says nothing about tables"),
         (net("float[n, 1, 2] x", "float[n, 1, 2] y", "y = Identity(x)"), "columns=a,b", "no rows"),

@@ -41,6 +41,7 @@ from lwqc.compile.compressed import Compressed
 from lwqc.compile.result import Report, SearchTrace, SiteRow, Tried
 from lwqc.decide.mixed import known_sensitivities
 from lwqc.model.numerals import size_text
+from lwqc.plans.wording import measure_text
 from lwqc.runtime.flips import Flips
 from lwqc.runtime.session import VERSION
 from lwqc.runtime.stats.decisions import Agreement
@@ -231,7 +232,7 @@ def _search(done: Compressed) -> Iterator[Block | None]:
     yield Lines(
         (
             f"{items} changed, effort {search.effort}, seed {search.seed}.",
-            f"{search.measure} on the judging data: {search.start:.4g} at the start, "
+            f"Judged by the {_judged_by(done, search.measure)}: {search.start:.4g} at the start, "
             f"{search.best:.4g} after {search.generations} generations "
             f"({search.evaluations} evaluations, {search.seconds:.0f} s).",
         )
@@ -243,7 +244,12 @@ def search_chart(done: Compressed) -> Scatter | None:
     """What a search tried; None where there was none."""
     if done.trace is None or done.search is None:
         return None
-    return _pareto(done.trace, done.search.measure)
+    return _pareto(done.trace, _judged_by(done, done.search.measure))
+
+
+def _judged_by(done: Compressed, measure: str) -> str:
+    metric = done.work.job.metric
+    return measure_text(measure, "" if metric is None else metric.name)
 
 
 def _pareto(trace: SearchTrace, measure: str) -> Scatter | None:

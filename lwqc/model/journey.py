@@ -26,6 +26,8 @@ JOURNEYS: Mapping[str, Mapping[str, float]] = {
         "fitting the whole": 0.45,
         "checking": 0.15,
     },
+    "passes": {"opening": 0.1, "running passes": 0.6, "checking": 0.3},
+    "conversion": {"opening": 0.05, "converting": 0.75, "checking": 0.2},
     "search": {
         "opening": 0.05,
         "preparing the search": 0.36,
@@ -109,6 +111,15 @@ class Journey:
         done, total = self._at
         phase = f"{self._phase} {done} of {total}" if total > 1 else self._phase
         return f"{phase}: {self._inner}" if self._inner else phase
+
+    def left(self, now: float) -> str:
+        """`, about 8 s left`, where that is known."""
+        whole = self.whole_s(now)
+        return "" if whole is None else f", about {duration_text(whole - now)} left"
+
+    def words(self, now: float) -> str:
+        """The time, what is left of it, and what is being done."""
+        return f"{duration_text(now)}{self.left(now)}  {self.place()}"
 
 
 def duration_text(seconds: float) -> str:
