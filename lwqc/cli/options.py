@@ -24,6 +24,7 @@ from lwqc.plans.options import (
     Loss,
     Measured,
     Opening,
+    OutputBounds,
     Pruning,
     Recovering,
     Relearning,
@@ -198,7 +199,15 @@ class Saved(Reported, total=False):
 
 
 class Planning(
-    Opened, Budgets, Searching, Relearning, Shortening, TwoFormats, Telling, total=False
+    Opened,
+    Budgets,
+    OutputBounds,
+    Searching,
+    Relearning,
+    Shortening,
+    TwoFormats,
+    Telling,
+    total=False,
 ):
     """Options of `plan`."""
 
@@ -207,7 +216,7 @@ class Compressing(Planning, Saved, total=False):
     """Options of `compress`."""
 
 
-class Changing(Opened, Loss, Saved, Checking, total=False):
+class Changing(Opened, Loss, OutputBounds, Saved, Checking, total=False):
     """Options of commands that make one change and bound what it loses."""
 
 
@@ -227,7 +236,7 @@ class RecoveringCommand(Recovering, RunningCode, Storing, Printing, Paged, Check
     """Options of `recover`."""
 
 
-class Lowering(Opened, Saved, Checking, FallingBack, total=False):
+class Lowering(Opened, OutputBounds, Saved, Checking, FallingBack, total=False):
     """Options of `lower`."""
 
 
@@ -247,7 +256,7 @@ class Inspecting(Shaped, Resizable, Constant, RunningCode, Printing, total=False
     """Options of `inspect`."""
 
 
-class Verifying(Feeding, Measured, Loss, RunningCode, Printing, total=False):
+class Verifying(Feeding, Measured, Loss, OutputBounds, RunningCode, Printing, total=False):
     """Options of `verify`."""
 
 

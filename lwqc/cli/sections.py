@@ -16,6 +16,7 @@ from lwqc.cli.options import as_real, as_share, as_whole
 from lwqc.cli.progress import progress_bars
 from lwqc.cli.running import app
 from lwqc.plans.options import Flag
+from lwqc.plans.output_bounds import spread
 from lwqc.plans.spelled_out import flag_of, share_of
 
 Command = Callable[..., None]
@@ -41,7 +42,8 @@ def command(
         @wraps(function)
         def called(**given: Any) -> None:
             with progress_bars() if works else nullcontext():
-                function(**{p.name: given[p.name] for p in first}, **_read(flags, given))
+                options = spread(_read(flags, given), given.get("max_drop"))
+                function(**{p.name: given[p.name] for p in first}, **options)
 
         shown = [
             _parameter(

@@ -30,7 +30,7 @@ from lwqc.compile.decisions import (
 from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
 from lwqc.compile.idle_branches import idle_branches
 from lwqc.compile.losses import answers_of, divergences, flips_of
-from lwqc.compile.outcomes import class_outcome, drop_outcome
+from lwqc.compile.outcomes import class_outcome, drop_outcome, output_outcomes
 from lwqc.compile.result import Report, SearchReport, SearchTrace, ShapeLatency, SiteRow
 from lwqc.compile.saved_check import Expected, check_saved
 from lwqc.compile.stamped import stamped
@@ -364,6 +364,8 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
         found += budget.outcomes(bound, Reached(result.work, result.model, report, counted))
     if report.drop is not None and result.goals.max_drop is not None:
         found.append(drop_outcome(result.goals.max_drop, report.drop))
+        if report.metric is None:
+            found += output_outcomes(result.goals.max_drop, report.divergence, report.weights)
     if report.flips is not None and result.goals.max_class_drop is not None:
         found.append(class_outcome(result.goals.max_class_drop, report.flips.worst))
     return found

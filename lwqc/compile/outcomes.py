@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Outcome
 from lwqc.runtime.measure import NOISE
+from lwqc.runtime.stats.divergence import Divergence
 
 
 def size_outcome(bound: Amount, before: float, after: float) -> Outcome:
@@ -17,6 +18,17 @@ def size_outcome(bound: Amount, before: float, after: float) -> Outcome:
 def drop_outcome(bound: float, drop: float) -> Outcome:
     """Of a loss, as a fraction."""
     return Outcome("drop", bound, drop, "")
+
+
+def output_outcomes(
+    bound: float, found: Mapping[str, Divergence], weights: Mapping[str, float]
+) -> list[Outcome]:
+    """Of what each output lost whose loss counts more or less than that of the others."""
+    return [
+        Outcome(f"drop of {name}", bound / weights[name], divergence.drop, "")
+        for name, divergence in found.items()
+        if weights.get(name, 1.0) not in (0.0, 1.0)
+    ]
 
 
 def class_outcome(bound: float, worst: float) -> Outcome:

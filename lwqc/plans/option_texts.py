@@ -47,11 +47,21 @@ def parse_weights(texts: Sequence[str]) -> dict[str, float]:
 
 def parse_shares(texts: Sequence[str]) -> dict[str, float]:
     """Shares by name from `GROUP=0.3` or `GROUP=30%`. Raises InputError."""
+    return _shares(texts, "--group", "GROUP")
+
+
+def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
+    """Shares by output from `OUTPUT=5%`, several divided by commas. Raises InputError."""
+    each = [one for given in texts for one in given.split(",")]
+    return _shares(each, "--bound-outputs", "OUTPUT")
+
+
+def _shares(texts: Sequence[str], option: str, what: str) -> dict[str, float]:
     shares = {}
     for text in texts:
         name, _, amount = text.rpartition("=")
         try:
             shares[name] = share(amount)
         except ValueError as error:
-            raise InputError(f"--group {text!r}: expected GROUP=share") from error
+            raise InputError(f"{option} {text!r}: expected {what}=share") from error
     return shares

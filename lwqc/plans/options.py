@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from lwqc.model.user_code import load_callable
 from lwqc.plans.bounds import BYTES, COUNT, MILLISECONDS, Bound, Number, Share
-from lwqc.plans.option_texts import parse_shapes, parse_shares, parse_weights
+from lwqc.plans.option_texts import parse_bounds, parse_shapes, parse_shares, parse_weights
 from lwqc.plans.preprocess import Preprocess
 
 Sizes = Mapping[str, int]  # of dynamic dimensions
@@ -202,6 +202,23 @@ class Loss(TypedDict, total=False):
         str | float | None,
         Flag("samples that any class may lose, with --metric top1: 5%", float | None),
         Share("max-class-drop"),
+    ]
+
+
+class OutputBounds(TypedDict, total=False):
+    """What single outputs may lose.
+
+    bound_outputs: output -> what it may lose, beside `max_drop` for the others; see
+    `lwqc.plans.output_bounds`.
+    """
+
+    bound_outputs: Annotated[
+        Mapping[str, str | float] | None,
+        Flag(
+            "what single outputs may lose, where that is not --max-drop: boxes=5%,scores=0.5%",
+            list[str] | None,
+            read=parse_bounds,
+        ),
     ]
 
 
@@ -461,11 +478,20 @@ class Relearning(TypedDict, total=False):
     ]
 
 
-class Compressing(Sources, Budgets, Searching, Relearning, Shortening, TwoFormats, total=False):
+class Compressing(
+    Sources,
+    Budgets,
+    OutputBounds,
+    Searching,
+    Relearning,
+    Shortening,
+    TwoFormats,
+    total=False,
+):
     """Options of `lwqc.compress` and `lwqc.plan`."""
 
 
-class Bounded(Sources, Loss, total=False):
+class Bounded(Sources, Loss, OutputBounds, total=False):
     """What a model is opened with, and what the result may lose."""
 
 

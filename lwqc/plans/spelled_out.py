@@ -11,6 +11,7 @@ from lwqc.errors import InputError
 from lwqc.model.extensions import expected
 from lwqc.plans.bounds import Bound, Number, Share
 from lwqc.plans.options import Flag
+from lwqc.plans.output_bounds import spread
 
 Section = TypeVar("Section")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -73,7 +74,7 @@ def spelled_out(section: type) -> Callable[[Function], Function]:
             for name in options.keys() & shares.keys():
                 if options[name] is not None:
                     options[name] = shares[name].read(options[name])
-            return function(*args, **options)
+            return function(*args, **spread(options, options.get("max_drop")))
 
         keywords = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=hint)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,42 @@ def test_bounds_are_of_the_weighted_loss(two, run):
     assert run(*line, *bound)[0] == 3
     assert run(*line, *bound, "--weight-outputs", "bad=0")[0] == 0
     assert run(*line, *bound, "--weight-outputs", "bad=1,good=0")[0] == 3
+
+
+def test_each_output_has_a_bound_of_its_own(two, run):
+    _, each = drops()
+    good, bad = (f"{each[name] * 110:.6f}%" for name in ("good", "bad"))
+    line = ["quantize", "m.onnx", "-o", "o.onnx", "--bits", "4", "--data", "d.npz", "--json"]
+    assert run(*line, "--max-drop", good)[0] == 3
+    code, text, err = run(*line, "--max-drop", good, "--bound-outputs", f"bad={bad}")
+    assert code == 0, err
+    outcomes = {o["name"]: o for o in json.loads(text)["outcomes"]}
+    assert outcomes["drop of bad"]["reached"] == each["bad"]
+    assert outcomes["drop of bad"]["asked"] == pytest.approx(1.1 * each["bad"], rel=1e-4)
+    less = f"bad={each['bad'] * 90:.6f}%"
+    code, text, _ = run(*line, "--max-drop", good, "--bound-outputs", less)
+    assert code == 3
+    missed = {o["name"] for o in json.loads(text)["outcomes"] if o["reached"] > o["asked"]}
+    assert missed == {"drop", "drop of bad"}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"max_drop": 0.01, "bound_outputs": {"other": "1%"}}, "no output 'other'"),
+        ({"bound_outputs": {"bad": "1%"}}, "say with --max-drop"),
+        ({"max_drop": 0, "bound_outputs": {"bad": "1%"}}, "say with --max-drop"),
+        ({"max_drop": 0.01, "bound_outputs": {"bad": 0}}, "must be above 0"),
+        ({"max_drop": 0.01, "bound_outputs": {"bad": "much"}}, "a share such as 5%"),
+        ({"max_drop": 0.01, "bound_outputs": {"bad": 0.1}, "weight_outputs": {"bad": 2}},
+         "--weight-outputs says what it counts"),
+        ({"max_drop": 0.01, "bound_outputs": {"bad": 0.1}, "metric": lambda run: 1.0},
+         "--metric takes the place"),
+    ],
+)  # fmt: skip
+def test_bounds_that_are_none_are_refused(two, options, why):
+    with pytest.raises(InputError, match=why):
+        lwqc.compress("m.onnx", data="d.npz", **options)
 
 
 def test_searches_spend_bits_where_it_counts(two):
