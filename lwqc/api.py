@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast
 
 import onnx_ir as ir
@@ -36,7 +37,6 @@ from lwqc.decide.structural import (
 )
 from lwqc.errors import InputError
 from lwqc.learn.needed import require_torch
-from lwqc.model import io
 from lwqc.model.notebook import NotebookLine, notebook_line
 from lwqc.plans.goals import CONVERSION_DROP, Goals
 from lwqc.plans.options import (
@@ -99,9 +99,11 @@ def compress(
 ) -> Chainable:
     """Compress a model: the fastest within 1 % loss, or the best within a budget.
 
-    source: path, `onnx_ir.Model`, `onnx.ModelProto`, a torch module with `example_inputs`, or what
-        another function returned; the latter brings its target, data, metric and shapes along.
-        The target is `cpu` where neither it nor an option says otherwise.
+    source: `onnx_ir.Model`, `onnx.ModelProto`, path of an ONNX file; what `lwqc convert` takes, as
+        `net.keras`, `net.pt2`, a SavedModel or `module:callable`; a torch module with
+        `example_inputs`, a model of Keras, scikit-learn, LightGBM or XGBoost; or what another
+        function returned, which brings its target, data, metric and shapes along. The target is
+        `cpu` where neither it nor an option says otherwise.
     options: see `lwqc.plans.options`: `Sources` for what the model is opened with, `Budgets` for
         what the result may cost, `Searching` for the search under a budget.
 
@@ -261,11 +263,12 @@ def _control(options: Compressing) -> SearchControl:
     return search_control(options, options.get("seed", 0))
 
 
+@spelled_out(Reading)
 def inspect(
-    source: Source, *, shapes: Sizes | None = None, constant_inputs: bool = False
+    source: Source, *, shapes: Sizes | None = None, **options: Unpack[Reading]
 ) -> Inspection:
-    """Sites, skipped tensors, costs and prunable groups of a model."""
-    return inspect_model(_model(source, constant_inputs=constant_inputs), dims=shapes)
+    """Sites, skipped tensors, costs and prunable groups of a model. See `compress`."""
+    return inspect_model(_model(source, **options), dims=shapes)
 
 
 def verify(
@@ -354,8 +357,7 @@ def recover(
             options["data"] = original.job.data.fit
     if teacher is None:
         raise InputError("recover needs a teacher: the model that the small one was made of")
-    constant = options.get("constant_inputs", False)
-    own, taught = (_model(s, constant_inputs=constant) for s in (small, teacher))
+    own, taught = (_model(s, **part(Reading, options)) for s in (small, teacher))
     names = (_name(small, "model"), _name(teacher, "teacher"))
     progress = options.get("progress") or None
     return fitted(own, taught, part(Recovering, options), names=names, progress=progress)
@@ -363,7 +365,7 @@ def recover(
 
 def _name(source: Source, usual: str) -> str:
     """For messages and reports."""
-    return os.path.basename(source) if isinstance(source, (str, os.PathLike)) else usual
+    return Path(source).name if isinstance(source, (str, os.PathLike)) else usual
 
 
 @dataclass(frozen=True, repr=False)
@@ -405,34 +407,27 @@ def _session(source: Source, label: str, work: Version) -> Session:
     return Session(model, label=label)
 
 
-def _chosen(target: str | None, source: Source, usual: str) -> str | None:
-    """The target of a step; None for that of the result that it takes."""
-    return usual if target is None and not isinstance(source, Compressed) else target
-
-
 def _opened(source: Source, options: Sources, allow_fallback: bool = False) -> Version:
     progress = options.get("progress") or None
     if isinstance(source, Compressed):
         kept = part(JobOptions, options)
         return after(source, **kept, allow_fallback=allow_fallback, progress=progress)
-    if not isinstance(source, (str, os.PathLike)):
-        source = _model(source, **part(Reading, options))
+    model = _model(source, **part(Reading, options))
     opening = part(Opening, options)
-    return open_version(source, **opening, allow_fallback=allow_fallback, progress=progress)
+    return open_version(
+        model,
+        name=_name(source, "model"),
+        allow_fallback=allow_fallback,
+        progress=progress,
+        **opening,
+    )
 
 
-def _model(
-    source: Source,
-    example_inputs: Any = None,
-    dynamic_shapes: Any = None,
-    constant_inputs: bool = False,
-) -> ir.Model:
+def _model(source: Source, **reading: Unpack[Reading]) -> ir.Model:
     if isinstance(source, ir.Model):
         return source
     if isinstance(source, Compressed):
         return source.model
-    if isinstance(source, (str, os.PathLike)):
-        return io.load(source, constant_inputs=constant_inputs)
-    from lwqc.frontends.convert import of_object
+    from lwqc.frontends.convert import read_model
 
-    return of_object(source, example_inputs, dynamic_shapes, constant_inputs=constant_inputs)
+    return read_model(source, **reading)

@@ -1,14 +1,40 @@
-"""Examples of documentation pages, as a reader would put them into files."""
+"""Examples and commands of documentation pages, as a reader would take them."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).parent.parent / "docs"
-_BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+ROOT = DOCS.parent
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+TEXTS = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]
+BLOCK = re.compile(r"```([\w-]*)\n(.*?)```", re.DOTALL)
+_INLINE = re.compile(r"(?<!`)`(lwqc\s[^`]+)`(?!`)")
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Commands of lwqc in blocks without a language, without what a shell makes of them."""
+    text = "\n".join(body for language, body in BLOCK.findall(page.read_text()) if not language)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := _words(line))]
+
+
+def mentioned(page: Path) -> list[list[str]]:
+    """Commands of lwqc in running text, or parts of some; names of rows in tables are none."""
+    text = BLOCK.sub("", page.read_text())
+    found = [" ".join(one.split()) for one in _INLINE.findall(text)]
+    return [[w for w in _words(one) if w != "..."] for one in found if f"| {one} |" not in text]
+
+
+def _words(line: str) -> list[str]:
+    """`lwqc` and its arguments; nothing for another program."""
+    line = line.rpartition("&& ")[2]
+    words = shlex.split(line, comments=True) if line.startswith("lwqc ") else []
+    return words[: words.index(">")] if ">" in words else words
 
 
 @dataclass(frozen=True)
@@ -45,7 +71,7 @@ def example(page: str) -> Example:
     """The example that a page ends in."""
     section = (DOCS / page).read_text().rpartition("\n## Example\n")[2]
     files, use = {}, ""
-    for language, text in _BLOCK.findall(section):
+    for language, text in BLOCK.findall(section):
         first = text.partition("\n")[0]
         if first.startswith("# ") and "." in first:
             files[first.removeprefix("# ")] = text

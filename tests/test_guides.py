@@ -11,24 +11,17 @@ import pytest
 
 from lwqc.model import io
 from tests import guide_files
-from tests.doc_pages import DOCS
+from tests.doc_pages import BLOCK, DOCS, commands
 from tests.short import short
 
 pytest.importorskip("PIL", reason="images need pillow, of the extra lwqc[data]")
 GUIDES = sorted((DOCS / "guides").glob("*.md"))
-_BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 _KERAS = importlib.util.find_spec("tf2onnx") is not None
-
-
-def commands(page: Path) -> list[list[str]]:
-    """What stands in blocks without a language."""
-    text = "\n".join(body for language, body in _BLOCK.findall(page.read_text()) if not language)
-    return [shlex.split(line) for line in text.replace("\\\n", " ").splitlines() if line]
 
 
 def written(page: Path, folder: Path) -> None:
     """Files whose names stand in the first line of a block."""
-    for language, body in _BLOCK.findall(page.read_text()):
+    for language, body in BLOCK.findall(page.read_text()):
         first = body.partition("\n")[0]
         if language and re.fullmatch(r"# [\w-]+\.\w+", first):
             (folder / first.removeprefix("# ")).write_text(body)
@@ -54,7 +47,6 @@ def test_commands_of_a_guide(page, run, tmp_path, monkeypatch):
     told = commands(page)
     assert len(told) >= 3
     for line in told:
-        assert line[0] == "lwqc"
         if line[1] == "convert" and not _KERAS:
             continue
         code, text, err = run(*[_own(word, tmp_path) for word in line[1:]])

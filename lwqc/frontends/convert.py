@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from lwqc.errors import InputError
 from lwqc.frontends import boosting, huggingface, jax, paddle, sklearn, tensorflow, torch
 from lwqc.frontends.converting import converting
 from lwqc.model import io
+from lwqc.model.array_files import Archive
 from lwqc.model.needed import needed
 from lwqc.model.user_code import check_allowed, load_callable, running
 
-_KERAS = (".keras",)
+_CODE = re.compile(r"[\w.]+:\w+")
 _PICKLES = (".pkl", ".pickle", ".joblib")
 # TorchScript and exported programs hold pickles; layers of Keras's old files may hold code.
 _PROGRAMS = (*_PICKLES, ".h5", ".hdf5", ".pt", ".pth", ".pt2")
@@ -26,13 +29,57 @@ _SOURCES = (
 )
 
 
-def convert(source: str, *, trust: bool = False, task: str = "", inputs: str = "") -> ir.Model:
+def read_model(
+    source: Any,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    *,
+    trust_code: bool = False,
+    task: str = "",
+    constant_inputs: bool = False,
+) -> ir.Model:
+    """A model of whatever kind: an ONNX file, what `convert` takes, or one in memory.
+
+    constant_inputs: of ONNX, see `lwqc.model.io.load`. Others: see `convert` and `of_object`.
+    Raises InputError.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return of_object(source, example_inputs, dynamic_shapes, constant_inputs=constant_inputs)
+    if not is_converted(name := os.fspath(source)):
+        return io.load(source, constant_inputs=constant_inputs)
+    return convert(
+        name,
+        trust=trust_code,
+        task=task,
+        example_inputs=example_inputs,
+        dynamic_shapes=dynamic_shapes,
+    )
+
+
+def is_converted(source: str) -> bool:
+    """Whether `convert` takes what is called so; files with other endings are read as ONNX."""
+    path = Path(source)
+    if path.is_dir() or (_CODE.fullmatch(source) and not path.exists()):
+        return True
+    return path.suffix.lower() in (*_LOADERS, *_WITH_EXAMPLES)
+
+
+def convert(
+    source: str,
+    *,
+    trust: bool = False,
+    task: str = "",
+    inputs: str = "",
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+) -> ir.Model:
     """A model from a file, a folder, or what `module:callable` returns: a model, or with it example
     inputs and, of torch and JAX, dynamic shapes.
 
-    trust: files may hold code, and it may run. task: of Hugging Face's models. inputs: `.npz` of
-    example inputs in order, for TorchScript. The current directory is importable. Raises
-    InputError naming what is wrong with `source`.
+    trust: files may hold code, and it may run. task: of Hugging Face's models. example_inputs,
+    dynamic_shapes: of TorchScript, and of pickled models. inputs: `.npz` of example inputs in
+    order, instead. The current directory is importable. Raises InputError naming what is wrong
+    with `source`.
     """
     path = Path(source)
     if not path.exists():
@@ -43,10 +90,12 @@ def convert(source: str, *, trust: bool = False, task: str = "", inputs: str = "
         if not trust:
             raise InputError(
                 f"{source}: files of this kind may hold code, which runs when they are loaded: "
-                "give --trust-code for one of your own, or module:callable"
+                "give --trust-code (trust_code=True) for one of your own, or module:callable"
             )
         check_allowed(source)
-    return _of_path(path, task, inputs)
+    if inputs:
+        example_inputs = tuple(Archive(Path(inputs)).arrays().values())
+    return _of_path(path, task, example_inputs, dynamic_shapes)
 
 
 def files_of(source: str) -> list[Path]:
@@ -73,7 +122,7 @@ def _of_code(spec: str) -> ir.Model:
 _RESULT = "a model, (model, example inputs) or (model, example inputs, dynamic shapes)"
 
 
-def _of_path(path: Path, task: str, inputs: str) -> ir.Model:
+def _of_path(path: Path, task: str, examples: Any, dynamic: Any) -> ir.Model:
     suffix = path.suffix.lower()
     if path.is_dir() and (path / "saved_model.pb").is_file():
         return tensorflow.load_saved_model(path)
@@ -83,31 +132,37 @@ def _of_path(path: Path, task: str, inputs: str) -> ir.Model:
         if not (path / huggingface.CONFIG).is_file():
             raise InputError(f"{path}: expected a folder with saved_model.pb or config.json")
         return huggingface.load(path, task)
-    loaders: dict[str, Callable[[Path], ir.Model]] = {
-        ".keras": tensorflow.load_keras,
-        ".h5": tensorflow.load_keras,
-        ".hdf5": tensorflow.load_keras,
-        ".tflite": tensorflow.load_tflite,
-        ".txt": boosting.load_lightgbm,
-        ".json": boosting.load_xgboost,
-        ".ubj": boosting.load_xgboost,
-        ".pdmodel": paddle.load,
-        ".pt2": torch.load_program,
-        **dict.fromkeys((".pt", ".pth"), lambda p: torch.load_script(p, inputs)),
-        **dict.fromkeys(_PICKLES, _of_pickle),
-    }
-    if suffix not in loaders:
+    if suffix in _WITH_EXAMPLES:
+        return _WITH_EXAMPLES[suffix](path, examples, dynamic)
+    if suffix not in _LOADERS:
         more = "; it is one that lwqc takes as it is" if suffix == ".onnx" else ""
         raise InputError(f"{path}: cannot be converted{more}; expected {_SOURCES}")
-    return loaders[suffix](path)
+    return _LOADERS[suffix](path)
 
 
-def _of_pickle(path: Path) -> ir.Model:
+def _of_pickle(path: Path, examples: Any, dynamic: Any) -> ir.Model:
     """What joblib or pickle wrote; the caller trusts it."""
     loader = needed("joblib", "pickled models", "sklearn")
     with converting(f"{path}: loading it"):
         model = loader.load(path)
-    return of_object(model, label=str(path))
+    return of_object(model, examples, dynamic, label=str(path))
+
+
+_LOADERS: dict[str, Callable[[Path], ir.Model]] = {
+    ".keras": tensorflow.load_keras,
+    ".h5": tensorflow.load_keras,
+    ".hdf5": tensorflow.load_keras,
+    ".tflite": tensorflow.load_tflite,
+    ".txt": boosting.load_lightgbm,
+    ".json": boosting.load_xgboost,
+    ".ubj": boosting.load_xgboost,
+    ".pdmodel": paddle.load,
+    ".pt2": torch.load_program,
+}
+_WITH_EXAMPLES: dict[str, Callable[[Path, Any, Any], ir.Model]] = {
+    **dict.fromkeys((".pt", ".pth"), torch.load_script),
+    **dict.fromkeys(_PICKLES, _of_pickle),
+}
 
 
 def of_object(

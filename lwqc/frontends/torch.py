@@ -13,7 +13,6 @@ import onnx_ir as ir
 from lwqc.errors import InputError
 from lwqc.frontends.converting import converting
 from lwqc.model import io
-from lwqc.model.array_files import Archive
 from lwqc.model.scratch import temporary_folder
 
 if TYPE_CHECKING:
@@ -73,18 +72,20 @@ def load_program(path: Path) -> ir.Model:
     return of_program(program)
 
 
-def load_script(path: Path, inputs: str) -> ir.Model:
-    """A TorchScript file, which is trusted. inputs: `.npz` of the arguments, in order.
+def load_script(path: Path, inputs: Any, dynamic_shapes: Any = None) -> ir.Model:
+    """A TorchScript file, which is trusted. inputs: arrays or tensors, its arguments in order.
 
     Raises InputError.
     """
     torch = _torch()
-    if not inputs:
-        raise InputError(f"{path}: TorchScript needs example inputs: give --inputs FILE.npz")
+    if inputs is None:
+        raise InputError(
+            f"{path}: TorchScript needs example inputs: give --inputs FILE.npz (example_inputs)"
+        )
     with converting(f"{path}: loading it"):
         module = torch.jit.load(str(path), map_location="cpu")
-    arrays = Archive(Path(inputs)).arrays().values()
-    return export(module, tuple(torch.from_numpy(a) for a in arrays), exporter="legacy")
+    tensors = tuple(map(torch.as_tensor, inputs if isinstance(inputs, tuple) else (inputs,)))
+    return export(module, tensors, dynamic_shapes=dynamic_shapes, exporter="legacy")
 
 
 def _torch() -> Any:

@@ -60,18 +60,20 @@ def insert_before(
     return tuple(values)
 
 
-def replace_node(node: ir.Node, value: ir.Value) -> None:
-    """Let `value` take the place, name and graph-output role of the node's only output."""
-    old = node.outputs[0]
+def replace_node(node: ir.Node, *values: ir.Value) -> None:
+    """Let values take the places, names and graph-output roles of the node's outputs, in order."""
     graph = node.graph
     if graph is None:
         raise ValueError(f"{node.name} is in no graph")
-    value.shape, value.type = old.shape, old.type
-    name, metadata = old.name, dict(old.metadata_props)
-    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    pairs = list(zip(node.outputs, values, strict=False))  # the rest is read by nothing
+    taken = [(value, old.name, dict(old.metadata_props)) for old, value in pairs]
+    for old, value in pairs:
+        value.shape, value.type = old.shape, old.type
+        old.replace_all_uses_with(value, replace_graph_outputs=True)
     graph.remove(node, safe=True)
-    value.name = name
-    value.metadata_props.update(metadata)
+    for value, name, metadata in taken:
+        value.name = name
+        value.metadata_props.update(metadata)
 
 
 def replace_stored(value: ir.Value, tensor: ir.TensorProtocol) -> None:

@@ -59,10 +59,19 @@ def load(path: str | os.PathLike[str], *, constant_inputs: bool = False) -> ir.M
     for external data that is missing, too short or outside the model's folder.
     """
     file = Path(path)
-    proto, base = checked_proto(file)
+    try:
+        proto, base = checked_proto(file)
+    except InputError as error:
+        raise InputError(f"{error}{_other_framework(file)}") from error
     model = _deserialized(proto, str(file), base, constant_inputs)
     model.meta["lwqc_path"] = str(file)
     return model
+
+
+def _other_framework(file: Path) -> str:
+    """What to do with a file that is not called one of ONNX's."""
+    called_so = file.suffix.lower() == ".onnx" or not file.exists()
+    return "" if called_so else f"; one of another framework: lwqc convert {file} -o model.onnx"
 
 
 def from_proto(proto: onnx.ModelProto, *, constant_inputs: bool = False) -> ir.Model:

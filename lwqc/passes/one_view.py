@@ -13,6 +13,7 @@ from lwqc.passes.context import Context
 from lwqc.passes.inline import inline_functions
 from lwqc.passes.plain_einsum import PlainEinsum, product_of
 from lwqc.passes.plain_gemm import PlainGemm
+from lwqc.passes.plain_linear import PlainLinear, is_linear
 
 
 def one_view(model: ir.Model) -> ir.Model:
@@ -20,10 +21,11 @@ def one_view(model: ir.Model) -> ir.Model:
 
     Functions are inlined (but those whose operator sets are of other versions than the model's),
     no two values of different bodies have one name, Gemm has no factors that a stored operand
-    can hold, and Einsum with a weight is the matrix product that it is. Graph inputs and outputs
-    keep their names.
+    can hold, and Einsum with a weight and linear models of `ai.onnx.ml` are the matrix products
+    that they are. Graph inputs and outputs keep their names.
     """
-    if not (model.functions or _repeats(model) or _has_factors(model) or _has_sums(model)):
+    hides = (_has_functions, _repeats, _has_factors, _has_sums, _has_linear_models)
+    if not any(one(model) for one in hides):
         return model
     view = model.clone()
     view.meta.update(model.meta)
@@ -35,6 +37,9 @@ def one_view(model: ir.Model) -> ir.Model:
     PlainGemm().rewrite(view, ctx)  # and no tidying: what nothing reads is the file's own
     if _has_sums(view):
         PlainEinsum().rewrite(view, ctx)
+    PlainLinear().rewrite(view, ctx)
+    notes = (f"{one.name}: {one.reason}" for one in ctx.refused.values())
+    view.meta["lwqc_notes"] = (*view.meta.get("lwqc_notes", ()), *notes)
     return view
 
 
@@ -53,6 +58,10 @@ def _repeats(model: ir.Model) -> bool:
     return len(names) != len(set(names))
 
 
+def _has_functions(model: ir.Model) -> bool:
+    return bool(model.functions)
+
+
 def _has_factors(model: ir.Model) -> bool:
     return any(
         node.op_type == "Gemm" and not node.attributes.keys().isdisjoint(("alpha", "beta"))
@@ -62,6 +71,10 @@ def _has_factors(model: ir.Model) -> bool:
 
 def _has_sums(model: ir.Model) -> bool:
     return any(product_of(node) is not None for node in model.graph)
+
+
+def _has_linear_models(model: ir.Model) -> bool:
+    return any(is_linear(node) for node in model.graph.all_nodes())
 
 
 def _called(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:

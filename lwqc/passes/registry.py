@@ -54,6 +54,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "parallel-branches": f"{_HERE}.by_name:ParallelNamedBranches",
         "plain-einsum": f"{_HERE}.plain_einsum:PlainEinsum",
         "plain-gemm": f"{_HERE}.plain_gemm:PlainGemm",
+        "plain-linear": f"{_HERE}.plain_linear:PlainLinear",
         "raise-opset": f"{_HERE}.raise_opset:RaiseOpset",
         "remove-branches": f"{_HERE}.by_name:RemoveNamedBranches",
         "remove-unused": "lwqc.model.unused:RemoveUnused",

@@ -167,13 +167,17 @@ class Opening(JobOptions, Constant, Kept, total=False):
 
 
 class Reading(Constant, total=False):
-    """How a model that is no file is read.
+    """How a model that is no ONNX file is read.
 
-    example_inputs, dynamic_shapes: of a torch module, see `lwqc.frontends.torch.export`.
+    example_inputs, dynamic_shapes: of a torch module, see `lwqc.frontends.torch.export`; the former
+    also of JAX functions, of TorchScript, and of scikit-learn's models. trust_code: load a file
+    that may hold code, such as a pickle. task: of a folder of Hugging Face's.
     """
 
     example_inputs: Any
     dynamic_shapes: Any
+    trust_code: bool
+    task: str
 
 
 class Sources(Opening, Reading, total=False):
@@ -447,7 +451,7 @@ class Recovering(Feeding, Constant, Kept, total=False):
     ]
 
 
-class RecoveringSources(Recovering, total=False):
+class RecoveringSources(Recovering, Reading, total=False):
     """Options of `lwqc.recover`.
 
     progress: as of `Sources`.

@@ -14,6 +14,7 @@ from lwqc.model import io
 from lwqc.plans.plan import Plan
 from lwqc.runtime.data import open_data
 from tests.build import model, normal
+from tests.doc_pages import BLOCK, DOCS
 
 
 def feeds(count=3, seed=0):
@@ -143,6 +144,24 @@ def test_plans_of_version_1_load_and_are_locked_to_their_model_alone(files, made
     assert replay(run, files, made, data="e.npz")[0] == 0
     io.save(net(seed=7), files / "other.onnx")
     assert replay(run, files, made, model="other.onnx")[0] == 2
+
+
+def test_a_plan_of_version_1_is_brought_to_version_2_as_the_page_says(files, made, monkeypatch):
+    plan = json.loads(made.read_text())
+    old = {k: v for k, v in plan.items() if k not in ("data", "tools", "budgets")}
+    (files / "old.json").write_text(json.dumps({**old, "version": 1}))
+    (files / "m.onnx").rename(files / "model.onnx")
+    (files / "d.npz").rename(files / "samples.npz")
+    monkeypatch.chdir(files)
+    page = (DOCS / "plans.md").read_text().partition("## Plans of version 1")[2]
+    exec(dict(BLOCK.findall(page))["python"], {})
+    new = Plan.load("plan.json")
+    assert (new.version, new.tools, new.budgets) == (2, locks.tool_versions(), {})
+    assert new.data.feeds == 4
+    lwqc.apply("model.onnx", new, data="samples.npz").save("again.onnx", verify=False)
+    assert (files / "again.onnx").read_bytes() == (files / "small.onnx").read_bytes()
+    with pytest.raises(lwqc.InputError, match="the plan was made on"):
+        lwqc.apply("model.onnx", new, data=feeds(seed=9))
 
 
 def test_version_1_never_had_what_came_later(files, made):

@@ -18,7 +18,7 @@ import pytest
 import lwqc
 from lwqc.errors import InputError
 from lwqc.frontends import tensorflow
-from lwqc.frontends.convert import convert, files_of, of_object
+from lwqc.frontends.convert import convert, files_of, of_object, read_model
 from lwqc.model import io
 from lwqc.model.user_code import allow, forbid
 from lwqc.runtime.session import Session
@@ -117,7 +117,9 @@ def test_what_cannot_be_converted(tmp_path, name, pattern):
         ("m.tflite", "tf2onnx", "keras"),
         ("m.txt", "lightgbm", "boosting"),
         ("m.ubj", "xgboost", "boosting"),
+        ("m.json", "xgboost", "boosting"),
         ("paddle", "paddle2onnx", "paddle"),
+        ("net.pdmodel", "paddle2onnx", "paddle"),
         ("hf", "optimum.exporters.onnx", "hf"),
     ],
 )
@@ -131,6 +133,8 @@ def test_a_missing_package_is_a_line_with_the_extra(tmp_path, monkeypatch, name,
         (tmp_path / name / "config.json").write_text("{}")
     else:
         (tmp_path / name).write_text("")
+        if name.endswith(".pdmodel"):
+            (tmp_path / name).with_suffix(".pdiparams").write_text("")
     for module in ("tensorflow", "tf2onnx", missing):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr("lwqc.model.needed.find_spec", lambda package: None)
@@ -201,12 +205,16 @@ def test_programs_and_scripts_of_torch(tmp_path):
     program = torch.export.export(layer, (x,))
     check(of_object(program), [x.numpy()], [expected])
     torch.export.save(program, tmp_path / "m.pt2")
-    check(convert(str(tmp_path / "m.pt2"), trust=True), [x.numpy()], [expected])
+    check(read_model(tmp_path / "m.pt2", trust_code=True), [x.numpy()], [expected])
     torch.jit.trace(layer, (x,)).save(str(tmp_path / "m.pt"))
     with pytest.raises(InputError, match="TorchScript needs example inputs: give --inputs"):
         convert(str(tmp_path / "m.pt"), trust=True)
     np.savez(tmp_path / "x.npz", x=x.numpy())
     found = convert(str(tmp_path / "m.pt"), trust=True, inputs=str(tmp_path / "x.npz"))
+    check(found, [x.numpy()], [expected])
+    given = {"example_inputs": x, "dynamic_shapes": ({0: "n"},)}
+    found = read_model(tmp_path / "m.pt", trust_code=True, **given)
+    assert str(found.graph.inputs[0].shape[0]) == "n"
     check(found, [x.numpy()], [expected])
 
 

@@ -152,9 +152,22 @@ class Objects:
         for item in self._source:
             values, label = self._parts(item)
             if self._prepare is None:
-                yield {n: as_array(v, self._where) for n, v in values.items()}, label
+                yield {n: self._array(n, v) for n, v in values.items()}, label
             else:
                 yield self._prepare(values), label
+
+    def _array(self, name: str, value: Any) -> NDArray[Any]:
+        """Numbers of Python, as `datasets` gives them, have no type: they take the input's."""
+        array = as_array(value, self._where)
+        dtype = self._fed[name].dtype if name in self._fed else None
+        if dtype is None or hasattr(value, "dtype") or array.dtype.kind not in "if":
+            return array
+        wanted = np.dtype(dtype.numpy())
+        if wanted.kind == "f":
+            return array.astype(wanted)
+        whole = wanted.kind in "iu" and array.dtype.kind == "i"
+        taken = array.astype(wanted) if whole else array
+        return taken if bool(np.all(taken == array)) else array
 
     def _parts(self, item: Any) -> tuple[dict[str, Any], Any]:
         """Values by input, or by column where they are to be prepared, and the label."""

@@ -31,8 +31,9 @@ def test_samples_are_put_into_batches():
     assert [f["x"].shape for f in data] == [(8, 3), (2, 3)]
     assert data.labels().numbers.tolist() == list(range(10))
     assert len(data) == 2
+    np.testing.assert_array_equal(np.concatenate(values(rows, preprocess="label=y")), X)
     with pytest.raises(InputError, match="type float64 does not fit float32"):
-        values(rows, preprocess="label=y")
+        values([{"x": X[0].astype(np.float64)}])
     assert [len(v) for v in values(list(X), preprocess="batch=4,limit=6")] == [4, 2]
 
 
@@ -107,7 +108,7 @@ def test_images_and_files_of_them():
 
 
 def test_frames_of_pandas_are_tables():
-    class Frame:  # what a DataFrame has of it
+    class Frame:  # what a DataFrame has of it; pandas is in no extra
         iloc = None
         columns = ("a", "b", "c")
 
@@ -116,6 +117,54 @@ def test_frames_of_pandas_are_tables():
 
     (first, second) = values(Frame())
     np.testing.assert_array_equal(np.concatenate([first, second]), X)
+
+
+class Rows:
+    """What a `datasets.Dataset` has of one: numbers of Python, a shape of rows and columns."""
+
+    column_names = ("x", "k", "y")
+    shape = (10, 3)
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        return {"x": X[i].tolist(), "k": i, "y": i % 3}
+
+    def __iter__(self):
+        return (self[i] for i in range(10))
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["stand-in", "datasets"])
+def test_datasets(real):
+    source = Rows()
+    if real:
+        package = pytest.importorskip("datasets", reason="is in no extra")
+        source = package.Dataset.from_list(list(source))
+    data = open_data(source, TWO, preprocess="label=y")
+    assert [(f["x"].dtype, f["k"].dtype, len(f["x"])) for f in data] == [
+        (np.float32, np.int64, 8),
+        (np.float32, np.int64, 2),
+    ]
+    np.testing.assert_array_equal(np.concatenate([f["x"] for f in data]), X)
+    assert data.labels().numbers.tolist() == [i % 3 for i in range(10)]
+
+
+def test_numbers_of_python_that_do_not_fit_keep_their_type():
+    bytes_ = net("uint8[n, 3] x", "uint8[n, 3] y", "y = Identity(x)")
+    assert values([{"x": [1, 2, 255]}], bytes_)[0].dtype == np.uint8
+    for numbers in ([1, 2, 256], [1, -1, 0], [0.5, 1, 2]):
+        with pytest.raises(InputError, match="does not fit uint8"):
+            values([{"x": numbers}], bytes_)
+
+
+def test_mapped_arrays_are_read_batch_by_batch(tmp_path):
+    stored = np.memmap(tmp_path / "x.bin", np.float32, "w+", shape=X.shape)
+    stored[:] = X
+    for source in (stored, {"x": stored}):
+        data = open_data(source, MODEL)
+        assert all(np.shares_memory(f["x"], stored) for f in data)
+        np.testing.assert_array_equal(np.concatenate([f["x"] for f in data]), X)
 
 
 def test_functions_may_give_samples(tmp_path, monkeypatch):
