@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx
 
 from lwqc.errors import InputError
+from lwqc.model.same_padding import write_padding
 from lwqc.model.untrusted import graph_protos
 
 _OVERRIDABLE_SINCE = 4  # IR version in which initializers need not be graph inputs
@@ -24,7 +25,8 @@ def normalise(proto: onnx.ModelProto, *, constant_inputs: bool = False) -> list[
     Imports: one per domain, the last one where there are two, as the runtime reads them; the domain
     of ONNX is "". Nodes: in topological order, in every graph. Sizes: unknown ones have no name, so
     that no two of them count as equal. Initializers that are graph inputs too: no inputs in IR 3,
-    where that is how constants are written, and with `constant_inputs`.
+    where that is how constants are written, and with `constant_inputs`. SAME padding of dilated
+    convolutions: as numbers.
 
     Raises InputError for nodes that wait for each other in a circle.
     """
@@ -42,7 +44,7 @@ def normalise(proto: onnx.ModelProto, *, constant_inputs: bool = False) -> list[
     for function in proto.functions:
         for info in function.value_info:
             _forget_sizes(info.type)
-    return _constants(proto, constant_inputs)
+    return [*_constants(proto, constant_inputs), *write_padding(graph_protos(proto))]
 
 
 def _merge_imports(imports: object) -> None:

@@ -62,7 +62,11 @@ def test_converters_that_are_here(name, tmp_path):
         pytest.skip(f"needs {' and '.join(NEEDS[name])}")
     source, inputs, outputs = MODELS[name](tmp_path)
     model = of_object(*source) if isinstance(source, tuple) else convert(os.fspath(source))
-    check(model, inputs, outputs)
+    feeds = check(model, inputs, outputs)
+    if name in NETWORKS:
+        small = lwqc.compress(model, data=[feeds], recipe="w8")
+        assert small.plan.quantize
+        check(small.model, inputs, outputs, 0.05)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
