@@ -26,8 +26,14 @@ JOURNEYS: Mapping[str, Mapping[str, float]] = {
         "fitting the whole": 0.45,
         "checking": 0.15,
     },
+    "smallest": {
+        "opening": 0.05,
+        "formats within the loss": 0.37,
+        "fewer channels": 0.35,
+        "checking": 0.23,
+    },
     "passes": {"opening": 0.1, "running passes": 0.6, "checking": 0.3},
-    "conversion": {"opening": 0.05, "converting": 0.75, "checking": 0.2},
+    "conversion": {"opening": 0.01, "converting": 0.72, "checking": 0.27},
     "search": {
         "opening": 0.05,
         "preparing the search": 0.36,
