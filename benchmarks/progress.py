@@ -1,6 +1,6 @@
 """What a terminal shows while a command works: gaps without movement, and estimates of the whole.
 
-    python -m benchmarks.progress glyph_vit stdlib_lm 320n=320n.onnx,photos
+    python -m benchmarks.progress glyph_vit stdlib_lm drop opt convert 320n=320n.onnx,photos
 
 `NAME=MODEL,DATA` is a detector of 320 x 320 pixels and a folder of images. Each command runs in a
 terminal of its own (`pty`), and what it draws is read with the time at which it comes. Estimates of
@@ -18,18 +18,32 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 MODELS = Path("models")
+GLYPHS = ["--data", "models.glyphs:calibration"]
 COMMANDS = {
-    "glyph_vit": [
-        MODELS / "glyph_vit.onnx", "--data", "models.glyphs:calibration", "--max-size", "0.15"
+    "glyph_vit": ["compress", MODELS / "glyph_vit.onnx", *GLYPHS, "--max-size", "0.15"],
+    "stdlib_lm": [
+        "compress", MODELS / "stdlib_lm.onnx", "--data", "models.stdlib_lm:calibration"
     ],
-    "stdlib_lm": [MODELS / "stdlib_lm.onnx", "--data", "models.stdlib_lm:calibration"],
+    "drop": ["compress", MODELS / "glyph_mobilenet.onnx", *GLYPHS, "--max-drop", "1%"],
+    "opt": ["opt", MODELS / "glyph_vit.onnx", "-p", "clean", "--verify-each"],
+    "convert": ["convert", "benchmarks.progress:network"],
 }  # fmt: skip
 _PREPARED = "size=320,letterbox,range=0..1"
 _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LINE = re.compile(r"(\d+)% .*?(?:about ((?:\d+:)*\d+)(?: s)? left)?  (\S[^\r\n]*)")
 _FROM = 0.2  # of the time: from there on estimates count
+
+
+def network() -> Any:
+    """A small network of torch, and its input."""
+    import torch
+
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten()]
+    net = torch.nn.Sequential(*layers, torch.nn.Linear(8 * 14 * 14, 10)).eval()
+    return net, (torch.randn(1, 3, 16, 16),)
 
 
 @dataclass
@@ -96,10 +110,11 @@ def main() -> None:
     for argument in sys.argv[1:] or list(COMMANDS):
         name, _, files = argument.partition("=")
         model, _, data = files.partition(",")
-        own = [model, "--data", data, "--preprocess", _PREPARED] if files else COMMANDS[name]
+        detector = ["compress", model, "--data", data, "--preprocess", _PREPARED]
+        own = detector if files else COMMANDS[name]
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "small.onnx"
-            line = [sys.executable, "-m", "lwqc.cli", "compress", *own, "-o", output]
+            line = [sys.executable, "-m", "lwqc.cli", *own, "-o", output]
             seen = record([str(part) for part in line])
         late = [whole / seen.seconds for now, whole in seen.estimates if now > _FROM * seen.seconds]
         ratios = f"{min(late):.2f} to {max(late):.2f}" if late else "none"

@@ -10,7 +10,7 @@ import typer
 
 from lwqc.cli.hosting import answer, command_line, work_begins
 from lwqc.cli.options import Model, Output, RecoveringCommand
-from lwqc.cli.progress import progress_bars
+from lwqc.cli.progress import at, progress_bars
 from lwqc.cli.running import Files
 from lwqc.cli.sections import command
 from lwqc.cli.shown import put
@@ -43,6 +43,7 @@ def recover(
 
     require_torch()
     work_begins()
+    at("opening")
     constant = options.get("constant_inputs", False)
     small, original = (io.load(path, constant_inputs=constant) for path in (model, teacher))
     page, state = options.get("report"), output.with_name(f"{output.name}.recover")

@@ -312,6 +312,7 @@ def convert(
     from lwqc.model.user_code import loaded_files
 
     work_begins()
+    at("opening")
     io.check_output(output, [*files_of(source), *([inputs] if inputs else [])])
     at("converting")
     model = converted(source, trust=trust_code, task=task, inputs=inputs)

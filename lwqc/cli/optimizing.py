@@ -87,6 +87,7 @@ def opt(
     from lwqc.passes.pipeline import Pipeline
     from lwqc.runtime.data import data_sources
 
+    at("opening")
     pipeline = Pipeline.parse(text)
     _check_numbers(limit, tolerance)
     if output is None and not bisect:

@@ -13,7 +13,7 @@ import typer
 
 from lwqc.cli.hosting import answer, command_line, work_begins
 from lwqc.cli.options import Changing, Opened, Saved
-from lwqc.cli.progress import progress_bars
+from lwqc.cli.progress import at, progress_bars
 from lwqc.cli.shown import say
 from lwqc.cli.telling import is_quiet, is_verbose
 from lwqc.errors import InputError
@@ -120,6 +120,7 @@ def opened(
         from lwqc.model.metadata import bare
         from lwqc.runtime.data import data_sources
 
+        at("opening")
         loaded = io.load(model, constant_inputs=constant)
         first = io.load(original, constant_inputs=constant) if original else loaded
         read = [model, *data_files(loaded), *([original] if original else []), *data_files(first)]

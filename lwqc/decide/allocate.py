@@ -114,6 +114,8 @@ def _auto(work: Version, goals: Goals, recipe: Recipe, structure: bool) -> Plan:
         goals.max_drop is not None and not goals.fastest and "max_latency" not in goals.bounds
     )
     if goals.wants_size or wants_small:
+        if structure and not goals.bounds:  # channels come then
+            work.job.report("formats within the loss")(0, 1)
         base = fused_base(work) if recipe.clean else Base(work).ready()
         plan, better = find_allocator("knapsack").plan(base.work, goals, recipe), smaller
     else:

@@ -26,8 +26,14 @@ JOURNEYS: Mapping[str, Mapping[str, float]] = {
         "fitting the whole": 0.45,
         "checking": 0.15,
     },
+    "smallest": {
+        "opening": 0.05,
+        "formats within the loss": 0.37,
+        "fewer channels": 0.35,
+        "checking": 0.23,
+    },
     "passes": {"opening": 0.1, "running passes": 0.6, "checking": 0.3},
-    "conversion": {"opening": 0.05, "converting": 0.75, "checking": 0.2},
+    "conversion": {"opening": 0.01, "converting": 0.72, "checking": 0.27},
     "search": {
         "opening": 0.05,
         "preparing the search": 0.36,
@@ -55,15 +61,18 @@ class Journey:
     def __init__(self) -> None:
         self._phases = JOURNEYS["change"]
         self._phase = "opening"
-        self._moved = self._share = 0.0
+        self._moved = self._share = self._loaded = 0.0
         self._expected = _FIRST_S
         self._at = (0, 1)
         self._inner = ""
 
     def report(self, stage: str, done: int, total: int, now: float) -> None:
         """A stage is done to a part. What is no phase, is over or begins again is part of the
-        current one.
+        current one. `opening` says that the program is loaded: shares are of the time from there.
         """
+        if stage == "opening":
+            self._loaded = self._moved = now
+            return
         kind = _OWN.get(stage)
         if kind is not None and self._phases is JOURNEYS["change"]:
             self._phases, self._phase = JOURNEYS[kind], "opening"
@@ -83,7 +92,7 @@ class Journey:
     def _enter(self, stage: str, done: int, total: int, now: float) -> None:
         begins = self._begins(stage)
         self._share = max(self._share, begins)
-        self._expected = max(now, 0.1) / begins * self._phases[stage]
+        self._expected = max(now - self._loaded, 0.1) / begins * self._phases[stage]
         self._phase, self._moved = stage, now
         self._at, self._inner = (done, total), ""
 
@@ -104,7 +113,9 @@ class Journey:
     def whole_s(self, now: float) -> float | None:
         """Seconds that the command is expected to take; None before that can be told."""
         share = self.share(now)
-        return now / share if share > _KNOWN and self._phase != "opening" else None
+        if share <= _KNOWN or self._phase == "opening":
+            return None
+        return self._loaded + (now - self._loaded) / share
 
     def place(self) -> str:
         """The phase, and what of it is being done."""

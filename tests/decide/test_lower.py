@@ -70,7 +70,7 @@ REFUSED = [
     (["--target", "rocm"], "cpu-arm, cuda, openvino, coreml, qnn, tensorrt"),
     (
         ["--target", "cuda", "--floats", "float12"],
-        "expected one of float16, bfloat16, float32; did you mean 'float16'",
+        "expected one of float32, float16, bfloat16",
     ),
     (["--target", "cpu", "--floats", "float16"], "computes in float32; it has no fast kernels"),
     (["--target", "tensorrt", "--profile", "batch=8"], "expected name=least:usual:largest"),

@@ -7,6 +7,7 @@ import pytest
 from lwqc.model import io
 
 STEP = '\n[[step]]\nrun = "lower"\nverify = false\n'
+MEASURED = STEP.replace("verify = false", 'output = "o.onnx"')
 HEAD = 'model = "model.onnx"\ndata = "data.npz"\n'
 
 
@@ -25,7 +26,7 @@ HEAD = 'model = "model.onnx"\ndata = "data.npz"\n'
         (HEAD + STEP + 'from = "lover"', "from 'lover' is not known; expected one of model"),
         (HEAD + "[gates]\nmax_size = 'big'" + STEP + 'output = "o.onnx"', "size 'big': expected"),
         (HEAD + "[gates]\nmax_drop = true" + STEP, "gates.max_drop.str: Input should"),
-        (HEAD + "[gates]\nmax_drop = '1%%'" + STEP + 'output = "o.onnx"', "max-drop '1%%'"),
+        (HEAD + "[gates]\nmax_drop = '1%%'" + MEASURED, "max-drop '1%%': expected a share"),
         (HEAD + STEP + "output = 3", "step.0.output: Input should be a valid string"),
         (HEAD + STEP + STEP, "another step is called 'lower'"),
         (HEAD + STEP + 'name = "a b"', "name 'a b': expected letters"),
