@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -9,8 +10,16 @@ import pytest
 from lwqc import cli
 from lwqc.cli import telling
 
+# Where it is set, as in many containers, each of the processes that tests start would compile lwqc.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 pytest_plugins = ["lwqc.testing.plugin"]  # also where an older lwqc is installed
 ZOO = sorted((Path(__file__).parent / "zoo").glob("*.onnx"))
+
+
+def pytest_collection_finish():
+    """What is imported and collected stays: it is not searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
