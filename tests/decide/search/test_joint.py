@@ -24,6 +24,7 @@ from lwqc.decide.search.control import EFFORTS, SearchControl
 from lwqc.decide.search.items import SearchModel, search_model
 from lwqc.decide.search.joint import joint, pareto, searches
 from lwqc.decide.search.log import SearchLog
+from lwqc.decide.search.overhead import measure_overhead
 from lwqc.decide.search.times import Times
 from lwqc.decide.search.trajectory import Trajectory
 from lwqc.errors import InputError
@@ -46,7 +47,9 @@ def shared() -> Version:
 
 @lru_cache(maxsize=8)
 def space(kinds, **options) -> SearchModel:
-    return search_model(shared(), kinds, **options)
+    found = search_model(shared(), kinds, **options)
+    measure_overhead(found)
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +66,7 @@ def quick(monkeypatch) -> None:
 
     monkeypatch.setitem(EFFORTS, "low", QUICK)
     monkeypatch.setattr(module, "search_model", known)
+    monkeypatch.setattr(module, "measure_overhead", lambda found: None)  # its copy has it
 
 
 def goals(share: float, **more) -> Goals:
@@ -174,7 +178,7 @@ def test_same_seed_same_plan_however_many_workers() -> None:
     assert searched(0.1, processes=2)[1] == found_alone()
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, 3])
 def test_a_cluster_finds_the_same_plan_though_a_worker_dies(count, monkeypatch) -> None:
     distributed = pytest.importorskip("distributed", reason="needs lwqc[cluster]")
     with distributed.LocalCluster(
