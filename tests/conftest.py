@@ -1,16 +1,30 @@
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from lwqc import cli
 from lwqc.cli import telling
 
+# Where it is set, as in many containers, each of the processes that tests start would compile lwqc.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 pytest_plugins = ["lwqc.testing.plugin"]  # also where an older lwqc is installed
+typer.main.get_command = cache(typer.main.get_command)  # a tenth of a second for each command
+# Crossings that check one code path many times are thinned, each by the rule that stands with it.
+ALL = bool(os.environ.get("LWQC_TEST_ALL"))
 ZOO = sorted((Path(__file__).parent / "zoo").glob("*.onnx"))
+
+
+def pytest_collection_finish():
+    """What is imported and collected stays: it is not searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

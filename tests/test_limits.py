@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import numpy as np
 import onnx
@@ -227,4 +229,25 @@ def test_a_large_model_is_run_without_copies_of_its_weights(tmp_path, monkeypatc
 
 def test_a_model_that_is_gone_is_not_run():
     proof.prove_first(model(WIDE), lambda: pytest.fail("was run"), "odd")
+    assert Session(PLAIN).inputs == ["x"]
+
+
+def test_an_opened_model_is_gone_as_soon_as_nobody_works_on_it(monkeypatch):
+    """Not when garbage is collected next, for which a session would have to wait."""
+    monkeypatch.setattr(proof, "_waiting", WeakSet())
+    gc.disable()
+    try:
+        for data in (None, "random:1", [ONES]):
+            assert open_version(model(WIDE), data=data).sites is not None
+        assert not proof._waiting
+    finally:
+        gc.enable()
+
+
+def test_what_was_refused_and_is_gone_stops_nothing(allowed):
+    allowed(run=0.5)
+    gone = model(ENDLESS)
+    gone.meta["itself"] = gone
+    proof.prove_first(gone, lambda: {"x": np.ones(2, np.float32)}, "odd")
+    del gone
     assert Session(PLAIN).inputs == ["x"]

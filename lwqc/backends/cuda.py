@@ -169,8 +169,8 @@ class CudaTarget:
             for node in model.graph.all_nodes()
             if node.op_type != "Constant"
             and node not in sizes
-            and not _folded(node)
             and (reason := self.missing(node, model.opset_imports.get(node.domain, 1)))
+            and not _folded(node)
         ]
 
     def missing(self, node: ir.Node, opset: int) -> str:

@@ -13,6 +13,6 @@ def make_target(name: str) -> Target:
     make = known.find(name)
     with known.running(name):
         made: Target = make()
-    if name in known.installed() and made.name != name:
+    if name not in known.built_in and made.name != name:
         raise InputError(f"target {name}: calls itself {made.name}, which plans would not find")
     return made

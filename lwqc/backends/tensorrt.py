@@ -159,9 +159,10 @@ class TensorrtTarget:
         self._lift(lowered, forms.values(), half=plan.floats is not None, fp8=fp8)
         static = entries_of(plan, forms, "QuantizeLinear")
         packed = entries_of(plan, forms, "DequantizeLinear")
+        sizes = _static_sizes(lowered) if static else {}
         lower_pipeline("tensorrt", plan).bound(
             {
-                "input-qdq": InputQdq(static, plan.ranges, weights, _static_sizes(lowered)),
+                "input-qdq": InputQdq(static, plan.ranges, weights, sizes),
                 "block-dequantize": BlockDequantize(packed, weights),
             }
         ).run(lowered)

@@ -17,6 +17,13 @@ from lwqc.runtime.measure import worst_drop
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.divergence import LossesMeter
 
+_LOWERED = "what was lowered last"
+_WORDS = {"source", "recipe", "kept_float", "untransformed", "notes"}
+_LATE = {
+    "target", "sparse", "quantize", "activations", "floats", "profile", "rewrites", "learn",
+    "caches", "sequential",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -41,7 +48,21 @@ def with_formats(work: Version, plan: Plan) -> Lowered:
     """The model with the formats of a plan, from the shared weights."""
     if plan.floats is None and work.floats is not None:
         plan = plan.model_copy(update={"floats": work.floats})
-    return work.job.target.lower(work.model, plan, work.weights)
+    lowered = work.job.target.lower(work.model, plan, work.weights)
+    if not work.is_large:
+        work.facts.put(_LOWERED, (_formats(plan), lowered))
+    return lowered
+
+
+def take_lowered(work: Version, plan: Plan) -> Lowered | None:
+    """The last candidate of a version, where a plan asks for the same; it is given away."""
+    key, lowered = work.facts.pop(_LOWERED, ("", None))
+    return lowered if key == _formats(plan) else None
+
+
+def _formats(plan: Plan) -> str:
+    """What of a plan a target lowers; what the version came from and words are left out."""
+    return plan.model_dump_json(include=_LATE)
 
 
 def evaluate(work: Version, plan: Plan) -> tuple[Candidate, Session]:
@@ -119,6 +140,4 @@ def _drops(work: Version) -> dict[str, float]:
 
 def _decisions(plan: Plan) -> str:
     """What of a plan makes a candidate of one model."""
-    return plan.model_dump_json(
-        exclude={"source", "recipe", "kept_float", "untransformed", "notes"}
-    )
+    return plan.model_dump_json(exclude=_WORDS)

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from lwqc.backends.target import Lowered
 from lwqc.compile.budget import counted
+from lwqc.compile.candidates import take_lowered
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.locks import differences
 from lwqc.compile.steps.step import Made
@@ -76,7 +77,9 @@ def _lowered(made: Made) -> Made:
         return made
     plan, lowered = made.plan, Lowered(made.model, {})
     if plan.quantize or plan.rewrites or plan.floats or plan.sparse:
-        lowered = made.work.job.target.lower(made.model, plan, made.weights)
+        plain = made.own_weights is None and made.model is made.version.model
+        known = take_lowered(made.version, plan) if plain else None
+        lowered = known or made.work.job.target.lower(made.model, plan, made.weights)
     return replace(made, lowered=lowered)
 
 

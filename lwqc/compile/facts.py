@@ -24,6 +24,10 @@ class Facts:
         """Take an answer that was found before."""
         self._known[question] = answer
 
+    def pop(self, question: Hashable, otherwise: Found) -> Found:
+        """Give an answer away."""
+        return cast(Found, self._known.pop(question, otherwise))
+
     def has(self, question: Hashable) -> bool:
         """Whether a question was answered."""
         return question in self._known

@@ -60,5 +60,5 @@ def calibration(work: Version, kind: Literal["data", "random"]) -> Dataset:
         return work.job.data.fit
     first = {n: a.shape for n, a in work.job.data.fit.first().items()}
     sizes = named_sizes(work.model, first)
-    feeds = list(random_feeds(work.model, _RANDOM_BATCHES, 0, sizes, smooth=True))
+    feeds = list(random_feeds(work.model.graph, _RANDOM_BATCHES, 0, sizes, smooth=True))
     return open_data(feeds, work.model)

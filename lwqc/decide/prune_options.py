@@ -51,7 +51,7 @@ class PruneOptions:
 
     def __post_init__(self) -> None:
         """Raises InputError for values out of range and for options that exclude each other."""
-        if self.score not in CHANNEL_SCORES.names():
+        if self.score not in CHANNEL_SCORES:
             known = expected(self.score, CHANNEL_SCORES.names())
             raise InputError(f"--score {self.score}: {known}")
         score = channel_score(self.score)

@@ -151,7 +151,7 @@ def _allocated(goals: Goals, recipe: Recipe, structure: bool, work: Version) -> 
 
 def _promises(allocator: str) -> bool:
     """Whether an allocator keeps a bound on the loss where the user gives none."""
-    known = allocator in ALLOCATORS.names()
+    known = allocator in ALLOCATORS
     return allocator == "auto" or (known and find_allocator(allocator).promises)
 
 

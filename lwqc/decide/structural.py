@@ -68,7 +68,7 @@ def prune_options(recipe: Recipe, **changes: Any) -> PruneOptions:
     if "groups" in changes:
         wanted["groups"] = {name: Share(name).read(one) for name, one in changes["groups"].items()}
     score = wanted["score"]
-    scaled = score in CHANNEL_SCORES.names() and channel_score(score).own_scale
+    scaled = score in CHANNEL_SCORES and channel_score(score).own_scale
     if not scaled and wanted["normalise"] == "output" and "normalise" not in changes:
         wanted["normalise"] = "mean"  # the recipe's is for its own score
     return PruneOptions(**{"recipe": recipe.name, **wanted})

@@ -78,7 +78,7 @@ def light(model: ir.Model) -> onnx.ModelProto:
     values = {name: model.graph.initializers[name] for name in large}
     try:
         for name, value in values.items():
-            value.const_value = ir.tensor(np.zeros(0, np.uint8), name=name)
+            value.const_value = ir.Tensor(np.zeros(0, np.uint8), name=name)
         proto = ir.serde.serialize_model(model)
     finally:
         for name, value in values.items():

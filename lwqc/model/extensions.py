@@ -60,12 +60,15 @@ class Registry:
         points = {point.name: point for point in entry_points(group=self.group)}
         return {name: point for name, point in points.items() if name not in self.built_in}
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a thing of that name."""
+        # Other packages are asked for theirs only where that is needed.
+        return name in self.built_in or name in self.installed()
+
     def check(self, name: str) -> None:
         """Raises InputError for an unknown name, with the nearest one."""
-        if name in self.built_in:  # other packages are asked for theirs only where that is needed
-            return
-        known = self.names()
-        if name not in known:
+        if name not in self:
+            known = self.names()
             raise InputError(f"{self.kind} {name!r} is not known; {expected(name, known)}")
 
     def find(self, name: str) -> Any:
@@ -78,7 +81,7 @@ class Registry:
 
     def told(self, name: str) -> str:
         """How messages call the thing of that name: `allocator mine (of my-package)`."""
-        point = self.installed().get(name)
+        point = None if name in self.built_in else self.installed().get(name)
         return f"{self.kind} {name}" + (f" (of {package_of(point)})" if point else "")
 
     def running(self, name: str, where: str = "") -> AbstractContextManager[None]:

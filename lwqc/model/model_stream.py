@@ -158,7 +158,7 @@ def weightless(model: ir.Model) -> Iterator[None]:
     try:
         for value, tensor in kept:
             if tensor is not None:
-                value.const_value = ir.tensor(np.zeros(0, np.uint8), name=value.name)
+                value.const_value = ir.Tensor(np.zeros(0, np.uint8), name=value.name)
         yield
     finally:
         for value, tensor in kept:

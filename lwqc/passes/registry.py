@@ -124,13 +124,19 @@ def options_of(step: PassClass) -> dict[str, dataclasses.Field[object]]:
     return {kebab(f.name): f for f in dataclasses.fields(step) if f.init}
 
 
+@cache
+def _hints(step: PassClass) -> dict[str, object]:
+    """The types of the options of a pass."""
+    return typing.get_type_hints(step)
+
+
 def make(item: Item) -> ir.passes.PassBase:
     """The pass that an item of a text asks for. Raises InputError."""
     step = find(item.name)
     fields = options_of(step)
-    with running(step):
-        hints = typing.get_type_hints(step)
     values: dict[str, object] = {}
+    with running(step):
+        hints = _hints(step)
     for key, given in item.options.items():
         if key not in fields:
             raise unknown(f"option of {item.name}", key, list(fields))

@@ -61,7 +61,7 @@ def _one_of(kind: Registry, *more: str) -> AfterValidator:
     """
 
     def check(name: str, info: ValidationInfo) -> str:
-        if info.context != _OURS and name not in more and name not in kind.names():
+        if info.context != _OURS and name not in more and name not in kind:
             raise ValueError(expected(name, [*more, *kind.names()]))
         return name
 

@@ -19,7 +19,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def part(section: type[Section], options: Mapping[str, object]) -> Section:
     """Those of the options that belong to a section, which is a TypedDict."""
-    known = get_type_hints(section)
+    known = section.__annotations__
     return cast(Section, {name: value for name, value in options.items() if name in known})
 
 

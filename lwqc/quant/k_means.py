@@ -25,8 +25,11 @@ def k_means(vectors: Vectors, weights: Weights, count: int) -> Vectors:
         chosen = np.linspace(0, len(vectors) - 1, most).astype(np.int64)
         vectors, weights = vectors[chosen], weights[chosen]
     centroids = _far_apart(vectors, weights, count)
+    nearest = None
     for _ in range(_ROUNDS):
-        nearest = nearest_centroid(vectors, centroids)
+        before, nearest = nearest, nearest_centroid(vectors, centroids)
+        if before is not None and np.array_equal(before, nearest):  # and so do all rounds to come
+            break
         mass = np.bincount(nearest, weights, count)
         for axis in range(vectors.shape[1]):
             sums = np.bincount(nearest, weights * vectors[:, axis], count)

@@ -156,8 +156,9 @@ def open_data(
     elif (text := os.fspath(spec)) == "random" or text.startswith("random:"):
         check_keys(settings, (), "random data")
         count, drawn = _random_count(text), default_sizes(inputs, sizes)
+        graph = model.graph  # so that a model that waits for its proof does not hold itself
         return Dataset(
-            "random", text, lambda: random_feeds(model, count, seed, drawn), inputs, limit, count,
+            "random", text, lambda: random_feeds(graph, count, seed, drawn), inputs, limit, count,
             given,
         )  # fmt: skip
     elif (on_disk := of_path(Path(text), inputs, settings, sizes, _beside(model))) is not None:

@@ -60,7 +60,7 @@ def _tried(
     loaded, reason = False, ""
     for sizes in _candidates(model, first, names):
         try:
-            for feeds in random_feeds(model, _FEEDS, 0, sizes):
+            for feeds in random_feeds(model.graph, _FEEDS, 0, sizes):
                 if not loaded:  # or it died of the last run
                     most = allowed_bytes(model, feeds)
                     load_isolated(shared(), source, SessionSettings(), most)

@@ -47,19 +47,23 @@ def prove_first(model: ir.Model, feeds: Callable[[], Feeds], label: str) -> None
 
 def prove_waiting() -> None:
     """Run the models that wait for it. Raises SessionError, see `prove`, then and from then on."""
-    if not _waiting and not _refused:
-        return
-    gc.collect()  # what nobody works on any more is not run
+    _prove_all()
+    if _refused:
+        gc.collect()  # what nobody works on any more stops nothing
     for reason in _refused.values():
         raise SessionError(reason)
+
+
+def _prove_all() -> None:
     for model in list(_waiting):
-        _waiting.discard(model)  # first, as making feeds may build sessions
+        if model not in _waiting:  # making the feeds of another one built a session
+            continue
+        _waiting.discard(model)
         feeds, label = model.meta.pop(_META)
         try:
             prove(model, feeds(), label)
         except SessionError as error:
             _refused[model] = str(error)
-            raise
 
 
 def prove(model: ir.Model, feeds: Feeds, label: str) -> None:

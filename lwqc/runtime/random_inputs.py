@@ -26,7 +26,7 @@ _INDEXED = {"Gather": 0, "GatherElements": 0, "GatherBlockQuantized": 0, "Gather
 
 
 def random_feeds(
-    model: ir.Model, count: int, seed: int, shapes: Mapping[str, int], *, smooth: bool = False
+    graph: ir.Graph, count: int, seed: int, shapes: Mapping[str, int], *, smooth: bool = False
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield `count` feeds: N(0, 1) floats, indices within their table, masks of mostly ones.
 
@@ -38,7 +38,7 @@ def random_feeds(
         have, instead of white noise, which almost no trained network has seen anything like.
     """
     rng = np.random.default_rng(seed)
-    inputs = [v for v in model.graph.inputs if not v.is_initializer()]
+    inputs = [v for v in graph.inputs if not v.is_initializer()]
     sizes = {v: _shape(v, shapes) for v in inputs}
     _check_bytes(sizes)
     highs = {v: _index_limit(v) for v in inputs}

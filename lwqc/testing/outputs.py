@@ -25,7 +25,7 @@ def feeds_of(model: AnyModel, seed: int = 0, **sizes: int) -> dict[str, Array]:
     """Made-up inputs of a model. sizes: of dynamic dimensions, by name."""
     built = as_model(model)
     inputs = required_inputs(built)
-    return next(iter(random_feeds(built, 1, seed, default_sizes(inputs, sizes))))
+    return next(iter(random_feeds(built.graph, 1, seed, default_sizes(inputs, sizes))))
 
 
 def outputs_of(model: AnyModel, feeds: Feeds | None = None) -> dict[str, Array]:

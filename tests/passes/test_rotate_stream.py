@@ -37,11 +37,15 @@ class Subject:
         self.model, groups, _ = prepared(ir.from_proto(proto))
         self.streams = find_streams(groups).streams
         self.reference = session(self.model)(self.feeds)
+        self.known = {}
 
     def rotated(self, seed=0):
-        found = self.model.clone()
-        assert RotateStream({s.group.name: seed for s in self.streams})(found).modified
-        return found
+        """A model of one's own; its weights are rotated once."""
+        if seed not in self.known:
+            found = self.model.clone()
+            assert RotateStream({s.group.name: seed for s in self.streams})(found).modified
+            self.known[seed] = found
+        return self.known[seed].clone()
 
     def error(self, built, **settings):
         run = Session(built, SessionSettings(**settings))

@@ -42,6 +42,7 @@ Evaluate = Callable[[Sequence[Candidate], int], list[float]]
 _RESTARTS = 3
 _WORTH_SECONDS = 30.0  # of evaluations, before starting processes can pay
 _STILL_PAYS = 0.8
+_CONNECT_S = 10  # until a scheduler must have answered
 _PATIENCE_S = 1800.0  # without any candidate done; then a cluster is taken to have lost them
 _LOSSES = (OSError, CancelledError)  # closed connections, no answer in time, data that is gone
 _built: dict[str, TrialModel] = {}
@@ -196,7 +197,7 @@ def _dask(spec: TrialSpec, address: str) -> Iterator[Evaluate]:
         raise InputError("--cluster needs Dask: pip install 'lwqc[cluster]'") from error
     connect: Any = Client  # which has no annotations
     try:
-        client = connect(address, timeout=10, set_as_default=False)
+        client = connect(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # also of TLS settings
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"--cluster {address}: no scheduler answers: {reason}") from error

@@ -126,8 +126,9 @@ def test_a_fault_on_a_worker_is_no_loss() -> None:
         assert faulty.given == 1
 
 
-def test_no_scheduler_is_one_line() -> None:
+def test_no_scheduler_is_one_line(monkeypatch) -> None:
     pytest.importorskip("distributed", reason="needs lwqc[cluster]")
+    monkeypatch.setattr(module, "_CONNECT_S", 1)
     with (
         pytest.raises(InputError, match="no scheduler answers"),
         workers(found().spec, cluster="tcp://127.0.0.1:9"),
