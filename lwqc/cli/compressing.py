@@ -42,6 +42,7 @@ from lwqc.model.extensions import expected
 from lwqc.model.numerals import whole
 from lwqc.plans.goals import CONVERSION_DROP, Goals
 from lwqc.plans.options import Budgets, Dropping, Loss, Pruning, Storage
+from lwqc.plans.output_bounds import OutputWeights
 from lwqc.plans.spelled_out import part
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ def compress(
     goals = Goals(**budgets)
     if pareto is not None and not 2 <= pareto <= _MOST_MODELS:
         raise InputError(f"--pareto {pareto}: expected 2 to {_MOST_MODELS} models")
+    bounded = goals.max_drop is not None or isinstance(options.get("weight_outputs"), OutputWeights)
+    if pareto is not None and bounded:
+        raise InputError("--pareto makes a row of models within the budget: leave out --max-drop")
     row = [] if pareto is None else [p for i in range(pareto) for p in row_names(output, i + 1)]
     files = Files([output], [options.get("plan_out"), page, *row], [control.log], [recipe])
     with opened(model, files, part(Opened, options)) as work:

@@ -149,11 +149,12 @@ def verify(
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import classes_table, divergence_table, print_decisions
     from lwqc.compile.losses import answers_of, check_classes, divergences, flips_of, judged_drop
+    from lwqc.compile.outcomes import output_outcomes
     from lwqc.model import io
     from lwqc.model.saving import write_text
     from lwqc.plans.goals import Goals
     from lwqc.runtime.flips import list_kind
-    from lwqc.runtime.measure import worst_drop
+    from lwqc.runtime.measure import without_bounds, worst_drop
     from lwqc.runtime.proof import prove_first
     from lwqc.runtime.session import Session
 
@@ -168,8 +169,11 @@ def verify(
         prove_first(compressed, work.job.data.fit.first, str(candidate))
         answers = answers_of(work, Session(candidate, label=str(candidate)))
         found = divergences(work, answers)
+        weights = work.job.weights
         drop = (
-            judged_drop(work, answers) if work.job.metric else worst_drop(found, work.job.weights)
+            judged_drop(work, answers)
+            if work.job.metric
+            else worst_drop(without_bounds(found, weights.bounds), weights.said)
         )
         changed = flips_of(work, answers)
         if flips is not None:
@@ -181,7 +185,8 @@ def verify(
             blamed = blame_models(work, compressed, str(candidate), drop, blame_check)
         rows = {n: vars(d) for n, d in found.items()}
         worst = 0.0 if changed is None else changed.worst
-        bounds = (("drop", drop, goals.max_drop), ("worst class", worst, goals.max_class_drop))
+        bounds = [("drop", drop, goals.max_drop), ("worst class", worst, goals.max_class_drop)]
+        bounds += [(o.name, o.reached, o.asked) for o in output_outcomes(found, weights.bounds)]
         missed = [one for one in bounds if one[2] is not None and one[1] > one[2]]
         told = [f"{what}: asked {bound:.6g}, reached {got:.6g}" for what, got, bound in missed]
         result = {"drop": drop, "outputs": rows, "missed": told}

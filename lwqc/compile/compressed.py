@@ -211,7 +211,8 @@ def measure(
             *(f"not chosen: {why}" for why in work.job.unusable),
         ),
         search=result.search,
-        weights=work.job.weights,
+        weights=work.job.weights.said,
+        bounds=work.job.weights.bounds,
         weighed=weighed(result.goals, work, None),
     )
     if result.pruned is not None:
@@ -364,8 +365,7 @@ def _outcomes(result: Compressed, report: Report) -> list[Outcome]:
         found += budget.outcomes(bound, Reached(result.work, result.model, report, counted))
     if report.drop is not None and result.goals.max_drop is not None:
         found.append(drop_outcome(result.goals.max_drop, report.drop))
-        if report.metric is None:
-            found += output_outcomes(result.goals.max_drop, report.divergence, report.weights)
+    found += output_outcomes(report.divergence, report.bounds)
     if report.flips is not None and result.goals.max_class_drop is not None:
         found.append(class_outcome(result.goals.max_class_drop, report.flips.worst))
     return found

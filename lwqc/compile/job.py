@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,6 +16,7 @@ from lwqc.graph.shapes import shapes_at
 from lwqc.model import io
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
 from lwqc.plans.options import KvCache, Progress
+from lwqc.plans.output_bounds import OutputWeights
 from lwqc.runtime.measure import Metric
 from lwqc.runtime.session import Session, SessionSettings
 
@@ -36,7 +37,7 @@ class Job:
     skip_checks: bool = False
     allow_fallback: bool = False
     kv_cache: KvCache | None = None
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: OutputWeights = field(default_factory=OutputWeights)
     progress: Progress | None = field(default=None, repr=False)
     timings: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     unusable: dict[str, None] = field(default_factory=dict, repr=False)

@@ -20,14 +20,12 @@ def drop_outcome(bound: float, drop: float) -> Outcome:
     return Outcome("drop", bound, drop, "")
 
 
-def output_outcomes(
-    bound: float, found: Mapping[str, Divergence], weights: Mapping[str, float]
-) -> list[Outcome]:
-    """Of what each output lost whose loss counts more or less than that of the others."""
+def output_outcomes(found: Mapping[str, Divergence], bounds: Mapping[str, float]) -> list[Outcome]:
+    """Of what outputs with a bound of their own lost."""
     return [
-        Outcome(f"drop of {name}", bound / weights[name], divergence.drop, "")
+        Outcome(f"drop of {name}", bounds[name], divergence.drop, "")
         for name, divergence in found.items()
-        if weights.get(name, 1.0) not in (0.0, 1.0)
+        if name in bounds
     ]
 
 

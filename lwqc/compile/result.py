@@ -15,7 +15,7 @@ from lwqc.model.numerals import size_text
 from lwqc.model.told import Told
 from lwqc.plans.goals import Outcome
 from lwqc.runtime.flips import Flips
-from lwqc.runtime.measure import Latency, OperatorRow, worst_drop
+from lwqc.runtime.measure import Latency, OperatorRow, without_bounds, worst_drop
 from lwqc.runtime.session import VERSION
 from lwqc.runtime.stats.divergence import Divergence
 
@@ -282,16 +282,27 @@ class Report(Told):
     weighed: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def drop(self) -> float | None:
         """Loss on the metric as a fraction of it, else of the outputs; None if not measured.
 
-        Negative when the metric got better.
+        Negative when the metric got better. Outputs with a bound of their own are left out, where
+        there are others.
         """
         if self.metric_drop is not None:
             return self.metric_drop
-        return worst_drop(self.divergence, self.weights) if self.divergence else None
+        if not self.divergence:
+            return None
+        return worst_drop(without_bounds(self.divergence, self.bounds), self.weights)
+
+    @property
+    def worst(self) -> float | None:
+        """The same of all outputs."""
+        if self.metric_drop is not None or not self.divergence:
+            return self.metric_drop
+        return worst_drop(self.divergence, self.weights)
 
     @property
     def speedup(self) -> float | None:
@@ -349,6 +360,7 @@ class Report(Told):
         document["outcomes"] = [{**dataclasses.asdict(o), "met": o.met} for o in self.outcomes]
         document |= {
             "drop": self.drop,
+            "worst": self.worst,
             "speedup": self.speedup,
             "average_bits": self.average_bits,
             "onnxruntime": VERSION,

@@ -19,4 +19,7 @@ def stamped(work: Version, plan: Plan, goals: Goals | None = None) -> Plan:
         "tools": tool_versions(),
     }
     asked = goals.asked if goals is not None else {}
+    bounds = work.job.weights.bounds
+    if asked and bounds:
+        asked["bound_outputs"] = ",".join(f"{name}={bound:g}" for name, bound in bounds.items())
     return plan.model_copy(update={**depends, "budgets": asked or plan.budgets})

@@ -17,7 +17,8 @@ from lwqc.decide.sparse_plan import with_sparsity
 from lwqc.decide.transforms import choose_transforms
 from lwqc.errors import InputError
 from lwqc.model.extensions import ALLOCATORS
-from lwqc.plans.goals import DEFAULT_DROP, Goals
+from lwqc.plans.bounds import DEFAULT_DROP
+from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe, find
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from lwqc.compile.losses import flips_of
 from lwqc.compile.version import Version
 from lwqc.decide.decided import Decided
-from lwqc.plans.goals import DEFAULT_DROP, Goals
+from lwqc.plans.bounds import DEFAULT_DROP
+from lwqc.plans.goals import Goals
 
 _TRIES = 4
 

@@ -18,6 +18,7 @@ from lwqc.errors import InputError
 from lwqc.model.coded_caches import caches_of
 from lwqc.passes.one_view import one_view
 from lwqc.plans.options import Data, Measured, Preparation, Progress, Shapes
+from lwqc.plans.output_bounds import OutputWeights
 
 
 def continued(
@@ -88,11 +89,12 @@ def after(
             data=data if data is not None or not known.given else known,
             preprocess=preprocess,
             metric=metric if metric is not None or weights is not None else before.metric,
-            weight_outputs=weights or ({} if metric is not None else before.weights),
+            weight_outputs=weights or ({} if metric is not None else before.weights.said),
             shapes=shapes if shapes is not None else before.data.shapes,
             seed=seed,
             keep_metadata=True,  # what was to go is gone
         ).original
+    own = OutputWeights(original.job.weights.said)  # bounds were those of the step before
     left = result.removed.work if result.removed is not None else work
     recipe = result.decisions.recipe or "lower"
     return continued(
@@ -103,6 +105,7 @@ def after(
         earlier=(*work.earlier, recipe),
         job=replace(
             original.job,
+            weights=own if weights is None else original.job.weights,
             kv_cache=checked_cache(kv_cache, original.job.target, original.job.data.fit),
             allow_fallback=allow_fallback,
             progress=progress or original.job.progress,

@@ -33,8 +33,9 @@ _WORTH = 0.2  # of the allowed loss: where less is left, little can go
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the multiply-accumulates
 _WIDTH = 8  # channels that kernels of a CPU take at once
 _FEWER = 0.95  # of the bytes: what saves less is not worth what it loses
-_FEWEST = "fewer channels: on inputs that are held back the fewest that can go lose"
-_TOGETHER = "fewer channels: on inputs that are held back they and the formats together lose"
+_HELD = "fewer channels: on inputs that are held back"
+_FEWEST = f"{_HELD} the fewest that can go lose"
+_TOGETHER = f"{_HELD} they and the formats together lose"
 _TRIED = 2  # of the shares that hold in float: formats lose more on what is narrower
 
 
@@ -104,7 +105,7 @@ def _held(
     room = limit - evaluate(apart, plan_here(apart, plan, ranges))[0].drop
     if room < _WORTH * limit:
         apart.job.give_up(
-            f"fewer channels: formats leave {max(room, 0):.2g} of the {limit:g} allowed"
+            f"{_HELD} formats alone leave {max(room, 0):.2g} of the {limit:g} allowed"
         )
         return
     options = PruneOptions(

@@ -25,7 +25,7 @@ def real(text: str) -> float:
 def share(given: str | float) -> float:
     """A share as a number, or in percent: 0.3 or 30%. Raises ValueError."""
     if isinstance(given, str):
-        return real(given[:-1]) / 100 if given.endswith("%") else real(given)
+        return real(given[:-1].rstrip(" ")) / 100 if given.endswith("%") else real(given)
     if isinstance(given, bool) or not isinstance(given, Real):
         raise ValueError(f"{given!r} is not a number")
     return float(given)

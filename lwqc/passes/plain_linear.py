@@ -71,10 +71,10 @@ def _read(node: ir.Node) -> _Linear | str:
     targets = len(bias) if classifier else int(_attribute(node, "targets", 1))
     if classifier and targets < 2:
         return "it has one row of coefficients for two classes"
-    if not len(bias):
+    if not len(bias) or (not classifier and len(bias) != targets):  # then the runtime adds none
         bias = np.zeros(targets, np.float32)
     if not len(coefficients) or len(coefficients) % targets or len(bias) != targets:
-        return f"{len(coefficients)} coefficients and {len(bias)} intercepts are no matrix"
+        return f"{len(coefficients)} coefficients are no matrix of {targets} rows"
     weight = coefficients.reshape(targets, -1).T
     if not classifier:
         return _Linear(weight, bias, "")

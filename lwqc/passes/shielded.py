@@ -24,7 +24,8 @@ def shielded(model: ir.Model) -> Iterator[None]:
     Those in training mode: onnxscript 0.7.2 folds a BatchNormalization into the convolution before
     it with the stored statistics, whatever its mode. Each node is marked, so that no two count as
     equal: a Dropout draws its own numbers. And limits on what is limited already: it makes one Clip
-    of two whose ranges have nothing in common, with the wrong one of the two results.
+    of two whose ranges have nothing in common, with the wrong one of the two results. And dilated
+    convolutions with SAME padding: of that it makes numbers as if they were not dilated.
     """
     graphs = [model.graph, *(f.graph for f in model.functions.values())]
     opset = int(model.opset_imports.get("", 1))
@@ -32,7 +33,7 @@ def shielded(model: ir.Model) -> Iterator[None]:
         node
         for graph in graphs
         for node in nodes_of(graph)
-        if in_training(node, opset) or _limits_again(node)
+        if in_training(node, opset) or _limits_again(node) or _dilated_same(node)
     ]
     for index, node in enumerate(kept):
         node.domain = _DOMAIN
@@ -76,6 +77,16 @@ def _limits_again(node: ir.Node) -> bool:
     """Whether a Clip or Relu reads what one of them gives."""
     before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
     return _limits(node) and before is not None and _limits(before)
+
+
+def _dilated_same(node: ir.Node) -> bool:
+    """Whether a convolution has SAME padding beside dilations."""
+    if node.domain or node.op_type not in ("Conv", "ConvInteger"):
+        return False
+    padding, steps = node.attributes.get("auto_pad"), node.attributes.get("dilations")
+    if padding is None or steps is None or padding.is_ref() or steps.is_ref():
+        return False
+    return padding.as_string().startswith("SAME") and max(steps.as_ints(), default=1) > 1
 
 
 def _limits(node: ir.Node) -> bool:

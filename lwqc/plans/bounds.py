@@ -16,6 +16,8 @@ BYTES: Mapping[str, float] = {
 MILLISECONDS: Mapping[str, float] = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 COUNT: Mapping[str, float] = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
+DEFAULT_DROP = 0.01  # of the outputs or the metric, where nobody says what may be lost
+
 
 @dataclass(frozen=True)
 class Amount:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from lwqc.errors import InputError
-from lwqc.plans.bounds import Amount, Share
+from lwqc.plans.bounds import DEFAULT_DROP, Amount, Share
 from lwqc.plans.options import Budgets
 from lwqc.plans.spelled_out import bounds_of
 
 CONVERSION_DROP = 0.01  # what bringing a model to a target may cost, where nothing else is asked
-DEFAULT_DROP = 0.01
 BOUNDS = bounds_of(Budgets)
 
 

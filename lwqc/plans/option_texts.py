@@ -53,7 +53,10 @@ def parse_shares(texts: Sequence[str]) -> dict[str, float]:
 def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
     """Shares by output from `OUTPUT=5%`, several divided by commas. Raises InputError."""
     each = [one for given in texts for one in given.split(",")]
-    return _shares(each, "--bound-outputs", "OUTPUT")
+    bounds = _shares(each, "--bound-outputs", "OUTPUT")
+    if len(bounds) < len(each):
+        raise InputError(f"--bound-outputs {','.join(texts)}: an output has two bounds")
+    return bounds
 
 
 def _shares(texts: Sequence[str], option: str, what: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -28,6 +28,7 @@ NOISE = 1.05  # repeated timings of one model differ by this much
 _KNOWN = 1.03
 _SECONDS = 1.5  # of timing per model, where something is decided by it
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+Lost = TypeVar("Lost", bound=Loss | Divergence)
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,11 @@ def worst_drop(
 ) -> float:
     """Loss of the output that moved most, each times its weight; see `Divergence.drop`."""
     return max((weighted(d.drop, n, weights) for n, d in divergence.items()), default=0.0)
+
+
+def without_bounds(found: Mapping[str, Lost], bounds: Collection[str]) -> Mapping[str, Lost]:
+    """Outputs without a bound of their own; all of them where each has one."""
+    return {name: d for name, d in found.items() if name not in bounds} or found
 
 
 def weighted(loss: float, output: str, weights: Mapping[str, float]) -> float:

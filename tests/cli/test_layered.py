@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from lwqc.cli.report.html.at_load import at_load
 from lwqc.cli.report.html.layered import layered
+from lwqc.cli.report.html.outline import outline
+from lwqc.model import io
 from tests.build import model, normal
 
 NODES = [("Relu", ["x"], "a", {}), ("Sigmoid", ["a"], "b", {}), ("Tanh", ["a"], "c", {}),
@@ -69,3 +72,38 @@ def test_what_runs_at_load_belongs_to_what_reads_it() -> None:
     found = at_load(graph)
     assert [node.op_type for node in found] == ["MatMul", "RandomNormal", "Add"]
     assert [[n.op_type for n in read] for read in found.values()] == [["Cast", "Mul"], [], []]
+
+
+def test_bodies_count_and_a_long_row_is_broken() -> None:
+    """A body's weights are those of its node; more nodes than a page is wide stand in rows."""
+    wide = [("Relu", ["x"], f"r{n}", {}) for n in range(100)]
+    drawing = drawn(list(model(wide, {}, {"x": [2]}, [f"r{n}" for n in range(100)]).graph))
+    assert len({(box.x, box.y) for box in drawing.boxes}) == 100
+    assert drawing.width < 4000
+    then, other = (branch(seed) for seed in (1, 2))
+    graph = helper.make_graph(
+        [helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)],
+        "g",
+        [helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 64])],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 18)]
+    (part,) = outline(io.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=9)))
+    assert "32.77 kB of weights" in part.text
+
+
+def branch(seed: int) -> GraphProto:
+    """A product with a weight of its own, which has the name of the other branch's."""
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 64])]
+    weight = numpy_helper.from_array(normal(64, 64, seed=seed), "w")
+    return helper.make_graph([node], "body", [], out, [weight])
+
+
+def test_a_long_model_is_drawn_as_far_as_a_page_goes() -> None:
+    chain = [("Relu", [f"a{n}" if n else "x"], f"a{n + 1}", {}) for n in range(1300)]
+    (part,) = outline(model(chain, {}, {"x": [2]}, ["a1300"]))
+    assert part.drawing is not None
+    assert len(part.drawing.boxes) == 1200
+    assert "Drawn: 1200 of the nodes; a page holds drawings of 1200." in part.lines

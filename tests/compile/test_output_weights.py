@@ -65,16 +65,46 @@ def test_each_output_has_a_bound_of_its_own(two, run):
     less = f"bad={each['bad'] * 90:.6f}%"
     code, text, _ = run(*line, "--max-drop", good, "--bound-outputs", less)
     assert code == 3
-    missed = {o["name"] for o in json.loads(text)["outcomes"] if o["reached"] > o["asked"]}
-    assert missed == {"drop", "drop of bad"}
+    report = json.loads(text)
+    assert [o["name"] for o in report["outcomes"] if o["reached"] > o["asked"]] == ["drop of bad"]
+    assert (report["drop"], report["worst"]) == (each["good"], each["bad"])
+    code, text, err = run("verify", "m.onnx", "o.onnx", "--data", "d.npz", "--bound-outputs", less)
+    assert code == 3
+    assert "drop of bad" in err
+    assert f"drop {each['good']:.5g} on" in text
+
+
+def test_a_bound_is_for_one_step_and_in_its_plan(two):
+    first = lwqc.quantize("m.onnx", bits=4, data="d.npz")
+    bounded = lwqc.compress(first, max_drop="50%", bound_outputs="bad=5 %")
+    assert bounded.plan.budgets["bound_outputs"] == "bad=0.05"
+    assert bounded.work.job.weights.bounds == {"bad": 0.05}
+    after = lwqc.compress(bounded, max_drop="50%")
+    assert after.work.job.weights.bounds == {}
+
+
+def test_a_gate_is_for_all_outputs(two, run, tmp_path):
+    (tmp_path / "b.toml").write_text(
+        'model = "m.onnx"\n[[step]]\nrun = "quantize"\nbits = "4"\ndata = "d.npz"\n'
+        'output = "o.onnx"\nmax_drop = "90%"\nbound_outputs = ["bad=90%"]\n'
+        '[gates]\nmax_drop = "GATE"\n'
+    )
+    text = (tmp_path / "b.toml").read_text()
+    _, each = drops()
+    for factor, expected in ((0.9, 3), (1.1, 0)):
+        gate = f"{100 * factor * each['bad']:.6f}%"
+        (tmp_path / "b.toml").write_text(text.replace("GATE", gate))
+        code, out, err = run("run", "b.toml")
+        assert code == expected, out + err
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         ({"max_drop": 0.01, "bound_outputs": {"other": "1%"}}, "no output 'other'"),
-        ({"bound_outputs": {"bad": "1%"}}, "say with --max-drop"),
-        ({"max_drop": 0, "bound_outputs": {"bad": "1%"}}, "say with --max-drop"),
+        ({"bound_outputs": {"other": "1%"}}, "--bound-outputs: the model has no output"),
+        ({"bound_outputs": "bad=1%,bad=2%"}, "an output has two bounds"),
+        ({"max_drop": 0, "bound_outputs": {"bad": "1%"}}, "no output may lose anything"),
         ({"max_drop": 0.01, "bound_outputs": {"bad": 0}}, "must be above 0"),
         ({"max_drop": 0.01, "bound_outputs": {"bad": "much"}}, "a share such as 5%"),
         ({"max_drop": 0.01, "bound_outputs": {"bad": 0.1}, "weight_outputs": {"bad": 2}},

@@ -68,3 +68,15 @@ def test_what_the_runtime_takes_stays(attributes):
 
     assert normalise(proto) == []
     assert proto.graph.node[0].SerializeToString() == before
+
+
+def test_what_stays_is_not_given_padding_that_forgets_the_dilation(tmp_path, run):
+    """The runtime refuses it, and no optimizer makes something else of it."""
+    onnx.save(convolution((3, 3), auto_pad="SAME_UPPER", dilations=[2, 2], strides=[2, 2]),
+              tmp_path / "m.onnx")  # fmt: skip
+    code, _, err = run("opt", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", "-p", "clean")
+    assert code == 0, err
+    (node,) = onnx.load(tmp_path / "o.onnx").graph.node
+    kept = {a.name: a.s for a in node.attribute}
+    assert kept["auto_pad"] == b"SAME_UPPER"
+    assert "pads" not in kept

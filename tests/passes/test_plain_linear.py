@@ -75,6 +75,7 @@ def test_regressors():
     one = linear("LinearRegressor", coefficients=W[0].tolist(), intercepts=[0.5])
     assert [n.op_type for n in check(one, X).graph] == ["Gemm"]
     check(linear("LinearRegressor", targets=CLASSES, intercepts=None), X)
+    check(linear("LinearRegressor", targets=CLASSES, intercepts=[5.0]), X)  # one for 30: none
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_inputs_of_other_types_and_ranks(shape, dtype, x, operators):
          "it has one row of coefficients for two classes"),
         (linear(classlabels_ints=[1, 2]), f"it has 2 labels for {CLASSES} rows of coefficients"),
         (linear("LinearRegressor", targets=7),
-         f"{W.size} coefficients and {CLASSES} intercepts are no matrix"),
+         f"{W.size} coefficients are no matrix of 7 rows"),
     ],
     ids=["probit", "regressor", "binary", "labels", "no-matrix"],
 )  # fmt: skip

@@ -55,7 +55,7 @@ class _Measured(BaseModel):
 
     source_bytes: int
     output_bytes: int
-    drop: float | None
+    worst: float | None
     latencies: list[_Latency]
     unmeasured: str
 
@@ -73,7 +73,7 @@ def _checked(gates: Gates, found: _Measured) -> Iterator[Gate]:
         yield _of(size_outcome(goals.max_size, found.source_bytes, found.output_bytes))
     if goals.max_drop is not None:
         # No number is as bad as can be: JSON has none for infinity.
-        drop = found.drop
+        drop = found.worst
         why = "the report holds no finite loss"
         yield Gate("drop", None, why) if drop is None else _of(drop_outcome(goals.max_drop, drop))
     latency = goals.bounds.get("max_latency")

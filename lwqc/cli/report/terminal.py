@@ -195,7 +195,7 @@ def summary_table(report: Report) -> Table:
     if report.entropy is not None:
         stored, entropy = report.entropy
         bits += f", of dense codes and codebooks {stored:.2f} with an entropy of {entropy:.2f}"
-    table.caption = f"{used}; {bits}; data: {report.data}"
+    table.caption = "; ".join([*([used] if used else []), bits, f"data: {report.data}"])
     return table
 
 

@@ -7,7 +7,8 @@ from lwqc.decide import mixed, planning
 from lwqc.decide.allocator import Allocator
 from lwqc.decide.two_levels import Levels, bisected
 from lwqc.errors import InputError
-from lwqc.plans.goals import DEFAULT_DROP, Goals
+from lwqc.plans.bounds import DEFAULT_DROP
+from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 

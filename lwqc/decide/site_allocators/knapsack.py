@@ -10,7 +10,8 @@ from lwqc.compile.candidates import evaluate, holds, tried
 from lwqc.compile.version import Version
 from lwqc.decide import mixed, planning
 from lwqc.decide.allocator import Allocator
-from lwqc.plans.goals import DEFAULT_DROP, Goals
+from lwqc.plans.bounds import DEFAULT_DROP
+from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 

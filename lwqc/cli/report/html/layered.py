@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cache
+from itertools import count
 
 import onnx_ir as ir
 
@@ -10,6 +12,7 @@ from lwqc.cli.report.html.page import Box, Drawing, Line, Tone
 
 _WIDE, _HIGH = 130, 20  # of a box
 _LANE, _ROW = 146, 38  # from one box to the next
+_LANES = 24  # beside each other; what finds no room there stands a row lower
 _END = 8  # of a line that leaves the drawing
 
 
@@ -60,22 +63,18 @@ def _places(reads: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
     for found in reads:
         row = 1 + max((rows[above] for above in found), default=-1)
         wished = round(sum(lanes[above] for above in found) / len(found)) if found else 0
-        lane = next(at for at in _near(wished) if (row, at) not in taken)
+        places = ((row + more, at) for more in count() for at in _near(wished))
+        row, lane = next(place for place in places if place not in taken)
         taken.add((row, lane))
         rows.append(row)
         lanes.append(lane)
     return rows, lanes
 
 
-def _near(wished: int) -> Iterable[int]:
+@cache
+def _near(wished: int) -> Sequence[int]:
     """Lanes by their distance, those on the right first."""
-    yield wished
-    step = 1
-    while True:
-        yield wished + step
-        if step <= wished:
-            yield wished - step
-        step += 1
+    return sorted(range(_LANES), key=lambda lane: (abs(lane - wished), -lane))
 
 
 def _read(node: ir.Node) -> Iterable[ir.Node]:

@@ -87,7 +87,7 @@ def _measures(report: Report) -> Iterator[Block | None]:
         for outcome in report.outcomes
     ]
     yield table(["bound", "asked", "reached", "", "why"], rows, numeric=[1, 2])
-    if report.data_kind == "random":
+    if report.data_kind == "random" and report.divergence:
         yield Lines(
             (
                 "Measured on random data: give real data with --data for numbers that mean "

@@ -16,8 +16,9 @@ from lwqc.cli.report.html.at_load import at_load
 from lwqc.cli.report.html.layered import layered
 from lwqc.cli.report.html.page import Fold, Outline, Tone
 from lwqc.graph.branch_kinds import BranchTree, TypedBranch, branch_tree, removed_nodes
-from lwqc.graph.cost import NodeCost, node_costs
+from lwqc.graph.cost import NodeCost, StoredCost, node_costs
 from lwqc.graph.dataflow import Dataflow
+from lwqc.model.names import bodies
 from lwqc.model.numerals import size_text
 from lwqc.passes.one_view import one_view
 
@@ -57,23 +58,32 @@ def outline(model: ir.Model, gone: Collection[str] = ()) -> tuple[Fold, ...]:
     taken, hidden = _removed(graph, tree, gone), frozenset(graph) - running.keys()
     folds, room = [], _DRAWN
     for block, nodes in parts:
-        drawn = len(nodes) <= room
-        room -= len(nodes) if drawn else 0
-        folds.append(_fold(block, nodes, tree, costs, taken, hidden if drawn else None))
+        folds.append(_fold(block, nodes, tree, costs, taken, hidden, nodes[:room]))
+        room = max(room - len(nodes), 0)
     return tuple(folds)
 
 
 def _costs(
     graph: ir.Graph, running: Mapping[ir.Node, Collection[ir.Node]]
 ) -> dict[ir.Node, NodeCost]:
-    """Of nodes that run each time, with the weights that were unpacked for them."""
+    """Of nodes that run each time, with the weights of their bodies and those unpacked for them."""
     own = dict(zip(graph.all_nodes(), node_costs(graph, {}), strict=True))
     found = {}
     for node, unpacking in running.items():
+        inner = [one for _, body in bodies(node) for one in body.all_nodes()]
         read = {w.name: w for one in (*unpacking, node) for w in own[one].weights}
+        for one in inner:
+            read |= {w.name: w for w in (_placed(w, one) for w in own[one].weights)}
         size = sum(w.size_bytes for w in read.values())
         found[node] = replace(own[node], weights=tuple(read.values()), weight_bytes=size)
     return found
+
+
+def _placed(weight: StoredCost, node: ir.Node) -> StoredCost:
+    """A weight that a body owns, by its place: another one may have the same name."""
+    owner = node.graph
+    owned = isinstance(owner, ir.Graph) and weight.name in owner.initializers
+    return replace(weight, name=f"{id(owner)}/{weight.name}") if owned else weight
 
 
 def _blocks(graph: ir.Graph, tree: BranchTree) -> dict[ir.Node, int]:
@@ -100,9 +110,10 @@ def _fold(
     tree: BranchTree,
     costs: Mapping[ir.Node, NodeCost],
     taken: Mapping[str, Collection[ir.Node]],
-    hidden: Collection[ir.Node] | None,
+    hidden: Collection[ir.Node],
+    drawn: Sequence[ir.Node],
 ) -> Fold:
-    """hidden: nodes that no drawing shows; None for no drawing."""
+    """drawn: the first of the nodes. hidden: nodes that no drawing shows."""
     stored = {w.name: w.size_bytes for node in nodes for w in costs[node].weights}
     text = f"{len(nodes)} nodes, {size_text(sum(stored.values()))} of weights"
     operators = Counter(node.op_type for node in nodes).most_common()
@@ -110,8 +121,8 @@ def _fold(
     branches: Sequence[TypedBranch] = () if block is None else tree.blocks[block]
     left_out = [b.name for b in branches if b.name in taken]
     lines += [f"{b.kind}: {b.name}{' (removed)' if b.name in taken else ''}" for b in branches]
-    if hidden is None:
-        lines.append(f"Not drawn: a page holds drawings of {_DRAWN} nodes.")
+    if len(drawn) < len(nodes):
+        lines.append(f"Drawn: {len(drawn)} of the nodes; a page holds drawings of {_DRAWN}.")
     name = "outside of blocks" if block is None else f"block {block}"
     if left_out:
         text += f", {len(left_out)} of {len(branches)} branches removed"
@@ -120,9 +131,7 @@ def _fold(
     def tone(node: ir.Node) -> Tone:
         return "bad" if node in going else "note" if _of_few_bits(costs[node]) else ""
 
-    drawing = (
-        None if hidden is None else layered(nodes, lambda node: _line(costs[node]), tone, hidden)
-    )
+    drawing = layered(drawn, lambda node: _line(costs[node]), tone, hidden) if drawn else None
     return Fold(name, text, tuple(lines), "bad" if left_out else "", drawing)
 
 
