@@ -198,7 +198,7 @@ def test_a_plan_that_looked_at_data_asks_for_it_again():
         ({"rouned_to": 8}, "no such option"),
         ({"round_to": "8"}, "whole number"),
         ({"min_channels": 2.5}, "whole number"),
-        ({"ratio": "0.3"}, "share"),
+        ({"ratio": "a third"}, "share"),
         ({"groups": {"w1:1": "x"}}, "share"),
         ({"resizable_outputs": "y"}, "tuple"),
         ({"score": "l2", "loss": len}, "taylor"),
