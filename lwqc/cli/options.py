@@ -15,8 +15,8 @@ from lwqc.cli.telling import set_quiet, set_verbose, set_width
 from lwqc.model.numerals import real, share, whole
 from lwqc.model.user_code import forbid
 from lwqc.plans.options import (
-    Budgets,
     Constant,
+    Deciding,
     Dropping,
     Feeding,
     Flag,
@@ -27,14 +27,10 @@ from lwqc.plans.options import (
     OutputBounds,
     Pruning,
     Recovering,
-    Relearning,
     Resizable,
-    Searching,
     Shaped,
-    Shortening,
     Storage,
     Targeted,
-    TwoFormats,
 )
 
 
@@ -198,17 +194,7 @@ class Saved(Reported, total=False):
     plan_out: Annotated[Path | None, Flag("also write the plan as JSON", Path | None)]
 
 
-class Planning(
-    Opened,
-    Budgets,
-    OutputBounds,
-    Searching,
-    Relearning,
-    Shortening,
-    TwoFormats,
-    Telling,
-    total=False,
-):
+class Planning(Opened, Deciding, Telling, total=False):
     """Options of `plan`."""
 
 

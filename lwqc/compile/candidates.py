@@ -19,9 +19,10 @@ from lwqc.runtime.stats.divergence import LossesMeter
 
 _LOWERED = "what was lowered last"
 _WORDS = {"source", "recipe", "kept_float", "untransformed", "notes"}
-_LATE = {
-    "target", "sparse", "quantize", "activations", "floats", "profile", "rewrites", "learn",
-    "caches", "sequential",
+# What a version has behind it, and what no model depends on.
+_BEHIND = {
+    "version", "data", "tools", "budgets", "restore", "tokens", "opset", "clean", "remove",
+    "parallel", "slice", "prune", "transforms",
 }  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def take_lowered(work: Version, plan: Plan) -> Lowered | None:
 
 def _formats(plan: Plan) -> str:
     """What of a plan a target lowers; what the version came from and words are left out."""
-    return plan.model_dump_json(include=_LATE)
+    return plan.model_dump_json(exclude=_WORDS | _BEHIND)
 
 
 def evaluate(work: Version, plan: Plan) -> tuple[Candidate, Session]:

@@ -15,7 +15,7 @@ from lwqc.model.numerals import size_text
 from lwqc.model.told import Told
 from lwqc.plans.goals import Outcome
 from lwqc.runtime.flips import Flips
-from lwqc.runtime.measure import Latency, OperatorRow, without_bounds, worst_drop
+from lwqc.runtime.measure import Latency, OperatorRow, drop_of_others, worst_drop
 from lwqc.runtime.session import VERSION
 from lwqc.runtime.stats.divergence import Divergence
 
@@ -295,7 +295,7 @@ class Report(Told):
             return self.metric_drop
         if not self.divergence:
             return None
-        return worst_drop(without_bounds(self.divergence, self.bounds), self.weights)
+        return drop_of_others(self.divergence, self.weights, self.bounds)
 
     @property
     def worst(self) -> float | None:

@@ -125,10 +125,15 @@ def _held(
         return
     prunes = _prunes(choice)
 
+    held: Version | None = None
+
     def holds(left: int) -> bool:
+        nonlocal held
         report(min(len(lost), len(_SHARES)), len(_SHARES) + 1)
         small = _without(apart, prunes[-1 - left])
         lost.append(evaluate(small, planning.unchanged(small))[0].drop)
+        if lost[-1] <= room:
+            held = small  # each that holds is with fewer channels than the one before
         return lost[-1] <= room
 
     lost: list[float] = []
@@ -137,7 +142,7 @@ def _held(
     if lost and least == len(prunes):
         apart.job.give_up(f"{_FEWEST} {lost[0]:.2g}, and formats leave {room:.2g}")
     for prune in prunes[::-1][least : least + _TRIED]:
-        small = _without(apart, prune)
+        small, held = _without(apart, prune) if held is None else held, None
         drop = evaluate(small, plan_here(small, plan, ranges))[0].drop
         if drop <= limit:
             yield prune, drop

@@ -482,16 +482,11 @@ class Relearning(TypedDict, total=False):
     ]
 
 
-class Compressing(
-    Sources,
-    Budgets,
-    OutputBounds,
-    Searching,
-    Relearning,
-    Shortening,
-    TwoFormats,
-    total=False,
-):
+class Deciding(Budgets, OutputBounds, Searching, Relearning, Shortening, TwoFormats, total=False):
+    """What a plan is decided by."""
+
+
+class Compressing(Sources, Deciding, total=False):
     """Options of `lwqc.compress` and `lwqc.plan`."""
 
 

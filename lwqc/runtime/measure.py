@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -28,7 +28,6 @@ NOISE = 1.05  # repeated timings of one model differ by this much
 _KNOWN = 1.03
 _SECONDS = 1.5  # of timing per model, where something is decided by it
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
-Lost = TypeVar("Lost", bound=Loss | Divergence)
 
 
 @dataclass(frozen=True)
@@ -147,9 +146,11 @@ def worst_drop(
     return max((weighted(d.drop, n, weights) for n, d in divergence.items()), default=0.0)
 
 
-def without_bounds(found: Mapping[str, Lost], bounds: Collection[str]) -> Mapping[str, Lost]:
-    """Outputs without a bound of their own; all of them where each has one."""
-    return {name: d for name, d in found.items() if name not in bounds} or found
+def drop_of_others(
+    found: Mapping[str, Divergence], weights: Mapping[str, float], bounds: Collection[str]
+) -> float:
+    """`worst_drop` of outputs without a bound of their own; of all where each has one."""
+    return worst_drop({n: d for n, d in found.items() if n not in bounds} or found, weights)
 
 
 def weighted(loss: float, output: str, weights: Mapping[str, float]) -> float:
