@@ -22,6 +22,7 @@ from lwqc.decide.caching import checked_cache
 from lwqc.decide.output_weights import checked_weights
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.strategy import decide
+from lwqc.decide.true_outputs import with_true_outputs
 from lwqc.errors import LwqcError
 from lwqc.graph.float_slots import result_types
 from lwqc.graph.value_types import infer_types, with_own_sizes
@@ -81,7 +82,7 @@ def open_version(
     )
     if asked:
         job.data.serve  # noqa: B018  # unknown dimensions show before any work starts
-    return Version(model, job, Reference(model, name, job))
+    return with_true_outputs(Version(model, job, Reference(model, name, job)))
 
 
 def _with_data(model: ir.Model, opening: Opening, shapes: Sizes | None) -> tuple[ir.Model, Dataset]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from lwqc.compile.candidates import Candidate, evaluate, holds, judged, known_drop, tried
+from lwqc.compile.candidates import Candidate, evaluate, holds, judged, known_drop
 from lwqc.compile.stored_sites import storable
 from lwqc.compile.version import Version
 from lwqc.decide import mixed, planning
@@ -88,13 +89,10 @@ def _most(
         if trials.holds(trials.beside(plan)):
             return trials.beside(plan), trials
     least = trials.fewest_bytes(finer)
-    if least is not None and least.drop > _ADDS_UP * limit:
-        return least.plan, trials
-    kept = trials.grown([], list(plan.quantize))
-    others = [tried(work, trials.only(kept))] if kept else []
     if least is not None:
-        others.append(least)
-    return min(others, key=lambda c: c.size_bytes).plan if others else None, trials
+        return trials.more_in_eight(least, finer), trials
+    kept = trials.grown([], list(plan.quantize), trials.only)
+    return trials.only(kept) if kept else None, trials
 
 
 class _Trials:
@@ -153,18 +151,42 @@ class _Trials:
         made = plan.model_copy(update={"quantize": chosen, "kept_float": reasons})
         return replace(found, plan=self.beside(made))
 
-    def grown(self, kept: list[str], more: list[str]) -> list[str]:
-        """The kept sites and those of `more` that can be added one half after the other."""
+    def more_in_eight(self, least: Candidate, finer: Plan) -> Plan:
+        """The plan with 8 bits where it has more, as far as that holds.
+
+        For errors that do not add up: where they do, `least` uses what is allowed.
+        """
+        entries = finer.quantize
+        wide = [n for n, e in entries.items() if _bits(least.plan, n) > e.weight.bits]
+        if not wide or least.drop > _ADDS_UP * self._limit:
+            return least.plan
+
+        def made(sites: Sequence[str]) -> Plan:
+            known = {n: self._why[n] for n in wide if n in self._why}
+            why = {n: r for n, r in {**least.plan.kept_float, **known}.items() if n not in sites}
+            eight = {n: entries[n] for n in sites}
+            quantize = {**least.plan.quantize, **eight}
+            return least.plan.model_copy(update={"quantize": quantize, "kept_float": why})
+
+        return made(self.grown([], wide, made))
+
+    def grown(
+        self, kept: list[str], more: list[str], made: Callable[[Sequence[str]], Plan]
+    ) -> list[str]:
+        """The kept sites and those of `more` that can be added one half after the other.
+
+        made: the plan with these sites.
+        """
         if not self._left:
             return kept
         self._left -= 1
-        if self.holds(self.only([*kept, *more])):
+        if self.holds(made([*kept, *more])):
             return [*kept, *more]
         if len(more) == 1:
             self._why[more[0]] = self._reason
             return kept
         middle = len(more) // 2
-        return self.grown(self.grown(kept, more[:middle]), more[middle:])
+        return self.grown(self.grown(kept, more[:middle], made), more[middle:], made)
 
     def holds(self, plan: Plan) -> bool:
         """Whether a plan loads, runs and loses no more than is allowed."""
@@ -181,6 +203,12 @@ class _Trials:
             return False
         self._reason = f"8 bits lose more than {self._limit:g} here{self._room}"
         return held
+
+
+def _bits(plan: Plan, site: str) -> float:
+    """Of each weight of a site, infinitely many where it stays float."""
+    entry = plan.quantize.get(site)
+    return math.inf if entry is None else entry.weight.bits
 
 
 _UNDECIDED = "8 bits were not tried here: too many sites lose too much"

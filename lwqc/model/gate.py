@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import onnx
 
-from lwqc.model.declared_shapes import check_declared
+from lwqc.model.declared_shapes import Declared, check_declared
 from lwqc.model.function_calls import check_functions
 from lwqc.model.model_scopes import check_scopes
 from lwqc.model.node_schemas import check_nodes
 
 
-def check_model(proto: onnx.ModelProto) -> None:
-    """Refuse a model that contradicts itself. Raises InputError, in one line without the file."""
+def check_model(proto: onnx.ModelProto) -> Declared:
+    """Refuse a model that contradicts itself. Raises InputError, in one line without the file.
+
+    Ranks that a runtime corrects are corrected in place, see `check_declared`.
+    """
     check_scopes(proto)
     check_functions(proto)
     check_nodes(proto)
-    check_declared(proto)
+    return check_declared(proto)

@@ -85,11 +85,13 @@ def from_proto(proto: onnx.ModelProto, *, constant_inputs: bool = False) -> ir.M
 def _deserialized(
     proto: onnx.ModelProto, label: str, base: Path | None, constant_inputs: bool
 ) -> ir.Model:
-    """meta `lwqc_notes`: what a user should know of how the file was read."""
+    """meta `lwqc_notes`: what a user should know of how the file was read. `lwqc_declared`: outputs
+    whose shapes are only declared.
+    """
     try:
         keep_parts(proto)
         notes = normalise(proto, constant_inputs=constant_inputs)
-        check_model(proto)
+        declared = check_model(proto)
     except InputError as error:
         raise InputError(f"{label}: {error}") from error
     try:
@@ -100,7 +102,8 @@ def _deserialized(
         ir_external.set_base_dir(model.graph, str(base))
         for function in model.functions.values():
             ir_external.set_base_dir(function.graph, str(base))
-    model.meta["lwqc_notes"] = tuple(notes)
+    model.meta["lwqc_notes"] = (*notes, *declared.notes)
+    model.meta["lwqc_declared"] = declared.unconfirmed
     return model
 
 

@@ -11,6 +11,7 @@ from lwqc.model.names import distinct_names, gather_names, own_values, scopes
 from lwqc.model.weights import stored_tensor
 from lwqc.passes.context import Context
 from lwqc.passes.inline import inline_functions
+from lwqc.passes.loop_invariants import LoopInvariants, carried_unchanged, lost_states
 from lwqc.passes.plain_einsum import PlainEinsum, product_of
 from lwqc.passes.plain_gemm import PlainGemm
 from lwqc.passes.plain_linear import PlainLinear, is_linear
@@ -22,9 +23,10 @@ def one_view(model: ir.Model) -> ir.Model:
     Functions are inlined (but those whose operator sets are of other versions than the model's),
     no two values of different bodies have one name, Gemm has no factors that a stored operand
     can hold, and Einsum with a weight and linear models of `ai.onnx.ml` are the matrix products
-    that they are. Graph inputs and outputs keep their names.
+    that they are. What loops carry without changing it is read from outside. Graph inputs and
+    outputs keep their names.
     """
-    hides = (_has_functions, _repeats, _has_factors, _has_sums, _has_linear_models)
+    hides = (_has_functions, _repeats, _has_factors, _has_sums, _has_linear_models, _has_invariants)
     if not any(one(model) for one in hides):
         return model
     view = model.clone()
@@ -38,7 +40,9 @@ def one_view(model: ir.Model) -> ir.Model:
     if _has_sums(view):
         PlainEinsum().rewrite(view, ctx)
     PlainLinear().rewrite(view, ctx)
-    notes = (f"{one.name}: {one.reason}" for one in ctx.refused.values())
+    lost = lost_states(view)
+    LoopInvariants().rewrite(view, ctx)
+    notes = (*lost, *(f"{one.name}: {one.reason}" for one in ctx.refused.values()))
     view.meta["lwqc_notes"] = (*view.meta.get("lwqc_notes", ()), *notes)
     return view
 
@@ -75,6 +79,10 @@ def _has_sums(model: ir.Model) -> bool:
 
 def _has_linear_models(model: ir.Model) -> bool:
     return any(is_linear(node) for node in model.graph.all_nodes())
+
+
+def _has_invariants(model: ir.Model) -> bool:
+    return any(carried_unchanged(node) for node in model.graph.all_nodes())
 
 
 def _called(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:

@@ -48,6 +48,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "join-equal": f"{_HERE}.join_equal:JoinEqual",
         "kept-axes": f"{_HERE}.kept_axes:KeptAxes",
         "late-broadcast": f"{_HERE}.late_broadcast:LateBroadcast",
+        "loop-invariants": f"{_HERE}.loop_invariants:LoopInvariants",
         "merge-parallel": f"{_HERE}.merge_parallel:MergeParallel",
         "nan-guards": f"{_HERE}.drop_nan_guards:DropNanGuards",
         "one-hot-gather": f"{_HERE}.one_hot_gather:OneHotGather",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lwqc.errors import InputError
 from lwqc.model.numerals import real, share, whole
@@ -35,36 +35,45 @@ def _parse_dims(text: str) -> dict[str, int]:
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:
     """Numbers by output from `OUTPUT=2`, several divided by commas. Raises InputError."""
-    weights = {}
-    for text in (one for given in texts for one in given.split(",")):
-        name, _, number = text.rpartition("=")
-        try:
-            weights[name] = real(number)
-        except ValueError as error:
-            raise InputError(f"--weight-outputs {text!r}: expected OUTPUT=NUMBER") from error
-    return weights
+    return dict(pair for text in texts for pair in _pairs(text, real, "--weight-outputs", "NUMBER"))
 
 
 def parse_shares(texts: Sequence[str]) -> dict[str, float]:
     """Shares by name from `GROUP=0.3` or `GROUP=30%`. Raises InputError."""
-    return _shares(texts, "--group", "GROUP")
-
-
-def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
-    """Shares by output from `OUTPUT=5%`, several divided by commas. Raises InputError."""
-    each = [one for given in texts for one in given.split(",")]
-    bounds = _shares(each, "--bound-outputs", "OUTPUT")
-    if len(bounds) < len(each):
-        raise InputError(f"--bound-outputs {','.join(texts)}: an output has two bounds")
-    return bounds
-
-
-def _shares(texts: Sequence[str], option: str, what: str) -> dict[str, float]:
     shares = {}
     for text in texts:
         name, _, amount = text.rpartition("=")
         try:
             shares[name] = share(amount)
         except ValueError as error:
-            raise InputError(f"{option} {text!r}: expected {what}=share") from error
+            raise InputError(f"--group {text!r}: expected GROUP=share") from error
     return shares
+
+
+def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
+    """Shares by output from `OUTPUT=5%`, several divided by commas. Raises InputError."""
+    pairs = [pair for text in texts for pair in _pairs(text, share, "--bound-outputs", "share")]
+    bounds = dict(pairs)
+    if len(bounds) < len(pairs):
+        raise InputError(f"--bound-outputs {','.join(texts)}: an output has two bounds")
+    return bounds
+
+
+def _pairs(
+    text: str, read: Callable[[str], float], option: str, what: str
+) -> Iterator[tuple[str, float]]:
+    """Names and what is said of them: a comma divides where a number stands before it, as the names
+    of outputs may hold commas themselves.
+    """
+    begun: list[str] = []
+    for part in text.split(","):
+        begun.append(part)
+        name, _, amount = ",".join(begun).rpartition("=")
+        try:
+            number = read(amount)
+        except ValueError:
+            continue
+        yield name, number
+        begun = []
+    if begun:
+        raise InputError(f"{option} {','.join(begun)!r}: expected OUTPUT={what}")

@@ -10,7 +10,7 @@ import pytest
 import lwqc
 from lwqc.errors import InputError
 from lwqc.model import io
-from lwqc.plans.option_texts import parse_weights
+from lwqc.plans.option_texts import parse_bounds, parse_weights
 from lwqc.runtime.measure import worst_drop
 from lwqc.runtime.stats.divergence import LossMeter
 from tests.build import model, normal
@@ -160,7 +160,10 @@ def test_weights_beside_a_metric_are_refused(two):
 
 def test_texts():
     assert parse_weights(["a=2,b=0.5", "c=x=0"]) == {"a": 2, "b": 0.5, "c=x": 0}
-    for text in ("a", "a=", "a=x"):
+    named = '{"1": "one", "2": "two"}'  # as exporters of keyed results write it
+    assert parse_weights([f"a=2,{named}=3"]) == {"a": 2, named: 3}
+    assert parse_bounds([f"{named}=3%,b=1%"]) == {named: 0.03, "b": 0.01}
+    for text in ("a", "a=", "a=x", "b=1,a=x"):
         with pytest.raises(InputError, match="expected OUTPUT=NUMBER"):
             parse_weights([text])
 

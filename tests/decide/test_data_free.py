@@ -21,6 +21,7 @@ from lwqc.plans.recipe import Recipe, find, named
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.runtime.session import Session
 from tests.build import model, normal
+from tests.conftest import ALL
 from tests.short import short
 
 DIGITS = Path(lwqc.cli.demo.__file__).parent / "digits.onnx"
@@ -53,9 +54,16 @@ def goals(recipe):
     return Goals(max_size=0.4) if budget else Goals()
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["without", "with"])
-@pytest.mark.parametrize("target", PROCESSORS)
-@pytest.mark.parametrize("name", named())
+def turns():
+    """Each recipe with data on one processor and without on the next; $LWQC_TEST_ALL for all."""
+    for number, name in enumerate(named()):
+        for place, target in enumerate(PROCESSORS):
+            for given in (False, True):
+                if ALL or (number + given) % len(PROCESSORS) == place:
+                    yield pytest.param(name, target, given, id=f"{name}-{target}-{given}")
+
+
+@pytest.mark.parametrize(("name", "target", "given"), turns())
 def test_every_recipe_runs(name, target, given):
     recipe = find(name)
     data = DRAWN if given else None
