@@ -48,8 +48,8 @@ MATCHES = [
 NOWHERE = {
     "decided-where", "expand-integers", "flat-product", "fuse-activations", "fuse-layer-norm",
     "graphsurgeon", "integer-bias", "kept-axes", "loop-invariants", "one-hot-gather",
-    "parallel-branches", "plain-einsum", "plain-gemm", "plain-linear", "remove-branches", "remove-unused",
-    "restore-floats", "stft-conv", "widen-bfloat16", "widen-floats",
+    "parallel-branches", "plain-einsum", "plain-gemm", "plain-linear", "remove-branches",
+    "remove-unused", "restore-floats", "stft-conv", "widen-bfloat16", "widen-floats",
 }  # fmt: skip
 TOLERANCE = 1e-4  # of an output's largest number, in deep models
 
