@@ -157,9 +157,10 @@ class SearchRecipe(BaseModel):
     """What a search over whole plans may choose, and by what it compares; see
     `lwqc.decide.search.joint`.
 
-    kinds: formats of sites, widths of groups, residual branches. measure: divergence of the
-    outputs, see `OutputDivergence`; `auto` is `kl` for logits and `channels` otherwise; with
-    `metric` that of the user decides on all of the data. errors: `predicted` from statistics, or of
+    kinds: formats of sites, widths of groups, residual branches, and under a latency how many
+    tokens the model goes on with. measure: divergence of the outputs, see `OutputDivergence`;
+    `auto` is `kl` for logits and `channels` otherwise; with `metric` that of the user decides on
+    all of the data. errors: `predicted` from statistics, or of
     each level alone `measured` at the outputs, or at every residual sum too (its `trajectory`).
     start: an exact `knapsack`, dynamic programming over error `curves`, `pairs` of items whose
     interaction is measured, or widths in proportion to `zeroth-order` sensitivities or to block
@@ -170,7 +171,9 @@ class SearchRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kinds: tuple[Literal["format", "width", "branch"], ...] = ("format", "width", "branch")
+    kinds: tuple[Literal["format", "width", "branch", "token"], ...] = (
+        "format", "width", "branch", "token",
+    )  # fmt: skip
     measure: Literal["auto", "metric", "js", "kl", "angular", "norm", "channels"] = "auto"
     errors: Literal["predicted", "measured", "trajectory"] = "predicted"
     start: Literal["knapsack", "curves", "pairs", "zeroth-order", "angles"] = "knapsack"

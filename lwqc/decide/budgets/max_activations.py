@@ -85,6 +85,10 @@ class PredictedActivations(Predicted):
         """Formats are not counted either."""
         return (self.whole[number, 0] * share,)
 
+    def shorter(self, row: tuple[float, ...], left: float, level: int) -> tuple[float, ...]:
+        """In proportion."""
+        return (row[0] * left,)
+
     def parts(self, rows: NDArray[np.float64], tensors: int) -> Parts:
         """[1]"""
         return np.array([(self._together @ rows[tensors:, 0]).max(initial=0.0)])

@@ -72,5 +72,9 @@ class PredictedMacs(Predicted):
         """Of a node that belongs to no site."""
         return (self._written[number] * share,)
 
+    def shorter(self, row: tuple[float, ...], left: float, level: int) -> tuple[float, ...]:
+        """In proportion."""
+        return (row[0] * left,)
+
 
 BUDGET = Macs()

@@ -141,6 +141,10 @@ class PredictedMemory(Predicted):
         """Bytes of what a node writes."""
         return 0.0, self._elements[number] * share * (1 if narrow else _FLOAT)
 
+    def shorter(self, row: tuple[float, ...], left: float, level: int) -> tuple[float, ...]:
+        """Less is written."""
+        return row[0], row[1] * left
+
     def parts(self, rows: NDArray[np.float64], tensors: int) -> Parts:
         """[3]"""
         peak = (self._together @ rows[tensors:, 1]).max(initial=0.0)

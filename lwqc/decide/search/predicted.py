@@ -28,6 +28,13 @@ class Predicted(ABC):
     def of_written(self, number: int, share: float, narrow: bool) -> tuple[float, ...]:
         """Of what the node of that number writes. narrow: in bytes rather than floats."""
 
+    def shorter(self, row: tuple[float, ...], left: float, level: int) -> tuple[float, ...]:
+        """A row of one of them where the model goes on with fewer tokens; by default as it is.
+
+        left: share of its work. level: of the tokens, below that of all of them.
+        """
+        return row
+
     def parts(self, rows: NDArray[np.float64], tensors: int) -> Parts:
         """Parts of the cost, of rows [tensors and then nodes, columns]."""
         return np.asarray(rows.sum(0))
