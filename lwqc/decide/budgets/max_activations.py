@@ -85,9 +85,11 @@ class PredictedActivations(Predicted):
         """Formats are not counted either."""
         return (self.whole[number, 0] * share,)
 
-    def shorter(self, row: tuple[float, ...], left: float, level: int) -> tuple[float, ...]:
+    def shorter(
+        self, rows: NDArray[np.float64], left: NDArray[np.float64], level: int
+    ) -> NDArray[np.float64]:
         """In proportion."""
-        return (row[0] * left,)
+        return rows * left
 
     def parts(self, rows: NDArray[np.float64], tensors: int) -> Parts:
         """[1]"""

@@ -141,9 +141,11 @@ class PredictedMemory(Predicted):
         """Bytes of what a node writes."""
         return 0.0, self._elements[number] * share * (1 if narrow else _FLOAT)
 
-    def shorter(self, row: tuple[float, ...], left: float, level: int) -> tuple[float, ...]:
+    def shorter(
+        self, rows: NDArray[np.float64], left: NDArray[np.float64], level: int
+    ) -> NDArray[np.float64]:
         """Less is written."""
-        return row[0], row[1] * left
+        return np.concatenate([rows[:, :1], rows[:, 1:] * left], axis=1)
 
     def parts(self, rows: NDArray[np.float64], tensors: int) -> Parts:
         """[3]"""

@@ -28,12 +28,14 @@ class Predicted(ABC):
     def of_written(self, number: int, share: float, narrow: bool) -> tuple[float, ...]:
         """Of what the node of that number writes. narrow: in bytes rather than floats."""
 
-    def shorter(self, row: tuple[float, ...], left: float, level: int) -> tuple[float, ...]:
-        """A row of one of them where the model goes on with fewer tokens; by default as it is.
+    def shorter(
+        self, rows: NDArray[np.float64], left: NDArray[np.float64], level: int
+    ) -> NDArray[np.float64]:
+        """Rows where the model goes on with fewer tokens; by default as they are.
 
-        left: share of its work. level: of the tokens, below that of all of them.
+        left: share of the work of each [rows, 1]. level: of the tokens.
         """
-        return row
+        return rows
 
     def parts(self, rows: NDArray[np.float64], tensors: int) -> Parts:
         """Parts of the cost, of rows [tensors and then nodes, columns]."""

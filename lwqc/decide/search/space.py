@@ -9,7 +9,7 @@ fewer weights to store in few bits: `SearchSpace.cost` counts them exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -170,7 +170,11 @@ class SearchSpace:
         rows, first = self._counted(candidate), 1
         for name, predicted in self.costs.items():
             if name == cost:
-                return predicted.parts(rows[:, first : first + predicted.columns], len(self.stored))
+                own = rows[:, first : first + predicted.columns]
+                if self.tokens is not None:
+                    level = candidate[self.tokens.item]
+                    own = predicted.shorter(own, self.tokens.left[level][:, None], level)
+                return predicted.parts(own, len(self.stored))
             first += predicted.columns
         raise KeyError(cost)
 
@@ -214,8 +218,6 @@ class SearchSpace:
             own = () if made.codes is None else (made.codes,)
             for item in {*(cut.item for cut in made.cuts), *made.branches, *own}:
                 found[item].append(index)
-        if self.tokens is not None:
-            found[self.tokens.item] = list(range(self._count))
         return found
 
     def _part(self, part: int, candidate: Candidate) -> tuple[float, ...]:
@@ -231,8 +233,8 @@ class SearchSpace:
         if known is None:
             known = self._known[key] = self._one(tensor, candidate)
         size, share = known
-        others = self._others(part, candidate, lambda p: p.of_stored(part, level, share))
-        return (size, *others)
+        others = (p.of_stored(part, level, share) for p in self.costs.values())
+        return (size, *chain.from_iterable(others))
 
     def _of_written(self, number: int, candidate: Candidate) -> tuple[float, ...]:
         made = self.written[number]
@@ -244,22 +246,8 @@ class SearchSpace:
             share = self._share(made.shape, axis_masks(made.cuts, candidate, self.keeps))
             known = self._known[key] = (0.0, share)
         narrow = made.codes is not None and candidate[made.codes] < self.items[made.codes].top
-        part, share = key[0], known[1]
-        others = self._others(part, candidate, lambda p: p.of_written(number, share, narrow))
-        return (0.0, *others)
-
-    def _others(
-        self, part: int, candidate: Candidate, row: Callable[[Predicted], tuple[float, ...]]
-    ) -> list[float]:
-        """Parts of the costs beside bytes, by the tokens that come by."""
-        rows = [row(predicted) for predicted in self.costs.values()]
-        if self.tokens is not None:
-            level = candidate[self.tokens.item]
-            left = float(self.tokens.left[level, part])
-            if left < 1:
-                costs = zip(self.costs.values(), rows, strict=True)
-                rows = [predicted.shorter(own, left, level) for predicted, own in costs]
-        return [*chain.from_iterable(rows)]
+        others = (p.of_written(number, known[1], narrow) for p in self.costs.values())
+        return (0.0, *chain.from_iterable(others))
 
     @cached_property
     def _branches(self) -> list[int]:

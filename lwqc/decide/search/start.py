@@ -12,6 +12,7 @@ from lwqc.decide.search.space import SearchSpace
 CostOf = Callable[[Candidate], float]
 Allocate = Callable[[Sequence[Sequence[Option]], float], list[int] | None]
 _SHARES = (1.0, 0.93, 0.85, 0.77, 0.68, 0.58, 0.47, 0.35, 0.22, 0.1)
+_FEW_SHARES = (1.0, 0.85, 0.68)  # beside fewer tokens
 
 
 def starts(
@@ -27,7 +28,8 @@ def starts(
         every = allocated(space, space.top, range(len(space.items)), cost, limit, allocate)
         found.setdefault(fitted(space, every or space.top, cost, fits))
     for top in _tops(space):
-        for structure in structures(space, cost, top):
+        shares = _SHARES if top == space.top else _FEW_SHARES
+        for structure in structures(space, cost, top, shares):
             items = space.of_kind("format")
             candidate = allocated(space, structure, items, cost, limit, allocate)
             if candidate is not None:
@@ -43,10 +45,16 @@ def _tops(space: SearchSpace) -> list[Candidate]:
     return found
 
 
-def structures(space: SearchSpace, cost: CostOf, top: Candidate | None = None) -> list[Candidate]:
+def structures(
+    space: SearchSpace,
+    cost: CostOf,
+    top: Candidate | None = None,
+    shares: Sequence[float] = _SHARES,
+) -> list[Candidate]:
     """Less and less structure, always what costs the least error for what it saves.
 
-    top: with nothing gone, None for nothing changed at all.
+    top: with nothing gone, None for nothing changed at all. shares: of what structure can save
+    that is left.
     """
     top = space.top if top is None else top
     items = [*space.of_kind("width"), *space.of_kind("branch")]
@@ -63,7 +71,7 @@ def structures(space: SearchSpace, cost: CostOf, top: Candidate | None = None) -
     least = sum(min(o.cost for o in item) for item in options)
     most = sum(item[-1].cost for item in options)
     found: dict[Candidate, None] = {}
-    for share in _SHARES:
+    for share in shares:
         levels = at_budget(options, steps, least + share * (most - least) * (1 + 1e-9))
         candidate = list(top)
         for i, level in zip(items, levels or [0] * len(items), strict=True):

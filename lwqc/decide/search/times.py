@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lwqc.compile.candidates import with_formats
 from lwqc.compile.run_times import run_ms, time_share
@@ -71,12 +72,13 @@ class Times(Predicted):
         time = self.written[number]
         return (0.0, 0.0, 0.0, time * share, time)
 
-    def shorter(self, row: tuple[float, ...], left: float, level: int) -> tuple[float, ...]:
+    def shorter(
+        self, rows: NDArray[np.float64], left: NDArray[np.float64], level: int
+    ) -> NDArray[np.float64]:
         """By as much as the whole model in float was measured to gain."""
         if level >= len(self.gains):
-            return row
-        share = 1 - self.gains[level] * (1 - left)
-        return tuple(time * share for time in row)
+            return rows
+        return rows * (1 - self.gains[level] * (1 - left))
 
 
 def measured_times(found: SearchModel, log: SearchLog) -> Times:

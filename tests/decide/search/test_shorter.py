@@ -41,6 +41,12 @@ def opened(vit: TinyVit | None = None) -> Version:
     return open_version(ir.from_proto((vit or TinyVit(layers=3)).build()), data=FEEDS)
 
 
+@lru_cache(maxsize=1)
+def shared() -> Version:
+    """What is known of its tokens is measured once."""
+    return opened()
+
+
 def work_left(base: Version, found: list[Shorter]) -> list[float]:
     """Each model with fewer tokens takes as much of the time as is left of the work."""
     return [1 - one.decision.saved for one in found]
@@ -53,21 +59,20 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @lru_cache(maxsize=1)
 def searched() -> tuple[SearchModel, TrialModel]:
-    work = opened()
-    models = shorter_models(work, work, None, SearchLog())
-    found = search_model(work, KINDS, shorter=models)
+    models = shorter_models(shared(), shared(), None, SearchLog())
+    found = search_model(shared(), KINDS, shorter=models)
     return found, TrialModel(found.spec)
 
 
 def test_fewer_tokens_first_and_only_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = shorter_models(opened(), opened(), None, SearchLog())
+    models = shorter_models(shared(), shared(), None, SearchLog())
     saved = [one.decision.saved for one in models]
     assert saved == sorted(saved, reverse=True)
     assert len(models) > 2
     assert models[-1].error == pytest.approx(0, abs=1e-9)  # what nothing reads
     slow = [1.2, 0.6, 0.595, 1.0, 1.01]
     monkeypatch.setattr(shorter, "_times", lambda base, found: slow[: len(found)])
-    kept = shorter_models(opened(), opened(), None, SearchLog())
+    kept = shorter_models(shared(), shared(), None, SearchLog())
     assert [one.time for one in kept] == [0.595]
 
 
