@@ -360,6 +360,15 @@ def with_token_share(recipe: Recipe, share: float | None) -> Recipe:
     return recipe.model_copy(update={"tokens": tokens})
 
 
+def without_tokens(recipe: Recipe) -> Recipe:
+    """A recipe for a model whose tokens are decided already: no search chooses them again."""
+    section = recipe.search_in
+    if section is not None:
+        kinds = tuple(kind for kind in section.kinds if kind != "token")
+        section = section.model_copy(update={"kinds": kinds})
+    return recipe.model_copy(update={"tokens": None, "search_in": section})
+
+
 def as_asked(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     """A recipe with what `TwoFormats`, `Shortening` and `Relearning` say. Raises InputError."""
     formats: TwoFormats = part(TwoFormats, options)

@@ -25,7 +25,7 @@ from lwqc.decide.search.shorter import Shorter, shorter_models
 from lwqc.decide.search.start import starts
 from lwqc.decide.search.trial_model import ALL, TrialModel
 from lwqc.plans.goals import Goals
-from lwqc.plans.recipe import find
+from lwqc.plans.recipe import find, with_token_share, without_tokens
 from lwqc.runtime.session import Session
 from tests.tiny_vit import PATCHES, WIDTH, TinyVit, dense
 
@@ -134,6 +134,15 @@ def test_times_are_those_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> 
     offered = starts(space, cost, limit, lambda c: cost(c) <= limit)
     assert all(cost(c) <= limit for c in offered)
     assert len({c[item] for c in offered}) > 1
+
+
+def test_a_share_that_is_asked_for_is_not_searched_again() -> None:
+    recipe = with_token_share(find("auto"), 0.3)
+    rest = without_tokens(recipe)
+    assert rest.tokens is None
+    assert rest.search_in is not None
+    assert rest.search_in.kinds == ("format", "width", "branch")
+    assert without_tokens(find("evit-w8")).search_in is None
 
 
 def test_a_time_budget_takes_fewer_tokens_and_the_plan_replays(
