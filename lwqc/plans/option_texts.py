@@ -42,8 +42,12 @@ def parse_ids(text: str) -> list[int]:
 
     Raises InputError.
     """
-    path = Path(text)
-    given = read_text(path) if path.suffix in (".txt", ".csv") else text
+    path, given = Path(text), text
+    if path.suffix in (".txt", ".csv"):
+        try:
+            given = read_text(path)
+        except InputError as error:
+            raise InputError(f"--keep {path}: {error}") from error
     found: list[int] = []
     for part in filter(None, re.split(r"[\s,]+", given)):
         first, _, last = part.partition("-")

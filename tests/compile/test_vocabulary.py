@@ -126,6 +126,8 @@ def test_ids_are_written_as_ranges_or_in_a_file(tmp_path: Path) -> None:
     assert parse_ids("0-3, 9") == [0, 1, 2, 3, 9]
     (tmp_path / "kept.txt").write_text("4\n8 9\n")
     assert parse_ids(str(tmp_path / "kept.txt")) == [4, 8, 9]
+    with pytest.raises(InputError, match=r"--keep none.txt: "):
+        parse_ids("none.txt")
     for wrong in ("3-1", "-2", "a", "0-99999999999"):
         with pytest.raises(InputError, match=r"--keep .*expected ids"):
             parse_ids(wrong)
