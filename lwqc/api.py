@@ -69,6 +69,7 @@ from lwqc.runtime.stats.divergence import Divergence
 
 if TYPE_CHECKING:
     from lwqc.compile.recovered import Recovered
+    from lwqc.compile.vocabulary import SmallerVocabulary
     from lwqc.learn.module import OnnxModule
     from lwqc.learn.to_torch import Trainable
 
@@ -361,6 +362,37 @@ def recover(
     names = (_name(small, "model"), _name(teacher, "teacher"))
     progress = options.get("progress") or None
     return fitted(own, taught, part(Recovering, options), names=names, progress=progress)
+
+
+def prune_vocabulary(
+    source: Source,
+    *,
+    data: Data = None,
+    preprocess: Preparation = None,
+    keep: Sequence[int] = (),
+    unknown: int | None = None,
+    ids: str | None = None,
+) -> SmallerVocabulary:
+    """A model without the token ids that neither the data nor `keep` has.
+
+    It changes what inputs mean: `map[old ids]` of the result are the new ones, and outputs over ids
+    are those of `kept`. Whatever has only kept ids gives the same outputs, see
+    `lwqc.compile.vocabulary`.
+
+    data, preprocess: texts as elsewhere, all of which are looked at. unknown: an id that all that
+    are gone become. ids: the input that holds them, by default that of the largest table.
+
+    Returns the model, `kept`, `map`, a report, and `save`. Raises InputError where no input is
+    known to be ids and nothing else.
+    """
+    from lwqc.compile.vocabulary import smaller_vocabulary
+    from lwqc.runtime.data import open_data
+
+    model, label = _model(source), _name(source, "model")
+    if data is None and not keep:
+        raise InputError("which ids stay is told by data, keep or both")
+    opened = None if data is None else open_data(data, model, preprocess=preprocess)
+    return smaller_vocabulary(model, data=opened, keep=keep, unknown=unknown, ids=ids, label=label)
 
 
 def _name(source: Source, usual: str) -> str:

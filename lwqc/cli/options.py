@@ -25,6 +25,7 @@ from lwqc.plans.options import (
     Measured,
     Opening,
     OutputBounds,
+    Prepared,
     Pruning,
     Recovering,
     Resizable,
@@ -232,6 +233,10 @@ class Planned(Feeding, Measured, Constant, Kept, Original, RunningCode, total=Fa
 
 class Applying(Planned, Reported, Checking, FallingBack, total=False):
     """Options of `apply`."""
+
+
+class Vocabulary(Prepared, Constant, RunningCode, Storing, Printing, Checking, total=False):
+    """Options of `vocabulary`."""
 
 
 class Optimizing(Feeding, Constant, Kept, RunningCode, Storing, Printing, Checking, total=False):

@@ -25,7 +25,7 @@ from lwqc.decide.structural import branch_job, channel_job, suited
 from lwqc.errors import InputError
 from lwqc.model.extensions import ALLOCATORS
 from lwqc.plans.goals import Goals
-from lwqc.plans.recipe import Recipe, TokenRecipe, find
+from lwqc.plans.recipe import Recipe, TokenRecipe, find, without_tokens
 
 
 def decide(
@@ -97,7 +97,7 @@ def _random_trials(work: Version) -> tuple[str, ...]:
 
 def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl | None) -> Decided:
     if recipe.tokens is not None:
-        rest = recipe.model_copy(update={"tokens": None})
+        rest = without_tokens(recipe)
 
         def job(goals: Goals) -> Callable[[Version], Decided]:
             return partial(_after_tokens, goals, rest, control)

@@ -105,6 +105,7 @@ class _Run:
         self.opset = int(model.opset_imports.get("", 1))
         self.result = AxisAnalysis(model.graph, self.opset, shapes)
         self.integers = Integers(model.graph, shapes)
+        self.places: dict[ir.Value, Factor] = {}
         self.captured: dict[ir.Node, list[ir.Value]] = {}
         for node, values in captures(model.graph):
             self.captured.setdefault(node, []).extend(values)
@@ -114,7 +115,9 @@ class _Run:
             self._number(node.outputs[0])
             return
         inputs = [self._operand(node, i) for i in range(len(node.inputs))]
-        ctx = Context(node, inputs, self.result.shapes, self.integers, self.opset)
+        ctx = Context(
+            node, inputs, self.result.shapes, self.integers, self.opset, places=self.places
+        )
         rule = self.rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
         try:
             if node in self.captured:

@@ -92,7 +92,16 @@ class SqueezedAxes:
     dims: tuple[Factor, ...]
 
 
-Repair = Sizes | Bounds | Indices | Count | Pieces | ReportedShape | Pinned | SqueezedAxes
+@dataclass(frozen=True)
+class AtLeast:
+    """A node takes that many indices of a dimension, which so many have to be left of."""
+
+    node: ir.Node
+    count: int
+    dimension: Factor
+
+
+Repair = Sizes | Bounds | Indices | Count | Pieces | ReportedShape | Pinned | SqueezedAxes | AtLeast
 
 
 def sizes(node: ir.Node, operand: int | str, dims: Sequence[Factor]) -> Sizes:

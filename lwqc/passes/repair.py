@@ -14,6 +14,7 @@ from lwqc.errors import InputError
 from lwqc.graph.axes import Factor, Masks
 from lwqc.graph.axis_analysis import AxisAnalysis
 from lwqc.graph.repairs import (
+    AtLeast,
     Bounds,
     Count,
     Indices,
@@ -102,6 +103,16 @@ def _bounds(item: Bounds, analysis: AxisAnalysis, masks: Masks) -> None:
     ]
     if entries:
         _rewrite(analysis, item.node, item.operand, entries, lambda entry, old: False)
+
+
+@repair.register
+def _at_least(item: AtLeast, analysis: AxisAnalysis, masks: Masks) -> None:
+    left = int(masks.of(item.dimension).sum())
+    if left < item.count:
+        raise InputError(
+            f"{item.node.op_type} {item.node.name}: takes {item.count} of {item.dimension.size}, "
+            f"{left} would be left"
+        )
 
 
 @repair.register

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from lwqc.errors import InputError
+from lwqc.model.documents import read_text
 from lwqc.model.numerals import real, share, whole
 
 _LARGEST_SIZE = 2**31 - 1
+_LARGEST_ID = 2**24 - 1
 
 
 def parse_shapes(texts: Sequence[str] | None) -> list[dict[str, int]]:
@@ -31,6 +35,30 @@ def _parse_dims(text: str) -> dict[str, int]:
                 f"--shape {part[:80]!r}: expected name=size, a size of at most {_LARGEST_SIZE}"
             )
     return dims
+
+
+def parse_ids(text: str) -> list[int]:
+    """Ids from `0-103,2000`, or from a file that holds them, divided by commas or spaces.
+
+    Raises InputError.
+    """
+    path, given = Path(text), text
+    if path.suffix in (".txt", ".csv"):
+        try:
+            given = read_text(path)
+        except InputError as error:
+            raise InputError(f"--keep {path}: {error}") from error
+    found: list[int] = []
+    for part in filter(None, re.split(r"[\s,]+", given)):
+        first, _, last = part.partition("-")
+        try:
+            start, stop = whole(first), whole(last or first)
+        except ValueError as error:
+            raise InputError(f"--keep {part[:80]!r}: expected ids such as 0-103,2000") from error
+        if not 0 <= start <= stop <= _LARGEST_ID:
+            raise InputError(f"--keep {part[:80]!r}: expected ids from 0 to {_LARGEST_ID}, rising")
+        found += range(start, stop + 1)
+    return found
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:

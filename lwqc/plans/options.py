@@ -61,12 +61,12 @@ class Shaped(TypedDict, total=False):
     ]
 
 
-class Feeding(Shaped, total=False):
+class Prepared(TypedDict, total=False):
     """What a model is run on.
 
     data: as `--data`, or an iterable of feeds (input name -> array), of samples with labels, a
     DataLoader, a `datasets` object or an array. preprocess: how samples become inputs, see
-    `lwqc.plans.preprocess`. seed: of random data, and of a search.
+    `lwqc.plans.preprocess`.
     """
 
     data: Annotated[
@@ -79,6 +79,11 @@ class Feeding(Shaped, total=False):
     preprocess: Annotated[
         Preparation, Flag("size=224,mean=...,std=...,letterbox or a .toml, see docs/data.md")
     ]
+
+
+class Feeding(Shaped, Prepared, total=False):
+    """The same, at sizes that are chosen. seed: of random data, and of a search."""
+
     seed: Annotated[int, Flag("seed of random data", int, 0)]
 
 

@@ -157,9 +157,10 @@ class SearchRecipe(BaseModel):
     """What a search over whole plans may choose, and by what it compares; see
     `lwqc.decide.search.joint`.
 
-    kinds: formats of sites, widths of groups, residual branches. measure: divergence of the
-    outputs, see `OutputDivergence`; `auto` is `kl` for logits and `channels` otherwise; with
-    `metric` that of the user decides on all of the data. errors: `predicted` from statistics, or of
+    kinds: formats of sites, widths of groups, residual branches, and under a latency how many
+    tokens the model goes on with. measure: divergence of the outputs, see `OutputDivergence`;
+    `auto` is `kl` for logits and `channels` otherwise; with `metric` that of the user decides on
+    all of the data. errors: `predicted` from statistics, or of
     each level alone `measured` at the outputs, or at every residual sum too (its `trajectory`).
     start: an exact `knapsack`, dynamic programming over error `curves`, `pairs` of items whose
     interaction is measured, or widths in proportion to `zeroth-order` sensitivities or to block
@@ -170,7 +171,9 @@ class SearchRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kinds: tuple[Literal["format", "width", "branch"], ...] = ("format", "width", "branch")
+    kinds: tuple[Literal["format", "width", "branch", "token"], ...] = (
+        "format", "width", "branch", "token",
+    )  # fmt: skip
     measure: Literal["auto", "metric", "js", "kl", "angular", "norm", "channels"] = "auto"
     errors: Literal["predicted", "measured", "trajectory"] = "predicted"
     start: Literal["knapsack", "curves", "pairs", "zeroth-order", "angles"] = "knapsack"
@@ -355,6 +358,15 @@ def with_token_share(recipe: Recipe, share: float | None) -> Recipe:
         update={"share": share, "by_latency": False}
     )
     return recipe.model_copy(update={"tokens": tokens})
+
+
+def without_tokens(recipe: Recipe) -> Recipe:
+    """A recipe for a model whose tokens are decided already: no search chooses them again."""
+    section = recipe.search_in
+    if section is not None:
+        kinds = tuple(kind for kind in section.kinds if kind != "token")
+        section = section.model_copy(update={"kinds": kinds})
+    return recipe.model_copy(update={"tokens": None, "search_in": section})
 
 
 def as_asked(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:

@@ -65,7 +65,7 @@ PINS = {
     "llama_past.legacy": Pin(7, 1, 0, 1.000, 0.768),
     "maxvit_pico.dynamo": Pin(111, 4, 0, 1.000, 0.960),
     "mixer_s32_224.dynamo": Pin(17, 1, 0, 1.000, 0.880),
-    "mixtral.dynamo": Pin(10, 1, 0, 1.000, 0.388),
+    "mixtral.dynamo": Pin(12, 3, 0, 1.000, 0.393),
     "mobilenet_v2.dynamo": Pin(25, 0, 0, 1.000, 0.612),
     "mobilenet_v3_large.dynamo": Pin(30, 0, 0, 1.000, 0.748),
     "mobilenet_v3_large.legacy": Pin(30, 0, 0, 1.000, 0.748),

@@ -85,6 +85,12 @@ class PredictedActivations(Predicted):
         """Formats are not counted either."""
         return (self.whole[number, 0] * share,)
 
+    def shorter(
+        self, rows: NDArray[np.float64], left: NDArray[np.float64], level: int
+    ) -> NDArray[np.float64]:
+        """In proportion."""
+        return rows * left
+
     def parts(self, rows: NDArray[np.float64], tensors: int) -> Parts:
         """[1]"""
         return np.array([(self._together @ rows[tensors:, 0]).max(initial=0.0)])

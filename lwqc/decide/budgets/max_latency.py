@@ -9,12 +9,13 @@ from lwqc.compile.budget import Reached
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.job import Job
 from lwqc.compile.outcomes import latency_outcomes
+from lwqc.compile.run_times import time_share
 from lwqc.compile.version import Version
 from lwqc.decide.search.bounded import Bounded
 from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.log import SearchLog
-from lwqc.decide.search.times import measured_times, reference_ms, time_share
+from lwqc.decide.search.times import measured_times, reference_ms
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Outcome
 
@@ -27,6 +28,7 @@ class Latency(Bounded):
     unit = "ms"
     cost = "latency_ms"
     noisy = True
+    shortens = True
     short = "ms"
 
     def unmeasured(self, job: Job) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lwqc.compile.budget import Reached
 from lwqc.compile.compressed import Compressed
@@ -71,6 +72,12 @@ class PredictedMacs(Predicted):
     def of_written(self, number: int, share: float, narrow: bool) -> tuple[float]:
         """Of a node that belongs to no site."""
         return (self._written[number] * share,)
+
+    def shorter(
+        self, rows: NDArray[np.float64], left: NDArray[np.float64], level: int
+    ) -> NDArray[np.float64]:
+        """In proportion."""
+        return rows * left
 
 
 BUDGET = Macs()

@@ -141,6 +141,12 @@ class PredictedMemory(Predicted):
         """Bytes of what a node writes."""
         return 0.0, self._elements[number] * share * (1 if narrow else _FLOAT)
 
+    def shorter(
+        self, rows: NDArray[np.float64], left: NDArray[np.float64], level: int
+    ) -> NDArray[np.float64]:
+        """Less is written."""
+        return np.concatenate([rows[:, :1], rows[:, 1:] * left], axis=1)
+
     def parts(self, rows: NDArray[np.float64], tensors: int) -> Parts:
         """[3]"""
         peak = (self._together @ rows[tensors:, 1]).max(initial=0.0)

@@ -22,14 +22,16 @@ class Bounded(Budget):
     """A budget that searches keep.
 
     cost: its name in what candidates cost; budgets may share one. noisy: it is measured by running
-    a model, not counted. as_given: it is counted less well once operators are merged. kinds: of
-    items that are searched under it, None for all. as_share: option that bounds the cost by a
-    share of the original, where its own does not. scale, short: unit in notes, and its name.
+    a model, not counted. as_given: it is counted less well once operators are merged. shortens:
+    fewer tokens are a way to keep it. kinds: of items that are searched under it, None for all.
+    as_share: option that bounds the cost by a share of the original, where its own does not. scale,
+    short: unit in notes, and its name.
     """
 
     cost: ClassVar[str]
     noisy: ClassVar[bool] = False
     as_given: ClassVar[bool] = False
+    shortens: ClassVar[bool] = False
     kinds: ClassVar[tuple[Kind, ...] | None] = None
     as_share: ClassVar[str] = ""
     scale: ClassVar[float] = 1.0

@@ -16,6 +16,7 @@ from lwqc.compile.gated_model import GatedModel, comparable_outputs
 from lwqc.compile.prunable import Prunable
 from lwqc.compile.version import Version
 from lwqc.decide import mixed, planning
+from lwqc.decide.allocators.evolutionary import Candidate
 from lwqc.decide.allocators.knapsack import Option, choose
 from lwqc.decide.channel_ranking import rank
 from lwqc.decide.drop_layers import gated_session
@@ -23,16 +24,24 @@ from lwqc.decide.prune_options import PruneOptions
 from lwqc.decide.scores.branches.ablation import Ablation
 from lwqc.decide.scores.channels.ranking import Normaliser
 from lwqc.decide.scores.channels.score import channel_score
-from lwqc.decide.search.space import Item, Kind, SearchSpace, Stored, Written, flipped, widths
+from lwqc.decide.search.shorter import Shorter
+from lwqc.decide.search.space import (
+    Item,
+    Kind,
+    SearchSpace,
+    Stored,
+    Written,
+    flipped,
+    widths,
+)
 from lwqc.decide.search.trial_model import Cut, Mask, TrialSpec
 from lwqc.decide.search.trial_spec import rounds_activation, trial_spec
+from lwqc.decide.search.work_left import RunWork, tokens_left
 from lwqc.graph.axes import Factor, positions
 from lwqc.graph.branch_kinds import BranchTree, branch_tree, removed_nodes
-from lwqc.graph.cost import node_costs
 from lwqc.graph.dataflow import Dataflow
 from lwqc.graph.groups import Group
 from lwqc.graph.logits import are_logits
-from lwqc.graph.shapes import shapes_at
 from lwqc.graph.sites import Site, find_sites
 from lwqc.graph.widths import width_step
 from lwqc.model import io
@@ -58,7 +67,8 @@ class SearchModel:
     """The space of a model and what is needed to turn a candidate into a plan.
 
     groups: item of a width -> its group. constant: sites whose format is not searched. grams: of
-    the inputs of sites whose channels may go. gains: see `TrialTensor`.
+    the inputs of sites whose channels may go. gains: see `TrialTensor`. shorter: models with fewer
+    tokens, by level.
     """
 
     work: Version
@@ -70,6 +80,18 @@ class SearchModel:
     measure: Measure
     sites: Mapping[str, Site]
     gains: Mapping[str, tuple[float, ...]]
+    shorter: tuple[Shorter, ...] = ()
+
+    def shortened(self, candidate: Candidate) -> Shorter | None:
+        """What the candidate goes on with of the tokens, None for all."""
+        tokens = self.space.tokens
+        level = len(self.shorter) if tokens is None else candidate[tokens.item]
+        return self.shorter[level] if level < len(self.shorter) else None
+
+    def version(self, candidate: Candidate) -> Version:
+        """The model that the candidate's other changes are made to."""
+        short = self.shortened(candidate)
+        return self.work if short is None else short.version
 
     @cached_property
     def spec(self) -> TrialSpec:
@@ -82,6 +104,7 @@ class SearchModel:
             self.gains,
             self.measure,
             self.work.job.weights,
+            [Prunable(short.version.model).model for short in self.shorter],
         )
 
 
@@ -109,12 +132,14 @@ def search_model(
     held: bool = False,
     by: Judged = Judged(),
     size_bytes: float = math.inf,
+    shorter: Sequence[Shorter] = (),
 ) -> SearchModel:
     """Everything of the given kinds that can be chosen in a model.
 
     tiny, unpack: see `mixed.choices`. small: formats that only store fewer bits. held: of these,
     those that a kernel reads as they are stored. fast: 8-bit activations too. size_bytes: of the
-    model that is asked for, for formats that trials cannot tell apart.
+    model that is asked for, for formats that trials cannot tell apart. shorter: models with fewer
+    tokens to choose from.
     """
     prunable = Prunable(work.model)
     builder = _Builder(work, prunable)
@@ -125,12 +150,13 @@ def search_model(
         builder.widths(by.channels)
     if "branch" in kinds:
         builder.branches()
+    shorter = builder.tokens(shorter) if "token" in kinds else ()
     measure = by.outputs
     if measure == "auto":
         measure = "kl" if are_logits(comparable_outputs(work.model.graph)) else "channels"
     return SearchModel(
         work, prunable, builder.space(), builder.groups, builder.constant, builder.grams, measure,
-        builder.sites, builder.gains,
+        builder.sites, builder.gains, tuple(shorter),
     )  # fmt: skip
 
 
@@ -172,6 +198,8 @@ class _Builder:
         self._branches: dict[int, set[ir.Node]] = {}
         self._chained: list[str] = []
         self._fixed: list[_Fixed] = []
+        self._shorter: list[Shorter] = []
+        self._tokens = -1  # the item of that name
         self._integer: dict[str, list[SiteEntry]] = {}
         self.sites = {s.name: s for s in find_sites(prunable.model).sites}
 
@@ -340,13 +368,30 @@ class _Builder:
             errors = (error([branch.name]), 0.0)
             self.items.append(Item(branch.name, "branch", ("removed", "kept"), errors))
 
+    def tokens(self, shorter: Sequence[Shorter]) -> list[Shorter]:
+        """One item for all layers. Models that lack a site of the whole one are left out."""
+        whole = {s.name: s.shape for s in self.sites.values()}
+        kept = []
+        for short in shorter:
+            sites = {s.name: s.shape for s in find_sites(Prunable(short.version.model).model).sites}
+            if sites == whole:
+                kept.append(short)
+            else:
+                name = f"tokens {_tokens_label(short)}"
+                self.left_out[name] = "its layers are not those of the whole model"
+        if kept:
+            self._shorter = kept
+            errors = (*(short.error for short in kept), 0.0)
+            labels = (*map(_tokens_label, kept), "all")
+            self._tokens = len(self.items)
+            self.items.append(Item("tokens", "token", labels, errors))
+        return kept
+
     def space(self) -> SearchSpace:
         """The space of all items."""
         model, work = self.prunable.model, self.work
-        first = work.job.data.fit.first()
-        shapes = shapes_at(model, {n: a.shape for n, a in first.items()})
-        costs = node_costs(model.graph, shapes)
-        macs = dict(zip(model.graph.all_nodes(), (c.macs or 0 for c in costs), strict=True))
+        whole = RunWork(model, work)
+        shapes, macs = whole.shapes, whole.macs
         cuts = self._cuts()
         tensors = stored_float_tensors(model.graph)
         stored = [self._stored(v, cuts.get(v.name or "", ()), macs) for v in tensors]
@@ -356,13 +401,18 @@ class _Builder:
             for n, e in self.constant.items()
             if n in self.sites
         )
+        written = tuple(self._written(shapes, macs))
+        names = {i: self.items[i].name for i in self._branches}
         return SearchSpace(
             tuple(self.items),
             tuple(stored),
             self.keeps,
             fixed_bytes,
-            written=tuple(self._written(shapes, macs)),
+            written=written,
             left_out=self.left_out,
+            tokens=tokens_left(self._tokens, whole, self._shorter, stored, len(written), names)
+            if self._shorter
+            else None,
         )
 
     def _written(
@@ -443,6 +493,10 @@ class _Builder:
         own = float(sum(macs.get(n, 0) for n in nodes))
         turned = _turned(site)
         return Stored(name, shape, itemsize, cuts, item, entries, turned, users, own, op=site.op)
+
+
+def _tokens_label(short: Shorter) -> str:
+    return f"{short.decision.saved:.0%} less work"
 
 
 def _label(entry: SiteEntry | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.overhead import measure_overhead
 from lwqc.decide.search.scores import by_metric
+from lwqc.decide.search.shorter import Shorter, shorter_models
 from lwqc.decide.search.whole import Result, WholeSearch
 from lwqc.decide.search.workers import remembering, workers
 from lwqc.errors import InputError
@@ -125,7 +126,10 @@ def _opened(
         base, clean = fused.work, fused.clean
     log = SearchLog(control.log, resume=control.resume)
     try:
-        with _searching(work, base, goals, recipe, section, control, log) as (search, limits):
+        with _searching(work, base, clean, goals, recipe, section, control, log) as (
+            search,
+            limits,
+        ):
             yield search, limits, clean
     except (InputError, GeneratorExit):  # of which another try makes nothing else
         log.close(remove=not control.resume)
@@ -140,13 +144,14 @@ def _opened(
 def _searching(
     work: Version,
     base: Version,
+    clean: CleanUp | None,
     goals: Goals,
     recipe: Recipe,
     section: SearchRecipe,
     control: SearchControl,
     log: SearchLog,
 ) -> Iterator[tuple[WholeSearch, Limits]]:
-    """base: the work on the graph that is searched."""
+    """base: the work on the graph that is searched. clean: what led from the work to it."""
     log.must_equal("model", work.begun.source.digest)
     limits = _limits(work, goals, log)
     if "format" in section.kinds:  # the space depends on times that a resumed run would take anew
@@ -156,7 +161,9 @@ def _searching(
             dict[int, list[str]],
         )
         take_slow_products(base, {int(bits): frozenset(sites) for bits, sites in slow.items()})
-    found = _model(base, section, recipe, goals, limits)
+    found = _model(
+        base, section, recipe, goals, limits, _shorter(work, base, goals, clean, section, log)
+    )
     log.must_equal("search space", [list(found.space.sizes), control.seed, recipe.name])
     budgets = by_cost(budget for budget, _ in bounded(goals))
     for budget in budgets.values():
@@ -191,8 +198,26 @@ def _limits(work: Version, goals: Goals, log: SearchLog) -> Limits:
     return Limits(found)
 
 
+def _shorter(
+    work: Version,
+    base: Version,
+    goals: Goals,
+    clean: CleanUp | None,
+    section: SearchRecipe,
+    log: SearchLog,
+) -> tuple[Shorter, ...]:
+    """Models with fewer tokens, where that is a way to keep a budget."""
+    wanted = any(budget.shortens for budget, _ in bounded(goals)) and "token" in section.kinds
+    return tuple(shorter_models(work, base, clean, log)) if wanted else ()
+
+
 def _model(
-    work: Version, section: SearchRecipe, recipe: Recipe, goals: Goals, limits: Limits
+    work: Version,
+    section: SearchRecipe,
+    recipe: Recipe,
+    goals: Goals,
+    limits: Limits,
+    shorter: Sequence[Shorter],
 ) -> SearchModel:
     """What can be chosen; see `mixed.fitting_forms`."""
     options: dict[str, Any] = {
@@ -202,6 +227,7 @@ def _model(
             channels=section.score,
         ),
         "small": False,
+        "shorter": shorter,
     }
     budgets = [budget for budget, _ in bounded(goals)]
     for budget in budgets:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from lwqc.compile.prunable import Prunable
 from lwqc.compile.steps.removed_branches import remove_planned, without_branches
 from lwqc.compile.steps.sliced import slices
+from lwqc.compile.version import Version
 from lwqc.decide.allocators.evolutionary import Candidate
 from lwqc.decide.narrowed_entries import entry_here
 from lwqc.decide.planning import calibrate
@@ -25,11 +26,12 @@ from lwqc.plans.plan import Plan, PrunedUnit, Pruning, RemovedBranch, SiteEntry,
 def planned(
     found: SearchModel, candidate: Candidate, recipe: str, *, compensate: bool = True
 ) -> Plan:
-    """What a candidate does, as a plan for the work that was searched.
+    """What a candidate does, as a plan for its version of the model, see `SearchModel.version`.
 
     compensate: layers take over for removed branches (with data) and channels.
     """
-    work, space = found.work, found.space
+    candidate = found.space.effective(candidate)
+    work, space = found.version(candidate), found.space
     kinds = {b.name: b.kind for b in branch_tree(work.model.graph).branches}
     given = work.job.data.fit.given
     remove = tuple(
@@ -56,7 +58,7 @@ def planned(
     if units:
         prune_channels(prunable.groups, removed)
         RemoveUnused()(prunable.model)
-    entries, kept = _entries(found, candidate, prunable.model)
+    entries, kept = _entries(found, candidate, work, prunable.model)
     plan = Plan(
         source=Source(name=work.name),
         target=work.job.target.name,
@@ -111,7 +113,7 @@ def _match(
 
 
 def _entries(
-    found: SearchModel, candidate: Candidate, model: ir.Model
+    found: SearchModel, candidate: Candidate, work: Version, model: ir.Model
 ) -> tuple[dict[str, SiteEntry], dict[str, str]]:
     """Entries of the sites that are left, and why the others stay float."""
     space = found.space
@@ -126,7 +128,7 @@ def _entries(
             few = f"has only {site.size} weights"
             kept[site.name] = few if site.size < MIN_WEIGHTS else "the budget allows float"
             continue
-        legal = entry_here(found.work, site, entry)
+        legal = entry_here(work, site, entry)
         if isinstance(legal, str):
             kept[site.name] = legal
         else:

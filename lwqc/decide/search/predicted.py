@@ -28,6 +28,15 @@ class Predicted(ABC):
     def of_written(self, number: int, share: float, narrow: bool) -> tuple[float, ...]:
         """Of what the node of that number writes. narrow: in bytes rather than floats."""
 
+    def shorter(
+        self, rows: NDArray[np.float64], left: NDArray[np.float64], level: int
+    ) -> NDArray[np.float64]:
+        """Rows where the model goes on with fewer tokens; by default as they are.
+
+        left: share of the work of each [rows, 1]. level: of the tokens.
+        """
+        return rows
+
     def parts(self, rows: NDArray[np.float64], tensors: int) -> Parts:
         """Parts of the cost, of rows [tensors and then nodes, columns]."""
         return np.asarray(rows.sum(0))

@@ -1,4 +1,4 @@
-"""What a search over whole plans can choose: formats of sites, widths of groups, branches.
+"""What a search over whole plans can choose: formats of sites, widths, branches, tokens.
 
 One interface for all of them: an item has levels, from the strongest to untouched, each with a
 predicted error (relative squared error at the model's outputs) and, with the levels of all other
@@ -24,7 +24,7 @@ from lwqc.decide.search.predicted import Predicted
 from lwqc.decide.search.trial_model import Cut, Mask, axis_masks, matrix_masks
 from lwqc.plans.plan import SiteEntry
 
-Kind = Literal["format", "width", "branch"]
+Kind = Literal["format", "width", "branch", "token"]
 Cost = Mapping[str, float]  # of a candidate: `size_bytes`, and what else is predicted
 SIZE = "size_bytes"
 
@@ -33,7 +33,7 @@ SIZE = "size_bytes"
 class Item:
     """Something that is decided. labels, errors: by level, the strongest first; the last is none.
 
-    name: of a site (or several that go together), a group or a branch.
+    name: of a site (or several that go together), a group, a branch, or `tokens`.
     """
 
     name: str
@@ -92,6 +92,19 @@ class Written:
     macs: float = 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The item that says how many tokens the model goes on with.
+
+    held: items of branches that stay, by level, as their attention chooses tokens. left: share of
+    the work [levels, stored tensors and then nodes].
+    """
+
+    item: int
+    held: tuple[frozenset[int], ...]
+    left: NDArray[np.float64]
+
+
 @dataclass
 class SearchSpace:
     """Items, and what candidates cost.
@@ -99,7 +112,8 @@ class SearchSpace:
     keeps: item of a width -> mask of channels by level. fixed_bytes: what no item changes.
     overhead: operator and layout -> bytes beside codes and scales, per site and per zero point.
     costs: those beside bytes, see `predict`. pace: what each part of such a cost counts, see
-    `lwqc.decide.search.pace`. left_out: what could not become an item, with the reason.
+    `lwqc.decide.search.pace`. left_out: what could not become an item, with the reason. tokens:
+    None where their number is not chosen.
     """
 
     items: tuple[Item, ...]
@@ -111,6 +125,7 @@ class SearchSpace:
     costs: dict[str, Predicted] = field(default_factory=dict)
     pace: dict[str, Parts] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    tokens: Tokens | None = None
     _last: tuple[Candidate, NDArray[np.float64]] | None = field(default=None, repr=False)
 
     @property
@@ -126,6 +141,13 @@ class SearchSpace:
     def of_kind(self, kind: Kind) -> list[int]:
         """Numbers of the items of a kind."""
         return [i for i, item in enumerate(self.items) if item.kind == kind]
+
+    def effective(self, candidate: Candidate) -> Candidate:
+        """The same with the branches kept whose attention chooses tokens."""
+        if self.tokens is None:
+            return candidate
+        held = self.tokens.held[candidate[self.tokens.item]]
+        return tuple(self.items[i].top if i in held else c for i, c in enumerate(candidate))
 
     def predict(self, cost: str, predicted: Predicted) -> None:
         """Candidates have that cost too from now on."""
@@ -148,12 +170,17 @@ class SearchSpace:
         rows, first = self._counted(candidate), 1
         for name, predicted in self.costs.items():
             if name == cost:
-                return predicted.parts(rows[:, first : first + predicted.columns], len(self.stored))
+                own = rows[:, first : first + predicted.columns]
+                if self.tokens is not None:
+                    level = candidate[self.tokens.item]
+                    own = predicted.shorter(own, self.tokens.left[level][:, None], level)
+                return predicted.parts(own, len(self.stored))
             first += predicted.columns
         raise KeyError(cost)
 
     def _counted(self, candidate: Candidate) -> NDArray[np.float64]:
         """All parts of the cost. What is the same as in the last candidate is not redone."""
+        candidate = self.effective(candidate)
         if self._last is not None and self._last[0] == candidate:
             return self._last[1]
         if self._last is None:
@@ -245,6 +272,7 @@ class SearchSpace:
 
     def predicted(self, candidate: Candidate) -> float:
         """Sum of the errors that items have alone; those inside removed branches do not count."""
+        candidate = self.effective(candidate)
         closed = {i for i in self._branches if candidate[i] == 0}
         return sum(
             item.errors[level]

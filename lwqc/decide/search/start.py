@@ -12,6 +12,7 @@ from lwqc.decide.search.space import SearchSpace
 CostOf = Callable[[Candidate], float]
 Allocate = Callable[[Sequence[Sequence[Option]], float], list[int] | None]
 _SHARES = (1.0, 0.93, 0.85, 0.77, 0.68, 0.58, 0.47, 0.35, 0.22, 0.1)
+_FEW_SHARES = (1.0, 0.85, 0.68)  # beside fewer tokens
 
 
 def starts(
@@ -26,22 +27,42 @@ def starts(
     if not space.of_kind("format"):
         every = allocated(space, space.top, range(len(space.items)), cost, limit, allocate)
         found.setdefault(fitted(space, every or space.top, cost, fits))
-    for structure in structures(space, cost):
-        items = space.of_kind("format")
-        candidate = allocated(space, structure, items, cost, limit, allocate)
-        if candidate is not None:
-            found.setdefault(fitted(space, candidate, cost, fits))
+    for top in _tops(space):
+        shares = _SHARES if top == space.top else _FEW_SHARES
+        for structure in structures(space, cost, top, shares):
+            items = space.of_kind("format")
+            candidate = allocated(space, structure, items, cost, limit, allocate)
+            if candidate is not None:
+                found.setdefault(fitted(space, candidate, cost, fits))
     return [c for c in found if fits(c)] or [lowered(space, space.top, cost, fits)]
 
 
-def structures(space: SearchSpace, cost: CostOf) -> list[Candidate]:
-    """Less and less structure, always what costs the least error for what it saves."""
+def _tops(space: SearchSpace) -> list[Candidate]:
+    """Nothing changed but the tokens: all of them first, then fewer and fewer."""
+    found = [space.top]
+    for item in space.of_kind("token"):
+        found += [_with(space.top, item, level) for level in reversed(range(space.items[item].top))]
+    return found
+
+
+def structures(
+    space: SearchSpace,
+    cost: CostOf,
+    top: Candidate | None = None,
+    shares: Sequence[float] = _SHARES,
+) -> list[Candidate]:
+    """Less and less structure, always what costs the least error for what it saves.
+
+    top: with nothing gone, None for nothing changed at all. shares: of what structure can save
+    that is left.
+    """
+    top = space.top if top is None else top
     items = [*space.of_kind("width"), *space.of_kind("branch")]
     if not items:
-        return [space.top]
+        return [top]
     options = [
         [
-            Option(cost(_with(space.top, i, level)), error)
+            Option(cost(_with(top, i, level)), error)
             for level, error in enumerate(space.items[i].errors)
         ]
         for i in items
@@ -50,9 +71,9 @@ def structures(space: SearchSpace, cost: CostOf) -> list[Candidate]:
     least = sum(min(o.cost for o in item) for item in options)
     most = sum(item[-1].cost for item in options)
     found: dict[Candidate, None] = {}
-    for share in _SHARES:
+    for share in shares:
         levels = at_budget(options, steps, least + share * (most - least) * (1 + 1e-9))
-        candidate = list(space.top)
+        candidate = list(top)
         for i, level in zip(items, levels or [0] * len(items), strict=True):
             candidate[i] = level
         found.setdefault(tuple(candidate))

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import onnx_ir as ir
+import numpy as np
+from numpy.typing import NDArray
 
 from lwqc.compile.candidates import with_formats
-from lwqc.compile.run_times import run_ms
+from lwqc.compile.run_times import run_ms, time_share
 from lwqc.compile.timing import (
     activation_shapes,
     float_seconds,
@@ -36,10 +37,8 @@ from lwqc.errors import InputError
 from lwqc.graph.sites import Site
 from lwqc.plans.plan import SiteEntry
 from lwqc.runtime.profile import operator_times
-from lwqc.runtime.served import relative_times
 
 _SITES = dict[str, list[tuple[Amount, Amount]]]
-_SECONDS = 2.0  # of timing per model
 _CONSTANT = 0.1  # of a site's time, where a narrower one cannot be timed
 _MOST_SITES = 0.95  # of the whole model's time that its sites may account for
 
@@ -48,12 +47,14 @@ _MOST_SITES = 0.95  # of the whole model's time that its sites may account for
 class Times(Predicted):
     """Milliseconds by number of a stored tensor and level, and by number of a node; when whole.
 
-    constant: of those of a tensor, what stays however narrow it gets.
+    constant: of those of a tensor, what stays however narrow it gets. gains: by level of fewer
+    tokens, what is measured to be saved over what is predicted by the work that is left.
     """
 
     stored: Sequence[tuple[float, ...]]
     constant: Sequence[tuple[float, ...]]
     written: Sequence[float]
+    gains: Sequence[float] = ()
     pace: Parts = field(default_factory=lambda: TIME)
     columns: int = len(TIME)
 
@@ -71,6 +72,14 @@ class Times(Predicted):
         time = self.written[number]
         return (0.0, 0.0, 0.0, time * share, time)
 
+    def shorter(
+        self, rows: NDArray[np.float64], left: NDArray[np.float64], level: int
+    ) -> NDArray[np.float64]:
+        """By as much as the whole model in float was measured to gain."""
+        if level >= len(self.gains):
+            return rows
+        return rows * (1 - self.gains[level] * (1 - left))
+
 
 def measured_times(found: SearchModel, log: SearchLog) -> Times:
     """Times in a space. Measured once for a log: resumed searches use the same."""
@@ -86,11 +95,26 @@ def measured_times(found: SearchModel, log: SearchLog) -> Times:
     of_stored = [times.get(s.name, [(0.0, 0.0)]) for s in space.stored]
     in_sites = {s.op for s in found.sites.values()}
     named = {op: t for op, t in by_type.items() if op not in in_sites}
-    return Times(
+    found_times = Times(
         [tuple(t * scale for t, _ in levels) for levels in of_stored],
         [tuple(stays * scale for _, stays in levels) for levels in of_stored],
         _shared_out(space.written, max(whole - floats * scale, 0.0), named),
     )
+    return replace(found_times, gains=_gains(found, found_times))
+
+
+def _gains(found: SearchModel, times: Times) -> list[float]:
+    """What models with fewer tokens were measured to save, over what their work tells."""
+    tokens = found.space.tokens
+    if tokens is None:
+        return []
+    floats = [levels[-1] for levels in times.stored]
+    alone = np.array([*floats, *times.written])
+    saved = (1 - tokens.left[:-1]) @ alone / max(float(alone.sum()), 1e-12)
+    return [
+        (1 - short.time) / max(float(own), 1e-12)
+        for short, own in zip(found.shorter, saved, strict=True)
+    ]
 
 
 def reference_ms(work: Version, log: SearchLog) -> float:
@@ -101,16 +125,6 @@ def reference_ms(work: Version, log: SearchLog) -> float:
             lambda: run_ms(work, work.original.timed_session)[0],
         )
     )
-
-
-def time_share(work: Version, model: ir.Model) -> float:
-    """Of the original's time that a model takes, at the first shape served.
-
-    The mean of two sessions, as two of one model may differ by a few percent.
-    """
-    sessions = [work.original.timed_session, work.job.load(model), work.job.load(model)]
-    _, (one,), (other,) = relative_times(sessions, work.job.data.serve[:1], _SECONDS)
-    return (one + other) / 2
 
 
 def _float_share(work: Version) -> float:

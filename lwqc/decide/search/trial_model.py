@@ -76,7 +76,8 @@ class TrialSpec:
     the channels that stay, by level. gates: item of a branch or format, input and its values by
     level. top: the candidate that is the original. batches: feeds, of rows of data each. stages:
     how many of them each stage of selection looks at: little, a part, all. risky: see `Session`.
-    weights: of outputs.
+    weights: of outputs. shorter: the item of tokens, and models that go on with fewer of them, by
+    its levels below that of all.
     """
 
     model: bytes
@@ -90,6 +91,13 @@ class TrialSpec:
     measure: Measure = "kl"
     risky: bool = False
     weights: Mapping[str, float] = field(default_factory=dict)
+    shorter: tuple[int, tuple[bytes, ...]] = (0, ())
+
+    def graph(self, candidate: Candidate) -> bytes:
+        """What a candidate's inputs are given to."""
+        item, models = self.shorter
+        level = candidate[item] if models else 0
+        return models[level] if level < len(models) else self.model
 
 
 class TrialModel:
@@ -98,14 +106,13 @@ class TrialModel:
     def __init__(self, spec: TrialSpec, threads: int = 0) -> None:
         """threads: of the session; 0 lets the runtime choose."""
         self.spec = spec
-        settings = SessionSettings(threads=threads)
-        self._run = Session(spec.model, settings, label="trial model", risky=spec.risky)
+        self._settings = SessionSettings(threads=threads)
+        self._sessions: dict[bytes, Session] = {}
         self._cache: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # with `nbytes`
         self._held = 0
         self._orders = [nested_order(t, spec.keeps) for t in spec.tensors]
         self._lock = threading.Lock()  # workers may have several threads
-        inputs = self._inputs(spec.top)
-        runs = (self._run({**feeds, **inputs}) for feeds in spec.batches)
+        runs = (self.outputs(spec.top, feeds) for feeds in spec.batches)
         self._references = [
             {
                 name: OutputDivergence(value, spec.measure)
@@ -117,19 +124,31 @@ class TrialModel:
 
     def score(self, candidate: Candidate, stage: int) -> float:
         """Divergence on the data of a stage: mean over its rows, worst over the outputs."""
-        return self._divergence(self._inputs(candidate), self.spec.stages[stage])
+        inputs, count = self._inputs(candidate), self.spec.stages[stage]
+        return self._divergence(self._session(candidate), inputs, count)
 
     def perturbed(self, changed: Mapping[str, Array]) -> float:
         """Divergence of the original with other values of some tensors, on a part of the data."""
-        return self._divergence({**self._inputs(self.spec.top), **changed}, self.spec.stages[PART])
+        top, count = self.spec.top, self.spec.stages[PART]
+        return self._divergence(self._session(top), {**self._inputs(top), **changed}, count)
 
-    def _divergence(self, inputs: Mapping[str, Array], count: int) -> float:
+    def _session(self, candidate: Candidate) -> Session:
+        """Of the candidate's tokens."""
+        graph = self.spec.graph(candidate)
+        with self._lock:
+            if graph not in self._sessions:
+                self._sessions[graph] = Session(
+                    graph, self._settings, label="trial model", risky=self.spec.risky
+                )
+            return self._sessions[graph]
+
+    def _divergence(self, run: Session, inputs: Mapping[str, Array], count: int) -> float:
         totals: dict[str, float] = {}
         rows = self.spec.rows[:count]
         for feeds, references, own in zip(
             self.spec.batches[:count], self._references[:count], rows, strict=True
         ):
-            found = self._run({**feeds, **inputs})
+            found = _ran(run, feeds, inputs)
             for name, reference in references.items():
                 totals[name] = totals.get(name, 0.0) + own * reference(found[name])
         weighed = (weighted(loss, name, self.spec.weights) for name, loss in totals.items())
@@ -137,7 +156,7 @@ class TrialModel:
 
     def outputs(self, candidate: Candidate, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """What a candidate computes."""
-        return self._run({**feeds, **self._inputs(candidate)})
+        return _ran(self._session(candidate), feeds, self._inputs(candidate))
 
     def _inputs(self, candidate: Candidate) -> dict[str, Array]:
         found = {t.name: self._values(i, t, candidate) for i, t in enumerate(self.spec.tensors)}
@@ -194,6 +213,11 @@ class TrialModel:
                 self._held -= self._cache.popitem(last=False)[1].nbytes
         self._cache.move_to_end(key)
         return self._cache[key]
+
+
+def _ran(run: Session, feeds: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Outputs. What fewer tokens make superfluous is no input."""
+    return run({**feeds, **{name: inputs[name] for name in run.inputs if name in inputs}})
 
 
 def axis_masks(

@@ -13,6 +13,7 @@ from lwqc.compile.gated_model import keep_results
 from lwqc.decide.scores.channels.final_error import promote
 from lwqc.decide.search.space import SearchSpace
 from lwqc.decide.search.trial_model import TrialSpec, TrialTensor
+from lwqc.graph.branch_kinds import branch_tree
 from lwqc.model import io
 from lwqc.model.names import gather_names, unique_name
 from lwqc.model.unused import RemoveUnused
@@ -25,6 +26,7 @@ from lwqc.runtime.data import Dataset, Feeds
 from lwqc.runtime.session import has_bodies
 from lwqc.runtime.stats.output_divergence import Measure
 
+_Switches = tuple[tuple[int, str, tuple[NDArray[Any], ...]], ...]
 _BATCHES, _ROWS = 8, 64  # of data, as many as it takes to have both
 _SHARES = (1 / 16, 1 / 4)  # of the rows: what the first two stages look at
 
@@ -37,17 +39,15 @@ def trial_spec(
     gains: Mapping[str, tuple[float, ...]],
     measure: Measure,
     weights: Mapping[str, float],
+    shorter: Sequence[ir.Model] = (),
 ) -> TrialSpec:
     """Everything to evaluate candidates of a space with. The model is not changed.
 
-    grams, gains: by site, see `TrialTensor`. weights: of outputs.
+    grams, gains: by site, see `TrialTensor`. weights: of outputs. shorter: the model with fewer
+    tokens, by level.
     """
     stored = {v.name: v for v in stored_float_tensors(model.graph)}
-    model = model.clone()
-    keep_results(model)
-    gather_names(model)
-    switches = _switches(model, space)
-    RemoveUnused()(model)
+    model, switches = _gated(model, space)
     read = {v.name for v in stored_float_tensors(model.graph)}  # by what has a result
     tensors, names = [], {}
     for part in space.stored:
@@ -84,7 +84,35 @@ def trial_spec(
         measure,
         has_bodies(model),
         weights,
+        (0 if space.tokens is None else space.tokens.item, _shorter(shorter, space, names)),
     )
+
+
+def _gated(model: ir.Model, space: SearchSpace) -> tuple[ir.Model, _Switches]:
+    """A copy with gates for branches and rounded activations."""
+    model = model.clone()
+    keep_results(model)
+    gather_names(model)
+    switches = _switches(model, space)
+    RemoveUnused()(model)
+    return model, switches
+
+
+def _shorter(
+    models: Sequence[ir.Model], space: SearchSpace, names: Mapping[str, str]
+) -> tuple[bytes, ...]:
+    """Models with fewer tokens and the inputs of the whole one, without those that they need not.
+
+    names: stored tensor -> input.
+    """
+    found = []
+    for whole in models:
+        model, _ = _gated(whole, space)
+        read = {v.name for v in stored_float_tensors(model.graph)}
+        promote(model, {stored: name for stored, name in names.items() if stored in read})
+        RemoveUnused()(model)
+        found.append(io.to_bytes(model))
+    return tuple(found)
 
 
 def rounds_activation(entry: SiteEntry | None) -> bool:
@@ -92,15 +120,18 @@ def rounds_activation(entry: SiteEntry | None) -> bool:
     return entry is not None and entry.activation != "none" and entry.weight.block is None
 
 
-def _switches(
-    model: ir.Model, space: SearchSpace
-) -> tuple[tuple[int, str, tuple[NDArray[Any], ...]], ...]:
-    """Add gates for branches and rounded activations: item, input and its values by level."""
+def _switches(model: ir.Model, space: SearchSpace) -> _Switches:
+    """Add gates for branches and rounded activations: item, input and its values by level.
+
+    Branches that the model has not, as tokens are chosen by them, have none.
+    """
     found: list[tuple[int, str, tuple[NDArray[Any], ...]]] = []
-    gates = GateBranches([space.items[i].name for i in space.of_kind("branch")])
+    known = {branch.name for branch in branch_tree(model.graph).branches}
+    branches = [i for i in space.of_kind("branch") if space.items[i].name in known]
+    gates = GateBranches([space.items[i].name for i in branches])
     gates(model)
     whole = gates.feeds()
-    for i in space.of_kind("branch"):
+    for i in branches:
         closed = gates.feeds([space.items[i].name])
         name = next(n for n in closed if closed[n] != whole[n])
         found.append((i, name, (closed[name], whole[name])))

@@ -36,7 +36,7 @@ from lwqc.decide.search.scores import (
     pairwise_allocator,
     zeroth_order,
 )
-from lwqc.decide.search.space import SIZE, Kind
+from lwqc.decide.search.space import SIZE, Kind, SearchSpace
 from lwqc.decide.search.start import Allocate, lowered, raised, starts
 from lwqc.decide.search.trajectory import Trajectory
 from lwqc.decide.search.trial_model import ALL, PART
@@ -101,8 +101,14 @@ class Result:
             evaluations=self.evaluations,
             seconds=self.seconds,
             left_out=space.left_out,
-            notes=self.notes,
+            notes=(*self.notes, *_tokens_told(space, self.best)),
         )
+
+
+def _tokens_told(space: SearchSpace, best: Candidate) -> list[str]:
+    """What was chosen of the tokens, where they were chosen, for readers."""
+    items = [(space.items[i], best[i]) for i in space.of_kind("token")]
+    return [f"tokens: {item.labels[level]}, of {', '.join(item.labels)}" for item, level in items]
 
 
 class WholeSearch:
@@ -192,9 +198,10 @@ class WholeSearch:
     def score(self, candidates: Sequence[Candidate], stage: int) -> list[float]:
         """Of candidates on the data of a stage."""
         self.evaluations += len(candidates)
+        effective = [self.found.space.effective(candidate) for candidate in candidates]
         if stage != self.settings.stages - 1:
-            return self._left(candidates, self._score(candidates, stage))
-        scores = self._left(candidates, self._score(candidates, ALL))
+            return self._left(candidates, self._score(effective, stage))
+        scores = self._left(candidates, self._score(effective, ALL))
         self._tried.update(zip(candidates, scores, strict=True))
         return scores
 
@@ -384,18 +391,21 @@ class WholeSearch:
     def _plain(self, candidate: Candidate, goals: Goals | None = None) -> Compressed:
         """The candidate as a model. Nothing makes up for what it loses: costs stay the same."""
         plan = planned(self.found, candidate, "", compensate=False)
-        return execute(self.found.work, goals or Goals(), plan)
+        return execute(self.found.version(candidate), goals or Goals(), plan)
 
     def _executed(self, goals: Goals, candidate: Candidate, clean: CleanUp | None) -> Compressed:
-        work = self.found.work
+        work, short = self.found.version(candidate), self.found.shortened(candidate)
         plan = planned(self.found, candidate, self.recipe.name)
         done = execute(work, goals, plan)
         wrong = {} if work.job.skip_checks else work.job.target.misplaced(done.lowered)
         if wrong:
             plan = without(plan, wrong)
             done = execute(work, goals, plan)
-        led_here = {"opset": work.raised, "clean": clean}
-        return dataclasses.replace(done, decisions=done.decisions.model_copy(update=led_here))
+        decision = None if short is None else short.decision
+        tokens = () if decision is None else decision.tokens
+        led_here = {"tokens": tokens, "opset": work.raised, "clean": clean}
+        decisions = done.decisions.model_copy(update=led_here)
+        return dataclasses.replace(done, decisions=decisions, shortened=decision)
 
     def aimed(self, limits: Limits) -> Limits:
         """What a search is asked for: a little less of what is measured, as that is not exact."""

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from lwqc.graph.axes import STATISTICS, Factor, fixed, freeze, mark, one, regroup, unify
 from lwqc.graph.integers import Integers, Ints
+from lwqc.graph.moved_numbers import origin
 from lwqc.graph.repairs import Repair
 from lwqc.graph.rules.fit import BarrierError, Dims, Fit
 from lwqc.graph.sampled import Sampled
@@ -25,7 +26,8 @@ class Context:
     """One node while its rule runs.
 
     inputs: dimensions per operand, None for an operand that is left out. outputs: dimensions per
-    output, filled by `give`. repairs: what must be rewritten when channels go.
+    output, filled by `give`. repairs: what must be rewritten when channels go. places: tensors that
+    hold places along a dimension, of all nodes before.
     """
 
     node: ir.Node
@@ -35,7 +37,13 @@ class Context:
     opset: int
     outputs: dict[int, Dims] = field(default_factory=dict)
     repairs: list[Repair] = field(default_factory=list)
+    places: dict[ir.Value, Factor] = field(default_factory=dict)
     _read: set[int] = field(default_factory=set)
+
+    def places_of(self, index: int) -> Factor | None:
+        """The dimension whose places the numbers of an operand are; None for other numbers."""
+        found = origin(self.node.inputs[index]) if index < len(self.node.inputs) else None
+        return None if found is None else self.places.get(found)
 
     @property
     def where(self) -> str:

@@ -295,13 +295,19 @@ def _alone(ctx: Context, piece: Factor) -> Factor:
 
 
 def gather(ctx: Context) -> None:
-    """Stored indices: runs are pieces of a sum. Computed ones or data: the axis is fixed."""
+    """Stored indices: runs are pieces of a sum. Computed ones or data: the axis is fixed, unless
+    they are places along another axis.
+    """
     dims, index = ctx.dims(0), ctx.dims(1)
     axis = ctx.axis(0)
     whole = dims[axis]
     # Only a stored list can be renumbered.
     values = ctx.static(1) if stored_tensor(ctx.node.inputs[1]) is not None else None
-    if values is None or ctx.dynamic(0, axis) or len(index) > 1:
+    places = ctx.places_of(1)
+    if places is not None and axis == 0:
+        ctx.unify(whole, places)
+        chosen = Dims(index)
+    elif values is None or ctx.dynamic(0, axis) or len(index) > 1:
         ctx.freeze([whole], _DATA if values is None else "its indices have no regular order")
         chosen = Dims(index)
         if values is not None and len(index) == 1:
@@ -341,7 +347,11 @@ def gather_nd(ctx: Context) -> None:
     batch = ctx.integer("batch_dims", 0)
     depth = index[-1].size
     ctx.freeze([index[-1]], "coordinates")
-    ctx.freeze(data[batch : batch + depth], _DATA)
+    places = ctx.places_of(1)
+    if places is not None and (batch, depth) == (0, 1):
+        ctx.unify(data[0], places)
+    else:
+        ctx.freeze(data[batch : batch + depth], _DATA)
     for a in range(batch):
         ctx.unify(data[a], index[a])
     ctx.give([*index[:-1], *data[batch + depth :]])
