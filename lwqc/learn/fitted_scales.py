@@ -42,8 +42,8 @@ class FittedScales:
             if _is_unit(grid, uses, units):
                 refused |= dict.fromkeys(grid.scales, OF_BIAS)
                 continue
-            for values in (grid.scales, grid.zeros):
-                leader |= {value: values[0] for value in values}
+            for values in filter(None, (grid.scales, grid.zeros)):
+                leader |= dict.fromkeys(values, values[0])
         leaders = {value for value, first in leader.items() if value is first}
         followers: dict[ir.Value, tuple[ir.Value, ...]]
         followers = {v: (first,) for v, first in leader.items() if v is not first}
