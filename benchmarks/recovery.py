@@ -1,16 +1,18 @@
 """What gradients give back: the metric before and after `lwqc.recover`, and with learned codes.
 
     python -m benchmarks.recovery macs MODEL ... | branches | bits | scales MODEL ...
-        | search MODEL ... [--seconds S] [--steps N] [--json FILE]
+        | ranges MODEL ... | search MODEL ... [--seconds S] [--steps N] [--lr R]
+        [--json FILE]
 
 macs: half of the multiply-accumulates of a glyph model go, then the rest is fitted to the original
 on training images. branches: the same with half of the branches of stdlib_lm, on windows of
-training files. bits: all weights of stdlib_lm in 2 bits by formula, and by the recipe `distill`
-with that many steps. scales: a glyph model in 3 bits, fitted with the scales of its codes as they
-are, and with them. search: `auto` within 8 % of the bytes and within 35 % of the MACs, alone, with
-a fit of 150 steps after it, and with one that the search knows of. The metric is that of `models/`,
-on data that nothing was fitted to; `drop` is what the outputs lose on it. `cpu` is processor time
-of all threads.
+training files, its logits as numbers and as probabilities. bits: all weights of stdlib_lm in 2 bits
+by formula, and by the recipe `distill` with that many steps. scales: a glyph model in 3 bits,
+fitted with the scales of its codes as they are, and with them. ranges: a glyph model with 8-bit
+weights and static activations, fitted with the ranges as they are, and with them. search: `auto`
+within 8 % of the bytes and within 35 % of the MACs, alone, with a fit of 150 steps after it, and
+with one that the search knows of. The metric is that of `models/`, on data that nothing was fitted
+to; `drop` is what the outputs lose on it. `cpu` is processor time of all threads.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import numpy as np
 import onnx_ir as ir
 
 import lwqc
+from lwqc.learn.fitted_scales import FittedScales
 from lwqc.model import io
 from lwqc.plans.plan import Learn
 from lwqc.plans.recipe import find
@@ -67,11 +70,32 @@ def scales(name: str, steps: int, out: Path | None) -> None:
     small = lwqc.quantize(teacher, bits=3, method="descent", data=data[:8]).model
     table.row("descent", small)
     options: Any = {"teacher": teacher, "data": data, "steps": steps, "parts": "none"}
-    with patch("lwqc.learn.to_torch.code_scales", lambda *args: set()):
+    with patch("lwqc.learn.to_torch.FittedScales.of", lambda *args: FittedScales()):
         done = lwqc.recover(small, **options)
     table.row("codes", done.model, loss=[done.report.loss_before, done.report.loss_after])
     done = lwqc.recover(small, **options)
     table.row("and scales", done.model, loss=[done.report.loss_before, done.report.loss_after])
+
+
+def ranges(name: str, steps: int, out: Path | None) -> None:
+    """Static activations: ranges of 128 images, and fitted without and with them."""
+    teacher, table = io.load(ROOT / f"{name}.onnx"), Table(name, glyphs.accuracy, out)
+    data = images(160 * BATCH)
+    table.row("float", teacher)
+    small = lwqc.compress(teacher, recipe="w8a8-static", data=data[:4]).model
+    unseen = glyphs.test_feeds()
+
+    def row(what: str, model: ir.Model, **more: Any) -> None:
+        (loss,) = lwqc.verify(teacher, model, data=unseen).values()
+        table.row(what, model, drop=round(loss.drop, 5), **more)
+
+    row("w8a8-static", small)
+    options: Any = {"teacher": teacher, "data": data, "steps": steps, "parts": "none"}
+    with patch("lwqc.learn.fitted_scales.activation_grids", lambda *args: ([], {})):
+        done = lwqc.recover(small, **options)
+    row("codes", done.model, loss=[done.report.loss_before, done.report.loss_after])
+    done = lwqc.recover(small, **options)
+    row("and ranges", done.model, loss=[done.report.loss_before, done.report.loss_after])
 
 
 def digit_images() -> tuple[Feeds, Feeds]:
@@ -109,33 +133,35 @@ class Table:
 
 
 def recovered(
-    table: Table, small: ir.Model, teacher: ir.Model, data: Feeds, seconds: float
+    table: Table, small: ir.Model, teacher: ir.Model, data: Feeds, seconds: float, **more: Any
 ) -> None:
     """A row for the fitted model."""
-    done = lwqc.recover(small, teacher=teacher, data=data, time_limit=seconds)
+    done = lwqc.recover(small, teacher=teacher, data=data, time_limit=seconds, **more)
     report = done.report
     told = {"steps": report.steps, "loss": [report.loss_before, report.loss_after]}
-    table.row("recovered", done.model, **told, unchanged=report.unchanged)
+    what = f"recovered {more}"
+    table.row(what, done.model, **told, unchanged=report.unchanged)
 
 
-def macs(name: str, seconds: float, out: Path | None) -> None:
+def macs(name: str, seconds: float, lr: float, out: Path | None) -> None:
     """Half of the multiply-accumulates."""
     teacher, table = io.load(ROOT / f"{name}.onnx"), Table(name, glyphs.accuracy, out)
     data = images()
     table.row("float", teacher)
     small = lwqc.prune(teacher, ratio=0.5, data=data[:40]).model
     table.row("half of the MACs", small)
-    recovered(table, small, teacher, data, seconds)
+    recovered(table, small, teacher, data, seconds, lr=lr)
 
 
-def branches(seconds: float, out: Path | None) -> None:
+def branches(seconds: float, lr: float, out: Path | None) -> None:
     """Half of the branches."""
     teacher = io.load(stdlib_lm.MODEL)
     table, data = Table("stdlib_lm", stdlib_lm.bits_per_byte, out), windows()
     table.row("float", teacher)
     small = lwqc.drop_layers(teacher, branches=0.5, data=data[:8]).model
     table.row("half of the branches", small)
-    recovered(table, small, teacher, data, seconds)
+    recovered(table, small, teacher, data, seconds, lr=lr)
+    recovered(table, small, teacher, data, seconds, lr=lr, logits=["logits"])
 
 
 def bits(steps: int, out: Path | None) -> None:
@@ -173,24 +199,27 @@ def search(name: str, out: Path | None) -> None:
 def jobs(asked: argparse.Namespace) -> Iterator[Callable[[], None]]:
     """What was asked for."""
     if asked.what == "branches":
-        yield lambda: branches(asked.seconds, asked.json)
+        yield lambda: branches(asked.seconds, asked.lr, asked.json)
     elif asked.what == "bits":
         yield lambda: bits(asked.steps, asked.json)
     for name in asked.models if asked.what == "scales" else ():
         yield lambda name=name: scales(name, asked.steps, asked.json)
+    for name in asked.models if asked.what == "ranges" else ():
+        yield lambda name=name: ranges(name, asked.steps, asked.json)
     for name in asked.models if asked.what == "search" else ():
         yield lambda name=name: search(name, asked.json)
     for name in asked.models or GLYPHS if asked.what == "macs" else ():
-        yield lambda name=name: macs(name, asked.seconds, asked.json)
+        yield lambda name=name: macs(name, asked.seconds, asked.lr, asked.json)
 
 
 def main() -> int:
     """Print rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("macs", "branches", "bits", "scales", "search"))
+    parser.add_argument("what", choices=("macs", "branches", "bits", "scales", "ranges", "search"))
     parser.add_argument("models", nargs="*")
     parser.add_argument("--seconds", type=float, default=800)
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--json", type=Path)
     for job in jobs(parser.parse_args()):
         job()

@@ -17,7 +17,7 @@ from lwqc.learn.needed import require_torch
 from lwqc.plans.options import Progress
 from lwqc.plans.plan import Parts
 from lwqc.runtime.memory import free_memory
-from lwqc.runtime.rebatched import HELD_BACK
+from lwqc.runtime.rebatched import held_step
 from lwqc.runtime.session import default_threads
 
 if TYPE_CHECKING:
@@ -121,10 +121,11 @@ def fitted(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Fitted:
     old, new = (lesson.drop(model, run.judges) for model in (small, made))
     notes = [*lesson.notes, *run.notes(whole)]
     if not new <= old and made is not small:
-        if fitting.loss is None:
+        if fitting.loss is None and not lesson.logits:
             made, new, unchanged = small, old, "onnxruntime computes no better outputs with it"
         else:
-            notes.append(f"by --loss the outputs got further from those of {lesson.names[1]}")
+            by = "--logits" if fitting.loss is None else "--loss"
+            notes.append(f"by {by} the outputs got further from those of {lesson.names[1]}")
     return Fitted(
         made,
         fitted=len(run.fit),
@@ -202,9 +203,11 @@ class _Run:
 
         codes = fitting.low_rank is None
         module = module_of(small, codes=codes, scales=codes and fitting.scales, widen=True)
+        module.channels_last()
         batches = lesson.batches()
-        held = batches[HELD_BACK - 1 :: HELD_BACK]
-        fit = [b for i, b in enumerate(batches) if i % HELD_BACK != HELD_BACK - 1]
+        step = held_step(len(batches))
+        held = batches[step - 1 :: step]
+        fit = [b for i, b in enumerate(batches) if i % step != step - 1]
         run = _Run(module, lesson, fitting, fit, held, lesson.scales(fit))
         if fitting.low_rank is not None:
             from lwqc.learn.low_rank_updates import LowRankUpdates

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lwqc.compile.saved_check import Expected
 from lwqc.errors import InputError
+from lwqc.model.extensions import expected
 from lwqc.runtime.counted import counted
 from lwqc.runtime.data import required_inputs
 from lwqc.runtime.measure import worst_drop
@@ -31,7 +32,7 @@ class Lesson:
     """Both models on the data. names: for messages. load: makes a session of a model and its name.
 
     floats: a model with the weights that codes of the small one stand for; None: the teacher is.
-    notes: what is not fitted, and why.
+    logits: outputs that are fitted by their probabilities. notes: what is not fitted, and why.
     """
 
     small: ir.Model
@@ -41,6 +42,7 @@ class Lesson:
     names: tuple[str, str]
     load: Callable[[ir.Model, str], Session] = lambda model, label: Session(model, label=label)
     floats: ir.Model | None = None
+    logits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
@@ -65,6 +67,9 @@ class Lesson:
         if self.inner:
             own = self.load(with_outputs(self.small, self.inner, self.names[0]), self.names[0])
         tensors = {n for n, kind in own.types.items() if kind.startswith("tensor")}
+        for name in self.logits:
+            if name not in own.types:
+                raise InputError(f"--logits {name}: {expected(name, list(own.types))}")
         wanted = self._shared(run(self.feeds[0]), own(self._own(self.feeds[0])), tensors)
         made = counted(map(run, self.feeds), "outputs of the teacher", len(self.feeds))
         return [
@@ -92,6 +97,8 @@ class Lesson:
                 continue
             if name in self.inner:
                 raise InputError(f"--inner {name}: {reason}")
+            if name in self.logits:
+                raise InputError(f"--logits {name}: {reason}")
             self.notes.append(f"output {name} is not fitted: {reason}")
         if not shared - set(self.inner):
             raise InputError(f"{self.names[0]} and {self.names[1]} share no output of floats")
@@ -104,6 +111,9 @@ class Lesson:
             for name, value in batch.wanted.items():
                 meters.setdefault(name, ChannelMeter()).add(value, value)
         found = {name: scale_of(meter) for name, meter in meters.items()}
+        for name in self.logits:
+            if name in found:
+                found[name] = as_logits(found[name], name)
         return {name: scale for name, scale in found.items() if varies(scale)}
 
     def drop(self, model: ir.Model, held: Sequence[Batch]) -> float:
@@ -134,6 +144,13 @@ def with_outputs(model: ir.Model, names: Sequence[str], label: str) -> ir.Model:
 def varies(scale: Scale) -> bool:
     """Whether errors can be measured by it, in floats of 32 bits."""
     return bool(scale.variance.mean() > np.finfo(np.float32).tiny)
+
+
+def as_logits(scale: Scale, name: str) -> Scale:
+    """The same for an output whose channels are logits. Raises InputError where it has none."""
+    if scale.axis is None:
+        raise InputError(f"--logits {name}: it has no axis of classes")
+    return replace(scale, logits=True)
 
 
 def scale_of(meter: ChannelMeter) -> Scale:

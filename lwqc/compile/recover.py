@@ -66,7 +66,14 @@ def recover(
     begin = time.monotonic()
     dataset = _data(teacher, options)
     feeds = [dict(f) for f in counted(dataset, "the data of the fit")]
-    lesson = Lesson(small, teacher, feeds, tuple(options.get("inner", ())), names)
+    lesson = Lesson(
+        small,
+        teacher,
+        feeds,
+        tuple(options.get("inner", ())),
+        names,
+        logits=tuple(options.get("logits", ())),
+    )
     checkpoint = _checkpoint(small, teacher, feeds, options)
     fitting = Fitting(
         steps,
@@ -135,7 +142,7 @@ def _checkpoint(
         return None
     models = [io.model_digest(model) for model in (small, teacher)]
     data = [feeds_digest(one).hex() for one in feeds]
-    names = ("steps", "time_limit", "lr", "seed", "parts", "inner", "low_rank")
+    names = ("steps", "time_limit", "lr", "seed", "parts", "inner", "logits", "low_rank")
     told = {**{name: options.get(name) for name in names}, "loss": _told(options.get("loss"))}
     if resume and told["loss"] == _OBJECT:
         raise InputError("resume: a loss that is no function of its own cannot be told from others")

@@ -16,6 +16,7 @@ from lwqc.compile.stored_sites import storable, unquantized_bytes
 from lwqc.compile.timing import slow_products
 from lwqc.compile.version import Version
 from lwqc.decide.allocators.knapsack import Option, cheapest, choose
+from lwqc.decide.scores.curvature import curved_sensitivity
 from lwqc.decide.scores.sensitivity import site_sensitivity
 from lwqc.errors import InputError
 from lwqc.graph.sites import MIN_WEIGHTS, Site
@@ -383,13 +384,30 @@ def smallest(work: Version, curves: Sequence[Choice], recipe: str) -> Plan:
     return _plan(work, curves, picked, recipe)
 
 
-def augmented_sensitivity(work: Version) -> dict[str, float]:
-    """Measured error of each site in the probe format, plus what it adds beside its neighbours.
+def augmented_sensitivity(work: Version) -> tuple[dict[str, float], str]:
+    """Error of each site in the probe format, plus what it adds beside others; and how it is told.
 
-    Ω_i = L(i) + Σ_j (L(i, j) - L(i) - L(j)) / 2 over the sites next to i in graph order: a pairwise
-    term by finite differences, as in CLADO (2307.05657), for the augmented Hessian of 2306.04879.
+    Ω_i = L(i) + Σ_j (L(i, j) - L(i) - L(j)) / 2 (2306.04879): over all sites by a product with the
+    Hessian, where torch is there and knows the model's gradients.
     """
     names = [s.name for s in work.analysis.sites if s.size >= MIN_WEIGHTS]
+    try:
+        found = curved_sensitivity(
+            work.model,
+            names,
+            lambda name: work.weights.get(name, PROBE).decode(),
+            work.job.data.judge,
+            io.read_array,
+            work.job.report("sensitivity"),
+            work.job.weights,
+        )
+    except InputError as error:
+        return _beside_neighbours(work, names), f"sensitivity by differences: {error}"
+    return found, "sensitivity by a product with the Hessian"
+
+
+def _beside_neighbours(work: Version, names: Sequence[str]) -> dict[str, float]:
+    """The same over the sites next to each in graph order, by finite differences (2307.05657)."""
     pairs = list(pairwise(names))
     found = measured_together(work, [*((name,) for name in names), *pairs])
     result = {name: found[(name,)] for name in names}

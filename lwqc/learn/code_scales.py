@@ -1,7 +1,7 @@
-"""Which scales of codes are fitted together with them: those of weights, which nothing else reads.
+"""Which scales of weights' codes are fitted together with them: those that nothing else reads.
 
-As LSQ does (arXiv 1902.08153), for weights: codes are numbers of their own here, so that the slope
-of a scale is what it multiplies. What is fitted is the share of what it was, which stays above 0.
+As LSQ does (arXiv 1902.08153): codes are numbers of their own here, so that the slope of a scale is
+what it multiplies. What is fitted is the share of what it was, which stays above 0.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from lwqc.model.weights import stored_tensor
 _LEAST = 0.1  # of what a scale was
 
 
-def code_scales(model: ir.Model, codes: Collection[ir.Value]) -> set[ir.Value]:
+def code_scales(
+    uses: Uses, codes: Collection[ir.Value], units: Collection[ir.Value] = ()
+) -> set[ir.Value]:
     """Stored scales that only decode the given codes.
 
-    Not those that a bias of 32 bits is in units of, together with those of activations: integer
-    kernels read that bias as it is.
+    Not those that a bias of 32 bits is in units of, together with those of activations, but where
+    its own scale is among `units`, which follow: integer kernels read that bias as it is.
     """
-    uses, found = Uses.of(model), set[ir.Value]()
+    found = set[ir.Value]()
     for table in codes:
         for node, index in uses.readers.get(table, ()):
             operation = operation_of(node)
@@ -35,7 +37,7 @@ def code_scales(model: ir.Model, codes: Collection[ir.Value]) -> set[ir.Value]:
             if scale is None or tensor is None or tensor.dtype not in FLOATS:
                 continue
             readers = [(n, i) for n, i in behind(scale, uses) if not moves(n, i)]
-            if all(_decodes(n, i, codes) and not _in_units(n, uses) for n, i in readers):
+            if all(_decodes(n, i, codes) and not in_units(n, uses, units) for n, i in readers):
                 found.add(scale)
     return found
 
@@ -48,18 +50,22 @@ def _decodes(node: ir.Node, index: int, codes: Collection[ir.Value]) -> bool:
     return any(node.inputs[i] in codes for i in operation.codes)
 
 
-def _in_units(node: ir.Node, uses: Uses) -> bool:
-    """Whether what it decodes meets another input that is decoded from 32 bits."""
+def in_units(node: ir.Node, uses: Uses, units: Collection[ir.Value]) -> bool:
+    """Whether what it decodes meets another input that is decoded from 32 bits, at other scales."""
     for reader, _ in behind(node.outputs[0], uses):
         for value in reader.inputs:
             made = None if value is None else value.producer()
             if made is not None and made is not node and made.op_type == "DequantizeLinear":
                 codes = made.inputs[0]
-                if codes is not None and codes.dtype is ir.DataType.INT32:
+                whole = codes is not None and codes.dtype is ir.DataType.INT32
+                if whole and made.inputs[1] not in units:
                     return True
     return False
 
 
-def scaled(base: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """The scales, as operators read them and as they are stored."""
-    return (base.to(share.dtype) * share.clamp(min=_LEAST)).to(base.dtype)
+def scaled(base: torch.Tensor, *shares: torch.Tensor) -> torch.Tensor:
+    """The scales, as operators read them and as they are stored: what they were by all shares."""
+    made = base.to(shares[0].dtype)
+    for share in shares:
+        made = made * share.clamp(min=_LEAST)
+    return made.reshape(base.shape).to(base.dtype)

@@ -53,10 +53,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scale:
-    """What errors of an output count by. axis: of its channels; variance: of each, or of all."""
+    """What errors of an output count by. axis: of its channels; variance: of each, or of all.
+
+    logits: its channels are those of classes, whose probabilities count.
+    """
 
     axis: int | None
     variance: Array
+    logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,10 +238,22 @@ class Distillation:
         if self.loss is not None:
             return self.loss(made, batch.feeds)
         parts = [
-            relative_error(made[name], batch.wanted[name], scale)
+            output_error(made[name], batch.wanted[name], scale)
             for name, scale in self.scales.items()
         ]
         return torch.stack(parts).mean() if parts else torch.zeros(())
+
+
+def output_error(found: torch.Tensor, wanted: Array, scale: Scale) -> torch.Tensor:
+    """Divergence of the probabilities in nats, or the relative error."""
+    if not scale.logits or scale.axis is None:
+        return relative_error(found, wanted, scale)
+    target = torch.from_numpy(np.asarray(wanted)).to(found.device, found.dtype)
+    own = torch.log_softmax(found, scale.axis)
+    known = torch.log_softmax(target, scale.axis)
+    there = torch.isfinite(known)  # classes that are ruled out
+    parts = known.exp() * (torch.where(there, known, 0.0) - torch.where(there, own, 0.0))
+    return parts.sum(scale.axis).mean()
 
 
 def relative_error(found: torch.Tensor, wanted: Array, scale: Scale) -> torch.Tensor:

@@ -14,6 +14,26 @@ from lwqc.learn.functions.packed_weights import unpacked
 
 
 @dataclass(frozen=True)
+class ZeroPoint:
+    """A zero point as a parameter: a share of all codes that its type has."""
+
+    kind: ir.DataType
+
+    @property
+    def _count(self) -> int:
+        low, high = RANGES[self.kind]
+        return high - low
+
+    def parameter(self, stored: torch.Tensor) -> torch.Tensor:
+        """The share, of which float32 holds every code."""
+        return stored.to(torch.float32) / self._count
+
+    def code(self, parameter: torch.Tensor) -> torch.Tensor:
+        """What operators read: a whole number, whose slopes go straight through."""
+        return to_codes(parameter * self._count, self.kind)
+
+
+@dataclass(frozen=True)
 class Grid:
     """The codes that a stored tensor may hold.
 

@@ -12,6 +12,7 @@ import torch
 Tensor = torch.Tensor
 Key = tuple[str, str]  # domain, operator
 Function = Callable[..., Any]
+GridPlaces = tuple[int | None, int, int]  # inputs: codes, scale, zero point
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,13 @@ class Operation:
     out are None. numbers: inputs that are read as Python numbers (shapes, axes), wherever they are.
     fixed: float inputs that are no weights: statistics, scales, sizes. codes: inputs that may be
     codes of weights; with gradients they are floats that hold whole numbers. packed: codes of bytes
-    are packed in them, by the attribute `bits`; floats are not. scale: input that codes are
-    multiplied by. scoped: `run` gets the
-    values that bodies may read as its second argument. drawn_from: with so many inputs numbers are
-    drawn anew in every run; None for never. by_batch: `run` by the statistics of the batch, which
-    changes those that it is given. refused: why a node of the operator cannot be computed,
-    or "", asked before anything runs.
+    are packed in them, by the attribute `bits`; floats are not. scale: input that codes of weights
+    are multiplied by. grids: of codes that it reads or writes, each as the inputs with the codes
+    (None: they are the output), their scale and their zero point. scoped: `run` gets the values
+    that bodies may read as its second argument. drawn_from: with so many inputs numbers are drawn
+    anew in every run; None for never. by_batch: `run` by the statistics of the batch, which changes
+    those that it is given. refused: why a node of the operator cannot be computed, or "", asked
+    before anything runs.
     """
 
     run: Function
@@ -65,6 +67,7 @@ class Operation:
     codes: tuple[int, ...] = ()
     packed: bool = False
     scale: int | None = None
+    grids: tuple[GridPlaces, ...] = ()
     scoped: bool = False
     drawn_from: int | None = None
     by_batch: Function | None = None

@@ -64,9 +64,8 @@ class _Cutting:
         steps = module.program.steps
         last = {place: index for index, step in enumerate(steps) for place in step.reads}
         # Parameters that a place was computed of alone, as weights are of codes.
-        origins = {
-            module.held[name].number: frozenset([name]) for name, _ in module.named_parameters()
-        }
+        trained = frozenset(name for name, _ in module.named_parameters())
+        origins = {h.number: met for h, names in module.kept() if (met := trained & set(names))}
         span: dict[str, tuple[int, int]] = {}
         given, moved, alive = set(module.program.inputs), set[int](), set[int]()
         matrices, weights, carried = 0, [0], [frozenset[int]()]

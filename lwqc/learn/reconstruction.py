@@ -180,7 +180,7 @@ class Walk:
             if held > limits().traces:
                 whole = held / (index + 1) * len(self._own)
                 raise beyond("keeping what a part of the model reads", "traces", whole)
-        stored = {h.number for h in self._module.held.values()}
+        stored = {held.number for held, _ in self._module.kept()}
         self._fixed = {p: v for p, v in fixed.items() if p in later and p not in stored}
         self._at = end
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import onnx_ir as ir
@@ -10,9 +10,9 @@ import torch
 
 from lwqc.errors import InputError
 from lwqc.learn.building import Builder
-from lwqc.learn.code_scales import code_scales
-from lwqc.learn.grids import Grid
-from lwqc.learn.module import Held, OnnxModule
+from lwqc.learn.fitted_scales import FittedScales
+from lwqc.learn.grids import Grid, ZeroPoint
+from lwqc.learn.module import Follower, Held, OnnxModule
 from lwqc.learn.relevance import Rule
 from lwqc.learn.stored import Stored, replaced, stored_tensors
 from lwqc.learn.tensors import to_array, to_torch_tensor
@@ -40,9 +40,10 @@ def module_of(
     trainable: `weights`, see `why_no_weights`; `all` floats; `none`; names of stored tensors; or a
     function that is asked for each name. codes: those of weights are parameters too, rounded in
     every run, with gradients that go straight through. scales: those of such codes too, as shares
-    of what they were, see `code_scales`. widen: weights of 16 bits are parameters of 32, which
-    operators read in 16. batch_statistics: in `train()` BatchNormalization goes by each batch,
-    whose statistics move those of the file. rule: slopes are relevance by that rule.
+    of what they were, and the grids of activations, see `FittedScales`. widen: weights of 16 bits
+    are parameters of 32, which operators read in 16. batch_statistics: in `train()`
+    BatchNormalization goes by each batch, whose statistics move those of the file. rule: slopes are
+    relevance by that rule.
 
     Raises InputError for operators whose torch function is not known, before anything runs; for
     names that the model does not store; and for statistics that are not a normalisation's own.
@@ -58,6 +59,7 @@ def module_of(
     )
     for stored in stored_tensors(model):
         making.add(stored)
+    making.follow()
     return making.module
 
 
@@ -81,12 +83,14 @@ class _Making:
         self._unpackings = {u.codes: u for u in unpackings(model)} if codes else {}
         self._grids |= {value: unpacking.grid for value, unpacking in self._unpackings.items()}
         coded = [value for value, grid in self._grids.items() if isinstance(grid, Grid)]
-        self._scales = code_scales(model, coded) if scales else set()
+        self._scales = FittedScales.of(model, coded) if scales else FittedScales()
         unpacked = (u.nodes for u in self._unpackings.values())
         inside = frozenset().union(*unpacked)
         self._builder = Builder(model, inside, batch_statistics=batch_statistics, rule=rule)
         moving = dict.fromkeys(self._builder.moving, _OF_BATCHES)
-        self._reasons = _untrained(model, trainable) | moving
+        self._reasons = _untrained(model, trainable) | moving | dict(self._scales.refused)
+        self._named: dict[ir.Value, str] = {}
+        self._following: list[tuple[Held, tuple[ir.Value, ...]]] = []
         self.module = OnnxModule(model, self._builder)
         for value in model.graph.inputs:
             if value.is_initializer() and value.const_value is not None:
@@ -101,9 +105,7 @@ class _Making:
         unpacking, grid = self._unpackings.get(stored.value), self._grids.get(stored.value)
         number = self._builder.place(stored.value if unpacking is None else unpacking.end)
         if stored.value in self._scales:
-            share = torch.ones(value.shape, dtype=torch.promote_types(value.dtype, torch.float32))
-            held = Held(number, stored.place, kind, base=value)
-            self.module.hold(held, share, trained=True)
+            self._add_scale(stored, number, value)
             return
         reason = grid if isinstance(grid, str) else self._reasons.get(stored.value)
         if reason:
@@ -119,6 +121,28 @@ class _Making:
             self.module.hold(held, value.float() if wide else value, trained=trained)
         else:
             self.module.constant(number, value)
+
+    def _add_scale(self, stored: Stored, number: int, value: torch.Tensor) -> None:
+        """A scale or a zero point that is fitted, or follows others that are."""
+        kind, leaders = stored.tensor.dtype, self._scales.followers.get(stored.value)
+        if kind in FLOATS:
+            held = Held(number, stored.place, kind, base=value)
+            wide = torch.promote_types(value.dtype, torch.float32)
+            parameter = torch.ones(value.shape, dtype=wide)
+        else:
+            zero = ZeroPoint(kind)
+            held = Held(number, stored.place, kind, zero=zero)
+            parameter = zero.parameter(value)
+        if leaders is None:
+            self._named[stored.value] = self.module.hold(held, parameter, trained=True)
+        else:
+            self._following.append((held, leaders))
+
+    def follow(self) -> None:
+        """Hold what goes by parameters, now that all of these have names."""
+        for held, leaders in self._following:
+            names = tuple(self._named[leader] for leader in leaders)
+            self.module.followers.append(Follower(held, names))
 
 
 def _untrained(model: ir.Model, trainable: Trainable) -> dict[ir.Value, str]:
@@ -148,20 +172,27 @@ def write_back(module: OnnxModule, model: ir.Model) -> ir.Model:
     """
     made = model.clone()
     places = {stored.place: stored for stored in stored_tensors(made)}
-    for name, held in module.held.items():
-        if not isinstance(getattr(module, name), torch.nn.Parameter) and not held.moving:
+    for held, names in module.kept():
+        parameters = [getattr(module, name) for name in names]
+        if not isinstance(parameters[0], torch.nn.Parameter) and not held.moving:
             continue
         stored = places.get(held.place)
         if stored is None:
             raise InputError(f"{held.place[-1]}: the model stores no such tensor")
-        _store(stored, held, getattr(module, name))
+        _store(stored, held, _value(held, [p.detach() for p in parameters]))
     return made
 
 
-def _store(stored: Stored, held: Held, parameter: torch.Tensor) -> None:
-    value = parameter.detach() if held.grid is None else held.grid.stored(parameter)
-    if held.base is not None:
-        value = held.read(value)
+def _value(held: Held, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What is stored; weights in the type that they are fitted in."""
+    if held.grid is not None:
+        return held.grid.stored(parameters[0])
+    if held.base is not None or held.zero is not None:
+        return held.read(*parameters)
+    return parameters[0]
+
+
+def _store(stored: Stored, held: Held, value: torch.Tensor) -> None:
     old = to_torch_tensor(stored.tensor, stored.name)
     if old.shape != value.shape or stored.tensor.dtype is not held.kind:
         raise InputError(

@@ -415,11 +415,12 @@ class Recovering(Feeding, Constant, Kept, total=False):
     fitted to the teacher's one by one before the whole is, or `none`; None: blocks where weights
     are codes. loss: of outputs (tensors of torch by name) and feeds for the whole, in place of the
     distance from the teacher's outputs, which may grow: the report tells it. inner: names of
-    tensors that both models have. low_rank: matrices of floats move by products of that rank, which
-    are added to them in the end, and codes stay. less_memory: what lies between two blocks is
-    computed again for the gradients, not kept; where memory is short that is done anyway.
-    checkpoint: a file that the state of the fit goes to, on the
-    command line OUTPUT.recover. resume: go on with the state that is there.
+    tensors that both models have. logits: names of outputs whose channels are logits of classes:
+    they are fitted by the divergence of their probabilities from the teacher's. low_rank: matrices
+    of floats move by products of that rank, which are added to them in the end, and codes stay.
+    less_memory: what lies between two blocks is computed again for the gradients, not kept; where
+    memory is short that is done anyway. checkpoint: a file that the state of the fit goes to, on
+    the command line OUTPUT.recover. resume: go on with the state that is there.
     """
 
     steps: Annotated[
@@ -443,6 +444,10 @@ class Recovering(Feeding, Constant, Kept, total=False):
     inner: Annotated[
         Sequence[str],
         Flag("inner tensor of both models that is fitted too", list[str] | None, read=tuple),
+    ]
+    logits: Annotated[
+        Sequence[str],
+        Flag("output of logits: its probabilities are fitted", list[str] | None, read=tuple),
     ]
     low_rank: Annotated[
         int | None, Flag("move matrices by updates of this rank alone; codes stay", int | None)

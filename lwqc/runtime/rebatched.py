@@ -12,6 +12,12 @@ from lwqc.runtime.sources.batch_sizes import first_dim
 
 LEAST_FEEDS = 20  # of which some are held back
 HELD_BACK = 5  # one of so many
+_MOST_HELD = 32  # that tell as much as they need to; looking at more takes steps from a fit
+
+
+def held_step(count: int) -> int:
+    """The distance between sets of inputs that a fit holds back, of so many."""
+    return max(HELD_BACK, -(-count // _MOST_HELD))
 
 
 def in_pieces(feeds: Sequence[Feeds], model: ir.Model) -> list[Feeds]:

@@ -294,3 +294,25 @@ def test_sizes_that_torch_does_not_take_are_told_with_the_node():
     data = [{"x": np.ones((2, 3, 1, 8), np.float32)}] * 25
     with pytest.raises(InputError, match="model: MaxPool y: torch says: Given input size"):
         lwqc.recover(small, teacher=small, data=data)
+
+
+def test_logits_are_fitted_by_their_probabilities():
+    def divergence(model):
+        def log_softmax(y):
+            return (
+                y
+                - np.log(np.exp(y - y.max(1, keepdims=True)).sum(1, keepdims=True))
+                - y.max(1, keepdims=True)
+            )
+
+        own, known = (log_softmax(outputs(m, feeds(10, seed=9))) for m in (model, teacher()))
+        return float((np.exp(known) * (known - own)).sum(1).mean())
+
+    options = {"teacher": teacher(), "data": feeds(40), "steps": 200, "lr": 0.02}
+    plain = lwqc.recover(narrow(), **options)
+    done = lwqc.recover(narrow(), logits=["y"], **options)
+    assert done.report.unchanged == ""
+    assert divergence(done.model) < divergence(plain.model) < 0.5 * divergence(narrow())
+    for wrong, message in (("z", "expected one of y"), ("b", "expected one of y")):
+        with pytest.raises(InputError, match=f"--logits {wrong}: {message}"):
+            lwqc.recover(narrow(), logits=[wrong], **options)

@@ -5,7 +5,8 @@ Weights under trial are inputs of the session, so one session serves every site.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -39,26 +40,44 @@ def site_sensitivity(
 
     Returns the error by channel (see `ChannelErrors`), the worst over the outputs, per trial.
     """
-    exposed = model.clone()
-    names = {name for trial in trials for name in trial}
-    sites = {s.name: s for s in find_sites(exposed).sites if s.name in names}
-    originals = {name: evaluate(site.weight, read) for name, site in sites.items()}
-    inputs = {name: _promote(exposed.graph, site) for name, site in sites.items()}
-    run = make_runner(exposed)
-    base = {inputs[name]: value for name, value in originals.items()}
+    exposed = Exposed.of(model, {name for trial in trials for name in trial}, read)
+    run = make_runner(exposed.model)
+    base = exposed.originals
     batches = list(counted(data, "the data that is kept"))
     runs = (run({**feeds, **base}) for feeds in batches)
     references = list(counted(runs, "outputs of the original", len(batches)))
     errors: dict[tuple[str, ...], float] = {}
     for trial in trials:
-        changed = {
-            inputs[name]: _operand(sites[name], replacement(name), originals[name])
-            for name in trial
-        }
+        changed = dict(exposed.changed(name, replacement(name)) for name in trial)
         runs = (run({**feeds, **base, **changed}) for feeds in batches)
         errors[trial] = _relative_error(references, runs, weights)
         progress(len(errors), len(trials))
     return errors
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """A model whose weights of some sites are inputs. originals: what they are, by input."""
+
+    model: ir.Model
+    originals: dict[str, Array]
+    _sites: Mapping[str, Site]
+    _inputs: Mapping[str, str]
+
+    @staticmethod
+    def of(model: ir.Model, names: Collection[str], read: ReadArray) -> Exposed:
+        """names: of the sites."""
+        exposed = model.clone()
+        sites = {s.name: s for s in find_sites(exposed).sites if s.name in names}
+        values = {name: evaluate(site.weight, read) for name, site in sites.items()}
+        inputs = {name: _promote(exposed.graph, site) for name, site in sites.items()}
+        originals = {inputs[name]: value for name, value in values.items()}
+        return Exposed(exposed, originals, sites, inputs)
+
+    def changed(self, name: str, matrix: NDArray[np.float32]) -> tuple[str, Array]:
+        """The input of a site, and a weight [N, K] as that takes it."""
+        place = self._inputs[name]
+        return place, _operand(self._sites[name], matrix, self.originals[place])
 
 
 def _relative_error(

@@ -14,13 +14,13 @@ from lwqc.plans.recipe import Recipe
 
 
 def _bisect(work: Version, goals: Goals, recipe: Recipe) -> Plan:
-    importance = mixed.augmented_sensitivity(work)
     if goals.wants_size:
         raise InputError(f"recipe {recipe.name} takes --max-drop, not a size")
+    importance, told = mixed.augmented_sensitivity(work)
     limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
     method = planning.affordable(work, recipe)
     levels = Levels(recipe.low, recipe.high)
-    return bisected(work, importance, limit, levels, method, recipe.name)
+    return bisected(work, importance, limit, levels, method, recipe.name).noted(told)
 
 
 ALLOCATOR = Allocator(_bisect, own_codes=True, promises=True)

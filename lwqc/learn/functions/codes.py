@@ -126,11 +126,13 @@ def dynamic(call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 _MS = "com.microsoft"
+_QUANTIZE = Operation(quantize, fixed=(1,), grids=((None, 1, 2),))
+_DEQUANTIZE = Operation(dequantize, fixed=(1,), codes=(0,), scale=1, grids=((0, 1, 2),))
 
 TABLE: Table = {
-    ("", "DequantizeLinear"): Operation(dequantize, fixed=(1,), codes=(0,), scale=1),
+    ("", "DequantizeLinear"): _DEQUANTIZE,
     ("", "DynamicQuantizeLinear"): Operation(dynamic),
-    ("", "QuantizeLinear"): Operation(quantize, fixed=(1,)),
-    (_MS, "DequantizeLinear"): Operation(dequantize, fixed=(1,), codes=(0,), scale=1),
-    (_MS, "QuantizeLinear"): Operation(quantize, fixed=(1,)),
+    ("", "QuantizeLinear"): _QUANTIZE,
+    (_MS, "DequantizeLinear"): _DEQUANTIZE,
+    (_MS, "QuantizeLinear"): _QUANTIZE,
 }

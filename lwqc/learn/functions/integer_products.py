@@ -14,6 +14,9 @@ from lwqc.learn.functions.products import gemm
 from lwqc.learn.functions.reductions import softmax
 from lwqc.learn.operation import Call, Operation, Table, Tensor
 
+# Two operands and the result: places of codes, scale and zero point of each.
+_THREE = ((0, 1, 2), (3, 4, 5), (None, 6, 7))
+
 
 def _centred(codes: Tensor, zero: Tensor | None, axis: int) -> Tensor:
     """Codes less their zero points; float64 holds all sums of them."""
@@ -155,7 +158,7 @@ def _qlinear_binary(name: str) -> Operation:
         made = left + right if name == "add" else left * right
         return _coded(made, scale, zero, call.type_of(7) or call.type_of(0))
 
-    return Operation(run, fixed=(1, 4, 6))
+    return Operation(run, fixed=(1, 4, 6), grids=_THREE)
 
 
 def _qlinear_unary(name: str) -> Operation:
@@ -182,7 +185,7 @@ def _qlinear_unary(name: str) -> Operation:
             made = value.mean(axes, True)
         return _coded(made, scale, zero, call.type_of(4) or call.type_of(0))
 
-    return Operation(run, fixed=(1, 3))
+    return Operation(run, fixed=(1, 3), grids=((0, 1, 2), (None, 3, 4)))
 
 
 def _qlinear_concat(call: Call, scale: Tensor, zero: Tensor, *parts: Tensor) -> Tensor:
@@ -195,11 +198,23 @@ _MS = "com.microsoft"
 TABLE: Table = {
     ("", "ConvInteger"): Operation(_conv_integer, codes=(0, 1)),
     ("", "MatMulInteger"): Operation(_matmul_integer, codes=(0, 1)),
-    ("", "QLinearConv"): Operation(_qlinear_conv, fixed=(1, 4, 6), codes=(3, 8)),
-    ("", "QLinearMatMul"): Operation(_qlinear_matmul, fixed=(1, 4, 6), codes=(0, 3)),
-    (_MS, "DynamicQuantizeMatMul"): Operation(_dynamic_matmul, fixed=(2,), codes=(1,)),
-    (_MS, "MatMulIntegerToFloat"): Operation(_matmul_to_float, fixed=(2, 3), codes=(0, 1)),
-    (_MS, "QGemm"): Operation(_qgemm, fixed=(1, 4, 7), codes=(3, 6)),
+    ("", "QLinearConv"): Operation(
+        _qlinear_conv, fixed=(1, 4, 6), codes=(3, 8), scale=4, grids=_THREE
+    ),
+    ("", "QLinearMatMul"): Operation(
+        _qlinear_matmul, fixed=(1, 4, 6), codes=(0, 3), scale=4, grids=_THREE
+    ),
+    (_MS, "DynamicQuantizeMatMul"): Operation(_dynamic_matmul, fixed=(2,), codes=(1,), scale=2),
+    (_MS, "MatMulIntegerToFloat"): Operation(
+        _matmul_to_float, fixed=(2, 3), codes=(0, 1), scale=3, grids=((0, 2, 4), (1, 3, 5))
+    ),
+    (_MS, "QGemm"): Operation(
+        _qgemm,
+        fixed=(1, 4, 7),
+        codes=(3, 6),
+        scale=4,
+        grids=((0, 1, 2), (3, 4, 5), (None, 7, 8)),
+    ),
     (_MS, "QLinearAdd"): _qlinear_binary("add"),
     (_MS, "QLinearConcat"): Operation(_qlinear_concat, fixed=(0,)),
     (_MS, "QLinearGlobalAveragePool"): _qlinear_unary("mean"),
