@@ -48,7 +48,7 @@ def lower_plan(
             f"--floats {floats}: target {plan.target} computes in float32; it has no fast kernels"
         )
     quantized = is_quantized(work.model)
-    if quantized and not work.job.skip_checks:
+    if quantized and work.job.checked_whole:
         _check_that_it_runs(work)
     # The CPU computes 16-bit floats in float32, with casts around every operator.
     if quantized or (work.job.target.floats == "float32" and has_low_floats(work.model)):
@@ -64,7 +64,7 @@ def lower_plan(
     plan = plan.model_copy(update={"clean": clean, "untransformed": dict(left)})
     plan = restored_plan(work, plan)
     plan = with_floats(work, plan, cast("FloatType | None", floats))
-    if plan.quantize and not work.job.skip_checks:
+    if plan.quantize and work.job.checked_whole:
         for _ in range(_ROUNDS):
             wrong = work.job.target.misplaced(with_formats(work, plan))
             if not wrong:

@@ -35,7 +35,8 @@ class Segment:
     inputs: names of the graph inputs and of earlier segments' values that it reads. outputs: those
     of its own values that later segments read, or that are graph outputs. What depends on weights
     alone is in neither: each segment that reads it computes it again. held_bytes: of weights and
-    statistics.
+    statistics. activation_bytes: the most that a run has alive, as far as sizes are known, and of
+    that output_bytes of outputs of the model.
     """
 
     start: int
@@ -43,6 +44,8 @@ class Segment:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     held_bytes: int
+    activation_bytes: int = 0
+    output_bytes: int = 0
 
     def model(self, whole: ir.Model, outputs: Iterable[str] | None = None) -> ir.Model:
         """A model of these nodes that shares the weights; they are not read.
@@ -130,7 +133,7 @@ class _Flow:
     def _measure(self, sizes: Mapping[str, Sequence[int]]) -> None:
         """Bytes alive, and values that cannot be stored, before each node."""
         known = {n: prod(s) * self._item_bytes(n) for n, s in sizes.items() if n in self._made}
-        unknown = max(known.values(), default=1)
+        self._known, unknown = known, max(known.values(), default=1)
         live, stuck = [0] * (len(self.nodes) + 2), [0] * (len(self.nodes) + 2)
         for name, last in self._last.items():
             if self._values[name].is_initializer():  # an input with a default: nothing is kept
@@ -177,12 +180,19 @@ class _Flow:
             held |= holds
         read = dict.fromkeys(n for names in self.reads[start:stop] for n in names)
         made = [v.name or "" for n in self.nodes[start:stop] for v in n.outputs]
+        given = {n: self._known.get(n, 0) for n in made if n in self._outputs}
+        results, unread = (
+            sum(given.values()),
+            sum(b for n, b in given.items() if n not in self._last),
+        )
         return Segment(
             start,
             stop,
             tuple(n for n in read if self._made[n] < start),
             tuple(n for n in made if self._last.get(n, -1) >= stop or n in self._outputs),
             sum(held.values()),
+            max(self._live[start + 1 : stop + 1], default=0) + unread,
+            results,
         )
 
 
