@@ -27,13 +27,14 @@ def encoded_in_parts(version: Version, stamped: Callable[[], Plan], output: Path
         yield False
         return
     told = f"{plan.text}\n{room.memory}"
-    kept = KeptParts(output, hashlib.sha256(told.encode()).hexdigest())
     weights, grams = version.weights, version.grams
+    looking = [n for n, e in plan.quantize.items() if e.method in DATA_METHODS]
+    parts = grams.in_parts(looking)
+    kept = KeptParts(output, hashlib.sha256(told.encode()).hexdigest())
     weights.keep_in(kept)
     grams.keep_in(kept.run)
     try:
-        looking = [n for n, e in plan.quantize.items() if e.method in DATA_METHODS]
-        for part in grams.in_parts(looking):
+        for part in parts:
             for name in part:
                 weights.ensure(name, plan.quantize[name])
             grams.commit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -132,7 +132,7 @@ class SiteGrams:
         self._folder = folder
         self._run = None
 
-    def in_parts(self, sites: Iterable[str]) -> Iterator[list[str]]:
+    def in_parts(self, sites: Iterable[str]) -> list[list[str]]:
         """The sites that have a matrix by the segment that they are in, in the order of a run.
 
         Raises InputError where there is no room to encode one of them.
@@ -146,8 +146,7 @@ class SiteGrams:
                 assert self._room is not None
                 own = _OF_WEIGHT * self._weights[name] + _OF_GRAM * self._bytes[name] // 8
                 self._room.check(held + own, f"encoding {name}")
-        for _, names in sorted(found.items()):
-            yield names
+        return [names for _, names in sorted(found.items())]
 
     def commit(self) -> None:
         """Keep what a later process needs to go on behind the last segment; free its matrices."""

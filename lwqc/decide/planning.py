@@ -358,6 +358,8 @@ def with_method(
             kept.setdefault(name, f"round to nearest: {reason}")
         else:
             entries[name] = entry.model_copy(update={"method": method})
+    if work.job.room is not None:  # which is refused here rather than on the way
+        work.grams.in_parts(entries)
     return plan.model_copy(update={"quantize": entries, "kept_float": kept})
 
 

@@ -98,7 +98,7 @@ def divided(
         segments = _split(model, first, room, observed)
         return Parts(segments, data, partial(_session, mapped=mapped, proven=True))
     copies = 1 if mapped and _in_files(model) else _COPIES
-    segments = _split(model, first, room.share // copies, observed)
+    segments = _split(model, first, room.share, observed, copies)
 
     def activations() -> int:
         needed = (s.activation_bytes + of_outputs * s.output_bytes for s in segments)
@@ -108,10 +108,10 @@ def divided(
     if activations() > room.share and size > 1:
         batch = max(int(size * room.share / activations()), 1)
         first = next(rebatched([first], batch))
-        segments = _split(model, first, room.share // copies, observed)
+        segments = _split(model, first, room.share, observed, copies)
     for segment in segments:
         alive = segment.activation_bytes + of_outputs * segment.output_bytes
-        room.check(copies * segment.held_bytes + alive, _named(model, segment))
+        room.check(segment.held_bytes + alive, _named(model, segment))
     batches = data if batch is None else Rebatched(data, batch)
     return Parts(segments, batches, partial(_session, mapped=mapped, proven=False), batch)
 
@@ -129,9 +129,11 @@ def _in_files(model: ir.Model) -> bool:
     return _FEW * inside <= io.weight_bytes(model)
 
 
-def _split(model: ir.Model, feeds: Feeds, share: int, observed: Observed | None) -> list[Segment]:
+def _split(
+    model: ir.Model, feeds: Feeds, share: int, observed: Observed | None, copies: int = 1
+) -> list[Segment]:
     sizes = {name: array.shape for name, array in feeds.items()}
-    return split(model, share, sizes, observed)
+    return split(model, share, sizes, observed, copies)
 
 
 def _named(model: ir.Model, segment: Segment) -> str:

@@ -64,7 +64,7 @@ def content(path):
 
 def test_the_model_runs_in_parts(small):
     work = opened(small, MEMORY)
-    assert len(work.grams.segments) > BLOCKS
+    assert len(work.grams.segments) == BLOCKS
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,6 @@ def test_what_does_not_fit_is_told_in_a_line(small):
     ("recipe", "what"),
     [
         ("auto", "recipe auto"),
-        ("evopress-joint", "takes it whole"),
         ("w8a8-static", "ranges of activations"),
         ("brecq", "takes it whole"),
     ],
@@ -160,9 +159,8 @@ def start(small, out):
 
 def test_a_job_that_is_killed_twice_ends_with_the_same_bytes(small, tmp_path):
     pytest.importorskip("fcntl")
-    plain = start(small, tmp_path / "plain.onnx")
-    _, error = plain.communicate(timeout=300)
-    assert plain.returncode == 0, error
+    plain = compress_version(opened(small, MEMORY), Goals(), GPTQ, exact=True)
+    plain.save(tmp_path / "plain.onnx", external_data=True)
     codes = tmp_path / "out.onnx.parts" / "codes"
     for count in (3, 7):
         run = start(small, tmp_path / "out.onnx")

@@ -68,15 +68,17 @@ def split(
     max_bytes: int,
     inputs: Mapping[str, Sequence[int]],
     statistics: Mapping[int, Mapping[str, int]] | None = None,
+    copies: int = 1,
 ) -> list[Segment]:
     """Cut the main graph, whose nodes are sorted, into segments of at most `max_bytes`.
 
     A segment exceeds `max_bytes` when a single node does, or where nothing but a sequence of
     tensors or the like could be cut. inputs: sizes of the graph inputs, for sizing activations.
     statistics: by position of a node, the tensors that are observed there, and the bytes of memory
-    that it takes; they are then alive up to this node, and count like its weights.
+    that it takes; they are then alive up to this node, and count like its weights. copies: of the
+    weights, that a segment holds.
     """
-    flow = _Flow(model, inputs, statistics or {})
+    flow = _Flow(model, inputs, statistics or {}, copies)
     stops = [0]
     while stops[-1] < len(flow.nodes):
         stops.append(flow.next_cut(stops[-1], max_bytes))
@@ -91,12 +93,14 @@ class _Flow:
         model: ir.Model,
         inputs: Mapping[str, Sequence[int]],
         statistics: Mapping[int, Mapping[str, int]],
+        copies: int,
     ) -> None:
         self.nodes = list(model.graph)
         self._outputs = [v.name or "" for v in model.graph.outputs]
         self._values = {v.name or "": v for n in self.nodes for v in n.outputs}
         self._values |= {v.name or "": v for v in model.graph.inputs}
         self._read(model.graph)
+        self.holds = [{name: copies * size for name, size in held.items()} for held in self.holds]
         for i, observed in statistics.items():
             names = [n for n in observed if n in self._made]
             self.reads[i] = list(dict.fromkeys([*self.reads[i], *names]))
