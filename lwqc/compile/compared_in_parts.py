@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import partial
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -36,16 +36,25 @@ def pairs_in_parts(work: Version, candidate: ir.Model) -> Iterator[tuple[Outputs
 
     Raises InputError where there are none, or a part of one of them has no room.
     """
-    original, data = work.original.model, work.job.data.fit
-    assert work.job.room is not None
+    original = work.original.model
     names = _shared(original, candidate, work.incomparable)
-    half = work.job.room.part(2)  # the last parts of both models are open at the same time
-    divide = partial(divided, data=data, room=half, mapped=True, of_outputs=_OF_OUTPUTS)
-    theirs = divide(candidate, batch=divide(original).batch)
-    ours = divide(original, batch=theirs.batch)
+    theirs = _divided(work, candidate, _divided(work, original).batch)
+    ours = _divided(work, original, theirs.batch)
     before = outputs_in_parts(original, ours, names)
     after = outputs_in_parts(candidate, theirs, names)
     return zip(before, after, strict=True)
+
+
+def check_room(work: Version) -> None:
+    """Raises InputError where the original's outputs cannot be compared with others."""
+    _divided(work, work.original.model)
+
+
+def _divided(work: Version, model: ir.Model, batch: int | None = None) -> Parts:
+    room = work.job.room
+    assert room is not None
+    half = replace(room, sharing=2)  # the last parts of both models are open at the same time
+    return divided(model, work.job.data.fit, half, mapped=True, batch=batch, of_outputs=_OF_OUTPUTS)
 
 
 def divergences_in_parts(work: Version, candidate: ir.Model) -> dict[str, Divergence]:

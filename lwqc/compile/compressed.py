@@ -21,7 +21,7 @@ from lwqc.compile.branch_reports import (
     tokens_report,
 )
 from lwqc.compile.budget import Reached, asked, weighed
-from lwqc.compile.compared_in_parts import checked_in_parts
+from lwqc.compile.compared_in_parts import check_room, checked_in_parts
 from lwqc.compile.decisions import (
     DropDecision,
     ParallelDecision,
@@ -147,6 +147,8 @@ class Compressed(Told):
         """
         outputs = [Path(p) for p in (path, plan, engines) if p is not None]
         check_outputs(outputs, files_of(self.work))
+        if verify and self.work.job.room is not None:  # before hours of work
+            check_room(self.work)
         told = self.work.job.report(CHECKING)
         with (
             encoded_in_parts(self.coded, lambda: self.plan, link_free(Path(path))) as resumed,

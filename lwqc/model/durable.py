@@ -12,7 +12,7 @@ from lwqc.errors import InputError
 _DRAFT = ".draft"  # the end of the name of a file in the making
 
 
-def replace_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def replace_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file beside `path` and put it in its place. Raises InputError where that fails."""
     draft = path.with_name(path.name + _DRAFT)
     try:

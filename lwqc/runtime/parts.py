@@ -29,31 +29,32 @@ Observed = Mapping[int, Mapping[str, int]]  # see `split`
 
 @dataclass(frozen=True)
 class Room:
-    """memory: bytes that this process and its helper take at most, mapped files included."""
+    """memory: bytes that this process and its helper take at most, mapped files included.
+
+    sharing: models that are open at the same time.
+    """
 
     memory: int
+    sharing: int = 1
 
     @property
     def free(self) -> int:
-        """Bytes beside what is taken without a model."""
-        return max(self.memory - _FIXED, 0)
+        """Bytes for a model, beside what is taken without one."""
+        return max(self.memory - _FIXED, 0) // self.sharing
 
     @property
     def share(self) -> int:
         """Bytes of weights and statistics that a part aims at, and of its activations."""
         return min(self.free // _SHARES, _LARGEST)
 
-    def part(self, count: int) -> Room:
-        """One of `count` equal parts of what is free."""
-        return Room(_FIXED + self.free // count)
-
     def check(self, needed: int, what: str) -> None:
         """Raises InputError where that many bytes do not fit."""
         if needed > self.free:
-            least = size_text(1.01 * (needed + _FIXED))  # what is shown is rounded
+            least = size_text(1.01 * (needed * self.sharing + _FIXED))  # what is shown is rounded
+            of_two = f", of {self.sharing} models at once," if self.sharing > 1 else ""
             raise InputError(
-                f"--memory {size_text(self.memory)}: {what} needs {size_text(needed)} beside "
-                f"{size_text(_FIXED)} of the libraries: give at least {least}"
+                f"--memory {size_text(self.memory)}: {what}{of_two} needs {size_text(needed)} "
+                f"beside {size_text(_FIXED)} of the libraries: give at least {least}"
             )
 
 
