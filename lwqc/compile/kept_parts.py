@@ -97,7 +97,7 @@ class KeptParts:
         arrays |= {"channel": own.channel} if own.channel is not None else {}
         if side is not None:
             arrays |= {"columns": side.columns, "down": side.down, "up": side.up}
-        replace_durably(self._file(key), lambda file: np.savez(file, **arrays))
+        replace_durably(self._file(key), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
     def remove(self) -> None:
         """The job is done."""

@@ -99,8 +99,7 @@ class _Flow:
         self._outputs = [v.name or "" for v in model.graph.outputs]
         self._values = {v.name or "": v for n in self.nodes for v in n.outputs}
         self._values |= {v.name or "": v for v in model.graph.inputs}
-        self._read(model.graph)
-        self.holds = [{name: copies * size for name, size in held.items()} for held in self.holds]
+        self._read(model.graph, copies)
         for i, observed in statistics.items():
             names = [n for n in observed if n in self._made]
             self.reads[i] = list(dict.fromkeys([*self.reads[i], *names]))
@@ -108,7 +107,7 @@ class _Flow:
         self._last = {name: i for i, names in enumerate(self.reads) for name in names}
         self._measure(shapes_at(model, inputs))
 
-    def _read(self, graph: ir.Graph) -> None:
+    def _read(self, graph: ir.Graph, copies: int) -> None:
         """Per node the varying values it reads, and the bytes of each weight it needs."""
         captured: dict[ir.Node, list[ir.Value]] = {}
         for node, values in captures(graph):
@@ -132,7 +131,7 @@ class _Flow:
                 stored |= {v.name or "": held | _stored_bytes(v) for v in node.outputs}
                 held = {}  # counted where it is read
             self.reads.append(list(dict.fromkeys(varying)))
-            self.holds.append(held)
+            self.holds.append({name: copies * size for name, size in held.items()})
 
     def _measure(self, sizes: Mapping[str, Sequence[int]]) -> None:
         """Bytes alive, and values that cannot be stored, before each node."""
