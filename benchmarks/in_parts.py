@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.decoder import build
 
 SHAPES = {  # layers, width, hidden width, vocabulary
-    "0.3": (16, 1024, 4096, 35072),
+    "0.3": (20, 1024, 2816, 32000),
     "0.65": (25, 1536, 4096, 32000),
     "1.3": (30, 2048, 5632, 32000),
 }

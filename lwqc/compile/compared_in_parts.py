@@ -18,7 +18,7 @@ from lwqc.runtime.stats.divergence import Divergence, OutputMeter
 from lwqc.runtime.stats.segmented_run import SegmentedRun
 
 Types = Mapping[str, str]
-_OF_OUTPUTS = 16  # copies in double precision while outputs are compared
+_OF_OUTPUTS = 8  # copies of one of two while they are compared, in double precision
 _NAMES = {"float32": "float", "float64": "double"}  # of types, where onnxruntime has its own
 
 

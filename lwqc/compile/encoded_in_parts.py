@@ -10,7 +10,6 @@ from pathlib import Path
 from lwqc.compile.kept_parts import KeptParts
 from lwqc.compile.version import Version
 from lwqc.plans.plan import Plan
-from lwqc.quant.methods import DATA_METHODS
 
 
 @contextmanager
@@ -28,8 +27,7 @@ def encoded_in_parts(version: Version, stamped: Callable[[], Plan], output: Path
         return
     told = f"{plan.text}\n{room.memory}"
     weights, grams = version.weights, version.grams
-    looking = [n for n, e in plan.quantize.items() if e.method in DATA_METHODS]
-    parts = grams.in_parts(looking)
+    parts = grams.in_parts(plan.quantize)
     kept = KeptParts(output, hashlib.sha256(told.encode()).hexdigest())
     weights.keep_in(kept)
     grams.keep_in(kept.run)

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from lwqc.graph.attention_maps import AttentionMaps, TokenWeights
 from lwqc.graph.sites import Site, Use
 from lwqc.model import io
+from lwqc.plans.plan import SiteEntry
+from lwqc.quant.gptq import AT_ONCE
+from lwqc.quant.methods import DATA_METHODS, ROW_METHODS
 from lwqc.runtime.parts import MAPPED_BYTES, Parts, Room, divided
 from lwqc.runtime.stats.collector import Feeds
 from lwqc.runtime.stats.column_mass import ColumnMass
@@ -32,8 +35,9 @@ _SEGMENT_BYTES = 768 << 20
 _LARGE_SEGMENT_BYTES = 192 << 20
 _SITE_BYTES = 2 << 30  # a site whose matrix is larger gets none
 _KEPT_SEGMENTS = 2  # threads ask for neighbours at the same time
-# Bytes that encoding takes at most, for each weight and each number of its Gram matrix.
-_OF_WEIGHT, _OF_GRAM = 18, 20
+# Bytes that encoding takes at most: for each weight, for each of those that are in work at a time,
+# and for each number of the Gram matrix.
+_OF_WEIGHT, _IN_WORK, _OF_GRAM = 6, 12, 20
 _WHILE_SUMMED = 2  # times the bytes of a Gram matrix: of one batch, in single precision
 
 Matrix = NDArray[np.float64]
@@ -132,21 +136,27 @@ class SiteGrams:
         self._folder = folder
         self._run = None
 
-    def in_parts(self, sites: Iterable[str]) -> list[list[str]]:
-        """The sites that have a matrix by the segment that they are in, in the order of a run.
+    def in_parts(self, entries: Mapping[str, SiteEntry]) -> list[list[str]]:
+        """Sites with a method that looks at data by segment, in the order of a run.
 
         Raises InputError where there is no room to encode one of them.
         """
         found: dict[int, list[str]] = {}
-        for site in (name for name in sites if not self.reason(name)):
-            found.setdefault(self._place(site), []).append(site)
-        for names in found.values():
+        for site, entry in entries.items():
+            if entry.method in DATA_METHODS and not self.reason(site):
+                found.setdefault(self._place(site), []).append(site)
+        for names in found.values() if self._room is not None else ():
             held = sum({self._collectors[n]: self._bytes[n] for n in names}.values())
-            for name in names if self._room is not None else ():
-                assert self._room is not None
-                own = _OF_WEIGHT * self._weights[name] + _OF_GRAM * self._bytes[name] // 8
-                self._room.check(held + own, f"encoding {name}")
+            for name in names:
+                self._check(name, held, entries[name])
         return [names for _, names in sorted(found.items())]
+
+    def _check(self, site: str, held: int, entry: SiteEntry) -> None:
+        assert self._room is not None
+        count = self._weights[site]
+        at_once = min(count, AT_ONCE) if entry.method in ROW_METHODS else count
+        own = _OF_WEIGHT * count + _IN_WORK * at_once + _OF_GRAM * self._bytes[site] // 8
+        self._room.check(held + own, f"encoding {site}")
 
     def commit(self) -> None:
         """Keep what a later process needs to go on behind the last segment; free its matrices."""

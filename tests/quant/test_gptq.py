@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lwqc.errors import InputError
+from lwqc.quant import gptq as gptq_module
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.gptq import gptq
 from lwqc.quant.gram_matrix import damped, importance, inverse_factor
@@ -154,3 +155,19 @@ def test_bad_gram_matrices_are_refused(gram, message):
 def test_refit_in_activation_order_is_refused():
     with pytest.raises(InputError, match="order 'none'"):
         gptq(normal(4, 32), WeightFormat(4), np.eye(32), order="activation", scales="refit")
+
+
+@pytest.mark.parametrize("options", [{}, {"order": "activation"}, {"scales": "refit"}])
+def test_a_large_matrix_some_rows_at_a_time(monkeypatch, options):
+    weight, gram = layer(64, 160)
+    fmt = WeightFormat.parse("w4b32h")
+    whole = gptq(weight, fmt, gram, **options)
+    monkeypatch.setattr(gptq_module, "AT_ONCE", 24 * 160)
+    parts = gptq(weight, fmt, gram, **options)
+    np.testing.assert_array_equal(whole.scale[:24], parts.scale[:24])
+    assert parts.codes.shape == whole.codes.shape
+    # Products of matrices of another size may be summed in another order.
+    assert (parts.codes == whole.codes).mean() > 0.99
+    assert output_error(weight, parts.decode(), gram) < 1.01 * output_error(
+        weight, whole.decode(), gram
+    )
