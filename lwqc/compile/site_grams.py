@@ -127,7 +127,8 @@ class SiteGrams:
             for tensor in collector.tensors:
                 at[tensor] = at.get(tensor, 0) + more * self._bytes[site]
         limit = _LARGE_SEGMENT_BYTES if self._large else _SEGMENT_BYTES
-        parts = divided(self._model, self._data, self._room or limit, observed)
+        room = self._room or limit
+        parts = divided(self._model, self._data, room, observed, mapped=self._large)
         last = max(observed, default=0)
         return replace(parts, segments=[s for s in parts.segments if s.start <= last])
 
