@@ -19,12 +19,11 @@ from lwqc.model.data_files import model_files
 from lwqc.passes.encoded_weights import EncodedWeights, Known
 from lwqc.plans.plan import Floats
 from lwqc.runtime.data import Dataset
+from lwqc.runtime.parts import MAPPED_BYTES
 from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collect import Statistics, collect
 from lwqc.runtime.stats.collect_in_parts import collect_in_parts
 from lwqc.runtime.stats.collector import Collector
-
-_LARGE_BYTES = 1_000_000_000  # from here on memory counts more than encoding twice
 
 
 class KnownCodes(Known, Protocol):
@@ -97,7 +96,7 @@ class Version:
     @property
     def is_large(self) -> bool:
         """Whether memory counts more than time."""
-        return self.facts.get("large", lambda: io.weight_bytes(self.model) > _LARGE_BYTES)
+        return self.facts.get("large", lambda: io.weight_bytes(self.model) > MAPPED_BYTES)
 
     @property
     def weights(self) -> EncodedWeights:
