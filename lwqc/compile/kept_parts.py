@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lwqc.errors import InputError
+from lwqc.errors import InputError, LwqcError
+from lwqc.model.array_files import Archive
 from lwqc.model.durable import replace_durably
 from lwqc.model.scratch import lock_folder, unlock_folder
 from lwqc.passes.encoded_weights import Held
@@ -43,7 +44,7 @@ class KeptParts:
                 f"{self.path}: is no folder that lwqc wrote for {output.name}; remove it, or "
                 "choose another output"
             )
-        self.path.mkdir(exist_ok=True)
+        _made(self.path)
         lock = lock_folder(self.path)
         if lock is None:
             raise InputError(f"{self.path}: another process is at work on {output.name}")
@@ -54,7 +55,7 @@ class KeptParts:
             for name in (_CODES, _RUN):  # before the head, which would call them ours
                 shutil.rmtree(self.path / name, ignore_errors=True)
             replace_durably(head, lambda file: file.write(told))
-        (self.path / _CODES).mkdir(exist_ok=True)
+        _made(self.path / _CODES)
 
     def _is_ours(self) -> bool:
         if self.path.is_symlink() or not self.path.is_dir():
@@ -72,11 +73,13 @@ class KeptParts:
         return self._file(key).exists()
 
     def get(self, key: Hashable, fmt: WeightFormat) -> Held | None:
-        """A site's codes, if they are kept. fmt: of them."""
+        """A site's codes, if they are kept. fmt: of them. Raises InputError for a damaged file."""
         if not self.has(key):
             return None
-        with np.load(self._file(key)) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        try:
+            arrays = dict(Archive(self._file(key)).arrays())
+        except (LwqcError, ValueError) as error:
+            raise InputError(f"{self._file(key)}: is damaged: remove {self.path}") from error
         side = Side(arrays["columns"], arrays["down"], arrays["up"]) if "up" in arrays else None
         encoded = Encoded(
             fmt,
@@ -106,3 +109,10 @@ class KeptParts:
 
     def _file(self, key: Hashable) -> Path:
         return self.path / _CODES / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npz"
+
+
+def _made(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made: {error.strerror}") from error

@@ -15,12 +15,15 @@ import pytest
 from lwqc.backends.make_target import make_target
 from lwqc.compile.compared_in_parts import divergences_in_parts
 from lwqc.compile.execute import execute
+from lwqc.compile.kept_parts import KeptParts
 from lwqc.compile.losses import divergences
 from lwqc.decide.compress import compress_version, open_version
 from lwqc.decide.lower import lower_plan
 from lwqc.errors import InputError
 from lwqc.model import io
+from lwqc.passes.encoded_weights import Held
 from lwqc.plans.goals import Goals
+from lwqc.plans.plan import SiteEntry
 from lwqc.plans.recipe import find, uniform_recipe
 from lwqc.runtime.session import Session
 from models import stdlib_lm
@@ -190,3 +193,19 @@ def test_what_is_not_ours_is_left_alone(small, tmp_path):
     with pytest.raises(InputError, match="is no folder that lwqc wrote"):
         done.save(tmp_path / "out.onnx")
     assert (other / "mine.txt").exists()
+
+
+def test_damaged_codes_are_told(small, tmp_path):
+    kept = KeptParts(tmp_path / "out.onnx", "key")
+    codes = compress_version(opened(small), Goals(), GPTQ, exact=True).coded.weights
+    entry = SiteEntry(weight="w4b32h", method="hqq")
+    held = Held(codes.get("u0", entry))
+    kept.put("u0", held)
+    again = kept.get("u0", entry.weight)
+    assert np.array_equal(again.encoded.codes, held.encoded.codes)
+    with pytest.raises(InputError, match="another process is at work"):
+        KeptParts(tmp_path / "out.onnx", "key")
+    (file,) = (kept.path / "codes").iterdir()
+    file.write_bytes(file.read_bytes()[:99])
+    with pytest.raises(InputError, match="is damaged: remove"):
+        kept.get("u0", entry.weight)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
+from lwqc.errors import InputError
 from lwqc.model.durable import replace_durably, sync
 from lwqc.model.scratch import unwritable
 from lwqc.runtime.stats.collector import Array
 from lwqc.runtime.stats.crossing import Crossing
 
 _HEAD = "run.json"
+_OURS = re.compile("[0-9]+-[0-9]+[.]npy")
 
 
 class KeptCrossing(Crossing):
@@ -22,24 +25,38 @@ class KeptCrossing(Crossing):
     """
 
     def __init__(self, folder: Path) -> None:
-        """folder: of nothing else; files that no commit tells of are removed."""
+        """folder: of nothing else; files that no commit tells of are removed.
+
+        Raises InputError where it cannot be used, or holds what no commit wrote.
+        """
         super().__init__(0)
         self._place = folder
         self._dropped: list[Path] = []
         self._new: list[Path] = []
-        folder.mkdir(exist_ok=True)
         head = folder / _HEAD
+        try:
+            folder.mkdir(exist_ok=True)
+            self._read(head)
+            kept = {head, *(found for found in self._held.values() if isinstance(found, Path))}
+            for path in folder.iterdir():
+                if path not in kept:
+                    path.unlink()
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be used: {error.strerror}") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{head}: is damaged: remove {folder}") from error
+
+    def _read(self, head: Path) -> None:
+        """Take what the last commit tells."""
         told = json.loads(head.read_bytes()) if head.exists() else {}
-        self.position, self.feeds = told.get("position", 0), told.get("feeds", 0)
+        self.position, self.feeds = int(told.get("position", 0)), int(told.get("feeds", 0))
         for name, feed, file in told.get("files", ()):
-            path = folder / file
-            self._held[name, feed] = path
+            if not _OURS.fullmatch(file):
+                raise ValueError(file)
+            path = self._place / file
+            self._held[str(name), int(feed)] = path
             self._sizes[name, feed] = path.stat().st_size
             self._kept += self._sizes[name, feed]
-        kept = {head, *self._held.values()}
-        for path in folder.iterdir():
-            if path not in kept:
-                path.unlink()
 
     def drop(self, name: str, feed: int) -> None:
         """Forget an array; its file goes with the next commit."""

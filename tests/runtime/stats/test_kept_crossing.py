@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+import json
 
+import numpy as np
+import pytest
+
+from lwqc.errors import InputError
 from lwqc.runtime.stats.kept_crossing import KeptCrossing
 
 
@@ -35,3 +39,14 @@ def test_texts_are_not_kept(tmp_path):
     crossing.put("t", 0, np.array(["x"], object))
     crossing.commit(1, 1)
     assert KeptCrossing(tmp_path / "run").position == 0
+
+
+@pytest.mark.parametrize("file", ["../mine.npy", "1-1.txt", 7])
+def test_only_files_of_our_own_are_touched(tmp_path, file):
+    folder = tmp_path / "run"
+    KeptCrossing(folder)
+    (tmp_path / "mine.npy").write_bytes(b"x")
+    (folder / "run.json").write_text(json.dumps({"position": 1, "files": [["a", 0, file]]}))
+    with pytest.raises(InputError, match="is damaged: remove"):
+        KeptCrossing(folder)
+    assert (tmp_path / "mine.npy").exists()
