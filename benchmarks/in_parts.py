@@ -3,9 +3,10 @@
 `python -m benchmarks.in_parts --folder DIR` makes the model (5.3 GB of float32: 1.33e9 parameters)
 and random token ids, then runs plan, GPTQ to 4 bits, the same killed twice (SIGKILL) and gone on
 with, lowering for CPU and CUDA, and verify, each in a process of its own within `--memory 2GB`. It
-prints a markdown table. Memory is sampled from /proc every 0.1 s: of the command's own process
-(with mapped pages), and of it and its helper together, once without and once with mapped pages,
-which are counted twice there where both map them. Nothing is kept.
+prints a markdown table. Memory is read from /proc every 0.1 s: the peak of the command's own
+process as the kernel keeps it (VmHWM, mapped pages included), and of it and its helper together
+without mapped pages (RssAnon) and with them (VmRSS; a page that both map counts twice). Nothing is
+kept.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ SHAPES = {  # layers, width, hidden width, vocabulary
     "1.3": (30, 2048, 5632, 32000),
 }
 SAMPLES, TOKENS, EVERY_S = 16, 128, 0.1
-FIELDS = ("VmRSS", "RssAnon")
+FIELDS = ("VmHWM", "VmRSS", "RssAnon")
 
 
 @dataclass
 class Used:
-    """What a command took. own, private, all: peaks in MB, see above; hwm: as the kernel counts."""
+    """What a command took. own, private, all: peaks in MB, see above."""
 
     seconds: float = 0.0
     processor: float = 0.0
@@ -81,7 +82,7 @@ def run(arguments: list[str], log: Path, kill_when: Callable[[], bool] = lambda:
     def watch() -> None:
         while not over.wait(EVERY_S):
             found = [_memory(p) for p in (process.pid, *_children(process.pid))]
-            used.own = max(used.own, found[0]["VmRSS"])
+            used.own = max(used.own, found[0]["VmHWM"])
             used.private = max(used.private, sum(f["RssAnon"] for f in found))
             used.all = max(used.all, sum(f["VmRSS"] for f in found))
             if kill_when():
@@ -96,7 +97,6 @@ def run(arguments: list[str], log: Path, kill_when: Callable[[], bool] = lambda:
     watcher.join()
     used.seconds = time.perf_counter() - start
     used.processor = usage.ru_utime + usage.ru_stime
-    used.own = max(used.own, usage.ru_maxrss * 1024 / 1e6)
     if status and not used.killed:
         raise SystemExit(f"failed with status {status}, see {log}: {' '.join(arguments)}")
     return used
