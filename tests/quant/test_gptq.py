@@ -1,11 +1,15 @@
 """GPTQ against its definition, against round to nearest, and on odd inputs."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
 from lwqc.errors import InputError
 from lwqc.quant import gptq as gptq_module
 from lwqc.quant.formats import WeightFormat
+from lwqc.quant.forward_substitution import forward_substitution
 from lwqc.quant.gptq import gptq
 from lwqc.quant.gram_matrix import damped, importance, inverse_factor
 from lwqc.quant.output_error import output_error
@@ -171,3 +175,16 @@ def test_a_large_matrix_some_rows_at_a_time(monkeypatch, options):
     assert output_error(weight, parts.decode(), gram) < 1.01 * output_error(
         weight, whole.decode(), gram
     )
+
+
+def test_nothing_of_the_work_outlives_it():
+    """A recursive closure kept three copies of a weight until garbage was collected."""
+    pending = normal(64, 32)
+    gone = weakref.ref(pending)
+    gc.disable()
+    try:
+        forward_substitution(pending, np.eye(64, dtype=np.float32), lambda i: np.zeros(32))
+        del pending
+        assert gone() is None
+    finally:
+        gc.enable()
