@@ -18,6 +18,7 @@ from lwqc.passes.widen_floats import has_low_floats
 from lwqc.plans.plan import Plan, Profile, Source
 from lwqc.runtime.session import Session, SessionSettings
 
+_RESTORED = 34  # bytes that each number of a weight takes while codes become floats and codes again
 _ROUNDS = 3  # static, weight only, float
 
 
@@ -55,6 +56,9 @@ def lower_plan(
         restore = choose_clips(work)
         plan = plan.model_copy(update={"restore": restore})
         work = restored(work, restore)
+        for site in work.analysis.sites if work.job.room is not None else ():
+            assert work.job.room is not None
+            work.job.room.check(_RESTORED * site.size, f"{site.name}, as floats and as codes,")
     if quantized:
         work, notes = lifted(work)
         plan = plan.model_copy(update={"opset": work.raised}).noted(*notes)

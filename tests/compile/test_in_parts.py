@@ -125,6 +125,19 @@ def test_lowering_for_a_gpu_in_parts(small, tmp_path):
     assert found[0] == found[1]
 
 
+def test_lowering_a_quantized_model_in_parts(small, tmp_path):
+    made = compress_version(opened(small), Goals(), uniform_recipe(4, "none", "mse"), exact=True)
+    made.save(tmp_path / "q.onnx", verify=False)
+    found, data = [], str(small.with_name("d.npz"))
+    for memory in (None, MEMORY):
+        work = open_version(tmp_path / "q.onnx", data=data, memory=memory, target="cuda")
+        execute(work, Goals(), lower_plan(work)).save(tmp_path / "out.onnx")
+        found.append(content(tmp_path / "out.onnx"))
+    assert found[0] == found[1]
+    with pytest.raises(InputError, match="as floats and as codes, needs"):
+        lower_plan(open_version(tmp_path / "q.onnx", data=data, memory="537MB", target="cuda"))
+
+
 def test_what_does_not_fit_is_told_in_a_line(small):
     work = opened(small, "538MB")
     with pytest.raises(InputError, match=r"--memory 538.00 MB: .* give at least 5\d"):
