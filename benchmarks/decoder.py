@@ -20,15 +20,19 @@ import onnx
 from onnx import TensorProto, helper
 
 LAYERS, WIDTH, HIDDEN, VOCABULARY = 21, 1024, 4096, 35072
+SHAPE = (LAYERS, WIDTH, HIDDEN, VOCABULARY)
 ROUNDS = 3
 
 
-def build(path: Path) -> int:
+def build(path: Path, shape: tuple[int, int, int, int] = SHAPE) -> int:
     """Write the decoder with external data; returns its number of parameters.
+
+    shape: layers, width, hidden width and vocabulary.
 
     The graph is a stack of attention-free blocks with the weights of a decoder: what is measured
     is reading, quantizing and writing weights, not running the model.
     """
+    layers, width, hidden, vocabulary = shape
     rng = np.random.default_rng(0)
     nodes, initializers, offset = [], [], 0
     data = path.with_suffix(".onnx.data")
@@ -53,37 +57,37 @@ def build(path: Path) -> int:
 
     with data.open("wb") as file:
         nodes.append(
-            helper.make_node("Gather", [weight("embed", (VOCABULARY, WIDTH), file), "ids"], ["x0"])
+            helper.make_node("Gather", [weight("embed", (vocabulary, width), file), "ids"], ["x0"])
         )
-        ones = helper.make_tensor("ones", TensorProto.FLOAT, [WIDTH], np.ones(WIDTH, np.float32))
+        ones = helper.make_tensor("ones", TensorProto.FLOAT, [width], np.ones(width, np.float32))
         initializers.append(ones)
-        for i in range(LAYERS):
+        for i in range(layers):
             x = f"x{i}"
             nodes.append(helper.make_node("LayerNormalization", [x, "ones"], [f"n{i}"]))
             for name in "qkv":
-                w = weight(f"l{i}.{name}", (WIDTH, WIDTH), file)
+                w = weight(f"l{i}.{name}", (width, width), file)
                 nodes.append(helper.make_node("MatMul", [f"n{i}", w], [f"{name}{i}"]))
             nodes.append(helper.make_node("Mul", [f"q{i}", f"k{i}"], [f"s{i}"]))
             nodes.append(helper.make_node("Add", [f"s{i}", f"v{i}"], [f"a{i}"]))
-            w = weight(f"l{i}.o", (WIDTH, WIDTH), file)
+            w = weight(f"l{i}.o", (width, width), file)
             nodes.append(helper.make_node("MatMul", [f"a{i}", w], [f"o{i}"]))
             nodes.append(helper.make_node("Add", [x, f"o{i}"], [f"y{i}"]))
             nodes.append(helper.make_node("LayerNormalization", [f"y{i}", "ones"], [f"m{i}"]))
             up, down = (
-                weight(f"l{i}.up", (WIDTH, HIDDEN), file),
-                weight(f"l{i}.down", (HIDDEN, WIDTH), file),
+                weight(f"l{i}.up", (width, hidden), file),
+                weight(f"l{i}.down", (hidden, width), file),
             )
             nodes.append(helper.make_node("MatMul", [f"m{i}", up], [f"u{i}"]))
             nodes.append(helper.make_node("Relu", [f"u{i}"], [f"r{i}"]))
             nodes.append(helper.make_node("MatMul", [f"r{i}", down], [f"d{i}"]))
             nodes.append(helper.make_node("Add", [f"y{i}", f"d{i}"], [f"x{i + 1}"]))
-        head = weight("head", (WIDTH, VOCABULARY), file)
-        nodes.append(helper.make_node("MatMul", [f"x{LAYERS}", head], ["logits"]))
+        head = weight("head", (width, vocabulary), file)
+        nodes.append(helper.make_node("MatMul", [f"x{layers}", head], ["logits"]))
     graph = helper.make_graph(
         nodes,
         "decoder",
         [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "seq"])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "seq", VOCABULARY])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "seq", vocabulary])],
         initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast
 
 import onnx_ir as ir
 
+from lwqc.compile.compared_in_parts import divergences_in_parts
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.execute import apply_plan, execute
 from lwqc.compile.losses import check_classes, divergences
@@ -279,12 +280,16 @@ def verify(
     data: Data = None,
     shapes: Shapes = None,
     preprocess: Preparation = None,
+    memory: str | int | None = None,
 ) -> dict[str, Divergence]:
     """Divergence of each output of `candidate` from `original` on the same data.
 
-    A result of another function counts as the model that it is, and brings its data along.
+    A result of another function counts as the model that it is, and brings its data along. memory:
+    what the work may take, as "8GB"; both models are then run in parts.
     """
-    work = _compared((original, candidate), data, shapes, preprocess)
+    work = _compared((original, candidate), data, shapes, preprocess, memory)
+    if work.job.room is not None:
+        return divergences_in_parts(work, _model(candidate))
     return divergences(work, _session(candidate, "candidate", work))
 
 
@@ -421,16 +426,21 @@ def _chainable(done: Compressed) -> Chainable:
 
 
 def _compared(
-    models: Sequence[Source], data: Data, shapes: Shapes, preprocess: Preparation
+    models: Sequence[Source],
+    data: Data,
+    shapes: Shapes,
+    preprocess: Preparation,
+    memory: str | int | None = None,
 ) -> Version:
     """Work on the first of the models, with the data and shapes of the first that brings some."""
     brought = next((m.work.original for m in models if isinstance(m, Compressed)), None)
     if brought is not None:
         data = brought.job.data.fit if data is None else data
         shapes = brought.job.data.shapes if shapes is None else shapes
+    opening: Sources = {"data": data, "shapes": shapes, "preprocess": preprocess, "memory": memory}
     if isinstance(models[0], Compressed):
-        return open_version(models[0].model, data=data, shapes=shapes, preprocess=preprocess)
-    return _opened(models[0], {"data": data, "shapes": shapes, "preprocess": preprocess})
+        return open_version(models[0].model, **part(Opening, opening))
+    return _opened(models[0], opening)
 
 
 def _session(source: Source, label: str, work: Version) -> Session:

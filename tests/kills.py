@@ -50,6 +50,8 @@ COMMANDS: Mapping[str, tuple[Sequence[str], Sequence[tuple[str, ...]]]] = {
                  [("out.json", "out.onnx")]),
     "quantize-external": (["quantize", "e.onnx", *OUT, "--external-data", "--plan-out", "out.json"],
                           [("out.json", "out.onnx")]),
+    "quantize-parts": (["quantize", "e.onnx", *OUT, "--bits", "4", "--method", "gptq", "--data",
+                        "d.npz", "--memory", "545MB"], [("out.onnx",)]),
     "prune": (["prune", "m.onnx", *OUT, "--ratio", "0.2", "--plan-out", "out.json",
                "--report", "out.html"], [("out.json", "out.onnx"), ("out.html",)]),
     "drop": (["drop", "m.onnx", *OUT, "--branches", "1", "--plan-out", "out.json"],
@@ -329,7 +331,7 @@ class Trial:
             self.fault(f"the next run ended with {again.code}: {again.error[-400:]!r}")
         if left := leftovers(self.folder):
             self.fault(f"the next run leaves {left}")
-        for state in ("search", "recover"):
+        for state in ("search", "recover", "parts"):
             if (self.folder / f"out.onnx.{state}").exists():
                 self.fault(f"the next run leaves the state of the {state}")
         for name in names:

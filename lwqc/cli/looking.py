@@ -148,6 +148,7 @@ def verify(
     from lwqc.cli.report.blame import blame_dict, blame_models, print_blame
     from lwqc.cli.report.console import Console
     from lwqc.cli.report.terminal import classes_table, divergence_table, print_decisions
+    from lwqc.compile.compared_in_parts import divergences_in_parts
     from lwqc.compile.losses import answers_of, check_classes, divergences, flips_of, judged_drop
     from lwqc.compile.outcomes import class_outcome, drop_outcome, output_outcomes
     from lwqc.model import io
@@ -166,20 +167,27 @@ def verify(
     with opened(original, files, part(Opened, options)) as work:
         check_classes(work, goals)
         compressed = io.load(candidate)
-        prove_first(compressed, work.job.data.fit.first, str(candidate))
-        answers = answers_of(work, Session(candidate, label=str(candidate)))
-        found = divergences(work, answers)
+        answers = None
+        if work.job.room is None:
+            prove_first(compressed, work.job.data.fit.first, str(candidate))
+            answers = answers_of(work, Session(candidate, label=str(candidate)))
+            found = divergences(work, answers)
+        else:
+            found = divergences_in_parts(work, compressed)
         said, bounds = work.job.weights.said, work.job.weights.bounds
         drop = (
-            judged_drop(work, answers) if work.job.metric else drop_of_others(found, said, bounds)
+            judged_drop(work, answers)
+            if work.job.metric and answers is not None
+            else drop_of_others(found, said, bounds)
         )
-        changed = flips_of(work, answers)
+        changed = None if answers is None else flips_of(work, answers)
         if flips is not None:
             if changed is None:
                 raise InputError("--flips lists decisions: give --metric top1")
             write_text(flips, changed.text(kind))
         blamed = None
         if blame or blame_check:
+            work.job.whole("--blame")
             blamed = blame_models(work, compressed, str(candidate), drop, blame_check)
         rows = {n: vars(d) for n, d in found.items()}
         outcomes = output_outcomes(found, bounds)

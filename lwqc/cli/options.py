@@ -15,6 +15,7 @@ from lwqc.cli.telling import set_quiet, set_verbose, set_width
 from lwqc.model.numerals import real, share, whole
 from lwqc.model.user_code import forbid
 from lwqc.plans.options import (
+    Confined,
     Constant,
     Deciding,
     Dropping,
@@ -227,7 +228,7 @@ class Lowering(Opened, OutputBounds, Saved, Checking, FallingBack, total=False):
     """Options of `lower`."""
 
 
-class Planned(Feeding, Measured, Constant, Kept, Original, RunningCode, total=False):
+class Planned(Feeding, Measured, Constant, Kept, Confined, Original, RunningCode, total=False):
     """What a model is opened with where a plan names the target."""
 
 
@@ -247,7 +248,9 @@ class Inspecting(Shaped, Resizable, Constant, RunningCode, Printing, total=False
     """Options of `inspect`."""
 
 
-class Verifying(Feeding, Measured, Loss, OutputBounds, RunningCode, Printing, total=False):
+class Verifying(
+    Feeding, Measured, Loss, OutputBounds, Confined, RunningCode, Printing, total=False
+):
     """Options of `verify`."""
 
 

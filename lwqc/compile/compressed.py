@@ -21,6 +21,7 @@ from lwqc.compile.branch_reports import (
     tokens_report,
 )
 from lwqc.compile.budget import Reached, asked, weighed
+from lwqc.compile.compared_in_parts import check_room, checked_in_parts
 from lwqc.compile.decisions import (
     DropDecision,
     ParallelDecision,
@@ -28,6 +29,7 @@ from lwqc.compile.decisions import (
     TokenDecision,
 )
 from lwqc.compile.earlier_outputs import gone_outputs, retyped_outputs
+from lwqc.compile.encoded_in_parts import encoded_in_parts
 from lwqc.compile.idle_branches import idle_branches
 from lwqc.compile.losses import answers_of, divergences, flips_of
 from lwqc.compile.outcomes import class_outcome, drop_outcome, output_outcomes
@@ -41,17 +43,19 @@ from lwqc.graph.sites import Site
 from lwqc.model import io
 from lwqc.model.coded_caches import caches_of
 from lwqc.model.outputs import check_outputs
+from lwqc.model.paths import link_free
 from lwqc.model.told import Told
 from lwqc.passes.encoded_weights import PartOfSite, stored_parts
 from lwqc.passes.widen_bfloat16 import has_bfloat16
 from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.runtime.measure import OperatorRow, latencies, operator_rows
-from lwqc.runtime.session import has_bodies, statistics_session
+from lwqc.runtime.session import Outputs, has_bodies, statistics_session
 
 # The last stage of a job, and its steps, each of about the same time: another process loads the
 # file and runs it, times of both models (3), outputs and metric, profiles of both models (3).
 CHECKING, CHECKS = "checking", 8
+_RESUMED = "codes that an earlier run had kept were taken as they were"
 _FEEDS = 64  # that tell which branches of an If run
 Decision = DropDecision | ParallelDecision | SliceDecision
 
@@ -60,7 +64,7 @@ Decision = DropDecision | ParallelDecision | SliceDecision
 class Compressed(Told):
     """A compressed model in memory, ready to be saved and measured.
 
-    sites: of the model just before formats were applied, by name. decision: what was
+    coded: the version that formats were applied to. decision: what was
     chosen and at what price, unless the plan was given. shortened: the same of tokens. fallbacks:
     what the target would not run as it should, one line each. search, trace: how, where a search
     chose. counted: by option of a bound, see `lwqc.compile.budget.counted`.
@@ -70,7 +74,7 @@ class Compressed(Told):
     goals: Goals
     decisions: Plan
     lowered: Lowered
-    sites: Mapping[str, Site]
+    coded: Version
     pruned: PrunedModel | None = None
     removed: RemovedBranches | None = None
     decision: Decision | None = None
@@ -93,6 +97,11 @@ class Compressed(Told):
     def model(self) -> ir.Model:
         """The compressed model."""
         return self.lowered.model
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """Those of the model just before formats were applied, by name."""
+        return self.coded.sites
 
     def noted(self, *notes: str) -> Compressed:
         """The same with more notes in its plan and its report."""
@@ -138,8 +147,14 @@ class Compressed(Told):
         """
         outputs = [Path(p) for p in (path, plan, engines) if p is not None]
         check_outputs(outputs, files_of(self.work))
-        self.work.job.report(CHECKING)(0, CHECKS)
-        with io.drafted(self.model, path, external_data=external_data) as files:
+        if verify and self.work.job.room is not None:  # before hours of work
+            check_room(self.work)
+        told = self.work.job.report(CHECKING)
+        with (
+            encoded_in_parts(self.coded, lambda: self.plan, link_free(Path(path))) as resumed,
+            io.drafted(self.model, path, external_data=external_data) as files,
+        ):
+            told(0, CHECKS)
             target = self.work.job.target
             options = target.options(self.model, self.decisions, files.target.stem)
             if options:
@@ -147,27 +162,33 @@ class Compressed(Told):
                 files.add_text(place, options_text(target.name, options))
             if plan is not None:
                 files.add_text(Path(plan), self.plan.text)
-            if verify:
+            if verify and self.work.job.room is None:
                 self._check(files)
-            report = measure(self, files, verify=verify, weigh=weigh)
+            done = self.noted(_RESUMED) if resumed else self
+            report = measure(done, files, verify=verify, weigh=weigh)
             if engines is not None:
                 files.add_made(
                     Path(engines), lambda made: build_engines(target, files.path, options, made)
                 )
             yield Drafted(files, report)
 
-    def _check(self, files: io.Draft) -> None:
+    def _expected(self, outputs: Outputs, types: Mapping[str, str]) -> Expected:
+        """outputs, types: of the original for the first feeds."""
         work, floats = self.work, self.decisions.floats
-        feeds = work.job.data.fit.first()
         removed = self.removed.removal.dropped_outputs if self.removed is not None else ()
-        expected = Expected(
-            feeds,
-            work.original.session(feeds),
-            work.original.session.types,
+        return Expected(
+            work.job.data.fit.first(),
+            outputs,
+            types,
             {*removed, *gone_outputs(work)},
             any_float=(floats is not None and floats.boundary) or retyped_outputs(work),
             caches=caches_of(self.model.metadata_props),
         )
+
+    def _check(self, files: io.Draft) -> None:
+        work, original = self.work, self.work.original
+        outputs = original.session(work.job.data.fit.first())
+        expected = self._expected(outputs, original.session.types)
         settings, brain = work.job.target.settings(), has_bfloat16(self.model)
         check_saved(files.path, expected, settings, str(files.target), brain=brain)
 
@@ -280,6 +301,9 @@ def _cleaning(plan: Plan) -> tuple[str, ...]:
 def _verified(result: Compressed, saved: io.Draft, report: Report, *, weigh: bool) -> Report:
     work, told = result.work, result.work.job.report(CHECKING)
     told(1, CHECKS)
+    if work.job.room is not None:
+        found = checked_in_parts(work, saved, result._expected)
+        return report.with_measurements(divergence=found, unmeasured=work.job.unmeasured())
     session = work.job.load(saved.path, label=str(saved.target))
     timed = [
         ShapeLatency(s.label, *latencies([work.original.timed_session, session], s.feeds))
@@ -298,7 +322,7 @@ def _verified(result: Compressed, saved: io.Draft, report: Report, *, weigh: boo
         divergence=divergence,
         latencies=tuple(timed),
         operators=_operators(work, saved),
-        unmeasured=work.job.target.unmeasured(),
+        unmeasured=work.job.unmeasured(),
         metric=work.job.metric.name if work.job.metric else None,
         metric_before=metric_before,
         metric_after=metric_after,

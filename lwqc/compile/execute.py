@@ -18,6 +18,9 @@ from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan
 
+# Steps that need no more of a model than one part at a time.
+_IN_PARTS = frozenset({"restore", "opset", "clean", "transforms", "quantize"})
+
 
 def apply_plan(work: Version, plan: Plan, *, allow_drift: bool = False) -> Compressed:
     """Execute a plan made earlier.
@@ -40,6 +43,9 @@ def apply_plan(work: Version, plan: Plan, *, allow_drift: bool = False) -> Compr
 def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
     """Do the steps of a plan, then lower what is left for the target."""
     _check_target(work, plan)
+    for step in of(plan):
+        if step.field not in _IN_PARTS or plan.sequential:
+            work.job.whole(f"the plan's step {step.field}")
     made = Made(work, plan, work, work.model)
     for step in of(plan):
         made = step.run(_lowered(made) if step.late else made)
@@ -51,7 +57,7 @@ def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
         goals,
         plan,
         lowered,
-        made.version.sites,
+        made.version,
         made.found.get("prune"),
         made.found.get("remove"),
         fallbacks=_fallbacks(work, lowered.model, plan),

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from lwqc.backends.target import Target
 from lwqc.compile.job_data import JobData
+from lwqc.errors import InputError
 from lwqc.graph.cost import node_costs, total
 from lwqc.graph.shapes import shapes_at
 from lwqc.model import io
@@ -18,6 +19,7 @@ from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
 from lwqc.plans.options import KvCache, Progress
 from lwqc.plans.output_bounds import OutputWeights
 from lwqc.runtime.measure import Metric
+from lwqc.runtime.parts import Room
 from lwqc.runtime.session import Session, SessionSettings
 
 
@@ -28,7 +30,8 @@ class Job:
     skip_checks: results are neither run nor measured. allow_fallback: nodes that the target would
     run elsewhere are accepted. weights: what losses of outputs are multiplied by, where that is
     not 1. timings: seconds of single sites by what was timed. unusable: why candidates were given
-    up that the runtime does not load or run, a line each.
+    up that the runtime does not load or run, a line each. room: what the work may take of memory;
+    then no model is loaded whole, and None bounds nothing.
     """
 
     target: Target
@@ -38,6 +41,7 @@ class Job:
     allow_fallback: bool = False
     kv_cache: KvCache | None = None
     weights: OutputWeights = field(default_factory=OutputWeights)
+    room: Room | None = None
     progress: Progress | None = field(default=None, repr=False)
     timings: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     unusable: dict[str, None] = field(default_factory=dict, repr=False)
@@ -52,10 +56,26 @@ class Job:
         """Keep why a candidate cannot be used."""
         self.unusable[str(why)] = None
 
+    def whole(self, what: str) -> None:
+        """Raises InputError for what loads a model at once, where that is not allowed."""
+        if self.room is not None:
+            raise InputError(f"--memory works on a model in parts, but {what} takes it whole")
+
+    @property
+    def checked_whole(self) -> bool:
+        """Whether results may be loaded at once to look at them."""
+        return not self.skip_checks and self.room is None
+
     @property
     def timed(self) -> bool:
         """Whether the target's speed can be measured here."""
-        return not self.target.unmeasured()
+        return not self.unmeasured()
+
+    def unmeasured(self) -> str:
+        """Why speed cannot be measured, or ""."""
+        if self.room is not None:
+            return "no model is loaded whole (--memory)"
+        return self.target.unmeasured()
 
     @property
     def runs_here(self) -> bool:
@@ -66,7 +86,9 @@ class Job:
         """A session as the target runs its graphs here.
 
         The CPU stands in for a missing device; it has no bfloat16, which float32 stands in for.
+        Raises InputError where models are only run in parts.
         """
+        self.whole(label)
         if not self.timed:
             loaded = model if isinstance(model, ir.Model) else io.load(model)
             if has_bfloat16(loaded):

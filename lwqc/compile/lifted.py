@@ -42,7 +42,7 @@ def _raised(work: Version, version: int) -> Version:
     if reason := raise_opset(model, version):
         raise InputError(reason)
     made = work.derived(model, raised=version)
-    if not work.job.skip_checks:
+    if work.job.checked_whole:
         _check(work, made)
     return made
 

@@ -35,7 +35,8 @@ class Reference:
 
     @cached_property
     def session(self) -> Session:
-        """The model in a default session."""
+        """The model in a default session. Raises InputError where it is only run in parts."""
+        self.job.whole(self.name)
         return Session(self.loadable, label=self.name, risky=has_bodies(self.model))
 
     @cached_property

@@ -72,8 +72,8 @@ def check_saved(
                 names = [name for name, _ in signature]
                 found = dict(zip(names, map(as_array, values), strict=True))
                 found = caches.decoded(found) if caches.has_floats(expected.feeds) else found
-                _compare(found, dict(signature), expected, widened)
-    except (SessionError, _Unlike) as error:
+                compare_outputs(found, dict(signature), expected, widened)
+    except (SessionError, Unlike) as error:
         reason = str(error).replace(str(path), label)
         raise UnsoundResult(f"{label}: was not saved: {reason}") from error
     finally:
@@ -100,7 +100,7 @@ def save(
         return draft.publish()
 
 
-class _Unlike(Exception):
+class Unlike(Exception):
     """What of the outputs is not as expected, in a line."""
 
 
@@ -125,17 +125,18 @@ def _widened(feeds: Feeds) -> dict[str, Array]:
     }
 
 
-def _compare(
+def compare_outputs(
     found: Mapping[str, Array], types: Mapping[str, str], expected: Expected, widened: bool
 ) -> None:
+    """Raises Unlike. types: of all outputs found."""
     names = [name for name in expected.outputs if name not in expected.gone]
     if list(found) != names:
-        raise _Unlike(f"its outputs are {', '.join(found)}; expected {', '.join(names)}")
+        raise Unlike(f"its outputs are {', '.join(found)}; expected {', '.join(names)}")
     loose = expected.any_float or widened
     for name in names:
         same = _type(types[name], loose) == _type(expected.types[name], loose)
         if not same and name not in expected.caches.outputs:
-            raise _Unlike(
+            raise Unlike(
                 f"output {name} has the type {types[name]}; expected {expected.types[name]}"
             )
         _compare_value(name, found[name], expected.outputs[name])
@@ -152,11 +153,11 @@ def _type(text: str, loose: bool) -> str:
 def _compare_value(name: str, found: Array, expected: Array) -> None:
     """By rank and finiteness."""
     if found.ndim != expected.ndim:
-        raise _Unlike(
+        raise Unlike(
             f"output {name} has the shape {found.shape}; expected one like {expected.shape}"
         )
     if found.dtype.kind == "f" and expected.dtype.kind == "f" and _less_finite(found, expected):
-        raise _Unlike(f"output {name} holds NaN or infinity where the original does not")
+        raise Unlike(f"output {name} holds NaN or infinity where the original does not")
 
 
 def _less_finite(found: Array, expected: Array) -> bool:

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
+import shutil
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.errors import InputError
 from lwqc.graph.attention_maps import AttentionMaps, TokenWeights
 from lwqc.graph.sites import Site, Use
 from lwqc.model import io
-from lwqc.runtime.mapped_session import mapped_session
-from lwqc.runtime.session import statistics_session
-from lwqc.runtime.stats.collect import NO_SAMPLE
+from lwqc.plans.plan import SiteEntry
+from lwqc.quant.gptq import AT_ONCE
+from lwqc.quant.methods import DATA_METHODS, ROW_METHODS
+from lwqc.runtime.parts import MAPPED_BYTES, Parts, Room, divided
 from lwqc.runtime.stats.collector import Feeds
 from lwqc.runtime.stats.column_mass import ColumnMass
+from lwqc.runtime.stats.crossing import Crossing
 from lwqc.runtime.stats.gram import Gram
+from lwqc.runtime.stats.kept_crossing import KeptCrossing
 from lwqc.runtime.stats.patches import conv_window
 from lwqc.runtime.stats.segmented_run import SegmentedRun
-from lwqc.runtime.stats.segments import Segment, split
+from lwqc.runtime.stats.segments import Segment
 
-_LARGE_BYTES = 1_000_000_000  # of weights: from here on memory counts more than sessions
 # Of weights and matrices in one segment: a model of usual size is a single one.
 _SEGMENT_BYTES = 768 << 20
 _LARGE_SEGMENT_BYTES = 192 << 20
 _SITE_BYTES = 2 << 30  # a site whose matrix is larger gets none
 _KEPT_SEGMENTS = 2  # threads ask for neighbours at the same time
+# Bytes that encoding takes at most: for each weight, for each of those that are in work at a time,
+# and for each number of the Gram matrix.
+_OF_WEIGHT, _IN_WORK, _OF_GRAM = 6, 12, 20
+_WHILE_SUMMED = 2  # times the bytes of a Gram matrix: of one batch, in single precision
 
 Matrix = NDArray[np.float64]
 
@@ -51,15 +58,19 @@ class SiteGrams:
         data: Iterable[Feeds],
         progress: Callable[[int, int], None] = lambda done, total: None,
         token_weights: bool = False,
+        room: Room | None = None,
     ) -> None:
         """model, sites: of the float model, as `find_sites` gives them. data: re-iterable.
 
         token_weights: tokens count by how much attention reads them (RSQ), where that is known.
+        room: for segments, their runs, and encoding the sites of one; usual ones if None.
         """
         self._model = model
         self._data = data
         self._progress = progress
-        self._large = io.weight_bytes(model) > _LARGE_BYTES
+        self._room = room
+        self._folder: Path | None = None
+        self._large = io.weight_bytes(model) > MAPPED_BYTES
         self._collectors = {s.name: _gram(s) for s in sites}
         if token_weights:
             self._collectors |= _weighted(model, sites, self._collectors)
@@ -67,6 +78,7 @@ class SiteGrams:
             s.name for s in sites if s.both_ways or len({u.activation for u in _products(s)}) > 1
         }
         self._bytes = {s.name: 8 * s.groups * s.k**2 for s in sites}
+        self._weights = {s.name: s.size for s in sites}
         positions = _positions(model.graph)
         self._readers = {
             s.name: positions[_made(_use(s).node)] for s in sites if _gram(s) is not None
@@ -101,22 +113,57 @@ class SiteGrams:
             return f"its Gram matrix would take {self._bytes[site] >> 20} MB"
         return ""
 
-    @cached_property
-    def segments(self) -> list[Segment]:
+    @property
+    def segments(self) -> Sequence[Segment]:
         """The parts that the model runs in, up to the last one that a site reads."""
-        first = next(iter(self._data), None)
-        if first is None:
-            raise InputError(NO_SAMPLE)
+        return self._parts.segments
+
+    @cached_property
+    def _parts(self) -> Parts:
+        more = 1 if self._room is None else _WHILE_SUMMED
         observed: dict[int, dict[str, int]] = {}
         for site, collector in self._observed.items():
             at = observed.setdefault(self._readers[site], {})
             for tensor in collector.tensors:
-                at[tensor] = at.get(tensor, 0) + self._bytes[site]
+                at[tensor] = at.get(tensor, 0) + more * self._bytes[site]
         limit = _LARGE_SEGMENT_BYTES if self._large else _SEGMENT_BYTES
-        sizes = {name: array.shape for name, array in first.items()}
-        found = split(self._model, limit, sizes, observed)
+        room = self._room or limit
+        parts = divided(self._model, self._data, room, observed, mapped=self._large)
         last = max(observed, default=0)
-        return [s for s in found if s.start <= last]
+        return replace(parts, segments=[s for s in parts.segments if s.start <= last])
+
+    def keep_in(self, folder: Path | None) -> None:
+        """Where activations outlive this process, see `commit`; a run there goes on."""
+        self._folder = folder
+        self._run = None
+
+    def in_parts(self, entries: Mapping[str, SiteEntry]) -> list[list[str]]:
+        """Sites with a method that looks at data by segment, in the order of a run.
+
+        Raises InputError where there is no room to encode one of them.
+        """
+        found: dict[int, list[str]] = {}
+        for site, entry in entries.items():
+            if entry.method in DATA_METHODS and not self.reason(site):
+                found.setdefault(self._place(site), []).append(site)
+        for names in found.values() if self._room is not None else ():
+            held = sum({self._collectors[n]: self._bytes[n] for n in names}.values())
+            for name in names:
+                self._check(name, held, entries[name])
+        return [names for _, names in sorted(found.items())]
+
+    def _check(self, site: str, held: int, entry: SiteEntry) -> None:
+        assert self._room is not None
+        count = self._weights[site]
+        at_once = min(count, AT_ONCE) if entry.method in ROW_METHODS else count
+        own = _OF_WEIGHT * count + _IN_WORK * at_once + _OF_GRAM * self._bytes[site] // 8
+        self._room.check(held + own, f"encoding {site}")
+
+    def commit(self) -> None:
+        """Keep what a later process needs to go on behind the last segment; free its matrices."""
+        self._held = {}
+        if self._run is not None:
+            self._run.commit()
 
     @property
     def _observed(self) -> dict[str, Gram]:
@@ -140,18 +187,35 @@ class SiteGrams:
     def _collect(self, index: int) -> None:
         """Run up to and including a segment, keeping the matrices of the last ones."""
         if self._run is None or self._run.position > index:
-            make = mapped_session if self._large else statistics_session
-            self._run = SegmentedRun(
-                self._model, self.segments, self._data, make, progress=self._progress
-            )
+            self._run = self._begun(index)
         # With the ones before: of two threads, the one that wants the earlier may come second.
-        kept = sorted(i for i in self._wanted if i <= index)[-_KEPT_SEGMENTS:]
+        many = _KEPT_SEGMENTS if self._room is None else 1
+        kept = sorted(i for i in self._wanted if i <= index)[-many:]
         while (position := self._run.position) <= index:
             if position not in kept or position in self._held:
                 self._run.advance()
                 continue
             self._held = {i: held for i, held in self._held.items() if i in kept}
             self._held[position] = self._advance(self._run)
+
+    def _begun(self, index: int) -> SegmentedRun:
+        """A run from the beginning, or from where an earlier one was, if that is not too far."""
+        crossing: Crossing | None = None
+        if self._folder is not None:
+            crossing = KeptCrossing(self._folder)
+            if crossing.position > index:
+                shutil.rmtree(self._folder)
+                crossing = KeptCrossing(self._folder)
+        elif self._room is not None:
+            crossing = Crossing(0)
+        return SegmentedRun(
+            self._model,
+            self.segments,
+            self._parts.data,
+            self._parts.session,
+            crossing=crossing,
+            progress=self._progress,
+        )
 
     def _advance(self, run: SegmentedRun) -> dict[Gram, Matrix]:
         """Run the next segment with its matrices."""
@@ -216,7 +280,7 @@ def _weighted(
         collector, weights = plain[site.name], maps.token_weights(site)
         if collector is not None and collector.window is None and isinstance(weights, TokenWeights):
             mass = ColumnMass(weights.map, weights.tokens)
-            found[site.name] = dataclasses.replace(collector, weights=mass)
+            found[site.name] = replace(collector, weights=mass)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -19,8 +19,11 @@ from lwqc.model.data_files import model_files
 from lwqc.passes.encoded_weights import EncodedWeights, Known
 from lwqc.plans.plan import Floats
 from lwqc.runtime.data import Dataset
-
-_LARGE_BYTES = 1_000_000_000  # from here on memory counts more than encoding twice
+from lwqc.runtime.parts import MAPPED_BYTES
+from lwqc.runtime.session import statistics_session
+from lwqc.runtime.stats.collect import Statistics, collect
+from lwqc.runtime.stats.collect_in_parts import collect_in_parts
+from lwqc.runtime.stats.collector import Collector
 
 
 class KnownCodes(Known, Protocol):
@@ -93,7 +96,7 @@ class Version:
     @property
     def is_large(self) -> bool:
         """Whether memory counts more than time."""
-        return self.facts.get("large", lambda: io.weight_bytes(self.model) > _LARGE_BYTES)
+        return self.facts.get("large", lambda: io.weight_bytes(self.model) > MAPPED_BYTES)
 
     @property
     def weights(self) -> EncodedWeights:
@@ -101,7 +104,7 @@ class Version:
         return self.facts.get("weights", self._weights)
 
     def _weights(self) -> EncodedWeights:
-        budget = (64 if self.is_large else 512) << 20
+        budget = (64 if self.is_large or self.job.room is not None else 512) << 20
         return EncodedWeights(
             self.model,
             io.read_array,
@@ -121,7 +124,19 @@ class Version:
     ) -> SiteGrams:
         """Gram matrices of another model's sites, or on a part of the data."""
         fit = self.job.data.fit if data is None else data
-        return SiteGrams(model, sites, fit, self.job.report("statistics"), self.token_weights)
+        return SiteGrams(
+            model, sites, fit, self.job.report("statistics"), self.token_weights, self.job.room
+        )
+
+    def collect(self, model: ir.Model, collectors: Iterable[Collector[Any]]) -> Statistics:
+        """Statistics of a model on the data, see `lwqc.runtime.stats.collect`; in parts if asked.
+
+        Raises InputError.
+        """
+        room, fit = self.job.room, self.job.data.fit
+        if room is not None:
+            return collect_in_parts(model, collectors, fit, room)
+        return collect(model, collectors, fit, statistics_session)
 
 
 def files_of(work: Version) -> list[Path]:

@@ -23,6 +23,7 @@ from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe, find
 
 _BACK_OFFS = 4
+_IN_PARTS = ("uniform", "none")  # allocators that look at one weight after the other
 
 
 def allocate(work: Version, goals: Goals, recipe: Recipe, *, structure: bool = False) -> Plan:
@@ -57,6 +58,10 @@ def _needs_newer(work: Version, newer: Version, plan: Plan) -> bool:
 
 
 def _decided(work: Version, goals: Goals, recipe: Recipe, structure: bool) -> Plan:
+    if recipe.allocator not in _IN_PARTS:
+        work.job.whole(f"recipe {recipe.name}, which tries candidates,")
+    if recipe.rotate:
+        work.job.whole("rotation")
     if recipe.allocator == "auto":
         return _auto(work, goals, recipe, structure)
     # A normalization or scale between two convolutions keeps both from the kernels of 8-bit values.
@@ -89,6 +94,8 @@ def _allocated(work: Version, goals: Goals, recipe: Recipe) -> Plan:
     if recipe.sequential and not work.job.data.fit.given:
         raise InputError("sequential calibration looks at the data: give --data")
     found = choose_transforms(work, recipe)
+    if recipe.sequential:
+        work.job.whole("sequential calibration")
     work = version(work, found.transforms, token_weights=recipe.token_weights)
     work = with_float_type(work)
     allocator = find_allocator(recipe.allocator)

@@ -23,19 +23,21 @@ from lwqc.decide.output_weights import checked_weights
 from lwqc.decide.search.control import SearchControl
 from lwqc.decide.strategy import decide
 from lwqc.decide.true_outputs import with_true_outputs
-from lwqc.errors import LwqcError
+from lwqc.errors import InputError, LwqcError
 from lwqc.graph.float_slots import result_types
 from lwqc.graph.value_types import infer_types, with_own_sizes
 from lwqc.model import io
 from lwqc.model.metadata import bare
 from lwqc.passes.one_view import one_view
 from lwqc.plans.goals import Goals
+from lwqc.plans.option_texts import parse_memory
 from lwqc.plans.options import Opening, Progress, Sizes
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 from lwqc.runtime.data import Dataset, SizesDifferError, open_data
 from lwqc.runtime.legal_sizes import legal_sizes
 from lwqc.runtime.metrics.named import metric_of
+from lwqc.runtime.parts import Room
 from lwqc.runtime.proof import original, prove, prove_first
 from lwqc.runtime.served import as_sequence
 from lwqc.runtime.session import Session, tensor_types
@@ -68,8 +70,12 @@ def open_version(
         name = Path(source).name if isinstance(source, (str, os.PathLike)) else "model"
     asked = as_sequence(opening.get("shapes"))
     sizes = asked[0] if asked else None
+    room = None if (most := opening.get("memory")) is None else Room(parse_memory(most))
+    if room is not None and opening.get("metric") is not None:
+        raise InputError("--memory works on a model in parts: leave out --metric")
     model, dataset = _with_data(model, opening, sizes)
-    prove_first(model, dataset.first, name)
+    if room is None:  # otherwise part by part
+        prove_first(model, dataset.first, name)
     job = Job(
         target,
         JobData(dataset, model, asked),
@@ -78,6 +84,7 @@ def open_version(
         allow_fallback=allow_fallback,
         kv_cache=checked_cache(opening.get("kv_cache"), target, dataset),
         progress=progress,
+        room=room,
         weights=checked_weights(opening.get("weight_outputs"), model, opening.get("metric")),
     )
     if asked:
@@ -95,14 +102,17 @@ def _with_data(model: ir.Model, opening: Opening, shapes: Sizes | None) -> tuple
     seed, preprocess = opening.get("seed", 0), opening.get("preprocess")
     if isinstance(spec, Iterator):
         spec = list(spec)  # it may be read again
+    whole = opening.get("memory") is None
     if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "random"):
-        found = legal_sizes(model, shapes or {})
+        found = legal_sizes(model, shapes or {}) if whole else dict(shapes or {})
         dataset = open_data(spec, model, seed=seed, shapes=found, preprocess=preprocess)
         return model, replace(dataset, description=_with_sizes(dataset.description, found, shapes))
     while True:
         try:
             return model, open_data(spec, model, seed=seed, shapes=shapes, preprocess=preprocess)
         except SizesDifferError as error:
+            if not whole:
+                raise
             try:
                 prove(model, error.feeds, "model")
                 Session(original(model))(error.feeds)

@@ -20,8 +20,7 @@ from lwqc.model.weights import stored_tensor
 from lwqc.passes.convert_floats import clamp_inputs, clamp_stored
 from lwqc.plans.plan import Floats, Plan
 from lwqc.quant.float_types import FLOAT_TYPES, FloatFormat
-from lwqc.runtime.session import Session, statistics_session
-from lwqc.runtime.stats.collect import collect
+from lwqc.runtime.session import Session
 from lwqc.runtime.stats.min_max import Extent, MinMax
 
 _MARGIN = 2.0  # other data may reach further than the calibration data
@@ -69,7 +68,7 @@ def choose_floats(work: Version, dtype: Literal["float16", "bfloat16"]) -> Float
     if clamp_stored(model, _FILLING[dtype]) or inputs:
         clamp = _FILLING[dtype]
         clamp_inputs(model, inputs, clamp)
-    if clamp is not None and not work.job.skip_checks and not _agrees(work, model):
+    if clamp is not None and work.job.checked_whole and not _agrees(work, model):
         model, clamp, inputs = work.model.clone(), None, ()
     extents = {} if work.job.skip_checks else _extents(work, model)
     islands = _Islands(model, fmt, extents)
@@ -107,7 +106,7 @@ def _extents(work: Version, model: ir.Model) -> dict[str, Extent]:
     values = [v for node in model.graph for v in node.outputs if is_float32(v) and v.name]
     values += [v for v in model.graph.inputs if is_float32(v)]
     names = [v.name for v in values if v.name and stored_tensor(v) is None]
-    found = collect(model, [MinMax(name) for name in names], work.job.data.fit, statistics_session)
+    found = work.collect(model, [MinMax(name) for name in names])
     return {name: found[MinMax(name)] for name in names}
 
 

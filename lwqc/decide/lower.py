@@ -18,6 +18,7 @@ from lwqc.passes.widen_floats import has_low_floats
 from lwqc.plans.plan import Plan, Profile, Source
 from lwqc.runtime.session import Session, SessionSettings
 
+_RESTORED = 34  # bytes that each number of a weight takes while codes become floats and codes again
 _ROUNDS = 3  # static, weight only, float
 
 
@@ -48,13 +49,16 @@ def lower_plan(
             f"--floats {floats}: target {plan.target} computes in float32; it has no fast kernels"
         )
     quantized = is_quantized(work.model)
-    if quantized and not work.job.skip_checks:
+    if quantized and work.job.checked_whole:
         _check_that_it_runs(work)
     # The CPU computes 16-bit floats in float32, with casts around every operator.
     if quantized or (work.job.target.floats == "float32" and has_low_floats(work.model)):
         restore = choose_clips(work)
         plan = plan.model_copy(update={"restore": restore})
         work = restored(work, restore)
+        for site in work.analysis.sites if work.job.room is not None else ():
+            assert work.job.room is not None
+            work.job.room.check(_RESTORED * site.size, f"{site.name}, as floats and as codes,")
     if quantized:
         work, notes = lifted(work)
         plan = plan.model_copy(update={"opset": work.raised}).noted(*notes)
@@ -64,7 +68,7 @@ def lower_plan(
     plan = plan.model_copy(update={"clean": clean, "untransformed": dict(left)})
     plan = restored_plan(work, plan)
     plan = with_floats(work, plan, cast("FloatType | None", floats))
-    if plan.quantize and not work.job.skip_checks:
+    if plan.quantize and work.job.checked_whole:
         for _ in range(_ROUNDS):
             wrong = work.job.target.misplaced(with_formats(work, plan))
             if not wrong:

@@ -234,6 +234,7 @@ def calibrate(work: Version, plan: Plan, method: RangeMethod) -> Plan:
     owners = static_tensors(work, plan)
     if not owners:
         return plan
+    work.job.whole("measuring ranges of activations")
     known_ranges = activation_ranges(work)
     missing = sorted(o for o in set(owners.values()) if (method, o) not in known_ranges)
     measured = ranges(work.model, missing, work.job.data.fit, statistics_session, method)
@@ -305,7 +306,7 @@ def unchanged(work: Version, recipe: str = "") -> Plan:
 
 def repaired(work: Version, plan: Plan) -> Plan:
     """The plan without sites for which the runtime does not choose the expected kernel."""
-    if work.job.skip_checks:
+    if not work.job.checked_whole:
         return plan
     trial = nearest(plan) if plan.sequential else plan  # those codes are set later
     wrong = work.job.target.misplaced(with_formats(work, trial))
@@ -357,6 +358,8 @@ def with_method(
             kept.setdefault(name, f"round to nearest: {reason}")
         else:
             entries[name] = entry.model_copy(update={"method": method})
+    if work.job.room is not None:  # which is refused here rather than on the way
+        work.grams.in_parts(entries)
     return plan.model_copy(update={"quantize": entries, "kept_float": kept})
 
 

@@ -165,6 +165,16 @@ def _for_target(work: Version, plan: Plan) -> Plan:
     return with_profile(work, with_floats(work, plan), {})
 
 
+def _at_once(job: Callable[[Version], Decided], recipe: Recipe) -> Callable[[Version], Decided]:
+    """`with_late_steps` of a job for which a model is not taken in parts."""
+
+    def checked(work: Version) -> Decided:
+        work.job.whole("removing parts of it")
+        return job(work)
+
+    return with_late_steps(checked, recipe)
+
+
 def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Version], Decided]:
     """The job of a recipe for channels, its options checked before any work is done.
 
@@ -176,7 +186,7 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versi
             names = ", ".join(changes["groups"])
             raise InputError(f"{names}: streams are narrowed alike; leave out --group")
         slicing = slice_options(recipe, **changes)
-        return with_late_steps(
+        return _at_once(
             lambda work: _decided(work, goals, choose_slices(work, slicing)).noted(
                 *suited(recipe, work)[1]
             ),
@@ -193,7 +203,7 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versi
             notes = (*notes, f"no --loss was given: {score.own_loss}")
         return Decided.of(prune_version(work, options, goals)).noted(*notes)
 
-    return with_late_steps(job, recipe)
+    return _at_once(job, recipe)
 
 
 def suited(recipe: Recipe, work: Version) -> tuple[Recipe, tuple[str, ...]]:
@@ -211,13 +221,11 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versio
         rest = recipe.model_copy(update={"tokens": None})
         return with_tokens(lambda goals: branch_job(rest, goals, **changes), recipe.tokens, goals)
     if recipe.allocator == "none":
-        return with_late_steps(lambda work: _unchanged(work, goals, recipe), recipe)
+        return _at_once(lambda work: _unchanged(work, goals, recipe), recipe)
     if recipe.parallel is not None:
         changes.pop("seed", None)  # which only chooses random branches
         merging = parallel_options(recipe, **changes)
-        return with_late_steps(
-            lambda work: _decided(work, goals, choose_parallel(work, merging)), recipe
-        )
+        return _at_once(lambda work: _decided(work, goals, choose_parallel(work, merging)), recipe)
     drop_options(recipe, goals, **changes)
 
     def job(work: Version) -> Decided:
@@ -227,7 +235,7 @@ def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versio
         decided = _decided(work, goals, choose_branches(work, removing))
         return decided if "compensate" in changes else decided.noted(*notes)
 
-    return with_late_steps(job, recipe)
+    return _at_once(job, recipe)
 
 
 def prune_version(work: Version, options: PruneOptions, goals: Goals | None = None) -> Compressed:

@@ -19,8 +19,6 @@ from lwqc.plans.plan import Transforms
 from lwqc.plans.recipe import Recipe
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.migration import awq, channel_max, equalise, percentile, smoothquant
-from lwqc.runtime.session import statistics_session
-from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.moments import Moments
 
 Vector = NDArray[np.float64]
@@ -80,7 +78,7 @@ def _largest(work: Version, spans: Iterable[Span]) -> dict[str, Vector]:
     wanted = {s.name: [(c, Moments(c.activation.name or "", _axis(c))) for c in s.consumers]
               for s in spans}  # fmt: skip
     moments = list(dict.fromkeys(m for pairs in wanted.values() for _, m in pairs))
-    found = collect(work.model, moments, work.job.data.fit, statistics_session)
+    found = work.collect(work.model, moments)
     result = {}
     for span in spans:
         largest = np.zeros(span.channels)

@@ -14,6 +14,7 @@ from lwqc.model.weights import stored_tensor
 
 Ints = NDArray[Any]
 _MAX_ELEMENTS = 1 << 22  # index tables are small; anything larger is data
+_MAX_CODES = 1 << 12  # of 8 bits and less, which more of are a weight, and not read for sizes
 _INTEGERS = frozenset(
     {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.UINT8, ir.DataType.INT8}
 )
@@ -65,7 +66,9 @@ def _stored(value: ir.Value) -> Ints | None:
             if name in node.attributes:
                 return np.asarray(node.attributes[name].value, np.int64)
         return None
-    if tensor.dtype not in _INTEGERS or tensor.size > _MAX_ELEMENTS:
+    if tensor.dtype not in _INTEGERS:
+        return None
+    if tensor.size > (_MAX_CODES if tensor.dtype.bitwidth <= 8 else _MAX_ELEMENTS):
         return None
     return tensor.numpy()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -10,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from lwqc.model.names import gather_names, unique_name
 from lwqc.model.weights import static_shape
+
+_KEPT_BYTES = 128 << 20  # of tensors that are evaluated when they are read
 
 
 class Rewrite(ir.passes.InPlacePass):
@@ -98,13 +103,55 @@ def lazy_tensor(
     name: str | None,
     values: Callable[[], NDArray[np.generic]],
 ) -> ir.LazyTensor:
-    """A tensor of that type and shape, evaluated when it is first read."""
+    """A tensor of that type and shape, evaluated when it is read.
+
+    Its numbers are kept for as long as they are among those that were read last, see `_Recent`.
+    """
+    key = object()
 
     def evaluate() -> ir.TensorProtocol:
-        array = np.ascontiguousarray(values().astype(dtype.numpy()))
-        return ir.tensor(array, dtype=dtype, name=name)
+        def made() -> ir.TensorProtocol:
+            array = np.ascontiguousarray(values().astype(dtype.numpy()))
+            return ir.tensor(array, dtype=dtype, name=name)
 
-    return ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(shape), name=name, cache=True)
+        return _recent.get(key, made)
+
+    tensor = ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(shape), name=name)
+    weakref.finalize(tensor, _recent.forget, key)
+    return tensor
+
+
+class _Recent:
+    """Evaluated tensors, of at most `_KEPT_BYTES` together: a model may be larger than memory."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[object, ir.TensorProtocol] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.RLock()  # a tensor may end, and be forgotten, at any time
+
+    def get(self, key: object, make: Callable[[], ir.TensorProtocol]) -> ir.TensorProtocol:
+        """The tensor, made if it is not there."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()  # which may read others
+        with self._lock:
+            if key not in self._kept and made.nbytes <= _KEPT_BYTES:
+                self._kept[key] = made
+                self._bytes += made.nbytes
+            while self._bytes > _KEPT_BYTES:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return made
+
+    def forget(self, key: object) -> None:
+        """Nobody has the tensor any more."""
+        with self._lock:
+            if (found := self._kept.pop(key, None)) is not None:
+                self._bytes -= found.nbytes
+
+
+_recent = _Recent()
 
 
 def float_type(value: ir.Value | None) -> ir.DataType:

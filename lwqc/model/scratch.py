@@ -138,6 +138,23 @@ def _remove_if_stale(path: Path, last: Last) -> None:
         _unlock(lock)
 
 
+def lock_folder(path: Path) -> int | None:
+    """A lock on a folder until `unlock_folder` or the end of the process.
+
+    None where another process has it. -1 where the system knows no locks.
+    """
+    try:
+        lock = _lock(path, wait=False)
+    except BlockingIOError:
+        return None
+    return -1 if lock is None else lock
+
+
+def unlock_folder(lock: int) -> None:
+    """Give a lock back."""
+    _unlock(None if lock < 0 else lock)
+
+
 def _own(path: Path) -> bool:
     return sys.platform != "win32" and path.lstat().st_uid == os.geteuid()
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lwqc.graph.twins import Joined, Stacked, Whole
 from lwqc.model.edit import add_constant, add_initializer, lazy_tensor
 from lwqc.model.names import unique_name
+from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import through, weight_shape
 
 _SPLIT_INPUT = 13  # opset from which a Split reads its sizes
@@ -45,7 +46,7 @@ class Builder:
             shape[axis] = sum(s[axis] for s in shapes)
 
         def values() -> NDArray[np.generic]:
-            arrays = [through(steps, tensor.numpy(), _numbers) for tensor, steps in parts]
+            arrays = [through(steps, read_array(tensor), read_array) for tensor, steps in parts]
             if axis is not None:
                 return np.concatenate(arrays, axis)
             return np.asarray(np.sum(arrays, axis=0))
@@ -134,10 +135,6 @@ class Builder:
         node = ir.node(op_type, inputs, dict(attributes), outputs=outputs, name=outputs[0].name)
         self._graph.insert_before(self._anchor, node)
         return outputs
-
-
-def _numbers(tensor: ir.TensorProtocol) -> NDArray[np.generic]:
-    return tensor.numpy()
 
 
 def _from_start(axis: int, value: ir.Value) -> int:

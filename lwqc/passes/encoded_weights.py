@@ -20,6 +20,7 @@ from lwqc.graph.sites import sites_by_name
 from lwqc.model.tensor_bytes import StoredMatrix, read_array
 from lwqc.model.weights import ReadArray
 from lwqc.plans.plan import SiteEntry
+from lwqc.quant.formats import WeightFormat
 from lwqc.quant.grid import Encoded
 from lwqc.quant.methods import DATA_METHODS, encode_by
 from lwqc.quant.range_search import encode
@@ -65,18 +66,34 @@ SidePart = Callable[[Side], NDArray[np.generic]]
 Grams = Callable[[str], NDArray[np.float64] | None]
 
 
-_Key = tuple[str, str, bool, str, int, int]
+Key = tuple[str, str, bool, str, int, int]
 
 
 @dataclass(frozen=True)
-class _Held:
+class Held:
+    """A weight in low bits, and what is in float beside it."""
+
     encoded: Encoded
     side: Side | None = None
 
     @property
     def nbytes(self) -> int:
+        """Bytes in memory."""
         beside = self.side.nbytes if self.side is not None else 0
         return self.encoded.codes.nbytes + self.encoded.scale.nbytes + beside
+
+
+class Store(Protocol):
+    """What outlives this process of weights that took long to encode."""
+
+    def has(self, key: Key, /) -> bool:
+        """Whether a site's codes are there."""
+
+    def get(self, key: Key, fmt: WeightFormat, /) -> Held | None:
+        """A site's codes, if they are there."""
+
+    def put(self, key: Key, held: Held, /) -> None:
+        """Keep a site's codes."""
 
 
 class EncodedWeights:
@@ -110,9 +127,19 @@ class EncodedWeights:
         self._progress = progress
         self._asked: set[str] = set()
         self._done: set[str] = set()
-        self._entropy: dict[_Key, float] = {}
-        self._cache: OrderedDict[_Key, _Held] = OrderedDict()
+        self._entropy: dict[Key, float] = {}
+        self._cache: OrderedDict[Key, Held] = OrderedDict()
+        self._store: Store | None = None
         self._lock = threading.Lock()  # one weight at a time; encoding itself uses all cores
+
+    def keep_in(self, store: Store | None) -> None:
+        """From now on take what is in a store, and put there what takes long to encode."""
+        self._store = store
+
+    def ensure(self, site: str, entry: SiteEntry) -> None:
+        """Encode a site unless it is in the store."""
+        if self._store is None or not self._store.has(_key(site, entry)):
+            self._held(site, entry)
 
     def weight(self, site: str) -> NDArray[np.floating]:
         """The site's float weight [N, K]."""
@@ -129,31 +156,41 @@ class EncodedWeights:
             raise InputError(f"{site}: its entry has no side branch")
         return side
 
-    def _held(self, site: str, entry: SiteEntry) -> _Held:
+    def _held(self, site: str, entry: SiteEntry) -> Held:
         key = _key(site, entry)
         with self._lock:
             if key not in self._cache:
-                self._cache[key] = self._encode(site, entry)
+                self._cache[key] = self._stored(site, entry)
                 self._done.add(site)
                 self._progress(len(self._done), len(self._asked | self._done))
                 self._trim()
             self._cache.move_to_end(key)
             return self._cache[key]
 
-    def _encode(self, site: str, entry: SiteEntry) -> _Held:
+    def _stored(self, site: str, entry: SiteEntry) -> Held:
+        if self._store is None or entry.method == "rtn":
+            return self._encode(site, entry)
+        key = _key(site, entry)
+        held = self._store.get(key, entry.weight)
+        if held is None:
+            held = self._encode(site, entry)
+            self._store.put(key, held)
+        return held
+
+    def _encode(self, site: str, entry: SiteEntry) -> Held:
         method, fmt = entry.method, entry.weight
         known = self._known.get(site)
         if known is not None and known.format == fmt:
             if entry.has_side:
                 raise InputError(f"{site}: its codes are given, which leaves no side branch")
-            return _Held(known)
+            return Held(known)
         try:
             gram = self._grams(site) if method in DATA_METHODS else None
             if not entry.has_side and (rows := self._in_file(site, entry)) is not None:
-                return _Held(encode(rows, fmt, search=entry.search))
+                return Held(encode(rows, fmt, search=entry.search))
             weight = self.weight(site)
             if not entry.has_side:
-                return _Held(encode_by(method, weight, fmt, gram, search=entry.search))
+                return Held(encode_by(method, weight, fmt, gram, search=entry.search))
             encoded, side = encode_with_side(
                 method,
                 weight,
@@ -163,7 +200,7 @@ class EncodedWeights:
                 columns=entry.columns,
                 search=entry.search,
             )
-            return _Held(encoded, side)
+            return Held(encoded, side)
         except InputError as error:
             raise InputError(f"{site}: {error}") from error
 
@@ -226,7 +263,7 @@ class EncodedWeights:
             held -= oldest.nbytes
 
 
-def _key(site: str, entry: SiteEntry) -> _Key:
+def _key(site: str, entry: SiteEntry) -> Key:
     return site, str(entry.weight), entry.search, entry.method, entry.rank, entry.columns
 
 

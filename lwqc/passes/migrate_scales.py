@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lwqc.errors import InputError
 from lwqc.graph.scalable import Port, Span, find_spans
 from lwqc.model.edit import Rewrite, add_initializer, lazy_like, replace_stored
+from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import stored_tensor
 
 Vector = NDArray[np.float64]
@@ -94,7 +95,7 @@ def own_operand(graph: ir.Graph, node: ir.Node, index: int) -> ir.Value:
     if len(source.uses()) == 1 and not source.is_graph_output():
         return source
     name = f"{source.name}/{node.name or node.outputs[0].name}"
-    value = add_initializer(graph, lazy_like(tensor, name, tensor.numpy))
+    value = add_initializer(graph, lazy_like(tensor, name, lambda: read_array(tensor)))
     node.replace_input_with(index, value)
     return value
 
@@ -104,7 +105,7 @@ def _multiply(value: ir.Value, factors: Sequence[Factor]) -> None:
     assert tensor is not None
 
     def product() -> NDArray[np.generic]:
-        array = tensor.numpy().astype(np.float64)
+        array = read_array(tensor).astype(np.float64)
         for factor in factors:
             channels = factor.port.channels
             array *= np.where(channels >= 0, factor.values[channels], 1.0)

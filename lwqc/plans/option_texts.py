@@ -9,9 +9,11 @@ from pathlib import Path
 from lwqc.errors import InputError
 from lwqc.model.documents import read_text
 from lwqc.model.numerals import real, share, whole
+from lwqc.plans.bounds import BYTES
 
 _LARGEST_SIZE = 2**31 - 1
 _LARGEST_ID = 2**24 - 1
+_AMOUNT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s?([a-z]{1,3})", re.ASCII)
 
 
 def parse_shapes(texts: Sequence[str] | None) -> list[dict[str, int]]:
@@ -59,6 +61,16 @@ def parse_ids(text: str) -> list[int]:
             raise InputError(f"--keep {part[:80]!r}: expected ids from 0 to {_LARGEST_ID}, rising")
         found += range(start, stop + 1)
     return found
+
+
+def parse_memory(given: str | int) -> int:
+    """Bytes from `8GB`, or as they are. Raises InputError."""
+    found = None if isinstance(given, int) else _AMOUNT.fullmatch(given.strip().lower())
+    unit = BYTES.get(found.group(2)) if found is not None else 1
+    number = float(found.group(1)) if found is not None else given
+    if unit is None or not isinstance(number, int | float) or number <= 0:
+        raise InputError(f"--memory {str(given)[:40]}: expected a size such as 8GB")
+    return int(number * unit)
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:

@@ -12,7 +12,13 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from lwqc.model.user_code import load_callable
 from lwqc.plans.bounds import BYTES, COUNT, MILLISECONDS, Bound, Number, Share
-from lwqc.plans.option_texts import parse_bounds, parse_shapes, parse_shares, parse_weights
+from lwqc.plans.option_texts import (
+    parse_bounds,
+    parse_memory,
+    parse_shapes,
+    parse_shares,
+    parse_weights,
+)
 from lwqc.plans.preprocess import Preprocess
 
 Sizes = Mapping[str, int]  # of dynamic dimensions
@@ -167,7 +173,20 @@ class Kept(TypedDict, total=False):
     ]
 
 
-class Opening(JobOptions, Constant, Kept, total=False):
+class Confined(TypedDict, total=False):
+    """How much memory the work may take.
+
+    memory: "8GB" or bytes, of this process and the one that runs what is unproven, mapped files
+    included; the model is then worked on in parts, see `lwqc.runtime.parts`. None for no bound.
+    """
+
+    memory: Annotated[
+        str | int | None,
+        Flag("most memory that the work takes, 8GB: part by part of the model", read=parse_memory),
+    ]
+
+
+class Opening(JobOptions, Constant, Kept, Confined, total=False):
     """What a model is opened with."""
 
 

@@ -27,22 +27,30 @@ def forward_substitution(
     Halves recursively, so that most of the work is products of matrices of the size of the halves,
     whatever the cache; the result is that of the plain double loop.
     """
-    changes = np.empty_like(pending)
-
-    def solve(start: int, stop: int) -> None:
-        enter(start, stop)
-        if stop - start == 1:
-            changes[start] = visit(start)
-            return
-        middle = start + (1 << (stop - start - 1).bit_length() - 1)
-        solve(start, middle)
-        pending[middle:stop] -= _carried(
-            coupling[..., start:middle, middle:stop], changes[start:middle]
-        )
-        solve(middle, stop)
-
     if len(pending):
-        solve(0, len(pending))
+        _solve(pending, coupling, np.empty_like(pending), visit, enter, 0, len(pending))
+
+
+def _solve(
+    pending: NDArray[Real],
+    coupling: NDArray[Real],
+    changes: NDArray[Real],
+    visit: Callable[[int], NDArray[Real]],
+    enter: Callable[[int, int], None],
+    start: int,
+    stop: int,
+) -> None:
+    """Rows [start, stop). No closure that calls itself: it would outlive the call with all this."""
+    enter(start, stop)
+    if stop - start == 1:
+        changes[start] = visit(start)
+        return
+    middle = start + (1 << (stop - start - 1).bit_length() - 1)
+    _solve(pending, coupling, changes, visit, enter, start, middle)
+    pending[middle:stop] -= _carried(
+        coupling[..., start:middle, middle:stop], changes[start:middle]
+    )
+    _solve(pending, coupling, changes, visit, enter, middle, stop)
 
 
 def _carried(coupling: NDArray[Real], changes: NDArray[Real]) -> NDArray[Real]:

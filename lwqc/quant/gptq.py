@@ -17,11 +17,12 @@ from lwqc.quant.column_grid import ColumnGrid
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.forward_substitution import forward_substitution
 from lwqc.quant.gram_matrix import check_gram, importance, inverse_factor
-from lwqc.quant.grid import Encoded
+from lwqc.quant.grid import Encoded, joined
 from lwqc.quant.range_search import encode
 
 Order = Literal["none", "activation"]
 Scales = Literal["frozen", "refit"]
+AT_ONCE = 1 << 24  # weights; of a larger matrix some rows at a time, as each takes 18 bytes
 
 
 def gptq(
@@ -54,28 +55,51 @@ def gptq(
         check_gram(one, k)
     rows = n // len(grams)
     counts = np.stack([importance(one, damp) for one in grams])
-    of_rows = counts.repeat(rows, 0) if len(grams) > 1 else counts[0]
-    grid = ColumnGrid(encode(weight, fmt, importance=of_rows))
     by_energy = np.argsort(-np.diagonal(grams, axis1=1, axis2=2), axis=1, kind="stable")
     visited = by_energy if order == "activation" else np.tile(np.arange(k), (len(grams), 1))
     couplings = [
         _coupling(one if order == "none" else one[np.ix_(v, v)], damp)
         for one, v in zip(grams, visited, strict=True)
     ]
-    if len(grams) == 1:
-        coupling, places = couplings[0], visited[0].tolist()
-        pending = np.ascontiguousarray(weight.T[visited[0]], np.float32)
+    if len(grams) > 1:
+        places = visited.repeat(rows, 0).T
+        return _solved(weight, fmt, counts.repeat(rows, 0), np.stack(couplings), places, scales)
+    some = max(AT_ONCE // k, 1)
+    return joined(
+        [
+            _solved(weight[at : at + some], fmt, counts[0], couplings[0], visited[0], scales)
+            for at in range(0, n, some)
+        ]
+    )
+
+
+def _solved(
+    weight: NDArray[np.floating],
+    fmt: WeightFormat,
+    counts: NDArray[np.float64],
+    coupling: NDArray[np.float32],
+    places: NDArray[np.intp],
+    scales: Scales,
+) -> Encoded:
+    """Codes of some rows, which do not depend on the others.
+
+    counts: of inputs, for all rows or each. places: of the columns in the order of the visit, [K],
+    or [K, N] where rows have orders of their own.
+    """
+    grid = ColumnGrid(encode(weight, fmt, importance=counts))
+    if places.ndim == 1:
+        pending = np.ascontiguousarray(weight.T[places], np.float32)
     else:
-        coupling, places = np.stack(couplings), visited.repeat(rows, 0).T
         pending = np.ascontiguousarray(np.take_along_axis(weight.T, places, 0), np.float32)
+    columns = places.tolist() if places.ndim == 1 else places
 
     def visit(i: int) -> NDArray[np.float32]:
-        error: NDArray[np.float32] = pending[i] - grid.round(places[i], pending[i])
+        error: NDArray[np.float32] = pending[i] - grid.round(columns[i], pending[i])
         return error
 
     def enter(start: int, stop: int) -> None:
-        if start % grid.block == 0 and stop == min(start + grid.block, k):
-            grid.fit(slice(start, stop), pending[start:stop], of_rows[..., start:stop])
+        if start % grid.block == 0 and stop == min(start + grid.block, len(pending)):
+            grid.fit(slice(start, stop), pending[start:stop], counts[..., start:stop])
 
     at_blocks = {"enter": enter} if scales == "refit" and fmt.block else {}
     forward_substitution(pending, coupling, visit, **at_blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,22 @@ class Encoded:
         book = np.arange(self.codes.shape[1]) * len(books) // self.codes.shape[1]
         values: Float = books[book, self.codes].reshape(self.k, -1)[:, : len(self.scale)]
         return values
+
+
+def joined(parts: Sequence[Encoded]) -> Encoded:
+    """Rows of a weight that were encoded apart; no codebooks."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    channels = [part.channel for part in parts if part.channel is not None]
+    return Encoded(
+        first.format,
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scale for part in parts]),
+        np.concatenate([part.zero for part in parts]),
+        first.k,
+        channel=np.concatenate(channels) if channels else None,
+    )
 
 
 def pack(codes: Codes, bits: int) -> Codes:

@@ -16,7 +16,7 @@ from lwqc.quant.fitted_codebook import encode_in_codebook
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.gpfq import gpfq
 from lwqc.quant.gptq import gptq
-from lwqc.quant.grid import Encoded
+from lwqc.quant.grid import Encoded, joined
 from lwqc.quant.half import encode_half
 from lwqc.quant.hqq import hqq
 from lwqc.quant.k_quant import k_quant
@@ -46,7 +46,8 @@ _ON_DATA: Mapping[str, Callable[[Weight, WeightFormat, Gram], Encoded]] = {
     "gpfq": gpfq,
     "descent": _descent,
 }
-_ALL_GROUPS = frozenset({"gptq", "gptq-order", "gptq-refit"})  # at once
+# They take all groups of rows at once, and of a large matrix some rows at a time.
+ROW_METHODS = frozenset({"gptq", "gptq-order", "gptq-refit"})
 DATA_METHODS = frozenset(_ON_DATA)
 
 
@@ -77,7 +78,7 @@ def encode_by(
         return encode_in_codebook(weight, fmt, gram, method)
     if fmt.grained and method not in GRAINED_METHODS:
         raise InputError(not_for_grained(method))
-    if method in _ALL_GROUPS and gram is not None:
+    if method in ROW_METHODS and gram is not None:
         return _ON_DATA[method](weight, fmt, gram)
     if method in DATA_METHODS and gram is not None:
         return _by_group(_ON_DATA[method], weight, fmt, gram)
@@ -96,21 +97,4 @@ def _by_group(
     parts = [
         quantize(weight[i * rows : (i + 1) * rows], fmt, matrix) for i, matrix in enumerate(gram)
     ]
-    return parts[0] if len(parts) == 1 else _joined(parts)
-
-
-def _joined(parts: list[Encoded]) -> Encoded:
-    first = parts[0]
-    return Encoded(
-        first.format,
-        np.concatenate([p.codes for p in parts]),
-        np.concatenate([p.scale for p in parts]),
-        np.concatenate([p.zero for p in parts]),
-        first.k,
-        channel=None if first.channel is None else np.concatenate([_channel(p) for p in parts]),
-    )
-
-
-def _channel(part: Encoded) -> NDArray[np.float32]:
-    assert part.channel is not None
-    return part.channel
+    return joined(parts)

@@ -15,16 +15,17 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 _INLINE_BYTES = 1_500_000_000  # of weights that are not in files; a protobuf message ends at 2 GB
 
 
-def mapped_session(model: ir.Model) -> Session:
+def mapped_session(model: ir.Model, *, risky: bool | None = None) -> Session:
     """A `statistics_session` in which the runtime maps external weights instead of copying them.
 
     Weights are used as they lie in the file, not packed for the kernels, as that would copy them.
+    risky: see `Session`.
     """
     weights = [v.const_value for v in model.graph.initializers.values()]
     files = _files(weights)
     inline = sum(int(t.nbytes) for t in weights if t and not isinstance(t, ir.ExternalTensor))
     if not files or inline > _INLINE_BYTES:
-        return statistics_session(model)
+        return statistics_session(model, risky=risky)
     # Onnxruntime 1.31 refuses links out of the model's folder, so the files stay where they are.
     folder = os.path.commonpath([os.path.dirname(path) for path in files.values()])
     proto = ir.serde.serialize_model(model)
@@ -35,8 +36,9 @@ def mapped_session(model: ir.Model) -> Session:
                     entry.value = os.path.relpath(files[entry.value], folder)
     entries = {_FOLDER: folder, "session.disable_prepacking": "1"}
     settings = SessionSettings(keep_arena=False, entries=entries)
-    source, risky = proto.SerializeToString(), has_bodies(model)
-    return Session(source, settings, label="instrumented model", risky=risky)
+    source = proto.SerializeToString()
+    bodies = has_bodies(model)
+    return Session(source, settings, label="instrumented model", risky=risky or bodies)
 
 
 def _files(weights: Iterable[ir.TensorProtocol | None]) -> dict[str, str]:

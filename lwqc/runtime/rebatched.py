@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from lwqc.runtime.data import Feeds, required_inputs
 from lwqc.runtime.sources.batch_sizes import first_dim
 
+Given = Mapping[str, NDArray[Any]]
 LEAST_FEEDS = 20  # of which some are held back
 HELD_BACK = 5  # one of so many
 _MOST_HELD = 32  # that tell as much as they need to; looking at more takes steps from a fit
@@ -38,12 +41,12 @@ def free_batch(model: ir.Model) -> str | None:
     return name if isinstance(name, str) and not others else None
 
 
-def rebatched(feeds: Iterable[Feeds], size: int) -> Iterator[Feeds]:
+def rebatched(feeds: Iterable[Given], size: int) -> Iterator[Feeds]:
     """The samples of all feeds, in order, in batches of `size`.
 
     Of fewer at the end, and before samples whose other sizes are not those of the last one.
     """
-    waiting: list[Feeds] = []
+    waiting: list[Given] = []
     count = 0
     for given in feeds:
         if waiting and _sizes(given) != _sizes(waiting[0]):
@@ -61,9 +64,9 @@ def rebatched(feeds: Iterable[Feeds], size: int) -> Iterator[Feeds]:
         yield _joined(waiting)
 
 
-def _sizes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
+def _sizes(feeds: Given) -> dict[str, tuple[int, ...]]:
     return {name: array.shape[1:] for name, array in feeds.items()}
 
 
-def _joined(parts: list[Feeds]) -> Feeds:
+def _joined(parts: list[Given]) -> Feeds:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

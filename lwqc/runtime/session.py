@@ -202,6 +202,7 @@ class Session:
         try:
             load_isolated(shared(), source, settings)
             shared().run(feeds, keep=False, seconds=limits().run)
+            shared().forget()
         except SessionError as error:
             raise SessionError(f"{self._label}: the run failed: {error}") from error
         self._unproven = None
@@ -436,9 +437,13 @@ def tensor_types(model: ir.Model, names: Sequence[str]) -> dict[str, ir.DataType
     return {n: _TYPES[kind] for n, kind in found if n in names and kind in _TYPES}
 
 
-def statistics_session(model: ir.Model) -> Session:
-    """A session for instrumented models: memory is handed back after every run."""
-    return Session(model, SessionSettings(keep_arena=False), label="instrumented model")
+def statistics_session(model: ir.Model, *, risky: bool | None = None) -> Session:
+    """A session for instrumented models: memory is handed back after every run.
+
+    risky: see `Session`.
+    """
+    settings = SessionSettings(keep_arena=False)
+    return Session(model, settings, label="instrumented model", risky=risky)
 
 
 def optimized_graph(

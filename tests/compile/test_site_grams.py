@@ -149,7 +149,7 @@ def test_external_weights_are_mapped_where_they_lie(tmp_path, model_and_data, mo
 
 
 def test_large_models_run_from_their_file(tmp_path, model_and_data, small_segments, monkeypatch):
-    monkeypatch.setattr(site_grams, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(site_grams, "MAPPED_BYTES", 0)
     monkeypatch.setattr(site_grams, "_LARGE_SEGMENT_BYTES", 200_000)
     model, data = model_and_data
     wanted = expected(model, data, products(model))

@@ -1,10 +1,15 @@
 """GPTQ against its definition, against round to nearest, and on odd inputs."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
 from lwqc.errors import InputError
+from lwqc.quant import gptq as gptq_module
 from lwqc.quant.formats import WeightFormat
+from lwqc.quant.forward_substitution import forward_substitution
 from lwqc.quant.gptq import gptq
 from lwqc.quant.gram_matrix import damped, importance, inverse_factor
 from lwqc.quant.output_error import output_error
@@ -154,3 +159,32 @@ def test_bad_gram_matrices_are_refused(gram, message):
 def test_refit_in_activation_order_is_refused():
     with pytest.raises(InputError, match="order 'none'"):
         gptq(normal(4, 32), WeightFormat(4), np.eye(32), order="activation", scales="refit")
+
+
+@pytest.mark.parametrize("options", [{}, {"order": "activation"}, {"scales": "refit"}])
+def test_a_large_matrix_some_rows_at_a_time(monkeypatch, options):
+    weight, gram = layer(64, 160)
+    fmt = WeightFormat.parse("w4b32h")
+    whole = gptq(weight, fmt, gram, **options)
+    monkeypatch.setattr(gptq_module, "AT_ONCE", 24 * 160)
+    parts = gptq(weight, fmt, gram, **options)
+    np.testing.assert_array_equal(whole.scale[:24], parts.scale[:24])
+    assert parts.codes.shape == whole.codes.shape
+    # Products of matrices of another size may be summed in another order.
+    assert (parts.codes == whole.codes).mean() > 0.99
+    assert output_error(weight, parts.decode(), gram) < 1.01 * output_error(
+        weight, whole.decode(), gram
+    )
+
+
+def test_nothing_of_the_work_outlives_it():
+    """A recursive closure kept three copies of a weight until garbage was collected."""
+    pending = normal(64, 32)
+    gone = weakref.ref(pending)
+    gc.disable()
+    try:
+        forward_substitution(pending, np.eye(64, dtype=np.float32), lambda i: np.zeros(32))
+        del pending
+        assert gone() is None
+    finally:
+        gc.enable()

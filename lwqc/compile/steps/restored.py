@@ -22,7 +22,6 @@ from lwqc.quant.formats import WeightFormat
 from lwqc.quant.grid import Encoded
 from lwqc.quant.stored_codes import fits_seven_bits, from_stored, rescaled, stored_format
 from lwqc.runtime.session import statistics_session
-from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.min_max import MinMax
 from lwqc.runtime.stats.ranges import ranges
 
@@ -139,7 +138,7 @@ def choose_clips(work: Version) -> Restore:
         for n, v in sources.items()
         if v is not None and v.name and v.graph is model.graph
     }
-    found = collect(model, wanted.values(), work.job.data.fit, statistics_session)
+    found = work.collect(model, wanted.values())
     # What is in bodies cannot be observed, so that their limits stay.
     clips: dict[str, Clip] = {
         n: "clip" for n, v in sources.items() if v is not None and n not in wanted
@@ -277,6 +276,8 @@ def _with_ranges(work: Version, plan: Plan, known: Restored) -> Plan:
     """The plan with the ranges of its static sites: measured where there were none."""
     owners = _static_tensors(work, plan.quantize)
     missing = sorted({owner for owner in owners.values() if owner not in known.ranges})
+    if missing:
+        work.job.whole("measuring ranges of activations")
     measured = ranges(work.model, missing, work.job.data.fit, statistics_session, "minmax")
     found = {
         name: known.ranges[owner]

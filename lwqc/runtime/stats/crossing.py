@@ -12,7 +12,13 @@ from lwqc.runtime.stats.collector import Array
 
 
 class Crossing:
-    """Arrays by tensor name and number of the feed; at most `limit_bytes` of them in memory."""
+    """Arrays by tensor name and number of the feed; at most `limit_bytes` of them in memory.
+
+    position, feeds: segments that an earlier process ran, and on how many feeds; 0 where there was
+    none.
+    """
+
+    position = feeds = 0
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
@@ -50,6 +56,9 @@ class Crossing:
             found.unlink()
         elif found is not None:
             self._bytes -= found.nbytes
+
+    def commit(self, position: int, feeds: int) -> None:
+        """Keep what a process needs that goes on from that segment: nothing, here."""
 
     @property
     def held_bytes(self) -> int:

@@ -16,6 +16,7 @@ from lwqc.runtime.stats.decisions import Agreement, DecisionMeter
 
 Array = NDArray[Any]
 _FLIPS = 20  # that are told
+_AT_ONCE = 1 << 20  # logits whose distributions are compared at a time, in double precision
 M = TypeVar("M", "LossMeter", "DivergenceMeter")
 
 
@@ -134,11 +135,15 @@ class DivergenceMeter:
         self._max = max(self._max, float(np.abs(moved).max()))
         axis = self._loss.channels.axis
         if axis is not None and reference.shape[axis] > 1:
-            self._add_distributions(*(np.moveaxis(x, axis, -1) for x in (reference, value)))
+            del a, b, same, moved  # they are large, and so is what comes
+            rows = [np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in (reference, value)]
+            some = max(_AT_ONCE // rows[0].shape[-1], 1)
+            for start in range(0, len(rows[0]), some):
+                self._add_distributions(*(x[start : start + some] for x in rows))
 
     def _add_distributions(self, a: Array, b: Array) -> None:
-        """Rows of logits [..., classes]."""
-        a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (a, b))
+        """Rows of logits [rows, classes]."""
+        a, b = a.astype(np.float64), b.astype(np.float64)
         before, after = a.argmax(-1), b.argmax(-1)
         moved = before != after
         self._flips.update(zip(before[moved].tolist(), after[moved].tolist(), strict=True))

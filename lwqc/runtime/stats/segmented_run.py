@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from lwqc.errors import InputError
 from lwqc.runtime.stats.collect import NO_SAMPLE, Statistics, Totals, instrument
-from lwqc.runtime.stats.collector import Collector, Feeds, Runner, RunnerFactory
+from lwqc.runtime.stats.collector import Array, Collector, Feeds, Runner, RunnerFactory
 from lwqc.runtime.stats.crossing import Crossing
 from lwqc.runtime.stats.segments import Segment
 
@@ -23,7 +23,7 @@ class SegmentedRun:
 
     The data is iterated once, by the first segment; what later ones need of it is kept with the
     activations that cross, until the last segment that reads it. Memory: the largest segment, its
-    statistics, and at most `held_bytes` of crossing activations.
+    statistics, and what the crossing activations may take.
     """
 
     def __init__(
@@ -33,17 +33,23 @@ class SegmentedRun:
         data: Iterable[Feeds],
         make_runner: RunnerFactory,
         *,
-        held_bytes: int = HELD_BYTES,
+        crossing: Crossing | None = None,
+        outputs: Sequence[str] = (),
         progress: Progress = lambda done, total: None,
     ) -> None:
-        """progress: called with runs done and their number, if `data` has a length."""
-        self.position = 0
+        """crossing: what holds activations; where an earlier run left off, it goes on from there.
+
+        outputs: of the model, which `results` gives. progress: called with runs done and their
+        number, if `data` has a length.
+        """
+        self._crossing = Crossing(HELD_BYTES) if crossing is None else crossing
+        self.position = self._crossing.position
         self._model = model
         self._segments = segments
         self._data = data
         self._make_runner = make_runner
-        self._crossing = Crossing(held_bytes)
-        self._count = length_hint(data, 0)
+        self._wanted = outputs
+        self._count = self._crossing.feeds or length_hint(data, 0)
         self._progress = progress
         self._given = {v.name or "" for v in model.graph.inputs}
 
@@ -54,6 +60,7 @@ class SegmentedRun:
         """
         segment, wanted = self._segments[self.position], list(dict.fromkeys(collectors))
         needed = {n for s in self._segments[self.position + 1 :] for n in s.inputs}
+        needed |= set(self._wanted)
         keep = [n for n in segment.outputs if n in needed]
         runner, outputs = self._runner(segment, wanted, keep)
         totals = Totals(wanted, outputs)
@@ -72,6 +79,28 @@ class SegmentedRun:
         self._count = done
         self.position += 1
         return totals.statistics()
+
+    def commit(self) -> None:
+        """Let the crossing activations outlive this process, if they are kept for that."""
+        self._crossing.commit(self.position, self._count)
+
+    def results(self) -> Iterator[dict[str, Array]]:
+        """Run what is left, and give the model's outputs feed by feed."""
+        while self.position < len(self._segments) - 1:
+            self.advance()
+        segment = self._segments[-1]
+        made = [n for n in self._wanted if n in segment.outputs]
+        runner, _ = self._runner(segment, [], made)
+        for number, feeds in enumerate(self._feeds(segment, set(self._wanted))):
+            found = runner(feeds)
+            yield {n: found[n] if n in found else self._kept(n, number) for n in self._wanted}
+            self._report(number + 1)
+
+    def _kept(self, name: str, number: int) -> Array:
+        array = self._crossing.get(name, number)
+        if array is None:
+            raise InputError(f"{name}: this output depends on no input, or is left to its default")
+        return array
 
     def _report(self, done: int) -> None:
         if self._count:

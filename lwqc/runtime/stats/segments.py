@@ -35,7 +35,8 @@ class Segment:
     inputs: names of the graph inputs and of earlier segments' values that it reads. outputs: those
     of its own values that later segments read, or that are graph outputs. What depends on weights
     alone is in neither: each segment that reads it computes it again. held_bytes: of weights and
-    statistics.
+    statistics. activation_bytes: the most that a run has alive, as far as sizes are known, and of
+    that output_bytes of outputs of the model.
     """
 
     start: int
@@ -43,6 +44,8 @@ class Segment:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     held_bytes: int
+    activation_bytes: int = 0
+    output_bytes: int = 0
 
     def model(self, whole: ir.Model, outputs: Iterable[str] | None = None) -> ir.Model:
         """A model of these nodes that shares the weights; they are not read.
@@ -65,15 +68,17 @@ def split(
     max_bytes: int,
     inputs: Mapping[str, Sequence[int]],
     statistics: Mapping[int, Mapping[str, int]] | None = None,
+    copies: int = 1,
 ) -> list[Segment]:
     """Cut the main graph, whose nodes are sorted, into segments of at most `max_bytes`.
 
     A segment exceeds `max_bytes` when a single node does, or where nothing but a sequence of
     tensors or the like could be cut. inputs: sizes of the graph inputs, for sizing activations.
     statistics: by position of a node, the tensors that are observed there, and the bytes of memory
-    that it takes; they are then alive up to this node, and count like its weights.
+    that it takes; they are then alive up to this node, and count like its weights. copies: of the
+    weights, that a segment holds.
     """
-    flow = _Flow(model, inputs, statistics or {})
+    flow = _Flow(model, inputs, statistics or {}, copies)
     stops = [0]
     while stops[-1] < len(flow.nodes):
         stops.append(flow.next_cut(stops[-1], max_bytes))
@@ -88,12 +93,13 @@ class _Flow:
         model: ir.Model,
         inputs: Mapping[str, Sequence[int]],
         statistics: Mapping[int, Mapping[str, int]],
+        copies: int,
     ) -> None:
         self.nodes = list(model.graph)
         self._outputs = [v.name or "" for v in model.graph.outputs]
         self._values = {v.name or "": v for n in self.nodes for v in n.outputs}
         self._values |= {v.name or "": v for v in model.graph.inputs}
-        self._read(model.graph)
+        self._read(model.graph, copies)
         for i, observed in statistics.items():
             names = [n for n in observed if n in self._made]
             self.reads[i] = list(dict.fromkeys([*self.reads[i], *names]))
@@ -101,7 +107,7 @@ class _Flow:
         self._last = {name: i for i, names in enumerate(self.reads) for name in names}
         self._measure(shapes_at(model, inputs))
 
-    def _read(self, graph: ir.Graph) -> None:
+    def _read(self, graph: ir.Graph, copies: int) -> None:
         """Per node the varying values it reads, and the bytes of each weight it needs."""
         captured: dict[ir.Node, list[ir.Value]] = {}
         for node, values in captures(graph):
@@ -125,12 +131,12 @@ class _Flow:
                 stored |= {v.name or "": held | _stored_bytes(v) for v in node.outputs}
                 held = {}  # counted where it is read
             self.reads.append(list(dict.fromkeys(varying)))
-            self.holds.append(held)
+            self.holds.append({name: copies * size for name, size in held.items()})
 
     def _measure(self, sizes: Mapping[str, Sequence[int]]) -> None:
         """Bytes alive, and values that cannot be stored, before each node."""
         known = {n: prod(s) * self._item_bytes(n) for n, s in sizes.items() if n in self._made}
-        unknown = max(known.values(), default=1)
+        self._known, unknown = known, max(known.values(), default=1)
         live, stuck = [0] * (len(self.nodes) + 2), [0] * (len(self.nodes) + 2)
         for name, last in self._last.items():
             if self._values[name].is_initializer():  # an input with a default: nothing is kept
@@ -177,12 +183,19 @@ class _Flow:
             held |= holds
         read = dict.fromkeys(n for names in self.reads[start:stop] for n in names)
         made = [v.name or "" for n in self.nodes[start:stop] for v in n.outputs]
+        given = {n: self._known.get(n, 0) for n in made if n in self._outputs}
+        results, unread = (
+            sum(given.values()),
+            sum(b for n, b in given.items() if n not in self._last),
+        )
         return Segment(
             start,
             stop,
             tuple(n for n in read if self._made[n] < start),
             tuple(n for n in made if self._last.get(n, -1) >= stop or n in self._outputs),
             sum(held.values()),
+            max(self._live[start + 1 : stop + 1], default=0) + unread,
+            results,
         )
 
 

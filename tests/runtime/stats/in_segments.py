@@ -12,6 +12,7 @@ import onnx_ir as ir
 from lwqc.errors import InputError
 from lwqc.runtime.stats.collect import NO_SAMPLE, Statistics, instrument
 from lwqc.runtime.stats.collector import Collector, Feeds, RunnerFactory
+from lwqc.runtime.stats.crossing import Crossing
 from lwqc.runtime.stats.segmented_run import HELD_BYTES, Progress, SegmentedRun
 from lwqc.runtime.stats.segments import split
 
@@ -48,7 +49,7 @@ def collect_in_segments(
     segments = segments[: max(placed.values()) + 1]
     run = SegmentedRun(
         model, segments, _Again(first, feeds, data), make_runner,
-        held_bytes=held_bytes, progress=progress,
+        crossing=Crossing(held_bytes), progress=progress,
     )  # fmt: skip
     found: dict[Collector[Any], Any] = {}
     for i in range(len(segments)):

@@ -232,7 +232,7 @@ def test_data_is_read_once_and_later_segments_only_as_far_as_needed():
 def test_memory_between_segments_is_freed_and_bounded():
     model, data = unet(), [{"x": np.ones((1, 3, 32, 32), np.float32)}] * 4
     segments = split(model, 4000, {"x": (1, 3, 32, 32)})
-    run = SegmentedRun(model, segments, data, runner, held_bytes=100_000)
+    run = SegmentedRun(model, segments, data, runner, crossing=Crossing(100_000))
     most = files = 0
     for _ in segments:
         run.advance()

@@ -1,0 +1,35 @@
+"""Files that are on the disk, whole, when a call returns; a kill before that leaves the old one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from lwqc.errors import InputError
+
+_DRAFT = ".draft"  # the end of the name of a file in the making
+
+
+def replace_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside `path` and put it in its place. Raises InputError where that fails."""
+    draft = path.with_name(path.name + _DRAFT)
+    try:
+        with draft.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+        sync(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
