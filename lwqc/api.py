@@ -377,6 +377,7 @@ def prune_vocabulary(
     keep: Sequence[int] = (),
     unknown: int | None = None,
     ids: str | None = None,
+    heads: Sequence[str] = (),
 ) -> SmallerVocabulary:
     """A model without the token ids that neither the data nor `keep` has.
 
@@ -386,6 +387,7 @@ def prune_vocabulary(
 
     data, preprocess: texts as elsewhere, all of which are looked at. unknown: an id that all that
     are gone become. ids: the input that holds them, by default that of the largest table.
+    heads: outputs over the same ids that share no table with them.
 
     Returns the model, `kept`, `map`, a report, and `save`. Raises InputError where no input is
     known to be ids and nothing else.
@@ -397,7 +399,9 @@ def prune_vocabulary(
     if data is None and not keep:
         raise InputError("which ids stay is told by data, keep or both")
     opened = None if data is None else open_data(data, model, preprocess=preprocess)
-    return smaller_vocabulary(model, data=opened, keep=keep, unknown=unknown, ids=ids, label=label)
+    return smaller_vocabulary(
+        model, data=opened, keep=keep, unknown=unknown, ids=ids, heads=heads, label=label
+    )
 
 
 def _name(source: Source, usual: str) -> str:

@@ -38,6 +38,10 @@ def vocabulary(
     ids: Annotated[
         str | None, typer.Option(help="input that holds them (default: of the largest table)")
     ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(help="output over the same ids, where it shares no table with them"),
+    ] = None,
     ids_out: Annotated[
         Path | None,
         typer.Option("--map", help="where new ids are written (default: OUTPUT.ids.npz)"),
@@ -64,7 +68,7 @@ def vocabulary(
     kept = parse_ids(keep) if keep else ()
     at("comparing outputs")
     made = smaller_vocabulary(
-        loaded, data=data, keep=kept, unknown=unknown, ids=ids, label=model.name
+        loaded, data=data, keep=kept, unknown=unknown, ids=ids, heads=head or (), label=model.name
     )
     report = made.save(
         output, ids=ids_out, external_data=options.get("external"), verify=options["verify"]

@@ -78,18 +78,18 @@ class KeptParts:
             return None
         try:
             arrays = dict(Archive(self._file(key)).arrays())
-        except (LwqcError, ValueError) as error:
+            side = Side(arrays["columns"], arrays["down"], arrays["up"]) if "up" in arrays else None
+            encoded = Encoded(
+                fmt,
+                arrays["codes"],
+                arrays["scale"],
+                arrays["zero"],
+                int(arrays["k"]),
+                books=arrays.get("books"),
+                channel=arrays.get("channel"),
+            )
+        except (LwqcError, ValueError, KeyError) as error:
             raise InputError(f"{self._file(key)}: is damaged: remove {self.path}") from error
-        side = Side(arrays["columns"], arrays["down"], arrays["up"]) if "up" in arrays else None
-        encoded = Encoded(
-            fmt,
-            arrays["codes"],
-            arrays["scale"],
-            arrays["zero"],
-            int(arrays["k"]),
-            books=arrays.get("books"),
-            channel=arrays.get("channel"),
-        )
         return Held(encoded, side)
 
     def put(self, key: Hashable, held: Held) -> None:

@@ -113,7 +113,7 @@ class Lesson:
         found = {name: scale_of(meter) for name, meter in meters.items()}
         for name in self.logits:
             if name in found:
-                found[name] = as_logits(found[name], name)
+                found[name] = as_logits(found[name], name, batches[0].wanted[name].ndim)
         return {name: scale for name, scale in found.items() if varies(scale)}
 
     def drop(self, model: ir.Model, held: Sequence[Batch]) -> float:
@@ -146,11 +146,14 @@ def varies(scale: Scale) -> bool:
     return bool(scale.variance.mean() > np.finfo(np.float32).tiny)
 
 
-def as_logits(scale: Scale, name: str) -> Scale:
-    """The same for an output whose channels are logits. Raises InputError where it has none."""
-    if scale.axis is None:
+def as_logits(scale: Scale, name: str, rank: int) -> Scale:
+    """The same for an output of logits: classes are on the last axis, of pictures on axis 1.
+
+    Raises InputError where it has no such axis.
+    """
+    if rank < 2:
         raise InputError(f"--logits {name}: it has no axis of classes")
-    return replace(scale, logits=True)
+    return replace(scale, axis=1 if rank > 3 else rank - 1, logits=True)
 
 
 def scale_of(meter: ChannelMeter) -> Scale:

@@ -62,6 +62,8 @@ def recover(
         if caches_of(model.metadata_props).pairs:
             raise InputError(f"{name}: its caches hold codes: recover first, then --kv-cache")
     steps, lr, limit = _checked(options)
+    if options.get("loss") is not None and options.get("logits"):
+        raise InputError("--loss takes the place of the distance of outputs: leave out --logits")
     small = small if options.get("keep_metadata") else bare(small)
     begin = time.monotonic()
     dataset = _data(teacher, options)

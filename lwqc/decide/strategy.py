@@ -110,6 +110,7 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl
     control = control or SearchControl()
     late = partial(with_late_steps, recipe=recipe, seconds=control.whole_s)
     if searches(work, goals, recipe):
+        work.job.whole("a search under a budget")
         search = partial(_joint, goals, recipe, control.before_fit)
         if recipe.allocator == "auto" and may_shorten(work, goals):
             return late(_or_shorter(goals, recipe, search))(work)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from lwqc.errors import InputError
 from lwqc.graph.axes import Factor
-from lwqc.graph.groups import Groups, find_groups
+from lwqc.graph.groups import Group, Groups, find_groups
 from lwqc.graph.shapes import declared_shapes
 from lwqc.graph.token_ids import TokenIds, find_token_ids
 from lwqc.model.edit import add_constant, add_initializer, lazy_tensor, replace_stored
@@ -37,21 +37,26 @@ class PrunedVocabulary:
 class VocabularyPruning:
     """The rewrite of one model; first what there is to take out, then `kept` says what stays."""
 
-    def __init__(self, model: ir.Model, name: str | None = None) -> None:
-        """name: of the input of ids, None for the one with the largest tables.
+    def __init__(self, model: ir.Model, name: str | None = None, heads: Sequence[str] = ()) -> None:
+        """name: of the input of ids, None for the one with the largest tables. heads: outputs over
+        the same ids though they share no table with them.
 
-        Raises InputError, see `find_token_ids`.
+        Raises InputError, see `find_token_ids`, and for heads that are no outputs.
         """
         self._model, _ = prepare_pruning(model)
         RemoveUnused()(self._model)
         self.ids = find_token_ids(self._model.graph, name)
         self._sliced: set[str] = set()
+        self._named = frozenset(heads)
+        if unknown := self._named - {v.name for v in self._model.graph.outputs}:
+            raise InputError(f"--head {min(unknown)}: the model has no such output")
 
     def kept(self, ids: Sequence[int]) -> PrunedVocabulary:
         """The model that knows only these ids, in rising order; to be called once.
 
-        Tables lose the other rows. An output whose last axis runs over all ids, and that nothing
-        mixes along it, loses the other columns with all that computes them, see `prune_channels`.
+        Tables lose the other rows. An output whose last axis runs over all ids, by a table that it
+        shares or because it was named, and that nothing mixes along it, loses the other columns
+        with all that computes them, see `prune_channels`.
         What is left is computed as before. Raises InputError for ids that the model has not, where
         none would stay, where an id that the graph compares with would go, and where a head that
         shares a table cannot follow.
@@ -59,7 +64,7 @@ class VocabularyPruning:
         rows = np.unique(np.asarray(ids, np.intp))
         self._check(rows)
         copies = self._untied()
-        heads, whole = self._heads(rows)
+        heads, whole = self._heads(rows, copies)
         shared = [name for name in copies if name not in self._sliced]
         if shared:
             reasons = "; ".join(whole.values()) or "it computes no output over all ids"
@@ -109,8 +114,13 @@ class VocabularyPruning:
             found[value.name or ""] = table
         return found
 
-    def _heads(self, rows: np.ndarray) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Outputs over the ids, cut; and those that stay whole, with the reason."""
+    def _heads(
+        self, rows: np.ndarray, copies: Mapping[str, ir.Value]
+    ) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Outputs over the ids, cut; and those that stay whole, with the reason.
+
+        copies: of shared tables. Equal sizes alone prove nothing: there may be as many features.
+        """
         graph, size = self._model.graph, self.ids.size
         shapes, _ = declared_shapes(self._model)
         over = [
@@ -126,17 +136,34 @@ class VocabularyPruning:
         for value in graph.outputs:
             if value.name not in over:
                 continue
-            factor = groups.analysis.dims[value][-1].find()
-            name = _group(groups, factor)
-            if name is not None:
-                heads.append(value.name or "")
-                removed[name] = [int(i) for i in gone]
+            name, factor = value.name or "", groups.analysis.dims[value][-1].find()
+            group = _group(groups, factor)
+            if group is None:
+                whole[name] = factor.frozen or "its ids are not told apart"
+            elif name in self._named or any(o.value.name in copies for o in group.occurrences):
+                heads.append(name)
+                removed[group.name] = [int(i) for i in gone]
             else:
-                whole[value.name or ""] = factor.frozen or "its ids are not told apart"
+                whole[name] = f"it has {size} numbers, but shares no table: --head says it is so"
+        whole |= {name: why for name, why in self._others(over) if name not in whole}
         if removed:
             done = prune_channels(groups, removed)
             self._sliced = {name for name, axes in done.kept.items() if axes}
         return tuple(heads), whole
+
+    def _others(self, over: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Outputs that may be of ids in a way that is not followed, and what is to be known."""
+        size = self.ids.size
+        for value in self._model.graph.outputs:
+            name, shape = value.name or "", value.shape
+            if name in over:
+                continue
+            if value.dtype is not None and value.dtype.is_integer():
+                yield name, "numbers that are ids are the original's, which `kept` lists"
+            elif name in self._named:
+                yield name, f"its last axis is not known to be of {size}"
+            elif shape is None or size in shape or (len(shape) and not isinstance(shape[-1], int)):
+                yield name, f"whether an axis of it is over {size} ids is not known"
 
     def _tied(self, copies: Mapping[str, ir.Value]) -> None:
         """Copies that are what became of their table are the table again."""
@@ -151,10 +178,10 @@ class VocabularyPruning:
                 copy.replace_all_uses_with(table)
 
 
-def _group(groups: Groups, factor: Factor) -> str | None:
+def _group(groups: Groups, factor: Factor) -> Group | None:
     """The group of an axis whose indices can go without changing what is left of it."""
     found = next((g for g in groups if g.factor is factor), None)
-    return found.name if found is not None and not found.statistics else None
+    return found if found is not None and not found.statistics else None
 
 
 def _take_rows(table: ir.Value, rows: np.ndarray) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 
 from lwqc.errors import InputError
@@ -63,12 +65,12 @@ def parse_ids(text: str) -> list[int]:
     return found
 
 
-def parse_memory(given: str | int) -> int:
+def parse_memory(given: str | float) -> int:
     """Bytes from `8GB`, or as they are. Raises InputError."""
-    found = None if isinstance(given, int) else _AMOUNT.fullmatch(given.strip().lower())
+    found = _AMOUNT.fullmatch(given.strip().lower()) if isinstance(given, str) else None
     unit = BYTES.get(found.group(2)) if found is not None else 1
     number = float(found.group(1)) if found is not None else given
-    if unit is None or not isinstance(number, int | float) or number <= 0:
+    if unit is None or not isinstance(number, Real) or not 0 < number < math.inf:
         raise InputError(f"--memory {str(given)[:40]}: expected a size such as 8GB")
     return int(number * unit)
 

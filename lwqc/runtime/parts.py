@@ -92,7 +92,9 @@ def divided(
     """
     if mapped is None:
         mapped = io.weight_bytes(model) > MAPPED_BYTES
-    first = next(iter(data if batch is None else rebatched(data, batch)), None)
+    feeds = data if batch is None else rebatched(data, batch)
+    bounded = isinstance(room, Room)
+    first = max(feeds, key=_bytes, default=None) if bounded else next(iter(feeds), None)
     if first is None:
         raise InputError(NO_SAMPLE)
     if not isinstance(room, Room):
@@ -121,6 +123,10 @@ def _session(model: ir.Model, *, mapped: bool, proven: bool) -> Session:
     """proven: the whole model was run in another process already; this part is otherwise."""
     make = mapped_session if mapped else statistics_session
     return make(model, risky=None if proven else True)
+
+
+def _bytes(feeds: Feeds) -> int:
+    return sum(int(getattr(value, "nbytes", 0)) for value in feeds.values())
 
 
 def _in_files(model: ir.Model) -> bool:

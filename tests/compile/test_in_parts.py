@@ -23,6 +23,7 @@ from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.passes.encoded_weights import Held
 from lwqc.plans.goals import Goals
+from lwqc.plans.option_texts import parse_memory
 from lwqc.plans.plan import SiteEntry
 from lwqc.plans.recipe import find, uniform_recipe
 from lwqc.runtime.session import Session
@@ -158,6 +159,33 @@ def test_what_takes_a_model_whole_is_refused(small, recipe, what):
         compress_version(opened(small, MEMORY), Goals(), recipe).save(small.with_name("no.onnx"))
 
 
+@pytest.mark.parametrize("budget", [{"max_size": 0.3}, {"avg_bits": 4.5}, {"max_latency": 0.5}])
+def test_searches_under_a_budget_are_refused(small, budget):
+    with pytest.raises(InputError, match="--memory works on a model in parts"):
+        compress_version(opened(small, MEMORY), Goals(**budget), "auto")
+
+
+@pytest.mark.parametrize("given", [5.38e8, np.int64(538_000_000), "538 MB"])
+def test_a_bound_may_be_any_number(given):
+    assert parse_memory(given) == 538_000_000
+
+
+@pytest.mark.parametrize("given", ["8 parsecs", -1, 0.0, np.nan, np.inf, [8]])
+def test_what_is_no_bound_is_told(given):
+    with pytest.raises(InputError, match="expected a size such as 8GB"):
+        parse_memory(given)
+
+
+def test_the_largest_inputs_decide_how_batches_are_taken_apart(small):
+    feeds = [{"x0": normal(rows, WIDTH, seed=5)} for rows in (8, 4096)]
+    batches = []
+    for order in (feeds, feeds[::-1]):
+        work = open_version(small, data=order, memory="545MB", skip_checks=True)
+        work.grams("u3")
+        batches.append(work.grams._parts.batch)
+    assert batches[0] == batches[1] < 4096
+
+
 def test_batches_are_taken_apart_where_activations_do_not_fit(small, tmp_path):
     feeds = [{"x0": normal(4096, WIDTH, seed=5)}]
     works = [open_version(small, data=feeds, memory=m, skip_checks=True) for m in (None, "545MB")]
@@ -219,6 +247,11 @@ def test_damaged_codes_are_told(small, tmp_path):
     with pytest.raises(InputError, match="another process is at work"):
         KeptParts(tmp_path / "out.onnx", "key")
     (file,) = (kept.path / "codes").iterdir()
+    with np.load(file) as whole:
+        left = {name: array for name, array in whole.items() if name != "zero"}
+    np.savez(file, **left)
+    with pytest.raises(InputError, match="is damaged: remove"):
+        kept.get("u0", entry.weight)
     file.write_bytes(file.read_bytes()[:99])
     with pytest.raises(InputError, match="is damaged: remove"):
         kept.get("u0", entry.weight)

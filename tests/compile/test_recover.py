@@ -10,10 +10,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 
 import lwqc  # noqa: E402
+from lwqc.compile.lesson import as_logits, scale_of  # noqa: E402
 from lwqc.errors import InputError  # noqa: E402
 from lwqc.learn.to_torch import module_of, write_back  # noqa: E402
 from lwqc.model import io  # noqa: E402
 from lwqc.runtime.session import Session  # noqa: E402
+from lwqc.runtime.stats.channel_error import ChannelMeter  # noqa: E402
 from lwqc.testing import model_of  # noqa: E402
 from tests import odd_files  # noqa: E402
 from tests.build import normal  # noqa: E402
@@ -294,6 +296,28 @@ def test_sizes_that_torch_does_not_take_are_told_with_the_node():
     data = [{"x": np.ones((2, 3, 1, 8), np.float32)}] * 25
     with pytest.raises(InputError, match="model: MaxPool y: torch says: Given input size"):
         lwqc.recover(small, teacher=small, data=data)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4, 3), 1), ((4, 6, 3), 2), ((4, 3, 5, 5), 1)], ids=str
+)
+def test_classes_of_logits_are_on_the_last_axis_or_on_that_of_channels(shape, axis):
+    """And not on the axis whose entries differ most, as positions of an attention sink do."""
+    y = normal(*shape)
+    y[:, 0] *= 100
+    meter = ChannelMeter()
+    meter.add(y, y)
+    found = as_logits(scale_of(meter), "y", y.ndim)
+    assert (found.axis, found.logits) == (axis, True)
+    with pytest.raises(InputError, match="it has no axis of classes"):
+        as_logits(scale_of(meter), "y", 1)
+
+
+def test_logits_beside_a_loss_of_ones_own_are_refused():
+    with pytest.raises(InputError, match="leave out --logits"):
+        lwqc.recover(
+            narrow(), teacher=teacher(), data=feeds(40), logits=["y"], loss=lambda *_: 0, steps=2
+        )
 
 
 def test_logits_are_fitted_by_their_probabilities():

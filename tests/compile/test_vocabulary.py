@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import lwqc
 from lwqc.cli import app
+from lwqc.compile.vocabulary import _difference
 from lwqc.errors import InputError, SessionError
 from lwqc.plans.option_texts import parse_ids
 from lwqc.runtime.session import Session
@@ -51,7 +52,7 @@ def pruned(proto: onnx.ModelProto, **options: Any) -> Any:
 @pytest.mark.parametrize("head", ["tied", "own", "none"])
 def test_kept_ids_have_the_same_outputs(head: str) -> None:
     proto = model(head)
-    done = pruned(proto)
+    done = pruned(proto, heads=["y"] if head == "own" else ())
     assert done.kept.tolist() == KEPT
     assert done.map[done.kept].tolist() == list(range(len(KEPT)))
     assert (done.report.exact, done.report.compared) == (True, 1)
@@ -90,17 +91,51 @@ def test_an_id_that_the_graph_looks_for_stays_and_is_found() -> None:
 
 
 def test_what_mixes_all_ids_stays_whole_or_refuses() -> None:
-    done = pruned(model("own", last="Softmax"))
+    done = pruned(model("own", last="Softmax"), heads=["logits"])
     assert list(done.report.whole) == ["logits"]
     assert done.report.exact
     with pytest.raises(InputError, match="table: is shared with a head that stays"):
         pruned(model("tied", last="Softmax"))
 
 
+def test_an_output_of_as_many_features_is_not_cut() -> None:
+    """Equal sizes prove nothing: it shares no table with the ids."""
+    done = pruned(model("own"))
+    assert done.report.heads == ()
+    assert "shares no table: --head says it is so" in done.report.whole["y"]
+    assert list(Session(done.model)({"ids": done.map[TEXT]})["y"].shape) == [2, 3, IDS]
+
+
+def test_outputs_that_may_be_of_ids_are_told() -> None:
+    done = pruned(model("own", last="ArgMax"))
+    assert "numbers that are ids are the original's" in done.report.whole["logits"]
+
+
+def test_without_data_nothing_is_called_equal() -> None:
+    done = pruned(model("none"), data=None, keep=[1, 2])
+    assert (done.report.exact, done.report.compared) == (False, 0)
+    assert done.told()["outputs"] == "not compared"
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "worst"),
+    [
+        ([np.nan, 1.0], [5.0, 1.0], np.inf),
+        ([1.0, 2.0], [np.nan, 2.0], np.inf),
+        ([-np.inf, 2.0], [-np.inf, 2.5], 0.25),
+        ([-np.inf, 2.0], [-np.inf, 2.0], 0.0),
+        ([np.nan, 2.0], [np.nan, 3.0], 0.5),
+    ],
+)
+def test_what_is_no_number_differs_unless_it_is_the_same(expected, found, worst) -> None:
+    assert _difference(np.array(expected), np.array(found)) == worst
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         ({"ids": "x"}, "x: the model has no such input"),
+        ({"heads": ["z"]}, "--head z: the model has no such output"),
         ({"keep": [20]}, "ids: has ids from 0 to 19, there is no 20"),
         ({"data": [{"ids": TEXT + 5}]}, "ids: has ids from 0 to 19, the data has others"),
         ({"data": None}, "which ids stay is told by data, keep or both"),

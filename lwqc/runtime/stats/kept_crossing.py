@@ -31,6 +31,7 @@ class KeptCrossing(Crossing):
         """
         super().__init__(0)
         self._place = folder
+        self._remedy = f"remove {folder.parent}"
         self._dropped: list[Path] = []
         self._new: list[Path] = []
         head = folder / _HEAD
@@ -41,10 +42,10 @@ class KeptCrossing(Crossing):
             for path in folder.iterdir():
                 if path not in kept:
                     path.unlink()
+        except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{head}: is damaged: {self._remedy}") from error
         except OSError as error:
             raise InputError(f"{folder}: cannot be used: {error.strerror}") from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{head}: is damaged: remove {folder}") from error
 
     def _read(self, head: Path) -> None:
         """Take what the last commit tells."""
@@ -57,6 +58,13 @@ class KeptCrossing(Crossing):
             self._held[str(name), int(feed)] = path
             self._sizes[name, feed] = path.stat().st_size
             self._kept += self._sizes[name, feed]
+
+    def get(self, name: str, feed: int) -> Array | None:
+        """The array. Raises InputError for a damaged file."""
+        try:
+            return super().get(name, feed)
+        except (OSError, EOFError, ValueError) as error:
+            raise InputError(f"{self._held[name, feed]}: is damaged: {self._remedy}") from error
 
     def drop(self, name: str, feed: int) -> None:
         """Forget an array; its file goes with the next commit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,18 @@ def test_a_run_goes_on_behind_the_last_commit(tmp_path):
     again.commit(2, 2)
     assert len(list(folder.glob("*.npy"))) == 2
     np.testing.assert_array_equal(KeptCrossing(folder).get("b", 1), np.full(4, 9))
+
+
+@pytest.mark.parametrize("harm", [lambda p: p.write_bytes(p.read_bytes()[:9]), Path.unlink])
+def test_what_is_damaged_is_told(tmp_path, harm):
+    folder = tmp_path / "out.onnx.parts" / "run"
+    folder.parent.mkdir()
+    crossing = KeptCrossing(folder)
+    crossing.put("a", 0, np.arange(5))
+    crossing.commit(1, 1)
+    harm(next(folder.glob("*.npy")))
+    with pytest.raises(InputError, match=r"is damaged: remove .*out\.onnx\.parts"):
+        KeptCrossing(folder).get("a", 0)
 
 
 def test_texts_are_not_kept(tmp_path):
