@@ -100,7 +100,7 @@ def folder(tmp_path_factory):
     """Files under the names that the pages use: small ones."""
     where = tmp_path_factory.mktemp("pages")
     np.savez(where / "samples.npz", image=next(calibration())["image"][:16])
-    for name in ("model", "original", "small", "compressed", "tiny", "pruned"):
+    for name in ("model", "original", "small", "compressed", "tiny", "pruned", "big"):
         shutil.copy(DEMO, where / f"{name}.onnx")
     shutil.copy(
         Path(lwqc.__file__).parent / "plans" / "recipes" / "obspa.toml", where / "mine.toml"

@@ -113,11 +113,13 @@ class Judged:
     """What candidates are told apart by.
 
     outputs: measure of their divergence; `auto` is `kl` for logits and `channels` otherwise.
-    channels: score by which those of a group go.
+    channels: score by which those of a group go. shorter: models with fewer tokens to choose
+    from, which were timed before.
     """
 
     outputs: Measure | Literal["auto"] = "auto"
     channels: str = "obs"
+    shorter: Sequence[Shorter] = ()
 
 
 def search_model(
@@ -132,14 +134,12 @@ def search_model(
     held: bool = False,
     by: Judged = Judged(),
     size_bytes: float = math.inf,
-    shorter: Sequence[Shorter] = (),
 ) -> SearchModel:
     """Everything of the given kinds that can be chosen in a model.
 
     tiny, unpack: see `mixed.choices`. small: formats that only store fewer bits. held: of these,
     those that a kernel reads as they are stored. fast: 8-bit activations too. size_bytes: of the
-    model that is asked for, for formats that trials cannot tell apart. shorter: models with fewer
-    tokens to choose from.
+    model that is asked for, for formats that trials cannot tell apart.
     """
     prunable = Prunable(work.model)
     builder = _Builder(work, prunable)
@@ -150,7 +150,7 @@ def search_model(
         builder.widths(by.channels)
     if "branch" in kinds:
         builder.branches()
-    shorter = builder.tokens(shorter) if "token" in kinds else ()
+    shorter = builder.tokens(by.shorter) if "token" in kinds else ()
     measure = by.outputs
     if measure == "auto":
         measure = "kl" if are_logits(comparable_outputs(work.model.graph)) else "channels"

@@ -225,9 +225,9 @@ def _model(
         "by": Judged(
             outputs="auto" if section.measure == "metric" else section.measure,
             channels=section.score,
+            shorter=shorter,
         ),
         "small": False,
-        "shorter": shorter,
     }
     budgets = [budget for budget, _ in bounded(goals)]
     for budget in budgets:

@@ -18,7 +18,7 @@ from lwqc.compile.version import Version
 from lwqc.decide.budgets import max_latency
 from lwqc.decide.compress import open_version
 from lwqc.decide.search import shorter, times
-from lwqc.decide.search.items import SearchModel, search_model
+from lwqc.decide.search.items import Judged, SearchModel, search_model
 from lwqc.decide.search.joint_plan import planned
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.shorter import Shorter, shorter_models
@@ -60,7 +60,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
 @lru_cache(maxsize=1)
 def searched() -> tuple[SearchModel, TrialModel]:
     models = shorter_models(shared(), shared(), None, SearchLog())
-    found = search_model(shared(), KINDS, shorter=models)
+    found = search_model(shared(), KINDS, by=Judged(shorter=models))
     return found, TrialModel(found.spec)
 
 
