@@ -38,8 +38,8 @@ from lwqc.decide.compress import compress_version, open_version
 from lwqc.decide.drop_layers import DropOptions, choose_branches
 from lwqc.decide.importance import LayerScore, layer_importance
 from lwqc.decide.search.control import EFFORTS, SearchControl
-from lwqc.decide.search.items import search_model
 from lwqc.decide.search.scores import measured_errors
+from lwqc.decide.search.search_model import search_model
 from lwqc.decide.search.start import allocated
 from lwqc.decide.search.trial_model import ALL, TrialModel
 from lwqc.decide.structural import channel_job

@@ -30,8 +30,8 @@ from lwqc.compile.version import Version
 from lwqc.decide.allocators.evolutionary import mutated
 from lwqc.decide.compress import compress_version, open_version
 from lwqc.decide.search.control import SearchControl
-from lwqc.decide.search.items import search_model
 from lwqc.decide.search.joint_plan import planned
+from lwqc.decide.search.search_model import search_model
 from lwqc.decide.search.start import starts
 from lwqc.decide.search.trial_model import TrialModel
 from lwqc.errors import InputError

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
-from lwqc.cli.hosting import answer, command_line, work_begins
+from lwqc.cli.hosting import command_line, work_begins
 from lwqc.cli.options import Model, Output, RecoveringCommand
 from lwqc.cli.progress import at, progress_bars
 from lwqc.cli.running import Files
 from lwqc.cli.sections import command
-from lwqc.cli.shown import put
-from lwqc.cli.telling import is_quiet
+from lwqc.cli.telling import tell_report
 from lwqc.plans.options import Recovering
 from lwqc.plans.spelled_out import part
 
@@ -65,12 +63,7 @@ def recover(
                 draft.add_text(page, render(recovery_page(small, done, report, command_line())))
             draft.publish()
         state.unlink(missing_ok=True)
-    answer(report.to_dict())
-    if options["as_json"]:
-        print(json.dumps(report.to_dict(), indent=1))
-    elif not is_quiet():
-        for line in lines(report):
-            put(line)
+    tell_report(report.to_dict(), lines(report), as_json=options["as_json"])
 
 
 def lines(report: RecoverReport) -> list[str]:

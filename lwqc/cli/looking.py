@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from importlib.metadata import EntryPoint, entry_points
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Unpack
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
@@ -37,6 +37,15 @@ from lwqc.errors import InputError
 from lwqc.model.numerals import size_text
 from lwqc.plans.options import Loss
 from lwqc.plans.spelled_out import part
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lwqc.cli.report.blame import Blamed
+    from lwqc.compile.version import Version
+    from lwqc.plans.goals import Goals, Outcome
+    from lwqc.runtime.flips import Flips
+    from lwqc.runtime.stats.divergence import Divergence
 
 
 @command(Inspecting)
@@ -145,79 +154,110 @@ def verify(
     **options: Unpack[Verifying],
 ) -> None:
     """Compare the outputs of two models on the same data."""
-    from lwqc.cli.report.blame import blame_dict, blame_models, print_blame
-    from lwqc.cli.report.console import Console
-    from lwqc.cli.report.terminal import classes_table, divergence_table, print_decisions
-    from lwqc.compile.compared_in_parts import divergences_in_parts
-    from lwqc.compile.losses import answers_of, check_classes, divergences, flips_of, judged_drop
-    from lwqc.compile.outcomes import class_outcome, drop_outcome, output_outcomes
+    from lwqc.cli.report.blame import blame_dict, blame_models
+    from lwqc.compile.losses import check_classes
     from lwqc.model import io
     from lwqc.model.saving import write_text
     from lwqc.plans.goals import Goals
     from lwqc.runtime.flips import list_kind
-    from lwqc.runtime.measure import drop_of_others
-    from lwqc.runtime.proof import prove_first
-    from lwqc.runtime.session import Session
 
     if blame_check < 0:
         raise InputError(f"--blame-check {blame_check}: must not be negative")
     kind = "" if flips is None else list_kind(str(flips))
-    goals, as_json = Goals(**part(Loss, options)), options["as_json"]
+    goals = Goals(**part(Loss, options))
     files = None if flips is None else Files([flips], read=[candidate])
     with opened(original, files, part(Opened, options)) as work:
         check_classes(work, goals)
+        if blame or blame_check:
+            work.job.whole("--blame")
         compressed = io.load(candidate)
-        answers = None
-        if work.job.room is None:
-            prove_first(compressed, work.job.data.fit.first, str(candidate))
-            answers = answers_of(work, Session(candidate, label=str(candidate)))
-            found = divergences(work, answers)
-        else:
-            found = divergences_in_parts(work, compressed)
-        said, bounds = work.job.weights.said, work.job.weights.bounds
-        drop = (
-            judged_drop(work, answers)
-            if work.job.metric and answers is not None
-            else drop_of_others(found, said, bounds)
-        )
-        changed = None if answers is None else flips_of(work, answers)
+        found, drop, changed = _compared(work, candidate, compressed)
         if flips is not None:
             if changed is None:
                 raise InputError("--flips lists decisions: give --metric top1")
             write_text(flips, changed.text(kind))
         blamed = None
         if blame or blame_check:
-            work.job.whole("--blame")
             blamed = blame_models(work, compressed, str(candidate), drop, blame_check)
-        rows = {n: vars(d) for n, d in found.items()}
-        outcomes = output_outcomes(found, bounds)
-        if goals.max_drop is not None:
-            outcomes.append(drop_outcome(goals.max_drop, drop))
-        if goals.max_class_drop is not None and changed is not None:
-            outcomes.append(class_outcome(goals.max_class_drop, changed.worst))
-        missed = [one for one in outcomes if not one.met]
+        missed = _missed(goals, found, work.job.weights.bounds, drop, changed)
         told = [f"{o.name}: asked {o.asked:.6g}, reached {o.reached:.6g}" for o in missed]
+        rows = {n: vars(d) for n, d in found.items()}
         result = {"drop": drop, "outputs": rows, "missed": told}
         if changed is not None:
             result["flips"] = asdict(changed)
         if blamed is not None:
             result["blame"] = blame_dict(blamed)
         answer(result)
-        if as_json:
+        if options["as_json"]:
             print(json.dumps(result, default=str, indent=1))
         else:
-            Console().print(divergence_table(found))
-            print_decisions(found, Console())
-            if changed is not None:
-                Console().print(classes_table(changed))
-            Console().print(f"drop {drop:.5g} on {work.job.data.fit.description}")
-            if blamed is not None:
-                print_blame(blamed, Console(), random=work.job.data.fit.kind == "random")
+            _print_verified(work, found, drop, changed, blamed)
         for one in missed:
             words = f"{one.name} {one.reached:.5g} is above the allowed {one.asked:.5g}"
             errors_console().print(words)
         if missed:
             raise typer.Exit(3)
+
+
+def _compared(
+    work: Version, candidate: Path, compressed: ir.Model
+) -> tuple[dict[str, Divergence], float, Flips | None]:
+    """What a candidate's outputs are from those of the original, its drop, and what it decides."""
+    from lwqc.compile.compared_in_parts import divergences_in_parts
+    from lwqc.compile.losses import answers_of, divergences, flips_of, judged_drop
+    from lwqc.runtime.measure import drop_of_others
+    from lwqc.runtime.proof import prove_first
+    from lwqc.runtime.session import Session
+
+    weights = work.job.weights
+    if work.job.room is not None:  # where there is no metric
+        found = divergences_in_parts(work, compressed)
+        return found, drop_of_others(found, weights.said, weights.bounds), None
+    prove_first(compressed, work.job.data.fit.first, str(candidate))
+    answers = answers_of(work, Session(candidate, label=str(candidate)))
+    found = divergences(work, answers)
+    if work.job.metric:
+        return found, judged_drop(work, answers), flips_of(work, answers)
+    return found, drop_of_others(found, weights.said, weights.bounds), flips_of(work, answers)
+
+
+def _missed(
+    goals: Goals,
+    found: Mapping[str, Divergence],
+    bounds: Mapping[str, float],
+    drop: float,
+    changed: Flips | None,
+) -> list[Outcome]:
+    """Bounds that are exceeded."""
+    from lwqc.compile.outcomes import class_outcome, drop_outcome, output_outcomes
+
+    outcomes = output_outcomes(found, bounds)
+    if goals.max_drop is not None:
+        outcomes.append(drop_outcome(goals.max_drop, drop))
+    if goals.max_class_drop is not None and changed is not None:
+        outcomes.append(class_outcome(goals.max_class_drop, changed.worst))
+    return [one for one in outcomes if not one.met]
+
+
+def _print_verified(
+    work: Version,
+    found: Mapping[str, Divergence],
+    drop: float,
+    changed: Flips | None,
+    blamed: Blamed | None,
+) -> None:
+    from lwqc.cli.report.blame import print_blame
+    from lwqc.cli.report.console import Console
+    from lwqc.cli.report.terminal import classes_table, divergence_table, print_decisions
+
+    Console().print(divergence_table(found))
+    print_decisions(found, Console())
+    if changed is not None:
+        Console().print(classes_table(changed))
+    data = work.job.data.fit
+    Console().print(f"drop {drop:.5g} on {data.description}")
+    if blamed is not None:
+        print_blame(blamed, Console(), random=data.kind == "random")
 
 
 @command(Benching)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from lwqc.cli.hosting import is_hosted
+from lwqc.cli.hosting import answer, is_hosted
 from lwqc.cli.shown import put
 from lwqc.errors import InputError
 from lwqc.model.journey import Journey
@@ -52,6 +54,16 @@ def is_quiet() -> bool:
 def is_verbose() -> bool:
     """Whether everything is."""
     return _asked["verbose"] and not is_quiet()
+
+
+def tell_report(document: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
+    """What a command found: as JSON, or in lines for readers; `lwqc run` gets it too."""
+    answer(document)
+    if as_json:
+        print(json.dumps(document, indent=1))
+    elif not is_quiet():
+        for line in lines:
+            put(line)
 
 
 def plain_lines(journey: Journey, *, verbose: bool) -> Callable[[str, int, int], None]:

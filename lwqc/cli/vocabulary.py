@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
-from lwqc.cli.hosting import answer, work_begins
+from lwqc.cli.hosting import work_begins
 from lwqc.cli.options import Model, Output, Vocabulary, as_whole
 from lwqc.cli.progress import at
 from lwqc.cli.sections import command
-from lwqc.cli.shown import put
-from lwqc.cli.telling import is_quiet
+from lwqc.cli.telling import tell_report
 from lwqc.errors import InputError
 from lwqc.model.outputs import check_outputs
 from lwqc.plans.option_texts import parse_ids
@@ -73,12 +71,7 @@ def vocabulary(
     report = made.save(
         output, ids=ids_out, external_data=options.get("external"), verify=options["verify"]
     )
-    answer(report.to_dict())
-    if options["as_json"]:
-        print(json.dumps(report.to_dict(), indent=1))
-    elif not is_quiet():
-        for line in lines(report):
-            put(line)
+    tell_report(report.to_dict(), lines(report), as_json=options["as_json"])
 
 
 def lines(report: VocabularyReport) -> list[str]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from lwqc.errors import InputError, LwqcError
 from lwqc.model.array_files import Archive
+from lwqc.model.durable import write_durably
 from lwqc.model.scratch import beside
 
 if TYPE_CHECKING:
@@ -158,10 +159,7 @@ class Checkpoint:
             scratch = beside(self._path)
             try:
                 draft = scratch.path / "state.npz"
-                with draft.open("wb") as file:
-                    np.savez(file, **arrays)  # type: ignore[arg-type]
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_durably(draft, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
                 os.replace(draft, self._path)
             finally:
                 scratch.close()

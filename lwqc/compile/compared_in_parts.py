@@ -38,8 +38,11 @@ def pairs_in_parts(work: Version, candidate: ir.Model) -> Iterator[tuple[Outputs
     """
     original = work.original.model
     names = _shared(original, candidate, work.incomparable)
-    theirs = _divided(work, candidate, _divided(work, original).batch)
-    ours = _divided(work, original, theirs.batch)
+    ours = _divided(work, original)
+    theirs = _divided(work, candidate, ours.batch)
+    while ours.batch != theirs.batch:  # batches that fit one model may be too large for the other
+        ours = _divided(work, original, theirs.batch)
+        theirs = _divided(work, candidate, ours.batch)
     before = outputs_in_parts(original, ours, names)
     after = outputs_in_parts(candidate, theirs, names)
     return zip(before, after, strict=True)
@@ -52,7 +55,8 @@ def check_room(work: Version) -> None:
 
 def _divided(work: Version, model: ir.Model, batch: int | None = None) -> Parts:
     room = work.job.room
-    assert room is not None
+    if room is None:
+        raise ValueError("memory has no bound")
     half = replace(room, sharing=2)  # the last parts of both models are open at the same time
     return divided(model, work.job.data.fit, half, mapped=True, batch=batch, of_outputs=_OF_OUTPUTS)
 

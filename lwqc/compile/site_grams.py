@@ -146,18 +146,19 @@ class SiteGrams:
         for site, entry in entries.items():
             if entry.method in DATA_METHODS and not self.reason(site):
                 found.setdefault(self._place(site), []).append(site)
-        for names in found.values() if self._room is not None else ():
-            held = sum({self._collectors[n]: self._bytes[n] for n in names}.values())
-            for name in names:
-                self._check(name, held, entries[name])
+        if self._room is not None:
+            for names in found.values():
+                held = sum({self._collectors[n]: self._bytes[n] for n in names}.values())
+                for name in names:
+                    needed = held + self._to_encode(name, entries[name])
+                    self._room.check(needed, f"encoding {name}")
         return [names for _, names in sorted(found.items())]
 
-    def _check(self, site: str, held: int, entry: SiteEntry) -> None:
-        assert self._room is not None
+    def _to_encode(self, site: str, entry: SiteEntry) -> int:
+        """Bytes that encoding a site takes, beside its Gram matrix."""
         count = self._weights[site]
         at_once = min(count, AT_ONCE) if entry.method in ROW_METHODS else count
-        own = _OF_WEIGHT * count + _IN_WORK * at_once + _OF_GRAM * self._bytes[site] // 8
-        self._room.check(held + own, f"encoding {site}")
+        return _OF_WEIGHT * count + _IN_WORK * at_once + _OF_GRAM * self._bytes[site] // 8
 
     def commit(self) -> None:
         """Keep what a later process needs to go on behind the last segment; free its matrices."""

@@ -56,9 +56,9 @@ def lower_plan(
         restore = choose_clips(work)
         plan = plan.model_copy(update={"restore": restore})
         work = restored(work, restore)
-        for site in work.analysis.sites if work.job.room is not None else ():
-            assert work.job.room is not None
-            work.job.room.check(_RESTORED * site.size, f"{site.name}, as floats and as codes,")
+        if (room := work.job.room) is not None:
+            for site in work.analysis.sites:
+                room.check(_RESTORED * site.size, f"{site.name}, as floats and as codes,")
     if quantized:
         work, notes = lifted(work)
         plan = plan.model_copy(update={"opset": work.raised}).noted(*notes)

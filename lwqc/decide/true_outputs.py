@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from lwqc.compile.reference import Reference
@@ -23,31 +24,27 @@ def with_true_outputs(work: Version) -> Version:
         found = work.original.recorded(work.job.data.fit.first())
     except SessionError:  # which is told where the model is worked with
         return work
-    shapes = {name: getattr(found[name], "shape", None) for name in declared if name in found}
-    wrong = {
-        value.name: shapes[value.name]
-        for value in work.model.graph.outputs
-        if value.name in shapes and _differs(value.shape, shapes[value.name])
-    }
-    if not wrong:
-        return work
+    names = [name for name in declared if name in found]
+    sizes = {name: np.shape(found[name]) for name in names}
     model = work.model.clone()
     model.meta.update(work.model.meta)
     notes = []
     for value in model.graph.outputs:
-        if value.name in wrong:
+        if value.name in sizes and _differs(value.shape, sizes[value.name]):
             notes.append(
                 f"output {value.name}: is declared as {value.shape} and comes as "
-                f"{list(wrong[value.name] or ())}: its declared shape is left out"
+                f"{list(sizes[value.name])}: its declared shape is left out"
             )
             value.shape = None
+    if not notes:
+        return work
     model.meta["lwqc_notes"] = (*model.meta.get("lwqc_notes", ()), *notes)
     known = work.original
     return Version(model, work.job, Reference(model, known.name, known.job))
 
 
-def _differs(declared: ir.Shape | None, found: tuple[int, ...] | None) -> bool:
-    if declared is None or found is None:
+def _differs(declared: ir.Shape | None, found: tuple[int, ...]) -> bool:
+    if declared is None:
         return False
     pairs = zip(declared, found, strict=False)
     return len(declared) != len(found) or any(isinstance(d, int) and d != f for d, f in pairs)

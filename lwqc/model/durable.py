@@ -12,14 +12,19 @@ from lwqc.errors import InputError
 _DRAFT = ".draft"  # the end of the name of a file in the making
 
 
+def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that is on the disk when this returns. Raises OSError."""
+    with path.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def replace_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file beside `path` and put it in its place. Raises InputError where that fails."""
     draft = path.with_name(path.name + _DRAFT)
     try:
-        with draft.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_durably(draft, write)
         os.replace(draft, path)
         sync(path.parent)
     except OSError as error:

@@ -211,14 +211,20 @@ def test_ranks_that_a_runtime_corrects_are_corrected_and_told_of_outputs():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_sound_models_pass(name):
-    io.from_proto(MODELS[name]())
+    proto = MODELS[name]()
+    made = io.from_proto(proto)
+    stored = {t.name for t in proto.graph.initializer}
+    needed = {v.name for v in proto.graph.input} - stored
+    assert needed <= {v.name for v in made.graph.inputs}
+    assert len(made.graph.outputs) >= len(proto.graph.output)
 
 
 def test_sizes_that_contradict_are_left_to_the_runtime():
     built = plain()
     listed(value("a", [5, 96]))(built)
     outputs(value("y", ["m", 32]))(built)
-    io.from_proto(built)
+    made = io.from_proto(built)
+    assert str(made.graph.outputs[0].shape) == "[m,32]"
 
 
 def test_weights_do_not_go_to_the_inference(monkeypatch):

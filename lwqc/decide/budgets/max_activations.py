@@ -13,10 +13,10 @@ from lwqc.compile.budget import Reached
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.version import Version
 from lwqc.decide.search.bounded import Bounded
-from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.pace import Parts
 from lwqc.decide.search.predicted import Predicted
+from lwqc.decide.search.search_model import SearchModel
 from lwqc.graph.alive import moments
 from lwqc.graph.shapes import shapes_at
 from lwqc.plans.bounds import Amount

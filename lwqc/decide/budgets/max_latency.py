@@ -12,9 +12,9 @@ from lwqc.compile.outcomes import latency_outcomes
 from lwqc.compile.run_times import time_share
 from lwqc.compile.version import Version
 from lwqc.decide.search.bounded import Bounded
-from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.log import SearchLog
+from lwqc.decide.search.search_model import SearchModel
 from lwqc.decide.search.times import measured_times, reference_ms
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Outcome

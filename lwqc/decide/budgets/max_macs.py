@@ -10,10 +10,10 @@ from lwqc.compile.budget import Reached
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.version import Version
 from lwqc.decide.search.bounded import Bounded
-from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.pace import Parts
 from lwqc.decide.search.predicted import Predicted
+from lwqc.decide.search.search_model import SearchModel
 from lwqc.decide.search.space import SearchSpace
 from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Outcome

@@ -22,11 +22,11 @@ from lwqc.compile.job import Job
 from lwqc.compile.version import Version
 from lwqc.decide.planning import unchanged
 from lwqc.decide.search.bounded import Bounded
-from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.pace import Parts
 from lwqc.decide.search.predicted import Predicted
+from lwqc.decide.search.search_model import SearchModel
 from lwqc.decide.search.space import Stored
 from lwqc.graph.alive import moments
 from lwqc.plans.bounds import Amount

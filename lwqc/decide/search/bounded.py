@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from lwqc.compile.budget import Budget, asked, find_budget
 from lwqc.compile.compressed import Compressed
 from lwqc.compile.version import Version
-from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.log import SearchLog
+from lwqc.decide.search.search_model import SearchModel
 from lwqc.decide.search.space import Kind
 from lwqc.errors import InputError
 from lwqc.plans.bounds import Amount

@@ -1,4 +1,4 @@
-"""From a model to what a search can choose and what it evaluates candidates with."""
+"""From a model to what a search can choose: items with levels, and what each changes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.compile.gated_model import GatedModel, comparable_outputs
+from lwqc.compile.gated_model import GatedModel
 from lwqc.compile.prunable import Prunable
 from lwqc.compile.version import Version
 from lwqc.decide import mixed, planning
-from lwqc.decide.allocators.evolutionary import Candidate
 from lwqc.decide.allocators.knapsack import Option, choose
 from lwqc.decide.channel_ranking import rank
 from lwqc.decide.drop_layers import gated_session
@@ -27,21 +26,19 @@ from lwqc.decide.scores.channels.score import channel_score
 from lwqc.decide.search.shorter import Shorter
 from lwqc.decide.search.space import (
     Item,
-    Kind,
     SearchSpace,
     Stored,
     Written,
     flipped,
     widths,
 )
-from lwqc.decide.search.trial_model import Cut, Mask, TrialSpec
-from lwqc.decide.search.trial_spec import rounds_activation, trial_spec
+from lwqc.decide.search.trial_model import Cut, Mask
+from lwqc.decide.search.trial_spec import rounds_activation
 from lwqc.decide.search.work_left import RunWork, tokens_left
 from lwqc.graph.axes import Factor, positions
 from lwqc.graph.branch_kinds import BranchTree, branch_tree, removed_nodes
 from lwqc.graph.dataflow import Dataflow
 from lwqc.graph.groups import Group
-from lwqc.graph.logits import are_logits
 from lwqc.graph.sites import Site, find_sites
 from lwqc.graph.widths import width_step
 from lwqc.model import io
@@ -51,7 +48,6 @@ from lwqc.quant.methods import Method
 from lwqc.quant.output_error import output_error
 from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collect import collect
-from lwqc.runtime.stats.output_divergence import Measure
 from lwqc.runtime.stats.rounding_noise import RoundingNoise
 
 _LEAST_WIDTH = 0.125
@@ -60,104 +56,6 @@ _KEEPS_CODES = frozenset(
     {"Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool", "Reshape", "Flatten", "Transpose"}
 )
 _PLAIN_STEPS = frozenset({"Transpose", "Identity"})
-
-
-@dataclass(frozen=True)
-class SearchModel:
-    """The space of a model and what is needed to turn a candidate into a plan.
-
-    groups: item of a width -> its group. constant: sites whose format is not searched. grams: of
-    the inputs of sites whose channels may go. gains: see `TrialTensor`. shorter: models with fewer
-    tokens, by level.
-    """
-
-    work: Version
-    prunable: Prunable
-    space: SearchSpace
-    groups: Mapping[int, Group]
-    constant: Mapping[str, SiteEntry]
-    grams: Mapping[str, NDArray[np.float64]]
-    measure: Measure
-    sites: Mapping[str, Site]
-    gains: Mapping[str, tuple[float, ...]]
-    shorter: tuple[Shorter, ...] = ()
-
-    def shortened(self, candidate: Candidate) -> Shorter | None:
-        """What the candidate goes on with of the tokens, None for all."""
-        tokens = self.space.tokens
-        level = len(self.shorter) if tokens is None else candidate[tokens.item]
-        return self.shorter[level] if level < len(self.shorter) else None
-
-    def version(self, candidate: Candidate) -> Version:
-        """The model that the candidate's other changes are made to."""
-        short = self.shortened(candidate)
-        return self.work if short is None else short.version
-
-    @cached_property
-    def spec(self) -> TrialSpec:
-        """What candidates are evaluated with."""
-        return trial_spec(
-            self.prunable.model,
-            self.space,
-            self.work.job.data.fit.halves()[1],
-            self.grams,
-            self.gains,
-            self.measure,
-            self.work.job.weights,
-            [Prunable(short.version.model).model for short in self.shorter],
-        )
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What candidates are told apart by.
-
-    outputs: measure of their divergence; `auto` is `kl` for logits and `channels` otherwise.
-    channels: score by which those of a group go. shorter: models with fewer tokens to choose
-    from, which were timed before.
-    """
-
-    outputs: Measure | Literal["auto"] = "auto"
-    channels: str = "obs"
-    shorter: Sequence[Shorter] = ()
-
-
-def search_model(
-    work: Version,
-    kinds: Collection[Kind],
-    *,
-    method: Method = "rtn",
-    tiny: bool = False,
-    unpack: bool = True,
-    small: bool = True,
-    fast: bool = False,
-    held: bool = False,
-    by: Judged = Judged(),
-    size_bytes: float = math.inf,
-) -> SearchModel:
-    """Everything of the given kinds that can be chosen in a model.
-
-    tiny, unpack: see `mixed.choices`. small: formats that only store fewer bits. held: of these,
-    those that a kernel reads as they are stored. fast: 8-bit activations too. size_bytes: of the
-    model that is asked for, for formats that trials cannot tell apart.
-    """
-    prunable = Prunable(work.model)
-    builder = _Builder(work, prunable)
-    if "format" in kinds:
-        builder.formats(method, tiny=tiny, unpack=unpack, small=small, fast=fast, held=held)
-        builder.fix(size_bytes)
-    if "width" in kinds:
-        builder.widths(by.channels)
-    if "branch" in kinds:
-        builder.branches()
-    shorter = builder.tokens(by.shorter) if "token" in kinds else ()
-    measure = by.outputs
-    if measure == "auto":
-        measure = "kl" if are_logits(comparable_outputs(work.model.graph)) else "channels"
-    return SearchModel(
-        work, prunable, builder.space(), builder.groups, builder.constant, builder.grams, measure,
-        builder.sites, builder.gains, tuple(shorter),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,7 +77,7 @@ class _Fixed:
         return Option(entry.size_bytes(site.n, site.k), known.get(entry, math.inf))
 
 
-class _Builder:
+class Builder:
     """Collects items kind by kind."""
 
     def __init__(self, work: Version, prunable: Prunable) -> None:

@@ -16,11 +16,11 @@ from lwqc.decide.allocators.evolutionary import Candidate
 from lwqc.decide.base import fused_base
 from lwqc.decide.search.bounded import bounded, by_cost, every
 from lwqc.decide.search.control import EFFORTS, SearchControl
-from lwqc.decide.search.items import Judged, SearchModel, search_model
 from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.overhead import measure_overhead
 from lwqc.decide.search.scores import by_metric
+from lwqc.decide.search.search_model import Judged, SearchModel, search_model
 from lwqc.decide.search.shorter import Shorter, shorter_models
 from lwqc.decide.search.whole import Result, WholeSearch
 from lwqc.decide.search.workers import remembering, workers

@@ -14,7 +14,7 @@ from lwqc.compile.version import Version
 from lwqc.decide.allocators.evolutionary import Candidate
 from lwqc.decide.narrowed_entries import entry_here
 from lwqc.decide.planning import calibrate
-from lwqc.decide.search.items import SearchModel
+from lwqc.decide.search.search_model import SearchModel
 from lwqc.graph.branch_kinds import branch_tree
 from lwqc.graph.groups import Group, Groups
 from lwqc.graph.sites import MIN_WEIGHTS, find_sites

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lwqc.compile.candidates import with_formats
-from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.joint_plan import planned
+from lwqc.decide.search.search_model import SearchModel
 from lwqc.decide.search.space import SIZE, Stored, zero_points
 from lwqc.model import io
 from lwqc.plans.plan import SiteEntry

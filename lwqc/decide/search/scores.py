@@ -15,8 +15,8 @@ from lwqc.decide.allocators.knapsack import Option
 from lwqc.decide.allocators.pairwise import choose_pairwise
 from lwqc.decide.allocators.water_filling import sigmoid_shares, water_fill
 from lwqc.decide.scores.branches.similarity import branch_effects
-from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.log import SearchLog
+from lwqc.decide.search.search_model import SearchModel
 from lwqc.decide.search.space import SearchSpace
 from lwqc.decide.search.start import Allocate
 from lwqc.decide.search.trial_model import ALL, PART, TrialModel

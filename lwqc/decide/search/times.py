@@ -28,10 +28,10 @@ from lwqc.compile.timing import (
 )
 from lwqc.compile.version import Version
 from lwqc.decide.planning import unchanged
-from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.log import Amount, SearchLog
 from lwqc.decide.search.pace import TIME, Parts
 from lwqc.decide.search.predicted import Predicted
+from lwqc.decide.search.search_model import SearchModel
 from lwqc.decide.search.space import Written
 from lwqc.errors import InputError
 from lwqc.graph.sites import Site

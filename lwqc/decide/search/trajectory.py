@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.decide.allocators.evolutionary import Candidate
-from lwqc.decide.search.items import SearchModel
+from lwqc.decide.search.search_model import SearchModel
 from lwqc.decide.search.trial_model import PART, Array, TrialModel
 from lwqc.decide.search.workers import Evaluate
 from lwqc.graph.branch_kinds import branch_tree, feature_axis

@@ -22,7 +22,6 @@ from lwqc.decide.allocators.rate_distortion import allocate as curves
 from lwqc.decide.planning import without
 from lwqc.decide.search.bounded import Bounded
 from lwqc.decide.search.control import SearchControl
-from lwqc.decide.search.items import SearchModel
 from lwqc.decide.search.joint_plan import planned
 from lwqc.decide.search.limits import Limits
 from lwqc.decide.search.log import Amount as Share
@@ -36,6 +35,7 @@ from lwqc.decide.search.scores import (
     pairwise_allocator,
     zeroth_order,
 )
+from lwqc.decide.search.search_model import SearchModel
 from lwqc.decide.search.space import SIZE, Kind, SearchSpace
 from lwqc.decide.search.start import Allocate, lowered, raised, starts
 from lwqc.decide.search.trajectory import Trajectory

@@ -8,9 +8,9 @@ from pathlib import Path
 import lwqc
 from lwqc.decide.budgets.max_macs import BUDGET as MACS
 from lwqc.decide.compress import open_version
-from lwqc.decide.search.items import SearchModel, search_model
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.overhead import measure_overhead
+from lwqc.decide.search.search_model import SearchModel, search_model
 from lwqc.decide.search.trial_model import TrialModel
 
 DIGITS = Path(lwqc.__file__).parent / "cli/demo/digits.onnx"

@@ -21,10 +21,10 @@ from lwqc.decide.compress import compress_version, open_version
 from lwqc.decide.search import joint as module
 from lwqc.decide.search import whole as whole_search
 from lwqc.decide.search.control import EFFORTS, SearchControl
-from lwqc.decide.search.items import SearchModel, search_model
 from lwqc.decide.search.joint import joint, pareto, searches
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.overhead import measure_overhead
+from lwqc.decide.search.search_model import SearchModel, search_model
 from lwqc.decide.search.times import Times
 from lwqc.decide.search.trajectory import Trajectory
 from lwqc.errors import InputError

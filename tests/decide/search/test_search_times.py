@@ -7,8 +7,8 @@ import pytest
 
 from lwqc.compile.timing import activation_shapes, halved
 from lwqc.decide.search import times as search_times
-from lwqc.decide.search.items import search_model
 from lwqc.decide.search.log import SearchLog
+from lwqc.decide.search.search_model import search_model
 from lwqc.decide.search.space import Written
 from lwqc.decide.search.times import _shared_out, constant, measured_times
 from tests.decide.search.searched import opened

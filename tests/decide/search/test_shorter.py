@@ -18,9 +18,9 @@ from lwqc.compile.version import Version
 from lwqc.decide.budgets import max_latency
 from lwqc.decide.compress import open_version
 from lwqc.decide.search import shorter, times
-from lwqc.decide.search.items import Judged, SearchModel, search_model
 from lwqc.decide.search.joint_plan import planned
 from lwqc.decide.search.log import SearchLog
+from lwqc.decide.search.search_model import Judged, SearchModel, search_model
 from lwqc.decide.search.shorter import Shorter, shorter_models
 from lwqc.decide.search.start import starts
 from lwqc.decide.search.trial_model import ALL, TrialModel
