@@ -15,10 +15,10 @@ def with_true_outputs(work: Version) -> Version:
 
     Runtimes warn of them and go on, but what folds constants believes them: exporters that traced
     another branch, or edited files, declare a rank that a Reshape to computed sizes does not give.
-    A model of more than a gigabyte is believed, and one that is only run in parts.
+    A model of more than a gigabyte is believed, and one that is not run, or only in parts.
     """
     declared = work.model.meta.get("lwqc_declared", ())
-    if not declared or work.is_large or work.job.room is not None:
+    if not declared or work.is_large or not work.job.checked_whole:
         return work
     try:
         found = work.original.recorded(work.job.data.fit.first())

@@ -11,11 +11,10 @@ from pathlib import Path
 from lwqc.errors import InputError
 from lwqc.model.documents import read_text
 from lwqc.model.numerals import real, share, whole
-from lwqc.plans.bounds import BYTES
+from lwqc.plans.bounds import BYTES, Bound
 
 _LARGEST_SIZE = 2**31 - 1
 _LARGEST_ID = 2**24 - 1
-_AMOUNT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s?([a-z]{1,3})", re.ASCII)
 
 
 def parse_shapes(texts: Sequence[str] | None) -> list[dict[str, int]]:
@@ -67,12 +66,18 @@ def parse_ids(text: str) -> list[int]:
 
 def parse_memory(given: str | float) -> int:
     """Bytes from `8GB`, or as they are. Raises InputError."""
-    found = _AMOUNT.fullmatch(given.strip().lower()) if isinstance(given, str) else None
-    unit = BYTES.get(found.group(2)) if found is not None else 1
-    number = float(found.group(1)) if found is not None else given
-    if unit is None or not isinstance(number, Real) or not 0 < number < math.inf:
-        raise InputError(f"--memory {str(given)[:40]}: expected a size such as 8GB")
-    return int(number * unit)
+    wrong = f"--memory {str(given)[:40]}: expected a size such as 8GB"
+    if isinstance(given, str):
+        try:
+            amount = Bound("--memory", BYTES, "8GB").read(given)
+        except InputError as error:
+            raise InputError(wrong) from error
+        if amount.relative:
+            raise InputError(wrong)
+        return int(amount.value)
+    if not isinstance(given, Real) or not 0 < given < math.inf:
+        raise InputError(wrong)
+    return int(given)
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:

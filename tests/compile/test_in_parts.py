@@ -170,7 +170,7 @@ def test_a_bound_may_be_any_number(given):
     assert parse_memory(given) == 538_000_000
 
 
-@pytest.mark.parametrize("given", ["8 parsecs", -1, 0.0, np.nan, np.inf, [8]])
+@pytest.mark.parametrize("given", ["8 parsecs", "0.5", "50%", "0GB", -1, 0.0, np.nan, np.inf, [8]])
 def test_what_is_no_bound_is_told(given):
     with pytest.raises(InputError, match="expected a size such as 8GB"):
         parse_memory(given)

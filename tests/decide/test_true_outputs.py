@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lwqc
+from lwqc.decide.compress import open_version
 from lwqc.model import io
 from lwqc.runtime.session import Session
 from tests.build import normal
@@ -78,6 +79,12 @@ def test_a_rank_that_an_output_does_not_have_is_told_and_changes_no_number(build
         expected = Session(given.SerializeToString())(FEEDS)["y"]
         assert found.shape == expected.shape == (3, 5, 48)
         np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+
+
+def test_what_is_not_to_be_run_is_believed():
+    work = open_version(io.from_proto(by_old_unsqueeze(["n", 48])), skip_checks=True)
+    assert len(work.model.graph.outputs[0].shape) == 2
+    assert "session" not in vars(work.original)
 
 
 def test_ranks_that_bodies_declare_wrongly_stop_nothing():
