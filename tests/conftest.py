@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 from lwqc import cli
+from lwqc.backends.cpu import CpuTarget
 from lwqc.cli import telling
 
 # Where it is set, as in many containers, each of the processes that tests start would compile lwqc.
@@ -38,6 +39,12 @@ def timings(tmp_path_factory):
 def no_lines_of_progress(monkeypatch):
     """However slow a machine is: tests count lines on stderr."""
     monkeypatch.setattr(telling, "_RARELY", float("inf"))
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """Nothing is chosen by its speed on this machine: results follow from the graph alone."""
+    monkeypatch.setattr(CpuTarget, "unmeasured", lambda self: "not timed in this test")
 
 
 @pytest.fixture

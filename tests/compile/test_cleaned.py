@@ -99,6 +99,7 @@ def _tables(*, few: bool):
     return model(rows, used, {"x": ["n", 64]}, ["y"])
 
 
+@pytest.mark.usefixtures("untimed")
 def test_tables_stay_computed_where_they_would_make_the_file_larger() -> None:
     built = _tables(few=True)
     made = lwqc.compress(built, recipe="clean", data="random:2").model

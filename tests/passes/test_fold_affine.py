@@ -122,6 +122,7 @@ def test_numbers_of_a_higher_rank_than_the_operand_stay():
     assert FoldAffine()(model(rows, weights, {"x": [3, 9, 9]}, ["y"])).modified is False
 
 
+@pytest.mark.usefixtures("untimed")
 def test_a_product_in_a_body_stays_there():
     net = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 20]>
     net (float[1, 3, 9, 9] x, bool c) => (float[1, 4, 7, 7] z) {

@@ -96,6 +96,7 @@ def test_what_is_read_in_between_stays():
     assert_untouched(FuseGelu(), model(rows, numbers, {"x": ["n", 40]}, ["y", "z"]))
 
 
+@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize(("name", "raised"), [("keras", True), ("power", True), ("root", False)])
 def test_models_are_lifted_for_what_the_runtime_does_not_recognise(name, raised):
     built = spelled(SPELLINGS[name][0], opset=17)
