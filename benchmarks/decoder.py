@@ -24,10 +24,11 @@ SHAPE = (LAYERS, WIDTH, HIDDEN, VOCABULARY)
 ROUNDS = 3
 
 
-def build(path: Path, shape: tuple[int, int, int, int] = SHAPE) -> int:
+def build(path: Path, shape: tuple[int, int, int, int] = SHAPE, *, sparse: bool = False) -> int:
     """Write the decoder with external data; returns its number of parameters.
 
-    shape: layers, width, hidden width and vocabulary.
+    shape: layers, width, hidden width and vocabulary. sparse: the weights are holes in the file,
+    which take no room on the disk.
 
     The graph is a stack of attention-free blocks with the weights of a decoder: what is measured
     is reading, quantizing and writing weights, not running the model.
@@ -40,18 +41,22 @@ def build(path: Path, shape: tuple[int, int, int, int] = SHAPE) -> int:
 
     def weight(name: str, shape: tuple[int, ...], file) -> str:
         nonlocal offset, count
-        values = (rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)).tobytes()
-        file.write(values)
+        length = 4 * int(np.prod(shape))
+        if sparse:
+            file.truncate(offset + length)
+        else:
+            values = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+            file.write(values.tobytes())
         tensor = TensorProto(
             name=name,
             data_type=TensorProto.FLOAT,
             dims=shape,
             data_location=TensorProto.EXTERNAL,
         )
-        for key, value in (("location", data.name), ("offset", offset), ("length", len(values))):
+        for key, value in (("location", data.name), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
         initializers.append(tensor)
-        offset += len(values)
+        offset += length
         count += int(np.prod(shape))
         return name
 

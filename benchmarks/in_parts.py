@@ -34,6 +34,7 @@ SHAPES = {  # layers, width, hidden width, vocabulary
     "1.3": (30, 2048, 5632, 32000),
 }
 SAMPLES, TOKENS, EVERY_S = 16, 128, 0.1
+INPUT = 2  # the status of input that lwqc refuses
 FIELDS = ("VmHWM", "VmRSS", "RssAnon")
 
 
@@ -47,6 +48,7 @@ class Used:
     private: float = 0.0
     all: float = 0.0
     killed: bool = False
+    refused: str = ""  # the command's own line
 
 
 def _memory(pid: int) -> dict[str, float]:
@@ -97,13 +99,19 @@ def run(arguments: list[str], log: Path, kill_when: Callable[[], bool] = lambda:
     watcher.join()
     used.seconds = time.perf_counter() - start
     used.processor = usage.ru_utime + usage.ru_stime
-    if status and not used.killed:
-        raise SystemExit(f"failed with status {status}, see {log}: {' '.join(arguments)}")
+    code = os.waitstatus_to_exitcode(status)
+    if code == INPUT:
+        used.refused = log.read_text().strip().splitlines()[-1]
+    elif code and not used.killed:
+        raise SystemExit(f"failed with status {code}, see {log}: {' '.join(arguments)}")
     return used
 
 
 def row(name: str, used: Used, size: str = "") -> None:
     """Print one line of the table."""
+    if used.refused:
+        print(f"| {name} | refused: {used.refused} |")
+        return
     print(
         f"| {name} | {used.seconds:.0f} | {used.processor:.0f} | {used.own:.0f} | "
         f"{used.private:.0f} | {used.all:.0f} | {size} |"

@@ -29,6 +29,7 @@ from lwqc.cli.options import (
 from lwqc.cli.running import (
     Files,
     check_bound,
+    check_dry_run,
     errors_console,
     finish,
     finish_row,
@@ -171,6 +172,7 @@ def quantize(
     from lwqc.quant.methods import DATA_METHODS
 
     check_bound(options)
+    check_dry_run(options)
     goals = Goals(**part(Storage, options))
     if fmt is not None and bits == "mixed":
         raise InputError("--format is one for all: leave out --bits mixed")
@@ -181,9 +183,10 @@ def quantize(
         raise InputError(f"--method {method} looks at the data: give --data")
     files = Files([output], [options.get("plan_out"), options.get("report")])
     verify = options["verify"]
-    with opened(model, files, part(Opened, options), verify=verify) as work:
+    dry_run = options["dry_run"]
+    with opened(model, files, part(Opened, options), verify=verify and not dry_run) as work:
         done = compress_version(work, goals, recipe, exact=True)
-        finish(done, output, part(Saved, options), verify=verify)
+        finish(done, output, part(Saved, options), verify=verify, dry_run=dry_run)
 
 
 @command(PruningCommand)
@@ -302,15 +305,18 @@ def lower(
     from lwqc.decide.lower import lower_plan
     from lwqc.decide.profiles import parse_profile
 
+    check_dry_run(options)
     sizes = parse_profile(profile)
-    verify = options["verify"]
-    goals = Goals(max_drop=max_drop, max_class_drop=max_class_drop) if verify else Goals()
+    verify, dry_run = options["verify"], options["dry_run"]
+    checks = verify and not dry_run
+    goals = Goals(max_drop=max_drop, max_class_drop=max_class_drop) if checks else Goals()
     files = Files([output], [options.get("plan_out"), engines, options.get("report")])
     fallback = options["allow_fallback"]
-    with opened(model, files, part(Opened, options), verify=verify, fallback=fallback) as work:
+    with opened(model, files, part(Opened, options), verify=checks, fallback=fallback) as work:
         check_classes(work, goals)
         if engines is not None:
             check_engines(work.job.target)
         made = lower_plan(work, floats=floats, boundary=half_boundary, profile=sizes)
         done = execute(work, goals, made)
-        finish(done, output, part(Saved, options), verify=verify, engines=engines)
+        saved = part(Saved, options)
+        finish(done, output, saved, verify=verify, engines=engines, dry_run=dry_run)

@@ -23,13 +23,14 @@ from lwqc.cli.options import (
     Model,
     Opened,
     Output,
+    Printing,
     Showing,
     Verifying,
     as_real,
     as_whole,
 )
 from lwqc.cli.progress import at, end_progress, progress_bars
-from lwqc.cli.running import Files, errors_console, finish, opened
+from lwqc.cli.running import Files, check_dry_run, errors_console, finish, opened, print_foretold
 from lwqc.cli.sections import command
 from lwqc.cli.shown import put
 from lwqc.cli.telling import is_quiet, is_verbose
@@ -161,6 +162,7 @@ def verify(
     from lwqc.plans.goals import Goals
     from lwqc.runtime.flips import list_kind
 
+    check_dry_run(options)
     if blame_check < 0:
         raise InputError(f"--blame-check {blame_check}: must not be negative")
     kind = "" if flips is None else list_kind(str(flips))
@@ -171,6 +173,11 @@ def verify(
         if blame or blame_check:
             work.job.whole("--blame")
         compressed = io.load(candidate)
+        if options["dry_run"]:
+            from lwqc.compile.forecast.forecast import of_comparison
+
+            print_foretold(of_comparison(work, compressed), part(Printing, options))
+            return
         found, drop, changed = _compared(work, candidate, compressed)
         if flips is not None:
             if changed is None:

@@ -171,6 +171,15 @@ class Original(TypedDict, total=False):
     ]
 
 
+class Foretelling(TypedDict, total=False):
+    """Whether the work is only foretold, see `lwqc.cli.running.finish`."""
+
+    dry_run: Annotated[
+        bool,
+        Flag("with --memory: tell what time and memory the work will take, and end", bool, False),
+    ]
+
+
 class Opened(Opening, Original, RunningCode, total=False):
     """What `lwqc.cli.running.opened` takes."""
 
@@ -208,7 +217,7 @@ class Changing(Opened, Loss, OutputBounds, Saved, Checking, total=False):
     """Options of commands that make one change and bound what it loses."""
 
 
-class Quantizing(Storage, Changing, total=False):
+class Quantizing(Storage, Changing, Foretelling, total=False):
     """Options of `quantize`."""
 
 
@@ -224,7 +233,7 @@ class RecoveringCommand(Recovering, RunningCode, Storing, Printing, Paged, Check
     """Options of `recover`."""
 
 
-class Lowering(Opened, OutputBounds, Saved, Checking, FallingBack, total=False):
+class Lowering(Opened, OutputBounds, Saved, Checking, FallingBack, Foretelling, total=False):
     """Options of `lower`."""
 
 
@@ -232,7 +241,7 @@ class Planned(Feeding, Measured, Constant, Kept, Confined, Original, RunningCode
     """What a model is opened with where a plan names the target."""
 
 
-class Applying(Planned, Reported, Checking, FallingBack, total=False):
+class Applying(Planned, Reported, Checking, FallingBack, Foretelling, total=False):
     """Options of `apply`."""
 
 
@@ -249,7 +258,7 @@ class Inspecting(Shaped, Resizable, Constant, RunningCode, Printing, total=False
 
 
 class Verifying(
-    Feeding, Measured, Loss, OutputBounds, Confined, RunningCode, Printing, total=False
+    Feeding, Measured, Loss, OutputBounds, Confined, RunningCode, Printing, Foretelling, total=False
 ):
     """Options of `verify`."""
 

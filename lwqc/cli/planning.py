@@ -21,7 +21,7 @@ from lwqc.cli.options import (
     Saved,
 )
 from lwqc.cli.progress import end_progress
-from lwqc.cli.running import Files, errors_console, finish, log_name, opened
+from lwqc.cli.running import Files, check_dry_run, errors_console, finish, log_name, opened
 from lwqc.cli.sections import command
 from lwqc.cli.telling import is_quiet
 from lwqc.errors import InputError
@@ -113,11 +113,14 @@ def apply_command(
     from lwqc.compile.replayed import replayed
     from lwqc.plans.plan import Plan
 
+    check_dry_run(options)
     read = Plan.load(plan_file)
     files = Files([output], [options.get("report")], read=[plan_file])
     opening: Opened = {**part(Opened, options), "target": read.target}
     if (how := replayed(read, opening.get("data"), opening.get("preprocess"))) is not None:
         opening["preprocess"] = how
-    with opened(model, files, opening, fallback=options["allow_fallback"]) as work:
+    dry_run, fallback = options["dry_run"], options["allow_fallback"]
+    with opened(model, files, opening, verify=not dry_run, fallback=fallback) as work:
         done = apply_plan(work, read, allow_drift=allow_drift)
-        finish(done, output, part(Saved, options), verify=options["verify"])
+        saved = part(Saved, options)
+        finish(done, output, saved, verify=options["verify"], dry_run=dry_run)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lwqc.cli.hosting import answer, command_line, work_begins
-from lwqc.cli.options import Changing, Opened, Saved
+from lwqc.cli.options import Changing, Foretelling, Opened, Printing, Saved
 from lwqc.cli.progress import at, progress_bars
 from lwqc.cli.shown import say
 from lwqc.cli.telling import is_quiet, is_verbose
@@ -26,6 +26,7 @@ from lwqc.plans.version import VERSION
 if TYPE_CHECKING:
     from lwqc.cli.report.console import Console
     from lwqc.compile.compressed import Compressed
+    from lwqc.compile.forecast.forecast import Forecast
     from lwqc.compile.result import Report
     from lwqc.compile.version import Version
 
@@ -151,6 +152,24 @@ def opened(
         yield work
 
 
+def check_dry_run(options: Foretelling) -> None:
+    """Refuse, before any work, what cannot be foretold."""
+    if options["dry_run"] and "memory" not in options:
+        raise InputError("--dry-run foretells jobs within a bound on memory: give --memory")
+
+
+def print_foretold(found: Forecast, options: Printing) -> None:
+    """What a job will take, as a table or as JSON."""
+    from lwqc.cli.report.console import Console
+    from lwqc.cli.report.foretold import forecast_dict, forecast_table
+
+    answer(forecast_dict(found))
+    if options["as_json"]:
+        print(json.dumps(forecast_dict(found), indent=1))
+    else:
+        Console().print(forecast_table(found))
+
+
 def log_name(output: Path) -> Path:
     """Where the scores of a search are."""
     return output.with_name(f"{output.name}.search")
@@ -171,9 +190,19 @@ def finish(
     *,
     verify: bool = True,
     engines: Path | None = None,
+    dry_run: bool = False,
 ) -> None:
-    """Save, measure, print; exit code 3 when a constraint is not met."""
+    """Save, measure, print; exit code 3 when a constraint is not met.
+
+    dry_run: only print what that would take.
+    """
     from lwqc.cli.report.console import Console
+
+    if dry_run:
+        from lwqc.compile.forecast.forecast import of_result
+
+        print_foretold(of_result(done, verify=verify), options)
+        return
     from lwqc.cli.report.terminal import print_report
 
     external, plan = options.get("external"), options.get("plan_out")

@@ -38,14 +38,21 @@ def pairs_in_parts(work: Version, candidate: ir.Model) -> Iterator[tuple[Outputs
     """
     original = work.original.model
     names = _shared(original, candidate, work.incomparable)
+    ours, theirs = divided_pair(work, candidate)
+    before = outputs_in_parts(original, ours, names)
+    after = outputs_in_parts(candidate, theirs, names)
+    return zip(before, after, strict=True)
+
+
+def divided_pair(work: Version, candidate: ir.Model) -> tuple[Parts, Parts]:
+    """Parts of the original and of a candidate, with the same batches. Raises InputError."""
+    original = work.original.model
     ours = _divided(work, original)
     theirs = _divided(work, candidate, ours.batch)
     while ours.batch != theirs.batch:  # batches that fit one model may be too large for the other
         ours = _divided(work, original, theirs.batch)
         theirs = _divided(work, candidate, ours.batch)
-    before = outputs_in_parts(original, ours, names)
-    after = outputs_in_parts(candidate, theirs, names)
-    return zip(before, after, strict=True)
+    return ours, theirs
 
 
 def check_room(work: Version) -> None:

@@ -148,11 +148,25 @@ class SiteGrams:
                 found.setdefault(self._place(site), []).append(site)
         if self._room is not None:
             for names in found.values():
-                held = sum({self._collectors[n]: self._bytes[n] for n in names}.values())
-                for name in names:
-                    needed = held + self._to_encode(name, entries[name])
+                for name, needed in self.encoding_bytes(names, entries).items():
                     self._room.check(needed, f"encoding {name}")
         return [names for _, names in sorted(found.items())]
+
+    def encoding_bytes(
+        self, part: Sequence[str], entries: Mapping[str, SiteEntry]
+    ) -> dict[str, int]:
+        """Bytes that encoding each site of a part takes, with the matrices of them all."""
+        held = sum({self._collectors[n]: self._bytes[n] for n in part}.values())
+        return {name: held + self._to_encode(name, entries[name]) for name in part}
+
+    def observed(self, sites: Iterable[str]) -> list[tuple[str, Gram]]:
+        """One site for each matrix that some of them look at."""
+        found = {c: n for n in sites if (c := self._collectors[n]) is not None}
+        return [(name, collector) for collector, name in found.items()]
+
+    def position(self, site: str) -> int:
+        """Of the node of the main graph that reads a site's weight, or holds the one that does."""
+        return self._readers[site]
 
     def _to_encode(self, site: str, entry: SiteEntry) -> int:
         """Bytes that encoding a site takes, beside its Gram matrix."""

@@ -65,6 +65,13 @@ def free_memory() -> int | None:
         return None
 
 
+def own_memory() -> tuple[int, int]:
+    """Bytes that this process has, and at most had. Raises InputError."""
+    if not can_measure_memory():
+        raise InputError("memory is measured on Linux only")
+    return _kilobytes("VmRSS") * 1024, _kilobytes("VmHWM") * 1024
+
+
 def can_measure_memory() -> bool:
     """Whether the system tells the peak of a process since a moment of its life."""
     return _STATUS.exists() and _CLEAR.exists()

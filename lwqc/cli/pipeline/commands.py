@@ -19,7 +19,7 @@ LEFT_OUT = frozenset(
 # What the build says itself, what has no use in it, and what writes several models.
 _GIVEN = frozenset(
     {"output", "original", "as_json", "debug", "details", "resume", "pareto", "help", "version"}
-    | {"quiet", "verbose"}
+    | {"quiet", "verbose", "dry_run"}
 )
 _MODELS = ("model", "candidate", "original", "models")  # places of models on a command line
 _USAGE: Any = typer.BadParameter.__bases__[0]  # typer brings click along, under one name or another

@@ -74,7 +74,7 @@ class Gram(Collector[GramSum]):
         """One Gemm over the rows, or one MatMul per convolution group over the patches."""
         if self.window is None:
             rows = emit.rows(values[0])
-            if self._outside:
+            if self.outside:
                 return [rows]
             weighted = self._weighted(emit, rows, values)
             return [emit("Shape", rows), emit.product(weighted, rows)]
@@ -89,12 +89,13 @@ class Gram(Collector[GramSum]):
         return emit("Mul", rows, emit("Reshape", weights, emit.constant(np.array([-1, 1]))))
 
     @property
-    def _outside(self) -> bool:
+    def outside(self) -> bool:
+        """Whether numpy multiplies the rows."""
         return self.features >= _WIDE and self.window is None and self.weights is None
 
     def read(self, outputs: Sequence[Array]) -> GramSum:
         """Sum of one run."""
-        if self._outside:
+        if self.outside:
             rows = outputs[0]
             return GramSum(len(rows), (rows.T @ rows).astype(np.float64))
         shape, matrix = outputs
@@ -102,7 +103,7 @@ class Gram(Collector[GramSum]):
 
     def fold(self, total: GramSum, outputs: Sequence[Array]) -> GramSum:
         """Adds in place: the matrix may be large."""
-        if self._outside:
+        if self.outside:
             rows = outputs[0]
             np.add(total.matrix, rows.T @ rows, out=total.matrix)
             return GramSum(total.rows + len(rows), total.matrix)

@@ -1,0 +1,110 @@
+"""What a job within a bound on memory will take: time, memory and traffic, before it begins."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from lwqc.compile.compressed import Compressed
+from lwqc.compile.forecast.stages import Stage, Workload
+from lwqc.compile.steps.table import of
+from lwqc.compile.version import Version
+from lwqc.errors import InputError
+from lwqc.model import io
+from lwqc.plans.plan import Plan, Source
+from lwqc.runtime.memory import own_memory
+from lwqc.runtime.parts import Room
+
+_FORETOLD = frozenset({"opset", "clean", "quantize"})  # the others take time that is not counted
+_BEGAN = time.perf_counter() - time.process_time()
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """stages: in their order. room: the bound. own: bytes of this process without any model.
+
+    so_far: the most that it had. output_bytes: of the file that the job writes, 0 without one.
+    """
+
+    stages: tuple[Stage, ...]
+    room: Room
+    own: int
+    so_far: int
+    output_bytes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """On the clock, while the machine does nothing else."""
+        return float(sum(s.seconds[0] for s in self.stages))
+
+    @property
+    def processor_seconds(self) -> float:
+        """Of this process, its threads together."""
+        return float(sum(s.seconds[1] for s in self.stages))
+
+    @property
+    def memory(self) -> int:
+        """Bytes that this process has at most, pages of mapped files included."""
+        return max(self.so_far, *(self.own + s.memory for s in self.stages))
+
+    @property
+    def read(self) -> int:
+        """Bytes, of files."""
+        return sum(s.read for s in self.stages)
+
+    @property
+    def written(self) -> int:
+        """Bytes, to files."""
+        return sum(s.written for s in self.stages)
+
+
+def of_result(done: Compressed, *, verify: bool = True) -> Forecast:
+    """Of encoding, writing and checking what was decided. Raises InputError.
+
+    Nothing of it is done. done: of a version whose checks are skipped. verify: whether the job
+    itself checks.
+    """
+    work = done.coded
+    _check(done.decisions)
+    room, own = _room(work), own_memory()  # before speeds are measured, which takes memory
+    begun, load = _so_far(), Workload(work, done.decisions)
+    found = [
+        begun,
+        load.ranges() if verify else None,
+        load.statistics(),
+        load.encoding(),
+        load.writing(done.model),
+    ]
+    if verify:
+        found.append(load.checking(done.model, written=True))
+    stages = tuple(s for s in found if s is not None)
+    return Forecast(stages, room, *own, io.serialized_bytes(done.model))
+
+
+def of_comparison(work: Version, candidate: ir.Model) -> Forecast:
+    """Of comparing another model with the one that was opened. Raises InputError."""
+    room, own = _room(work), own_memory()
+    nothing = Plan(source=Source(name=work.name), target=work.job.target.name)
+    begun = _so_far()
+    return Forecast((begun, Workload(work, nothing).checking(candidate)), room, *own)
+
+
+def _check(plan: Plan) -> None:
+    """Raises InputError for what is not foretold."""
+    for step in of(plan):
+        if step.field not in _FORETOLD and getattr(plan, step.field):
+            raise InputError(f"--dry-run does not foretell the plan's step {step.field}")
+
+
+def _room(work: Version) -> Room:
+    if work.job.room is None:
+        raise InputError("--dry-run foretells jobs within a bound on memory: give --memory")
+    return work.job.room
+
+
+def _so_far() -> Stage:
+    """What opening and deciding took, which a dry run does too."""
+    return Stage("deciding", np.array([time.perf_counter() - _BEGAN, time.process_time()]))

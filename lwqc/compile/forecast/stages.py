@@ -1,0 +1,218 @@
+"""What a job within a bound on memory does, stage by stage, and what that takes on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from lwqc.compile.compared_in_parts import divided_pair
+from lwqc.compile.forecast import rates
+from lwqc.compile.forecast.rates import Running, Seconds
+from lwqc.compile.version import Version
+from lwqc.graph.cost import node_costs
+from lwqc.graph.shapes import shapes_at
+from lwqc.model import io
+from lwqc.model.data_files import data_files
+from lwqc.plans.plan import Plan
+from lwqc.quant.methods import DATA_METHODS
+from lwqc.runtime.parts import divided
+from lwqc.runtime.stats.segments import Segment
+
+_ALONE = 1 << 16  # bytes: weights of as many are in a file of their own
+# Copies of an output, beside itself, for each of two models while they are compared in double
+# precision, and while the first samples are held to what they should be; measured.
+_COMPARED, _HELD_TO = 6, 8
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a job.
+
+    seconds: on the clock and of the processor, [2]. memory: bytes that this process has at most,
+    beside its own. read, written: bytes of files.
+    """
+
+    name: str
+    seconds: Seconds
+    memory: int = 0
+    read: int = 0
+    written: int = 0
+
+
+class Workload:
+    """Amounts of work, counted on the graph, times what a unit of each takes here."""
+
+    def __init__(self, work: Version, plan: Plan) -> None:
+        """work: opened with a bound on memory. plan: what is done to it."""
+        self._work, self._plan = work, plan
+        sizes = [{n: a.shape for n, a in feeds.items()} for feeds in work.job.data.fit]
+        volumes = [sum(map(prod, of_one.values())) for of_one in sizes]
+        self._times = sum(volumes) / max(volumes[0], 1)  # all samples as so many first ones
+        self._shapes = shapes_at(work.model, sizes[0])
+        costs = node_costs(work.model.graph, self._shapes)
+        self._macs = [cost.macs or 0 for cost in costs]
+        self._site_rows = {
+            name: self._macs[work.grams.position(name)] / site.size
+            for name, site in work.sites.items()
+            if not work.grams.reason(name)
+        }
+
+    def statistics(self) -> Stage | None:
+        """Gram matrices, part by part; None where no method looks at data."""
+        grams, work = self._work.grams, self._work
+        sites = [*chain.from_iterable(grams.in_parts(self._plan.quantize))]
+        if not sites:
+            return None
+        last = grams.segments[-1]
+        found = self._run(self._float, len(grams.segments), sum(self._macs[: last.stop]))
+        for name, collector in grams.observed(sites):
+            of_rows = self._site_rows[name] * self._times * work.sites[name].k ** 2
+            found = found + of_rows * (self._gram if collector.outside else self._float.mac)
+        crossing = self._crossing(grams.segments)
+        return Stage(
+            "statistics",
+            found + self._moved(io.weight_bytes(work.model) + crossing, crossing),
+            max(s.held_bytes + s.activation_bytes for s in grams.segments),
+            io.weight_bytes(work.model) + crossing,
+            crossing,
+        )
+
+    def ranges(self) -> Stage | None:
+        """Extremes of all activations, by which floats of 16 bits are chosen; None for others."""
+        room = self._work.job.room
+        if self._plan.floats is None or room is None:
+            return None
+        segments = divided(self._work.model, self._work.job.data.fit, room).segments
+        crossing, read = self._crossing(segments), io.weight_bytes(self._work.model)
+        return Stage(
+            "ranges",
+            self._run(self._float, len(segments), sum(self._macs)) + self._moved(read, crossing),
+            max(s.held_bytes + s.activation_bytes for s in segments),
+            read + crossing,
+            crossing,
+        )
+
+    def encoding(self) -> Stage | None:
+        """Codes of all weights; None where there are none."""
+        entries, sites, grams = self._plan.quantize, self._work.sites, self._work.grams
+        if not entries:
+            return None
+        kinds = {(e.method, e.weight, e.search): e for e in entries.values()}
+        speed = {kind: rates.encoding(entry) for kind, entry in kinds.items()}
+        found: Seconds = np.zeros(2)
+        for name, e in entries.items():
+            site, kind = sites[name], speed[e.method, e.weight, e.search]
+            found = found + site.groups * kind.seconds(site.n // site.groups, site.k)
+        on_data = [n for n, e in entries.items() if e.method in DATA_METHODS]
+        kept = sum(entries[n].weight.size_bytes(sites[n].n, sites[n].k) for n in on_data)
+        needed = [
+            *(max(grams.encoding_bytes(p, entries).values()) for p in grams.in_parts(entries)),
+            *(2 * sites[n].float_bytes for n in entries if n not in on_data),
+        ]
+        read = sum(sites[n].float_bytes for n in entries)
+        return Stage("encoding", found + self._moved(read, kept), max(needed), read, kept)
+
+    def writing(self, result: ir.Model) -> Stage:
+        """The file of the result."""
+        written = io.serialized_bytes(result)
+        return Stage("writing", self._moved(0, written), 0, 0, written)
+
+    def checking(self, candidate: ir.Model, *, written: bool = False) -> Stage:
+        """Outputs of the original beside those of a candidate, on all data.
+
+        written: by this job, and held to what it should be.
+        """
+        ours, theirs = divided_pair(self._work, _in_files(candidate))
+        macs = sum(self._macs)
+        found = self._run(self._float, len(ours.segments), macs)
+        found = found + self._run(self._coded, len(theirs.segments), macs)
+        numbers = sum(prod(self._shapes.get(v.name or "", ())) for v in candidate.graph.outputs)
+        crossing = self._crossing(ours.segments) + self._crossing(theirs.segments)
+        read = io.weight_bytes(self._work.original.model) + io.weight_bytes(candidate) + crossing
+        return Stage(
+            "checking",
+            found + numbers * self._times * self._compare + self._moved(read, crossing),
+            sum(max(map(_alive, parts.segments)) for parts in (ours, theirs))
+            + (_HELD_TO * max(s.output_bytes for s in ours.segments) if written else 0),
+            read,
+            crossing,
+        )
+
+    def _run(self, running: Running, parts: int, macs: int) -> Seconds:
+        """A model in parts over all data; each part runs the first samples twice."""
+        found: Seconds = parts * running.part + macs * (self._times + 1) * running.mac
+        return found
+
+    def _crossing(self, segments: Sequence[Segment]) -> int:
+        """Bytes of the activations between parts."""
+        made = {n for s in segments for n in s.outputs}
+        numbers = sum(prod(self._shapes.get(n, ())) for s in segments for n in {*s.inputs} & made)
+        return int(4 * numbers * self._times)
+
+    def _moved(self, read: float, written: float) -> Seconds:
+        found: Seconds = read * self._disk[0] + written * self._disk[1]
+        return found
+
+    @cached_property
+    def _disk(self) -> tuple[Seconds, Seconds]:
+        files = [f for f in data_files(self._work.begun.model) if Path(f).exists()]
+        return rates.disk_seconds(max(files, key=lambda f: Path(f).stat().st_size, default=None))
+
+    @cached_property
+    def _gram(self) -> Seconds:
+        return rates.gram_second()
+
+    @cached_property
+    def _compare(self) -> Seconds:
+        return rates.compare_second()
+
+    @property
+    def _rows(self) -> int:
+        return max(int(max(self._site_rows.values(), default=1)), 1)
+
+    @cached_property
+    def _float(self) -> Running:
+        plain = self._plan.model_copy(update={"floats": None})
+        return rates.running(self._work.job.target, plain, None, self._rows)
+
+    @cached_property
+    def _coded(self) -> Running:
+        """As the result computes: with the entry that most weights of products have."""
+        sites = self._work.sites
+        sizes: dict[str, int] = {}
+        entries = {}
+        for name, entry in self._plan.quantize.items():
+            if sites[name].op != "Gather":
+                text = entry.model_dump_json()
+                entries[text] = entry
+                sizes[text] = sizes.get(text, 0) + sites[name].size
+        most = entries[max(sizes, key=lambda text: sizes[text])] if sizes else None
+        return rates.running(self._work.job.target, self._plan, most, self._rows)
+
+
+def _alive(segment: Segment) -> int:
+    return segment.held_bytes + segment.activation_bytes + _COMPARED * segment.output_bytes
+
+
+def _in_files(model: ir.Model) -> ir.Model:
+    """The model as it will be read, its large weights in a file that is not there yet."""
+    copy = model.clone()
+    for name, value in copy.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= _ALONE:
+            value.const_value = ir.ExternalTensor(
+                "later",
+                0,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=name,
+            )
+    return copy
