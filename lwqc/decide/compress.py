@@ -73,7 +73,8 @@ def open_version(
     room = None if (most := opening.get("memory")) is None else Room(parse_memory(most))
     if room is not None and opening.get("metric") is not None:
         raise InputError("--memory works on a model in parts: leave out --metric")
-    model, dataset = _with_data(model, opening, sizes)
+    whole = room is None or room.holds(model)
+    model, dataset = _with_data(model, opening, sizes, whole)
     if room is None:  # otherwise part by part
         prove_first(model, dataset.first, name)
     job = Job(
@@ -92,17 +93,18 @@ def open_version(
     return with_true_outputs(Version(model, job, Reference(model, name, job)))
 
 
-def _with_data(model: ir.Model, opening: Opening, shapes: Sizes | None) -> tuple[ir.Model, Dataset]:
+def _with_data(
+    model: ir.Model, opening: Opening, shapes: Sizes | None, whole: bool
+) -> tuple[ir.Model, Dataset]:
     """The data, and the model without names of sizes that the data contradicts.
 
-    The runtime does not compare sizes of one name: a file may call different ones the same. Raises
-    InputError where the model does not run with them.
+    whole: the model may be run to find out. The runtime does not compare sizes of one name: a file
+    may call different ones the same. Raises InputError where the model does not run with them.
     """
     spec: Any = opening.get("data")
     seed, preprocess = opening.get("seed", 0), opening.get("preprocess")
     if isinstance(spec, Iterator):
         spec = list(spec)  # it may be read again
-    whole = opening.get("memory") is None
     if spec is None or (isinstance(spec, str) and spec.partition(":")[0] == "random"):
         found = legal_sizes(model, shapes or {}) if whole else dict(shapes or {})
         dataset = open_data(spec, model, seed=seed, shapes=found, preprocess=preprocess)

@@ -47,6 +47,10 @@ class Room:
         """Bytes of weights and statistics that a part aims at, and of its activations."""
         return min(self.free // _SHARES, _LARGEST)
 
+    def holds(self, model: ir.Model) -> bool:
+        """Whether a model can be loaded whole to try something, on one small sample."""
+        return _COPIES * io.weight_bytes(model) <= self.share
+
     def check(self, needed: int, what: str) -> None:
         """Raises InputError where that many bytes do not fit."""
         if needed > self.free:

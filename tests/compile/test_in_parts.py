@@ -255,3 +255,16 @@ def test_damaged_codes_are_told(small, tmp_path):
     file.write_bytes(file.read_bytes()[:99])
     with pytest.raises(InputError, match="is damaged: remove"):
         kept.get("u0", entry.weight)
+
+
+def test_sizes_of_random_data_are_found_where_the_model_fits(tmp_path):
+    """Only a number of rows that four divides can be reshaped."""
+    rows = [("Reshape", ["x", "shape"], "r", {}), ("MatMul", ["r", "w"], "y", {})]
+    stored = {"shape": np.array([-1, 4, 64]), "w": normal(64, 64)}
+    io.save(model(rows, stored, {"x": ["n", 64]}, ["y"]), tmp_path / "m.onnx")
+    work = open_version(tmp_path / "m.onnx", memory=MEMORY)
+    assert len(work.job.data.fit.first()["x"]) % 4 == 0
+    report = compress_version(work, Goals(), uniform_recipe(8, "none", "mse"), exact=True).save(
+        tmp_path / "q.onnx"
+    )
+    assert report.divergence["y"].cosine_mean > 0.999

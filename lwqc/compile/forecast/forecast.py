@@ -97,6 +97,8 @@ def _check(plan: Plan) -> None:
     for step in of(plan):
         if step.field not in _FORETOLD and getattr(plan, step.field):
             raise InputError(f"--dry-run does not foretell the plan's step {step.field}")
+    if any(entry.has_side for entry in plan.quantize.values()):
+        raise InputError("--dry-run does not foretell float branches beside weights")
 
 
 def _room(work: Version) -> Room:
