@@ -18,7 +18,7 @@ from lwqc.passes.widen_floats import has_low_floats
 from lwqc.plans.plan import Plan, Profile, Source
 from lwqc.runtime.session import Session, SessionSettings
 
-_RESTORED = 34  # bytes that each number of a weight takes while codes become floats and codes again
+_RESTORED = 26  # bytes that each number of a weight takes while codes become floats and codes again
 _ROUNDS = 3  # static, weight only, float
 
 

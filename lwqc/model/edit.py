@@ -111,7 +111,7 @@ def lazy_tensor(
 
     def evaluate() -> ir.TensorProtocol:
         def made() -> ir.TensorProtocol:
-            array = np.ascontiguousarray(values().astype(dtype.numpy()))
+            array = np.ascontiguousarray(values().astype(dtype.numpy(), copy=False))
             return ir.tensor(array, dtype=dtype, name=name)
 
         return _recent.get(key, made)

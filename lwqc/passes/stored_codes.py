@@ -49,18 +49,30 @@ class StoredCodes:
 
     def decode(self) -> NDArray[np.float32]:
         """The float weight, in the shape of the operand."""
-        codes = self.codes().astype(np.float32)
-        if self.matrix is not None:
-            flat = dataclasses.replace(self, codes=lambda: codes.reshape(self.matrix), matrix=None)
-            return flat.decode().reshape(codes.shape)
+        found = self.codes().astype(np.float32)
+        shape = found.shape
         zero = self.zero() if self.zero is not None else np.full(1, 2 ** (self.bits - 1))
-        centred = codes - self._spread(zero.astype(np.float32), codes.shape)
-        return centred * self._spread(self.scale().astype(np.float32), codes.shape)
+        within = found.reshape(self.matrix or shape)  # numbers of a large weight are in place
+        self._each(np.subtract, within, zero)
+        self._each(np.multiply, within, self.scale())
+        return within.reshape(shape)
 
-    def _spread(self, values: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def _each(
+        self, combine: np.ufunc, numbers: NDArray[np.float32], values: NDArray[np.generic]
+    ) -> None:
+        """Combine every number in place with what stands for it."""
+        values = values.astype(np.float32)
         if values.size == 1 or self.axis is None:
-            return values.reshape(())
-        if self.block is None:
-            return values.reshape([-1 if i == self.axis else 1 for i in range(len(shape))])
-        cut = tuple(slice(0, n) for n in shape)
-        return np.repeat(values, self.block, self.axis)[cut]
+            values = values.reshape(())
+        elif self.block is None:
+            values = values.reshape([-1 if i == self.axis else 1 for i in range(numbers.ndim)])
+        elif numbers.shape[self.axis] % self.block:  # the last block is not whole
+            cut = tuple(slice(0, n) for n in numbers.shape)
+            values = np.repeat(values, self.block, self.axis)[cut]
+        else:
+            after = self.axis + 1
+            numbers = numbers.reshape(
+                *numbers.shape[: self.axis], -1, self.block, *numbers.shape[after:]
+            )
+            values = np.expand_dims(values, after)
+        combine(numbers, values, out=numbers)

@@ -11,6 +11,7 @@ from lwqc.quant.formats import BLOCKS, ScaleType, WeightFormat
 from lwqc.quant.grid import Encoded
 
 _SEVEN_BITS = 64  # 2 * 64 * 255 < 2 ** 15
+_AT_ONCE = 1 << 20  # numbers in double precision
 _SAME = 1e-4  # of the largest weight: far below a step of 8 bits
 
 
@@ -65,10 +66,12 @@ def rescaled(encoded: Encoded, weight: NDArray[np.floating]) -> Encoded | None:
     before = encoded.decode()
     if before.shape != weight.shape:
         return None
-    energy = (before.astype(np.float64) ** 2).sum(1)
-    shared = (before.astype(np.float64) * weight).sum(1)
-    factor = np.divide(shared, energy, out=np.ones_like(energy), where=energy > 0)
-    error = np.abs(before * factor[:, None] - weight).max(initial=0)
+    n, k = weight.shape
+    some = max(_AT_ONCE // max(k, 1), 1)
+    pieces = [
+        _factor(before[at : at + some], weight[at : at + some]) for at in range(0, n, some)
+    ] or [(np.ones(0), 0.0)]
+    factor, error = np.concatenate([f for f, _ in pieces]), max(e for _, e in pieces)
     if not error <= _SAME * np.abs(weight).max(initial=0):
         return None
     if (np.abs(factor - 1) <= _SAME).all():
@@ -79,6 +82,18 @@ def rescaled(encoded: Encoded, weight: NDArray[np.floating]) -> Encoded | None:
         if not np.isfinite(scale).all():
             return None
     return replace(encoded, scale=scale)
+
+
+def _factor(
+    before: NDArray[np.floating], weight: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], float]:
+    """What rows were multiplied by, and the largest error that this leaves."""
+    old, new = before.astype(np.float64), weight.astype(np.float64)
+    energy, shared = (old * old).sum(1), (old * new).sum(1)
+    factor = np.divide(shared, energy, out=np.ones_like(energy), where=energy > 0)
+    old *= factor[:, None]
+    old -= new
+    return factor, float(np.abs(old, out=old).max(initial=0))
 
 
 def with_positive_scales(encoded: Encoded) -> Encoded:
