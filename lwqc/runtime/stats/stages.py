@@ -24,10 +24,9 @@ class Stages:
         self._made = varying(graph, read)
         names = [[v.name or "" for v in values] for values in read]
         self._reads = [list(dict.fromkeys(n for n in ns if n in self._made)) for ns in names]
-        produced = [v for node in graph for v in node.outputs]
-        self._plain = {v.name or "" for v in (*graph.inputs, *produced) if is_plain(v)}
-        self._plain |= {v.name or "" for v in graph.inputs}
         self._first = {v.name or "": -1 for v in graph.inputs}
+        produced = (v for node in graph for v in node.outputs)
+        self._plain = {*self._first, *(v.name or "" for v in produced if is_plain(v))}
         self._last: dict[str, int] = {}
         outputs = [[v.name or "" for v in node.outputs] for node in graph]
         for stage, wanted in enumerate(observed):
