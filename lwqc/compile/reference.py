@@ -27,11 +27,16 @@ _OUTPUTS = "outputs of the original"
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A model as it was given, which nothing changes. name: for messages and plans."""
+    """A model as it was given, which nothing changes.
+
+    name: for messages and plans. known_metric: the job's metric of it; None where it is to be
+    taken.
+    """
 
     model: ir.Model
     name: str
     job: Job
+    known_metric: float | None = None
 
     @cached_property
     def session(self) -> Session:
@@ -66,6 +71,8 @@ class Reference:
         metric = self.job.metric
         if metric is None:
             raise InputError("no metric was given")
+        if self.known_metric is not None:
+            return self.known_metric
         found = metric(self.session)
         if not math.isfinite(found):
             raise InputError(f"{metric.name}: is {found} on the original; expected a number")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from lwqc.backends.target import Lowered
-from lwqc.compile.candidates import Candidate, evaluate, with_formats
+from lwqc.compile.candidates import Candidate, evaluate, measured, with_formats
 from lwqc.compile.reference import Reference
 from lwqc.compile.steps.pruned_model import prune_model
 from lwqc.compile.version import Version
@@ -36,6 +36,7 @@ _FEWER = 0.95  # of the bytes: what saves less is not worth what it loses
 _HELD = "fewer channels: on inputs that are held back"
 _FEWEST = f"{_HELD} the fewest that can go lose"
 _TOGETHER = f"{_HELD} they and the formats together lose"
+_LITTLE = "fewer channels: what they save is too little"
 _TRIED = 2  # of the shares that hold in float: formats lose more on what is narrower
 
 
@@ -46,12 +47,16 @@ def narrowed(
 
     Or both as they are, where no channel can go or that is not better.
     """
-    found = narrower(base.work, plan, limit, recipe.ranges)
+
+    def pays(after: Lowered) -> bool:
+        return better(base.work, with_formats(base.work, plan), after)
+
+    found = narrower(base.work, plan, limit, recipe.ranges, pays=pays)
     if found is None:
         return base, plan
     prune, small, candidate, lost = found
-    if not better(base.work, with_formats(base.work, plan), candidate.lowered):
-        base.work.job.give_up("fewer channels: what they save is too little")
+    if not pays(candidate.lowered):
+        base.work.job.give_up(_LITTLE)
         return base, plan
     note = (
         f"channels went until inputs that were held back lost {lost:.2g} of the {limit:g} allowed"
@@ -73,7 +78,12 @@ def smaller(work: Version, before: Lowered, after: Lowered) -> bool:
 
 
 def narrower(
-    work: Version, plan: Plan, limit: float, ranges: planning.RangeMethod
+    work: Version,
+    plan: Plan,
+    limit: float,
+    ranges: planning.RangeMethod,
+    *,
+    pays: Callable[[Lowered], bool] = lambda after: True,
 ) -> tuple[Pruning, Version, Candidate, float] | None:
     """The fewest channels with which the plan stays within the limit, or None.
 
@@ -81,14 +91,14 @@ def narrower(
 
     work, plan: a graph, and formats for it. Returns what goes, the graph without it, what that is
     with the formats, all fitted on all data, and what its like lost that was fitted on a part, on
-    the rest. None without enough real data, for models of more than a gigabyte, and where no
-    channel can go.
+    the rest. None without enough real data, for models of more than a gigabyte, where no channel
+    can go, and where what is fitted on a part does not pay.
     """
     apart = None if work.is_large else _held_back(work)
     if apart is None:
         return None
     try:
-        for prune, lost in _held(apart, plan, limit, ranges):
+        for prune, lost in _held(apart, plan, limit, ranges, pays):
             small = _without(work, prune)
             found = planning.proven(small, plan_here(small, plan, ranges))
             if found is not None and found[0].drop <= limit:
@@ -99,7 +109,11 @@ def narrower(
 
 
 def _held(
-    apart: Version, plan: Plan, limit: float, ranges: planning.RangeMethod
+    apart: Version,
+    plan: Plan,
+    limit: float,
+    ranges: planning.RangeMethod,
+    pays: Callable[[Lowered], bool],
 ) -> Iterator[tuple[Pruning, float]]:
     """What may go, the most first, with the loss on what was held back."""
     room = limit - evaluate(apart, plan_here(apart, plan, ranges))[0].drop
@@ -143,7 +157,12 @@ def _held(
         apart.job.give_up(f"{_FEWEST} {lost[0]:.2g}, and formats leave {room:.2g}")
     for prune in prunes[::-1][least : least + _TRIED]:
         small, held = _without(apart, prune) if held is None else held, None
-        drop = evaluate(small, plan_here(small, plan, ranges))[0].drop
+        here = plan_here(small, plan, ranges)
+        lowered = with_formats(small, here)
+        if not pays(lowered):  # which is told sooner than what is lost
+            apart.job.give_up(_LITTLE)
+            return
+        drop = measured(small, here, lowered, small.job.load(lowered.model)).drop
         if drop <= limit:
             yield prune, drop
         else:
@@ -180,7 +199,9 @@ def _held_back(work: Version) -> Version | None:
     return replace(
         work.derived(work.model, floats=work.floats),
         job=job,
-        original=Reference(known.model, known.name, job),
+        original=Reference(
+            known.model, known.name, job, None if job.metric is None else known.metric
+        ),
     )
 
 

@@ -95,15 +95,31 @@ def beyond_memory(self):
     raise LimitError("keeping the data takes more memory than is allowed")
 
 
-def test_only_what_is_better_is_taken(repeated):
+def test_only_what_is_better_is_taken(repeated, monkeypatch):
     work = open_version(repeated, data=rows_of(20))
     base, plan, recipe = module.Base(work), planning.unchanged(work), find("auto")
-    same, _ = module.narrowed(base, plan, 0.01, recipe, better=lambda *_: False)
+    with monkeypatch.context() as patched:
+        patched.setattr(planning, "proven", None)  # nothing is fitted to all data for it
+        same, _ = module.narrowed(base, plan, 0.01, recipe, better=lambda *_: False)
     assert same == base
     assert list(work.job.unusable) == ["fewer channels: what they save is too little"]
     narrow, found = module.narrowed(base, plan, 0.01, recipe, better=module.smaller)
     assert narrow.prune is not None
     assert any("held back" in note for note in found.notes)
+
+
+def test_the_metric_of_the_original_is_taken_once(repeated):
+    asked = []
+
+    def total(run):
+        asked.append(run)
+        return float(run(rows_of(1)[0])["y"].sum())
+
+    work = open_version(repeated, data=rows_of(20), metric=total)
+    apart = module._held_back(work)
+    assert apart is not None
+    assert apart.original.metric == work.original.metric
+    assert len(asked) == 1
 
 
 def test_what_judges_is_fitted_by_nothing(repeated):

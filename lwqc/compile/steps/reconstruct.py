@@ -21,11 +21,11 @@ from lwqc.model.refusal import Refusal
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import stored_tensor
 from lwqc.quant.refit import bias_correction, refit
-from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.collector import Feeds, RunnerFactory
 from lwqc.runtime.stats.cross_gram import CrossGram, CrossSums
+from lwqc.runtime.stats.paired_run import PairedRun
 from lwqc.runtime.stats.patches import Window, conv_window
-from lwqc.runtime.stats.side_by_side import other_name, side_by_side
+from lwqc.runtime.stats.side_by_side import other_name
 
 Method = Literal["refit", "bias"]
 Float = NDArray[np.float64]
@@ -50,7 +50,8 @@ def reconstruct(
     """Refit the pruned model's linear layers in place; returns those that stay as sliced, and why.
 
     slices: stored tensor of the original -> axis -> indices left, ascending; whole ones are absent.
-    data: iterated over once per level of layers that do not depend on each other.
+    data: iterated over once; once per level of layers that do not depend on each other where there
+    is no room for what lies between two, see `PairedRun`.
     method: `refit` solves for new weights and biases by least squares (`lwqc.quant.refit`, damp
     relative); `bias` only restores each channel's mean. all_layers: also layers that lost no input
     channel but read changed values. progress: called with layers done and their number.
@@ -66,13 +67,15 @@ def reconstruct(
             skipped.append(Refusal(consumer.name, reason))
         elif consumer.narrowed or all_layers:
             wanted.append(consumer)
+    batches = list(
+        levels(wanted, lambda c: c.depth, lambda c: 0 if method == "bias" else _matrix_bytes(c))
+    )
+    collectors = [[_collector(consumer, method) for consumer in batch] for batch in batches]
+    run = PairedRun(original, pruned, collectors, data, make_runner)
     done = 0
-    for batch in levels(
-        wanted, lambda c: c.depth, lambda c: 0 if method == "bias" else _matrix_bytes(c)
-    ):
-        collectors = [_collector(consumer, method) for consumer in batch]
-        statistics = collect(side_by_side(original, pruned), collectors, data, make_runner)
-        for consumer, collector in zip(batch, collectors, strict=True):
+    for batch, observed in zip(batches, collectors, strict=True):
+        statistics = run.advance()
+        for consumer, collector in zip(batch, observed, strict=True):
             reason = _compensate(consumer, statistics[collector], method, damp)
             if reason:
                 skipped.append(Refusal(consumer.name, reason))

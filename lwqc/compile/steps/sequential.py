@@ -24,10 +24,10 @@ from lwqc.plans.plan import SiteEntry
 from lwqc.quant.grid import Encoded
 from lwqc.quant.methods import encode_by
 from lwqc.quant.refit import refit
-from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.collector import Feeds, RunnerFactory
 from lwqc.runtime.stats.cross_gram import CrossGram, CrossSums
-from lwqc.runtime.stats.side_by_side import other_name, side_by_side
+from lwqc.runtime.stats.paired_run import PairedRun
+from lwqc.runtime.stats.side_by_side import other_name
 
 _LAYER_BYTES = 4 << 30  # of the matrices of a single layer
 _DAMP = 1.0  # strong: few samples must not move a weight far
@@ -67,8 +67,9 @@ def quantize_in_sequence(
     """Encode the planned sites level by level; the model is left alone.
 
     entries: site -> format and method. encode: how a site is quantized by itself; used for
-    embeddings and for layers whose weight is shared or computed. data: iterated over once per
-    level of layers that do not depend on each other.
+    embeddings and for layers whose weight is shared or computed. data: iterated over once; once per
+    level of layers that do not depend on each other where there is no room for what lies between
+    two, see `PairedRun`.
 
     Activations stay float while this looks at them. Raises InputError when `data` is empty.
     """
@@ -81,11 +82,13 @@ def quantize_in_sequence(
         if apart[name] != _COMPUTED:
             _store_matrix(sites[name], encoded[name].decode())
     nodes = {n.outputs[0].name: n for n in corrected.graph}
+    order = list(levels(layers, lambda layer: layer.depth, _matrix_bytes))
+    collectors = [[_collector(layer) for layer in level] for level in order]
+    run = PairedRun(original, current, collectors, data, make_runner)
     done = 0
-    for level in levels(layers, lambda layer: layer.depth, _matrix_bytes):
-        collectors = [_collector(layer) for layer in level]
-        found = collect(side_by_side(original, current), collectors, data, make_runner)
-        for layer, collector in zip(level, collectors, strict=True):
+    for level, observed in zip(order, collectors, strict=True):
+        found = run.advance()
+        for layer, collector in zip(level, observed, strict=True):
             result, shift = _solve(layer, entries[layer.site.name], found[collector])
             encoded[layer.site.name] = result
             replace_stored(

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from lwqc.model.limits import beyond, limits
 from lwqc.model.scratch import Scratch, temporary, unwritable
 from lwqc.runtime.stats.collector import Array
+
+HELD_BYTES = 256 << 20  # of activations between two segments; more of them go to files
 
 
 class Crossing:
@@ -80,3 +83,12 @@ class Crossing:
         except OSError as error:
             raise unwritable(error) from error
         return path
+
+
+def as_crossed(value: ir.Value, array: Array) -> None:
+    """Let an input of a part have the type and the rank of an array that crossed.
+
+    Exporters are often wrong about the sizes inside a graph, never about the rank.
+    """
+    value.dtype = ir.DataType.from_numpy(array.dtype)
+    value.shape = ir.Shape([None] * array.ndim)

@@ -11,11 +11,10 @@ import onnx_ir as ir
 from lwqc.errors import InputError
 from lwqc.runtime.stats.collect import NO_SAMPLE, Statistics, Totals, instrument
 from lwqc.runtime.stats.collector import Array, Collector, Feeds, Runner, RunnerFactory
-from lwqc.runtime.stats.crossing import Crossing
+from lwqc.runtime.stats.crossing import HELD_BYTES, Crossing, as_crossed
 from lwqc.runtime.stats.segments import Segment
 
 Progress = Callable[[int, int], None]
-HELD_BYTES = 256 << 20  # of activations between two segments; more of them go to files
 
 
 class SegmentedRun:
@@ -129,8 +128,6 @@ class SegmentedRun:
         for value in part.graph.inputs:
             crossed = self._crossing.get(value.name or "", 0) if self.position else None
             if crossed is not None and value.name not in self._given:
-                # Exporters are often wrong about the sizes inside a graph, never about the rank.
-                value.dtype = ir.DataType.from_numpy(crossed.dtype)
-                value.shape = ir.Shape([None] * crossed.ndim)
+                as_crossed(value, crossed)
         instrumented, outputs = instrument(part, collectors, keep)
         return self._make_runner(instrumented), outputs

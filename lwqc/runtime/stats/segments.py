@@ -14,12 +14,11 @@ from math import prod
 import onnx_ir as ir
 from onnx_ir.convenience import extract
 
-from lwqc.graph.captures import captures
 from lwqc.graph.shapes import shapes_at
+from lwqc.graph.varying import operands, varying
 from lwqc.model.coded_caches import told_of_caches
 from lwqc.model.weights import stored_tensor
 
-_RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")  # a second run gives other values
 _T = ir.DataType
 # What a run takes and returns as a plain array; the rest cannot be handed from run to run.
 _PLAIN = frozenset({
@@ -52,15 +51,23 @@ class Segment:
 
         outputs: what it computes, its own `outputs` by default; tensors of its inputs are allowed.
         """
-        wanted = list(dict.fromkeys(self.outputs if outputs is None else outputs))
-        graph = extract(whole.graph, list(self.inputs), wanted)
-        part = ir.Model(
-            graph,
-            ir_version=whole.ir_version,
-            functions=[f.clone() for f in whole.functions.values()],
-        )
-        part.metadata_props.update(told_of_caches(whole.metadata_props))
-        return part
+        return part(whole, self.inputs, self.outputs if outputs is None else outputs)
+
+
+def part(whole: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> ir.Model:
+    """A model of the nodes between tensors of the main graph that shares the weights.
+
+    They are not read. inputs: all that vary and are needed. outputs: tensors of the inputs are
+    allowed.
+    """
+    graph = extract(whole.graph, list(inputs), list(dict.fromkeys(outputs)))
+    found = ir.Model(
+        graph,
+        ir_version=whole.ir_version,
+        functions=[f.clone() for f in whole.functions.values()],
+    )
+    found.metadata_props.update(told_of_caches(whole.metadata_props))
+    return found
 
 
 def split(
@@ -109,28 +116,23 @@ class _Flow:
 
     def _read(self, graph: ir.Graph, copies: int) -> None:
         """Per node the varying values it reads, and the bytes of each weight it needs."""
-        captured: dict[ir.Node, list[ir.Value]] = {}
-        for node, values in captures(graph):
-            captured.setdefault(node, []).extend(values)
+        read = operands(graph)
+        self._made = varying(graph, read)
         self.reads: list[list[str]] = []
         self.holds: list[dict[str, int]] = []
-        self._made = {v.name or "": -1 for v in graph.inputs}
         stored: dict[str, dict[str, int]] = {}  # by value that depends on weights alone
-        for i, node in enumerate(self.nodes):
-            operands = [v for v in (*node.inputs, *captured.get(node, ())) if v is not None]
-            varying, held = [], _body_bytes(node)
-            for value in operands:
+        for i, (node, values) in enumerate(zip(self.nodes, read, strict=True)):
+            names, held = [], _body_bytes(node)
+            for value in values:
                 name = value.name or ""
                 if name in self._made:
-                    varying.append(name)
+                    names.append(name)
                 if value.is_initializer() or name not in self._made:
                     held |= stored.get(name) or _stored_bytes(value)
-            if varying or node.op_type.startswith(_RANDOM):
-                self._made |= {v.name or "": i for v in node.outputs}
-            else:
+            if not any(self._made.get(v.name or "") == i for v in node.outputs):
                 stored |= {v.name or "": held | _stored_bytes(v) for v in node.outputs}
                 held = {}  # counted where it is read
-            self.reads.append(list(dict.fromkeys(varying)))
+            self.reads.append(list(dict.fromkeys(names)))
             self.holds.append({name: copies * size for name, size in held.items()})
 
     def _measure(self, sizes: Mapping[str, Sequence[int]]) -> None:
@@ -143,7 +145,7 @@ class _Flow:
                 continue
             first = self._made[name] + 1
             size = known.get(name, unknown)
-            uncuttable = first > 0 and not _is_plain(self._values[name])
+            uncuttable = first > 0 and not is_plain(self._values[name])
             live[first] += size
             live[last + 1] -= size
             stuck[first] += uncuttable
@@ -220,7 +222,7 @@ def _body_bytes(node: ir.Node) -> dict[str, int]:
     return found
 
 
-def _is_plain(value: ir.Value) -> bool:
+def is_plain(value: ir.Value) -> bool:
     """Whether a value can be an output of one run and an input of another."""
     if value.type is None:
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
@@ -12,23 +12,27 @@ from lwqc.model.weights import static_shape
 PREFIX = "lwqc.pruned/"
 
 
-def side_by_side(original: ir.Model, pruned: ir.Model, prefix: str = PREFIX) -> ir.Model:
+def side_by_side(
+    original: ir.Model, pruned: ir.Model, prefix: str = PREFIX, own: Collection[str] = ()
+) -> ir.Model:
     """One model that feeds its inputs to both graphs and returns the outputs of both.
 
     Values, nodes and weights of `pruned` get the prefix; weights that are the same object in both
     are stored once. Both models are left alone. The shapes of the pruned model's values keep
     their rank only. `pruned` may lack inputs that the original has.
 
+    own: inputs of `pruned` that are not the original's, whatever their name; they get the prefix.
+
     Raises InputError when inputs, opsets or functions of the two differ otherwise.
     """
-    _check(original, pruned)
+    _check(original, pruned, own)
     both, other = original.clone(), pruned.clone()
     for domain, version in other.opset_imports.items():
         both.opset_imports.setdefault(domain, version)
     both.functions.update({i: f for i, f in other.functions.items() if i not in both.functions})
     outputs = list(other.graph.outputs)
     other.graph.outputs.clear()  # an output may be stored, and belongs to one graph at a time
-    moved = _join_inputs(both.graph, other.graph)
+    moved = _join_inputs(both.graph, other.graph, prefix, own)
     moved |= _move_weights(both.graph, other.graph, prefix)
     _move_nodes(both.graph, other.graph, prefix)
     outputs = [moved.get(v, v) for v in outputs]
@@ -41,8 +45,9 @@ def other_name(value: ir.Value, prefix: str = PREFIX) -> str:
     return (value.name or "") if value.is_graph_input() else f"{prefix}{value.name}"
 
 
-def _check(original: ir.Model, pruned: ir.Model) -> None:
+def _check(original: ir.Model, pruned: ir.Model, own: Collection[str]) -> None:
     left, right = _signature(original.graph), _signature(pruned.graph)
+    right = {name: kind for name, kind in right.items() if name not in own}
     if not right.items() <= left.items():
         raise InputError(f"the pruned model's inputs differ: {right}, the original's are {left}")
     for domain, version in pruned.opset_imports.items():
@@ -70,11 +75,21 @@ def _bytes(function: ir.Function) -> bytes:
     return ir.serde.serialize_function(function).SerializeToString(deterministic=True)
 
 
-def _join_inputs(both: ir.Graph, other: ir.Graph) -> dict[ir.Value, ir.Value]:
-    """Let the other graph read the inputs of this one."""
+def _join_inputs(
+    both: ir.Graph, other: ir.Graph, prefix: str, own: Collection[str]
+) -> dict[ir.Value, ir.Value]:
+    """Let the other graph read the inputs of this one, and take over its own."""
     named = {v.name: v for v in both.inputs}
-    pairs = {v: named[v.name] for v in other.inputs if v.name not in other.initializers}
+    apart = [v for v in other.inputs if v.name in own]
+    pairs = {
+        v: named[v.name]
+        for v in other.inputs
+        if v.name not in own and v.name not in other.initializers
+    }
     other.inputs.clear()
+    for value in apart:
+        value.name = f"{prefix}{value.name}"
+    both.inputs.extend(apart)
     return _redirect(pairs)
 
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from lwqc.errors import InputError
 from lwqc.runtime.stats.collect import NO_SAMPLE, Statistics, instrument
 from lwqc.runtime.stats.collector import Collector, Feeds, RunnerFactory
-from lwqc.runtime.stats.crossing import Crossing
-from lwqc.runtime.stats.segmented_run import HELD_BYTES, Progress, SegmentedRun
+from lwqc.runtime.stats.crossing import HELD_BYTES, Crossing
+from lwqc.runtime.stats.segmented_run import Progress, SegmentedRun
 from lwqc.runtime.stats.segments import split
 
 
