@@ -53,6 +53,7 @@ from lwqc.plans.options import (
     Preparation,
     Pruning,
     PruningSources,
+    Quantizing,
     Reading,
     Recovering,
     RecoveringSources,
@@ -61,7 +62,7 @@ from lwqc.plans.options import (
     Sources,
 )
 from lwqc.plans.plan import Plan
-from lwqc.plans.recipe import Recipe, as_asked, find, uniform_recipe
+from lwqc.plans.recipe import Recipe, as_asked, find, uniform_recipe, with_embedding_rank
 from lwqc.plans.spelled_out import part, spelled_out
 from lwqc.runtime.measure import Latency, latencies
 from lwqc.runtime.proof import prove
@@ -118,7 +119,7 @@ def compress(
     return _chainable(compress_version(work, goals, chosen, _control(options)))
 
 
-@spelled_out(Sources)
+@spelled_out(Quantizing)
 @_shown_in_notebooks
 def quantize(
     source: Source,
@@ -129,15 +130,16 @@ def quantize(
     method: str = "rtn",
     sequential: bool = False,
     format: str | None = None,
-    **options: Unpack[Sources],
+    **options: Unpack[Quantizing],
 ) -> Chainable:
     """Quantize every site alike, where the target has a kernel for it. See `compress`.
 
     method: see `lwqc.quant.methods`. sequential: each layer sees the quantized ones before it.
     format: instead of the bits, by its name, see `lwqc.quant.formats`.
     """
-    work = _opened(source, options)
-    recipe = uniform_recipe(bits, activations, ranges, True, method, sequential, format)
+    work = _opened(source, part(Sources, options))
+    plain = uniform_recipe(bits, activations, ranges, True, method, sequential, format)
+    recipe = with_embedding_rank(plain, options.get("embedding_rank"))
     return _chainable(compress_version(work, Goals(), recipe, exact=True))
 
 

@@ -27,7 +27,7 @@ STEERING = {"max_size", "avg_bits", "max_latency"}
 SECTIONS = {
     "compress": options.Compressing,
     "plan": options.Compressing,
-    "quantize": options.Sources,
+    "quantize": options.Quantizing,
     "lower": options.Bounded,
     "prune": options.PruningSources,
     "drop_layers": options.DroppingSources,

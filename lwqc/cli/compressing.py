@@ -169,6 +169,7 @@ def quantize(
 ) -> None:
     """Quantize all sites alike, or with mixed bits under a budget."""
     from lwqc.decide.compress import compress_version
+    from lwqc.plans.recipe import with_embedding_rank
     from lwqc.quant.methods import DATA_METHODS
 
     check_bound(options)
@@ -178,7 +179,8 @@ def quantize(
         raise InputError("--format is one for all: leave out --bits mixed")
     if fmt is not None and bits != "8":
         raise InputError(f"--format {fmt} says the bits: leave out --bits {bits}")
-    recipe = _quantize_recipe(bits, activations, ranges, search, method, sequential, fmt)
+    plain = _quantize_recipe(bits, activations, ranges, search, method, sequential, fmt)
+    recipe = with_embedding_rank(plain, options.get("embedding_rank"))
     if recipe.method in DATA_METHODS and "data" not in options:
         raise InputError(f"--method {method} looks at the data: give --data")
     files = Files([output], [options.get("plan_out"), options.get("report")])

@@ -24,6 +24,7 @@ from lwqc.plans.options import (
     Kept,
     Loss,
     Measured,
+    Narrowing,
     Opening,
     OutputBounds,
     Prepared,
@@ -217,7 +218,7 @@ class Changing(Opened, Loss, OutputBounds, Saved, Checking, total=False):
     """Options of commands that make one change and bound what it loses."""
 
 
-class Quantizing(Storage, Changing, Foretelling, total=False):
+class Quantizing(Storage, Narrowing, Changing, Foretelling, total=False):
     """Options of `quantize`."""
 
 

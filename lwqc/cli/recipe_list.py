@@ -66,9 +66,12 @@ def better_with_data(recipe: Recipe) -> bool:
     ranges = recipe.activations == "static" or recipe.allocator in ("knapsack", "bisect")
     pruned = recipe.prune is not None and recipe.prune.calibration == "data"
     scored = pruned and _looks_at(recipe) != "weights"
+    counted = recipe.embeddings is not None or recipe.experts is not None
     sparse = recipe.sparse == "sparsegpt"
     branches = recipe.drop is not None or recipe.parallel is not None or recipe.slice is not None
-    return looks or ranges or scored or sparse or branches or recipe.search_in is not None
+    return (
+        looks or ranges or scored or counted or sparse or branches or recipe.search_in is not None
+    )
 
 
 def lines(*, sources: bool = False) -> Iterator[str]:

@@ -17,6 +17,8 @@ from lwqc.decide.allocate import allocate
 from lwqc.decide.allocator import find_allocator
 from lwqc.decide.class_bound import within_classes
 from lwqc.decide.decided import Decided
+from lwqc.decide.embedding_ranks import with_ranks
+from lwqc.decide.fewer_experts import with_merged_experts
 from lwqc.decide.fewer_tokens import better, may_shorten, with_tokens
 from lwqc.decide.late_steps import check_learning, with_late_steps
 from lwqc.decide.search.control import SearchControl
@@ -74,6 +76,8 @@ def row(
     if control.recover:
         raise InputError("--recover fits one model in the time that is left: leave out --pareto")
     chosen, notes = suited(find(recipe) if isinstance(recipe, str) else recipe, work)
+    if chosen.embeddings is not None or chosen.experts is not None:
+        raise InputError("--embedding-rank and --merge-experts make one model: leave out --pareto")
     _check_budgets(work, goals, chosen)
     for done in pareto(work, goals, chosen, control, count):
         late = {"learn": chosen.learn, "caches": work.job.kv_cache}
@@ -96,11 +100,17 @@ def _random_trials(work: Version) -> tuple[str, ...]:
 
 
 def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl | None) -> Decided:
+    if recipe.embeddings is not None:
+        same = recipe.model_copy(update={"embeddings": None})
+        return with_ranks(partial(_on, goals, same, control), recipe.embeddings)(work)
+    if recipe.experts is not None:
+        same = recipe.model_copy(update={"experts": None})
+        return with_merged_experts(partial(_on, goals, same, control), recipe.experts)(work)
     if recipe.tokens is not None:
         rest = without_tokens(recipe)
 
         def job(goals: Goals) -> Callable[[Version], Decided]:
-            return partial(_after_tokens, goals, rest, control)
+            return partial(_on, goals, rest, control)
 
         return with_tokens(job, recipe.tokens, goals)(work)
     structure = goals.max_drop is not None  # who says what may be lost wants it used
@@ -122,9 +132,7 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, control: SearchControl
     return late(partial(_allocated, goals, recipe, structure))(work)
 
 
-def _after_tokens(
-    goals: Goals, recipe: Recipe, control: SearchControl | None, work: Version
-) -> Decided:
+def _on(goals: Goals, recipe: Recipe, control: SearchControl | None, work: Version) -> Decided:
     return _decided(work, goals, recipe, control)
 
 
@@ -135,7 +143,7 @@ def _or_shorter(
     eight = find("w8a8-fused").model_copy(update={"name": recipe.name})
 
     def job(goals: Goals) -> Callable[[Version], Decided]:
-        return partial(_after_tokens, goals, eight, None)
+        return partial(_on, goals, eight, None)
 
     shorter = with_tokens(job, TokenRecipe(by_latency=True), goals)
     return partial(better, search=search, shorter=shorter, goals=goals)

@@ -315,6 +315,23 @@ class Shortening(TypedDict, total=False):
     ]
 
 
+class Narrowing(TypedDict, total=False):
+    """How narrow tables of embeddings get.
+
+    embedding_rank: of the two factors that a table becomes, or below 1 a share of its width, see
+    `lwqc.decide.embedding_ranks`.
+    """
+
+    embedding_rank: Annotated[
+        str | float | None,
+        Flag(
+            "tables of embeddings become products of two factors of this rank: 96, or 25% of width",
+            float | None,
+        ),
+        Share("embedding_rank"),
+    ]
+
+
 class Searching(TypedDict, total=False):
     """How a search under a budget runs, see `lwqc.decide.search.control.SearchControl`.
 
@@ -511,8 +528,31 @@ class Relearning(TypedDict, total=False):
     ]
 
 
-class Deciding(Budgets, OutputBounds, Searching, Relearning, Shortening, TwoFormats, total=False):
+class Merging(TypedDict, total=False):
+    """How many experts of a mixture are left.
+
+    merge_experts: of each router, or below 1 a share of them: those that are alike become one, see
+    `lwqc.decide.fewer_experts`.
+    """
+
+    merge_experts: Annotated[
+        str | float | None,
+        Flag(
+            "experts of each router that are left, the others are merged: 4, or 50%", float | None
+        ),
+        Share("merge_experts"),
+    ]
+
+
+class Deciding(
+    Budgets, OutputBounds, Searching, Relearning, Shortening, Narrowing, Merging, TwoFormats,
+    total=False,
+):  # fmt: skip
     """What a plan is decided by."""
+
+
+class Quantizing(Sources, Narrowing, total=False):
+    """Options of `lwqc.quantize`."""
 
 
 class Compressing(Sources, Deciding, total=False):

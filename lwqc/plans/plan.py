@@ -209,6 +209,43 @@ class ReducedTokens(_Model):
     importance: Importance = "class"
 
 
+class FactoredTable(_Model):
+    """A table of embeddings that is held as a product of two factors, see `compile.steps.factored`.
+
+    table: site name. rank: columns of the first factor. calibration: how often the `data` takes a
+    row says how much it counts; `none`: all count alike.
+    """
+
+    table: str
+    rank: int = Field(ge=1)
+    calibration: Literal["data", "none"] = "data"
+
+
+class MergedExperts(_Model):
+    """Experts of one mixture that become fewer, see `compile.steps.fewer_experts`.
+
+    router: name of the tensor that says which experts are chosen. into: of each expert, the number
+    of the one that it becomes part of. shares: how much the weights of each count for that.
+    """
+
+    router: str
+    into: tuple[Annotated[int, Field(ge=0)], ...]
+    shares: tuple[Annotated[float, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(self.shares) != len(self.into):
+            raise ValueError(f"{self.router}: {len(self.into)} experts, {len(self.shares)} shares")
+        if set(self.into) != set(range(len(set(self.into)))) or not self.into:
+            raise ValueError(f"{self.router}: experts become those from 0 on, without a gap")
+        return self
+
+    @property
+    def left(self) -> int:
+        """How many experts there are then."""
+        return len(set(self.into))
+
+
 Compensation = Literal["none", "mean", "linear"]
 
 
@@ -323,11 +360,13 @@ class Plan(_Model, Told):
     """Everything lwqc will do to one model.
 
     What is done, in this order. restore: quantized operators become float ones again, see
-    `lwqc.compile.steps.restored`. tokens: what is left of them, from layer to layer. opset:
-    version of the default operator set that the model is converted to, None for its own. clean:
-    the graph is cleaned up. remove: residual branches. parallel: branches that are fed from the
-    same stream and merged. slice: streams that get narrower. prune: channels to remove. transforms:
-    what leaves the outputs as they are. sparse: site name -> entry. quantize: site name -> entry.
+    `lwqc.compile.steps.restored`. tokens: what is left of them, from layer to layer. factor:
+    tables of embeddings as products of two factors. merge: experts of mixtures that become fewer.
+    opset: version of the default operator set
+    that the model is converted to, None for its own. clean: the graph is cleaned up. remove:
+    residual branches. parallel: branches that are fed from the same stream and merged. slice:
+    streams that get narrower. prune: channels to remove. transforms: what leaves the outputs as
+    they are. sparse: site name -> entry. quantize: site name -> entry.
     activations: tensor name -> range, for static sites. floats: the type to compute in, None for
     the model's own. profile: dynamic dimension -> least, usual and largest size that engines are
     built for.
@@ -353,6 +392,8 @@ class Plan(_Model, Told):
     budgets: dict[str, str] = Field(default_factory=dict)
     restore: Restore | None = None
     tokens: tuple[ReducedTokens, ...] = ()
+    factor: tuple[FactoredTable, ...] = ()
+    merge: tuple[MergedExperts, ...] = ()
     opset: int | None = None
     clean: CleanUp | None = None
     remove: tuple[RemovedBranch, ...] = ()
@@ -378,6 +419,8 @@ class Plan(_Model, Told):
         """What it is for, and how much of what it does."""
         amounts = {
             "times tokens go": len(self.tokens),
+            "tables as two factors": len(self.factor),
+            "mixtures with fewer experts": len(self.merge),
             "branches removed": len(self.remove),
             "pairs made parallel": len(self.parallel),
             "streams narrowed": len(self.slice),

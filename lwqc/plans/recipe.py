@@ -25,6 +25,7 @@ from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
 from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry, expected
 from lwqc.model.numerals import share
+from lwqc.plans.bounds import Share
 from lwqc.plans.misfits import first_misfit
 from lwqc.plans.options import TwoFormats
 from lwqc.plans.plan import Compensation, Format, Learn
@@ -153,6 +154,40 @@ class TokenRecipe(BaseModel):
     measure: Literal["auto", "js", "kl", "angular", "norm", "channels"] = "auto"
 
 
+class EmbeddingRecipe(BaseModel):
+    """How narrow tables of embeddings get; see `lwqc.decide.embedding_ranks`.
+
+    rank: of the two factors of each, or below 1 a share of its width.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: _Share = Field(default=0.5, gt=0)
+
+    @model_validator(mode="after")
+    def _is_a_rank(self) -> Self:
+        if self.rank >= 1 and self.rank % 1:
+            raise ValueError(f"rank: expected a count or a share below 1, got {self.rank}")
+        return self
+
+
+class ExpertRecipe(BaseModel):
+    """How many experts of a mixture are left; see `lwqc.decide.fewer_experts`.
+
+    keep: of each router, or below 1 a share of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keep: _Share = Field(default=0.5, gt=0)
+
+    @model_validator(mode="after")
+    def _is_a_count(self) -> Self:
+        if self.keep >= 1 and self.keep % 1:
+            raise ValueError(f"keep: expected a count or a share below 1, got {self.keep}")
+        return self
+
+
 class SearchRecipe(BaseModel):
     """What a search over whole plans may choose, and by what it compares; see
     `lwqc.decide.search.joint`.
@@ -215,6 +250,8 @@ class Recipe(BaseModel):
     token_weights: methods that look at the data count tokens by how much attention reads them.
     kind: of the uniform format: integers, or 4-bit floats where there is a kernel for them.
     tokens: the model goes on with fewer of them from layer to layer, before all else.
+    embeddings: tables of embeddings become products of two factors, before formats are chosen.
+    experts: those of mixtures that are alike become one, before formats are chosen.
     format: the uniform format by its name instead of bits and kind, such as `vq5x2`: codebooks.
     learn: weights and codes are fitted to the original by gradients in the end.
     rank, columns: of a branch in float beside the uniform format, see `quant.side`. columns is a
@@ -254,6 +291,8 @@ class Recipe(BaseModel):
     slice: SliceRecipe | None = None
     search_in: SearchRecipe | None = None
     tokens: TokenRecipe | None = None
+    embeddings: EmbeddingRecipe | None = None
+    experts: ExpertRecipe | None = None
     learn: Learn | None = None
 
     @model_validator(mode="after")
@@ -360,6 +399,26 @@ def with_token_share(recipe: Recipe, share: float | None) -> Recipe:
     return recipe.model_copy(update={"tokens": tokens})
 
 
+def with_embedding_rank(recipe: Recipe, given: str | float | None) -> Recipe:
+    """A recipe with which tables of embeddings get that rank, if any. Raises InputError."""
+    if given is None:
+        return recipe
+    rank = Share("embedding_rank").read(given)
+    if rank <= 0 or (rank >= 1 and rank % 1):
+        raise InputError(f"--embedding-rank {rank:g}: expected a count or a share below 1")
+    return recipe.model_copy(update={"embeddings": EmbeddingRecipe(rank=rank)})
+
+
+def with_experts(recipe: Recipe, given: str | float | None) -> Recipe:
+    """A recipe with which that many experts are left, if any. Raises InputError."""
+    if given is None:
+        return recipe
+    keep = Share("merge_experts").read(given)
+    if keep <= 0 or (keep >= 1 and keep % 1):
+        raise InputError(f"--merge-experts {keep:g}: expected a count or a share below 1")
+    return recipe.model_copy(update={"experts": ExpertRecipe(keep=keep)})
+
+
 def without_tokens(recipe: Recipe) -> Recipe:
     """A recipe for a model whose tokens are decided already: no search chooses them again."""
     section = recipe.search_in
@@ -370,9 +429,14 @@ def without_tokens(recipe: Recipe) -> Recipe:
 
 
 def as_asked(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
-    """A recipe with what `TwoFormats`, `Shortening` and `Relearning` say. Raises InputError."""
+    """A recipe with what `TwoFormats`, `Shortening`, `Narrowing` and `Relearning` say.
+
+    Raises InputError.
+    """
     formats: TwoFormats = part(TwoFormats, options)
     changed = with_token_share(with_formats(recipe, formats), options.get("tokens"))
+    changed = with_embedding_rank(changed, options.get("embedding_rank"))
+    changed = with_experts(changed, options.get("merge_experts"))
     if not options.get("recover"):
         return changed
     learn = (changed.learn or Learn()).model_copy(update={"whole": True})

@@ -6,7 +6,7 @@ import pytest
 from lwqc.errors import InputError
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.gptq import gptq
-from lwqc.quant.low_rank import low_rank
+from lwqc.quant.low_rank import low_rank, low_rank_rows
 from lwqc.quant.outlier_columns import outlier_columns
 from lwqc.quant.output_error import output_error
 from lwqc.quant.range_search import encode
@@ -84,3 +84,17 @@ def test_no_columns_and_all_columns():
 def test_counts_out_of_range_are_refused():
     with pytest.raises(InputError, match=r"count in 0\.\.16"):
         outlier_columns(normal(4, 16), normal(4, 16), np.eye(16), 17)
+
+
+def test_rows_of_a_table_lose_the_least_by_their_weights():
+    rng = np.random.default_rng(0)
+    table, weights = rng.standard_normal((60, 20)), rng.uniform(0.1, 3, 60)
+    rows, directions = low_rank_rows(table, 8, weights)
+    assert (rows.shape, directions.shape) == ((60, 8), (8, 20))
+    lost = (weights[:, None] * np.square(table - rows @ directions)).sum()
+    values = np.linalg.svd(np.sqrt(weights)[:, None] * table, compute_uv=False)
+    assert lost == pytest.approx(np.square(values[8:]).sum())
+    sizes = np.linalg.norm(rows, axis=0)
+    assert sizes.max() < 1.5 * sizes.min()
+    with pytest.raises(InputError, match=r"expected a rank in 1\.\.20, found 21"):
+        low_rank_rows(table, 21, weights)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
 from lwqc.graph.axes import Factor, unify
-from lwqc.graph.moved_numbers import readers, takes_rows
+from lwqc.graph.mixtures import tables_chosen
 from lwqc.graph.repairs import AtLeast, Count
 from lwqc.graph.rules.context import Context, Rule
 from lwqc.graph.rules.fit import Dims, share
-from lwqc.model.weights import static_shape, stored_tensor
 
 
 def batch_norm(ctx: Context) -> None:
@@ -168,7 +165,7 @@ def top_k(ctx: Context) -> None:
     dims = Dims(ctx.dims())
     axis = ctx.axis(-1)
     least = ctx.static(1)
-    if least is not None and _choose_rows(ctx.node, dims[axis].size):
+    if least is not None and tables_chosen(ctx.node, dims[axis].size):
         ctx.statistics([dims[axis]])
         ctx.places[ctx.node.outputs[1]] = dims[axis]
         ctx.repairs.append(AtLeast(ctx.node, int(least.ravel()[0]), dims[axis]))
@@ -179,20 +176,6 @@ def top_k(ctx: Context) -> None:
     found[axis] = ctx.fixed(sizes[axis], "sorts along this axis")
     ctx.give(found)
     ctx.give(list(found), 1)
-
-
-def _choose_rows(node: ir.Node, size: int) -> bool:
-    """Whether the places that a TopK finds are only rows of stored tables that are as long."""
-    if len(node.outputs) < 2:
-        return False
-    found = list(readers(node.outputs[1]))
-    for _, reader, index in found:
-        if reader is None or reader.graph is not node.graph or not takes_rows(reader, index):
-            return False
-        tensor = stored_tensor(reader.inputs[0])
-        if tensor is None or static_shape(tensor)[0] != size:
-            return False
-    return bool(found)
 
 
 def joined(ctx: Context) -> None:
