@@ -1,18 +1,20 @@
 """What gradients give back: the metric before and after `lwqc.recover`, and with learned codes.
 
-    python -m benchmarks.recovery macs MODEL ... | branches | bits | scales MODEL ...
-        | ranges MODEL ... | search MODEL ... [--seconds S] [--steps N] [--lr R]
+    python -m benchmarks.recovery macs MODEL ... | branches | bits | blocks MODEL ...
+        | scales MODEL ... | ranges MODEL ... | search MODEL ... [--seconds S] [--steps N] [--lr R]
         [--json FILE]
 
 macs: half of the multiply-accumulates of a glyph model go, then the rest is fitted to the original
 on training images. branches: the same with half of the branches of stdlib_lm, on windows of
 training files, its logits as numbers and as probabilities. bits: all weights of stdlib_lm in 2 bits
-by formula, and by the recipe `distill` with that many steps. scales: a glyph model in 3 bits,
-fitted with the scales of its codes as they are, and with them. ranges: a glyph model with 8-bit
-weights and static activations, fitted with the ranges as they are, and with them. search: `auto`
-within 8 % of the bytes and within 35 % of the MACs, alone, with a fit of 150 steps after it, and
-with one that the search knows of. The metric is that of `models/`, on data that nothing was fitted
-to; `drop` is what the outputs lose on it. `cpu` is processor time of all threads.
+by formula, and by the recipe `distill` with that many steps. blocks: a glyph model in 3 bits,
+learned by residual blocks (`brecq`) and by as many that entropy joins (`qvlm`), the same steps
+each, three seeds; `bits` are those of the label, of 500 test images. scales: a glyph model in 3
+bits, fitted with the scales of its codes as they are, and with them. ranges: a glyph model with
+8-bit weights and static activations, fitted with the ranges as they are, and with them. search:
+`auto` within 8 % of the bytes and within 35 % of the MACs, alone, with a fit of 150 steps after it,
+and with one that the search knows of. The metric is that of `models/`, on data that nothing was
+fitted to; `drop` is what the outputs lose on it. `cpu` is processor time of all threads.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ import numpy as np
 import onnx_ir as ir
 
 import lwqc
+from benchmarks.orders import bits_per_label
 from lwqc.learn.fitted_scales import FittedScales
 from lwqc.model import io
-from lwqc.plans.plan import Learn
+from lwqc.plans.plan import Learn, Parts
 from lwqc.plans.recipe import find
 from lwqc.runtime.session import Session
 from models import digits, glyphs, stdlib_lm
@@ -47,9 +50,9 @@ Feeds = list[dict[str, np.ndarray[Any, Any]]]
 Row = dict[str, Any]
 
 
-def images(count: int = IMAGES) -> Feeds:
+def images(count: int = IMAGES, seed: int = SEED) -> Feeds:
     """Training images of a seed that no model saw: `image` [32, 1, 32, 32]."""
-    drawn = glyphs.as_input(make(count, SEED, fonts=TRAIN_FONTS).pixels)
+    drawn = glyphs.as_input(make(count, seed, fonts=TRAIN_FONTS).pixels)
     return [{"image": drawn[i : i + BATCH]} for i in range(0, count, BATCH)]
 
 
@@ -174,6 +177,26 @@ def bits(steps: int, out: Path | None) -> None:
     table.row(f"distill, {steps} steps", lwqc.compress(teacher, recipe=recipe, data=data).model)
 
 
+def blocks(name: str, steps: int, out: Path | None) -> None:
+    """3 bits by formula, and learned in parts of two kinds."""
+    teacher, table = io.load(ROOT / f"{name}.onnx"), Table(name, glyphs.accuracy, out)
+    kinds: tuple[Parts, ...] = ("blocks", "entropy")
+    for seed in range(3):
+        data = images(80 * BATCH, SEED + seed)
+        plain = lwqc.quantize(teacher, bits=3, method="descent", data=data).model
+        _with_bits(table, f"descent, seed {seed}", plain)
+        for kind in kinds:
+            learn = Learn(steps=steps, seed=seed, parts=kind, whole=False)
+            recipe = find("brecq").model_copy(update={"bits": 3, "learn": learn})
+            done = lwqc.compress(teacher, recipe=recipe, data=data)
+            told = [note for note in done.plan.notes if note.startswith("learned")]
+            _with_bits(table, f"{kind}, seed {seed}", done.model, notes=told)
+
+
+def _with_bits(table: Table, what: str, model: ir.Model, **more: Any) -> None:
+    table.row(what, model, bits=round(bits_per_label(Session(model, label=what)), 4), **more)
+
+
 def search(name: str, out: Path | None) -> None:
     """A search and a fit after it, without and with what trial fits say of each kind of change."""
     small = name == "digits"
@@ -202,6 +225,8 @@ def jobs(asked: argparse.Namespace) -> Iterator[Callable[[], None]]:
         yield lambda: branches(asked.seconds, asked.lr, asked.json)
     elif asked.what == "bits":
         yield lambda: bits(asked.steps, asked.json)
+    for name in asked.models if asked.what == "blocks" else ():
+        yield lambda name=name: blocks(name, asked.steps, asked.json)
     for name in asked.models if asked.what == "scales" else ():
         yield lambda name=name: scales(name, asked.steps, asked.json)
     for name in asked.models if asked.what == "ranges" else ():
@@ -215,7 +240,8 @@ def jobs(asked: argparse.Namespace) -> Iterator[Callable[[], None]]:
 def main() -> int:
     """Print rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("macs", "branches", "bits", "scales", "ranges", "search"))
+    kinds = ("macs", "branches", "bits", "blocks", "scales", "ranges", "search")
+    parser.add_argument("what", choices=kinds)
     parser.add_argument("models", nargs="*")
     parser.add_argument("--seconds", type=float, default=800)
     parser.add_argument("--steps", type=int, default=500)

@@ -155,7 +155,7 @@ def quantize(
         str,
         typer.Option(
             help="rtn, hqq or k-quant; with --data gptq, gptq-order, gptq-refit, gpfq or descent, "
-            "and learned with torch: adaround, brecq or distill",
+            "and learned with torch: adaround, brecq, qvlm or distill",
             autocompletion=VALUES["method"],
         ),
     ] = "rtn",

@@ -262,7 +262,9 @@ class _Run:
         soft = None
         if self.fitting.soft:
             soft = teacher if floats is None else module_of(floats, "none")
-        how = Reconstruction(self.module, teacher, soft, layers=self.parts == "layers")
+        kind = self.parts
+        assert kind != "none"
+        how = Reconstruction(self.module, teacher, soft, kind)
         self.fitted_parts, self.fits = how.run(
             feeds, len(self.fit), self.lesson.scales, own, self.fitting.checkpoint
         )

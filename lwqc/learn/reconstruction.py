@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
 
 from lwqc.learn.descent import UnlikeStateError
 from lwqc.learn.distill import Array, Batch, Distillation, Fit, Scale, Settings
+from lwqc.learn.entropy import entropies
 from lwqc.learn.module import OnnxModule
-from lwqc.learn.parts import Part, parts
+from lwqc.learn.parts import Part, joined_parts, parts
 from lwqc.learn.program import Program, Scope, Step
 from lwqc.learn.soft_rounding import SoftCodes, SoftRounding
 from lwqc.learn.unrounded import unrounded
@@ -24,6 +26,7 @@ from lwqc.learn.zero_patterns import ZeroPattern
 from lwqc.model.limits import beyond, limits
 
 Inputs = Mapping[str, Any]
+_LOOKED_AT = 8  # inputs that entropies are taken of
 _ALIKE = 1.0  # error, as a share of the variance, from which tensors are two different ones
 
 
@@ -50,14 +53,14 @@ class Reconstruction:
     """How parts of a module are fitted to those of its teacher.
 
     floats: the model with the weights that codes stand for: codes are learned between the two
-    neighbours of those; None: they are rounded in every run. layers: each weight is a part,
-    otherwise blocks of at least two.
+    neighbours of those; None: they are rounded in every run. kind: `layers`, each weight is a part;
+    `blocks` of at least two; or as many parts, `entropy` saying what is joined.
     """
 
     module: OnnxModule
     teacher: OnnxModule
     floats: OnnxModule | None = None
-    layers: bool = False
+    kind: Literal["layers", "blocks", "entropy"] = "blocks"
 
     def run(
         self,
@@ -73,8 +76,7 @@ class Reconstruction:
         are those of each part, and the time is that of all. keeper: of parts that are done; those
         that it has are taken from there. Raises UnlikeStateError where they are others.
         """
-        known = shared(self.module, self.teacher, inputs[0])
-        found = parts(self.module, known, least=1 if self.layers else 2)
+        found = self._parts(inputs[:fitted])
         earlier = () if keeper is None else keeper.parts()
         if len(earlier) > len(found):
             raise UnlikeStateError(f"it has {len(earlier)} parts, the model {len(found)}")
@@ -98,6 +100,13 @@ class Reconstruction:
             if keeper is not None:
                 keeper.keep_part(PartDone(fits[-1], self._numbers(part)))
         return found, fits
+
+    def _parts(self, inputs: Sequence[Inputs]) -> list[Part]:
+        known = shared(self.module, self.teacher, inputs[0])
+        if self.kind == "entropy":
+            own = partial(entropies, self.teacher, inputs[:_LOOKED_AT])
+            return joined_parts(self.module, known, own)
+        return parts(self.module, known, least=1 if self.kind == "layers" else 2)
 
     def _numbers(self, part: Part) -> dict[str, Array]:
         """What the part has fitted, as it is now."""

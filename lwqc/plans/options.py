@@ -447,16 +447,16 @@ class Recovering(Feeding, Constant, Kept, total=False):
     """How a model is fitted to another one, see `lwqc.compile.recover`.
 
     steps: 1000, or as many as the time allows. time_limit: seconds. lr: share of a weight's size
-    that the largest step changes it by. parts: `layers`, or `blocks` such as residual ones, are
-    fitted to the teacher's one by one before the whole is, or `none`; None: blocks where weights
-    are codes. loss: of outputs (tensors of torch by name) and feeds for the whole, in place of the
-    distance from the teacher's outputs, which may grow: the report tells it. inner: names of
-    tensors that both models have. logits: names of outputs whose channels are logits of classes:
-    they are fitted by the divergence of their probabilities from the teacher's. low_rank: matrices
-    of floats move by products of that rank, which are added to them in the end, and codes stay.
-    less_memory: what lies between two blocks is computed again for the gradients, not kept; where
-    memory is short that is done anyway. checkpoint: a file that the state of the fit goes to, on
-    the command line OUTPUT.recover. resume: go on with the state that is there.
+    that the largest step changes it by. parts: `layers`, `blocks` such as residual ones, or as many
+    blocks cut by `entropy`, are fitted to the teacher's one by one before the whole is, or `none`;
+    None: blocks where weights are codes. loss: of outputs (tensors of torch by name) and feeds for
+    the whole, in place of the distance from the teacher's outputs, which may grow: the report tells
+    it. inner: names of tensors that both models have. logits: names of outputs whose channels are
+    logits of classes: they are fitted by the divergence of their probabilities from the teacher's.
+    low_rank: matrices of floats move by products of that rank, which are added to them in the end,
+    and codes stay. less_memory: what lies between two blocks is computed again for the gradients,
+    not kept; where memory is short that is done anyway. checkpoint: a file that the state of the
+    fit goes to, on the command line OUTPUT.recover. resume: go on with the state that is there.
     """
 
     steps: Annotated[
@@ -466,7 +466,9 @@ class Recovering(Feeding, Constant, Kept, total=False):
     time_limit: Annotated[float | None, Flag("seconds of the fit", float | None)]
     parts: Annotated[
         str | None,
-        Flag("none, layers or blocks, fitted before the whole (default: blocks with codes)"),
+        Flag(
+            "none, layers, blocks or entropy, fitted before the whole (default: blocks with codes)"
+        ),
     ]
     lr: Annotated[
         str | float,

@@ -314,7 +314,7 @@ class SparseEntry(_Model):
     refine: bool = False
 
 
-Parts = Literal["none", "layers", "blocks"]
+Parts = Literal["none", "layers", "blocks", "entropy"]
 
 
 class Learn(_Model):
@@ -322,9 +322,10 @@ class Learn(_Model):
 
     steps: of each part, and of the whole. lr: share of a weight's size that the largest step
     changes it by. parts: fitted one by one before the whole is, `layers`, residual `blocks` and the
-    like, or `none`. rounding: how codes of parts are learned, between two neighbours that the
-    original's weight lies between (`soft`), or free, with gradients that go `straight` through.
-    whole: the whole is fitted then, straight.
+    like, as many blocks whose layers the `entropy` of activations joins, or `none`. rounding: how
+    codes of parts are learned, between two neighbours that the original's weight lies between
+    (`soft`), or free, with gradients that go `straight` through. whole: the whole is fitted then,
+    straight.
     """
 
     steps: int = Field(default=500, ge=1)

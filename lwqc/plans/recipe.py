@@ -44,6 +44,7 @@ LEARNED = {
     "adaround": Learn(parts="layers", whole=False),
     "brecq": Learn(whole=False),
     "distill": Learn(),
+    "qvlm": Learn(parts="entropy", whole=False),
 }
 _OURS = "comes with lwqc"  # context in which a recipe is read
 # Those that decide by a section of their own, or not at all; the others give formats to sites.

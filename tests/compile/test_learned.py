@@ -59,12 +59,19 @@ def test_learned_rounding_beats_the_closed_forms_on_inputs_that_neither_saw(bits
     assert f"{BLOCKS} of {BLOCKS} parts got better" in told
 
 
-def test_a_plan_that_was_made_gives_the_bytes_of_the_recipe(tmp_path):
+def test_blocks_by_entropy_are_as_many_as_residual_ones():
+    done = quantized("qvlm")
+    assert error(done.model) < 0.8 * error(quantized("descent").model)
+    assert any(f" of {BLOCKS} parts got better" in note for note in done.plan.notes)
+
+
+@pytest.mark.parametrize("recipe", ["distill", "qvlm"])
+def test_a_plan_that_was_made_gives_the_bytes_of_the_recipe(tmp_path, recipe):
     data = feeds(30)
-    first = quantized("distill", data=data)
+    first = quantized(recipe, data=data)
     first.save(tmp_path / "a.onnx", plan=tmp_path / "plan.json")
     plan = lwqc.Plan.load(tmp_path / "plan.json")
-    assert plan.learn == find("distill").learn
+    assert plan.learn == find(recipe).learn
     lwqc.apply(original(), plan, data=data).save(tmp_path / "b.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     with pytest.raises(InputError, match="looks at it again; give the same --data"):

@@ -5,7 +5,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 
-from lwqc.learn.parts import parts  # noqa: E402
+from lwqc.learn.entropy import entropies  # noqa: E402
+from lwqc.learn.parts import joined_parts, parts  # noqa: E402
 from lwqc.learn.reconstruction import Walk, shared  # noqa: E402
 from lwqc.learn.to_torch import module_of  # noqa: E402
 from lwqc.model import limits  # noqa: E402
@@ -41,6 +42,27 @@ def test_cuts_lie_between_residual_branches():
     assert [named(module, part) for part in found] == [{"w1", "w2"}, {"w3", "w4", "codes"}]
     one_each = parts(module, {"s", "t", "y"}, least=1)
     assert [part.wanted for part in one_each] == [("s",), ("t",), ("y",)]
+
+
+@pytest.mark.parametrize(("high", "joined"), [("s", [("t",), ("y",)]), ("t", [("s",), ("y",)])])
+def test_layers_are_joined_where_the_entropy_is_high(high, joined):
+    module = module_of(residual(), codes=True)
+    found = joined_parts(module, {"s", "t", "y"}, lambda names: {n: n == high for n in names})
+    assert [part.wanted for part in found] == joined
+    assert len(found) == len(parts(module, {"s", "t", "y"}))
+
+
+def test_entropy_is_that_of_256_steps():
+    text = """g (float[N,6] x) => (float[N,6] y) { a = Relu(x) b = Sign(x) c = Sub(x, x)
+        d = Add(a, b) e = Add(c, d) y = Add(e, w) }"""
+    even = np.linspace(-1, 1, 256 * 6, dtype=np.float32).reshape(256, 6)
+    found = entropies(
+        module_of(stored(text, **weights({"w": (6,)}))), [{"x": even}] * 2, ["x", "a", "b", "c"]
+    )
+    assert found["b"] == pytest.approx(1)
+    assert found["c"] == 0
+    assert found["x"] == pytest.approx(8, abs=0.01)
+    assert 4 < found["a"] < 5.1  # half of it is 0
 
 
 def test_a_tensor_that_the_teacher_lacks_is_no_cut():

@@ -52,7 +52,8 @@ def _told(found: Fitted) -> str:
 def _text(plan: Plan) -> Iterator[str]:
     learn = plan.learn
     assert learn is not None
-    what = [] if learn.parts == "none" else [f"{learn.parts} one by one"]
+    parts = "blocks by entropy" if learn.parts == "entropy" else learn.parts
+    what = [] if learn.parts == "none" else [f"{parts} one by one"]
     what += ["the whole"] if learn.whole else []
     yield f"{' and then '.join(what)} fitted to the original, {learn.steps} steps each"
 
