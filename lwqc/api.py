@@ -47,6 +47,7 @@ from lwqc.plans.options import (
     Data,
     Dropping,
     DroppingSources,
+    Encoding,
     JobOptions,
     Loss,
     Opening,
@@ -60,6 +61,7 @@ from lwqc.plans.options import (
     Shapes,
     Sizes,
     Sources,
+    Spread,
 )
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe, as_asked, find, uniform_recipe, with_embedding_rank
@@ -115,7 +117,7 @@ def compress(
     """
     goals = Goals(**part(Budgets, options))
     chosen = _recipe(recipe, options)
-    work = _opened(source, part(Sources, options))
+    work = _opened(source, part(Encoding, options))
     return _chainable(compress_version(work, goals, chosen, _control(options)))
 
 
@@ -137,7 +139,7 @@ def quantize(
     method: see `lwqc.quant.methods`. sequential: each layer sees the quantized ones before it.
     format: instead of the bits, by its name, see `lwqc.quant.formats`.
     """
-    work = _opened(source, part(Sources, options))
+    work = _opened(source, part(Encoding, options))
     plain = uniform_recipe(bits, activations, ranges, True, method, sequential, format)
     recipe = with_embedding_rank(plain, options.get("embedding_rank"))
     return _chainable(compress_version(work, Goals(), recipe, exact=True))
@@ -228,7 +230,7 @@ def plan(source: Source, *, recipe: str | Recipe = "auto", **options: Unpack[Com
     """Decide as `compress` does, by the same arguments; `apply` then gives what it would give."""
     goals = Goals(**part(Budgets, options))
     chosen = _recipe(recipe, options)
-    work = _opened(source, part(Sources, options))
+    work = _opened(source, part(Encoding, options))
     return make_plan(work, goals, chosen, _control(options))
 
 
@@ -237,7 +239,7 @@ def _recipe(recipe: str | Recipe, options: Compressing) -> Recipe:
     return as_asked(found, options)
 
 
-@spelled_out(Sources)
+@spelled_out(Encoding)
 @_shown_in_notebooks
 def apply(
     source: Source,
@@ -245,7 +247,7 @@ def apply(
     *,
     allow_drift: bool = False,
     allow_fallback: bool = False,
-    **options: Unpack[Sources],
+    **options: Unpack[Encoding],
 ) -> Chainable:
     """Execute a plan on the model and data that it was made for, with the same versions.
 
@@ -256,7 +258,7 @@ def apply(
     """
     if options.get("target") not in (None, plan.target):
         raise InputError(f"target {options['target']}: the plan is for {plan.target}")
-    opening: Sources = {**options, "target": plan.target}
+    opening: Encoding = {**options, "target": plan.target}
     if (how := replayed(plan, options.get("data"), options.get("preprocess"))) is not None:
         opening["preprocess"] = how
     work = _opened(source, opening, allow_fallback)
@@ -455,17 +457,21 @@ def _session(source: Source, label: str, work: Version) -> Session:
     return Session(model, label=label)
 
 
-def _opened(source: Source, options: Sources, allow_fallback: bool = False) -> Version:
+def _opened(source: Source, options: Encoding | Sources, allow_fallback: bool = False) -> Version:
     progress = options.get("progress") or None
+    cluster = part(Spread, options).get("cluster", "")
     if isinstance(source, Compressed):
         kept = part(JobOptions, options)
-        return after(source, **kept, allow_fallback=allow_fallback, progress=progress)
+        return after(
+            source, **kept, allow_fallback=allow_fallback, cluster=cluster, progress=progress
+        )
     model = _model(source, **part(Reading, options))
     opening = part(Opening, options)
     return open_version(
         model,
         name=_name(source, "model"),
         allow_fallback=allow_fallback,
+        cluster=cluster,
         progress=progress,
         **opening,
     )

@@ -10,8 +10,8 @@ import typer
 
 from lwqc.backends.provider_options import options_path, read_options
 from lwqc.cli import app
-from lwqc.decide.search.workers import _dask
 from lwqc.errors import InputError
+from lwqc.runtime.cluster import connected
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,7 +66,7 @@ def test_a_cluster_takes_dasks_own_tls_settings(tmp_path, monkeypatch):
     with (
         dask.config.set(settings),
         pytest.raises(InputError, match="enough is known"),
-        _dask(None, "tls://h:1"),
+        connected("tls://h:1"),
     ):
         pass
     assert seen[0].require_encryption
@@ -82,7 +82,7 @@ def test_tls_that_is_not_set_up_is_one_line(require):
     with (
         dask.config.set({"distributed.comm.require-encryption": require}),
         pytest.raises(InputError, match=f"--cluster {address}: no scheduler answers: ") as caught,
-        _dask(None, address),
+        connected(address),
     ):
         pass
     assert "\n" not in str(caught.value)

@@ -32,6 +32,7 @@ from lwqc.plans.options import (
     Recovering,
     Resizable,
     Shaped,
+    Spread,
     Storage,
     Targeted,
 )
@@ -181,7 +182,11 @@ class Foretelling(TypedDict, total=False):
     ]
 
 
-class Opened(Opening, Original, RunningCode, total=False):
+class OpenedHere(Opening, Original, RunningCode, total=False):
+    """What commands open a model with that use no other machines."""
+
+
+class Opened(OpenedHere, Spread, total=False):
     """What `lwqc.cli.running.opened` takes."""
 
 
@@ -214,11 +219,11 @@ class Compressing(Planning, Saved, total=False):
     """Options of `compress`."""
 
 
-class Changing(Opened, Loss, OutputBounds, Saved, Checking, total=False):
+class Changing(OpenedHere, Loss, OutputBounds, Saved, Checking, total=False):
     """Options of commands that make one change and bound what it loses."""
 
 
-class Quantizing(Storage, Narrowing, Changing, Foretelling, total=False):
+class Quantizing(Storage, Narrowing, Changing, Spread, Foretelling, total=False):
     """Options of `quantize`."""
 
 
@@ -234,7 +239,7 @@ class RecoveringCommand(Recovering, RunningCode, Storing, Printing, Paged, Check
     """Options of `recover`."""
 
 
-class Lowering(Opened, OutputBounds, Saved, Checking, FallingBack, Foretelling, total=False):
+class Lowering(OpenedHere, OutputBounds, Saved, Checking, FallingBack, Foretelling, total=False):
     """Options of `lower`."""
 
 
@@ -242,7 +247,7 @@ class Planned(Feeding, Measured, Constant, Kept, Confined, Original, RunningCode
     """What a model is opened with where a plan names the target."""
 
 
-class Applying(Planned, Reported, Checking, FallingBack, Foretelling, total=False):
+class Applying(Planned, Reported, Checking, FallingBack, Spread, Foretelling, total=False):
     """Options of `apply`."""
 
 

@@ -139,6 +139,7 @@ def opened(
             **part(Opening, options),
             skip_checks=not verify,
             allow_fallback=fallback,
+            cluster=options.get("cluster", ""),
             progress=report,
         )
         if files is not None:

@@ -55,7 +55,6 @@ from lwqc.runtime.session import Outputs, has_bodies, statistics_session
 # The last stage of a job, and its steps, each of about the same time: another process loads the
 # file and runs it, times of both models (3), outputs and metric, profiles of both models (3).
 CHECKING, CHECKS = "checking", 8
-_RESUMED = "codes that an earlier run had kept were taken as they were"
 _FEEDS = 64  # that tell which branches of an If run
 Decision = DropDecision | ParallelDecision | SliceDecision
 
@@ -151,7 +150,9 @@ class Compressed(Told):
             check_room(self.work)
         told = self.work.job.report(CHECKING)
         with (
-            encoded_in_parts(self.coded, lambda: self.plan, link_free(Path(path))) as resumed,
+            encoded_in_parts(
+                self.coded, self.model, lambda: self.plan, link_free(Path(path))
+            ) as notes,
             io.drafted(self.model, path, external_data=external_data) as files,
         ):
             told(0, CHECKS)
@@ -164,8 +165,7 @@ class Compressed(Told):
                 files.add_text(Path(plan), self.plan.text)
             if verify and self.work.job.room is None:
                 self._check(files)
-            done = self.noted(_RESUMED) if resumed else self
-            report = measure(done, files, verify=verify, weigh=weigh)
+            report = measure(self.noted(*notes), files, verify=verify, weigh=weigh)
             if engines is not None:
                 files.add_made(
                     Path(engines), lambda made: build_engines(target, files.path, options, made)

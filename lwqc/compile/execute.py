@@ -43,6 +43,8 @@ def apply_plan(work: Version, plan: Plan, *, allow_drift: bool = False) -> Compr
 def execute(work: Version, goals: Goals, plan: Plan) -> Compressed:
     """Do the steps of a plan, then lower what is left for the target."""
     _check_target(work, plan)
+    if work.job.cluster and plan.sequential:
+        raise InputError("--cluster encodes weights apart, --sequential one after the other")
     for step in of(plan):
         if step.field not in _IN_PARTS or plan.sequential:
             work.job.whole(f"the plan's step {step.field}")

@@ -31,7 +31,8 @@ class Job:
     run elsewhere are accepted. weights: what losses of outputs are multiplied by, where that is
     not 1. timings: seconds of single sites by what was timed. unusable: why candidates were given
     up that the runtime does not load or run, a line each. room: what the work may take of memory;
-    then no model is loaded whole, and None bounds nothing.
+    then no model is loaded whole, and None bounds nothing. cluster: address of a Dask scheduler
+    whose workers encode weights, "" for none.
     """
 
     target: Target
@@ -42,6 +43,7 @@ class Job:
     kv_cache: KvCache | None = None
     weights: OutputWeights = field(default_factory=OutputWeights)
     room: Room | None = None
+    cluster: str = ""
     progress: Progress | None = field(default=None, repr=False)
     timings: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     unusable: dict[str, None] = field(default_factory=dict, repr=False)

@@ -16,10 +16,8 @@ from lwqc.errors import InputError, LwqcError
 from lwqc.model.array_files import Archive
 from lwqc.model.durable import replace_durably
 from lwqc.model.scratch import lock_folder, unlock_folder
-from lwqc.passes.encoded_weights import Held
+from lwqc.passes.to_encode import Held
 from lwqc.quant.formats import WeightFormat
-from lwqc.quant.grid import Encoded
-from lwqc.quant.side import Side
 
 _HEAD, _CODES, _RUN = "lwqc.json", "codes", "run"
 _VERSION = 1
@@ -78,28 +76,13 @@ class KeptParts:
             return None
         try:
             arrays = dict(Archive(self._file(key)).arrays())
-            side = Side(arrays["columns"], arrays["down"], arrays["up"]) if "up" in arrays else None
-            encoded = Encoded(
-                fmt,
-                arrays["codes"],
-                arrays["scale"],
-                arrays["zero"],
-                int(arrays["k"]),
-                books=arrays.get("books"),
-                channel=arrays.get("channel"),
-            )
+            return Held.of_arrays(arrays, fmt)
         except (LwqcError, ValueError, KeyError) as error:
             raise InputError(f"{self._file(key)}: is damaged: remove {self.path}") from error
-        return Held(encoded, side)
 
     def put(self, key: Hashable, held: Held) -> None:
         """Keep a site's codes. Raises InputError where the disk is full."""
-        own, side = held.encoded, held.side
-        arrays = {"codes": own.codes, "scale": own.scale, "zero": own.zero, "k": np.array(own.k)}
-        arrays |= {"books": own.books} if own.books is not None else {}
-        arrays |= {"channel": own.channel} if own.channel is not None else {}
-        if side is not None:
-            arrays |= {"columns": side.columns, "down": side.down, "up": side.up}
+        arrays = held.arrays()
         replace_durably(self._file(key), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
     def remove(self) -> None:

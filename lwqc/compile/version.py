@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 import onnx_ir as ir
 
+from lwqc.compile.encoding_task import encode_alone
 from lwqc.compile.facts import Facts
 from lwqc.compile.job import Job
 from lwqc.compile.reference import Reference
@@ -17,6 +18,7 @@ from lwqc.graph.sites import Site, SiteAnalysis, find_sites
 from lwqc.model import io
 from lwqc.model.data_files import model_files
 from lwqc.passes.encoded_weights import EncodedWeights, Known
+from lwqc.passes.to_encode import ToEncode
 from lwqc.plans.plan import Floats
 from lwqc.runtime.data import Dataset
 from lwqc.runtime.parts import MAPPED_BYTES
@@ -112,6 +114,7 @@ class Version:
             self.grams,
             self.known or {},
             progress=self.job.report("encoding"),
+            make=encode_alone if self.job.cluster else ToEncode.encode,
         )
 
     @property

@@ -51,13 +51,14 @@ def open_version(
     name: str | None = None,
     skip_checks: bool = False,
     allow_fallback: bool = False,
+    cluster: str = "",
     progress: Progress | None = None,
     **opening: Unpack[Opening],
 ) -> Version:
     """Load a model with everything a search needs. Raises InputError.
 
-    skip_checks, allow_fallback: see `lwqc.compile.job.Job`. opening: the target is `cpu` where none
-    is named; the first of several shapes is that of the data too.
+    skip_checks, allow_fallback, cluster: see `lwqc.compile.job.Job`. opening: the target is `cpu`
+    where none is named; the first of several shapes is that of the data too.
     """
     register_all()
     target = make_target(opening.get("target") or "cpu")
@@ -86,6 +87,7 @@ def open_version(
         kv_cache=checked_cache(opening.get("kv_cache"), target, dataset),
         progress=progress,
         room=room,
+        cluster=cluster,
         weights=checked_weights(opening.get("weight_outputs"), model, opening.get("metric")),
     )
     if asked:

@@ -67,6 +67,7 @@ def after(
     seed: int = 0,
     kv_cache: str | None = None,
     allow_fallback: bool = False,
+    cluster: str = "",
     progress: Progress | None = None,
     **measured: Unpack[Measured],
 ) -> Version:
@@ -108,6 +109,7 @@ def after(
             weights=own if weights is None else original.job.weights,
             kv_cache=checked_cache(kv_cache, original.job.target, original.job.data.fit),
             allow_fallback=allow_fallback,
+            cluster=cluster,
             progress=progress or original.job.progress,
         ),
     )

@@ -6,7 +6,6 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Protocol
@@ -19,12 +18,13 @@ from lwqc.errors import InputError
 from lwqc.graph.sites import sites_by_name
 from lwqc.model.tensor_bytes import StoredMatrix, read_array
 from lwqc.model.weights import ReadArray
+from lwqc.passes.to_encode import Held, Key, ToEncode, key_of
 from lwqc.plans.plan import SiteEntry
 from lwqc.quant.formats import WeightFormat
 from lwqc.quant.grid import Encoded
-from lwqc.quant.methods import DATA_METHODS, encode_by
+from lwqc.quant.methods import DATA_METHODS
 from lwqc.quant.range_search import encode
-from lwqc.quant.side import Side, encode_with_side
+from lwqc.quant.side import Side
 
 
 class PartOfSite(ir.LazyTensor):
@@ -66,23 +66,6 @@ SidePart = Callable[[Side], NDArray[np.generic]]
 Grams = Callable[[str], NDArray[np.float64] | None]
 
 
-Key = tuple[str, str, bool, str, int, int]
-
-
-@dataclass(frozen=True)
-class Held:
-    """A weight in low bits, and what is in float beside it."""
-
-    encoded: Encoded
-    side: Side | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        beside = self.side.nbytes if self.side is not None else 0
-        return self.encoded.codes.nbytes + self.encoded.scale.nbytes + beside
-
-
 class Store(Protocol):
     """What outlives this process of weights that took long to encode."""
 
@@ -111,12 +94,15 @@ class EncodedWeights:
         grams: Grams = lambda site: None,
         known: Known = MappingProxyType({}),
         progress: Callable[[int, int], None] = lambda done, total: None,
+        make: Callable[[ToEncode], Held] = ToEncode.encode,
     ) -> None:
         """grams: site -> mean of x xᵀ of its input, for the methods that look at the data.
 
         known: weights that are encoded already, by site; used where entries have their format.
 
         progress: called with sites encoded and sites that `lazy` was asked for.
+
+        make: encodes one weight.
         """
         # A copy of the graph (weights are shared), since passes take the original's apart.
         self._sites = sites_by_name(model.clone())
@@ -125,6 +111,7 @@ class EncodedWeights:
         self._grams = grams
         self._known = known
         self._progress = progress
+        self._make = make
         self._asked: set[str] = set()
         self._done: set[str] = set()
         self._entropy: dict[Key, float] = {}
@@ -138,8 +125,29 @@ class EncodedWeights:
 
     def ensure(self, site: str, entry: SiteEntry) -> None:
         """Encode a site unless it is in the store."""
-        if self._store is None or not self._store.has(_key(site, entry)):
+        if self._store is None or not self._store.has(key_of(site, entry)):
             self._held(site, entry)
+
+    def lacks(self, site: str, entry: SiteEntry) -> bool:
+        """Whether a site takes long to encode, and its codes are neither at hand nor in the store.
+
+        Codes that the model had already are at hand.
+        """
+        key, known = key_of(site, entry), self._known.get(site)
+        if not entry.takes_long or (known is not None and known.format == entry.weight):
+            return False
+        return key not in self._cache and (self._store is None or not self._store.has(key))
+
+    def to_encode(self, site: str, entry: SiteEntry) -> ToEncode:
+        """A site's weight with all that its codes depend on. Raises InputError."""
+        gram = self._grams(site) if entry.method in DATA_METHODS else None
+        return ToEncode(self.weight(site), entry, gram)
+
+    def keep(self, site: str, entry: SiteEntry, held: Held) -> None:
+        """Take codes that were made elsewhere; they go to the store, which there has to be."""
+        assert self._store is not None
+        self._store.put(key_of(site, entry), held)
+        self._count(site)
 
     def weight(self, site: str) -> NDArray[np.floating]:
         """The site's float weight [N, K]."""
@@ -157,20 +165,23 @@ class EncodedWeights:
         return side
 
     def _held(self, site: str, entry: SiteEntry) -> Held:
-        key = _key(site, entry)
+        key = key_of(site, entry)
         with self._lock:
             if key not in self._cache:
                 self._cache[key] = self._stored(site, entry)
-                self._done.add(site)
-                self._progress(len(self._done), len(self._asked | self._done))
+                self._count(site)
                 self._trim()
             self._cache.move_to_end(key)
             return self._cache[key]
 
+    def _count(self, site: str) -> None:
+        self._done.add(site)
+        self._progress(len(self._done), len(self._asked | self._done))
+
     def _stored(self, site: str, entry: SiteEntry) -> Held:
-        if self._store is None or entry.method == "rtn":
+        if self._store is None or not entry.takes_long:
             return self._encode(site, entry)
-        key = _key(site, entry)
+        key = key_of(site, entry)
         held = self._store.get(key, entry.weight)
         if held is None:
             held = self._encode(site, entry)
@@ -178,29 +189,16 @@ class EncodedWeights:
         return held
 
     def _encode(self, site: str, entry: SiteEntry) -> Held:
-        method, fmt = entry.method, entry.weight
+        fmt = entry.weight
         known = self._known.get(site)
         if known is not None and known.format == fmt:
             if entry.has_side:
                 raise InputError(f"{site}: its codes are given, which leaves no side branch")
             return Held(known)
         try:
-            gram = self._grams(site) if method in DATA_METHODS else None
             if not entry.has_side and (rows := self._in_file(site, entry)) is not None:
                 return Held(encode(rows, fmt, search=entry.search))
-            weight = self.weight(site)
-            if not entry.has_side:
-                return Held(encode_by(method, weight, fmt, gram, search=entry.search))
-            encoded, side = encode_with_side(
-                method,
-                weight,
-                fmt,
-                None if gram is None else gram[0],
-                rank=entry.rank,
-                columns=entry.columns,
-                search=entry.search,
-            )
-            return Held(encoded, side)
+            return self._make(self.to_encode(site, entry))
         except InputError as error:
             raise InputError(f"{site}: {error}") from error
 
@@ -232,7 +230,7 @@ class EncodedWeights:
     def _part(self, site: str, entry: SiteEntry, part: Part, codes: bool) -> NDArray[np.generic]:
         encoded = self.get(site, entry)
         if codes and entry.weight.only_stored:
-            self._entropy[_key(site, entry)] = encoded.entropy
+            self._entropy[key_of(site, entry)] = encoded.entropy
         return part(encoded)
 
     def entropy(self, site: str, entry: SiteEntry) -> float:
@@ -240,7 +238,7 @@ class EncodedWeights:
 
         Those of formats that are only stored are known since they were written.
         """
-        known = self._entropy.get(_key(site, entry))
+        known = self._entropy.get(key_of(site, entry))
         return self.get(site, entry).entropy if known is None else known
 
     def lazy_side(
@@ -261,10 +259,6 @@ class EncodedWeights:
         while held > self._budget and len(self._cache) > 1:
             _, oldest = self._cache.popitem(last=False)
             held -= oldest.nbytes
-
-
-def _key(site: str, entry: SiteEntry) -> Key:
-    return site, str(entry.weight), entry.search, entry.method, entry.rank, entry.columns
 
 
 def stored_parts(model: ir.Model) -> Iterator[tuple[ir.Value, PartOfSite]]:

@@ -332,7 +332,22 @@ class Narrowing(TypedDict, total=False):
     ]
 
 
-class Searching(TypedDict, total=False):
+class Spread(TypedDict, total=False):
+    """Which machines work, beside this one.
+
+    cluster: address of a Dask scheduler: its workers evaluate candidates of a search, and encode
+    the weights of the result, see `lwqc.compile.encoded_on_cluster`.
+    """
+
+    cluster: Annotated[
+        str,
+        Flag(
+            "address of a Dask scheduler: its workers evaluate candidates, encode weights", str, ""
+        ),
+    ]
+
+
+class Searching(Spread, total=False):
     """How a search under a budget runs, see `lwqc.decide.search.control.SearchControl`.
 
     time_limit: seconds.
@@ -346,7 +361,6 @@ class Searching(TypedDict, total=False):
         int | None,
         Flag("processes that evaluate candidates (default: where they pay)", int | None),
     ]
-    cluster: Annotated[str, Flag("address of a Dask scheduler that evaluates candidates", str, "")]
 
 
 class Resizable(TypedDict, total=False):
@@ -553,7 +567,11 @@ class Deciding(
     """What a plan is decided by."""
 
 
-class Quantizing(Sources, Narrowing, total=False):
+class Encoding(Sources, Spread, total=False):
+    """Options of `lwqc.apply`."""
+
+
+class Quantizing(Encoding, Narrowing, total=False):
     """Options of `lwqc.quantize`."""
 
 

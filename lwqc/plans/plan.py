@@ -114,6 +114,11 @@ class SiteEntry(_Model):
         """Whether there is a branch in float."""
         return bool(self.rank or self.columns)
 
+    @property
+    def takes_long(self) -> bool:
+        """Whether codes are chosen by more than rounding blocks of weights."""
+        return self.method != "rtn" or self.weight.kind == "vq" or self.has_side
+
     def size_bytes(self, n: int, k: int) -> int:
         """Bytes that a weight [N, K] takes in a file, its branch in float included."""
         return self.weight.size_bytes(n, k) + side_bytes(n, k, self.rank, self.columns)

@@ -21,7 +21,7 @@ from lwqc.decide.compress import compress_version, open_version
 from lwqc.decide.lower import lower_plan
 from lwqc.errors import InputError
 from lwqc.model import io
-from lwqc.passes.encoded_weights import Held
+from lwqc.passes.to_encode import Held
 from lwqc.plans.goals import Goals
 from lwqc.plans.option_texts import parse_memory
 from lwqc.plans.plan import SiteEntry

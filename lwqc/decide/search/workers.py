@@ -15,15 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-)
-from concurrent.futures import wait as wait_for
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import wait
@@ -34,17 +26,14 @@ from typing import Any
 from lwqc.decide.allocators.evolutionary import Candidate
 from lwqc.decide.search.log import SearchLog
 from lwqc.decide.search.trial_model import LITTLE, TrialModel, TrialSpec
-from lwqc.errors import InputError, LwqcError
+from lwqc.errors import LwqcError
 from lwqc.model.limits import limits, set_limits
 from lwqc.model.scratch import temporary_folder
+from lwqc.runtime.cluster import LOSSES, RESTARTS, connected, first_ended, reason_of
 
 Evaluate = Callable[[Sequence[Candidate], int], list[float]]
-_RESTARTS = 3
 _WORTH_SECONDS = 30.0  # of evaluations, before starting processes can pay
 _STILL_PAYS = 0.8
-_CONNECT_S = 10  # until a scheduler must have answered
-_PATIENCE_S = 1800.0  # without any candidate done; then a cluster is taken to have lost them
-_LOSSES = (OSError, CancelledError)  # closed connections, no answer in time, data that is gone
 _built: dict[str, TrialModel] = {}
 _building = threading.Lock()
 
@@ -121,7 +110,7 @@ class _Pool:
 
     def __call__(self, candidates: Sequence[Candidate], stage: int) -> list[float]:
         known: dict[int, float] = {}
-        for _ in range(_RESTARTS + 1):
+        for _ in range(RESTARTS + 1):
             left = [i for i in range(len(candidates)) if i not in known]
             if not left:
                 break
@@ -191,20 +180,8 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _dask(spec: TrialSpec, address: str) -> Iterator[Evaluate]:
-    try:
-        from distributed import Client, KilledWorker
-    except ImportError as error:
-        raise InputError("--cluster needs Dask: pip install 'lwqc[cluster]'") from error
-    connect: Any = Client  # which has no annotations
-    try:
-        client = connect(address, timeout=_CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:  # also of TLS settings
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"--cluster {address}: no scheduler answers: {reason}") from error
-    try:
-        yield _Cluster(client, _packed(spec), (*_LOSSES, KilledWorker))
-    finally:
-        client.close()
+    with connected(address) as cluster:
+        yield _Cluster(cluster.client, _packed(spec), (*LOSSES, cluster.died))
 
 
 class _Cluster:
@@ -213,12 +190,12 @@ class _Cluster:
     """
 
     def __init__(
-        self, client: Any, data: bytes, losses: tuple[type[Exception], ...] = _LOSSES
+        self, client: Any, data: bytes, losses: tuple[type[Exception], ...] = LOSSES
     ) -> None:
         """losses: what results raise when workers or connections are gone; others are faults."""
         self._client, self._data, self._losses = client, data, losses
         self._digest = hashlib.sha256(data).hexdigest()
-        self._executor: Executor = client.get_executor(pure=False, retries=_RESTARTS)
+        self._executor: Executor = client.get_executor(pure=False, retries=RESTARTS)
         self._source = self._sent()
 
     def _sent(self) -> Any:
@@ -227,7 +204,7 @@ class _Cluster:
     def __call__(self, candidates: Sequence[Candidate], stage: int) -> list[float]:
         known: dict[int, float] = {}
         lost: Exception | None = None
-        for _ in range(_RESTARTS + 1):
+        for _ in range(RESTARTS + 1):
             left = [i for i in range(len(candidates)) if i not in known]
             if not left:
                 break
@@ -245,8 +222,7 @@ class _Cluster:
                 except self._losses as error:
                     lost = error
         if len(known) < len(candidates):
-            reason = " ".join(str(lost).split())[:200] or type(lost).__name__
-            raise LwqcError(f"--cluster: candidates are lost again and again: {reason}")
+            raise LwqcError(f"--cluster: candidates are lost again and again: {reason_of(lost)}")
         return [known[i] for i in range(len(candidates))]
 
 
@@ -254,7 +230,7 @@ def _as_they_end(futures: Mapping[int, Future[float]]) -> Iterator[tuple[int, Fu
     """Futures as they are done; where none has been for too long, the others as they are."""
     pending = dict(futures)
     while pending:
-        done, _ = wait_for(pending.values(), _PATIENCE_S, FIRST_COMPLETED)
+        done = first_ended(pending.values())
         ended = {i: f for i, f in pending.items() if f in done} or dict(pending)
         for i, future in ended.items():
             del pending[i]

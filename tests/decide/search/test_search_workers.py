@@ -19,6 +19,7 @@ from lwqc.decide.search import workers as module
 from lwqc.decide.search.workers import workers
 from lwqc.errors import InputError, LwqcError
 from lwqc.model import limits
+from lwqc.runtime import cluster as cluster_module
 from tests.decide.search.searched import changed, found, trial
 
 
@@ -108,7 +109,7 @@ class Forgetful:
 
 
 def test_candidates_that_a_cluster_never_answers_for_are_sent_again(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(cluster_module, "PATIENCE_S", 0.05)
     forgetful = Forgetful(lost=3)
     assert module._Cluster(forgetful, b"")([5, 6, 7, 8, 9], 1) == [5, 6, 7, 8, 9]
     assert forgetful.given == 8
@@ -128,7 +129,7 @@ def test_a_fault_on_a_worker_is_no_loss() -> None:
 
 def test_no_scheduler_is_one_line(monkeypatch) -> None:
     pytest.importorskip("distributed", reason="needs lwqc[cluster]")
-    monkeypatch.setattr(module, "_CONNECT_S", 1)
+    monkeypatch.setattr(cluster_module, "_CONNECT_S", 1)
     with (
         pytest.raises(InputError, match="no scheduler answers"),
         workers(found().spec, cluster="tcp://127.0.0.1:9"),

@@ -1,0 +1,118 @@
+"""Weights of one part of a model, encoded by the workers of a cluster."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+from lwqc.compile.encoding_task import Answer, Damaged, answer, check_maker, taken, task_key
+from lwqc.errors import InputError, LwqcError
+from lwqc.model.numerals import size_text
+from lwqc.passes.encoded_weights import EncodedWeights
+from lwqc.passes.to_encode import Held
+from lwqc.plans.plan import SiteEntry
+from lwqc.runtime.cluster import LOSSES, RESTARTS, Cluster, first_ended, reason_of
+
+_AHEAD = 2  # tasks for each thread of a worker: one is on its way while the other is done
+MOST_SENT = 4 << 30  # bytes of weights and Gram matrices that a scheduler holds
+
+
+@dataclass(frozen=True)
+class _Sent:
+    site: str
+    key: str
+    shape: tuple[int, int]
+    nbytes: int
+
+
+class ClusterEncoding:
+    """Sends weights out and takes their codes in.
+
+    Where workers die, Dask gives what they had to others; what is lost or damaged on the way is
+    sent again. Where no answer comes for too long, weights are encoded here, which gives the same
+    codes: `here` counts them.
+    """
+
+    def __init__(
+        self, cluster: Cluster, address: str, weights: EncodedWeights, most_bytes: int = MOST_SENT
+    ) -> None:
+        """address: for messages. most_bytes: that are on their way at a time, beside one task."""
+        self._cluster, self._address = cluster, address
+        self._weights, self._most = weights, most_bytes
+        # Workers' deaths are counted apart; what a worker raises it would raise again.
+        self._executor: Executor = cluster.client.get_executor(pure=False, retries=0)
+        self._lost: Counter[str] = Counter()
+        self.here = 0
+
+    def encode(self, entries: Mapping[str, SiteEntry]) -> None:
+        """Encode what is not yet; codes go to the store of the weights as they come.
+
+        Raises InputError for a weight that cannot be encoded, and for workers that would give other
+        codes; LwqcError where the cluster fails again and again.
+        """
+        waiting = deque(s for s, entry in entries.items() if self._weights.lacks(s, entry))
+        sent: dict[Future[Answer], _Sent] = {}
+        last = time.monotonic()
+        while waiting or sent:
+            most = _AHEAD * max(self._cluster.threads, 1)
+            while waiting and self._fits(sent, most):
+                site = waiting.popleft()
+                self._send(site, entries[site], sent)
+            ended = first_ended(sent, last)
+            if not ended:
+                site = sent.pop(next(iter(sent))).site
+                self._weights.ensure(site, entries[site])
+                self.here += 1
+                continue
+            last = time.monotonic()
+            for future in ended:
+                one = sent.pop(future)
+                held = self._held(future, one, entries[one.site])
+                if held is None:
+                    waiting.appendleft(one.site)
+                else:
+                    self._weights.keep(one.site, entries[one.site], held)
+
+    def _fits(self, sent: Mapping[Future[Answer], _Sent], most: int) -> bool:
+        on_way = sum(one.nbytes for one in sent.values())
+        return not sent or (len(sent) < most and on_way < self._most)
+
+    def _send(self, site: str, entry: SiteEntry, sent: dict[Future[Answer], _Sent]) -> None:
+        work = self._weights.to_encode(site, entry)
+        n, k = work.weight.shape
+        one = _Sent(site, task_key(work), (n, k), work.nbytes)
+        sent[self._executor.submit(answer, work)] = one
+
+    def _held(self, future: Future[Answer], one: _Sent, entry: SiteEntry) -> Held | None:
+        """The codes, None where they are lost and may be asked for again."""
+        try:
+            found = self._answer(future, one.site)
+            check_maker(found, self._address)
+            return taken(found, one.key, one.shape, entry)
+        except self._cluster.died as error:
+            raise LwqcError(
+                f"--cluster {self._address}: workers die of {one.site} again and again; is there "
+                f"enough memory? It is sent {size_text(one.nbytes)}"
+            ) from error
+        except (ImportError, AttributeError) as error:
+            raise InputError(
+                f"--cluster {self._address}: a worker has not what lwqc needs: {reason_of(error)}"
+            ) from error
+        except (*LOSSES, Damaged) as error:
+            self._lost[one.site] += 1
+            if self._lost[one.site] > RESTARTS:
+                raise LwqcError(
+                    f"--cluster {self._address}: {one.site} is lost again and again: "
+                    f"{reason_of(error)}"
+                ) from error
+            return None
+
+    @staticmethod
+    def _answer(future: Future[Answer], site: str) -> Answer:
+        try:
+            return future.result(timeout=0)
+        except InputError as error:
+            raise InputError(f"{site}: {error}") from error

@@ -1,0 +1,129 @@
+"""A weight that another machine encodes: what comes back, and what is believed of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lwqc.errors import InputError
+from lwqc.passes.to_encode import Held, ToEncode, key_of
+from lwqc.plans.plan import SiteEntry
+from lwqc.quant.gram_matrix import inverse_factor
+from lwqc.runtime.cluster import check_versions, versions
+from lwqc.runtime.one_thread import one_thread
+
+_ARITHMETIC = "arithmetic"
+
+
+class Damaged(Exception):
+    """An answer that is not what a worker sent, or not an answer to what it was sent."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Codes from a worker.
+
+    arrays: see `Held.arrays`. digest: of these and of what the worker had been sent. made_by: what
+    `maker` gave there. worker: its address.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    digest: str
+    made_by: Mapping[str, str]
+    worker: str
+
+
+def encode_alone(work: ToEncode) -> Held:
+    """The codes of a weight; the same bytes wherever `maker` gives the same."""
+    with one_thread():
+        return work.encode()
+
+
+def answer(work: ToEncode) -> Answer:
+    """The same, on a worker. Raises InputError."""
+    from distributed import get_worker
+
+    arrays = encode_alone(work).arrays()
+    return Answer(arrays, _digest(task_key(work), arrays), maker(), get_worker().address)
+
+
+def check_maker(found: Answer, address: str) -> None:
+    """Raises InputError for a worker that would give other codes than this machine."""
+    who = f"worker {found.worker}"
+    check_versions(address, who, found.made_by, versions())
+    if found.made_by != maker():
+        raise InputError(
+            f"--cluster {address}: sums on {who} round otherwise than here, and some codes with "
+            "them: use machines with processors of one kind, or set OPENBLAS_CORETYPE on all"
+        )
+
+
+def taken(found: Answer, key: str, shape: tuple[int, int], entry: SiteEntry) -> Held:
+    """The codes in an answer.
+
+    key: `task_key` of what was sent. shape: of the weight. Raises Damaged.
+    """
+    if _digest(key, found.arrays) != found.digest:
+        raise Damaged("bytes of a weight or its codes were changed on the way")
+    try:
+        held = Held.of_arrays(found.arrays, entry.weight)
+        decoded = held.encoded.decode()
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise Damaged(f"no codes of {entry.weight}: {type(error).__name__}: {error}") from error
+    if decoded.shape != shape or not np.isfinite(decoded).all():
+        raise Damaged(f"codes of {list(decoded.shape)} for a weight of {list(shape)}")
+    return held
+
+
+def task_key(work: ToEncode) -> str:
+    """Digest of all that the codes of a weight depend on, with the versions here."""
+    digest = hashlib.sha256(repr((key_of("", work.entry), sorted(versions().items()))).encode())
+    for array in (work.weight, work.gram):
+        _add(digest, array)
+    return digest.hexdigest()
+
+
+def _digest(key: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(key.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(name.encode())
+        _add(digest, array)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, array: NDArray[Any] | None) -> None:
+    """Numbers with their type, shape and order in memory, by which sums may be taken."""
+    if array is None:
+        digest.update(b"none")
+        return
+    rows = bool(array.flags.c_contiguous)
+    digest.update(repr((array.dtype.str, array.shape, rows)).encode())
+    digest.update(np.ascontiguousarray(array if rows else array.T).reshape(-1).view(np.uint8))
+
+
+@cache
+def maker() -> Mapping[str, str]:
+    """What the bytes of codes depend on beside what is sent: versions, and how sums round here."""
+    return {**versions(), _ARITHMETIC: _arithmetic()}
+
+
+def _arithmetic() -> str:
+    """Digest of sums whose last bits the kernels for a processor and its caches decide."""
+    rows, inputs, outputs = 700, 520, 300
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, inputs), np.float32)
+    w = rng.standard_normal((inputs, outputs), np.float32)
+    with one_thread():
+        product = x @ w
+        factor = inverse_factor((x.T @ x).astype(np.float64), 0.01)
+        sums = [(x * x).sum(axis=1), (x * x).sum(axis=0)]
+    digest = hashlib.sha256()
+    for array in (product, factor, factor @ factor.T, *sums):
+        _add(digest, array)
+    return digest.hexdigest()[:16]

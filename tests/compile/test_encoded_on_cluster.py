@@ -1,0 +1,308 @@
+"""Weights that other machines encode: the same bytes, whatever becomes of the machines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from concurrent.futures import Future
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import lwqc
+from lwqc.compile import encoded_on_cluster, encoding_task
+from lwqc.compile.encoding_task import Damaged, answer, maker, taken, task_key
+from lwqc.errors import InputError, LwqcError
+from lwqc.model import io
+from lwqc.passes.to_encode import ToEncode
+from lwqc.plans.plan import SiteEntry
+from lwqc.runtime import cluster as connection
+from lwqc.runtime.one_thread import one_thread
+from tests.build import model, normal
+
+distributed = pytest.importorskip("distributed", reason="needs lwqc[cluster]")
+WIDTH, HIDDEN, BLOCKS = 64, 192, 4
+GPTQ = {"bits": 4, "method": "gptq"}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A stack of residual blocks, its data, and what one process makes of it."""
+    folder = tmp_path_factory.mktemp("cluster")
+    rows, weights = [], {}
+    for i in range(BLOCKS):
+        weights[f"u{i}"] = normal(WIDTH, HIDDEN, seed=2 * i, scale=0.1)
+        weights[f"d{i}"] = normal(HIDDEN, WIDTH, seed=2 * i + 1, scale=0.1)
+        rows += [
+            ("MatMul", [f"x{i}", f"u{i}"], f"h{i}", {}),
+            ("Relu", [f"h{i}"], f"r{i}", {}),
+            ("MatMul", [f"r{i}", f"d{i}"], f"b{i}", {}),
+            ("Add", [f"x{i}", f"b{i}"], f"x{i + 1}", {}),
+        ]
+    io.save(model(rows, weights, {"x0": ["n", WIDTH]}, [f"x{BLOCKS}"]), folder / "m.onnx")
+    np.savez(folder / "d.npz", x0=normal(64, WIDTH, seed=99))
+    with one_thread():
+        made(folder, folder / "alone.onnx")
+    return folder
+
+
+def made(folder, out, verify=False, **options):
+    """The bytes of the quantized model, and what its report notes."""
+    done = lwqc.quantize(folder / "m.onnx", data=str(folder / "d.npz"), **GPTQ, **options)
+    report = done.save(out, verify=verify)
+    return out.read_bytes(), report.notes
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Two real workers."""
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def threads():
+    """Two workers within this process, where tests can reach what they call."""
+    with in_threads(2) as cluster:
+        yield cluster
+
+
+def in_threads(count):
+    return distributed.LocalCluster(
+        n_workers=count, threads_per_worker=1, dashboard_address=None, processes=False
+    )
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_any_number_of_workers_gives_the_same_bytes(small, tmp_path, count):
+    with in_threads(count) as cluster:
+        found, notes = made(small, tmp_path / "q.onnx", cluster=cluster.scheduler_address)
+    assert found == (small / "alone.onnx").read_bytes()
+    assert not [note for note in notes if "--cluster" in note]
+    assert not (tmp_path / "q.onnx.parts").exists()
+
+
+def test_a_worker_that_is_killed_loses_nothing(small, tmp_path, processes):
+    """In the middle: once the first codes are there."""
+    victim = processes.workers[0].process.process.pid
+    codes = tmp_path / "q.onnx.parts" / "codes"
+
+    def kill():
+        while not (codes.is_dir() and list(codes.iterdir())):
+            pass
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found, _ = made(small, tmp_path / "q.onnx", cluster=processes.scheduler_address)
+    killer.join()
+    assert found == (small / "alone.onnx").read_bytes()
+
+
+def test_the_command_with_a_bound_on_memory(small, tmp_path, processes, run):
+    code, out, _ = run(
+        "quantize", small / "m.onnx", "-o", tmp_path / "q.onnx", "--bits", 4, "--method", "gptq",
+        "--data", small / "d.npz", "--memory", "545MB", "--json",
+        "--cluster", processes.scheduler_address,
+    )  # fmt: skip
+    assert code == 0
+    assert '"notes"' in out
+    assert (tmp_path / "q.onnx").read_bytes() == (small / "alone.onnx").read_bytes()
+
+
+def test_a_plan_is_applied_on_workers(small, tmp_path, threads):
+    data = str(small / "d.npz")
+    plan = lwqc.plan(small / "m.onnx", data=data, recipe="gptq")
+    with one_thread():
+        lwqc.apply(small / "m.onnx", plan, data=data).save(tmp_path / "a.onnx", verify=False)
+    calls = counted(threads)
+    done = lwqc.apply(small / "m.onnx", plan, data=data, cluster=threads.scheduler_address)
+    done.save(tmp_path / "b.onnx", verify=False)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert counted(threads) - calls == sum(entry.takes_long for entry in plan.quantize.values()) > 0
+
+
+def counted(cluster):
+    """Tasks that were ever done."""
+    return cluster.scheduler.task_groups and sum(
+        prefix.state_counts["memory"] for prefix in cluster.scheduler.task_prefixes.values()
+    )
+
+
+def test_what_a_killed_run_had_kept_is_not_asked_for_again(small, tmp_path, threads, monkeypatch):
+    real, calls = answer, []
+
+    def third_is_too_much(work):
+        calls.append(work)
+        if len(calls) == 3:
+            raise InputError("no more")
+        return real(work)
+
+    monkeypatch.setattr(encoded_on_cluster, "answer", third_is_too_much)
+    monkeypatch.setattr(encoded_on_cluster, "_AHEAD", 0)  # one after the other
+    with pytest.raises(InputError, match="no more"):
+        made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
+    assert not (tmp_path / "q.onnx").exists()
+    kept = len(list((tmp_path / "q.onnx.parts" / "codes").glob("*.npz")))
+    found, notes = made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
+    assert found == (small / "alone.onnx").read_bytes()
+    assert any("an earlier run had kept" in note for note in notes)
+    assert kept == 2
+    assert len(calls) == 3 + 2 * BLOCKS - kept
+
+
+def test_what_hangs_is_encoded_here(small, tmp_path, threads, monkeypatch):
+    real, over, hung = answer, threading.Event(), []
+
+    def second_hangs(work):
+        hung.append(work)
+        if len(hung) == 2:
+            over.wait()
+        return real(work)
+
+    monkeypatch.setattr(encoded_on_cluster, "answer", second_hangs)
+    monkeypatch.setattr(connection, "PATIENCE_S", 1.0)
+    try:
+        found, notes = made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
+    finally:
+        over.set()
+    assert found == (small / "alone.onnx").read_bytes()
+    assert any("were encoded here, as no worker had answered" in note for note in notes)
+
+
+def flipped(found):
+    codes = found.arrays["codes"].copy()
+    codes.reshape(-1)[7] ^= 1
+    return replace(found, arrays={**found.arrays, "codes": codes})
+
+
+def test_damaged_answers_are_asked_for_again(small, tmp_path, threads, monkeypatch):
+    real, calls = answer, []
+
+    def first_two_are_damaged(work):
+        calls.append(work)
+        return flipped(real(work)) if len(calls) < 3 else real(work)
+
+    monkeypatch.setattr(encoded_on_cluster, "answer", first_two_are_damaged)
+    found, _ = made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
+    assert found == (small / "alone.onnx").read_bytes()
+    assert len(calls) == 2 * BLOCKS + 2
+
+    monkeypatch.setattr(encoded_on_cluster, "answer", lambda work: flipped(real(work)))
+    with pytest.raises(LwqcError, match="is lost again and again: bytes of a weight or its codes"):
+        made(small, tmp_path / "r.onnx", cluster=threads.scheduler_address)
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"numpy": "1.0"}, r"worker inproc://\S+ has numpy 1.0, here is "),
+        ({"arithmetic": "?"}, r"sums on worker inproc://\S+ round otherwise than here"),
+    ],
+)
+def test_workers_that_would_give_other_codes_are_refused(
+    small, tmp_path, threads, monkeypatch, changed, line
+):
+    real = answer
+
+    def of_another(work):
+        return replace(real(work), made_by={**maker(), **changed})
+
+    monkeypatch.setattr(encoded_on_cluster, "answer", of_another)
+    with pytest.raises(InputError, match=line) as caught:
+        made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_versions_are_refused_before_any_work(small, tmp_path, threads, monkeypatch):
+    monkeypatch.setattr(connection, "versions", lambda: {"lwqc": "0.0", "nothing": "1"})
+    with pytest.raises(InputError, match=r"worker .* has lwqc .*, here is 0\.0"):
+        made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cluster_without_workers_is_one_line(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "_CONNECT_S", 0.5)
+    with in_threads(0) as cluster, pytest.raises(InputError, match=r"--cluster .*: has no workers"):
+        made(small, tmp_path / "q.onnx", cluster=cluster.scheduler_address)
+
+
+class Client:
+    """A cluster of one thread, whose tasks end as told."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def get_executor(self, **_):
+        return self
+
+    def nthreads(self):
+        return {"one": 1}
+
+    def submit(self, function, work):
+        future = Future()
+        future.set_exception(self.error)
+        return future
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (distributed.KilledWorker("task", None, 3), "workers die of u0 again and again; is there"),
+        (ConnectionResetError("closed"), "u0 is lost again and again: closed"),
+        (ModuleNotFoundError("No module named 'x'"), "has not what lwqc needs: No module named"),
+        (InputError("weight holds NaN"), "^u0: weight holds NaN$"),
+    ],
+)
+def test_what_fails_again_and_again_is_one_line(small, error, line):
+    work = lwqc.quantize(small / "m.onnx", data=str(small / "d.npz"), **GPTQ).coded
+    made_up = connection.Cluster(Client(error), distributed.KilledWorker)
+    encoding = encoded_on_cluster.ClusterEncoding(made_up, "a", work.weights)
+    with pytest.raises(LwqcError, match=line):
+        encoding.encode({"u0": SiteEntry(weight="w4b32h", method="gptq")})
+
+
+def test_rounding_alone_stays_here_and_is_told(small, tmp_path):
+    done = lwqc.quantize(small / "m.onnx", bits=4, cluster="tcp://127.0.0.1:9")
+    report = done.save(tmp_path / "q.onnx", verify=False)
+    assert any("no weight of the plan takes long to encode" in note for note in report.notes)
+
+
+def test_layers_one_after_the_other_are_no_work_for_a_cluster(small):
+    with pytest.raises(InputError, match="--cluster encodes weights apart"):
+        lwqc.quantize(small / "m.onnx", data=str(small / "d.npz"), **GPTQ, sequential=True,
+                      cluster="tcp://127.0.0.1:9")  # fmt: skip
+
+
+ENTRIES = [
+    SiteEntry(weight="w4b32h", method="gptq-order"),
+    SiteEntry(weight="w4b32h", method="descent", rank=2, columns=3),
+    SiteEntry(weight="vq5x2", method="gptq"),
+    SiteEntry(weight="dgw8b32", method="gptq"),
+]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.weight} {entry.method}")
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_an_answer_holds_what_a_site_needs(entry, layout, monkeypatch):
+    weight, x = normal(48, 64, seed=1, scale=0.1), normal(128, 64, seed=2)
+    gram = (x.T @ x / len(x)).astype(np.float64)[None]
+    work = ToEncode(np.asarray(weight, order=layout), entry, gram)
+    monkeypatch.setattr(distributed, "get_worker", lambda: type("W", (), {"address": "here"}))
+    found, local = encoding_task.answer(work), encoding_task.encode_alone(work)
+    held = taken(found, task_key(work), (48, 64), entry)
+    for name, array in local.arrays().items():
+        assert array.dtype == held.arrays()[name].dtype
+        assert np.array_equal(array, held.arrays()[name]), name
+    with pytest.raises(Damaged, match="on the way"):
+        taken(found, task_key(replace(work, weight=weight + 1)), (48, 64), entry)
+    with pytest.raises(Damaged, match="codes of"):
+        taken(found, task_key(work), (64, 64), entry)
+    fewer = {name: array for name, array in found.arrays.items() if name != "scale"}
+    digest = encoding_task._digest(task_key(work), fewer)
+    with pytest.raises(Damaged, match="no codes of"):
+        taken(replace(found, arrays=fewer, digest=digest), task_key(work), (48, 64), entry)
