@@ -14,6 +14,7 @@ import pytest
 import lwqc
 from lwqc.compile import encoded_on_cluster, encoding_task
 from lwqc.compile.encoding_task import Damaged, answer, maker, taken, task_key
+from lwqc.compile.kept_parts import KeptParts
 from lwqc.errors import InputError, LwqcError
 from lwqc.model import io
 from lwqc.passes.to_encode import ToEncode
@@ -86,21 +87,19 @@ def test_any_number_of_workers_gives_the_same_bytes(small, tmp_path, count):
     assert not (tmp_path / "q.onnx.parts").exists()
 
 
-def test_a_worker_that_is_killed_loses_nothing(small, tmp_path, processes):
-    """In the middle: once the first codes are there."""
-    victim = processes.workers[0].process.process.pid
-    codes = tmp_path / "q.onnx.parts" / "codes"
+def test_a_worker_that_is_killed_loses_nothing(small, tmp_path, processes, monkeypatch):
+    """In the middle: when the first codes come in, others are out."""
+    victims, put = [processes.workers[0].process.process.pid], KeptParts.put
 
-    def kill():
-        while not (codes.is_dir() and list(codes.iterdir())):
-            pass
-        os.kill(victim, signal.SIGKILL)
+    def kill_and_put(self, key, held):
+        if victims:
+            os.kill(victims.pop(), signal.SIGKILL)
+        put(self, key, held)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
+    monkeypatch.setattr(KeptParts, "put", kill_and_put)
     found, _ = made(small, tmp_path / "q.onnx", cluster=processes.scheduler_address)
-    killer.join()
     assert found == (small / "alone.onnx").read_bytes()
+    assert not victims
 
 
 def test_the_command_with_a_bound_on_memory(small, tmp_path, processes, run):
@@ -114,23 +113,17 @@ def test_the_command_with_a_bound_on_memory(small, tmp_path, processes, run):
     assert (tmp_path / "q.onnx").read_bytes() == (small / "alone.onnx").read_bytes()
 
 
-def test_a_plan_is_applied_on_workers(small, tmp_path, threads):
-    data = str(small / "d.npz")
+def test_a_plan_is_applied_on_workers(small, tmp_path, threads, monkeypatch):
+    real, calls, data = answer, [], str(small / "d.npz")
+    monkeypatch.setattr(encoded_on_cluster, "answer", lambda w: calls.append(w) or real(w))
     plan = lwqc.plan(small / "m.onnx", data=data, recipe="gptq")
     with one_thread():
         lwqc.apply(small / "m.onnx", plan, data=data).save(tmp_path / "a.onnx", verify=False)
-    calls = counted(threads)
+    assert not calls
     done = lwqc.apply(small / "m.onnx", plan, data=data, cluster=threads.scheduler_address)
     done.save(tmp_path / "b.onnx", verify=False)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
-    assert counted(threads) - calls == sum(entry.takes_long for entry in plan.quantize.values()) > 0
-
-
-def counted(cluster):
-    """Tasks that were ever done."""
-    return cluster.scheduler.task_groups and sum(
-        prefix.state_counts["memory"] for prefix in cluster.scheduler.task_prefixes.values()
-    )
+    assert len(calls) == len(plan.quantize) == 2 * BLOCKS
 
 
 def test_what_a_killed_run_had_kept_is_not_asked_for_again(small, tmp_path, threads, monkeypatch):
