@@ -90,7 +90,7 @@ def main() -> None:
         addresses = {0: ""}
         for count in WORKERS[1:]:
             cluster = clusters.enter_context(
-                LocalCluster(count, threads_per_worker=1, dashboard_address=None, memory_limit=0)
+                LocalCluster(count, threads_per_worker=1, dashboard_address=":0", memory_limit=0)
             )
             addresses[count] = cluster.scheduler_address
         encoding, whole, digests = defaultdict(list), defaultdict(list), defaultdict(set)

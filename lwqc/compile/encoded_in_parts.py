@@ -48,6 +48,7 @@ def encoded_in_parts(
     parts = grams.in_parts(entries)
     apart = [s for s in entries if s not in {name for part in parts for name in part}]
     notes: list[str] = []
+    kept: KeptParts | None = None
     try:
         with _encoding(job, weights, notes) as encode:  # without a cluster nothing is begun
             kept = KeptParts(output, _key(job, plan))
@@ -63,6 +64,8 @@ def encoded_in_parts(
     finally:
         weights.keep_in(None)
         grams.keep_in(None)
+        if kept is not None:
+            kept.close()
 
 
 def _key(job: Job, plan: Plan) -> str:

@@ -57,7 +57,7 @@ class ClusterEncoding:
         sent: dict[Future[Answer], _Sent] = {}
         last = time.monotonic()
         while waiting or sent:
-            most = _AHEAD * max(self._cluster.threads, 1)
+            most = self._most_tasks()
             while waiting and self._fits(sent, most):
                 site = waiting.popleft()
                 self._send(site, entries[site], sent)
@@ -75,6 +75,14 @@ class ClusterEncoding:
                     waiting.appendleft(one.site)
                 else:
                     self._weights.keep(one.site, entries[one.site], held)
+
+    def _most_tasks(self) -> int:
+        try:
+            return _AHEAD * max(self._cluster.threads, 1)
+        except OSError as error:
+            raise LwqcError(
+                f"--cluster {self._address}: the scheduler is gone: {reason_of(error)}"
+            ) from error
 
     def _fits(self, sent: Mapping[Future[Answer], _Sent], most: int) -> bool:
         on_way = sum(one.nbytes for one in sent.values())

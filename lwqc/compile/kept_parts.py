@@ -88,6 +88,10 @@ class KeptParts:
     def remove(self) -> None:
         """The job is done."""
         shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Another job may go on with what there is."""
         self._unlock()
 
     def _file(self, key: Hashable) -> Path:

@@ -308,7 +308,8 @@ def repaired(work: Version, plan: Plan) -> Plan:
     """The plan without sites for which the runtime does not choose the expected kernel."""
     if not work.job.checked_whole:
         return plan
-    trial = nearest(plan) if plan.sequential else plan  # those codes are set later
+    later = plan.sequential or work.job.cluster  # kernels do not depend on which codes there are
+    trial = nearest(plan) if later else plan
     wrong = work.job.target.misplaced(with_formats(work, trial))
     return without(plan, wrong) if wrong else plan
 

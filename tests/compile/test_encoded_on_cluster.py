@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from concurrent.futures import Future
+from contextvars import Context
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 
 import lwqc
 from lwqc.compile import encoded_on_cluster, encoding_task
-from lwqc.compile.encoding_task import Damaged, answer, maker, taken, task_key
+from lwqc.compile.encoding_task import Answer, Damaged, encode_alone, taken, task_key
 from lwqc.compile.kept_parts import KeptParts
+from lwqc.decide.compress import open_version
 from lwqc.errors import InputError, LwqcError
 from lwqc.model import io
 from lwqc.passes.to_encode import ToEncode
@@ -49,10 +51,19 @@ def small(tmp_path_factory):
     return folder
 
 
-def made(folder, out, verify=False, **options):
-    """The bytes of the quantized model, and what its report notes."""
-    done = lwqc.quantize(folder / "m.onnx", data=str(folder / "d.npz"), **GPTQ, **options)
-    report = done.save(out, verify=verify)
+def made(folder, out, **options):
+    """The bytes of the quantized model, and what its report notes.
+
+    In a context of its own: what checks every model between passes in tests would encode its
+    weights here.
+    """
+
+    def quantize():
+        data = str(folder / "d.npz")
+        done = lwqc.quantize(folder / "m.onnx", data=data, **GPTQ, **options)
+        return done.save(out, verify=False)
+
+    report = Context().run(quantize)
     return out.read_bytes(), report.notes
 
 
@@ -60,7 +71,7 @@ def made(folder, out, verify=False, **options):
 def processes():
     """Two real workers."""
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=True
     ) as cluster:
         yield cluster
 
@@ -74,14 +85,17 @@ def threads():
 
 def in_threads(count):
     return distributed.LocalCluster(
-        n_workers=count, threads_per_worker=1, dashboard_address=None, processes=False
+        n_workers=count, threads_per_worker=1, dashboard_address=":0", processes=False
     )
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_any_number_of_workers_gives_the_same_bytes(small, tmp_path, count):
+def test_any_number_of_workers_gives_the_same_bytes(small, tmp_path, count, monkeypatch):
+    real, calls = encode_alone, []
+    monkeypatch.setattr(encoding_task, "encode_alone", lambda w: calls.append(w) or real(w))
     with in_threads(count) as cluster:
         found, notes = made(small, tmp_path / "q.onnx", cluster=cluster.scheduler_address)
+    assert len(calls) == 2 * BLOCKS
     assert found == (small / "alone.onnx").read_bytes()
     assert not [note for note in notes if "--cluster" in note]
     assert not (tmp_path / "q.onnx.parts").exists()
@@ -114,20 +128,24 @@ def test_the_command_with_a_bound_on_memory(small, tmp_path, processes, run):
 
 
 def test_a_plan_is_applied_on_workers(small, tmp_path, threads, monkeypatch):
-    real, calls, data = answer, [], str(small / "d.npz")
-    monkeypatch.setattr(encoded_on_cluster, "answer", lambda w: calls.append(w) or real(w))
+    real, calls, data = encode_alone, [], str(small / "d.npz")
+    monkeypatch.setattr(encoding_task, "encode_alone", lambda w: calls.append(w) or real(w))
     plan = lwqc.plan(small / "m.onnx", data=data, recipe="gptq")
+
+    def applied(out, **options):
+        done = lwqc.apply(small / "m.onnx", plan, data=data, **options)
+        done.save(out, verify=False)
+
     with one_thread():
-        lwqc.apply(small / "m.onnx", plan, data=data).save(tmp_path / "a.onnx", verify=False)
+        applied(tmp_path / "a.onnx")
     assert not calls
-    done = lwqc.apply(small / "m.onnx", plan, data=data, cluster=threads.scheduler_address)
-    done.save(tmp_path / "b.onnx", verify=False)
+    Context().run(applied, tmp_path / "b.onnx", cluster=threads.scheduler_address)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert len(calls) == len(plan.quantize) == 2 * BLOCKS
 
 
 def test_what_a_killed_run_had_kept_is_not_asked_for_again(small, tmp_path, threads, monkeypatch):
-    real, calls = answer, []
+    real, calls = encode_alone, []
 
     def third_is_too_much(work):
         calls.append(work)
@@ -135,7 +153,7 @@ def test_what_a_killed_run_had_kept_is_not_asked_for_again(small, tmp_path, thre
             raise InputError("no more")
         return real(work)
 
-    monkeypatch.setattr(encoded_on_cluster, "answer", third_is_too_much)
+    monkeypatch.setattr(encoding_task, "encode_alone", third_is_too_much)
     monkeypatch.setattr(encoded_on_cluster, "_AHEAD", 0)  # one after the other
     with pytest.raises(InputError, match="no more"):
         made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
@@ -149,7 +167,7 @@ def test_what_a_killed_run_had_kept_is_not_asked_for_again(small, tmp_path, thre
 
 
 def test_what_hangs_is_encoded_here(small, tmp_path, threads, monkeypatch):
-    real, over, hung = answer, threading.Event(), []
+    real, over, hung = encode_alone, threading.Event(), []
 
     def second_hangs(work):
         hung.append(work)
@@ -157,7 +175,7 @@ def test_what_hangs_is_encoded_here(small, tmp_path, threads, monkeypatch):
             over.wait()
         return real(work)
 
-    monkeypatch.setattr(encoded_on_cluster, "answer", second_hangs)
+    monkeypatch.setattr(encoding_task, "encode_alone", second_hangs)
     monkeypatch.setattr(connection, "PATIENCE_S", 1.0)
     try:
         found, notes = made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
@@ -167,25 +185,25 @@ def test_what_hangs_is_encoded_here(small, tmp_path, threads, monkeypatch):
     assert any("were encoded here, as no worker had answered" in note for note in notes)
 
 
-def flipped(found):
-    codes = found.arrays["codes"].copy()
+def flipped(arrays, *more):
+    codes = arrays["codes"].copy()
     codes.reshape(-1)[7] ^= 1
-    return replace(found, arrays={**found.arrays, "codes": codes})
+    return Answer({**arrays, "codes": codes}, *more)
 
 
 def test_damaged_answers_are_asked_for_again(small, tmp_path, threads, monkeypatch):
-    real, calls = answer, []
+    calls = []
 
-    def first_two_are_damaged(work):
-        calls.append(work)
-        return flipped(real(work)) if len(calls) < 3 else real(work)
+    def first_two_are_damaged(*parts):
+        calls.append(parts)
+        return (flipped if len(calls) < 3 else Answer)(*parts)
 
-    monkeypatch.setattr(encoded_on_cluster, "answer", first_two_are_damaged)
+    monkeypatch.setattr(encoding_task, "Answer", first_two_are_damaged)
     found, _ = made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
     assert found == (small / "alone.onnx").read_bytes()
     assert len(calls) == 2 * BLOCKS + 2
 
-    monkeypatch.setattr(encoded_on_cluster, "answer", lambda work: flipped(real(work)))
+    monkeypatch.setattr(encoding_task, "Answer", flipped)
     with pytest.raises(LwqcError, match="is lost again and again: bytes of a weight or its codes"):
         made(small, tmp_path / "r.onnx", cluster=threads.scheduler_address)
 
@@ -200,12 +218,10 @@ def test_damaged_answers_are_asked_for_again(small, tmp_path, threads, monkeypat
 def test_workers_that_would_give_other_codes_are_refused(
     small, tmp_path, threads, monkeypatch, changed, line
 ):
-    real = answer
+    def of_another(arrays, digest, made_by, worker):
+        return Answer(arrays, digest, {**made_by, **changed}, worker)
 
-    def of_another(work):
-        return replace(real(work), made_by={**maker(), **changed})
-
-    monkeypatch.setattr(encoded_on_cluster, "answer", of_another)
+    monkeypatch.setattr(encoding_task, "Answer", of_another)
     with pytest.raises(InputError, match=line) as caught:
         made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
     assert "\n" not in str(caught.value)
@@ -252,7 +268,7 @@ class Client:
     ],
 )
 def test_what_fails_again_and_again_is_one_line(small, error, line):
-    work = lwqc.quantize(small / "m.onnx", data=str(small / "d.npz"), **GPTQ).coded
+    work = open_version(small / "m.onnx", data=str(small / "d.npz"))
     made_up = connection.Cluster(Client(error), distributed.KilledWorker)
     encoding = encoded_on_cluster.ClusterEncoding(made_up, "a", work.weights)
     with pytest.raises(LwqcError, match=line):
