@@ -105,7 +105,7 @@ class ClusterEncoding:
                 f"--cluster {self._address}: workers die of {one.site} again and again; is there "
                 f"enough memory? It is sent {size_text(one.nbytes)}"
             ) from error
-        except (ImportError, AttributeError) as error:
+        except ImportError as error:
             raise InputError(
                 f"--cluster {self._address}: a worker has not what lwqc needs: {reason_of(error)}"
             ) from error

@@ -18,6 +18,7 @@ from lwqc.model import io
 from lwqc.passes.widen_bfloat16 import WidenBfloat16, has_bfloat16
 from lwqc.plans.options import KvCache, Progress
 from lwqc.plans.output_bounds import OutputWeights
+from lwqc.runtime.cluster import require_dask
 from lwqc.runtime.measure import Metric
 from lwqc.runtime.parts import Room
 from lwqc.runtime.session import Session, SessionSettings
@@ -47,6 +48,10 @@ class Job:
     progress: Progress | None = field(default=None, repr=False)
     timings: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     unusable: dict[str, None] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.cluster:
+            require_dask()
 
     def report(self, stage: str) -> Callable[[int, int], None]:
         """A progress callback (done, total) for one stage."""

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,18 +38,22 @@ class Cluster:
         return sum(self.client.nthreads().values())
 
 
+def require_dask() -> None:
+    """Raises InputError unless what `--cluster` needs is installed."""
+    if any(find_spec(name) is None for name in ("dask", "distributed", "threadpoolctl")):
+        raise InputError("--cluster needs Dask: pip install 'lwqc[cluster]'")
+
+
 @contextmanager
 def connected(address: str) -> Iterator[Cluster]:
     """A connection for a block. address: of a scheduler.
 
     Raises InputError where none answers, it has no workers, or they have other versions than here.
     """
-    try:
-        import dask
-        import threadpoolctl  # noqa: F401
-        from distributed import Client, KilledWorker
-    except ImportError as error:
-        raise InputError("--cluster needs Dask: pip install 'lwqc[cluster]'") from error
+    require_dask()
+    import dask
+    from distributed import Client, KilledWorker
+
     connect: Any = Client  # which has no annotations
     try:
         client = connect(address, timeout=_CONNECT_S, set_as_default=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import Future
 from contextvars import Context
@@ -273,6 +274,12 @@ def test_what_fails_again_and_again_is_one_line(small, error, line):
     encoding = encoded_on_cluster.ClusterEncoding(made_up, "a", work.weights)
     with pytest.raises(LwqcError, match=line):
         encoding.encode({"u0": SiteEntry(weight="w4b32h", method="gptq")})
+
+
+def test_without_dask_the_extra_is_named(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    with pytest.raises(InputError, match=r"lwqc\[cluster\]"):
+        lwqc.quantize(small / "m.onnx", bits=4, cluster="x")
 
 
 def test_rounding_alone_stays_here_and_is_told(small, tmp_path):
