@@ -57,10 +57,12 @@ class ClusterEncoding:
         sent: dict[Future[Answer], _Sent] = {}
         last = time.monotonic()
         while waiting or sent:
-            most = self._most_tasks()
+            most = self._most_tasks() if waiting else 0
             while waiting and self._fits(sent, most):
                 site = waiting.popleft()
                 self._send(site, entries[site], sent)
+                if len(sent) == 1:
+                    last = time.monotonic()  # statistics may have been taken for the first
             ended = first_ended(sent, last)
             if not ended:
                 site = sent.pop(next(iter(sent))).site
