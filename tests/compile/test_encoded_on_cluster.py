@@ -294,6 +294,15 @@ def test_layers_one_after_the_other_are_no_work_for_a_cluster(small):
                       cluster="tcp://127.0.0.1:9")  # fmt: skip
 
 
+def test_what_workers_will_take_is_not_foretold(small, tmp_path, run):
+    code, _, error = run(
+        "quantize", small / "m.onnx", "-o", tmp_path / "q.onnx", "--bits", 4, "--method", "gptq",
+        "--data", small / "d.npz", "--memory", "545MB", "--dry-run", "--cluster", "tcp://h:1",
+    )  # fmt: skip
+    assert code == 2
+    assert "leave out --cluster" in error
+
+
 ENTRIES = [
     SiteEntry(weight="w4b32h", method="gptq-order"),
     SiteEntry(weight="w4b32h", method="descent", rank=2, columns=3),

@@ -68,6 +68,8 @@ def of_result(done: Compressed, *, verify: bool = True) -> Forecast:
     itself checks.
     """
     work = done.coded
+    if work.job.cluster:
+        raise InputError("--dry-run foretells the work of this machine: leave out --cluster")
     _check(done.decisions)
     room, own = _room(work), own_memory()  # before speeds are measured, which takes memory
     begun, load = _so_far(), Workload(work, done.decisions)
