@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ import pytest
 
 import lwqc
 from lwqc.compile import encoded_on_cluster, encoding_task
-from lwqc.compile.encoding_task import Answer, Damaged, encode_alone, taken, task_key
+from lwqc.compile.encoding_task import Answer, Damaged, encode_alone, maker, taken, task_key
 from lwqc.compile.kept_parts import KeptParts
 from lwqc.decide.compress import open_version
 from lwqc.errors import InputError, LwqcError
@@ -27,6 +28,7 @@ from lwqc.runtime.one_thread import one_thread
 from tests.build import model, normal
 
 distributed = pytest.importorskip("distributed", reason="needs lwqc[cluster]")
+threadpool_info = pytest.importorskip("threadpoolctl").threadpool_info
 WIDTH, HIDDEN, BLOCKS = 64, 192, 4
 GPTQ = {"bits": 4, "method": "gptq"}
 
@@ -301,6 +303,24 @@ def test_what_workers_will_take_is_not_foretold(small, tmp_path, run):
     )  # fmt: skip
     assert code == 2
     assert "leave out --cluster" in error
+
+
+def sums(**variables):
+    """How a process rounds sums."""
+    told = "from lwqc.compile.encoding_task import maker; print(maker()['arithmetic'])"
+    done = subprocess.run(
+        [sys.executable, "-c", told], env={**os.environ, **variables}, capture_output=True
+    )
+    return done.stdout
+
+
+def test_how_sums_round_shows_other_kernels_and_not_threads():
+    here = maker()["arithmetic"]
+    blas = [one for one in threadpool_info() if one["internal_api"] == "openblas"]
+    if not blas or any(one["architecture"] not in ("Haswell", "Zen", "SkylakeX") for one in blas):
+        pytest.skip("BLAS is no OpenBLAS for an x86 processor that has other kernels too")
+    assert sums(OPENBLAS_NUM_THREADS="2").decode().strip() == here
+    assert sums(OPENBLAS_CORETYPE="Nehalem").decode().strip() not in ("", here)
 
 
 ENTRIES = [
