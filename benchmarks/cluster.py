@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from distributed import LocalCluster
@@ -88,9 +89,10 @@ def main() -> None:
         np.savez(folder / "data.npz", ids=ids)
         print(f"{processor()}; {parameters / 1e6:.0f}M parameters; {given.rounds} rounds\n")
         addresses = {0: ""}
+        start: Any = LocalCluster  # which has no annotations
         for count in WORKERS[1:]:
             cluster = clusters.enter_context(
-                LocalCluster(count, threads_per_worker=1, dashboard_address=":0", memory_limit=0)
+                start(count, threads_per_worker=1, dashboard_address=":0", memory_limit=0)
             )
             addresses[count] = cluster.scheduler_address
         encoding, whole, digests = defaultdict(list), defaultdict(list), defaultdict(set)

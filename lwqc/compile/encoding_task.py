@@ -49,7 +49,8 @@ def answer(work: ToEncode) -> Answer:
     """The same, on a worker. Raises InputError."""
     from distributed import get_worker
 
-    arrays = encode_alone(work).arrays()
+    # In the order that they have when they are sent.
+    arrays = {n: np.asarray(a, order="C") for n, a in encode_alone(work).arrays().items()}
     return Answer(arrays, _digest(task_key(work), arrays), maker(), get_worker().address)
 
 

@@ -141,7 +141,12 @@ class EncodedWeights:
     def to_encode(self, site: str, entry: SiteEntry) -> ToEncode:
         """A site's weight with all that its codes depend on. Raises InputError."""
         gram = self._grams(site) if entry.method in DATA_METHODS else None
-        return ToEncode(self.weight(site), entry, gram)
+        weight = self.weight(site)
+        if not (
+            weight.flags.c_contiguous or weight.flags.f_contiguous
+        ):  # as another process has it
+            weight = np.ascontiguousarray(weight)
+        return ToEncode(weight, entry, gram)
 
     def keep(self, site: str, entry: SiteEntry, held: Held) -> None:
         """Take codes that were made elsewhere; they go to the store, which there has to be."""
