@@ -35,7 +35,7 @@ from lwqc.plans.plan import SiteEntry
 from lwqc.runtime.cluster import connected
 from lwqc.runtime.one_thread import one_thread
 
-SHAPE = (3, 1024, 4096, 8192)  # layers, width, hidden width, vocabulary
+SHAPE = (3, 768, 2048, 4096)  # layers, width, hidden width, vocabulary
 SAMPLES, TOKENS, ROUNDS = 16, 128, 3
 WORKERS = (0, 1, 2)  # 0: this process alone
 ENTRY = SiteEntry(weight="w4b32h", method="gptq")
