@@ -33,6 +33,7 @@ def ops(path):
     return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
 
 
+@pytest.mark.usefixtures("untimed")
 def test_clean_up_alone_changes_nothing_but_the_graph(run, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("lwqc.decide.base.relative_times", lambda *_, **__: [[1.0], [0.5]])
     out, plan = tmp_path / "o.onnx", tmp_path / "p.json"
