@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -18,6 +19,7 @@ import pytest
 import lwqc
 from lwqc.compile import encoded_on_cluster, encoding_task
 from lwqc.compile.encoding_task import Answer, Damaged, encode_alone, maker, taken, task_key
+from lwqc.compile.forecast import rates
 from lwqc.compile.kept_parts import KeptParts
 from lwqc.decide.compress import open_version
 from lwqc.errors import InputError, LwqcError
@@ -297,13 +299,22 @@ def test_layers_one_after_the_other_are_no_work_for_a_cluster(small):
                       cluster="tcp://127.0.0.1:9")  # fmt: skip
 
 
-def test_what_workers_will_take_is_not_foretold(small, tmp_path, run):
-    code, _, error = run(
+def test_what_goes_to_workers_is_foretold(small, tmp_path, run, threads, monkeypatch):
+    monkeypatch.setattr(rates, "_WIDTH", 256)
+    monkeypatch.setattr(rates, "_MATRICES", ((64, 64), (256, 64), (64, 128), (128, 128)))
+    job = [
         "quantize", small / "m.onnx", "-o", tmp_path / "q.onnx", "--bits", 4, "--method", "gptq",
-        "--data", small / "d.npz", "--memory", "545MB", "--dry-run", "--cluster", "tcp://h:1",
-    )  # fmt: skip
-    assert code == 2
-    assert "leave out --cluster" in error
+        "--data", small / "d.npz", "--memory", "545MB", "--dry-run", "--json",
+    ]  # fmt: skip
+    code, told, _ = run(*job, "--cluster", threads.scheduler_address)
+    assert code == 0
+    stages = {s["stage"]: s for s in json.loads(told)["stages"]}
+    weights, grams = 2 * BLOCKS * WIDTH * HIDDEN, BLOCKS * (WIDTH**2 + HIDDEN**2)
+    codes = stages["encoding"]["written_bytes"]
+    assert stages["encoding"]["network_bytes"] == 4 * weights + 8 * grams + codes
+    alone = {s["stage"]: s for s in json.loads(run(*job)[1])["stages"]}
+    assert alone["encoding"]["network_bytes"] == 0
+    assert not list(tmp_path.iterdir())
 
 
 def sums(**variables):

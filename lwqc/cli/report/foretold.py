@@ -15,7 +15,8 @@ def forecast_table(found: Forecast) -> Table:
     table = Table(
         title="What the job will take on this machine",
         title_justify="left",
-        caption=f"memory with mapped pages, of {size_text(found.room.memory)} allowed",
+        caption=f"memory with mapped pages, of {size_text(found.room.memory)} allowed"
+        + (f"; {size_text(found.sent)} to workers and back, not timed" if found.sent else ""),
         caption_justify="left",
     )
     table.add_column("stage")
@@ -51,6 +52,7 @@ def forecast_dict(found: Forecast) -> dict[str, Any]:
             "memory_bytes": found.own + stage.memory,
             "read_bytes": stage.read,
             "written_bytes": stage.written,
+            "network_bytes": stage.sent,
         }
         for stage in found.stages
     ]

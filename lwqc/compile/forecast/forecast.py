@@ -15,6 +15,7 @@ from lwqc.compile.version import Version
 from lwqc.errors import InputError
 from lwqc.model import io
 from lwqc.plans.plan import Plan, Source
+from lwqc.runtime.cluster import connected
 from lwqc.runtime.memory import own_memory
 from lwqc.runtime.parts import Room
 
@@ -56,6 +57,11 @@ class Forecast:
         return sum(s.read for s in self.stages)
 
     @property
+    def sent(self) -> int:
+        """Bytes, to workers and back."""
+        return sum(s.sent for s in self.stages)
+
+    @property
     def written(self) -> int:
         """Bytes, to files."""
         return sum(s.written for s in self.stages)
@@ -68,8 +74,6 @@ def of_result(done: Compressed, *, verify: bool = True) -> Forecast:
     itself checks.
     """
     work = done.coded
-    if work.job.cluster:
-        raise InputError("--dry-run foretells the work of this machine: leave out --cluster")
     _check(done.decisions)
     room, own = _room(work), own_memory()  # before speeds are measured, which takes memory
     begun, load = _so_far(), Workload(work, done.decisions)
@@ -77,7 +81,7 @@ def of_result(done: Compressed, *, verify: bool = True) -> Forecast:
         begun,
         load.ranges() if verify else None,
         load.statistics(),
-        load.encoding(),
+        load.encoding(_workers(work)),
         load.writing(done.model),
     ]
     if verify:
@@ -92,6 +96,14 @@ def of_comparison(work: Version, candidate: ir.Model) -> Forecast:
     nothing = Plan(source=Source(name=work.name), target=work.job.target.name)
     begun = _so_far()
     return Forecast((begun, Workload(work, nothing).checking(candidate)), room, *own)
+
+
+def _workers(work: Version) -> int:
+    """Threads that the cluster has now; 0 without one. Raises InputError."""
+    if not work.job.cluster:
+        return 0
+    with connected(work.job.cluster) as cluster:
+        return max(cluster.threads, 1)
 
 
 def _check(plan: Plan) -> None:

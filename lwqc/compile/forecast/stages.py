@@ -21,7 +21,6 @@ from lwqc.graph.shapes import shapes_at
 from lwqc.model import io
 from lwqc.model.data_files import data_files
 from lwqc.plans.plan import Plan
-from lwqc.quant.methods import DATA_METHODS
 from lwqc.runtime.parts import divided
 from lwqc.runtime.stats.segments import Segment
 
@@ -36,7 +35,8 @@ class Stage:
     """A part of a job.
 
     seconds: on the clock and of the processor, [2]. memory: bytes that this process has at most,
-    beside its own. read, written: bytes of files.
+    beside its own. read, written: bytes of files. sent: to and from workers of a cluster, whose
+    network's time is not counted.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Stage:
     memory: int = 0
     read: int = 0
     written: int = 0
+    sent: int = 0
 
 
 class Workload:
@@ -99,25 +100,48 @@ class Workload:
             crossing,
         )
 
-    def encoding(self) -> Stage | None:
-        """Codes of all weights; None where there are none."""
+    def encoding(self, workers: int = 0) -> Stage | None:
+        """Codes of all weights; None where there are none.
+
+        workers: threads of a cluster that take what looks at data, part by part; 0 without one.
+        """
         entries, sites, grams = self._plan.quantize, self._work.sites, self._work.grams
         if not entries:
             return None
-        kinds = {(e.method, e.weight, e.search): e for e in entries.values()}
-        speed = {kind: rates.encoding(entry) for kind, entry in kinds.items()}
-        found: Seconds = np.zeros(2)
-        for name, e in entries.items():
-            site, kind = sites[name], speed[e.method, e.weight, e.search]
-            found = found + site.groups * kind.seconds(site.n // site.groups, site.k)
-        on_data = [n for n, e in entries.items() if e.method in DATA_METHODS]
+        taken = self._encoding_seconds()
+        parts = grams.in_parts(entries)
+        on_data = [*chain.from_iterable(parts)]
+        found = sum((taken[n] for n in entries if n not in on_data), np.zeros(2))
+        for part in parts:
+            whole = sum((taken[n] for n in part), np.zeros(2))
+            longest = max(taken[n][0] for n in part)
+            share = max(whole[0] / workers, longest) if workers else whole[0]
+            found = found + [share, 0 if workers else whole[1]]
         kept = sum(entries[n].weight.size_bytes(sites[n].n, sites[n].k) for n in on_data)
         needed = [
-            *(max(grams.encoding_bytes(p, entries).values()) for p in grams.in_parts(entries)),
+            *(max(grams.encoding_bytes(part, entries).values()) for part in parts),
             *(2 * sites[n].float_bytes for n in entries if n not in on_data),
         ]
         read = sum(sites[n].float_bytes for n in entries)
-        return Stage("encoding", found + self._moved(read, kept), max(needed), read, kept)
+        out = sum(4 * sites[n].size + 8 * sites[n].groups * sites[n].k ** 2 for n in on_data)
+        return Stage(
+            "encoding",
+            found + self._moved(read, kept),
+            max(needed),
+            read,
+            kept,
+            out + kept if workers else 0,
+        )
+
+    def _encoding_seconds(self) -> dict[str, Seconds]:
+        """By site."""
+        kinds = {(e.method, e.weight, e.search): e for e in self._plan.quantize.values()}
+        speed = {kind: rates.encoding(entry) for kind, entry in kinds.items()}
+        found = {}
+        for name, e in self._plan.quantize.items():
+            site, kind = self._work.sites[name], speed[e.method, e.weight, e.search]
+            found[name] = site.groups * kind.seconds(site.n // site.groups, site.k)
+        return found
 
     def writing(self, result: ir.Model) -> Stage:
         """The file of the result."""
