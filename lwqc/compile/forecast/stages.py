@@ -116,7 +116,7 @@ class Workload:
             whole = sum((taken[n] for n in part), np.zeros(2))
             longest = max(taken[n][0] for n in part)
             share = max(whole[0] / workers, longest) if workers else whole[0]
-            found = found + [share, 0 if workers else whole[1]]
+            found = found + np.array([share, 0 if workers else whole[1]])
         kept = sum(entries[n].weight.size_bytes(sites[n].n, sites[n].k) for n in on_data)
         needed = [
             *(max(grams.encoding_bytes(part, entries).values()) for part in parts),
