@@ -116,10 +116,11 @@ class SiteGrams:
     @property
     def segments(self) -> Sequence[Segment]:
         """The parts that the model runs in, up to the last one that a site reads."""
-        return self._parts.segments
+        return self.parts.segments
 
     @cached_property
-    def _parts(self) -> Parts:
+    def parts(self) -> Parts:
+        """The same, with the batches of the data."""
         more = 1 if self._room is None else _WHILE_SUMMED
         observed: dict[int, dict[str, int]] = {}
         for site, collector in self._observed.items():
@@ -226,8 +227,8 @@ class SiteGrams:
         return SegmentedRun(
             self._model,
             self.segments,
-            self._parts.data,
-            self._parts.session,
+            self.parts.data,
+            self.parts.session,
             crossing=crossing,
             progress=self._progress,
         )

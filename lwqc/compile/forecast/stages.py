@@ -20,14 +20,15 @@ from lwqc.graph.cost import node_costs
 from lwqc.graph.shapes import shapes_at
 from lwqc.model import io
 from lwqc.model.data_files import data_files
-from lwqc.plans.plan import Plan
-from lwqc.runtime.parts import divided
+from lwqc.plans.plan import Plan, SiteEntry
+from lwqc.runtime.parts import Parts, divided
 from lwqc.runtime.stats.segments import Segment
 
 _ALONE = 1 << 16  # bytes: weights of as many are in a file of their own
 # Copies of an output, beside itself, for each of two models while they are compared in double
 # precision, and while the first samples are held to what they should be; measured.
 _COMPARED, _HELD_TO = 6, 8
+_WIDENED = 2  # times weights of 16 bits: the CPU, which stands in for a device, makes 32 of them
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Workload:
         sizes = [{n: a.shape for n, a in feeds.items()} for feeds in work.job.data.fit]
         volumes = [sum(map(prod, of_one.values())) for of_one in sizes]
         self._times = sum(volumes) / max(volumes[0], 1)  # all samples as so many first ones
+        self._samples = max(next(iter(sizes[0].values()), (1,))[:1] or (1,))  # in one batch
         self._shapes = shapes_at(work.model, sizes[0])
+        self._known: dict[tuple[bool, int], Running] = {}
         costs = node_costs(work.model.graph, self._shapes)
         self._macs = [cost.macs or 0 for cost in costs]
         self._site_rows = {
@@ -72,10 +75,11 @@ class Workload:
         if not sites:
             return None
         last = grams.segments[-1]
-        found = self._run(self._float, len(grams.segments), sum(self._macs[: last.stop]))
+        found = self._run(grams.parts, sum(self._macs[: last.stop]))
         for name, collector in grams.observed(sites):
             of_rows = self._site_rows[name] * self._times * work.sites[name].k ** 2
-            found = found + of_rows * (self._gram if collector.outside else self._float.mac)
+            inside = self._running(False, max(int(self._site_rows[name]), 1)).mac
+            found = found + of_rows * (self._gram if collector.outside else inside)
         crossing = self._crossing(grams.segments)
         return Stage(
             "statistics",
@@ -90,11 +94,12 @@ class Workload:
         room = self._work.job.room
         if self._plan.floats is None or room is None:
             return None
-        segments = divided(self._work.model, self._work.job.data.fit, room).segments
+        parts = divided(self._work.model, self._work.job.data.fit, room)
+        segments = parts.segments
         crossing, read = self._crossing(segments), io.weight_bytes(self._work.model)
         return Stage(
             "ranges",
-            self._run(self._float, len(segments), sum(self._macs)) + self._moved(read, crossing),
+            self._run(parts, sum(self._macs)) + self._moved(read, crossing),
             max(s.held_bytes + s.activation_bytes for s in segments),
             read + crossing,
             crossing,
@@ -155,8 +160,7 @@ class Workload:
         """
         ours, theirs = divided_pair(self._work, _in_files(candidate))
         macs = sum(self._macs)
-        found = self._run(self._float, len(ours.segments), macs)
-        found = found + self._run(self._coded, len(theirs.segments), macs)
+        found = self._run(ours, macs) + self._run(theirs, macs, coded=True)
         numbers = sum(prod(self._shapes.get(v.name or "", ())) for v in candidate.graph.outputs)
         crossing = self._crossing(ours.segments) + self._crossing(theirs.segments)
         read = io.weight_bytes(self._work.original.model) + io.weight_bytes(candidate) + crossing
@@ -164,14 +168,23 @@ class Workload:
             "checking",
             found + numbers * self._times * self._compare + self._moved(read, crossing),
             sum(max(map(_alive, parts.segments)) for parts in (ours, theirs))
+            + (_WIDENED * max(s.held_bytes for s in theirs.segments) if self._plan.floats else 0)
             + (_HELD_TO * max(s.output_bytes for s in ours.segments) if written else 0),
             read,
             crossing,
         )
 
-    def _run(self, running: Running, parts: int, macs: int) -> Seconds:
-        """A model in parts over all data; each part runs the first samples twice."""
-        found: Seconds = parts * running.part + macs * (self._times + 1) * running.mac
+    def _run(self, parts: Parts, macs: int, *, coded: bool = False) -> Seconds:
+        """A model over all data; the first batch of each part is run in another process before.
+
+        coded: with the plan's formats.
+        """
+        share = min((parts.batch or self._samples) / self._samples, 1.0)
+        rows = max(int(max(self._site_rows.values(), default=1) * share), 1)
+        running = self._running(coded, rows)
+        found: Seconds = (
+            len(parts.segments) * running.part + macs * (self._times + share) * running.mac
+        )
         return found
 
     def _crossing(self, segments: Sequence[Segment]) -> int:
@@ -197,18 +210,17 @@ class Workload:
     def _compare(self) -> Seconds:
         return rates.compare_second()
 
-    @property
-    def _rows(self) -> int:
-        return max(int(max(self._site_rows.values(), default=1)), 1)
+    def _running(self, coded: bool, rows: int) -> Running:
+        """Of the model; coded as its result computes, with what most weights of products have."""
+        if (coded, rows) not in self._known:
+            plan, entry = self._plan, self._most if coded else None
+            plan = plan if coded else plan.model_copy(update={"floats": None})
+            target = self._work.job.target
+            self._known[coded, rows] = rates.running(target, plan, entry, rows)
+        return self._known[coded, rows]
 
     @cached_property
-    def _float(self) -> Running:
-        plain = self._plan.model_copy(update={"floats": None})
-        return rates.running(self._work.job.target, plain, None, self._rows)
-
-    @cached_property
-    def _coded(self) -> Running:
-        """As the result computes: with the entry that most weights of products have."""
+    def _most(self) -> SiteEntry | None:
         sites = self._work.sites
         sizes: dict[str, int] = {}
         entries = {}
@@ -217,8 +229,7 @@ class Workload:
                 text = entry.model_dump_json()
                 entries[text] = entry
                 sizes[text] = sizes.get(text, 0) + sites[name].size
-        most = entries[max(sizes, key=lambda text: sizes[text])] if sizes else None
-        return rates.running(self._work.job.target, self._plan, most, self._rows)
+        return entries[max(sizes, key=lambda text: sizes[text])] if sizes else None
 
 
 def _alive(segment: Segment) -> int:
