@@ -1,6 +1,6 @@
 """What `--dry-run` says of jobs with decoders of random weights, beside what they then take.
 
-`python -m benchmarks.forecast --folder DIR` makes three decoders, none of them of a size that the
+`python -m benchmarks.forecast --folder DIR` makes decoders, none of them of a size that the
 rates are measured on, asks for a forecast of GPTQ to 4 bits, of lowering for CUDA and of verify
 within a bound on memory, runs each, and prints a markdown table. `--large` prints forecasts for 7
 and 70 billion parameters, whose weights are holes in files: nothing of these is run.
@@ -24,11 +24,12 @@ from benchmarks.in_parts import run
 
 SHAPES = {  # layers, width, hidden width, vocabulary
     "0.1": (8, 768, 3072, 32000),
+    "0.2": (14, 896, 2432, 32000),
     "0.3": (20, 1024, 2816, 32000),
     "0.65": (25, 1536, 4096, 32000),
 }
 LARGE = {"7": (32, 4096, 16384, 32000), "70": (80, 8192, 36864, 32000)}
-BOUNDS = {"0.1": "1.5GB", "0.3": "1.5GB", "0.65": "1.5GB", "7": "12GB", "70": "48GB"}
+BOUNDS = {"0.1": "1.5GB", "0.2": "1.5GB", "0.3": "1.5GB", "0.65": "1.5GB", "7": "12GB", "70": "48GB"}
 TOKENS = 128
 
 
@@ -54,7 +55,7 @@ def made(folder: Path, size: str, samples: int, *, sparse: bool) -> tuple[Path, 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", nargs="*", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--sizes", nargs="*", choices=SHAPES, default=["0.1", "0.2", "0.3"])
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--large", action="store_true", help="forecasts alone, of 7 and 70")
     parser.add_argument("--folder", type=Path, default=None, help="where to put 6 GB for a while")
