@@ -49,7 +49,7 @@ class StoredCodes:
 
     def decode(self) -> NDArray[np.float32]:
         """The float weight, in the shape of the operand."""
-        found = self.codes().astype(np.float32)
+        found = np.array(self.codes(), np.float32)
         shape = found.shape
         zero = self.zero() if self.zero is not None else np.full(1, 2 ** (self.bits - 1))
         within = found.reshape(self.matrix or shape)  # numbers of a large weight are in place

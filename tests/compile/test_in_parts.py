@@ -182,7 +182,7 @@ def test_the_largest_inputs_decide_how_batches_are_taken_apart(small):
     for order in (feeds, feeds[::-1]):
         work = open_version(small, data=order, memory="545MB", skip_checks=True)
         work.grams("u3")
-        batches.append(work.grams._parts.batch)
+        batches.append(work.grams.parts.batch)
     assert batches[0] == batches[1] < 4096
 
 
@@ -190,7 +190,7 @@ def test_batches_are_taken_apart_where_activations_do_not_fit(small, tmp_path):
     feeds = [{"x0": normal(4096, WIDTH, seed=5)}]
     works = [open_version(small, data=feeds, memory=m, skip_checks=True) for m in (None, "545MB")]
     whole, parts = ((w, w.grams("u3")) for w in works)
-    assert parts[0].grams._parts.batch < 4096
+    assert parts[0].grams.parts.batch < 4096
     np.testing.assert_allclose(parts[1], whole[1], rtol=1e-4, atol=1e-4)
 
 

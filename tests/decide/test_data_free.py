@@ -32,6 +32,7 @@ PROCESSORS = ["cpu-vnni", "cpu-avx2", "cpu-arm"]
 # What the digits classifier, or a processor, does not have; said in these words.
 LACKING = {
     **dict.fromkeys(("evit", "evit-w8", "zero-tprune"), "has no self-attention"),
+    "mc-smoe": "no experts can be merged",
     "axformer": "needs a metric or a largest divergence",
     "llm-drop-attention": "has no attention branch",
     "llm-drop-mlp": "has no mlp branch",

@@ -45,6 +45,7 @@ CASES = [
 REFUSED = {
     ("obspa", "macs"): "needs a search",
     ("axformer", "nothing"): "needs a metric",
+    ("mc-smoe", "nothing"): "no experts can be merged",
     **dict.fromkeys(
         [(name, "nothing") for name in ("evit", "evit-w8", "zero-tprune")], "no tokens"
     ),

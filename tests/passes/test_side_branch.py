@@ -201,14 +201,14 @@ def test_use_inside_an_if_body():
 
 
 def test_codes_and_factors_are_encoded_once(monkeypatch):
-    from lwqc.passes import encoded_weights
+    from lwqc.passes import to_encode
 
     rows = [("MatMul", ["x", "v"], "h", {}), ("MatMul", ["h", "w"], "y", {})]
     built = model(rows, {"v": normal(64, 64), "w": normal(64, 64)}, {"x": ["m", 64]}, ["y"])
     calls = []
-    original = encoded_weights.encode_with_side
+    original = to_encode.encode_with_side
     monkeypatch.setattr(
-        encoded_weights,
+        to_encode,
         "encode_with_side",
         lambda *a, **k: calls.append(1) or original(*a, **k),
     )
