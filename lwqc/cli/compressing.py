@@ -307,7 +307,7 @@ def lower(
     from lwqc.decide.lower import lower_plan
     from lwqc.decide.profiles import parse_profile
 
-    check_dry_run(options)
+    check_dry_run(options, engines=engines)
     sizes = parse_profile(profile)
     verify, dry_run = options["verify"], options["dry_run"]
     checks = verify and not dry_run

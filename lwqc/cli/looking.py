@@ -162,7 +162,7 @@ def verify(
     from lwqc.plans.goals import Goals
     from lwqc.runtime.flips import list_kind
 
-    check_dry_run(options)
+    check_dry_run(options, flips=flips)
     if blame_check < 0:
         raise InputError(f"--blame-check {blame_check}: must not be negative")
     kind = "" if flips is None else list_kind(str(flips))

@@ -12,7 +12,7 @@ import typer
 
 from lwqc.cli.completion import VALUES
 from lwqc.cli.telling import set_quiet, set_verbose, set_width
-from lwqc.model.numerals import real, share, whole
+from lwqc.model.numerals import count_or_share, real, share, whole
 from lwqc.model.user_code import forbid
 from lwqc.plans.options import (
     Confined,
@@ -50,6 +50,14 @@ def as_share(text: str | float) -> float:
     """The same for a share: 0.3 or 30%."""
     try:
         return share(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def as_count_or_share(text: str | float) -> float:
+    """The same for a count or a share: 4 or 30%."""
+    try:
+        return count_or_share(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 

@@ -153,10 +153,14 @@ def opened(
         yield work
 
 
-def check_dry_run(options: Foretelling) -> None:
-    """Refuse, before any work, what cannot be foretold."""
+def check_dry_run(options: Foretelling, **written: Path | None) -> None:
+    """Refuse, before any work, what cannot be foretold. written: other options that name files."""
     if options["dry_run"] and "memory" not in options:
         raise InputError("--dry-run foretells jobs within a bound on memory: give --memory")
+    named = {"plan-out": options.get("plan_out"), "report": options.get("report"), **written}
+    for flag, path in named.items():
+        if options["dry_run"] and path is not None:
+            raise InputError(f"--dry-run writes nothing: leave out --{flag}")
 
 
 def print_foretold(found: Forecast, options: Printing) -> None:

@@ -12,9 +12,10 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from lwqc.cli.completion import VALUES, Values
-from lwqc.cli.options import as_real, as_share, as_whole
+from lwqc.cli.options import as_count_or_share, as_real, as_share, as_whole
 from lwqc.cli.progress import progress_bars
 from lwqc.cli.running import app
+from lwqc.plans.bounds import CountOrShare, Share
 from lwqc.plans.options import Flag
 from lwqc.plans.output_bounds import spread
 from lwqc.plans.spelled_out import flag_of, share_of
@@ -49,7 +50,7 @@ def command(
             _parameter(
                 flag.spelled or one,
                 flag,
-                in_percent=share_of(hints[one]) is not None,
+                share=share_of(hints[one]),
                 values=VALUES.get(f"{name or function.__name__} {one}", VALUES.get(one)),
             )
             for one, flag in flags.items()
@@ -75,7 +76,7 @@ def _read(flags: Mapping[str, Flag], given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _parameter(
-    name: str, flag: Flag, *, in_percent: bool, values: Values | None
+    name: str, flag: Flag, *, share: Share | None, values: Values | None
 ) -> inspect.Parameter:
     """The option as typer takes it."""
     plain = next(iter(_kinds(flag.kind)))
@@ -83,7 +84,7 @@ def _parameter(
     option = typer.Option(
         *(flag.names or (f"--{name.replace('_', '-')}",)),
         help=flag.help,
-        parser=as_share if in_percent else parsers.get(plain),
+        parser=parsers.get(plain) if share is None else _SHARES[type(share)],
         callback=flag.callback,
         autocompletion=values,
     )
@@ -93,6 +94,9 @@ def _parameter(
         default=flag.default,
         annotation=Annotated[flag.kind, option],
     )
+
+
+_SHARES = {Share: as_share, CountOrShare: as_count_or_share}
 
 
 def _kinds(kind: Any) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from lwqc.runtime.cluster import PATIENCE_S, connected
 
 _RESUMED = "codes that an earlier run had kept were taken as they were"
 _NOTHING = "--cluster: no weight of the plan takes long to encode, so all were encoded here"
+_LEARNED = "--cluster: what takes long was encoded here, as the step learn reads it"
 Encode = Callable[[Mapping[str, SiteEntry]], None]
 
 
@@ -42,7 +43,8 @@ def encoded_in_parts(
     stored = {part.site for _, part in stored_parts(model)}
     entries = {s: e for s, e in plan.quantize.items() if e.takes_long and s in stored}
     if not entries:
-        yield (_NOTHING,) if job.cluster else ()
+        learned = any(entry.takes_long for entry in plan.quantize.values())
+        yield ((_LEARNED if learned else _NOTHING),) if job.cluster else ()
         return
     weights, grams = version.weights, version.grams
     parts = grams.in_parts(entries)

@@ -180,6 +180,7 @@ def channel_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Versi
 
     Raises InputError for a recipe of another kind and for options that it does not have.
     """
+    _check_sections(recipe, "tokens", "embeddings", "experts")
     changes = {name: value for name, value in changes.items() if value is not None}
     if recipe.slice is not None:
         if "groups" in changes:
@@ -211,11 +212,19 @@ def suited(recipe: Recipe, work: Version) -> tuple[Recipe, tuple[str, ...]]:
     return (recipe, ()) if work.job.data.fit.given else without_data(recipe)
 
 
+def _check_sections(recipe: Recipe, *sections: str) -> None:
+    """Raises InputError for steps of a recipe that only `compress` takes before another job."""
+    for section in sections:
+        if getattr(recipe, section) is not None:
+            raise InputError(f"recipe {recipe.name} has [{section}]: lwqc compress does that")
+
+
 def branch_job(recipe: Recipe, goals: Goals, **changes: Any) -> Callable[[Version], Decided]:
     """The job of a recipe for branches, its options checked before any work is done.
 
     Raises InputError for a recipe of another kind and for options that it does not have.
     """
+    _check_sections(recipe, "embeddings", "experts")
     recipe = with_token_share(recipe, changes.pop("tokens", None))
     if recipe.tokens is not None:
         rest = recipe.model_copy(update={"tokens": None})

@@ -57,6 +57,8 @@ def as_table(site: Site) -> Table | str | None:
     steps = {step.op_type for use in site.uses for step in _between(use, site)}
     if others := steps - _STEPS:
         return f"{'+'.join(sorted(others))} stands between it and what reads it"
+    if any(step.op_type == "Transpose" for use in takers for step in _between(use, site)):
+        return "is stored transposed"
     return Table(site, takers, heads)
 
 

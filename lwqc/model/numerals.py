@@ -31,6 +31,15 @@ def share(given: str | float) -> float:
     return float(given)
 
 
+def count_or_share(given: str | float) -> float:
+    """A whole number of at least 1, or a share below 1: 0.3 or 30%. Raises ValueError."""
+    found = share(given)
+    in_percent = isinstance(given, str) and given.endswith("%")
+    if found <= 0 or (found >= 1 and (in_percent or found % 1)):
+        raise ValueError(f"{given}: expected a count or a share below 1")
+    return found
+
+
 def whole(text: str) -> int:
     """A whole number. Raises ValueError."""
     if not _WHOLE.fullmatch(text) or abs(number := int(text)) > LARGEST:

@@ -72,7 +72,10 @@ class StoredCodes:
         else:
             after = self.axis + 1
             numbers = numbers.reshape(
-                *numbers.shape[: self.axis], -1, self.block, *numbers.shape[after:]
+                *numbers.shape[: self.axis],
+                numbers.shape[self.axis] // self.block,
+                self.block,
+                *numbers.shape[after:],
             )
             values = np.expand_dims(values, after)
         combine(numbers, values, out=numbers)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lwqc.errors import InputError
-from lwqc.model.numerals import real, share
+from lwqc.model.numerals import count_or_share, real, share
 
 BYTES: Mapping[str, float] = {
     "b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 1_000_000_000,
@@ -95,3 +95,18 @@ class Share:
         except ValueError as error:
             text = f"{str(given)[:40]!r}"
             raise InputError(f"{self.what} {text}: expected a share such as 0.3 or 30%") from error
+
+
+@dataclass(frozen=True)
+class CountOrShare(Share):
+    """A count, or a share below 1 that may be written in percent."""
+
+    def read(self, given: str | float) -> float:
+        """The number. Raises InputError."""
+        try:
+            return count_or_share(given)
+        except ValueError as error:
+            text = f"{str(given)[:40]!r}"
+            raise InputError(
+                f"{self.what} {text}: expected a count or a share below 1, such as 4 or 30%"
+            ) from error

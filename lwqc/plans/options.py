@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 from lwqc.model.user_code import load_callable
-from lwqc.plans.bounds import BYTES, COUNT, MILLISECONDS, Bound, Number, Share
+from lwqc.plans.bounds import BYTES, COUNT, MILLISECONDS, Bound, CountOrShare, Number, Share
 from lwqc.plans.option_texts import (
     parse_bounds,
     parse_memory,
@@ -328,7 +328,7 @@ class Narrowing(TypedDict, total=False):
             "tables of embeddings become products of two factors of this rank: 96, or 25% of width",
             float | None,
         ),
-        Share("embedding_rank"),
+        CountOrShare("embedding_rank"),
     ]
 
 
@@ -556,7 +556,7 @@ class Merging(TypedDict, total=False):
         Flag(
             "experts of each router that are left, the others are merged: 4, or 50%", float | None
         ),
-        Share("merge_experts"),
+        CountOrShare("merge_experts"),
     ]
 
 

@@ -366,8 +366,8 @@ class Plan(_Model, Told):
     """Everything lwqc will do to one model.
 
     What is done, in this order. restore: quantized operators become float ones again, see
-    `lwqc.compile.steps.restored`. tokens: what is left of them, from layer to layer. factor:
-    tables of embeddings as products of two factors. merge: experts of mixtures that become fewer.
+    `lwqc.compile.steps.restored`. factor: tables of embeddings as products of two factors. merge:
+    experts of mixtures that become fewer. tokens: what is left of them, from layer to layer.
     opset: version of the default operator set
     that the model is converted to, None for its own. clean: the graph is cleaned up. remove:
     residual branches. parallel: branches that are fed from the same stream and merged. slice:
@@ -397,9 +397,9 @@ class Plan(_Model, Told):
     recipe: str = ""
     budgets: dict[str, str] = Field(default_factory=dict)
     restore: Restore | None = None
-    tokens: tuple[ReducedTokens, ...] = ()
     factor: tuple[FactoredTable, ...] = ()
     merge: tuple[MergedExperts, ...] = ()
+    tokens: tuple[ReducedTokens, ...] = ()
     opset: int | None = None
     clean: CleanUp | None = None
     remove: tuple[RemovedBranch, ...] = ()

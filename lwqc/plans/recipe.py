@@ -24,8 +24,8 @@ from pydantic import (
 from lwqc.errors import InputError
 from lwqc.model.documents import parse_toml, read_text
 from lwqc.model.extensions import ALLOCATORS, BRANCH_SCORES, CHANNEL_SCORES, Registry, expected
-from lwqc.model.numerals import share
-from lwqc.plans.bounds import Share
+from lwqc.model.numerals import count_or_share, share
+from lwqc.plans.bounds import CountOrShare
 from lwqc.plans.misfits import first_misfit
 from lwqc.plans.options import TwoFormats
 from lwqc.plans.plan import Compensation, Format, Learn
@@ -52,7 +52,9 @@ _STRUCTURAL = ("auto", "channels", "branches", "parallel", "streams", "search", 
 _ONE_OR_MANY = ("uniform", "knapsack")  # of formats, which these choose for themselves
 
 # A number, or in percent: 0.3 or "30%".
-_Share = Annotated[float, BeforeValidator(share), WithJsonSchema({"type": ["number", "string"]})]
+_WRITTEN = WithJsonSchema({"type": ["number", "string"]})
+_Share = Annotated[float, BeforeValidator(share), _WRITTEN]
+_CountOrShare = Annotated[float, BeforeValidator(count_or_share), _WRITTEN]
 
 
 def _one_of(kind: Registry, *more: str) -> AfterValidator:
@@ -163,13 +165,7 @@ class EmbeddingRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: _Share = Field(default=0.5, gt=0)
-
-    @model_validator(mode="after")
-    def _is_a_rank(self) -> Self:
-        if self.rank >= 1 and self.rank % 1:
-            raise ValueError(f"rank: expected a count or a share below 1, got {self.rank}")
-        return self
+    rank: _CountOrShare = 0.5
 
 
 class ExpertRecipe(BaseModel):
@@ -180,13 +176,7 @@ class ExpertRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    keep: _Share = Field(default=0.5, gt=0)
-
-    @model_validator(mode="after")
-    def _is_a_count(self) -> Self:
-        if self.keep >= 1 and self.keep % 1:
-            raise ValueError(f"keep: expected a count or a share below 1, got {self.keep}")
-        return self
+    keep: _CountOrShare = 0.5
 
 
 class SearchRecipe(BaseModel):
@@ -250,7 +240,7 @@ class Recipe(BaseModel):
     rotate: residual streams are rotated beforehand.
     token_weights: methods that look at the data count tokens by how much attention reads them.
     kind: of the uniform format: integers, or 4-bit floats where there is a kernel for them.
-    tokens: the model goes on with fewer of them from layer to layer, before all else.
+    tokens: the model goes on with fewer of them from layer to layer, before formats are chosen.
     embeddings: tables of embeddings become products of two factors, before formats are chosen.
     experts: those of mixtures that are alike become one, before formats are chosen.
     format: the uniform format by its name instead of bits and kind, such as `vq5x2`: codebooks.
@@ -404,9 +394,7 @@ def with_embedding_rank(recipe: Recipe, given: str | float | None) -> Recipe:
     """A recipe with which tables of embeddings get that rank, if any. Raises InputError."""
     if given is None:
         return recipe
-    rank = Share("embedding_rank").read(given)
-    if rank <= 0 or (rank >= 1 and rank % 1):
-        raise InputError(f"--embedding-rank {rank:g}: expected a count or a share below 1")
+    rank = CountOrShare("embedding_rank").read(given)
     return recipe.model_copy(update={"embeddings": EmbeddingRecipe(rank=rank)})
 
 
@@ -414,9 +402,7 @@ def with_experts(recipe: Recipe, given: str | float | None) -> Recipe:
     """A recipe with which that many experts are left, if any. Raises InputError."""
     if given is None:
         return recipe
-    keep = Share("merge_experts").read(given)
-    if keep <= 0 or (keep >= 1 and keep % 1):
-        raise InputError(f"--merge-experts {keep:g}: expected a count or a share below 1")
+    keep = CountOrShare("merge_experts").read(given)
     return recipe.model_copy(update={"experts": ExpertRecipe(keep=keep)})
 
 

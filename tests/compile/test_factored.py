@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from lwqc.plans.plan import FactoredTable, Plan
 from lwqc.plans.recipe import EmbeddingRecipe, find, with_embedding_rank
 from lwqc.runtime.session import Session
 from tests.small_models import Small
+from tests.tiny_vit import PATCHES, TinyVit, classified
+from tests.tiny_vit import WIDTH as VIT
 
 VOCABULARY, WIDTH, RANK = 400, 48, 16
 IDS = [
@@ -114,11 +117,68 @@ def test_without_data_all_rows_count_alike_which_is_told(low: Path) -> None:
         (47, r"table: factors of rank 47 are no smaller than 400 x 48"),
         (0, r"expected a count or a share below 1"),
         (2.5, r"expected a count or a share below 1"),
+        ("100%", r"expected a count or a share below 1"),
+        ("200%", r"expected a count or a share below 1"),
     ],
 )
-def test_ranks_that_cannot_be_are_one_line(low: Path, rank: float, why: str) -> None:
+def test_ranks_that_cannot_be_are_one_line(low: Path, rank: float | str, why: str) -> None:
     with pytest.raises(InputError, match=why):
         lwqc.compress(low, recipe="clean", embedding_rank=rank, data=IDS)
+
+
+@dataclass
+class Worded(TinyVit):
+    """Tokens are ids of a table of 500 rows."""
+
+    def build(self) -> onnx.ModelProto:
+        """The model."""
+        s = self.small
+        ids = s.given("ids", self.ids(0), (("batch", 2), PATCHES))
+        x = s.linear(s.op("Gather", s.weight(500, VIT, name="table"), ids), VIT, VIT)
+        sizes = s.op("Concat", s.op("Shape", x, start=0, end=1), s.ints(self.always, VIT), axis=0)
+        first = s.op("Expand", s.weight(1, self.always, VIT, name="first"), sizes)
+        x = s.op("Concat", first, x, axis=1)
+        x = s.op("Add", x, s.weight(1, self.tokens, VIT, name="places"))
+        for number in range(self.layers):
+            x = self.layer(x, number)
+        return s.build(classified(s, self.norm(x)))
+
+    def ids(self, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).integers(0, 500, (2, PATCHES))
+
+
+def test_a_plan_with_fewer_tokens_too_gives_the_same_bytes(tmp_path: Path) -> None:
+    net = Worded()
+    onnx.save(net.build(), tmp_path / "m.onnx")
+    data = [{"ids": net.ids(i)} for i in range(2)]
+    done = lwqc.compress(
+        tmp_path / "m.onnx", recipe="clean", tokens=0.5, embedding_rank=4, data=data
+    )
+    assert done.plan.tokens
+    assert done.plan.factor
+    done.save(tmp_path / "a.onnx")
+    lwqc.apply(tmp_path / "m.onnx", done.plan, data=data).save(tmp_path / "b.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_a_table_that_is_stored_transposed_stays(tmp_path: Path) -> None:
+    small = Small()
+    ids = small.given("ids", IDS[0]["ids"])
+    stored = small.weight(WIDTH, VOCABULARY, name="turned")
+    x = small.op("Gather", small.op("Transpose", stored, perm=[1, 0]), ids)
+    onnx.save(small.build(small.linear(x, WIDTH, 8)), tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="turned: is stored transposed"):
+        lwqc.compress(tmp_path / "m.onnx", recipe="clean", embedding_rank=4, data=IDS)
+
+
+def test_only_compress_takes_the_section(low: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    lines = ['name = "own"', 'description = "own"', 'allocator = "channels"']
+    own.write_text("\n".join([*lines, "[prune]", "ratio = 0.3", "[embeddings]", "rank = 4"]))
+    with pytest.raises(InputError, match=r"has \[embeddings\]: lwqc compress does that"):
+        lwqc.prune(low, recipe=str(own), data=IDS)
+    with pytest.raises(InputError, match=r"recipe mc-smoe has \[experts\]"):
+        lwqc.drop_layers(low, recipe="mc-smoe", branches=1, data=IDS)
 
 
 def test_tables_that_are_read_otherwise_stay_with_the_reason(tmp_path: Path) -> None:

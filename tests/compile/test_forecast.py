@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 
 from lwqc.compile.forecast import rates
 from lwqc.compile.forecast.forecast import of_result
+from lwqc.compile.forecast.stages import Workload
 from lwqc.decide.compress import compress_version, open_version
 from lwqc.model import io
 from lwqc.plans.goals import Goals
@@ -170,3 +172,34 @@ def test_what_has_no_room_is_told_before(run, files, tmp_path):
     code, _, err = run("quantize", files / "m.onnx", "-o", tmp_path / "q.onnx", *method, *bound)
     assert code == 2
     assert "give at least" in err
+
+
+def test_bodies_do_not_move_the_counts(tmp_path):
+    """The If stands before what is counted, with nodes of its own."""
+    net = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 20]>
+    net (float[64, 64] x, bool c) => (float[64, 64] y) {
+        t = If (c) <
+            then_branch = a () => (float[64, 64] t1) { s = Relu (x) t1 = Neg (s) },
+            else_branch = b () => (float[64, 64] t2) { t2 = Neg (x) }
+        >
+        y = MatMul (t, w)
+    }""")
+    net.graph.initializer.append(onnx.numpy_helper.from_array(normal(64, 64), "w"))
+    onnx.save(net, tmp_path / "m.onnx")
+    feeds = [{"x": normal(64, 64), "c": np.array(True)}]
+    work = open_version(tmp_path / "m.onnx", data=feeds, memory="700MB", skip_checks=True)
+    done = compress_version(work, Goals(), GPTQ, exact=True)
+    assert Workload(done.coded, done.decisions)._site_rows == {"w": 64}
+
+
+def test_what_takes_long_without_data_is_kept_too(files):
+    hqq = uniform_recipe(4, "none", "mse", method="hqq")
+    found = {s.name: s for s in of_result(decided(files, hqq), verify=False).stages}
+    assert found["encoding"].written > 0
+
+
+@pytest.mark.parametrize("option", ["--plan-out", "--report"])
+def test_what_would_be_written_is_refused(run, files, tmp_path, option):
+    job = ["quantize", files / "m.onnx", "-o", tmp_path / "q.onnx", "--memory", MEMORY]
+    code, _, err = run(*job, "--dry-run", option, tmp_path / "other")
+    assert (code, f"--dry-run writes nothing: leave out {option}" in err) == (2, True)

@@ -110,7 +110,7 @@ def test_what_cannot_be_is_one_line() -> None:
     proto, small = mixture()
     with pytest.raises(InputError, match="places keeps its experts: it has 4"):
         lwqc.compress(ir.from_proto(proto), recipe="clean", merge_experts=4, data=[small.feeds])
-    with pytest.raises(InputError, match=r"--merge-experts 1\.5: expected a count or a share"):
+    with pytest.raises(InputError, match=r"1\.5.*expected a count or a share"):
         lwqc.compress(ir.from_proto(proto), recipe="clean", merge_experts=1.5, data=[small.feeds])
     plan = Plan.model_validate(
         {"source": {}, "merge": [{"router": "places", "into": [0, 0, 1], "shares": [1, 1, 1]}]}

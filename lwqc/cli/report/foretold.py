@@ -16,7 +16,8 @@ def forecast_table(found: Forecast) -> Table:
         title="What the job will take on this machine",
         title_justify="left",
         caption=f"memory with mapped pages, of {size_text(found.room.memory)} allowed"
-        + (f"; {size_text(found.sent)} to workers and back, not timed" if found.sent else ""),
+        + (f"; {size_text(found.sent)} to workers and back, not timed" if found.sent else "")
+        + (f"; without {found.unknown} nodes of unknown work" if found.unknown else ""),
         caption_justify="left",
     )
     table.add_column("stage")
@@ -63,6 +64,7 @@ def forecast_dict(found: Forecast) -> dict[str, Any]:
         "memory_bytes": found.memory,
         "memory_bound_bytes": found.room.memory,
         "output_bytes": found.output_bytes,
+        "unknown_nodes": found.unknown,
     }
 
 

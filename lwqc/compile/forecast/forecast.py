@@ -28,6 +28,7 @@ class Forecast:
     """stages: in their order. room: the bound. own: bytes of this process without any model.
 
     so_far: the most that it had. output_bytes: of the file that the job writes, 0 without one.
+    unknown: nodes whose work is not counted.
     """
 
     stages: tuple[Stage, ...]
@@ -35,6 +36,7 @@ class Forecast:
     own: int
     so_far: int
     output_bytes: int = 0
+    unknown: int = 0
 
     @property
     def seconds(self) -> float:
@@ -87,15 +89,15 @@ def of_result(done: Compressed, *, verify: bool = True) -> Forecast:
     if verify:
         found.append(load.checking(done.model, written=True))
     stages = tuple(s for s in found if s is not None)
-    return Forecast(stages, room, *own, io.serialized_bytes(done.model))
+    return Forecast(stages, room, *own, io.serialized_bytes(done.model), load.unknown)
 
 
 def of_comparison(work: Version, candidate: ir.Model) -> Forecast:
     """Of comparing another model with the one that was opened. Raises InputError."""
     room, own = _room(work), own_memory()
     nothing = Plan(source=Source(name=work.name), target=work.job.target.name)
-    begun = _so_far()
-    return Forecast((begun, Workload(work, nothing).checking(candidate)), room, *own)
+    begun, load = _so_far(), Workload(work, nothing)
+    return Forecast((begun, load.checking(candidate)), room, *own, unknown=load.unknown)
 
 
 def _workers(work: Version) -> int:

@@ -142,7 +142,7 @@ def compare_second() -> Seconds:
 
 
 def disk_seconds(file: Path | None) -> tuple[Seconds, Seconds]:
-    """Seconds for each byte that is read from where the model is, and written there.
+    """Seconds for each byte that is read from where the model is, and written to a temporary file.
 
     file: of at least some megabytes that are not in memory; None where there is none.
     """

@@ -57,11 +57,14 @@ class Workload:
         sizes = [{n: a.shape for n, a in feeds.items()} for feeds in work.job.data.fit]
         volumes = [sum(map(prod, of_one.values())) for of_one in sizes]
         self._times = sum(volumes) / max(volumes[0], 1)  # all samples as so many first ones
-        self._samples = max(next(iter(sizes[0].values()), (1,))[:1] or (1,))  # in one batch
+        self._samples = max(1, *next(iter(sizes[0].values()), ())[:1])  # in one batch
         self._shapes = shapes_at(work.model, sizes[0])
         self._known: dict[tuple[bool, int], Running] = {}
-        costs = node_costs(work.model.graph, self._shapes)
-        self._macs = [cost.macs or 0 for cost in costs]
+        graph = work.model.graph
+        costs = node_costs(graph, self._shapes)
+        whole = dict(zip(graph.all_nodes(), costs, strict=True))  # also those of bodies
+        self._macs = [whole[node].macs or 0 for node in graph]
+        self.unknown = sum(1 for cost in costs if cost.macs is None)
         self._site_rows = {
             name: self._macs[work.grams.position(name)] / site.size
             for name, site in work.sites.items()
@@ -77,7 +80,8 @@ class Workload:
         last = grams.segments[-1]
         found = self._run(grams.parts, sum(self._macs[: last.stop]))
         for name, collector in grams.observed(sites):
-            of_rows = self._site_rows[name] * self._times * work.sites[name].k ** 2
+            site = work.sites[name]
+            of_rows = self._site_rows[name] * self._times * site.groups * site.k**2
             inside = self._running(False, max(int(self._site_rows[name]), 1)).mac
             found = found + of_rows * (self._gram if collector.outside else inside)
         crossing = self._crossing(grams.segments)
@@ -108,7 +112,7 @@ class Workload:
     def encoding(self, workers: int = 0) -> Stage | None:
         """Codes of all weights; None where there are none.
 
-        workers: threads of a cluster that take what looks at data, part by part; 0 without one.
+        workers: threads of a cluster that take what takes long, part by part; 0 without one.
         """
         entries, sites, grams = self._plan.quantize, self._work.sites, self._work.grams
         if not entries:
@@ -116,19 +120,22 @@ class Workload:
         taken = self._encoding_seconds()
         parts = grams.in_parts(entries)
         on_data = [*chain.from_iterable(parts)]
-        found = sum((taken[n] for n in entries if n not in on_data), np.zeros(2))
-        for part in parts:
+        apart = [n for n, e in entries.items() if e.takes_long and n not in on_data]
+        long = [*on_data, *apart]
+        found = sum((taken[n] for n in entries if n not in long), np.zeros(2))
+        for part in filter(None, (*parts, apart)):
             whole = sum((taken[n] for n in part), np.zeros(2))
             longest = max(taken[n][0] for n in part)
             share = max(whole[0] / workers, longest) if workers else whole[0]
             found = found + np.array([share, 0 if workers else whole[1]])
-        kept = sum(entries[n].weight.size_bytes(sites[n].n, sites[n].k) for n in on_data)
+        kept = sum(entries[n].weight.size_bytes(sites[n].n, sites[n].k) for n in long)
         needed = [
             *(max(grams.encoding_bytes(part, entries).values()) for part in parts),
             *(2 * sites[n].float_bytes for n in entries if n not in on_data),
         ]
         read = sum(sites[n].float_bytes for n in entries)
-        out = sum(4 * sites[n].size + 8 * sites[n].groups * sites[n].k ** 2 for n in on_data)
+        out = sum(4 * sites[n].size for n in long)
+        out += sum(8 * sites[n].groups * sites[n].k ** 2 for n in on_data)
         return Stage(
             "encoding",
             found + self._moved(read, kept),
