@@ -1,5 +1,6 @@
 """What `--preprocess` says, as a text, a file and a mapping."""
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,9 @@ SIDES = st.tuples(WHOLE, WHOLE)
 NUMBERS = st.lists(st.integers(1, 99).map(lambda n: n / 8), min_size=1, max_size=3).map(tuple)
 
 
+@hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)  # on a busy machine
 @given(
     st.builds(
         Preprocess,
