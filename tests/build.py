@@ -52,3 +52,19 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
     """Seeded Gaussian float32 values."""
     values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     return values * np.float32(scale)
+
+
+def residual_blocks(width: int, hidden: int, count: int) -> ir.Model:
+    """x0 through blocks of x + relu(x u) d; weights u0, d0, u1, ..., the output x{count}."""
+    rows: list[Row] = []
+    weights = {}
+    for i in range(count):
+        weights[f"u{i}"] = normal(width, hidden, seed=2 * i, scale=0.1)
+        weights[f"d{i}"] = normal(hidden, width, seed=2 * i + 1, scale=0.1)
+        rows += [
+            ("MatMul", [f"x{i}", f"u{i}"], f"h{i}", {}),
+            ("Relu", [f"h{i}"], f"r{i}", {}),
+            ("MatMul", [f"r{i}", f"d{i}"], f"b{i}", {}),
+            ("Add", [f"x{i}", f"b{i}"], f"x{i + 1}", {}),
+        ]
+    return model(rows, weights, {"x0": ["n", width]}, [f"x{count}"])

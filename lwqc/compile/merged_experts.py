@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from lwqc.graph.groups import Groups
 from lwqc.graph.mixtures import Mixture
 from lwqc.model import io
-from lwqc.model.weights import stored_tensor
 
 Array = NDArray[np.float32]
 Expert = tuple[Array, ...]  # its row of each table
@@ -72,11 +71,7 @@ def find_units(mixture: Mixture, groups: Groups) -> Units | None:
 
 def experts_of(mixture: Mixture) -> list[Expert]:
     """Rows of each expert."""
-    arrays = []
-    for table in mixture.tables:
-        tensor = stored_tensor(table)
-        assert tensor is not None
-        arrays.append(np.asarray(io.read_array(tensor), np.float32))
+    arrays = [np.asarray(io.read_array(tensor), np.float32) for tensor in mixture.tensors]
     return list(zip(*arrays, strict=True))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -69,6 +69,10 @@ class Version:
         if self.known is not None:
             changes = {"known": self.known.on(model), **changes}
         return replace(self, model=model, **{"floats": None, **changes}, facts=Facts())
+
+    def once(self, step: str, entries: Hashable, change: Callable[[], ir.Model]) -> Version:
+        """The version that a step of a plan makes of this one; made when it is first asked for."""
+        return self.facts.get((step, entries), lambda: self.derived(change()))
 
     @property
     def begun(self) -> Reference:

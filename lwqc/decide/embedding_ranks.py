@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lwqc.compile.steps.factored import factored, factors
+from lwqc.compile.steps.factored import factored, factors, table_of
 from lwqc.compile.version import Version
 from lwqc.decide.beforehand import Job, after_step
 from lwqc.errors import InputError
-from lwqc.graph.tables import Table, as_table
+from lwqc.graph.tables import as_table
 from lwqc.model import io
 from lwqc.plans.plan import FactoredTable
 from lwqc.plans.recipe import EmbeddingRecipe
@@ -68,8 +68,7 @@ def choose_ranks(
 
 def _told(work: Version, entry: FactoredTable) -> str:
     """What of a table is lost, all rows alike."""
-    table = as_table(work.sites[entry.table])
-    assert isinstance(table, Table)
+    table = table_of(work, entry.table)
     rows, directions = factors(work, entry)
     full = table.site.matrix(io.read_array)
     lost = np.square(full - rows @ directions).sum() / max(float(np.square(full).sum()), 1e-30)

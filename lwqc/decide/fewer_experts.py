@@ -14,6 +14,7 @@ from lwqc.errors import InputError
 from lwqc.graph.mixtures import Mixture, find_mixtures
 from lwqc.plans.plan import MergedExperts
 from lwqc.plans.recipe import ExpertRecipe
+from lwqc.plans.wording import names_text
 from lwqc.runtime.stats.id_counts import IdCounts
 
 _UNCHOSEN = 0.1  # of all choices, spread over all experts: other data chooses others
@@ -37,7 +38,10 @@ def choose_experts(
     chooses more often count more. Raises InputError where no mixture loses any.
     """
     mixtures, refused = find_mixtures(work.model.graph)
-    notes = [f"{one.name} keeps its experts: {one.reason}" for one in refused]
+    by_reason: dict[str, list[str]] = {}
+    for one in refused:
+        by_reason.setdefault(one.reason, []).append(one.name)
+    notes = [f"{why}: {names_text(names)}" for why, names in by_reason.items()]
     chosen: list[MergedExperts] = []
     for mixture, shares in zip(mixtures, _shares(work, mixtures), strict=True):
         count = mixture.experts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 
 from lwqc.backends.target import Lowered
 from lwqc.compile.candidates import Candidate, evaluate, measured, with_formats
@@ -48,8 +49,10 @@ def narrowed(
     Or both as they are, where no channel can go or that is not better.
     """
 
+    before = cache(lambda: with_formats(base.work, plan))
+
     def pays(after: Lowered) -> bool:
-        return better(base.work, with_formats(base.work, plan), after)
+        return better(base.work, before(), after)
 
     found = narrower(base.work, plan, limit, recipe.ranges, pays=pays)
     if found is None:

@@ -54,11 +54,12 @@ def as_table(site: Site) -> Table | str | None:
         return "is read in the body of an If, Loop or Scan"
     if not site.weight.source.is_initializer():
         return "is stored in a Constant node"
-    steps = {step.op_type for use in site.uses for step in _between(use, site)}
-    if others := steps - _STEPS:
-        return f"{'+'.join(sorted(others))} stands between it and what reads it"
-    if any(step.op_type == "Transpose" for use in takers for step in _between(use, site)):
-        return "is stored transposed"
+    for use in site.uses:
+        for step in _between(use, site):
+            if step.op_type not in _STEPS:
+                return f"{step.op_type} stands between it and what reads it"
+            if step.op_type == "Transpose" and use in takers:
+                return "is stored transposed"
     return Table(site, takers, heads)
 
 

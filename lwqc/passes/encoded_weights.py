@@ -150,7 +150,8 @@ class EncodedWeights:
 
     def keep(self, site: str, entry: SiteEntry, held: Held) -> None:
         """Take codes that were made elsewhere; they go to the store, which there has to be."""
-        assert self._store is not None
+        if self._store is None:
+            raise ValueError("there is no store for codes")
         self._store.put(key_of(site, entry), held)
         self._count(site)
 

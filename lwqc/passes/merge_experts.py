@@ -10,7 +10,6 @@ import onnx_ir as ir
 from lwqc.graph.mixtures import Mixture
 from lwqc.model.edit import add_constant, replace_stored
 from lwqc.model.names import unique_name
-from lwqc.model.weights import stored_tensor
 
 
 def merge_experts(
@@ -24,20 +23,17 @@ def merge_experts(
 
     into: group of each expert. rows: of each group, one array for each table.
     """
-    for number, table in enumerate(mixture.tables):
-        before = stored_tensor(table)
-        assert before is not None
+    for number, (table, before) in enumerate(zip(mixture.tables, mixture.tensors, strict=True)):
         array = np.stack([row[number] for row in rows]).astype(before.dtype.numpy())
         replace_stored(table, ir.tensor(array, dtype=before.dtype, name=table.name))
         table.shape = ir.Shape(array.shape)
-    places, node = mixture.places, mixture.places.producer()
-    assert node is not None
+    places = mixture.places
     name = f"{places.name}/experts"
     groups = add_constant(graph, f"{name}/groups", np.asarray(into, np.int64))
     gather = ir.node("Gather", [groups, places], name=f"{name}/Gather")
     found = gather.outputs[0]
     found.name = unique_name(graph, name)
     found.shape, found.type = places.shape, places.type
-    graph.insert_after(node, gather)
+    graph.insert_after(mixture.router, gather)
     places.replace_all_uses_with(found)
     gather.replace_input_with(1, places)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lwqc.errors import InputError
 from lwqc.model.numerals import count_or_share, real, share
@@ -87,26 +88,27 @@ class Share:
     """A number that may be written in percent."""
 
     what: str
+    expected: ClassVar[str] = "a share such as 0.3 or 30%"
 
     def read(self, given: str | float) -> float:
-        """The number; what it may be says whoever takes it. Raises InputError."""
+        """The number; what it may be beside that says whoever takes it. Raises InputError."""
         try:
-            return share(given)
+            return self.number(given)
         except ValueError as error:
             text = f"{str(given)[:40]!r}"
-            raise InputError(f"{self.what} {text}: expected a share such as 0.3 or 30%") from error
+            raise InputError(f"{self.what} {text}: expected {self.expected}") from error
+
+    def number(self, given: str | float) -> float:
+        """The number. Raises ValueError."""
+        return share(given)
 
 
 @dataclass(frozen=True)
 class CountOrShare(Share):
-    """A count, or a share below 1 that may be written in percent."""
+    """A count, or a share below 1."""
 
-    def read(self, given: str | float) -> float:
-        """The number. Raises InputError."""
-        try:
-            return count_or_share(given)
-        except ValueError as error:
-            text = f"{str(given)[:40]!r}"
-            raise InputError(
-                f"{self.what} {text}: expected a count or a share below 1, such as 4 or 30%"
-            ) from error
+    expected = "a count or a share below 1, such as 4 or 30%"
+
+    def number(self, given: str | float) -> float:
+        """The number. Raises ValueError."""
+        return count_or_share(given)

@@ -28,7 +28,7 @@ from lwqc.passes.to_encode import ToEncode
 from lwqc.plans.plan import SiteEntry
 from lwqc.runtime import cluster as connection
 from lwqc.runtime.one_thread import one_thread
-from tests.build import model, normal
+from tests.build import normal, residual_blocks
 
 distributed = pytest.importorskip("distributed", reason="needs lwqc[cluster]")
 threadpool_info = pytest.importorskip("threadpoolctl").threadpool_info
@@ -40,17 +40,7 @@ GPTQ = {"bits": 4, "method": "gptq"}
 def small(tmp_path_factory):
     """A stack of residual blocks, its data, and what one process makes of it."""
     folder = tmp_path_factory.mktemp("cluster")
-    rows, weights = [], {}
-    for i in range(BLOCKS):
-        weights[f"u{i}"] = normal(WIDTH, HIDDEN, seed=2 * i, scale=0.1)
-        weights[f"d{i}"] = normal(HIDDEN, WIDTH, seed=2 * i + 1, scale=0.1)
-        rows += [
-            ("MatMul", [f"x{i}", f"u{i}"], f"h{i}", {}),
-            ("Relu", [f"h{i}"], f"r{i}", {}),
-            ("MatMul", [f"r{i}", f"d{i}"], f"b{i}", {}),
-            ("Add", [f"x{i}", f"b{i}"], f"x{i + 1}", {}),
-        ]
-    io.save(model(rows, weights, {"x0": ["n", WIDTH]}, [f"x{BLOCKS}"]), folder / "m.onnx")
+    io.save(residual_blocks(WIDTH, HIDDEN, BLOCKS), folder / "m.onnx")
     np.savez(folder / "d.npz", x0=normal(64, WIDTH, seed=99))
     with one_thread():
         made(folder, folder / "alone.onnx")

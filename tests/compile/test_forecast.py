@@ -15,7 +15,7 @@ from lwqc.decide.compress import compress_version, open_version
 from lwqc.model import io
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import find, uniform_recipe
-from tests.build import model, normal
+from tests.build import model, normal, residual_blocks
 
 WIDTH, HIDDEN, BLOCKS, ROWS = 64, 256, 6, 32
 WEIGHTS = 4 * BLOCKS * 2 * WIDTH * HIDDEN  # bytes
@@ -36,17 +36,7 @@ def small_pieces(monkeypatch):
 def files(tmp_path_factory):
     """Residual blocks with external data, and 64 samples in two batches."""
     folder = tmp_path_factory.mktemp("forecast")
-    rows, weights = [], {}
-    for i in range(BLOCKS):
-        weights[f"u{i}"] = normal(WIDTH, HIDDEN, seed=2 * i, scale=0.1)
-        weights[f"d{i}"] = normal(HIDDEN, WIDTH, seed=2 * i + 1, scale=0.1)
-        rows += [
-            ("MatMul", [f"x{i}", f"u{i}"], f"h{i}", {}),
-            ("Relu", [f"h{i}"], f"r{i}", {}),
-            ("MatMul", [f"r{i}", f"d{i}"], f"b{i}", {}),
-            ("Add", [f"x{i}", f"b{i}"], f"x{i + 1}", {}),
-        ]
-    built = model(rows, weights, {"x0": ["n", WIDTH]}, [f"x{BLOCKS}"])
+    built = residual_blocks(WIDTH, HIDDEN, BLOCKS)
     io.save(built, folder / "m.onnx", external_data=True)
     np.savez(folder / "d.npz", x0=normal(ROWS, WIDTH, seed=99))
     return folder

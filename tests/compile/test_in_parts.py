@@ -28,7 +28,7 @@ from lwqc.plans.plan import SiteEntry
 from lwqc.plans.recipe import find, uniform_recipe
 from lwqc.runtime.session import Session
 from models import stdlib_lm
-from tests.build import model, normal
+from tests.build import model, normal, residual_blocks
 
 WIDTH, HIDDEN, BLOCKS = 64, 256, 6
 MEMORY = "545MB"  # a few megabytes beside what libraries take: one product fits, two do not
@@ -39,17 +39,7 @@ GPTQ = uniform_recipe(4, "none", "mse", method="gptq")
 def small(tmp_path_factory):
     """A stack of residual blocks with external data, and its data."""
     folder = tmp_path_factory.mktemp("parts")
-    rows, weights = [], {}
-    for i in range(BLOCKS):
-        weights[f"u{i}"] = normal(WIDTH, HIDDEN, seed=2 * i, scale=0.1)
-        weights[f"d{i}"] = normal(HIDDEN, WIDTH, seed=2 * i + 1, scale=0.1)
-        rows += [
-            ("MatMul", [f"x{i}", f"u{i}"], f"h{i}", {}),
-            ("Relu", [f"h{i}"], f"r{i}", {}),
-            ("MatMul", [f"r{i}", f"d{i}"], f"b{i}", {}),
-            ("Add", [f"x{i}", f"b{i}"], f"x{i + 1}", {}),
-        ]
-    io.save(model(rows, weights, {"x0": ["n", WIDTH]}, [f"x{BLOCKS}"]), folder / "inline.onnx")
+    io.save(residual_blocks(WIDTH, HIDDEN, BLOCKS), folder / "inline.onnx")
     proto = onnx.load(folder / "inline.onnx")
     path = folder / "m.onnx"
     onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)

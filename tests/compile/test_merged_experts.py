@@ -17,6 +17,7 @@ from lwqc.graph.mixtures import find_mixtures
 from lwqc.plans.plan import MergedExperts, Plan
 from lwqc.plans.recipe import ExpertRecipe
 from lwqc.runtime.session import Session
+from tests.build import model
 from tests.graph.test_experts import chosen, mixtral, outputs
 from tests.small_models import Small
 
@@ -125,3 +126,16 @@ def test_without_data_all_count_alike_which_is_told() -> None:
     done = lwqc.compress(ir.from_proto(mixture()[0]), recipe="mc-smoe")
     assert done.plan.merge[0].shares == (0.25,) * EXPERTS
     assert "no data was given: all experts of a mixture count alike" in done.plan.notes
+
+
+@pytest.mark.parametrize(
+    ("axis", "why"),
+    [(0, "not along the last axis"), (-1, "pick no rows of stored weights")],
+)
+def test_routers_that_are_none_say_why(axis: int, why: str) -> None:
+    rows = [("TopK", ["x", "k"], "best", {"axis": axis})]
+    built = model(rows, {"k": np.array([2])}, {"x": [4, 8]}, ["best"])
+    (node,) = built.graph
+    node.resize_outputs(2)
+    node.outputs[1].name = "places"
+    assert [why in one.reason for one in find_mixtures(built.graph)[1]] == [True]

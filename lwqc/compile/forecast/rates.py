@@ -23,6 +23,7 @@ from lwqc.quant.methods import DATA_METHODS, encode_by
 from lwqc.runtime.mapped_session import mapped_session
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.divergence import DivergenceMeter
+from lwqc.runtime.stats.gram import WIDE, Gram
 
 _WIDTH, _NARROW = 1024, 256  # of weights whose products are timed; whole blocks of any format
 _LAYERS = 4
@@ -131,8 +132,9 @@ def _lowered(
 def gram_second() -> Seconds:
     """Seconds for each number of a wide Gram matrix and each row that it is summed of."""
     rows = np.random.default_rng(0).standard_normal((_ROWS, _WIDE), np.float32)
-    total = np.zeros((_WIDE, _WIDE))
-    return seconds(lambda: np.add(total, rows.T @ rows, out=total)) / (_ROWS * _WIDE**2)
+    collector = Gram("rows", features=max(_WIDE, WIDE))
+    total = collector.read([rows])
+    return seconds(lambda: collector.fold(total, [rows])) / (_ROWS * _WIDE**2)
 
 
 def compare_second() -> Seconds:

@@ -146,13 +146,15 @@ class Workload:
         )
 
     def _encoding_seconds(self) -> dict[str, Seconds]:
-        """By site."""
-        kinds = {(e.method, e.weight, e.search): e for e in self._plan.quantize.values()}
-        speed = {kind: rates.encoding(entry) for kind, entry in kinds.items()}
+        """By site; how many weights share a scale makes little difference."""
+        entries, sites = self._plan.quantize, self._work.sites
+        kinds = {n: (e.method, e.weight.kind, e.weight.bits, e.search) for n, e in entries.items()}
+        largest = {kinds[n]: entries[n] for n in sorted(entries, key=lambda n: sites[n].size)}
+        speed = {kind: rates.encoding(entry) for kind, entry in largest.items()}
         found = {}
-        for name, e in self._plan.quantize.items():
-            site, kind = self._work.sites[name], speed[e.method, e.weight, e.search]
-            found[name] = site.groups * kind.seconds(site.n // site.groups, site.k)
+        for name, kind in kinds.items():
+            site = sites[name]
+            found[name] = site.groups * speed[kind].seconds(site.n // site.groups, site.k)
         return found
 
     def writing(self, result: ir.Model) -> Stage:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.compile.steps.step import Made, Step
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
-from lwqc.graph.sites import sites_by_name
+from lwqc.graph.sites import Site, sites_by_name
 from lwqc.graph.tables import Table, as_table
 from lwqc.model import io
 from lwqc.model.names import gather_names
@@ -26,7 +27,11 @@ Float = NDArray[np.float64]
 
 def table_of(version: Version, name: str) -> Table:
     """The table of that name. Raises InputError for what is none, with the reason."""
-    site = version.sites.get(name)
+    return _table(version.sites, name)
+
+
+def _table(sites: Mapping[str, Site], name: str) -> Table:
+    site = sites.get(name)
     if site is None:
         raise InputError(f"the plan narrows {name}, which is no weight of the model")
     found = as_table(site)
@@ -65,18 +70,16 @@ def factored(version: Version, entries: Sequence[FactoredTable]) -> Version:
     """The version with tables as products; made once. Raises InputError."""
     chosen = tuple(entries)
 
-    def make() -> Version:
+    def changed() -> ir.Model:
         made = [factors(version, entry) for entry in chosen]
         copy = version.model.clone()
         gather_names(copy)
         sites = sites_by_name(copy)
         for entry, (rows, directions) in zip(chosen, made, strict=True):
-            table = as_table(sites[entry.table])
-            assert isinstance(table, Table)
-            factor_table(copy.graph, table, rows, directions)
-        return version.derived(copy)
+            factor_table(copy.graph, _table(sites, entry.table), rows, directions)
+        return copy
 
-    return version.facts.get(("factored", chosen), make)
+    return version.once("factor", chosen, changed)
 
 
 def _run(made: Made) -> Made:

@@ -28,7 +28,7 @@ def with_fewer_experts(version: Version, entries: Sequence[MergedExperts]) -> Ve
     """The version with experts merged; made once. Raises InputError for what does not fit."""
     chosen = tuple(entries)
 
-    def make() -> Version:
+    def merged() -> ir.Model:
         copy = version.model.clone()
         gather_names(copy)
         mixtures = {mixture.name: mixture for mixture in find_mixtures(copy.graph)[0]}
@@ -40,9 +40,9 @@ def with_fewer_experts(version: Version, entries: Sequence[MergedExperts]) -> Ve
                     "the model has no such mixture"
                 )
             _merge(copy.graph, mixture, entry, hidden_units(version, mixture))
-        return version.derived(copy)
+        return copy
 
-    return version.facts.get(("merged experts", chosen), make)
+    return version.once("merge", chosen, merged)
 
 
 def _merge(graph: ir.Graph, mixture: Mixture, entry: MergedExperts, units: Units | None) -> None:

@@ -31,11 +31,7 @@ def reduced_planned(model: ir.Model, tokens: Sequence[ReducedTokens]) -> ir.Mode
 def reduced(version: Version, tokens: Sequence[ReducedTokens]) -> Version:
     """The version with fewer tokens; made once."""
     entries = tuple(tokens)
-
-    def make() -> Version:
-        return version.derived(reduced_planned(version.model, entries))
-
-    return version.facts.get(("tokens", entries), make)
+    return version.once("tokens", entries, lambda: reduced_planned(version.model, entries))
 
 
 def _run(made: Made) -> Made:

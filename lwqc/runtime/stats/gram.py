@@ -14,7 +14,7 @@ from lwqc.runtime.stats.collector import Array, Collector
 from lwqc.runtime.stats.emitter import Emitter
 from lwqc.runtime.stats.patches import Window, feature_rows
 
-_WIDE = 1024  # features; onnxruntime 1.31 takes twice numpy's time for such products of rows
+WIDE = 1024  # features; onnxruntime 1.31 takes twice numpy's time for such products of rows
 
 
 class RowWeights(Protocol):
@@ -91,7 +91,7 @@ class Gram(Collector[GramSum]):
     @property
     def outside(self) -> bool:
         """Whether numpy multiplies the rows."""
-        return self.features >= _WIDE and self.window is None and self.weights is None
+        return self.features >= WIDE and self.window is None and self.weights is None
 
     def read(self, outputs: Sequence[Array]) -> GramSum:
         """Sum of one run."""
