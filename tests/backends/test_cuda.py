@@ -151,6 +151,7 @@ def test_a_provider_that_the_runtime_lacks_is_told(monkeypatch):
     assert "onnxruntime-gpu" in reason
 
 
+@pytest.mark.timed
 def test_bound_sessions_are_timed_without_transfers():
     session = Session(linear(64, 32))
     feeds = {"x": normal(4, 64)}

@@ -44,7 +44,7 @@ def independent():
     return two_layers(normal(64, WIDE, seed=0, scale=0.1))
 
 
-def test_repeated_channels_go_and_a_plan_replays_it(repeated, tmp_path):
+def test_repeated_channels_go_and_a_plan_replays_it(repeated, tmp_path, slow_low_bits):
     done = lwqc.compress(repeated, data=rows_of(20), max_drop=0.01)
     report = done.save(tmp_path / "small.onnx")
     before, after = report.pruning.macs

@@ -168,7 +168,7 @@ def test_dead_inputs_do_not_mislead_greedy_path_following():
     assert greedy < 1.2 * plain
 
 
-def test_an_exact_weight_does_not_count_as_insensitive():
+def test_an_exact_weight_does_not_count_as_insensitive(slow_low_bits):
     """A weight on the 4-bit grid has no error there, which says nothing about 2 bits."""
     codes = np.random.default_rng(0).integers(-8, 8, (64, 96)).astype(np.float32)
     codes[::32] = -8

@@ -73,7 +73,7 @@ def formats(plan):
     return {name: f"{entry.weight}"[:2] for name, entry in plan.quantize.items()}
 
 
-def test_whole_blocks_get_the_formats_that_were_asked_for(net):
+def test_whole_blocks_get_the_formats_that_were_asked_for(net, slow_low_bits):
     """One block of three at 2 bits: the one with most outstanding weights."""
     block, blocks = WEIGHTS["up0"].size * 2, sum(w.size for w in WEIGHTS.values())
     bits = 4.5 - 2 * block / blocks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 import numpy as np
 import onnx
@@ -27,13 +26,10 @@ def readme_value(name: str) -> float:
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
-def test_the_metric_is_the_one_in_the_readme_and_quick(subject: Subject) -> None:
-    start = time.perf_counter()
+def test_the_metric_is_the_one_in_the_readme(subject: Subject) -> None:
     value = subject.measure(open_run(subject.path))
-    seconds = time.perf_counter() - start
     tolerance = BITS_TOLERANCE if subject.name == "stdlib_lm" else ACCURACY_TOLERANCE
     assert value == pytest.approx(readme_value(subject.name), abs=tolerance)
-    assert seconds < 60  # about 10 when the machine does nothing else
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from lwqc.runtime import timer as module
 from lwqc.runtime.settling import decided, is_known, medians_known, ratios_known
 from lwqc.runtime.timer import VARIABLE, longest_s, time_turns
 
+pytestmark = pytest.mark.timed
+
 
 @pytest.fixture(autouse=True)
 def as_long_as_asked(monkeypatch):

@@ -152,6 +152,7 @@ def test_a_time_budget_takes_fewer_tokens_and_the_plan_replays(
     monkeypatch.setattr(times, "form_seconds", lambda work, site, *rest: (1e-3, 1e-3))
     monkeypatch.setattr(times, "float_seconds", lambda site, shape, weight: 1e-3)
     monkeypatch.setattr(max_latency, "time_share", lambda work, model: 0.68)
+    monkeypatch.setattr(times, "time_share", lambda work, model: 1.0)
     recipe = find("evopress-joint")
     kinds = recipe.search_in.model_copy(update={"kinds": ("format", "token")})  # type: ignore[union-attr]
     path = tmp_path / "vit.onnx"
