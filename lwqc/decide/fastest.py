@@ -8,39 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import islice
 
-from lwqc.compile.candidates import Candidate, evaluate, holds, known_drop
+from lwqc.compile.candidates import holds
 from lwqc.compile.timing import relative_time, site_times, slow_sites, timed_sites
 from lwqc.compile.version import Version
 from lwqc.decide import planning
 from lwqc.decide.base import SECONDS, Base, cleaned_base, float_base, wanted
-from lwqc.decide.islands import islands
-from lwqc.decide.safest import holding, stored, with_room
-from lwqc.decide.site_order import by_output_error, smallest
-from lwqc.errors import SessionError
+from lwqc.decide.safest import holding, stored
+from lwqc.decide.trials import GLANCE, Trial, Trials
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.runtime.measure import NOISE
-from lwqc.runtime.served import no_slower, overall, relative_times
-from lwqc.runtime.session import Session
 from lwqc.runtime.timing_cache import Pair
 
-_GLANCE = 0.3  # seconds of timing per model and shape, at first
 _FINALISTS = 2
 _IN_FRONT = 3  # convolutions that may stay float though those behind them do not
 # Times as long as the quickest form: fewer bits may win on the whole, where weights are read from
 # further away than in a session of one site.
 _NEAR = 1.5
 _FAR = 2.5  # the same of plans whose sites run differently on the whole, beside each other
-
-
-@dataclass(frozen=True)
-class _Trial:
-    base: Base
-    candidate: Candidate
-    session: Session
 
 
 def fastest(work: Version, limit: float, recipe: Recipe) -> tuple[Base, Plan]:
@@ -55,38 +43,31 @@ def fastest(work: Version, limit: float, recipe: Recipe) -> tuple[Base, Plan]:
     base = float_base(work, wanted(work, merge=False), NOISE) if recipe.clean else Base(work)
     base = base.ready()
     work.job.report("timing sites")(0, 1)
-    plans = _distinct(_plans(base.work, recipe))
+    plans, trials = _distinct(_plans(base.work, recipe)), Trials(work, limit, recipe)
     report, last = work.job.report("candidates"), work.job.report("finalists")
-    trials = []
+    found: list[Trial] = []
     for done, plan in enumerate(plans):
         report(done, len(plans))
-        for trial in _within(base, plan, limit, recipe):
-            trials += _with_fewer_islands(trial, limit, recipe)
+        for trial in trials.loaded(base, plan):
+            found += trials.with_fewer_islands(trial)
     report(len(plans), len(plans))
-    if not work.job.timed:
-        for trial in trials:
-            if holds(work, trial.candidate, trial.session, limit):
-                return _whole(trial, limit, recipe)
-        return safest(work, base, limit, recipe)
-    last(0, 4)
-    best = _ranked(work, trials, _GLANCE, _FINALISTS)[:_FINALISTS]
-    if best:
-        first = best[0].candidate.plan
-        last(1, 4)
-        best += _later_start(base, first, limit, recipe)
+    last(0, 3)
+    ranked = trials.ranked(found, GLANCE, _FINALISTS)
+    best = list(islice(trials.holding(ranked, GLANCE), 1 if work.job.timed else None))
+    if best and work.job.timed:
+        first = best[0]
+        best += [t for t in ranked if t.time > first.time][: _FINALISTS - 1]
+        last(1, 3)
+        best += _later_start(trials, first)
         if base.clean is not None:
-            last(2, 4)
-            best += _merged(work, first, limit, recipe)
-    last(3, 4)
-    for trial in _ranked(work, best, SECONDS, 1):
-        if holds(work, trial.candidate, trial.session, limit):
-            return _whole(trial, limit, recipe)
+            best += _merged(trials, first.plan)
+    for seen in (found, ranked):
+        seen.clear()  # each has a session with all weights
+    last(2, 3)
+    for trial in trials.holding(trials.ranked(best, SECONDS, 1), SECONDS):
+        if trial.candidate and holds(work, trial.candidate, trial.session, limit):
+            return trial.base, stored(trial.base.work, trial.plan, limit, recipe.method)
     return safest(work, base, limit, recipe)
-
-
-def _whole(trial: _Trial, limit: float, recipe: Recipe) -> tuple[Base, Plan]:
-    """The trial's plan, with small files for weights that stay float."""
-    return trial.base, stored(trial.base.work, trial.candidate.plan, limit, recipe.method)
 
 
 def safest(work: Version, base: Base, limit: float, recipe: Recipe) -> tuple[Base, Plan]:
@@ -104,60 +85,9 @@ def safest(work: Version, base: Base, limit: float, recipe: Recipe) -> tuple[Bas
     return as_it_is, plan.model_copy(update={"rewrites": ()})
 
 
-def _within(
-    base: Base, plan: Plan, limit: float, recipe: Recipe, *, mend: bool = True
-) -> list[_Trial]:
-    """The plan, or what of it the allowed drop leaves; nothing where that is not enough.
-
-    Nor where the runtime does not load or run it, or dies of it: that is a note. mend: whether a
-    plan that loses too much is made to lose less.
-    """
-    work = base.work
-    try:
-        found = planning.proven(work, plan) if plan.quantize else None
-        if found is None:
-            return []
-        candidate, session = found
-        if mend and candidate.drop > limit and not math.isinf(candidate.drop):
-            candidate, session = _fitted_better(work, candidate, session, recipe)
-        if mend and candidate.drop > limit:
-            candidate, session = _relaxed(work, candidate, session, limit)
-    except SessionError as error:
-        work.job.give_up(error)
-        return []
-    held = candidate.drop <= with_room(candidate.plan, limit)
-    return [_Trial(base, candidate, session)] if held else []
-
-
-def _fitted_better(
-    work: Version, candidate: Candidate, session: Session, recipe: Recipe
-) -> tuple[Candidate, Session]:
-    """Finer scales, and all codes chosen by the recipe's method, where that loses less.
-
-    At 8 bits it takes most of the error of the weights away, which is all that a detector can bear.
-    The method needs real data.
-    """
-    if work.is_large:
-        return candidate, session
-    plan = planning.finer(work, candidate.plan)
-    if recipe.method in DATA_METHODS and work.job.data.fit.kind == "real":
-        plan = planning.with_method(work, plan, recipe.method)
-    if plan == candidate.plan:
-        return candidate, session
-    fitted, loaded = evaluate(work, plan)
-    return (fitted, loaded) if fitted.drop < candidate.drop else (candidate, session)
-
-
-def _ranked(work: Version, trials: Sequence[_Trial], seconds: float, keep: int) -> list[_Trial]:
-    """Those that are no slower than the original, the fastest first; `keep` of them matter."""
-    sessions = [work.begun.timed_session, *(t.session for t in trials)]
-    relative = relative_times(sessions, work.job.data.serve, seconds, keep)[1:]
-    order = sorted(range(len(trials)), key=lambda i: overall(relative[i]))
-    return [trials[i] for i in order if no_slower(relative[i])]
-
-
-def _merged(work: Version, best: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
+def _merged(trials: Trials, best: Plan) -> list[Trial]:
     """The same kind of plan on the graph in which layers are merged that read one value."""
+    work, recipe = trials.work, trials.recipe
     merged = cleaned_base(work, wanted(work, merge=True)).ready()
     if merged.clean is None or "merge-parallel" not in merged.clean.changes:
         return []
@@ -174,41 +104,28 @@ def _merged(work: Version, best: Plan, limit: float, recipe: Recipe) -> list[_Tr
         else _uniform(merged.work, 8, "none", recipe)
     )
     plans = _whole_and_quick(merged.work, plan, site_times(merged.work, plan), recipe)
-    return [trial for plan in plans for trial in _within(merged, plan, limit, recipe)]
+    return [trial for plan in plans for trial in trials.loaded(merged, plan)]
 
 
-def _later_start(base: Base, best: Plan, limit: float, recipe: Recipe) -> list[_Trial]:
+def _later_start(trials: Trials, best: Trial) -> list[Trial]:
     """The plan with its first one, two and three 8-bit convolutions on the float kernel instead.
 
     8 bits gain least on large pictures of few channels, and in front of all others leaving them out
     takes no further conversions.
     """
-    entries = best.quantize
+    work, entries = best.base.work, best.plan.quantize
     static = [
         s.name
-        for s in base.work.analysis.sites
+        for s in work.analysis.sites
         if s.op == "Conv" and s.name in entries and entries[s.name].activation == "static"
     ]
-    trials: list[_Trial] = []
-    for count in range(1, min(_IN_FRONT + 1, len(static))):
-        plan = planning.weight_only(base.work, best, static[:count])
-        trials += _within(base, plan, limit, recipe)
-    return trials
-
-
-def _with_fewer_islands(trial: _Trial, limit: float, recipe: Recipe) -> list[_Trial]:
-    """The trial, and with those 8-bit convolutions in float that are not worth their conversions.
-
-    At a glance only the fastest are kept, as each is a session with all weights.
-    """
-    work, plan = trial.base.work, trial.candidate.plan
-    if not (work.job.timed and work.job.runs_here):
-        return [trial]
-    fewer = [planning.weight_only(work, plan, sorted(left)) for left in islands(work, plan)]
-    found = [t for one in fewer for t in _within(trial.base, one, limit, recipe, mend=False)]
-    if not found:
-        return [trial]
-    return _ranked(work, [trial, *found], _GLANCE, _FINALISTS)[:_FINALISTS]
+    return [
+        trial
+        for count in range(1, min(_IN_FRONT + 1, len(static)))
+        for trial in trials.loaded(
+            best.base, planning.weight_only(work, best.plan, static[:count]), mend=False
+        )
+    ]
 
 
 def _uniform(work: Version, bits: int, kind: planning.Activations, recipe: Recipe) -> Plan:
@@ -311,42 +228,6 @@ def _quickest(
         return None
     plan = plans[0].model_copy(update={"quantize": entries, "kept_float": kept})
     return planning.without(plan, slow_sites(work, plan))
-
-
-def _relaxed(
-    work: Version, candidate: Candidate, session: Session, limit: float
-) -> tuple[Candidate, Session]:
-    """Leave the activations of the most sensitive sites float until the drop is allowed.
-
-    In the order of what sites cost alone in 8 bits, as few of them as it takes.
-    """
-    plan = candidate.plan
-    integer = [n for n, e in plan.quantize.items() if e.activation != "none"]
-    if not integer:
-        return candidate, session
-
-    def without(sites: Sequence[str]) -> Plan:
-        return planning.finer(work, planning.weight_only(work, plan, sites))
-
-    floating = without(integer)
-    known, most = known_drop(work, floating), with_room(floating, limit)
-    if known is not None and known > most:
-        return candidate, session
-    trial, loaded = evaluate(work, floating)
-    if trial.drop > most:
-        return candidate, session  # without any 8-bit activation it is too much already
-    order = by_output_error(work, plan, integer, candidate.drop - limit)
-    best = trial, loaded
-
-    def held(count: int) -> bool:
-        nonlocal best  # each one that holds leaves fewer sites out than the one before
-        trial, loaded = evaluate(work, without(order.sites[:count]))
-        if trial.drop <= limit:
-            best = trial, loaded
-        return trial.drop <= limit
-
-    smallest(1, len(integer), order.expected(limit), held)
-    return best
 
 
 def never_slower(work: Version, plan: Plan) -> Plan:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from itertools import chain
 from typing import Literal
 
+from lwqc.backends.target import Lowered
 from lwqc.compile.activation_facts import activation_ranges
-from lwqc.compile.candidates import Candidate, evaluate, measured, with_formats
+from lwqc.compile.candidates import Candidate, measured, with_formats
 from lwqc.compile.stored_sites import storable
 from lwqc.compile.version import Version
 from lwqc.errors import InputError
@@ -315,22 +316,31 @@ def repaired(work: Version, plan: Plan) -> Plan:
 
 
 def proven(work: Version, plan: Plan) -> tuple[Candidate, Session] | None:
-    """What `repaired` leaves of a plan, evaluated; None where that is nothing.
+    """What `repaired` leaves of a plan, evaluated; None where that is nothing."""
+    found = loaded(work, plan)
+    return None if found is None else (measured(work, *found), found[2])
 
-    The session that is evaluated shows its kernels too, unless that is not asked for here, or what
-    it shows is that another plan is needed.
+
+def loaded(work: Version, plan: Plan) -> tuple[Plan, Lowered, Session] | None:
+    """What `repaired` leaves of a plan, with its formats and loaded; None where that is nothing.
+
+    The session shows its kernels too, unless that is not asked for here, or what it shows is that
+    another plan is needed.
     """
     shown = work.job.runs_here and work.job.target.read_as_run
     if work.job.skip_checks or plan.sequential or not shown:
         plan = repaired(work, plan)
-        return evaluate(work, plan) if plan.quantize else None
-    lowered = with_formats(work, plan)
-    session, optimized = read_back(lowered.model, work.job.target.settings(), "candidate")
-    wrong = work.job.target.misplaced(lowered, optimized)
-    if wrong:
+    else:
+        lowered = with_formats(work, plan)
+        session, optimized = read_back(lowered.model, work.job.target.settings(), "candidate")
+        wrong = work.job.target.misplaced(lowered, optimized)
+        if not wrong:
+            return plan, lowered, session
         plan = without(plan, wrong)
-        return evaluate(work, plan) if plan.quantize else None
-    return measured(work, plan, lowered, session), session
+    if not plan.quantize:
+        return None
+    lowered = with_formats(work, plan)
+    return plan, lowered, work.job.load(lowered.model)
 
 
 def with_method(

@@ -13,7 +13,7 @@ from lwqc.compile.candidates import evaluate, holds
 from lwqc.compile.losses import full_drop
 from lwqc.compile.timing import site_times, slow_sites
 from lwqc.decide import fastest as module
-from lwqc.decide import planning
+from lwqc.decide import planning, trials
 from lwqc.decide.base import cleaned_base, fused_base
 from lwqc.decide.compress import open_version
 from lwqc.decide.safest import with_room
@@ -69,25 +69,26 @@ def in_order(monkeypatch, times):
         seen.append(len(sessions))
         return [[1.0] * len(served)] + [[times(i)] * len(served) for i in range(len(sessions) - 1)]
 
-    monkeypatch.setattr(module, "relative_times", relative)
+    monkeypatch.setattr(trials, "relative_times", relative)
     return seen
 
 
 def by_plan(monkeypatch, times):
     """The original takes 1, the graph of a plan what `times(plan)` says."""
     plans = {}
-    measured = candidates.measured
+    loaded = planning.loaded
 
-    def remembered(work, plan, lowered, session):
-        plans[session] = plan
-        return measured(work, plan, lowered, session)
+    def remembered(work, plan):
+        found = loaded(work, plan)
+        if found is not None:
+            plans[found[2]] = found[0]
+        return found
 
     def relative(sessions, served, *_, **__):
         return [[times(plans[s]) if s in plans else 1.0] * len(served) for s in sessions]
 
-    for user in (candidates, planning):
-        monkeypatch.setattr(user, "measured", remembered)
-    monkeypatch.setattr(module, "relative_times", relative)
+    monkeypatch.setattr(planning, "loaded", remembered)
+    monkeypatch.setattr(trials, "relative_times", relative)
 
 
 def kinds(plan):
@@ -121,6 +122,53 @@ def test_the_fastest_candidate_wins(net, monkeypatch):
     assert kinds(module.fastest(work(net), 0.01, RECIPE)[1]) == {"dynamic"}
 
 
+def losing(monkeypatch, lost):
+    """Plans lose what `lost(plan)` says; returns those that were asked, in turn."""
+    asked = []
+
+    def measured(work, plan, lowered, session):
+        asked.append(plan)
+        return candidates.Candidate(plan, lowered, lost(plan))
+
+    for user in (candidates, trials):
+        monkeypatch.setattr(user, "measured", measured)
+    monkeypatch.setattr(module, "holds", lambda work, candidate, *_: candidate.drop <= 0.01)
+    return asked
+
+
+def test_only_the_fastest_are_asked_what_they_lose(net, monkeypatch):
+    by_form(monkeypatch, lambda entry, shape: 0.9 if entry.weight.bits == 4 else 0.5)
+    by_plan(monkeypatch, lambda plan: {"dynamic": 0.3, "static": 0.5}.get(*kinds(plan), 0.7))
+    asked = losing(monkeypatch, lambda plan: 0.0)
+    assert kinds(module.fastest(work(net), 0.01, RECIPE)[1]) == {"dynamic"}
+    assert len(asked) == 1
+    assert "none" not in set().union(*map(kinds, asked))
+
+
+def test_what_loses_too_much_makes_room_for_the_next(net, monkeypatch):
+    by_form(monkeypatch, lambda entry, shape: 0.5)
+    by_plan(monkeypatch, lambda plan: {"dynamic": 0.3, "static": 0.5}.get(*kinds(plan), 0.7))
+    asked = losing(monkeypatch, lambda plan: 1.0 if "dynamic" in kinds(plan) else 0.0)
+    assert kinds(module.fastest(work(net), 0.01, RECIPE)[1]) == {"static"}
+    assert kinds(asked[0]) == {"dynamic"}
+
+
+def test_what_is_mended_comes_with_the_time_that_it_takes_then(net, monkeypatch):
+    """All in dynamic 8 bits is fastest and loses too much; mended, it is behind another."""
+
+    def seconds(plan):
+        return {"dynamic": 0.3, "static": 0.5, "none": 0.7}[min(kinds(plan) - {"none"} or ["none"])]
+
+    def mended(plan):
+        return any(e.activation == "none" for e in plan.quantize.values())
+
+    by_form(monkeypatch, lambda entry, shape: 0.5)
+    by_plan(monkeypatch, lambda plan: 0.6 if mended(plan) else seconds(plan))
+    asked = losing(monkeypatch, lambda plan: 1.0 if kinds(plan) == {"dynamic"} else 0.0)
+    assert kinds(module.fastest(work(net), 0.01, RECIPE)[1]) == {"static"}
+    assert any(map(mended, asked))
+
+
 def test_what_is_slow_alone_is_tried_on_the_whole(net, monkeypatch):
     by_form(monkeypatch, lambda entry, shape: 0.5 if entry.activation == "dynamic" else 1.2)
     by_plan(monkeypatch, lambda plan: 0.5 if kinds(plan) == {"static"} else 0.7)
@@ -150,8 +198,8 @@ def test_merged_layers_keep_the_kind_of_the_best_plan(monkeypatch, bits, kind):
     best = module.planning.calibrate(
         job, module.planning.uniform(job, bits, kind, recipe="auto"), RECIPE.ranges
     )
-    (trial,) = module._merged(job, best, 1.0, RECIPE)
-    (entry,) = trial.candidate.plan.quantize.values()
+    (trial,) = module._merged(trials.Trials(job, 1.0, RECIPE), best)
+    (entry,) = trial.plan.quantize.values()
     assert (entry.weight.bits, entry.activation) == (WHOLE if bits == 8 else bits, kind)
 
 

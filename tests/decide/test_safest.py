@@ -13,6 +13,7 @@ import lwqc
 from lwqc.backends.cpu import CpuTarget
 from lwqc.decide import fastest, planning, safest
 from lwqc.decide.compress import open_version
+from lwqc.decide.trials import Trials
 from lwqc.errors import SessionError
 from lwqc.model import io
 from lwqc.plans.goals import Goals, Outcome
@@ -178,7 +179,7 @@ def test_the_default_stores_in_few_bits_what_is_slow_in_them(net, run, tmp_path,
         "_plans",
         lambda work, recipe: [planning.without(planning.uniform(work, 8, "dynamic"), SLOW)],
     )
-    monkeypatch.setattr(fastest, "_ranked", lambda work, trials, *_: trials)
+    monkeypatch.setattr(Trials, "ranked", lambda self, trials, *_: list(trials))
     code, text, _ = run("compress", net, "-o", tmp_path / "o.onnx", "--json")
     rows = {row["name"]: row for row in json.loads(text)["sites"]}
     assert code == 0
