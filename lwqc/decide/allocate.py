@@ -17,6 +17,7 @@ from lwqc.decide.sparse_plan import with_sparsity
 from lwqc.decide.transforms import choose_transforms
 from lwqc.errors import InputError
 from lwqc.model.extensions import ALLOCATORS
+from lwqc.passes.grouped_experts import picks_experts
 from lwqc.plans.bounds import DEFAULT_DROP
 from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan
@@ -37,7 +38,7 @@ def allocate(work: Version, goals: Goals, recipe: Recipe, *, structure: bool = F
     """
     if recipe.allocator == "none":
         return _decided(work, goals, recipe, structure)
-    if not work.analysis.sites:
+    if not work.analysis.sites and not _copies_experts(work):
         reason = f"has no weight that could take a number format{_why_not(work)}"
         if recipe.allocator != "auto":
             raise InputError(f"{work.name}: {reason}")
@@ -48,6 +49,11 @@ def allocate(work: Version, goals: Goals, recipe: Recipe, *, structure: bool = F
     if newer is not work and plan.clean is None and not _needs_newer(work, newer, plan):
         return plan
     return plan.model_copy(update={"opset": newer.raised}).noted(*notes)
+
+
+def _copies_experts(work: Version) -> bool:
+    """Whether a clean-up would give each expert a weight of its own; no model in parts gets one."""
+    return work.job.room is None and picks_experts(work.model.graph)
 
 
 def _needs_newer(work: Version, newer: Version, plan: Plan) -> bool:
@@ -64,8 +70,9 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, structure: bool) -> Pl
         work.job.whole("rotation")
     if recipe.allocator == "auto":
         return _auto(work, goals, recipe, structure)
-    # A normalization or scale between two convolutions keeps both from the kernels of 8-bit values.
-    if recipe.clean or recipe.activations == "static":
+    # A normalization or scale between two convolutions keeps both from the kernels of 8-bit values,
+    # and weights that are copied for each token from any format.
+    if recipe.clean or recipe.activations == "static" or _copies_experts(work):
         merge = recipe.clean and recipe.merge
         clean, left = cleaning(work, cleanup_for(work, merge=merge))
         plan = _allocated(cleaned(work, clean), goals, recipe)

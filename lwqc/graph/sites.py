@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from lwqc.graph.folded_codes import reads_codebook
+from lwqc.graph.routers import routers
 from lwqc.model.names import distinct_names
 from lwqc.model.tensor_bytes import StoredMatrix
 from lwqc.model.weights import (
@@ -130,6 +131,9 @@ class Site:
         return StoredMatrix(tensor, self.uses[0].transposed)
 
 
+_ROUTER = "chooses experts, and fewer bits would choose others"
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A stored float tensor that takes no format, with the reason."""
@@ -166,12 +170,13 @@ def find_sites(model: ir.Model) -> SiteAnalysis:
     """
     found: dict[ir.Value, list[tuple[Weight, _Found]]] = {}
     refused: dict[ir.Value, Skipped] = {}
+    choosing = routers(model.graph)
     for node in model.graph.all_nodes():
         for index, value in enumerate(node.inputs):
             weight = trace_weight(value)
             if weight is None or _produces_constant(node):
                 continue
-            answer = _classify(node, index, weight)
+            answer = _ROUTER if node in choosing else _classify(node, index, weight)
             if isinstance(answer, str):
                 refused.setdefault(weight.source, _skip(weight, node, answer))
             else:

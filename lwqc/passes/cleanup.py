@@ -12,6 +12,7 @@ from lwqc.passes.drop_nan_guards import DropNanGuards
 from lwqc.passes.fold_affine import FoldAffine
 from lwqc.passes.fold_constants import FOLDING, FoldConstants
 from lwqc.passes.fuse_attention import FuseAttention
+from lwqc.passes.grouped_experts import GroupedExperts
 from lwqc.passes.one_hot_gather import OneHotGather
 from lwqc.passes.pipeline import Pipeline
 from lwqc.plans.plan import Relaxation
@@ -49,6 +50,7 @@ def clean_pipeline(
             "fold-constants": FoldConstants(folding, copies=copies, whole=tuple(whole)),
             "fuse-attention": FuseAttention(finite_masks="finite-masks" in accept),
             "nan-guards": DropNanGuards(accept="nan-guards" in accept),
+            "grouped-experts": GroupedExperts(whole=tuple(whole)),
             "one-hot-gather": OneHotGather(whole=tuple(whole)),
         }
     )

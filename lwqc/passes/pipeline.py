@@ -22,7 +22,8 @@ PIPELINES: Mapping[str, str] = MappingProxyType(
     {
         "simplify": "fold-constants,global-pool,constant-reshape,flat-transpose,flat-product,"
         "kept-axes,decided-where,identity-gather,late-broadcast,fold-constants,join-equal,fuse-activations,fold-affine,stft-conv",
-        "fuse": "raise-opset{version=23 for-fusions=true},one-hot-gather,fuse-gelu,"
+        "fuse": "raise-opset{version=23 for-fusions=true},one-hot-gather,grouped-experts,"
+        "fuse-gelu,"
         "fuse-layer-norm,fuse-rms-norm,fuse-rotary,fuse-attention",
         "clean": "simplify,fuse,nan-guards,fold-constants",
         "merge": "merge-parallel{operators=MatMul,Gemm},fold-constants",

@@ -42,6 +42,7 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         "fuse-rms-norm": f"{_HERE}.fuse_rms_norm:FuseRmsNorm",
         "fuse-rotary": f"{_HERE}.fuse_rotary:FuseRotary",
         "global-pool": f"{_HERE}.global_pool:GlobalPool",
+        "grouped-experts": f"{_HERE}.grouped_experts:GroupedExperts",
         "graphsurgeon": f"{_HERE}.graphsurgeon:Graphsurgeon",
         "identity-gather": f"{_HERE}.identity_gather:IdentityGather",
         "integer-bias": f"{_HERE}.integer_bias:IntegerBias",

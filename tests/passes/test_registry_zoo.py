@@ -32,6 +32,7 @@ MATCHES = [
     ("fuse-rms-norm", "simplify,raise-opset{version=23}", "llama.dynamo"),
     ("fuse-rotary", "simplify,raise-opset{version=23}", "llama.dynamo"),
     ("global-pool", "", "mobilenet_v2.dynamo"),
+    ("grouped-experts", "simplify", "mixtral.dynamo"),
     ("identity-gather", "", "bert.dynamo"),
     ("join-equal", "", "vit_small_patch16_224.legacy"),
     ("late-broadcast", "", "bert.dynamo"),
