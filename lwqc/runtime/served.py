@@ -16,7 +16,7 @@ from lwqc.plans.options import Sizes
 from lwqc.runtime.data import Dataset, open_data
 from lwqc.runtime.measure import NOISE
 from lwqc.runtime.session import Session
-from lwqc.runtime.settling import Times, decided, ratios, ratios_known
+from lwqc.runtime.settling import Times, decided, first_apart, ratios, ratios_known
 from lwqc.runtime.timer import time_turns
 
 # Ratios known this closely decide as well as if they were timed for longer: repeated timings of
@@ -77,11 +77,13 @@ def relative_times(
     work on the machine only ever adds time and its clock changes slowly; the median of all rounds.
 
     keep: only the fastest so many beside the first matter, and only while they are no slower. The
-    rest is timed until that much is clear, see `settling.decided`; at several shapes nothing is
-    clear from one of them, and all are timed alike.
+    rest is timed until that much is clear, see `settling.decided`; at several shapes only what the
+    first takes beside all others is clear from one of them, see `settling.first_apart`.
     """
-    alone = keep is not None and len(served) == 1
-    settled = decided(NOISE, _KNOWN, keep) if alone and keep else ratios_known(_KNOWN)
+    settled = ratios_known(_KNOWN)
+    if keep:
+        alone = len(served) == 1
+        settled = decided(NOISE, _KNOWN, keep) if alone else first_apart(NOISE, _KNOWN)
     columns = [
         _relative(time_turns(sessions, one.feeds, seconds=seconds, settled=settled))
         for one in served

@@ -47,6 +47,25 @@ def ratios_known(within: float) -> Settled:
     return settled
 
 
+def first_apart(noise: float, within: float) -> Settled:
+    """The same, but the first is out once it is clear, as in `decided`, that others are faster.
+
+    No other is out before the end: it may be faster on other inputs.
+    """
+
+    def settled(times: Times) -> Collection[int]:
+        longest = max(map(len, times))
+        running = [i for i, own in enumerate(times) if len(own) == longest]
+        others = [i for i in running if i]
+        apart = 0 in running and all(_is_clear(times, 0, i, noise) for i in others)
+        compared = others if apart or 0 not in running else running
+        if all(is_known(ratios(times[i], times[compared[0]]), within) for i in compared[1:]):
+            return running
+        return {0} if apart else ()
+
+    return settled
+
+
 def decided(noise: float, within: float, keep: int) -> Settled:
     """The first is what the others must not be slower than, of which the fastest `keep` matter.
 
@@ -59,10 +78,9 @@ def decided(noise: float, within: float, keep: int) -> Settled:
     def settled(times: Times) -> Collection[int]:
         longest = max(map(len, times))
         running = [i for i, own in enumerate(times) if len(own) == longest]
-        margin = max(noise, 1 + 1 / longest)
 
         def is_clear(slow: int, fast: int) -> bool:
-            return min(ratios(times[slow], times[fast])) > margin
+            return _is_clear(times, slow, fast, noise)
 
         others = [i for i in running if i]
         out = {
@@ -81,6 +99,12 @@ def decided(noise: float, within: float, keep: int) -> Settled:
         return out
 
     return settled
+
+
+def _is_clear(times: Times, slow: int, fast: int, noise: float) -> bool:
+    """Whether one was slower in each round by what so many rounds tell apart."""
+    longest = max(map(len, times))
+    return min(ratios(times[slow], times[fast])) > max(noise, 1 + 1 / longest)
 
 
 def ratios(own: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:

@@ -15,6 +15,7 @@ from lwqc.runtime.settling import Settled
 VARIABLE = "LWQC_TIMING_S"
 _TURN = 4  # runs of one session in a row that count
 _SLOW_S = 0.02  # such a run spans what several short ones would
+_SLOWEST_S = 0.2  # and such a one what several slow ones would
 _SOONEST = 0.2  # share of the time before which nothing counts as settled
 _LONG = 20  # times the wait for other threads: a first run that counts
 
@@ -55,18 +56,18 @@ def time_turns(
 ) -> list[list[list[float]]]:
     """Time sessions in turns, in alternating order; seconds per run [sessions][rounds][runs].
 
-    A turn is a few runs, or half as many and twice as often where one takes long. Before them come
-    some that are not counted, until the threads of the session before have stopped waiting: they
-    find the caches full of another model, too. Turns go on until `seconds` per session have
-    passed, and at least `least` rounds; but no longer than `longest_s`.
+    A turn is a few runs, or half as many and twice as often where one takes long, and one where it
+    takes very long. Before them come some that are not counted, until the threads of the session
+    before have stopped waiting: they find the caches full of another model, too. Turns go on until
+    `seconds` per session have passed, and at least `least` rounds; but no longer than `longest_s`.
 
     settled: which sessions need no more turns, see `settling`; asked once a fifth of the time has
     passed. The others then take as many as if those still took theirs.
     """
     most = longest_s() * len(sessions)
     slowest = max(session.seconds(feeds) for session in sessions)
-    runs = _TURN if slowest < _SLOW_S else _TURN // 2
-    least *= _TURN // runs
+    runs = _TURN if slowest < _SLOW_S else _TURN // 2 if slowest < _SLOWEST_S else 1
+    least *= 1 if runs == _TURN else 2
     times: list[list[list[float]]] = [[] for _ in sessions]
     spent = [0.0] * len(sessions)  # by the last turn of each
     passed, limit = 0.0, min(seconds * len(sessions), most)

@@ -5,7 +5,7 @@ import pytest
 
 from lwqc.errors import InputError
 from lwqc.runtime import timer as module
-from lwqc.runtime.settling import decided, is_known, medians_known, ratios_known
+from lwqc.runtime.settling import decided, first_apart, is_known, medians_known, ratios_known
 from lwqc.runtime.timer import VARIABLE, longest_s, time_turns
 
 pytestmark = pytest.mark.timed
@@ -92,7 +92,7 @@ def test_what_is_clearly_slower_stops_first_and_the_rest_gets_as_many_rounds(mon
 
 
 def test_one_that_is_left_ends_it(monkeypatch):
-    rounds, _ = taken(monkeypatch, [0.1, 0.03, 0.3], seconds=3, settled=decided(1.05, 1.0, keep=1))
+    rounds, _ = taken(monkeypatch, [0.1, 0.03, 0.19], seconds=3, settled=decided(1.05, 1.0, keep=1))
     assert max(rounds) <= 3
 
 
@@ -104,6 +104,30 @@ def test_the_fastest_few_are_kept(monkeypatch):
     assert rounds[1] == rounds[2] > rounds[3]
 
 
+def test_of_several_inputs_only_the_first_stops_and_once_all_others_are_faster(monkeypatch):
+    """The others may be faster on other inputs, however slow they are on these."""
+    rule = first_apart(1.05, 1.0)
+    rounds, _ = taken(monkeypatch, [0.1, 0.03, 0.04], noise=0.1, seconds=3, settled=rule)
+    assert rounds[0] < rounds[1] == rounds[2]
+    rounds, _ = taken(monkeypatch, [0.1, 0.03, 0.3], noise=0.1, seconds=3, settled=rule)
+    assert rounds[0] == rounds[1] == rounds[2]
+
+
+def test_one_that_is_clearly_faster_on_each_of_several_inputs_is_known_at_once(monkeypatch):
+    rule = first_apart(1.05, 1.02)
+    assert taken(monkeypatch, [1.0, 0.1], seconds=1, settled=rule)[0] == [1, 1]
+    assert min(taken(monkeypatch, [1.0, 0.9], seconds=1, settled=rule)[0]) >= 6
+
+
+def test_very_long_runs_are_turns_of_their_own(monkeypatch):
+    """What is reported of them are medians of at least six."""
+    clock = Clock(monkeypatch)
+    sessions = [Timed(clock, seconds) for seconds in (1.3, 0.04)]
+    rounds = time_turns(sessions, {}, seconds=2, settled=medians_known(1.02))
+    assert [len(own) for own in rounds] == [6, 6]
+    assert {len(turn) for own in rounds for turn in own} == {1}
+
+
 def test_nothing_is_out_before_a_fifth_of_the_time(monkeypatch):
     """So that one interruption does not decide between models of microseconds."""
     rounds, _ = taken(monkeypatch, [1e-4, 3e-4], seconds=0.5, settled=decided(1.05, 1.02, keep=1))
@@ -111,13 +135,13 @@ def test_nothing_is_out_before_a_fifth_of_the_time(monkeypatch):
 
 
 def test_the_environment_ends_every_timing(monkeypatch):
-    assert taken(monkeypatch, [1.0, 0.5], seconds=20)[1] > 40
-    monkeypatch.setenv(VARIABLE, "4")
-    assert 8 < taken(monkeypatch, [1.0, 0.5], seconds=20)[1] < 8 + 2 * 3
-    rounds, _ = taken(monkeypatch, [1.0, 0.5], seconds=0.1)
+    assert taken(monkeypatch, [0.1, 0.05], seconds=2)[1] > 4
+    monkeypatch.setenv(VARIABLE, "0.4")
+    assert 0.8 < taken(monkeypatch, [0.1, 0.05], seconds=2)[1] < 0.8 + 2 * 0.3
+    rounds, _ = taken(monkeypatch, [0.1, 0.05], seconds=0.01)
     assert rounds == [3, 3]  # fewer than the six that it takes otherwise
     monkeypatch.setenv(VARIABLE, "0.001")
-    assert taken(monkeypatch, [1.0, 0.5], seconds=20)[0] == [1, 1]
+    assert taken(monkeypatch, [0.1, 0.05], seconds=2)[0] == [1, 1]
 
 
 @pytest.mark.parametrize("text", ["0", "0.0", "-1", "inf", "two", "1e3", "٣", "1\n"])
