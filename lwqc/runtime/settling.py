@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Sequence
 
+_FEWEST = 6  # values that tell where their median is
 Times = Sequence[Sequence[Sequence[float]]]
 Settled = Callable[[Times], Collection[int]]
 
@@ -22,9 +23,13 @@ def is_known(values: Sequence[float], within: float) -> bool:
     all cases. At least six values.
     """
     ordered = sorted(values)
-    count = len(ordered)
-    skipped = math.floor(count / 2 - math.sqrt(count))
-    return count >= 6 and ordered[-1 - skipped] <= within * ordered[skipped]
+    skipped = _skipped(len(ordered))
+    return len(ordered) >= _FEWEST and ordered[-1 - skipped] <= within * ordered[skipped]
+
+
+def _skipped(count: int) -> int:
+    """How many of the least, and of the greatest, are outside of the interval of the median."""
+    return math.floor(count / 2 - math.sqrt(count))
 
 
 def medians_known(within: float) -> Settled:
@@ -71,8 +76,9 @@ def decided(noise: float, within: float, keep: int) -> Settled:
 
     One is out when it was slower than the first, or than `keep` others, in each of r rounds by
     more than a factor of 1 + 1/r, or `noise` where that is more: twice in one round, a quarter in
-    four. The first is out when it is that clear which others are faster. What is left goes on until
-    all ratios are known `within`, so that a close choice is made as well as without this.
+    four; or when the median of six or more rounds is slower by more than `noise` for sure. The
+    first is out when it is that clear which others are faster. What is left goes on until all
+    ratios are known `within`, so that a close choice is made as well as without this.
     """
 
     def settled(times: Times) -> Collection[int]:
@@ -102,9 +108,14 @@ def decided(noise: float, within: float, keep: int) -> Settled:
 
 
 def _is_clear(times: Times, slow: int, fast: int, noise: float) -> bool:
-    """Whether one was slower in each round by what so many rounds tell apart."""
-    longest = max(map(len, times))
-    return min(ratios(times[slow], times[fast])) > max(noise, 1 + 1 / longest)
+    """Whether one was slower in each round by what so many rounds tell apart.
+
+    Or, as a single interruption would hide that, whether all of the interval of the median of at
+    least six rounds is beyond the noise.
+    """
+    found = sorted(ratios(times[slow], times[fast]))
+    lowest = found[_skipped(len(found))] if len(found) >= _FEWEST else 0.0
+    return found[0] > max(noise, 1 + 1 / max(map(len, times))) or lowest > noise
 
 
 def ratios(own: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:

@@ -104,6 +104,15 @@ def test_the_fastest_few_are_kept(monkeypatch):
     assert rounds[1] == rounds[2] > rounds[3]
 
 
+def test_one_interruption_does_not_hide_what_is_clear(monkeypatch):
+    """A third slower but for one round, in which something else ran beside the other."""
+    quick = [[1.0]] * 3 + [[3.0]] + [[1.0]] * 5
+    slow = [[1.33]] * 9
+    assert set(decided(1.05, 1.0, keep=1)([[[2.0]] * 9, quick, slow])) == {0, 1, 2}
+    level = [[1.04], [1.06]] * 4 + [[1.04]]
+    assert not decided(1.05, 1.0, keep=1)([[[1.0]] * 9, quick, level])
+
+
 def test_of_several_inputs_only_the_first_stops_and_once_all_others_are_faster(monkeypatch):
     """The others may be faster on other inputs, however slow they are on these."""
     rule = first_apart(1.05, 1.0)
