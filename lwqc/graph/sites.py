@@ -132,6 +132,7 @@ class Site:
 
 
 _ROUTER = "chooses experts, and fewer bits would choose others"
+_STACK = "matrices that are picked for each token; `grouped-experts` makes weights of them"
 
 
 @dataclass(frozen=True)
@@ -336,11 +337,18 @@ def _conv(node: ir.Node, index: int, shape: tuple[int, ...]) -> _Found | str:
 def _gather(node: ir.Node, index: int, shape: tuple[int, ...]) -> _Found | str:
     if index != 0:
         return "holds indices"
+    if len(shape) == 3 and _int(node, "axis") in (0, -3):
+        return _STACK
     if len(shape) != 2 or _int(node, "axis") not in (0, -2):
         return f"is gathered along axis {_int(node, 'axis')} of {list(shape)}"
     if reads_codebook(node):
         return "is a codebook, of a weight that becomes floats at load"
     return _Found(Use(node, 0, transposed=False), n=shape[0], k=shape[1], groups=1)
+
+
+def _gather_nd(node: ir.Node, index: int, shape: tuple[int, ...]) -> str:
+    stack = index == 0 and len(shape) == 3
+    return _STACK if stack else f"no low-bit form of {node.op_type} is known"
 
 
 def _recurrent(node: ir.Node, index: int, shape: tuple[int, ...]) -> _Found | str:
@@ -396,6 +404,7 @@ _OPERANDS: dict[tuple[str, str], _Operand] = {
     ("", "Conv"): _conv,
     ("", "ConvTranspose"): _conv,
     ("", "Gather"): _gather,
+    ("", "GatherND"): _gather_nd,
     **{("", op): _recurrent for op in _RECURRENT},
     **dict.fromkeys(_MOVES, _moved),
 }

@@ -204,6 +204,23 @@ def test_what_chooses_experts_stays_float(grouped: bool):
     assert {s.name: s.reason for s in found.skipped}["router"].startswith("chooses experts")
 
 
+@pytest.mark.parametrize("nd", [False, True])
+def test_stacks_say_what_becomes_of_them(nd: bool):
+    """Before they are weights of their own, which a table of sites would not show."""
+    small = Small()
+    x = small.input(("n", TOKENS), 1, 64)
+    best = small.op("ArgMax", small.input(("n", TOKENS), EXPERTS, name="s"), keepdims=0, axis=-1)
+    if nd:
+        best = small.op("Unsqueeze", best, small.ints(-1))
+    kind, table = ("GatherND" if nd else "Gather"), small.weight(EXPERTS, 64, 64, name="w")
+    picked = small.op(kind, table, best)
+    found = find_sites(ir.from_proto(small.build(small.op("MatMul", x, picked, name="y"))))
+    assert not found.sites
+    assert [s.reason for s in found.skipped] == [
+        "matrices that are picked for each token; `grouped-experts` makes weights of them"
+    ]
+
+
 def test_a_model_whose_weights_are_all_experts():
     larger = mixture_of(64)
     plan = lwqc.quantize(larger, bits=4).plan
