@@ -67,6 +67,7 @@ class CpuTarget:
     profiles = False
     sparse = False
     codes_caches = True
+    groups_experts = True
 
     def __init__(self, rules: CpuRules | None = None) -> None:
         """rules: for another processor than this one."""

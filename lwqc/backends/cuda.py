@@ -68,6 +68,7 @@ class CudaTarget:
     profiles = False
     sparse = False
     codes_caches = False
+    groups_experts = False
 
     def form(self, site: Site, entry: SiteEntry, opset: int) -> Form | str:
         """How the entry runs on CUDA, or why it cannot."""

@@ -67,6 +67,7 @@ class OpenvinoTarget:
     profiles = False
     sparse = False
     codes_caches = False
+    groups_experts = False
 
     def __init__(self, rules: CpuRules | None = None) -> None:
         """rules: for another processor than this one."""

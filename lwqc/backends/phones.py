@@ -63,6 +63,7 @@ class QnnTarget(CpuTarget):
     speed = ("static",)
     width_multiple = 32
     codes_caches = False
+    groups_experts = False
     read_as_run = False
 
     def __init__(self) -> None:

@@ -57,7 +57,8 @@ class Target(Protocol):
     for. speed: forms of activations worth trying where speed is wanted, the most promising first.
     width_multiple: of channels that its kernels like. profiles: whether it builds engines for a
     range of sizes. sparse: whether 2:4 sparse weights can be of use.
-    codes_caches: whether keys and values in int8 run as they should.
+    codes_caches: whether keys and values in int8 run as they should. groups_experts: whether tokens
+    had better be grouped by expert, which takes a Split at sizes that are computed.
     """
 
     floats: FloatType
@@ -69,6 +70,7 @@ class Target(Protocol):
     profiles: bool
     sparse: bool
     codes_caches: bool
+    groups_experts: bool
 
     @property
     def name(self) -> str:

@@ -79,6 +79,7 @@ class TensorrtTarget:
     profiles = True
     sparse = True
     codes_caches = False
+    groups_experts = False
 
     def __init__(self, rules: TensorrtRules = TENSORRT) -> None:
         """rules: of another release than the one that onnxruntime runs."""

@@ -20,9 +20,14 @@ def cleanup_for(
     work: Version, *, merge: bool, copies: bool = True, accept: tuple[Relaxation, ...] = ()
 ) -> CleanUp:
     """What is asked of a clean-up for the target of the work, within the limits."""
-    folding = limits().folded_numbers
+    target = work.job.target
     return CleanUp(
-        fuse=work.job.target.fuses, merge=merge, copies=copies, folding=folding, accept=accept
+        fuse=target.fuses,
+        merge=merge,
+        copies=copies,
+        experts=target.groups_experts,
+        folding=limits().folded_numbers,
+        accept=accept,
     )
 
 
@@ -65,7 +70,7 @@ def _bytes(work: Version, wanted: CleanUp) -> int:
 
 
 def _version(work: Version, wanted: CleanUp) -> tuple[Version, Cleaned]:
-    key = ("cleaned", wanted.fuse, wanted.merge, wanted.copies, wanted.folding, wanted.accept)
+    key = ("cleaned", wanted.model_copy(update={"changes": (), "relaxed": ()}).model_dump_json())
     make = _merged if wanted.merge else _plain
     return work.facts.get(key, lambda: make(work, wanted))
 
@@ -76,6 +81,7 @@ def _plain(work: Version, wanted: CleanUp) -> tuple[Version, Cleaned]:
         fuse=wanted.fuse,
         merge=False,
         copies=wanted.copies,
+        experts=wanted.experts,
         folding=wanted.folding,
         accept=wanted.accept,
         whole=work.known.names if work.known is not None else (),

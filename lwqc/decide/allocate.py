@@ -53,7 +53,8 @@ def allocate(work: Version, goals: Goals, recipe: Recipe, *, structure: bool = F
 
 def _copies_experts(work: Version) -> bool:
     """Whether a clean-up would give each expert a weight of its own; no model in parts gets one."""
-    return work.job.room is None and picks_experts(work.model.graph)
+    can = work.job.target.groups_experts and work.job.room is None
+    return can and picks_experts(work.model.graph)
 
 
 def _needs_newer(work: Version, newer: Version, plan: Plan) -> bool:

@@ -38,19 +38,20 @@ def clean_pipeline(
     *,
     fuse: bool = True,
     copies: bool = True,
+    experts: bool = True,
     folding: int = FOLDING,
     accept: Collection[Relaxation] = (),
     whole: Collection[str] = (),
 ) -> Pipeline:
     """The passes of `clean_up`, before linear layers are merged."""
-    text = "clean" if fuse else "simplify,nan-guards,fold-constants"
+    text = "clean" if fuse else "simplify,grouped-experts,nan-guards,fold-constants"
     return Pipeline.parse(text).bound(
         {
             "fold-affine": FoldAffine(whole=tuple(whole)),
             "fold-constants": FoldConstants(folding, copies=copies, whole=tuple(whole)),
             "fuse-attention": FuseAttention(finite_masks="finite-masks" in accept),
             "nan-guards": DropNanGuards(accept="nan-guards" in accept),
-            "grouped-experts": GroupedExperts(whole=tuple(whole)),
+            "grouped-experts": GroupedExperts(whole=tuple(whole)) if experts else None,
             "one-hot-gather": OneHotGather(whole=tuple(whole)),
         }
     )
@@ -67,6 +68,7 @@ def clean_up(
     fuse: bool = True,
     merge: bool = True,
     copies: bool = True,
+    experts: bool = True,
     folding: int = FOLDING,
     accept: Collection[Relaxation] = (),
     whole: Collection[str] = (),
@@ -74,7 +76,8 @@ def clean_up(
     """A copy of the model with fewer and faster operators; outputs agree to rounding.
 
     fuse: attention becomes one operator. merge: so do linear layers that read the same value.
-    copies: weights that are read in two ways may be stored in both.
+    copies: weights that are read in two ways may be stored in both. experts: each expert of a
+    mixture gets a weight of its own.
     folding: numbers in the largest tensor that is computed beforehand.
     whole: names of stored weights that stay as they are, see `FoldConstants`.
     accept: what is not exact for every input; check it on data. `nan-guards` drops repairs of NaN
@@ -83,7 +86,9 @@ def clean_up(
     copy = model.clone()
     copy.graph.sort()
     ctx = Context(copy)
-    passes = clean_pipeline(fuse=fuse, copies=copies, folding=folding, accept=accept, whole=whole)
+    passes = clean_pipeline(
+        fuse=fuse, copies=copies, experts=experts, folding=folding, accept=accept, whole=whole
+    )
     changes = passes.run(copy, ctx)
     left = {refusal.name: refusal.reason for refusal in ctx.refused.values()}
     done = Cleaned(copy, changes, tuple(ctx.relaxed), left)

@@ -182,15 +182,17 @@ class CleanUp(_Model):
     """The float graph in fewer and faster operators, see `lwqc.passes.cleanup`.
 
     fuse: attention as one operator. merge: layers that read the same value as one.
-    copies: weights that are read in two ways may be stored in both. folding: numbers in the largest
-    tensor that is computed beforehand. accept: what is not exact for every input, and was checked
-    on data. changes, relaxed: what changed something,
-    and where something else than exactly the original is computed, for readers.
+    copies: weights that are read in two ways may be stored in both. experts: those of a mixture
+    whose matrices are picked for each token get weights of their own. folding: numbers in the
+    largest tensor that is computed beforehand. accept: what is not exact for every input, and was
+    checked on data. changes, relaxed: what changed something, and where something else than exactly
+    the original is computed, for readers.
     """
 
     fuse: bool = True
     merge: bool = True
     copies: bool = True
+    experts: bool = False
     folding: int = Field(default=1 << 18, ge=0)
     accept: tuple[Relaxation, ...] = ()
     changes: tuple[str, ...] = ()

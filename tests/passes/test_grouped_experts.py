@@ -204,6 +204,13 @@ def test_what_chooses_experts_stays_float(grouped: bool):
     assert {s.name: s.reason for s in found.skipped}["router"].startswith("chooses experts")
 
 
+@pytest.mark.parametrize(("target", "grouped"), [("cpu-arm", True), ("web", True), ("cuda", False)])
+def test_only_where_sizes_may_be_computed(target: str, grouped: bool):
+    plan = lwqc.lower(mixtral(), target=target).plan
+    assert plan.clean is not None
+    assert ("grouped-experts" in plan.clean.changes) == plan.clean.experts == grouped
+
+
 @pytest.mark.parametrize("nd", [False, True])
 def test_stacks_say_what_becomes_of_them(nd: bool):
     """Before they are weights of their own, which a table of sites would not show."""
