@@ -8,7 +8,7 @@ from lwqc.compile.steps.transforms import version
 from lwqc.compile.version import Version
 from lwqc.decide import planning
 from lwqc.decide.allocator import find_allocator
-from lwqc.decide.base import Base, fused_base
+from lwqc.decide.base import Base, copies_experts, fused_base
 from lwqc.decide.fastest import fastest, never_slower
 from lwqc.decide.float_plan import with_float_type, with_floats
 from lwqc.decide.narrower import faster, narrowed, smaller
@@ -17,13 +17,13 @@ from lwqc.decide.sparse_plan import with_sparsity
 from lwqc.decide.transforms import choose_transforms
 from lwqc.errors import InputError
 from lwqc.model.extensions import ALLOCATORS
-from lwqc.passes.grouped_experts import picks_experts
 from lwqc.plans.bounds import DEFAULT_DROP
 from lwqc.plans.goals import Goals
 from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe, find
 
 _BACK_OFFS = 4
+_NO_WEIGHT = "has no weight that could take a number format"
 _IN_PARTS = ("uniform", "none")  # allocators that look at one weight after the other
 
 
@@ -38,8 +38,8 @@ def allocate(work: Version, goals: Goals, recipe: Recipe, *, structure: bool = F
     """
     if recipe.allocator == "none":
         return _decided(work, goals, recipe, structure)
-    if not work.analysis.sites and not _copies_experts(work):
-        reason = f"has no weight that could take a number format{_why_not(work)}"
+    if not work.analysis.sites and not copies_experts(work):
+        reason = f"{_NO_WEIGHT}{_why_not(work)}"
         if recipe.allocator != "auto":
             raise InputError(f"{work.name}: {reason}")
         plan = _decided(work, goals, find("clean"), structure)
@@ -49,12 +49,6 @@ def allocate(work: Version, goals: Goals, recipe: Recipe, *, structure: bool = F
     if newer is not work and plan.clean is None and not _needs_newer(work, newer, plan):
         return plan
     return plan.model_copy(update={"opset": newer.raised}).noted(*notes)
-
-
-def _copies_experts(work: Version) -> bool:
-    """Whether a clean-up would give each expert a weight of its own; no model in parts gets one."""
-    can = work.job.target.groups_experts and work.job.room is None
-    return can and picks_experts(work.model.graph)
 
 
 def _needs_newer(work: Version, newer: Version, plan: Plan) -> bool:
@@ -73,10 +67,13 @@ def _decided(work: Version, goals: Goals, recipe: Recipe, structure: bool) -> Pl
         return _auto(work, goals, recipe, structure)
     # A normalization or scale between two convolutions keeps both from the kernels of 8-bit values,
     # and weights that are copied for each token from any format.
-    if recipe.clean or recipe.activations == "static" or _copies_experts(work):
+    if recipe.clean or recipe.activations == "static" or copies_experts(work):
         merge = recipe.clean and recipe.merge
         clean, left = cleaning(work, cleanup_for(work, merge=merge))
-        plan = _allocated(cleaned(work, clean), goals, recipe)
+        made = cleaned(work, clean)
+        if recipe.allocator != "none" and not made.analysis.sites:
+            raise InputError(f"{work.name}: {_NO_WEIGHT}{_why_not(made)}")
+        plan = _allocated(made, goals, recipe)
         plan = plan.model_copy(
             update={"clean": clean, "untransformed": {**left, **plan.untransformed}}
         )

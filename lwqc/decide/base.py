@@ -15,6 +15,7 @@ from lwqc.decide import planning
 from lwqc.decide.float_plan import with_float_type, with_floats
 from lwqc.decide.profiles import with_profile
 from lwqc.errors import LwqcError
+from lwqc.passes.grouped_experts import picks_experts
 from lwqc.plans.plan import CleanUp, Plan, Pruning, Relaxation
 from lwqc.runtime.served import no_slower, relative_times
 from lwqc.runtime.session import Session
@@ -22,6 +23,7 @@ from lwqc.runtime.session import Session
 SAME = 1e-8  # squared error over energy of outputs that count as those of the original
 # What is tried, and kept where the data shows no difference.
 RELAXED: tuple[Relaxation, ...] = ("finite-masks",)
+_SURE = {"fuse-attention", "grouped-experts"}
 SECONDS = 1.0  # of timing per model and shape, of those that are compared last
 
 
@@ -63,6 +65,8 @@ def float_base(work: Version, wanted: CleanUp, allowance: float = 1.0) -> Base:
     )[1]
     if no_slower([r / allowance for r in relative]):
         return base
+    if "grouped-experts" in base.clean.changes:  # which are slower for few tokens of many experts
+        return float_base(work, wanted.model_copy(update={"experts": False}), allowance)
     share = ", ".join(
         f"{r:.2f} of its time at {s.label}"
         for r, s in zip(relative, work.job.data.serve, strict=True)
@@ -101,10 +105,19 @@ def wanted(work: Version, *, merge: bool) -> CleanUp:
 
 
 def fused_base(work: Version) -> Base:
-    """The graph cleaned up where attention becomes one operator; found without timing."""
+    """The graph cleaned up where that pays for sure; found without timing.
+
+    So it does where attention becomes one operator, or each expert gets a weight of its own.
+    """
     base = cleaned_base(work, wanted(work, merge=False))
-    fused = base.clean is None or "fuse-attention" in base.clean.changes
+    fused = base.clean is None or not _SURE.isdisjoint(base.clean.changes)
     return (base if fused else Base(work)).ready()
+
+
+def copies_experts(work: Version) -> bool:
+    """Whether a clean-up gives experts weights of their own; not of a model that is never whole."""
+    can = work.job.target.groups_experts and work.job.room is None
+    return can and picks_experts(work.model.graph)
 
 
 def _lowered_float(work: Version) -> Session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lwqc.graph.moved_numbers import readers, takes_rows
+from lwqc.graph.operands import stored_ints
 from lwqc.model.weights import stored_tensor
 
 # Between the product with a router's weight and the choice.
@@ -28,20 +29,40 @@ def routers(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _choose_experts(places: ir.Value) -> bool:
-    """Whether numbers pick matrices of a stored table, or tokens are ordered by them."""
+    """Whether numbers pick matrices that are multiplied, or the order of what each expert gets."""
     for _, reader, index in readers(places):
         if reader is None or reader.domain != "":
             continue
-        if takes_rows(reader, index) and len(_sizes(reader)) > 2:
+        if takes_rows(reader, index) and _are_multiplied(reader):
             return True
-        if reader.op_type == "TopK" and index == 0:
+        if reader.op_type == "TopK" and index == 0 and _orders_parts(reader.outputs[1]):
+            return True
+        renamed = reader.op_type == "Gather" and index == 1 and stored_ints(reader.inputs[0])
+        if renamed and _choose_experts(reader.outputs[0]):
             return True
     return False
 
 
-def _sizes(gather: ir.Node) -> tuple[object, ...]:
-    tensor = stored_tensor(gather.inputs[0])
-    return () if tensor is None else tuple(tensor.shape)
+def _are_multiplied(gather: ir.Node) -> bool:
+    """Whether matrices of a stack are picked that go, perhaps transposed, into a product."""
+    table = stored_tensor(gather.inputs[0])
+    if table is None or len(table.shape) != 3:
+        return False
+    takers = {use.node for use in gather.outputs[0].uses()}
+    turned = [n.outputs[0] for n in takers if n.domain == "" and n.op_type == "Transpose"]
+    takers |= {use.node for value in turned for use in value.uses()}
+    return any(n.domain == "" and n.op_type in ("MatMul", "Einsum") for n in takers)
+
+
+def _orders_parts(order: ir.Value) -> bool:
+    """Whether rows in this order are split at sizes that are computed."""
+    rows = [use.node.outputs[0] for use in order.uses() if _is(use.node, "Gather") and use.idx == 1]
+    parts = [use.node for value in rows for use in value.uses() if _is(use.node, "Split")]
+    return any(len(n.inputs) > 1 and stored_tensor(n.inputs[1]) is None for n in parts)
+
+
+def _is(node: ir.Node, op_type: str) -> bool:
+    return node.domain == "" and node.op_type == op_type
 
 
 def _products_behind(choice: ir.Node) -> set[ir.Node]:

@@ -132,7 +132,7 @@ class Site:
 
 
 _ROUTER = "chooses experts, and fewer bits would choose others"
-_STACK = "matrices that are picked for each token; `grouped-experts` makes weights of them"
+_STACK = "matrices that are picked by number: weights only where `grouped-experts` can part them"
 
 
 @dataclass(frozen=True)

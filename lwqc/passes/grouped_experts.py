@@ -18,7 +18,7 @@ from lwqc.model.weights import static_shape, stored_tensor
 from lwqc.passes.base import Pass
 from lwqc.passes.context import Context
 
-OPSET = 13  # the first in which sizes of a Split, and axes, are operands
+OPSET = 14  # the first in which a Reshape takes a size of 0 as it is
 _INT64 = ir.TensorType(ir.DataType.INT64)
 
 
@@ -67,7 +67,7 @@ class GroupedExperts(Pass):
         each (which may be 0), one MatMul with a weight of its own for each expert, Concat, and
         Gather back into the first order. The result is the same but for the order in which numbers
         are added; each expert's weight is one that passes and formats know.
-    Refuses: opsets below 13, places that may count from the end, tables that something else reads
+    Refuses: opsets below 14, places that may count from the end, tables that something else reads
         or that are among `whole`, vectors whose sizes are not told.
 
     whole: names of stored weights that stay as they are.
@@ -273,7 +273,7 @@ def _rewrite(graph: ir.Graph, product: _Product, route: _Route, ctx: Context) ->
     last = stored("last", (outputs, 1) if product.first else (1, outputs))
     shape = step("Concat", [lead, last], "shape", axis=0)
     shape.type = _INT64
-    replace_node(node, step("Reshape", [result, shape], "out"))
+    replace_node(node, step("Reshape", [result, shape], "out", allowzero=1))
 
 
 def _weight(product: _Product, expert: int) -> ir.LazyTensor:

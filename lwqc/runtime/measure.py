@@ -79,11 +79,11 @@ class Metric:
     def drop(self, reference: float, value: float) -> float:
         """How much worse `value` is, as a fraction of the reference; negative when better.
 
-        Where the reference is 0, such as an error rate at its best, the difference itself. NaN is
-        as bad as can be.
+        Where the reference is 0, such as an error rate at its best, the difference itself. What is
+        no finite number is as bad as can be.
         """
         worse = reference - value if self.higher_is_better else value - reference
-        return math.inf if math.isnan(worse) else worse / (abs(reference) or 1.0)
+        return worse / (abs(reference) or 1.0) if math.isfinite(worse) else math.inf
 
 
 def load_metric(spec: str) -> Metric:

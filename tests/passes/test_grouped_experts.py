@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 import lwqc
+from lwqc.errors import InputError
 from lwqc.graph.sites import find_sites
 from lwqc.passes.grouped_experts import GroupedExperts
 from lwqc.plans.plan import Plan
@@ -121,14 +122,14 @@ def test_what_is_left_says_why(options, reason):
     assert_untouched(GroupedExperts(), given, f"experts token by token: {reason}")
 
 
-def test_an_operator_set_without_sizes_of_a_split():
-    small = Small(opset=12)
+def test_an_operator_set_without_empty_sizes():
+    small = Small(opset=13)
     x = small.input(("n", TOKENS), 1, INPUTS)
     s = small.input(("n", TOKENS), EXPERTS, name="s")
     best = small.op("ArgMax", s, axis=-1, keepdims=0)
     picked = small.op("Gather", small.weight(EXPERTS, INPUTS, OUTPUTS), best, axis=0)
     given = small.build(small.op("MatMul", x, picked, name="y"))
-    assert_untouched(GroupedExperts(), given, "experts token by token: opset 12 is below 13")
+    assert_untouched(GroupedExperts(), given, "experts token by token: opset 13 is below 14")
 
 
 def test_weights_that_stay_whole():
@@ -224,7 +225,7 @@ def test_stacks_say_what_becomes_of_them(nd: bool):
     found = find_sites(ir.from_proto(small.build(small.op("MatMul", x, picked, name="y"))))
     assert not found.sites
     assert [s.reason for s in found.skipped] == [
-        "matrices that are picked for each token; `grouped-experts` makes weights of them"
+        "matrices that are picked by number: weights only where `grouped-experts` can part them"
     ]
 
 
@@ -242,3 +243,73 @@ def mixture_of(width: int) -> ir.Model:
     picked = small.op("Gather", small.weight(EXPERTS, width, width, name="w"), best, axis=0)
     rows = small.op("Unsqueeze", x, small.ints(1))
     return ir.from_proto(small.build(small.op("MatMul", rows, picked, name="y")))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_size": "25%"}, {"max_drop": 0.05}, {"recipe": "w4", "merge_experts": "50%"}],
+    ids=["size", "drop", "merged"],
+)
+def test_budgets_and_merging_reach_experts_and_leave_routers(options):
+    """Layers would go instead, where nothing but them could take fewer bytes."""
+    small = Small()
+    x = small.input(("n", 32), 64)
+    scores = small.op("Softmax", small.linear(x, 64, 32, name="router"), axis=-1)
+    shares, best = small.ops("TopK", scores, small.ints(2), names=["", ""], axis=-1)
+    rows = small.op("Unsqueeze", x, small.ints(1, 2))
+    made = rows
+    for name in ("up", "down"):
+        picked = small.op("Gather", small.weight(32, 64, 64, name=name), best, axis=0)
+        made = small.op("MatMul", small.op("Tanh", made), picked)
+    weighed = small.op("Mul", small.op("Squeeze", made, small.ints(2)),
+                       small.op("Unsqueeze", shares, small.ints(2)))  # fmt: skip
+    summed = small.op("ReduceSum", weighed, small.ints(1), keepdims=0)
+    given = ir.from_proto(small.build(small.op("Add", x, summed, name="y")))
+    plan = lwqc.compress(given, data=[small.feeds], seed=0, **options).plan
+    coded = set(plan.quantize)
+    assert {name.partition("/")[0] for name in coded} == {"up", "down"}
+    assert not plan.remove
+
+
+def test_tokens_with_an_axis_of_no_size():
+    small = Small()
+    x = small.input(("a", 2), ("b", 3), INPUTS)
+    s = small.input(("a", 2), ("b", 3), EXPERTS, name="s")
+    _, best = small.ops("TopK", s, small.ints(2), names=["", ""], axis=-1)
+    picked = small.op("Gather", small.weight(EXPERTS, INPUTS, OUTPUTS), best, axis=0)
+    rows = small.op("Unsqueeze", x, small.ints(2, 3))
+    given = small.build(small.op("MatMul", rows, picked, name="y"))
+    assert_harmless(GroupedExperts(), given, feeds=small.feeds, tolerance=1e-5)
+    run = Session(applied(GroupedExperts(), given).model)
+    for a, b in ((2, 0), (0, 3), (0, 0), (1, 1)):
+        feeds = {
+            "x": np.ones((a, b, INPUTS), np.float32),
+            "s": np.ones((a, b, EXPERTS), np.float32),
+        }
+        assert run(feeds)["y"].shape == (a, b, 2, 1, OUTPUTS)
+
+
+def head(then: str) -> ir.Model:
+    """Scores of classes whose best are numbers for something else than experts."""
+    small = Small()
+    scores = small.linear(small.input(("n", TOKENS), 64), 64, 40, name="head")
+    _, best = small.ops("TopK", scores, small.ints(3), names=["", "best"], axis=-1)
+    if then == "sorted":
+        _, made = small.ops("TopK", best, small.ints(3), names=["", "y"], largest=0, axis=-1)
+    elif then == "templates":
+        made = small.op("Gather", small.weight(40, 20, 3, name="t"), best, name="y")
+    else:
+        embedded = small.op("Gather", small.weight(40, 64, name="e"), best)
+        made = small.linear(embedded, 64, 64, name="next")
+    return ir.from_proto(small.build(made))
+
+
+@pytest.mark.parametrize("then", ["sorted", "templates", "embedded"])
+def test_what_chooses_something_else_is_a_weight_like_any_other(then):
+    assert "head" in {site.name for site in find_sites(head(then)).sites}
+
+
+def test_a_model_of_which_nothing_can_be_grouped_is_refused():
+    given = ir.from_proto(mixture(FORMS[1], places="input")[0])
+    with pytest.raises(InputError, match="has no weight that could take a number format"):
+        lwqc.quantize(given, bits=4)

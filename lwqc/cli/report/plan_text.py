@@ -26,7 +26,8 @@ def plan_line(made: Plan, sites: int) -> str:
     """What a plan does, in a line. sites: how many the model has."""
     parts = [text for step in of(made) if (text := step.short(made))]
     if made.quantize or not parts:
-        parts.append(f"{len(made.quantize)} of {sites} sites planned")
+        known = max(sites, len(made.quantize) + len(made.kept_float))  # experts become sites
+        parts.append(f"{len(made.quantize)} of {known} sites planned")
     return ", ".join(parts)
 
 

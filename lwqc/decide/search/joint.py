@@ -13,7 +13,7 @@ from lwqc.compile.lifted import lifted
 from lwqc.compile.timing import slow_products, take_slow_products
 from lwqc.compile.version import Version
 from lwqc.decide.allocators.evolutionary import Candidate
-from lwqc.decide.base import fused_base
+from lwqc.decide.base import copies_experts, fused_base
 from lwqc.decide.search.bounded import bounded, by_cost, every
 from lwqc.decide.search.control import EFFORTS, SearchControl
 from lwqc.decide.search.limits import Limits
@@ -121,7 +121,8 @@ def _opened(
         section = section.model_copy(update={"kinds": kinds})
     base, clean = newer, None
     measured = any(budget.noisy for budget in budgets)
-    if recipe.clean and measured and not any(budget.as_given for budget in budgets):
+    pays = (recipe.clean and measured) or copies_experts(newer)
+    if pays and not any(budget.as_given for budget in budgets):
         fused = fused_base(newer)
         base, clean = fused.work, fused.clean
     log = SearchLog(control.log, resume=control.resume)
