@@ -12,9 +12,3 @@ from lwqc.runtime.measure import Metric
 def test_what_is_no_finite_number_is_as_bad_as_can_be(higher, value):
     """An infinite accuracy is a fault of the metric, and no gain."""
     assert Metric("m", lambda run: 0.0, higher).drop(0.5, value) == math.inf
-
-
-def test_a_drop_is_a_share_of_the_reference():
-    assert Metric("m", lambda run: 0.0, True).drop(0.8, 0.6) == pytest.approx(0.25)
-    assert Metric("m", lambda run: 0.0, False).drop(2.0, 1.0) == pytest.approx(-0.5)
-    assert Metric("m", lambda run: 0.0, False).drop(0.0, 0.1) == pytest.approx(0.1)
