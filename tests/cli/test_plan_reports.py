@@ -85,6 +85,7 @@ def test_what_differs_between_plans():
         "clean fuse: True -> absent",
         "clean merge: True -> absent",
         "clean copies: True -> absent",
+        "clean experts: False -> absent",
         "clean folding: 262144 -> absent",
         "clean changes: fold-constants, fuse-attention -> absent",
         "remove block.3 name: block.3 -> absent",
