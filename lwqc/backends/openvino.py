@@ -178,8 +178,7 @@ class OpenvinoTarget:
         quantized = {n for n, form in lowered.forms.items() if form != "Folded"}
         if missing() or not quantized:
             return {}
-        session = self.session(lowered.model, "candidate")
-        assert isinstance(session, OpenvinoSession)
+        session = _loaded(lowered.model, dict(EXACT), "candidate")
         by_name = {name: kernel for kernel in session.kernels() for name in kernel.merged}
         wrong = {}
         for site, node in _products(lowered.model):
@@ -214,11 +213,17 @@ class OpenvinoTarget:
         options = dict(EXACT)
         if not isinstance(model, ir.Model):
             options |= read_options(Path(model), self.name)
-        try:
-            return OpenvinoSession(model, options, label=label)
-        except SessionError as error:
-            known = lint(model if isinstance(model, ir.Model) else io.load(model))
-            raise SessionError(f"{label}: {known[0]}" if known else str(error)) from error
+        return _loaded(model, options, label)
+
+
+def _loaded(
+    model: ir.Model | str | os.PathLike[str], options: dict[str, str], label: str
+) -> OpenvinoSession:
+    try:
+        return OpenvinoSession(model, options, label=label)
+    except SessionError as error:
+        known = lint(model if isinstance(model, ir.Model) else io.load(model))
+        raise SessionError(f"{label}: {known[0]}" if known else str(error)) from error
 
 
 def _lift(model: ir.Model, plan: Plan) -> None:

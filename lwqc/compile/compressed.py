@@ -39,7 +39,7 @@ from lwqc.compile.stamped import stamped
 from lwqc.compile.steps.pruned_model import PrunedModel, pruning_report
 from lwqc.compile.steps.removed_branches import RemovedBranches
 from lwqc.compile.version import Version, files_of
-from lwqc.graph.sites import Site, Skipped
+from lwqc.graph.sites import Site
 from lwqc.model import io
 from lwqc.model.coded_caches import caches_of
 from lwqc.model.outputs import check_outputs
@@ -218,7 +218,7 @@ def measure(
         data_kind=work.job.data.fit.kind,
         sites=_rows(result),
         # What the original has of them are codes and scales, where it was quantized.
-        skipped=() if result.decisions.restore is not None else _skipped(result),
+        skipped=() if result.decisions.restore is not None else result.coded.analysis.skipped,
         rewrites=(*_cleaning(result.decisions), *result.decisions.rewrites),
         untransformed=result.decisions.untransformed,
         kept_float32={} if floats is None else floats.keep,
@@ -336,13 +336,6 @@ def _operators(work: Version, saved: io.Draft) -> tuple[OperatorRow, ...]:
     if work.is_large or not work.job.runs_here:
         return ()
     return tuple(operator_rows(work.original.loadable, saved.path, work.job.data.serve[0].feeds))
-
-
-def _skipped(result: Compressed) -> tuple[Skipped, ...]:
-    """Tensors that take no format, under the names that the sites have."""
-    clean = result.decisions.clean
-    grouped = clean is not None and "grouped-experts" in clean.changes
-    return (result.coded if grouped else result.work).analysis.skipped
 
 
 def _rows(result: Compressed) -> tuple[SiteRow, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 
 from lwqc.compile.candidates import holds
 from lwqc.compile.timing import relative_time, site_times, slow_sites, timed_sites
@@ -44,30 +43,37 @@ def fastest(work: Version, limit: float, recipe: Recipe) -> tuple[Base, Plan]:
     base = base.ready()
     work.job.report("timing sites")(0, 1)
     plans, trials = _distinct(_plans(base.work, recipe)), Trials(work, limit, recipe)
-    report, last = work.job.report("candidates"), work.job.report("finalists")
+    report = work.job.report("candidates")
     found: list[Trial] = []
     for done, plan in enumerate(plans):
         report(done, len(plans))
         for trial in trials.loaded(base, plan):
             found += trials.with_fewer_islands(trial)
     report(len(plans), len(plans))
-    last(0, 3)
     ranked = trials.ranked(found, GLANCE, _FINALISTS)
-    best = list(islice(trials.holding(ranked, GLANCE), 1 if work.job.timed else None))
-    if best and work.job.timed:
-        first = best[0]
-        best += [t for t in ranked if t.time > first.time][: _FINALISTS - 1]
-        last(1, 3)
-        best += _later_start(trials, first)
-        if base.clean is not None:
-            best += _merged(trials, first.plan)
-    for seen in (found, ranked):
-        seen.clear()  # each has a session with all weights
-    last(2, 3)
-    for trial in trials.holding(trials.ranked(best, SECONDS, 1), SECONDS):
-        if trial.candidate and holds(work, trial.candidate, trial.session, limit):
+    found.clear()  # each has a session with all weights
+    if work.job.timed:
+        ranked = _finalists(trials, base, ranked)
+    for trial, candidate in trials.holding(ranked, SECONDS):
+        if holds(work, candidate, trial.session, limit):
             return trial.base, stored(trial.base.work, trial.plan, limit, recipe.method)
     return safest(work, base, limit, recipe)
+
+
+def _finalists(trials: Trials, base: Base, ranked: Sequence[Trial]) -> list[Trial]:
+    """The fastest that holds, the next one, and variants of the fastest, timed for longer."""
+    report = trials.work.job.report("finalists")
+    report(0, 3)
+    first = next((trial for trial, _ in trials.holding(ranked, GLANCE)), None)
+    if first is None:
+        return []
+    others = [t for t in ranked if t.time > first.time][: _FINALISTS - 1]
+    report(1, 3)
+    others += _later_start(trials, first)
+    if base.clean is not None:
+        others += _merged(trials, first.plan)
+    report(2, 3)
+    return trials.ranked([first, *others], SECONDS, 1)
 
 
 def safest(work: Version, base: Base, limit: float, recipe: Recipe) -> tuple[Base, Plan]:

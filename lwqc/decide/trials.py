@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -106,7 +106,7 @@ class Trials:
         ]
         return sorted(timed, key=lambda t: t.time)
 
-    def holding(self, ranked: Sequence[Trial], seconds: float) -> Iterator[Trial]:
+    def holding(self, ranked: Iterable[Trial], seconds: float) -> Iterator[tuple[Trial, Candidate]]:
         """Of those that were timed, the ones that lose no more than is allowed, the fastest first.
 
         What one loses is asked no sooner than it is the fastest that is left. One that loses too
@@ -118,7 +118,7 @@ class Trials:
         while waiting:
             _, _, trial = heapq.heappop(waiting)
             if trial.candidate is not None:
-                yield trial
+                yield trial, trial.candidate
                 continue
             for found in self._asked(trial, seconds):
                 heapq.heappush(waiting, (found.time, next(number), found))
@@ -132,8 +132,7 @@ class Trials:
         try:
             candidate = measured(work, trial.plan, trial.lowered, trial.session)
             session = trial.session
-            lost = candidate.drop
-            if trial.mend and lost > self.limit and not math.isinf(lost):
+            if trial.mend and self.limit < candidate.drop < math.inf:
                 candidate, session = _fitted_better(work, candidate, session, self.recipe)
             if trial.mend and candidate.drop > self.limit:
                 candidate, session = _relaxed(work, candidate, session, self.limit)

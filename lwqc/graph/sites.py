@@ -33,6 +33,8 @@ BOTH_WAYS = "is read in both orientations, and scales go along one"
 OVERRIDABLE = "is also an input, which callers may override; --constant-inputs makes it a constant"
 _LARGE_BYTES = 32 << 20  # of a weight that is better read in parts
 _READ_BY_ROWS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_ROUTER = "chooses experts, and fewer bits would choose others"
+_STACK = "matrices that are picked by number: weights only where `grouped-experts` can part them"
 MIN_WEIGHTS = 1024  # smaller tensors are not worth a row in a table
 
 
@@ -129,10 +131,6 @@ class Site:
         if not plain or not isinstance(tensor, ir.ExternalTensor) or tensor.nbytes < _LARGE_BYTES:
             return None
         return StoredMatrix(tensor, self.uses[0].transposed)
-
-
-_ROUTER = "chooses experts, and fewer bits would choose others"
-_STACK = "matrices that are picked by number: weights only where `grouped-experts` can part them"
 
 
 @dataclass(frozen=True)

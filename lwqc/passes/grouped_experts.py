@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lwqc.graph.moved_numbers import origin, takes_rows
 from lwqc.graph.operands import made_by, only_reader, stored_ints
@@ -88,12 +88,9 @@ class GroupedExperts(Pass):
                 ctx.refuse(node.outputs[0].name or "", f"experts token by token: {reason}")
             else:
                 found.append(product)
-        routes: dict[tuple[ir.Value, int], _Route] = {}
+        write = _Writer(model.graph, ctx)
         for product in found:
-            key = product.places, product.experts
-            if key not in routes:
-                routes[key] = _route(product)
-            _rewrite(model.graph, product, routes[key], ctx)
+            write.grouped(product)
         return len(found)
 
     def _refused(self, product: _Product, opset: int, ctx: Context) -> str:
@@ -112,15 +109,6 @@ class GroupedExperts(Pass):
             if own[single] != 1 or not fits:
                 return "tokens and places do not have the same sizes"
         return ""
-
-
-@dataclass(frozen=True)
-class _Route:
-    """order: places of tokens, by expert. back: where each token is then. counts: by expert."""
-
-    order: ir.Value
-    back: ir.Value
-    counts: ir.Value
 
 
 def picks_experts(graph: ir.Graph) -> bool:
@@ -189,91 +177,116 @@ def _counts_from_the_start(product: _Product) -> bool:
     return node.op_type == "ArgMax" or source is node.outputs[1]
 
 
-def _route(product: _Product) -> _Route:
-    """The order of the tokens by expert, and how many each has."""
-    node, name = product.node, product.places.name
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
+@dataclass(frozen=True)
+class _Route:
+    """shape: of the places. order: of tokens, by expert. back: where each is then.
 
-    def stored(what: str, numbers: object) -> ir.Value:
-        return add_constant(graph, f"{name}/{what}", np.asarray(numbers, np.int64))
+    counts: how many each expert has.
+    """
 
-    def step(op_type: str, inputs: Sequence[ir.Value], what: str, **attributes: int) -> ir.Value:
-        (value,) = insert_before(node, op_type, inputs, [f"{name}/{what}"], attributes)
-        value.type = _INT64
-        return value
+    shape: ir.Value
+    order: ir.Value
+    back: ir.Value
+    counts: ir.Value
 
-    flat = product.places
-    if flat.dtype != ir.DataType.INT64:
-        flat = step("Cast", [flat], "whole", to=int(ir.DataType.INT64))
-    flat = step("Reshape", [flat, stored("flat", [-1])], "list")
-    count = step("Shape", [flat], "count")
 
-    def sorted_places(values: ir.Value, what: str) -> ir.Value:
+class _Writer:
+    """Writes what products become; those of one choice share its order, and their rows."""
+
+    def __init__(self, graph: ir.Graph, ctx: Context) -> None:
+        self._graph, self._ctx = graph, ctx
+        self._routes: dict[tuple[ir.Value, int], _Route] = {}
+        self._parts: dict[tuple[ir.Value, _Route], tuple[ir.Value, ...]] = {}
+
+    def grouped(self, product: _Product) -> None:
+        """Put one product for each expert in place of one for each token."""
+        node, (_, outputs) = product.node, product.sizes
+        name, kind = node.outputs[0].name, product.rows.type
+        key = product.places, product.experts
+        if key not in self._routes:
+            self._routes[key] = self._route(product)
+        route = self._routes[key]
+        if (product.rows, route) not in self._parts:
+            self._parts[product.rows, route] = self._split(product, route)
+        results = []
+        for expert, part in enumerate(self._parts[product.rows, route]):
+            weight = add_initializer(self._graph, _weight(product, expert))
+            results.append(
+                self._step(node, "MatMul", [part, weight], f"{name}/from-{expert}", kind)
+            )
+        made = self._step(node, "Concat", results, f"{name}/by-expert", kind, axis=0)
+        made = self._step(node, "Gather", [made, route.back], f"{name}/flat", kind, axis=0)
+        vector = self._stored(f"{name}/vector", (outputs, 1) if product.first else (1, outputs))
+        shape = self._step(node, "Concat", [route.shape, vector], f"{name}/shape", axis=0)
+        replace_node(
+            node, self._step(node, "Reshape", [made, shape], f"{name}/out", kind, allowzero=1)
+        )
+
+    def _route(self, product: _Product) -> _Route:
+        node, flat, name = product.node, product.places, product.places.name
+        shape = self._step(node, "Shape", [flat], f"{name}/shape")
+        if flat.dtype != ir.DataType.INT64:
+            flat = self._step(node, "Cast", [flat], f"{name}/whole", to=int(ir.DataType.INT64))
+        flat = self._step(
+            node, "Reshape", [flat, self._stored(f"{name}/flat", [-1])], f"{name}/list"
+        )
+        order = self._sorted(node, flat, f"{name}/by-expert")
+        column = self._step(
+            node, "Unsqueeze", [flat, self._stored(f"{name}/last", [1])], f"{name}/column"
+        )
+        every = self._stored(f"{name}/experts", [range(product.experts)])
+        same = self._step(
+            node, "Equal", [column, every], f"{name}/same", ir.TensorType(ir.DataType.BOOL)
+        )
+        ones = self._step(node, "Cast", [same], f"{name}/ones", to=int(ir.DataType.INT64))
+        first = self._stored(f"{name}/first", [0])
+        counts = self._step(node, "ReduceSum", [ones, first], f"{name}/tokens", keepdims=0)
+        return _Route(shape, order, self._sorted(node, order, f"{name}/back"), counts)
+
+    def _split(self, product: _Product, route: _Route) -> tuple[ir.Value, ...]:
+        """The rows of each expert."""
+        node, rows, (inputs, _) = product.node, product.rows, product.sizes
+        name, kind = f"{rows.name}/for-{product.places.name}", rows.type
+        known, places = (self._ctx.shapes[v.name or ""] for v in (rows, product.places))
+        own = [sizes[: places.rank] for sizes in (known.first, known.second)]
+        if own != [places.first, places.second]:  # one vector for several places
+            ones = self._stored(f"{name}/ones", (1, 1))
+            wide = self._step(node, "Concat", [route.shape, ones], f"{name}/wide", axis=0)
+            rows = self._step(node, "Expand", [rows, wide], f"{name}/each", kind)
+        flat = self._stored(f"{name}/matrix", (-1, inputs))
+        rows = self._step(node, "Reshape", [rows, flat], f"{name}/rows", kind)
+        rows = self._step(node, "Gather", [rows, route.order], f"{name}/by-expert", kind, axis=0)
+        names = [f"{name}/of-{expert}" for expert in range(product.experts)]
+        parts = insert_before(node, "Split", [rows, route.counts], names, {"axis": 0})
+        for part in parts:
+            part.type = kind
+        return parts
+
+    def _sorted(self, node: ir.Node, numbers: ir.Value, name: str) -> ir.Value:
+        """Places of numbers, the least first."""
+        count = self._step(node, "Shape", [numbers], f"{name}/count")
+        ascending = {"axis": 0, "largest": 0, "sorted": 1}
         _, order = insert_before(
-            node,
-            "TopK",
-            [values, count],
-            [f"{name}/{what}/values", f"{name}/{what}"],
-            {"axis": 0, "largest": 0, "sorted": 1},
+            node, "TopK", [numbers, count], [f"{name}/numbers", name], ascending
         )
         order.type = _INT64
         return order
 
-    order = sorted_places(flat, "by-expert")
-    column = step("Unsqueeze", [flat, stored("last", [1])], "column")
-    every = stored("experts", [list(range(product.experts))])
-    (same,) = insert_before(node, "Equal", [column, every], [f"{name}/is-expert"])
-    same.type = ir.TensorType(ir.DataType.BOOL)
-    ones = step("Cast", [same], "ones", to=int(ir.DataType.INT64))
-    counts = step("ReduceSum", [ones, stored("first", [0])], "tokens", keepdims=0)
-    return _Route(order, sorted_places(order, "back"), counts)
-
-
-def _rewrite(graph: ir.Graph, product: _Product, route: _Route, ctx: Context) -> None:
-    node = product.node
-    name, (inputs, outputs) = node.outputs[0].name, product.sizes
-
-    def stored(what: str, numbers: Collection[int]) -> ir.Value:
-        return add_constant(graph, f"{name}/{what}", np.asarray(numbers, np.int64))
-
-    def step(op_type: str, given: Sequence[ir.Value], what: str, **attributes: int) -> ir.Value:
-        (value,) = insert_before(node, op_type, given, [f"{name}/{what}"], attributes)
-        value.type = product.rows.type
+    def _step(
+        self,
+        anchor: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        name: str,
+        kind: ir.TypeProtocol | None = _INT64,
+        **attributes: int,
+    ) -> ir.Value:
+        (value,) = insert_before(anchor, op_type, inputs, [name], attributes)
+        value.type = kind
         return value
 
-    rows, places = ctx.shapes[product.rows.name or ""], ctx.shapes[product.places.name or ""]
-    leading = [places.first, places.second]
-    flat = product.rows
-    if [s[: places.rank] for s in (rows.first, rows.second)] != leading:
-        lead = step("Shape", [product.places], "tokens")
-        ones = stored("vector", (1, 1))
-        lead.type = _INT64
-        wide = step("Concat", [lead, ones], "wide", axis=0)
-        wide.type = _INT64
-        flat = step("Expand", [flat, wide], "for-each")
-    flat = step("Reshape", [flat, stored("vectors", (-1, inputs))], "flat")
-    ordered = step("Gather", [flat, route.order], "by-expert", axis=0)
-    parts = insert_before(
-        node,
-        "Split",
-        [ordered, route.counts],
-        [f"{name}/of-{expert}" for expert in range(product.experts)],
-        {"axis": 0},
-    )
-    results = []
-    for expert, part in enumerate(parts):
-        part.type = product.rows.type
-        weight = add_initializer(graph, _weight(product, expert))
-        results.append(step("MatMul", [part, weight], f"from-{expert}"))
-    together = step("Concat", results, "by-expert/out", axis=0)
-    result = step("Gather", [together, route.back], "flat/out", axis=0)
-    lead = step("Shape", [product.places], "tokens")
-    lead.type = _INT64
-    last = stored("last", (outputs, 1) if product.first else (1, outputs))
-    shape = step("Concat", [lead, last], "shape", axis=0)
-    shape.type = _INT64
-    replace_node(node, step("Reshape", [result, shape], "out", allowzero=1))
+    def _stored(self, name: str, numbers: ArrayLike) -> ir.Value:
+        return add_constant(self._graph, name, np.asarray(numbers, np.int64))
 
 
 def _weight(product: _Product, expert: int) -> ir.LazyTensor:

@@ -10,6 +10,7 @@ import pytest
 
 from lwqc.compile import candidates, losses
 from lwqc.compile.candidates import evaluate, holds
+from lwqc.compile.cleaned import cleanup_for
 from lwqc.compile.losses import full_drop
 from lwqc.compile.timing import site_times, slow_sites
 from lwqc.decide import fastest as module
@@ -23,6 +24,7 @@ from lwqc.plans.recipe import find
 from lwqc.runtime import served as module_served
 from lwqc.runtime.served import no_slower, overall, relative_times
 from tests.build import Row, model, normal
+from tests.graph.test_experts import mixtral
 from tests.processor import WHOLE
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -275,6 +277,20 @@ def test_a_clean_up_that_fails_is_reported(monkeypatch):
     base = module.float_base(job, CleanUp(merge=False))
     assert base.work is job
     assert base.left == {"glyph_vit.onnx": "not cleaned up: a rule broke"}
+
+
+def test_experts_stay_in_a_stack_where_apart_they_are_slower(monkeypatch):
+    """As for one token of very many experts; the rest of the clean-up stays."""
+    model = mixtral()
+    feeds = {v.name or "": np.ones((1, 3), np.int64) for v in model.graph.inputs}
+    job = open_version(model, data=[feeds])
+    apart = iter([2.0, 0.5])
+    monkeypatch.setattr("lwqc.decide.base.relative_times", lambda *_, **__: [[1.0], [next(apart)]])
+    base = module.float_base(job, cleanup_for(job, merge=False))
+    assert base.clean is not None
+    assert not base.clean.experts
+    assert "fuse-attention" in base.clean.changes
+    assert "grouped-experts" not in base.clean.changes
 
 
 def test_random_inputs_have_the_sizes_asked_for(net):

@@ -160,6 +160,22 @@ def test_two_products_of_one_choice_share_its_order():
     assert Counter(n.op_type for n in done.model.graph)["TopK"] == 2 + 2 * 2
 
 
+def test_two_products_of_one_value_share_its_rows():
+    """As gate and up, where they are stacks of their own."""
+    small = Small()
+    x = small.input(("n", TOKENS), INPUTS)
+    best = small.op("ArgMax", small.input(("n", TOKENS), EXPERTS, name="s"), axis=-1, keepdims=0)
+    rows = small.op("Unsqueeze", x, small.ints(1))
+    ways = [
+        small.op("MatMul", rows, small.op("Gather", small.weight(EXPERTS, INPUTS, 4), best))
+        for _ in range(2)
+    ]
+    given = small.build(small.op("Mul", *ways, name="y"))
+    assert_harmless(GroupedExperts(), given, feeds=small.feeds, tolerance=1e-5)
+    operators = Counter(n.op_type for n in applied(GroupedExperts(), given).model.graph)
+    assert (operators["Split"], operators["TopK"], operators["MatMul"]) == (1, 2, 2 * EXPERTS)
+
+
 @pytest.mark.parametrize("recipe", ["w4", "gptq", "w8a8-dynamic", "w8a8-static", "smoothquant"])
 def test_experts_take_formats_also_where_no_token_comes_to_some(tmp_path: Path, recipe: str):
     model = mixtral()
@@ -247,8 +263,13 @@ def mixture_of(width: int) -> ir.Model:
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_size": "25%"}, {"max_drop": 0.05}, {"recipe": "w4", "merge_experts": "50%"}],
-    ids=["size", "drop", "merged"],
+    [
+        {"max_size": "25%"},
+        {"max_drop": 0.05},
+        {"avg_bits": 5},
+        {"recipe": "w4", "merge_experts": "50%"},
+    ],
+    ids=["size", "drop", "bits", "merged"],
 )
 def test_budgets_and_merging_reach_experts_and_leave_routers(options):
     """Layers would go instead, where nothing but them could take fewer bytes."""
@@ -266,8 +287,8 @@ def test_budgets_and_merging_reach_experts_and_leave_routers(options):
     summed = small.op("ReduceSum", weighed, small.ints(1), keepdims=0)
     given = ir.from_proto(small.build(small.op("Add", x, summed, name="y")))
     plan = lwqc.compress(given, data=[small.feeds], seed=0, **options).plan
-    coded = set(plan.quantize)
-    assert {name.partition("/")[0] for name in coded} == {"up", "down"}
+    assert len(plan.quantize) > 1.8 * (16 if "merge_experts" in options else 32)
+    assert {name.partition("/")[0] for name in plan.quantize} == {"up", "down"}
     assert not plan.remove
 
 

@@ -154,7 +154,7 @@ def _searching(
 ) -> Iterator[tuple[WholeSearch, Limits]]:
     """base: the work on the graph that is searched. clean: what led from the work to it."""
     log.must_equal("model", work.begun.source.digest)
-    limits = _limits(work, goals, log)
+    limits = _limits(base, goals, log)
     if "format" in section.kinds:  # the space depends on times that a resumed run would take anew
         slow = log.fact(
             "slow products",
