@@ -69,7 +69,7 @@ def clock(request, monkeypatch, costs):
     """
     if not request.node.get_closest_marker("timed"):
         monkeypatch.setattr(Session, "seconds", lambda self, feeds: self(feeds) and self.cost)
-        monkeypatch.setattr(timer, "_turn", lambda session, feeds, runs: [session.cost] * runs)
+        monkeypatch.setattr(timer, "_turn", lambda one, feeds, runs: [one.seconds(feeds)] * runs)
 
 
 def cost(model):
