@@ -2,19 +2,20 @@
 
     python -m benchmarks.recovery macs MODEL ... | branches | bits | blocks MODEL ...
         | scales MODEL ... | ranges MODEL ... | search MODEL ... [--seconds S] [--steps N] [--lr R]
-        [--json FILE]
+        [--images N] [--json FILE]
 
 macs: half of the multiply-accumulates of a glyph model go, then the rest is fitted to the original
-on training images. branches: the same with half of the branches of stdlib_lm, on windows of
-training files, its logits as numbers and as probabilities. bits: all weights of stdlib_lm in 2 bits
-by formula, and by the recipe `distill` with that many steps. blocks: a glyph model in 3 bits,
-learned by residual blocks (`brecq`) and by as many that entropy joins (`qvlm`), the same steps
-each, three seeds; `bits` are those of the label, of 500 test images. scales: a glyph model in 3
-bits, fitted with the scales of its codes as they are, and with them. ranges: a glyph model with
-8-bit weights and static activations, fitted with the ranges as they are, and with them. search:
-`auto` within 8 % of the bytes and within 35 % of the MACs, alone, with a fit of 150 steps after it,
-and with one that the search knows of. The metric is that of `models/`, on data that nothing was
-fitted to; `drop` is what the outputs lose on it. `cpu` is processor time of all threads.
+on so many training images, for so many seconds by the clock, or so many steps. branches: the same
+with half of the branches of stdlib_lm, on windows of training files, its logits as numbers and as
+probabilities. bits: all weights of stdlib_lm in 2 bits by formula, and by the recipe `distill` with
+that many steps. blocks: a glyph model in 3 bits, learned by residual blocks (`brecq`) and by as
+many that entropy joins (`qvlm`), the same steps each, three seeds; `bits` are those of the label,
+of 500 test images. scales: a glyph model in 3 bits, fitted with the scales of its codes as they
+are, and with them. ranges: a glyph model with 8-bit weights and static activations, fitted with the
+ranges as they are, and with them. search: `auto` within 8 % of the bytes and within 35 % of the
+MACs, alone, with a fit of 150 steps after it, and with one that the search knows of. The metric is
+that of `models/`, on data that nothing was fitted to; `drop` is what the outputs lose on it. `cpu`
+is processor time of all threads.
 """
 
 from __future__ import annotations
@@ -135,36 +136,34 @@ class Table:
         self._cpu = time.process_time()
 
 
-def recovered(
-    table: Table, small: ir.Model, teacher: ir.Model, data: Feeds, seconds: float, **more: Any
-) -> None:
+def recovered(table: Table, small: ir.Model, teacher: ir.Model, data: Feeds, **more: Any) -> None:
     """A row for the fitted model."""
-    done = lwqc.recover(small, teacher=teacher, data=data, time_limit=seconds, **more)
+    done = lwqc.recover(small, teacher=teacher, data=data, **more)
     report = done.report
     told = {"steps": report.steps, "loss": [report.loss_before, report.loss_after]}
     what = f"recovered {more}"
     table.row(what, done.model, **told, unchanged=report.unchanged)
 
 
-def macs(name: str, seconds: float, lr: float, out: Path | None) -> None:
-    """Half of the multiply-accumulates."""
+def macs(name: str, count: int, ends: Row, lr: float, out: Path | None) -> None:
+    """Half of the multiply-accumulates. ends: when a fit does."""
     teacher, table = io.load(ROOT / f"{name}.onnx"), Table(name, glyphs.accuracy, out)
-    data = images()
+    data = images(count)
     table.row("float", teacher)
     small = lwqc.prune(teacher, ratio=0.5, data=data[:40]).model
     table.row("half of the MACs", small)
-    recovered(table, small, teacher, data, seconds, lr=lr)
+    recovered(table, small, teacher, data, lr=lr, **ends)
 
 
-def branches(seconds: float, lr: float, out: Path | None) -> None:
+def branches(ends: Row, lr: float, out: Path | None) -> None:
     """Half of the branches."""
     teacher = io.load(stdlib_lm.MODEL)
     table, data = Table("stdlib_lm", stdlib_lm.bits_per_byte, out), windows()
     table.row("float", teacher)
     small = lwqc.drop_layers(teacher, branches=0.5, data=data[:8]).model
     table.row("half of the branches", small)
-    recovered(table, small, teacher, data, seconds, lr=lr)
-    recovered(table, small, teacher, data, seconds, lr=lr, logits=["logits"])
+    recovered(table, small, teacher, data, lr=lr, **ends)
+    recovered(table, small, teacher, data, lr=lr, logits=["logits"], **ends)
 
 
 def bits(steps: int, out: Path | None) -> None:
@@ -221,20 +220,22 @@ def search(name: str, out: Path | None) -> None:
 
 def jobs(asked: argparse.Namespace) -> Iterator[Callable[[], None]]:
     """What was asked for."""
+    steps = asked.steps or 500
+    ends: Row = {"steps": asked.steps} if asked.steps else {"time_limit": asked.seconds}
     if asked.what == "branches":
-        yield lambda: branches(asked.seconds, asked.lr, asked.json)
+        yield lambda: branches(ends, asked.lr, asked.json)
     elif asked.what == "bits":
-        yield lambda: bits(asked.steps, asked.json)
+        yield lambda: bits(steps, asked.json)
     for name in asked.models if asked.what == "blocks" else ():
-        yield lambda name=name: blocks(name, asked.steps, asked.json)
+        yield lambda name=name: blocks(name, steps, asked.json)
     for name in asked.models if asked.what == "scales" else ():
-        yield lambda name=name: scales(name, asked.steps, asked.json)
+        yield lambda name=name: scales(name, steps, asked.json)
     for name in asked.models if asked.what == "ranges" else ():
-        yield lambda name=name: ranges(name, asked.steps, asked.json)
+        yield lambda name=name: ranges(name, steps, asked.json)
     for name in asked.models if asked.what == "search" else ():
         yield lambda name=name: search(name, asked.json)
     for name in asked.models or GLYPHS if asked.what == "macs" else ():
-        yield lambda name=name: macs(name, asked.seconds, asked.lr, asked.json)
+        yield lambda name=name: macs(name, asked.images, ends, asked.lr, asked.json)
 
 
 def main() -> int:
@@ -244,7 +245,8 @@ def main() -> int:
     parser.add_argument("what", choices=kinds)
     parser.add_argument("models", nargs="*")
     parser.add_argument("--seconds", type=float, default=800)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, help="in place of seconds; 500 where no time counts")
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--json", type=Path)
     for job in jobs(parser.parse_args()):
