@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from lwqc.compile.matched_channels import MatchedChannels, matched_channels, narrower_axis
 from lwqc.compile.saved_check import Expected
 from lwqc.errors import InputError
 from lwqc.model.extensions import expected
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 _STILL = 1e-12  # of the mean variance: the square of what floats of 32 bits tell
+_MATCHED_ON = 8  # inputs that channels of unlike widths are compared on
+_ALIKE = 0.5  # least mean correlation at which they are taken for the same
 
 
 @dataclass
@@ -32,7 +35,9 @@ class Lesson:
     """Both models on the data. names: for messages. load: makes a session of a model and its name.
 
     floats: a model with the weights that codes of the small one stand for; None: the teacher is.
-    logits: outputs that are fitted by their probabilities. notes: what is not fitted, and why.
+    inner: tensors of both that are fitted too; those of a narrower one to the channels of the
+    teacher's that they resemble most. logits: outputs that are fitted by their probabilities.
+    notes: what is not fitted, and why.
     """
 
     small: ir.Model
@@ -70,31 +75,82 @@ class Lesson:
         for name in self.logits:
             if name not in own.types:
                 raise InputError(f"--logits {name}: {expected(name, list(own.types))}")
-        wanted = self._shared(run(self.feeds[0]), own(self._own(self.feeds[0])), tensors)
+        wanted, narrow = self._shared(run(self.feeds[0]), own(self._own(self.feeds[0])), tensors)
+        matched = self._matched(narrow, run, own)
         made = counted(map(run, self.feeds), "outputs of the teacher", len(self.feeds))
         return [
-            Batch(self._own(feeds), {n: v for n, v in outputs.items() if n in wanted})
+            Batch(
+                self._own(feeds),
+                {
+                    n: matched[n].of(v) if n in matched else v
+                    for n, v in outputs.items()
+                    if n in wanted
+                },
+            )
             for feeds, outputs in zip(self.feeds, made, strict=True)
         ]
 
+    def _matched(
+        self, narrow: Mapping[str, int], run: Session, own: Session
+    ) -> dict[str, MatchedChannels]:
+        """Channels of inner tensors, by the axis along which they are narrower than the teacher's.
+
+        Raises InputError where they do not resemble the teacher's.
+        """
+        if not narrow:
+            return {}
+        feeds = self.feeds[:_MATCHED_ON]
+        made = [(own(self._own(one)), run(one)) for one in feeds]
+        found = {}
+        for name, axis in narrow.items():
+            widths = {(small[name].shape[axis], wide[name].shape[axis]) for small, wide in made}
+            if len(widths) > 1:
+                raise InputError(
+                    f"--inner {name}: its size along axis {axis} varies with the inputs"
+                )
+            one = matched_channels([(small[name], wide[name]) for small, wide in made], axis)
+            mean, least = float(one.likeness.mean()), float(one.likeness.min())
+            sizes = f"{len(one.index)} of the teacher's {made[0][1][name].shape[axis]} channels"
+            if not mean >= _ALIKE:
+                raise InputError(
+                    f"--inner {name}: it has {sizes}, and resembles none of them: the mean "
+                    f"correlation of the closest is {mean:.2f}"
+                )
+            self.notes.append(
+                f"{name} is fitted to the {sizes} that it resembles most: mean correlation "
+                f"{mean:.2f}, least {least:.2f}"
+            )
+            found[name] = one
+        return found
+
     def _shared(
         self, teacher: Mapping[str, Array], small: Mapping[str, Array], tensors: set[str]
-    ) -> set[str]:
-        """Outputs that can be fitted. tensors: no sequences. Raises InputError without any."""
-        shared = set()
+    ) -> tuple[set[str], dict[str, int]]:
+        """Outputs that can be fitted, and the axes along which inner ones are narrower.
+
+        tensors: no sequences. Raises InputError without any.
+        """
+        shared, narrow = set(), {}
         for name, value in small.items():
-            if name not in teacher:
+            other = teacher.get(name)
+            if other is None:
                 reason = f"{self.names[1]} has no such output"
-            elif value.shape != teacher[name].shape:
-                sizes = [list(v.shape) for v in (value, teacher[name])]
-                reason = f"its shape is {sizes[0]}, the teacher's {sizes[1]}"
             elif name not in tensors:
                 reason = "it is no tensor"
             elif value.dtype.kind != "f":
                 reason = "it holds no floats"
-            else:
+            elif value.shape == other.shape:
                 shared.add(name)
                 continue
+            elif (
+                name in self.inner and (axis := narrower_axis(value.shape, other.shape)) is not None
+            ):
+                shared.add(name)
+                narrow[name] = axis
+                continue
+            else:
+                sizes = [list(v.shape) for v in (value, other)]
+                reason = f"its shape is {sizes[0]}, the teacher's {sizes[1]}"
             if name in self.inner:
                 raise InputError(f"--inner {name}: {reason}")
             if name in self.logits:
@@ -102,7 +158,7 @@ class Lesson:
             self.notes.append(f"output {name} is not fitted: {reason}")
         if not shared - set(self.inner):
             raise InputError(f"{self.names[0]} and {self.names[1]} share no output of floats")
-        return shared
+        return shared, narrow
 
     def scales(self, batches: Sequence[Batch]) -> dict[str, Scale]:
         """What errors of each output count by: the variance of its channels, if there is any."""

@@ -465,7 +465,8 @@ class Recovering(Feeding, Constant, Kept, total=False):
     blocks cut by `entropy`, are fitted to the teacher's one by one before the whole is, or `none`;
     None: blocks where weights are codes. loss: of outputs (tensors of torch by name) and feeds for
     the whole, in place of the distance from the teacher's outputs, which may grow: the report tells
-    it. inner: names of tensors that both models have. logits: names of outputs whose channels are
+    it. inner: names of tensors that both models have; of a narrower one each channel is fitted to
+    the one of the teacher's that it resembles most. logits: names of outputs whose channels are
     logits of classes: they are fitted by the divergence of their probabilities from the teacher's.
     low_rank: matrices of floats move by products of that rank, which are added to them in the end,
     and codes stay. less_memory: what lies between two blocks is computed again for the gradients,

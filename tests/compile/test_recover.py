@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 
 import lwqc  # noqa: E402
-from lwqc.compile.lesson import as_logits, scale_of  # noqa: E402
+from lwqc.compile.lesson import as_logits, scale_of, with_outputs  # noqa: E402
 from lwqc.errors import InputError  # noqa: E402
 from lwqc.learn.to_torch import module_of, write_back  # noqa: E402
 from lwqc.model import io  # noqa: E402
@@ -183,10 +183,42 @@ def test_inner_tensors_are_fitted_where_both_models_have_them():
     options = {"teacher": teacher(), "data": feeds(40), "steps": 60}
     done = lwqc.recover(narrow(12), inner=["h"], **options)
     assert done.report.unchanged  # nothing is left to be learnt
-    with pytest.raises(InputError, match=r"--inner h: its shape is \[16, 6\]"):
-        lwqc.recover(narrow(), inner=["h"], **options)
+    with pytest.raises(InputError, match=r"--inner h: its shape is \[16, 12\]"):
+        lwqc.recover(teacher(), inner=["h"], **{**options, "teacher": narrow()})
     with pytest.raises(InputError, match="--inner u: teacher has no such tensor"):
         lwqc.recover(narrow(), inner=["u"], **options)
+
+
+def test_a_narrower_inner_tensor_is_fitted_to_the_channels_it_resembles():
+    """Also in another order: channels are found by what they are on the data."""
+    order = [7, 2, 11, 0, 5, 8]
+    arrays = weights(SIZES)
+    arrays["w"] = arrays["w"][:, order] + 0.5 * np.random.default_rng(0).standard_normal((6, 6))
+    arrays["v"], arrays["bias"] = arrays["v"][order], arrays["bias"][order]
+    small = stored(TEACHER, **{n: a.astype(np.float32) for n, a in arrays.items()})
+    given = {"teacher": teacher(), "data": feeds(40), "steps": 300}
+    told = "h is fitted to the 6 of the teacher's 12 channels that it resembles most: mean corr"
+
+    def error(model):
+        """Of `h`, beside the channels that it was made of."""
+        own, whole = (Session(with_outputs(m, ["h"], "")) for m in (model, teacher()))
+        return np.mean([np.square(own(f)["h"] - whole(f)["h"][:, order]).mean() for f in feeds(5)])
+
+    with_inner = lwqc.recover(small, inner=["h"], **given)
+    assert any(note.startswith(told) for note in with_inner.report.notes)
+    assert error(with_inner.model) < 0.5 * error(small)
+    assert error(with_inner.model) < 0.5 * error(lwqc.recover(small, **given).model)
+
+
+def test_inner_tensors_that_resemble_nothing_are_refused():
+    many = TEACHER.replace("N,6", "N,60")
+    made = [{n: normal(*size, seed=i) for n, size in sizes.items()} for i, sizes in enumerate((
+        {"w": (60, 12), "bias": (12,), "v": (12, 3)}, {"w": (60, 6), "bias": (6,), "v": (6, 3)},
+    ))]  # fmt: skip
+    large, small = (stored(many, **arrays) for arrays in made)
+    data = [{"x": normal(16, 60, seed=i)} for i in range(20)]
+    with pytest.raises(InputError, match="--inner h: it has 6 of the teacher's 12 channels, and"):
+        lwqc.recover(small, teacher=large, data=data, inner=["h"])
 
 
 def test_a_loss_of_ones_own_is_what_is_fitted():
