@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 Array = NDArray[Any]
 
@@ -41,6 +40,8 @@ def matched_channels(pairs: Iterable[tuple[Array, Array]], axis: int) -> Matched
 
     pairs: narrow and wide tensors of the same inputs, whose shapes differ along `axis` alone.
     """
+    from scipy.optimize import linear_sum_assignment
+
     count, sums = 0, (np.float64(0),) * 5
     for narrow, wide in pairs:
         x, y = (np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in (narrow, wide))

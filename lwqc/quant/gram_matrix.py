@@ -37,16 +37,15 @@ def importance(gram: Float, damp: float) -> Float:
     return np.maximum(np.diagonal(gram), 0) + max(damp, _LEAST) * _mean_energy(gram)
 
 
-def inverse_factor(gram: Float, damp: float) -> Float:
-    """Upper triangular U [k, k] with UᵀU = `damped`(gram, damp)⁻¹.
+def upper_factor(gram: Float, damp: float) -> Float:
+    """Upper triangular M [k, k] with MMᵀ = `damped`(gram, damp), in columns one after the other.
 
     damp grows tenfold for as long as the matrix is not positive definite.
     """
-    from scipy.linalg import LinAlgError, cholesky, lapack
+    from scipy.linalg import LinAlgError, cholesky
 
     damp = max(damp, _LEAST)
     while True:
-        # With the order reversed the factor is that of the inverse itself: no inverse is formed.
         reverse = np.array(gram[::-1, ::-1], order="F")
         _damp(reverse, damp * _mean_energy(gram))
         try:
@@ -54,9 +53,17 @@ def inverse_factor(gram: Float, damp: float) -> Float:
         except LinAlgError:
             damp *= 10
             continue
-        inverse, _ = lapack.dtrtri(lower, lower=1, overwrite_c=1)
-        upper: Float = inverse[::-1, ::-1]
+        upper: Float = lower[::-1, ::-1]
         return upper
+
+
+def inverse_factor(gram: Float, damp: float) -> Float:
+    """Upper triangular U [k, k] with UᵀU = `damped`(gram, damp)⁻¹: no inverse of it is formed."""
+    from scipy.linalg import lapack
+
+    inverse, _ = lapack.dtrtri(upper_factor(gram, damp)[::-1, ::-1], lower=1, overwrite_c=1)
+    upper: Float = inverse[::-1, ::-1]
+    return upper
 
 
 def _mean_energy(gram: Float) -> float:
