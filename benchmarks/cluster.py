@@ -57,7 +57,8 @@ def encoding_s(folder: Path, address: str) -> float:
             for site in entries:
                 work.weights.ensure(site, ENTRY)
         else:
-            ClusterEncoding(cluster, address, work.weights).encode(entries)
+            sent = kept.path / "sent"
+            ClusterEncoding(cluster, address, work.weights, folder=sent).encode(entries)
         return time.perf_counter() - start
 
 
@@ -93,7 +94,7 @@ def main() -> None:
         start: Any = LocalCluster  # which has no annotations
         for count in WORKERS[1:]:
             cluster = clusters.enter_context(
-                start(count, threads_per_worker=1, dashboard_address=":0", memory_limit=0)
+                start(n_workers=count, threads_per_worker=1, dashboard_address=":0", memory_limit=0)
             )
             addresses[count] = cluster.scheduler_address
             with connected(addresses[count]) as connection:

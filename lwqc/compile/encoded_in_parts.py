@@ -12,7 +12,7 @@ import onnx_ir as ir
 from lwqc.compile.encoded_on_cluster import MOST_SENT, ClusterEncoding
 from lwqc.compile.encoding_task import maker
 from lwqc.compile.job import Job
-from lwqc.compile.kept_parts import KeptParts
+from lwqc.compile.kept_parts import KeptParts, parts_of
 from lwqc.compile.version import Version
 from lwqc.passes.encoded_weights import EncodedWeights, stored_parts
 from lwqc.plans.plan import Plan, SiteEntry
@@ -52,7 +52,7 @@ def encoded_in_parts(
     notes: list[str] = []
     kept: KeptParts | None = None
     try:
-        with _encoding(job, weights, notes) as encode:  # without a cluster nothing is begun
+        with _encoding(job, weights, output, notes) as encode:  # without a cluster nothing is begun
             kept = KeptParts(output, _key(job, plan))
             weights.keep_in(kept)
             if job.room is not None:
@@ -78,7 +78,9 @@ def _key(job: Job, plan: Plan) -> str:
 
 
 @contextmanager
-def _encoding(job: Job, weights: EncodedWeights, notes: list[str]) -> Iterator[Encode]:
+def _encoding(
+    job: Job, weights: EncodedWeights, output: Path, notes: list[str]
+) -> Iterator[Encode]:
     """What encodes some sites: the workers of a cluster, or this process one by one."""
 
     def one_by_one(entries: Mapping[str, SiteEntry]) -> None:
@@ -90,7 +92,8 @@ def _encoding(job: Job, weights: EncodedWeights, notes: list[str]) -> Iterator[E
         return
     with connected(job.cluster) as cluster:
         most = MOST_SENT if job.room is None else job.room.share
-        encoding = ClusterEncoding(cluster, job.cluster, weights, most)
+        folder = parts_of(output) / "sent"
+        encoding = ClusterEncoding(cluster, job.cluster, weights, most, folder)
         yield encoding.encode
     if encoding.here:
         notes.append(

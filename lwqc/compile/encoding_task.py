@@ -17,6 +17,7 @@ from lwqc.plans.plan import SiteEntry
 from lwqc.quant.gram_matrix import inverse_factor
 from lwqc.runtime.cluster import check_versions, versions
 from lwqc.runtime.one_thread import one_thread
+from lwqc.runtime.shared_folder import LaidArray, array_digest
 
 _ARITHMETIC = "arithmetic"
 
@@ -39,19 +40,34 @@ class Answer:
     worker: str
 
 
+@dataclass(frozen=True)
+class LaidWork:
+    """`ToEncode` whose arrays lie in a folder that a worker sees."""
+
+    weight: LaidArray
+    entry: SiteEntry
+    gram: LaidArray | None
+
+    def opened(self) -> ToEncode:
+        """With its arrays. Raises UnseenError."""
+        gram = None if self.gram is None else self.gram.opened()
+        return ToEncode(self.weight.opened(), self.entry, gram)
+
+
 def encode_alone(work: ToEncode) -> Held:
     """The codes of a weight; the same bytes wherever `maker` gives the same."""
     with one_thread():
         return work.encode()
 
 
-def answer(work: ToEncode) -> Answer:
-    """The same, on a worker. Raises InputError."""
+def answer(sent: ToEncode | LaidWork) -> Answer:
+    """The same, on a worker. Raises InputError, and UnseenError where its arrays lie elsewhere."""
     from distributed import get_worker
 
+    work, laid = (sent.opened(), sent) if isinstance(sent, LaidWork) else (sent, None)
     # In the order that they have when they are sent.
     arrays = {n: np.asarray(a, order="C") for n, a in encode_alone(work).arrays().items()}
-    return Answer(arrays, _digest(task_key(work), arrays), maker(), get_worker().address)
+    return Answer(arrays, _digest(task_key(work, laid), arrays), maker(), get_worker().address)
 
 
 def check_maker(found: Answer, address: str) -> None:
@@ -82,30 +98,22 @@ def taken(found: Answer, key: str, shape: tuple[int, int], entry: SiteEntry) -> 
     return held
 
 
-def task_key(work: ToEncode) -> str:
-    """Digest of all that the codes of a weight depend on, with the versions here."""
-    digest = hashlib.sha256(repr((key_of("", work.entry), sorted(versions().items()))).encode())
-    for array in (work.weight, work.gram):
-        _add(digest, array)
-    return digest.hexdigest()
+def task_key(work: ToEncode, laid: LaidWork | None = None) -> str:
+    """Digest of all that the codes of a weight depend on, with the versions here.
+
+    laid: of the same work: files that no others have the names of stand for their numbers.
+    """
+    if laid is not None:
+        arrays = repr(laid)
+    else:
+        arrays = repr([array_digest(a) if a is not None else "" for a in (work.weight, work.gram)])
+    told = (key_of("", work.entry), sorted(versions().items()), arrays)
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def _digest(key: str, arrays: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256(key.encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(name.encode())
-        _add(digest, array)
-    return digest.hexdigest()
-
-
-def _add(digest: Any, array: NDArray[Any] | None) -> None:
-    """Numbers with their type, shape and order in memory, by which sums may be taken."""
-    if array is None:
-        digest.update(b"none")
-        return
-    rows = bool(array.flags.c_contiguous)
-    digest.update(repr((array.dtype.str, array.shape, rows)).encode())
-    digest.update(np.ascontiguousarray(array if rows else array.T).reshape(-1).view(np.uint8))
+    told = [(name, array_digest(array)) for name, array in sorted(arrays.items())]
+    return hashlib.sha256(repr((key, told)).encode()).hexdigest()
 
 
 @cache
@@ -124,7 +132,5 @@ def _arithmetic() -> str:
         product = x @ w
         factor = inverse_factor((x.T @ x).astype(np.float64), 0.01)
         sums = [(x * x).sum(axis=1), (x * x).sum(axis=0)]
-    digest = hashlib.sha256()
-    for array in (product, factor, factor @ factor.T, *sums):
-        _add(digest, array)
-    return digest.hexdigest()[:16]
+    digests = [array_digest(a) for a in (product, factor, factor @ factor.T, *sums)]
+    return hashlib.sha256(repr(digests).encode()).hexdigest()[:16]

@@ -35,7 +35,7 @@ class KeptParts:
 
         Raises InputError where another process works on it, and where something else has its name.
         """
-        self.path = output.with_name(f"{output.name}.parts")
+        self.path = parts_of(output)
         told = json.dumps({"lwqc_parts": _VERSION, "key": key}).encode()
         if os.path.lexists(self.path) and not self._is_ours():
             raise InputError(
@@ -96,6 +96,11 @@ class KeptParts:
 
     def _file(self, key: Hashable) -> Path:
         return self.path / _CODES / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npz"
+
+
+def parts_of(output: Path) -> Path:
+    """The folder of a job."""
+    return output.with_name(f"{output.name}.parts")
 
 
 def _made(folder: Path) -> None:

@@ -159,6 +159,11 @@ class EncodedWeights:
         """The site's float weight [N, K]."""
         return self._sites[site].matrix(self._read)
 
+    def steps_of(self, site: str) -> int:
+        """What encoding by a Gram matrix takes, in proportion: K³ for its factor, and N K²."""
+        one = self._sites[site]
+        return one.k**3 * one.groups + one.size * one.k
+
     def get(self, site: str, entry: SiteEntry) -> Encoded:
         """The site's weight in the entry's format. Raises InputError naming the weight."""
         return self._held(site, entry).encoded

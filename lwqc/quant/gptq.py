@@ -24,6 +24,7 @@ from lwqc.quant.range_search import encode
 
 Order = Literal["none", "activation"]
 Scales = Literal["frozen", "refit"]
+_ROWS = 256  # of a factor that are divided at once
 AT_ONCE = 1 << 24  # weights; of a larger matrix some rows at a time, as each takes 18 bytes
 
 
@@ -130,7 +131,8 @@ def _freed(coupling: NDArray[np.float32], moved: NDArray[np.float32]) -> NDArray
 def _coupling(gram: NDArray[np.float64], damp: float) -> NDArray[np.float32]:
     """M over the diagonal of its columns, of inputs in the order in which they are visited."""
     factor = upper_factor(gram, damp)
-    coupling = np.empty(factor.shape, np.float32)
-    return np.divide(
-        factor, np.diagonal(factor), out=coupling, dtype=np.float64, casting="same_kind"
-    )
+    diagonal = np.diagonal(factor)
+    coupling = np.zeros(factor.shape, np.float32)
+    for at in range(0, len(factor), _ROWS):
+        coupling[at : at + _ROWS, at:] = factor[at : at + _ROWS, at:] / diagonal[at:]
+    return coupling

@@ -38,7 +38,7 @@ def importance(gram: Float, damp: float) -> Float:
 
 
 def upper_factor(gram: Float, damp: float) -> Float:
-    """Upper triangular M [k, k] with MMᵀ = `damped`(gram, damp), in columns one after the other.
+    """Upper triangular M [k, k] with MMᵀ = `damped`(gram, damp), in rows from the last one on.
 
     damp grows tenfold for as long as the matrix is not positive definite.
     """
@@ -46,14 +46,15 @@ def upper_factor(gram: Float, damp: float) -> Float:
 
     damp = max(damp, _LEAST)
     while True:
-        reverse = np.array(gram[::-1, ::-1], order="F")
+        # Symmetric: rows that lie one after the other are columns that do, which LAPACK takes.
+        reverse = np.array(gram[::-1, ::-1], order="C").T
         _damp(reverse, damp * _mean_energy(gram))
         try:
-            lower = cholesky(reverse, lower=True, overwrite_a=True, check_finite=False)
+            factor = cholesky(reverse, lower=False, overwrite_a=True, check_finite=False)
         except LinAlgError:
             damp *= 10
             continue
-        upper: Float = lower[::-1, ::-1]
+        upper: Float = factor.T[::-1, ::-1]
         return upper
 
 
@@ -61,8 +62,9 @@ def inverse_factor(gram: Float, damp: float) -> Float:
     """Upper triangular U [k, k] with UᵀU = `damped`(gram, damp)⁻¹: no inverse of it is formed."""
     from scipy.linalg import lapack
 
-    inverse, _ = lapack.dtrtri(upper_factor(gram, damp)[::-1, ::-1], lower=1, overwrite_c=1)
-    upper: Float = inverse[::-1, ::-1]
+    factor = upper_factor(gram, damp)[::-1, ::-1].T
+    inverse, _ = lapack.dtrtri(factor, lower=0, overwrite_c=1)
+    upper: Float = inverse.T[::-1, ::-1]
     return upper
 
 

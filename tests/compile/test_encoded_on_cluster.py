@@ -27,6 +27,7 @@ from lwqc.model import io
 from lwqc.passes.to_encode import ToEncode
 from lwqc.plans.plan import SiteEntry
 from lwqc.runtime import cluster as connection
+from lwqc.runtime import shared_folder
 from lwqc.runtime.one_thread import one_thread
 from tests.build import normal, residual_blocks
 
@@ -179,6 +180,66 @@ def test_what_hangs_is_encoded_here(small, tmp_path, threads, monkeypatch):
         over.set()
     assert found == (small / "alone.onnx").read_bytes()
     assert any("were encoded here, as no worker had answered" in note for note in notes)
+
+
+def test_workers_that_do_not_see_the_folder_are_sent_arrays(small, tmp_path, threads, monkeypatch):
+    """From the first one on that says so."""
+    asked, sent = [], []
+
+    def unseen(self):
+        asked.append(self.path)
+        raise shared_folder.UnseenError("no such file")
+
+    def noted(work):
+        sent.append(work)
+        return real(work)
+
+    real = encode_alone
+    monkeypatch.setattr(shared_folder.LaidArray, "opened", unseen)
+    monkeypatch.setattr(encoding_task, "encode_alone", noted)
+    found, _ = made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
+    assert found == (small / "alone.onnx").read_bytes()
+    assert len(sent) == 2 * BLOCKS
+    assert 0 < len(asked) <= 2 * 2  # as many as were on their way
+    assert not any(isinstance(work.weight, np.memmap) for work in sent)
+
+
+def test_a_file_that_changed_is_written_again(small, tmp_path, threads, monkeypatch):
+    laid, real = [], shared_folder.SharedFolder.lay
+
+    def damage_the_first(self, array):
+        found = real(self, array)
+        if not laid:
+            with open(found.path, "r+b") as file:
+                file.write(b"damaged!")
+        laid.append(found)
+        return found
+
+    monkeypatch.setattr(shared_folder.SharedFolder, "lay", damage_the_first)
+    found, _ = made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
+    assert found == (small / "alone.onnx").read_bytes()
+    assert len(laid) > 2 * 2 * BLOCKS  # a weight and a Gram matrix for each, and one more
+    assert not any(os.path.exists(one.path) for one in laid)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_lie_in_a_folder_as_they_are_in_memory(tmp_path, order):
+    folder = shared_folder.SharedFolder(tmp_path / "sent")
+    array = np.asarray(normal(6, 4, seed=1), order=order)
+    first, again = folder.lay(array), folder.lay(array)
+    assert first == again
+    found = pickle.loads(pickle.dumps(first)).opened()
+    assert np.array_equal(found, array)
+    assert found.flags.c_contiguous == array.flags.c_contiguous
+    found[0, 0] += 1  # stays here
+    assert np.array_equal(first.opened(), array)
+    folder.release(first)
+    assert np.array_equal(again.opened(), array)
+    folder.release(again)
+    with pytest.raises(shared_folder.UnseenError):
+        first.opened()
+    folder.remove()
+    assert not (tmp_path / "sent").exists()
 
 
 def flipped(arrays, *more):
