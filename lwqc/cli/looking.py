@@ -152,6 +152,13 @@ def verify(
             "--flips", help="with --metric top1: list samples decided otherwise, .csv or .json"
         ),
     ] = None,
+    population: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--population",
+            help="with --metric top1: a model made as the candidate was, as from another seed",
+        ),
+    ] = None,
     **options: Unpack[Verifying],
 ) -> None:
     """Compare the outputs of two models on the same data."""
@@ -167,7 +174,8 @@ def verify(
         raise InputError(f"--blame-check {blame_check}: must not be negative")
     kind = "" if flips is None else list_kind(str(flips))
     goals = Goals(**part(Loss, options))
-    files = None if flips is None else Files([flips], read=[candidate])
+    alike = population or []
+    files = None if flips is None else Files([flips], read=[candidate, *alike])
     with opened(original, files, part(Opened, options)) as work:
         check_classes(work, goals)
         if blame or blame_check:
@@ -178,7 +186,9 @@ def verify(
 
             print_foretold(of_comparison(work, compressed), part(Printing, options))
             return
-        found, drop, changed = _compared(work, candidate, compressed)
+        found, drop, changed = _compared(work, candidate, compressed, alike)
+        if alike and changed is None:
+            raise InputError("--population is of decisions: give --metric top1")
         if flips is not None:
             if changed is None:
                 raise InputError("--flips lists decisions: give --metric top1")
@@ -207,11 +217,15 @@ def verify(
 
 
 def _compared(
-    work: Version, candidate: Path, compressed: ir.Model
+    work: Version, candidate: Path, compressed: ir.Model, alike: Sequence[Path]
 ) -> tuple[dict[str, Divergence], float, Flips | None]:
-    """What a candidate's outputs are from those of the original, its drop, and what it decides."""
+    """What a candidate's outputs are from those of the original, its drop, and what it decides.
+
+    alike: models whose decisions count with its own.
+    """
     from lwqc.compile.compared_in_parts import divergences_in_parts
     from lwqc.compile.losses import answers_of, divergences, flips_of, judged_drop
+    from lwqc.model import io
     from lwqc.runtime.measure import drop_of_others
     from lwqc.runtime.proof import prove_first
     from lwqc.runtime.session import Session
@@ -223,9 +237,13 @@ def _compared(
     prove_first(compressed, work.job.data.fit.first, str(candidate))
     answers = answers_of(work, Session(candidate, label=str(candidate)))
     found = divergences(work, answers)
-    if work.job.metric:
-        return found, judged_drop(work, answers), flips_of(work, answers)
-    return found, drop_of_others(found, weights.said, weights.bounds), flips_of(work, answers)
+    if not work.job.metric:
+        return found, drop_of_others(found, weights.said, weights.bounds), None
+    others = []
+    for path in alike:
+        prove_first(io.load(path), work.job.data.fit.first, str(path))
+        others.append(Session(path, label=str(path)))
+    return found, judged_drop(work, answers), flips_of(work, answers, *others)
 
 
 def _missed(

@@ -94,10 +94,13 @@ def worst_error(
     return math.inf if lost else max(errors, default=0.0)
 
 
-def flips_of(work: Version, session: Session | Recorded) -> Flips | None:
-    """Decisions that are others than the original's, where the metric is by decisions."""
+def flips_of(work: Version, *sessions: Session | Recorded) -> Flips | None:
+    """Decisions that are others than the original's, where the metric is by decisions.
+
+    sessions: of a compressed model, or of several that were made alike.
+    """
     top1 = top1_of(work.job.metric)
-    return None if top1 is None else flips(top1, work.original.recorded, session)
+    return None if top1 is None else flips(top1, work.original.recorded, sessions)
 
 
 def check_classes(work: Version, goals: Goals) -> None:

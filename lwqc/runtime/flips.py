@@ -1,14 +1,14 @@
 """Which decisions a compressed model makes otherwise, and which classes that hits.
 
 Samples whose decision flips are the compression identified exemplars of Hooker et al. (1911.05248),
-of one model in place of a population.
+by what most models of a population decide, or by one model.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any
@@ -27,19 +27,24 @@ _INTERVAL = (0.025, 0.975)
 
 @dataclass(frozen=True)
 class Flip:
-    """A sample, counted from 0, that is decided otherwise. right: its label, None without any."""
+    """A sample, counted from 0, that is decided otherwise. right: its label, None without any.
+
+    share: of the models, that decide so.
+    """
 
     sample: int
     right: str | None
     before: str
     after: str
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
 class ClassChange:
     """A class: how many samples it has, and the share of them that is decided right.
 
-    low, high: 95 % interval of after - before, from a bootstrap over the class's samples.
+    after: the mean over the models; least, most: of single ones. low, high: 95 % interval of
+    after - before, from a bootstrap over the class's samples.
     """
 
     name: str
@@ -48,6 +53,8 @@ class ClassChange:
     after: float
     low: float
     high: float
+    least: float
+    most: float
 
     @property
     def drop(self) -> float:
@@ -57,9 +64,10 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class Flips:
-    """Decisions of two models on the same samples. classes: those that lost most first.
+    """Decisions of a model and of compressed ones on the same samples.
 
-    whole: all samples as if they were one class.
+    models: how many compressed ones there are. flipped: samples that most of these decide
+    otherwise. classes: those that lost most first. whole: all samples as if they were one class.
 
     Without labels what the original decides is right.
     """
@@ -69,6 +77,7 @@ class Flips:
     flipped: tuple[Flip, ...]
     classes: tuple[ClassChange, ...]
     whole: ClassChange
+    models: int = 1
 
     @property
     def worst(self) -> float:
@@ -81,8 +90,12 @@ class Flips:
             return json.dumps(asdict(self), indent=1) + "\n"
         out = StringIO()
         rows = csv.writer(out, lineterminator="\n")
-        rows.writerow(["sample", "right", "before", "after"])
-        rows.writerows((f.sample, f.right, f.before, f.after) for f in self.flipped)
+        many = self.models > 1
+        rows.writerow(["sample", "right", "before", "after", *(["share"] if many else [])])
+        rows.writerows(
+            (f.sample, f.right, f.before, f.after, *([f"{f.share:.3g}"] if many else []))
+            for f in self.flipped
+        )
         return out.getvalue()
 
 
@@ -92,44 +105,70 @@ def top1_of(metric: Metric | None) -> Top1 | None:
     return function if isinstance(function, Top1) else None
 
 
-def flips(metric: Top1, before: Run, after: Run) -> Flips:
-    """Compare the decisions of two models on all data."""
-    return compare_decisions(
-        metric.decisions(before), metric.decisions(after), metric.right, metric.against
-    )
+def flips(metric: Top1, before: Run, after: Sequence[Run]) -> Flips:
+    """Compare the decisions of a model with those of compressed ones on all data."""
+    decided = np.stack([metric.decisions(run) for run in after])
+    return compare_decisions(metric.decisions(before), decided, metric.right, metric.against)
 
 
 def compare_decisions(
     before: Array, after: Array, right: Array | None, against: str = "the labels"
 ) -> Flips:
-    """Decisions [n] and what is right [n]; without that, what was decided before is."""
+    """Decisions [n] and those of compressed models [models, n], and what is right [n].
+
+    Without that, what was decided before is.
+    """
     truth = before if right is None else right[: len(before)]
-    places = np.flatnonzero(before != after)
+    most, share = _of_most(after)
     flipped = tuple(
-        Flip(int(i), None if right is None else str(truth[i]), str(before[i]), str(after[i]))
-        for i in places
+        Flip(
+            int(i),
+            None if right is None else str(truth[i]),
+            str(before[i]),
+            str(most[i]),
+            float(share[i]),
+        )
+        for i in np.flatnonzero(before != most)
     )
     rng = np.random.default_rng(0)
     names, numbers = np.unique(truth, return_inverse=True)
     was, now = before == truth, after == truth
     classes = [
-        _change(str(name), was[numbers == number], now[numbers == number], rng)
+        _change(str(name), was[numbers == number], now[:, numbers == number], rng)
         for number, name in enumerate(names)
     ]
     classes.sort(key=lambda c: (-c.drop, c.name))
     whole = _change("all", was, now, rng)
-    return Flips(against, len(before), flipped, tuple(classes), whole)
+    return Flips(against, len(before), flipped, tuple(classes), whole, len(after))
+
+
+def _of_most(decided: Array) -> tuple[Array, NDArray[np.float64]]:
+    """What most of [models, n] decide, the first models where it is a tie, and their share."""
+    votes = (decided[:, None] == decided[None]).sum(axis=1)  # for what each model decides
+    chosen, every = votes.argmax(axis=0), np.arange(decided.shape[1])
+    return decided[chosen, every], votes[chosen, every] / len(decided)
 
 
 def _change(
-    name: str, before: NDArray[np.bool_], after: NDArray[np.bool_], rng: np.random.Generator
+    name: str,
+    before: NDArray[np.bool_],
+    after: NDArray[np.bool_],
+    rng: np.random.Generator,
 ) -> ClassChange:
     count = len(before)
-    gained, lost = (after & ~before).mean(), (before & ~after).mean()
-    drawn = rng.multinomial(count, [gained, lost, max(0.0, 1 - gained - lost)], _RESAMPLES)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / count, _INTERVAL)
+    values, counts = np.unique(after.mean(axis=0) - before, return_counts=True)
+    drawn = rng.multinomial(count, counts / count, _RESAMPLES)
+    low, high = np.quantile(drawn @ values / count, _INTERVAL)
+    each = after.mean(axis=1)
     return ClassChange(
-        name, count, float(before.mean()), float(after.mean()), float(low), float(high)
+        name,
+        count,
+        float(before.mean()),
+        float(after.mean()),
+        float(low),
+        float(high),
+        float(each.min()),
+        float(each.max()),
     )
 
 

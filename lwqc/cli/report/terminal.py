@@ -285,14 +285,18 @@ def print_slicing(slicing: SlicingReport, console: Console) -> None:
 
 def classes_table(found: Flips) -> Table:
     """All samples, then the classes that lost most, with 95 % intervals."""
-    title = f"{len(found.flipped)} of {found.samples} decisions flipped; classes that lost most"
+    many = found.models > 1
+    by = f" by most of {found.models} models" if many else ""
+    title = f"{len(found.flipped)} of {found.samples} decisions flipped{by}; classes that lost most"
     table = Table(title=title, title_justify="left")
-    for column in ("class", "samples", "before", "after", "change", "95 % interval"):
+    columns = ["class", "samples", "before", "after", "change", "95 % interval"]
+    for column in (*columns, *(["single models"] if many else [])):
         table.add_column(column)
     for one in (found.whole, *[c for c in found.classes if c.drop > 0][:_CLASSES]):
         interval = f"{one.low:+.3f} to {one.high:+.3f}"
         shares = (f"{one.before:.3f}", f"{one.after:.3f}", f"{one.after - one.before:+.3f}")
-        table.add_row(one.name, str(one.samples), *shares, interval)
+        alone = [f"{one.least:.3f} to {one.most:.3f}"] if many else []
+        table.add_row(one.name, str(one.samples), *shares, interval, *alone)
     return table
 
 

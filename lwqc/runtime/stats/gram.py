@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from lwqc.runtime.stats.collector import Array, Collector
 from lwqc.runtime.stats.emitter import Emitter
 from lwqc.runtime.stats.patches import Window, feature_rows
 
+_BAND = 256  # rows of a sum that are computed at once
 WIDE = 1024  # features; onnxruntime 1.31 takes twice numpy's time for such products of rows
 
 
@@ -32,13 +33,25 @@ class RowWeights(Protocol):
 
 @dataclass(frozen=True)
 class GramSum:
-    """matrix: sum over rows x of x xᵀ, or of r x xᵀ with weights r; rows: how many there were.
+    """Sum over rows x of x xᵀ, or of r x xᵀ with weights r; rows: how many there were.
 
-    The matrix is [features, features], with a window [groups, features, features].
+    sums: [features, features], with a window [groups, features, features]. half: what is below its
+    diagonal does not count.
     """
 
     rows: int
-    matrix: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    half: bool = False
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """All of it."""
+        for start in range(0, len(self.sums), _BAND) if self.half else ():
+            band = slice(start, start + _BAND)
+            square = self.sums[band, band]
+            square[:] = np.triu(square) + np.triu(square, 1).T
+            self.sums[start + _BAND :, band] = self.sums[band, start + _BAND :].T
+        return self.sums
 
     def __add__(self, other: GramSum) -> GramSum:
         """Sums of both."""
@@ -51,8 +64,8 @@ class Gram(Collector[GramSum]):
 
     With a window, of the patches [channels, *kernel] that a convolution reads, group by group.
     weights: of the rows; a Gram matrix of patches takes none (ValueError). features: how many,
-    where that is known. From 1024 on the rows leave the runtime and numpy multiplies them, which
-    knows that the product is symmetric: half the work, and no matrix of each run in the session.
+    where that is known. From 1024 on the rows leave the runtime and numpy multiplies them, band by
+    band of one half: half the work, and no matrix of each run.
     """
 
     tensor: str
@@ -96,8 +109,8 @@ class Gram(Collector[GramSum]):
     def read(self, outputs: Sequence[Array]) -> GramSum:
         """Sum of one run."""
         if self.outside:
-            rows = outputs[0]
-            return GramSum(len(rows), (rows.T @ rows).astype(np.float64))
+            size = outputs[0].shape[1]
+            return self.fold(GramSum(0, np.zeros((size, size)), half=True), outputs)
         shape, matrix = outputs
         return GramSum(int(shape[-2]), matrix.astype(np.float64))
 
@@ -105,7 +118,12 @@ class Gram(Collector[GramSum]):
         """Adds in place: the matrix may be large."""
         if self.outside:
             rows = outputs[0]
-            np.add(total.matrix, rows.T @ rows, out=total.matrix)
-            return GramSum(total.rows + len(rows), total.matrix)
-        np.add(total.matrix, outputs[1], out=total.matrix)
-        return GramSum(total.rows + int(outputs[0][-2]), total.matrix)
+            product = np.empty(_BAND * rows.shape[1], rows.dtype)  # memory that is new costs time
+            for start in range(0, rows.shape[1], _BAND):
+                part = total.sums[start : start + _BAND, start:]
+                made = product[: part.size].reshape(part.shape)
+                np.matmul(rows[:, start : start + _BAND].T, rows[:, start:], out=made)
+                np.add(part, made, out=part)
+            return replace(total, rows=total.rows + len(rows))
+        np.add(total.sums, outputs[1], out=total.sums)
+        return replace(total, rows=total.rows + int(outputs[0][-2]))
