@@ -1,8 +1,8 @@
 """What gradients give back: the metric before and after `lwqc.recover`, and with learned codes.
 
     python -m benchmarks.recovery macs MODEL ... | branches | bits | blocks MODEL ...
-        | scales MODEL ... | ranges MODEL ... | search MODEL ... [--seconds S] [--steps N] [--lr R]
-        [--images N] [--json FILE]
+        | rounding MODEL ... | scales MODEL ... | ranges MODEL ... | search MODEL ...
+        [--seconds S] [--steps N] [--lr R] [--images N] [--json FILE]
 
 macs: half of the multiply-accumulates of a glyph model go, then the rest is fitted to the original
 on so many training images, for so many seconds by the clock, or so many steps. branches: the same
@@ -10,12 +10,13 @@ with half of the branches of stdlib_lm, on windows of training files, its logits
 probabilities. bits: all weights of stdlib_lm in 2 bits by formula, and by the recipe `distill` with
 that many steps. blocks: a glyph model in 3 bits, learned by residual blocks (`brecq`) and by as
 many that entropy joins (`qvlm`), the same steps each, three seeds; `bits` are those of the label,
-of 500 test images. scales: a glyph model in 3 bits, fitted with the scales of its codes as they
-are, and with them. ranges: a glyph model with 8-bit weights and static activations, fitted with the
-ranges as they are, and with them. search: `auto` within 8 % of the bytes and within 35 % of the
-MACs, alone, with a fit of 150 steps after it, and with one that the search knows of. The metric is
-that of `models/`, on data that nothing was fitted to; `drop` is what the outputs lose on it. `cpu`
-is processor time of all threads.
+of 500 test images. rounding: a glyph model in 3 and 2 bits by formulas, and by the recipe
+`adaround` with that many steps. scales: a glyph model in 3 bits, fitted with the scales of its
+codes as they are, and with them. ranges: a glyph model with 8-bit weights and static activations,
+fitted with the ranges as they are, and with them. search: `auto` within 8 % of the bytes and within
+35 % of the MACs, alone, with a fit of 150 steps after it, and with one that the search knows of.
+The metric is that of `models/`, on data that nothing was fitted to; `drop` is what the outputs lose
+on it. `cpu` is processor time of all threads.
 """
 
 from __future__ import annotations
@@ -192,6 +193,21 @@ def blocks(name: str, steps: int, out: Path | None) -> None:
             _with_bits(table, f"{kind}, seed {seed}", done.model, notes=told)
 
 
+def rounding(name: str, steps: int, out: Path | None) -> None:
+    """3 and 2 bits by formulas, and learned layer by layer."""
+    teacher, table = io.load(ROOT / f"{name}.onnx"), Table(name, glyphs.accuracy, out)
+    data = images(80 * BATCH)
+    table.row("float", teacher)
+    for bits in (3, 2):
+        for method in ("gptq-order", "descent"):
+            made = lwqc.quantize(teacher, bits=bits, method=method, data=data).model
+            table.row(f"{method}, {bits} bits", made)
+        changes = {"bits": bits, "learn": Learn(steps=steps, parts="layers", whole=False)}
+        recipe = find("adaround").model_copy(update=changes)
+        done = lwqc.compress(teacher, recipe=recipe, data=data)
+        table.row(f"adaround, {bits} bits", done.model)
+
+
 def _with_bits(table: Table, what: str, model: ir.Model, **more: Any) -> None:
     table.row(what, model, bits=round(bits_per_label(Session(model, label=what)), 4), **more)
 
@@ -228,6 +244,8 @@ def jobs(asked: argparse.Namespace) -> Iterator[Callable[[], None]]:
         yield lambda: bits(steps, asked.json)
     for name in asked.models if asked.what == "blocks" else ():
         yield lambda name=name: blocks(name, steps, asked.json)
+    for name in asked.models if asked.what == "rounding" else ():
+        yield lambda name=name: rounding(name, steps, asked.json)
     for name in asked.models if asked.what == "scales" else ():
         yield lambda name=name: scales(name, steps, asked.json)
     for name in asked.models if asked.what == "ranges" else ():
@@ -241,7 +259,7 @@ def jobs(asked: argparse.Namespace) -> Iterator[Callable[[], None]]:
 def main() -> int:
     """Print rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    kinds = ("macs", "branches", "bits", "blocks", "scales", "ranges", "search")
+    kinds = ("macs", "branches", "bits", "blocks", "rounding", "scales", "ranges", "search")
     parser.add_argument("what", choices=kinds)
     parser.add_argument("models", nargs="*")
     parser.add_argument("--seconds", type=float, default=800)
