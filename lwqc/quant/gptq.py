@@ -90,21 +90,25 @@ def _solved(
     or [K, N] where rows have orders of their own.
     """
     grid = ColumnGrid(encode(weight, fmt, importance=counts))
-    if places.ndim == 1:
-        pending = np.ascontiguousarray(weight.T[places], np.float32)
-    else:
-        pending = np.ascontiguousarray(np.take_along_axis(weight.T, places, 0), np.float32)
-    own = pending.copy()
     columns = places.tolist() if places.ndim == 1 else places
 
+    def own(at: slice) -> NDArray[np.float32]:
+        """Columns of the weight [some, N] in the order of the visit."""
+        if places.ndim == 1:
+            return np.ascontiguousarray(weight.T[places[at]], np.float32)
+        return np.ascontiguousarray(np.take_along_axis(weight.T, places[at], 0), np.float32)
+
+    pending = own(slice(None))
+
     def visit(i: int) -> NDArray[np.float32]:
-        change: NDArray[np.float32] = grid.round(columns[i], pending[i]) - own[i]
+        change: NDArray[np.float32] = grid.round(columns[i], pending[i]) - own(slice(i, i + 1))[0]
         return change
 
     def enter(start: int, stop: int) -> None:
         if start % grid.block == 0 and stop == min(start + grid.block, len(pending)):
             block = slice(start, stop)
-            free = own[block] + _freed(coupling[..., block, block], pending[block] - own[block])
+            before = own(block)
+            free = before + _freed(coupling[..., block, block], pending[block] - before)
             grid.fit(block, free, counts[..., block])
 
     at_blocks = {"enter": enter} if scales == "refit" and fmt.block else {}
