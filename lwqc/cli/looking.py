@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lwqc.compile.version import Version
     from lwqc.plans.goals import Goals, Outcome
     from lwqc.runtime.flips import Flips
+    from lwqc.runtime.session import Session
     from lwqc.runtime.stats.divergence import Divergence
 
 
@@ -167,7 +168,7 @@ def verify(
     from lwqc.model import io
     from lwqc.model.saving import write_text
     from lwqc.plans.goals import Goals
-    from lwqc.runtime.flips import list_kind
+    from lwqc.runtime.flips import list_kind, top1_of
 
     check_dry_run(options, flips=flips)
     if blame_check < 0:
@@ -180,15 +181,19 @@ def verify(
         check_classes(work, goals)
         if blame or blame_check:
             work.job.whole("--blame")
+        if alike:
+            work.job.whole("--population")
+            if top1_of(work.job.metric) is None:
+                raise InputError("--population is of decisions: give --metric top1")
+        others = [io.load(path) for path in alike]
         compressed = io.load(candidate)
         if options["dry_run"]:
             from lwqc.compile.forecast.forecast import of_comparison
 
             print_foretold(of_comparison(work, compressed), part(Printing, options))
             return
-        found, drop, changed = _compared(work, candidate, compressed, alike)
-        if alike and changed is None:
-            raise InputError("--population is of decisions: give --metric top1")
+        sessions = [_alike(work, *one) for one in zip(alike, others, strict=True)]
+        found, drop, changed = _compared(work, candidate, compressed, sessions)
         if flips is not None:
             if changed is None:
                 raise InputError("--flips lists decisions: give --metric top1")
@@ -217,7 +222,7 @@ def verify(
 
 
 def _compared(
-    work: Version, candidate: Path, compressed: ir.Model, alike: Sequence[Path]
+    work: Version, candidate: Path, compressed: ir.Model, alike: Sequence[Session]
 ) -> tuple[dict[str, Divergence], float, Flips | None]:
     """What a candidate's outputs are from those of the original, its drop, and what it decides.
 
@@ -225,7 +230,6 @@ def _compared(
     """
     from lwqc.compile.compared_in_parts import divergences_in_parts
     from lwqc.compile.losses import answers_of, divergences, flips_of, judged_drop
-    from lwqc.model import io
     from lwqc.runtime.measure import drop_of_others
     from lwqc.runtime.proof import prove_first
     from lwqc.runtime.session import Session
@@ -239,11 +243,26 @@ def _compared(
     found = divergences(work, answers)
     if not work.job.metric:
         return found, drop_of_others(found, weights.said, weights.bounds), None
-    others = []
-    for path in alike:
-        prove_first(io.load(path), work.job.data.fit.first, str(path))
-        others.append(Session(path, label=str(path)))
-    return found, judged_drop(work, answers), flips_of(work, answers, *others)
+    return found, judged_drop(work, answers), flips_of(work, answers, *alike)
+
+
+def _alike(work: Version, path: Path, model: ir.Model) -> Session:
+    """A model of a population. Raises InputError where its outputs are not as the original's."""
+    from lwqc.runtime.proof import prove_first
+    from lwqc.runtime.session import Session
+
+    first = work.job.data.fit.first()
+    prove_first(model, lambda: first, str(path))
+    session = Session(path, label=str(path))
+    made, wanted = session(first), work.original.session(first)
+    for name, value in wanted.items():
+        found = made.get(name)
+        if found is None or found.shape != value.shape:
+            sizes = "none" if found is None else str(list(found.shape))
+            raise InputError(
+                f"--population {path}: output {name} is {list(value.shape)}, there it is {sizes}"
+            )
+    return session
 
 
 def _missed(

@@ -43,7 +43,7 @@ class ClusterEncoding:
     """Sends weights out and takes their codes in.
 
     Arrays lie in a folder for workers to map, which spares two trips through sockets. As soon as a
-    worker says that it does not see the folder, arrays are sent.
+    worker says that it does not see the folder, or nothing can be written there, arrays are sent.
 
     Where workers die, Dask gives what they had to others; what is lost or damaged on the way is
     sent again. Where no answer comes for too long, weights are encoded here, which gives the same
@@ -77,12 +77,20 @@ class ClusterEncoding:
         Raises InputError for a weight that cannot be encoded, and for workers that would give other
         codes; LwqcError where the cluster fails again and again.
         """
-        self._folder = None if self._place is None else SharedFolder(self._place)
+        self._folder = self._made()
         try:
             self._encode(entries)
         finally:
             if self._folder is not None:
                 self._folder.remove()
+
+    def _made(self) -> SharedFolder | None:
+        if self._place is None:
+            return None
+        try:
+            return SharedFolder(self._place)
+        except OSError:
+            return None
 
     def _encode(self, entries: Mapping[str, SiteEntry]) -> None:
         lacking = [s for s, entry in entries.items() if self._weights.lacks(s, entry)]
@@ -136,8 +144,12 @@ class ClusterEncoding:
         folder = self._folder
         if folder is None or self._place is None:
             return None
-        gram = None if work.gram is None else folder.lay(work.gram)
-        return LaidWork(folder.lay(work.weight), work.entry, gram)
+        try:
+            gram = None if work.gram is None else folder.lay(work.gram)
+            return LaidWork(folder.lay(work.weight), work.entry, gram)
+        except OSError:  # as on a full disk
+            self._place = None
+            return None
 
     def _release(self, laid: LaidWork | None) -> None:
         if laid is not None and self._folder is not None:

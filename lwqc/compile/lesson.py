@@ -10,7 +10,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.compile.matched_channels import MatchedChannels, matched_channels, narrower_axis
+from lwqc.compile.matched_channels import (
+    MatchedChannels,
+    matched_channels,
+    narrower_axis,
+    same_widths,
+)
 from lwqc.compile.saved_check import Expected
 from lwqc.errors import InputError
 from lwqc.model.extensions import expected
@@ -26,8 +31,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 _STILL = 1e-12  # of the mean variance: the square of what floats of 32 bits tell
-_MATCHED_ON = 8  # inputs that channels of unlike widths are compared on
-_ALIKE = 0.5  # least mean correlation at which they are taken for the same
+_MATCHED_ON = 1 << 14  # numbers of each channel that are compared where widths differ
 
 
 @dataclass
@@ -78,17 +82,32 @@ class Lesson:
         wanted, narrow = self._shared(run(self.feeds[0]), own(self._own(self.feeds[0])), tensors)
         matched = self._matched(narrow, run, own)
         made = counted(map(run, self.feeds), "outputs of the teacher", len(self.feeds))
-        return [
-            Batch(
-                self._own(feeds),
-                {
-                    n: matched[n].of(v) if n in matched else v
-                    for n, v in outputs.items()
-                    if n in wanted
-                },
-            )
-            for feeds, outputs in zip(self.feeds, made, strict=True)
-        ]
+        batches = []
+        for feeds, outputs in zip(self.feeds, made, strict=True):
+            kept = self._own(feeds)
+            if self.inner:
+                self._check_sizes(own(kept), outputs, matched)
+            found = {n: v for n, v in outputs.items() if n in wanted}
+            found.update((n, one.of(found[n])) for n, one in matched.items())
+            batches.append(Batch(kept, found))
+        return batches
+
+    def _check_sizes(
+        self,
+        small: Mapping[str, Array],
+        teacher: Mapping[str, Array],
+        matched: Mapping[str, MatchedChannels],
+    ) -> None:
+        """Raises InputError where inner tensors of some inputs have sizes that do not fit."""
+        for name in self.inner:
+            own, wide = list(small[name].shape), list(teacher[name].shape)
+            if (one := matched.get(name)) is not None and len(wide) > one.axis:
+                wide[one.axis] = len(one.index) if wide[one.axis] == one.width else -1
+            if own != wide:
+                raise InputError(
+                    f"--inner {name}: how its size differs from {self.names[1]}'s varies with the "
+                    "inputs"
+                )
 
     def _matched(
         self, narrow: Mapping[str, int], run: Session, own: Session
@@ -97,28 +116,30 @@ class Lesson:
 
         Raises InputError where they do not resemble the teacher's.
         """
-        if not narrow:
-            return {}
-        feeds = self.feeds[:_MATCHED_ON]
-        made = [(own(self._own(one)), run(one)) for one in feeds]
         found = {}
         for name, axis in narrow.items():
-            widths = {(small[name].shape[axis], wide[name].shape[axis]) for small, wide in made}
-            if len(widths) > 1:
+            pairs: list[tuple[Array, Array]] = []
+            for feeds in self.feeds:
+                small, wide = own(self._own(feeds))[name], run(feeds)[name]
+                if pairs and not same_widths(pairs[0], (small, wide), axis):
+                    raise InputError(
+                        f"--inner {name}: its size along axis {axis} varies with the inputs"
+                    )
+                pairs.append((small, wide))
+                if sum(one.size // one.shape[axis] for one, _ in pairs) >= _MATCHED_ON:
+                    break
+            one = matched_channels(pairs, axis)
+            sizes = f"{len(one.index)} of the teacher's {one.width} channels (axis {axis})"
+            if not one.holds:
                 raise InputError(
-                    f"--inner {name}: its size along axis {axis} varies with the inputs"
+                    f"--inner {name}: it has {sizes}, and does not resemble them: the mean "
+                    f"correlation of the closest is {one.mean:.2f}, of noise up to {one.chance:.2f}"
                 )
-            one = matched_channels([(small[name], wide[name]) for small, wide in made], axis)
-            mean, least = float(one.likeness.mean()), float(one.likeness.min())
-            sizes = f"{len(one.index)} of the teacher's {made[0][1][name].shape[axis]} channels"
-            if not mean >= _ALIKE:
-                raise InputError(
-                    f"--inner {name}: it has {sizes}, and resembles none of them: the mean "
-                    f"correlation of the closest is {mean:.2f}"
-                )
+            gone = int(one.left_out.sum())
+            rest = f"; {gone} that resemble none are left out" if gone else ""
             self.notes.append(
                 f"{name} is fitted to the {sizes} that it resembles most: mean correlation "
-                f"{mean:.2f}, least {least:.2f}"
+                f"{one.mean:.2f}{rest}"
             )
             found[name] = one
         return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +11,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+_STILL = 1e-12  # variance over mean square of channels that vary by no more than float32 tells
+_ALIKE = 0.7  # least mean correlation of channels that are taken for the same
+_EACH = 0.5  # the same of a single one
+_CHANCE = 2.0  # times what chance gives, which a mean correlation must reach
 
 
 @dataclass(frozen=True)
 class MatchedChannels:
     """Channels of the wide tensor. axis: along which they are; index, likeness: of each narrow one.
 
-    likeness: Pearson's correlation, 0 where one of the two does not vary.
+    width: how many the wide tensor has.
+    likeness: Pearson's correlation, 0 where one of the two does not vary. still: narrow channels
+    that do not. chance: the largest correlation to be expected of noise.
     """
 
     axis: int
+    width: int
     index: NDArray[np.intp]
     likeness: NDArray[np.float64]
+    still: NDArray[np.bool_]
+    chance: float
+
+    @property
+    def mean(self) -> float:
+        """Mean likeness of channels that vary; 0 where none does."""
+        return float(self.likeness[~self.still].mean()) if not self.still.all() else 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the narrow tensor is a part of the wide one, so far as its numbers tell."""
+        return self.mean >= max(_ALIKE, _CHANCE * self.chance)
+
+    @property
+    def left_out(self) -> NDArray[np.bool_]:
+        """Narrow channels that are like none."""
+        return self.likeness < _EACH
 
     def of(self, wide: Array) -> Array:
-        """Those channels of a wide tensor, in the order of the narrow one."""
-        return np.take(wide, self.index, self.axis)
+        """Those channels of a wide tensor in the order of the narrow one, NaN for `left_out`."""
+        found = np.take(wide, self.index, self.axis)
+        np.moveaxis(found, self.axis, 0)[self.left_out] = np.nan
+        return found
 
 
 def narrower_axis(narrow: tuple[int, ...], wide: tuple[int, ...]) -> int | None:
@@ -35,22 +62,37 @@ def narrower_axis(narrow: tuple[int, ...], wide: tuple[int, ...]) -> int | None:
     return differing[0] if alone and narrow[differing[0]] < wide[differing[0]] else None
 
 
-def matched_channels(pairs: Iterable[tuple[Array, Array]], axis: int) -> MatchedChannels:
+def same_widths(one: tuple[Array, Array], other: tuple[Array, Array], axis: int) -> bool:
+    """Whether two pairs, narrow and wide, have the same sizes along the axis they differ in."""
+    widths = [tuple(a.shape[axis] for a in pair) for pair in (one, other) if axis < pair[0].ndim]
+    return widths[1:] == widths[:1] and narrower_axis(other[0].shape, other[1].shape) == axis
+
+
+def matched_channels(pairs: Sequence[tuple[Array, Array]], axis: int) -> MatchedChannels:
     """Channels of most correlation in all, each of the wide tensor's at most once.
 
     pairs: narrow and wide tensors of the same inputs, whose shapes differ along `axis` alone.
     """
     from scipy.optimize import linear_sum_assignment
 
-    count, sums = 0, (np.float64(0),) * 5
-    for narrow, wide in pairs:
-        x, y = (np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in (narrow, wide))
-        x, y = x.astype(np.float64), y.astype(np.float64)
-        count += x.shape[1]
-        found = (x.sum(1), y.sum(1), np.square(x).sum(1), np.square(y).sum(1), x @ y.T)
-        sums = tuple(old + new for old, new in zip(sums, found, strict=True))
-    x, y, xx, yy, xy = (np.asarray(s) / count for s in sums)
-    size = np.sqrt(np.outer(xx - x * x, yy - y * y).clip(0))
-    alike = np.divide(xy - np.outer(x, y), size, out=np.zeros_like(xy), where=size > 0)
-    own, index = linear_sum_assignment(np.nan_to_num(alike), maximize=True)
-    return MatchedChannels(axis, index, np.nan_to_num(alike)[own, index])
+    x, y = (_by_channel([pair[i] for pair in pairs], axis) for i in (0, 1))
+    count = x.shape[1]
+    (x, still), (y, _) = _scaled(x), _scaled(y)
+    alike = x @ y.T / count
+    own, index = linear_sum_assignment(alike, maximize=True)
+    chance = math.sqrt(2 * math.log(max(len(y), 2)) / count)
+    return MatchedChannels(axis, len(y), index, alike[own, index], still, chance)
+
+
+def _by_channel(tensors: Sequence[Array], axis: int) -> Array:
+    parts = [np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in tensors]
+    found = np.concatenate(parts, axis=1).astype(np.float64)
+    return np.where(np.isfinite(found), found, 0.0)
+
+
+def _scaled(rows: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Rows of mean 0 and variance 1, and those that do not vary, which are 0."""
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    variance = np.square(centred).mean(axis=1)
+    still = variance <= _STILL * np.square(rows).mean(axis=1)
+    return centred / np.sqrt(np.where(still, np.inf, variance))[:, None], still

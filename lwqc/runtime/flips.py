@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -29,7 +30,7 @@ _INTERVAL = (0.025, 0.975)
 class Flip:
     """A sample, counted from 0, that is decided otherwise. right: its label, None without any.
 
-    share: of the models, that decide so.
+    after: what most of the models that do so decide. share: of the models, that do.
     """
 
     sample: int
@@ -119,16 +120,16 @@ def compare_decisions(
     Without that, what was decided before is.
     """
     truth = before if right is None else right[: len(before)]
-    most, share = _of_most(after)
+    otherwise = (after != before).mean(axis=0)
     flipped = tuple(
         Flip(
             int(i),
             None if right is None else str(truth[i]),
             str(before[i]),
-            str(most[i]),
-            float(share[i]),
+            _most_common(after[:, i], before[i]),
+            float(otherwise[i]),
         )
-        for i in np.flatnonzero(before != most)
+        for i in np.flatnonzero(otherwise > 0.5)
     )
     rng = np.random.default_rng(0)
     names, numbers = np.unique(truth, return_inverse=True)
@@ -142,11 +143,10 @@ def compare_decisions(
     return Flips(against, len(before), flipped, tuple(classes), whole, len(after))
 
 
-def _of_most(decided: Array) -> tuple[Array, NDArray[np.float64]]:
-    """What most of [models, n] decide, the first models where it is a tie, and their share."""
-    votes = (decided[:, None] == decided[None]).sum(axis=1)  # for what each model decides
-    chosen, every = votes.argmax(axis=0), np.arange(decided.shape[1])
-    return decided[chosen, every], votes[chosen, every] / len(decided)
+def _most_common(decided: Array, before: Any) -> str:
+    """Of what is not what it was before; the first by name where it is a tie."""
+    counts = Counter(str(one) for one in decided if one != before)
+    return min(counts, key=lambda name: (-counts[name], name))
 
 
 def _change(

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lwqc.errors import InputError
-
 Array = NDArray[Any]
 
 
@@ -70,19 +68,16 @@ class SharedFolder:
     """Lays arrays out, the same one once, for as long as somebody needs it."""
 
     def __init__(self, path: Path) -> None:
-        """path: of a folder, whose contents go now. Raises InputError where it cannot be made."""
+        """path: of a folder, whose contents go now. Raises OSError where it cannot be made."""
         shutil.rmtree(path, ignore_errors=True)
         self._path = path.absolute() / secrets.token_hex(8)  # elsewhere nothing else has that name
-        try:
-            self._path.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be made: {error.strerror}") from error
+        self._path.mkdir(parents=True)
         self._names = count()
         self._needed: Counter[str] = Counter()
         self._laid: dict[int, tuple[Array, LaidArray]] = {}  # by `id` of arrays that are held here
 
     def lay(self, array: Array) -> LaidArray:
-        """Write an array of numbers unless it is there. Raises InputError where that fails.
+        """Write an array of numbers unless it is there. Raises OSError where that fails.
 
         The array may not change until it is released.
         """
@@ -90,11 +85,7 @@ class SharedFolder:
         if laid is None:
             by_rows, path = bool(array.flags.c_contiguous), self._path / str(next(self._names))
             numbers = _in_order(array, by_rows)
-            try:
-                numbers.tofile(path)
-            except OSError as error:
-                reason = error.strerror or error
-                raise InputError(f"{path}: cannot be written: {reason}") from error
+            numbers.tofile(path)
             crc = zlib.crc32(numbers.data)
             laid = LaidArray(str(path), array.dtype.str, array.shape, by_rows, crc)
             self._laid[id(array)] = (array, laid)

@@ -222,6 +222,16 @@ def test_a_file_that_changed_is_written_again(small, tmp_path, threads, monkeypa
     assert not any(os.path.exists(one.path) for one in laid)
 
 
+@pytest.mark.parametrize("fails", ["__init__", "lay"])
+def test_where_nothing_can_be_written_arrays_are_sent(small, tmp_path, threads, monkeypatch, fails):
+    def full(self, *_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shared_folder.SharedFolder, fails, full)
+    found, _ = made(small, tmp_path / "q.onnx", cluster=threads.scheduler_address)
+    assert found == (small / "alone.onnx").read_bytes()
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_arrays_lie_in_a_folder_as_they_are_in_memory(tmp_path, order):
     folder = shared_folder.SharedFolder(tmp_path / "sent")

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 
 import lwqc  # noqa: E402
 from lwqc.compile.lesson import as_logits, scale_of, with_outputs  # noqa: E402
+from lwqc.compile.matched_channels import matched_channels  # noqa: E402
 from lwqc.errors import InputError  # noqa: E402
 from lwqc.learn.to_torch import module_of, write_back  # noqa: E402
 from lwqc.model import io  # noqa: E402
@@ -197,7 +198,7 @@ def test_a_narrower_inner_tensor_is_fitted_to_the_channels_it_resembles():
     arrays["v"], arrays["bias"] = arrays["v"][order], arrays["bias"][order]
     small = stored(TEACHER, **{n: a.astype(np.float32) for n, a in arrays.items()})
     given = {"teacher": teacher(), "data": feeds(40), "steps": 300}
-    told = "h is fitted to the 6 of the teacher's 12 channels that it resembles most: mean corr"
+    told = "h is fitted to the 6 of the teacher's 12 channels (axis 1) that it resembles most"
 
     def error(model):
         """Of `h`, beside the channels that it was made of."""
@@ -217,8 +218,48 @@ def test_inner_tensors_that_resemble_nothing_are_refused():
     ))]  # fmt: skip
     large, small = (stored(many, **arrays) for arrays in made)
     data = [{"x": normal(16, 60, seed=i)} for i in range(20)]
-    with pytest.raises(InputError, match="--inner h: it has 6 of the teacher's 12 channels, and"):
+    with pytest.raises(
+        InputError, match=r"--inner h: it has 6 of the teacher's 12 channels \(axis 1\), and"
+    ):
         lwqc.recover(small, teacher=large, data=data, inner=["h"])
+
+
+def test_channels_that_do_not_vary_are_like_none_and_few_numbers_tell_nothing():
+    rng = np.random.default_rng(0)
+    wide = rng.standard_normal((343, 40)).astype(np.float32) + 1e3
+    narrow_one = wide[:, [3, 20, 7]].copy()
+    wide[:, 30:] = rng.standard_normal(10).astype(np.float32)  # constants, as rounding has them
+    still = np.concatenate([narrow_one, np.full((343, 2), 0.3, np.float32)], axis=1)
+    found = matched_channels([(still[:200], wide[:200]), (still[200:], wide[200:])], 1)
+    assert found.index[:3].tolist() == [3, 20, 7]
+    assert found.likeness.max() <= 1 + 1e-6
+    assert found.likeness[3:].tolist() == [0, 0]
+    assert found.left_out.tolist() == [False, False, False, True, True]
+    assert found.holds
+    made = found.of(wide)
+    assert np.array_equal(made[:, :3], narrow_one)
+    assert np.isnan(made[:, 3:]).all()
+    alone = np.full((343, 5), 0.3, np.float32) * np.arange(5, dtype=np.float32)
+    assert not matched_channels([(alone, wide)], 1).holds
+    for rows in (2, 8, 64):  # of noise, of which one always finds something
+        noise = rng.standard_normal((rows, 256)), rng.standard_normal((rows, 8))
+        assert not matched_channels([noise[::-1]], 1).holds
+
+
+def test_inner_tensors_whose_sizes_vary_are_refused():
+    """Wherever among the inputs that shows."""
+    text = """g (float[L,6] x) => (float[L,3] y) { h = MatMul(x, w) b = Add(h, bias) r = Relu(b)
+        y = MatMul(r, v) t = Transpose<perm=[1,0]>(r) }"""
+    large = stored(text, **weights(SIZES))
+    fewer = stored(
+        text.replace("t = Transpose<perm=[1,0]>(r)",
+                     "p = Slice(r, s, e, a, k) t = Transpose<perm=[1,0]>(p)"),
+        **weights(SIZES), s=np.array([0]), e=np.array([1000]), a=np.array([0]), k=np.array([2]),
+    )  # fmt: skip
+    given = [feeds(10, rows=rows)[i] for i in range(10) for rows in (1, 6)]
+    for data in (given, given[::-1], [*feeds(10, rows=12), *feeds(10, rows=6)]):
+        with pytest.raises(InputError, match="--inner t: "):
+            lwqc.recover(fewer, teacher=large, data=data, inner=["t"], steps=2)
 
 
 def test_a_loss_of_ones_own_is_what_is_fitted():

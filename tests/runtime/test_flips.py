@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lwqc.errors import InputError
+from lwqc.model import io
 from lwqc.runtime.flips import compare_decisions, list_kind
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -66,9 +67,18 @@ def test_a_population_is_what_most_of_its_models_decide() -> None:
     assert [row["share"] for row in rows] == ["1", "0.667", "0.667", "0.667", "0.667"]
 
 
-def test_two_models_that_differ_are_told_by_the_first() -> None:
-    found = compare_decisions(np.array(["a"]), np.array([["b"], ["a"]]), None)
-    assert [(f.after, f.share) for f in found.flipped] == [("b", 0.5)]
+def test_what_most_decide_does_not_depend_on_the_order_of_the_models() -> None:
+    before = np.array(["a", "a", "a"])
+    after = np.array(
+        [["b", "b", "a"], ["a", "c", "a"], ["a", "b", "b"], ["b", "c", "c"], ["c", "a", "b"]]
+    )
+    for order in ([0, 1, 2, 3, 4], [4, 2, 3, 0, 1]):
+        found = compare_decisions(before, after[order], None)
+        assert [(f.sample, f.after, f.share) for f in found.flipped] == [
+            (0, "b", 0.6), (1, "b", 0.8), (2, "b", 0.6),
+        ]  # fmt: skip
+    half = compare_decisions(np.array(["a"]), np.array([["b"], ["a"]]), None)
+    assert not half.flipped
 
 
 def test_the_command_takes_a_population(run, tmp_path) -> None:
@@ -86,6 +96,14 @@ def test_the_command_takes_a_population(run, tmp_path) -> None:
     code, _, err = run(*job)
     assert code == 2
     assert "--population is of decisions: give --metric top1" in err
+    renamed = io.load(vit)
+    renamed.graph.outputs[0].name = "other"
+    io.save(renamed, tmp_path / "renamed.onnx")
+    job[4] = tmp_path / "renamed.onnx"
+    code, _, err = run(*job, "--metric", "top1")
+    assert code == 2
+    assert "renamed.onnx: output logits is [" in err
+    assert "there it is none" in err
 
 
 def test_lists() -> None:

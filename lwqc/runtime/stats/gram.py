@@ -124,6 +124,6 @@ class Gram(Collector[GramSum]):
                 made = product[: part.size].reshape(part.shape)
                 np.matmul(rows[:, start : start + _BAND].T, rows[:, start:], out=made)
                 np.add(part, made, out=part)
-            return replace(total, rows=total.rows + len(rows))
+            return replace(total, rows=total.rows + len(rows), half=True)
         np.add(total.sums, outputs[1], out=total.sums)
         return replace(total, rows=total.rows + int(outputs[0][-2]))
