@@ -14,6 +14,7 @@ Array = NDArray[Any]
 _STILL = 1e-12  # variance over mean square of channels that vary by no more than float32 tells
 _ALIKE = 0.7  # least mean correlation of channels that are taken for the same
 _EACH = 0.5  # the same of a single one
+_MOST = 1 << 16  # numbers of each channel that are compared
 _CHANCE = 2.0  # times what chance gives, which a mean correlation must reach
 
 
@@ -21,9 +22,9 @@ _CHANCE = 2.0  # times what chance gives, which a mean correlation must reach
 class MatchedChannels:
     """Channels of the wide tensor. axis: along which they are; index, likeness: of each narrow one.
 
-    width: how many the wide tensor has.
-    likeness: Pearson's correlation, 0 where one of the two does not vary. still: narrow channels
-    that do not. chance: the largest correlation to be expected of noise.
+    width: how many the wide tensor has. likeness: Pearson's correlation, 0 where one of the two
+    does not vary. still: narrow channels that do not. chance: the largest correlation to be
+    expected of noise.
     """
 
     axis: int
@@ -86,7 +87,8 @@ def matched_channels(pairs: Sequence[tuple[Array, Array]], axis: int) -> Matched
 
 def _by_channel(tensors: Sequence[Array], axis: int) -> Array:
     parts = [np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in tensors]
-    found = np.concatenate(parts, axis=1).astype(np.float64)
+    every = -(-sum(part.shape[1] for part in parts) // _MOST)
+    found = np.concatenate(parts, axis=1)[:, ::every].astype(np.float64)
     return np.where(np.isfinite(found), found, 0.0)
 
 
