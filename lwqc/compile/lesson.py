@@ -132,8 +132,9 @@ class Lesson:
             sizes = f"{len(one.index)} of the teacher's {one.width} channels (axis {axis})"
             if not one.holds:
                 raise InputError(
-                    f"--inner {name}: it has {sizes}, and does not resemble them: the mean "
-                    f"correlation of the closest is {one.mean:.2f}, of noise up to {one.chance:.2f}"
+                    f"--inner {name}: it has {sizes}, and does not resemble them beyond chance: "
+                    f"the mean correlation of the closest is {one.mean:.2f} on {one.numbers} "
+                    f"numbers of each, of which noise gives {one.chance:.2f}; more data tells more"
                 )
             gone = int(one.left_out.sum())
             rest = f"; {gone} that resemble none are left out" if gone else ""

@@ -23,8 +23,7 @@ class MatchedChannels:
     """Channels of the wide tensor. axis: along which they are; index, likeness: of each narrow one.
 
     width: how many the wide tensor has. likeness: Pearson's correlation, 0 where one of the two
-    does not vary. still: narrow channels that do not. chance: the largest correlation to be
-    expected of noise.
+    does not vary. still: narrow channels that do not. numbers: of each that were compared.
     """
 
     axis: int
@@ -32,12 +31,17 @@ class MatchedChannels:
     index: NDArray[np.intp]
     likeness: NDArray[np.float64]
     still: NDArray[np.bool_]
-    chance: float
+    numbers: int
 
     @property
     def mean(self) -> float:
         """Mean likeness of channels that vary; 0 where none does."""
         return float(self.likeness[~self.still].mean()) if not self.still.all() else 0.0
+
+    @property
+    def chance(self) -> float:
+        """The largest correlation to be expected of noise."""
+        return math.sqrt(2 * math.log(max(self.width, 2)) / self.numbers)
 
     @property
     def holds(self) -> bool:
@@ -81,8 +85,7 @@ def matched_channels(pairs: Sequence[tuple[Array, Array]], axis: int) -> Matched
     (x, still), (y, _) = _scaled(x), _scaled(y)
     alike = x @ y.T / count
     own, index = linear_sum_assignment(alike, maximize=True)
-    chance = math.sqrt(2 * math.log(max(len(y), 2)) / count)
-    return MatchedChannels(axis, len(y), index, alike[own, index], still, chance)
+    return MatchedChannels(axis, len(y), index, alike[own, index], still, count)
 
 
 def _by_channel(tensors: Sequence[Array], axis: int) -> Array:
