@@ -17,7 +17,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ GLYPHS = {
 }
 OTHERS = ("resnet50", "vit_base", "bert_base")
 ROUNDS, RUNS = 5, 5
-Tensors = Mapping[str, torch.Tensor]
 
 
 def main() -> None:

@@ -103,6 +103,7 @@ def _app() -> typer.Typer:
         optimizing,
         planning,
         running,
+        verifying,
         vocabulary,
     )
 

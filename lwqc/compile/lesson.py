@@ -10,12 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from lwqc.compile.matched_channels import (
-    MatchedChannels,
-    matched_channels,
-    narrower_axis,
-    same_widths,
-)
+from lwqc.compile.matched_channels import MatchedChannels, Narrower, matched_channels, narrower
 from lwqc.compile.saved_check import Expected
 from lwqc.errors import InputError
 from lwqc.model.extensions import expected
@@ -86,7 +81,7 @@ class Lesson:
         for feeds, outputs in zip(self.feeds, made, strict=True):
             kept = self._own(feeds)
             if self.inner:
-                self._check_sizes(own(kept), outputs, matched)
+                self._check_sizes(own(kept), outputs, narrow)
             found = {n: v for n, v in outputs.items() if n in wanted}
             found.update((n, one.of(found[n])) for n, one in matched.items())
             batches.append(Batch(kept, found))
@@ -96,37 +91,32 @@ class Lesson:
         self,
         small: Mapping[str, Array],
         teacher: Mapping[str, Array],
-        matched: Mapping[str, MatchedChannels],
+        narrow: Mapping[str, Narrower],
     ) -> None:
-        """Raises InputError where inner tensors of some inputs have sizes that do not fit."""
+        """Raises InputError unless inner tensors differ as those of the first inputs do."""
         for name in self.inner:
-            own, wide = list(small[name].shape), list(teacher[name].shape)
-            if (one := matched.get(name)) is not None and len(wide) > one.axis:
-                wide[one.axis] = len(one.index) if wide[one.axis] == one.width else -1
-            if own != wide:
+            own, wide = small[name].shape, teacher[name].shape
+            if narrower(own, wide) != narrow.get(name) or (name not in narrow and own != wide):
                 raise InputError(
                     f"--inner {name}: how its size differs from {self.names[1]}'s varies with the "
                     "inputs"
                 )
 
     def _matched(
-        self, narrow: Mapping[str, int], run: Session, own: Session
+        self, narrow: Mapping[str, Narrower], run: Session, own: Session
     ) -> dict[str, MatchedChannels]:
-        """Channels of inner tensors, by the axis along which they are narrower than the teacher's.
+        """Channels of inner tensors that are narrower than the teacher's.
 
         Raises InputError where they do not resemble the teacher's.
         """
         found = {}
-        for name, axis in narrow.items():
+        for name, (axis, width, _) in narrow.items():
             pairs: list[tuple[Array, Array]] = []
             for feeds in self.feeds:
-                small, wide = own(self._own(feeds))[name], run(feeds)[name]
-                if pairs and not same_widths(pairs[0], (small, wide), axis):
-                    raise InputError(
-                        f"--inner {name}: its size along axis {axis} varies with the inputs"
-                    )
-                pairs.append((small, wide))
-                if sum(one.size // one.shape[axis] for one, _ in pairs) >= _MATCHED_ON:
+                small, wide = own(self._own(feeds)), run(feeds)
+                self._check_sizes(small, wide, narrow)
+                pairs.append((small[name], wide[name]))
+                if sum(one.size for one, _ in pairs) >= _MATCHED_ON * width:
                     break
             one = matched_channels(pairs, axis)
             sizes = f"{len(one.index)} of the teacher's {one.width} channels (axis {axis})"
@@ -147,8 +137,8 @@ class Lesson:
 
     def _shared(
         self, teacher: Mapping[str, Array], small: Mapping[str, Array], tensors: set[str]
-    ) -> tuple[set[str], dict[str, int]]:
-        """Outputs that can be fitted, and the axes along which inner ones are narrower.
+    ) -> tuple[set[str], dict[str, Narrower]]:
+        """Outputs that can be fitted, and how inner ones are narrower.
 
         tensors: no sequences. Raises InputError without any.
         """
@@ -164,11 +154,9 @@ class Lesson:
             elif value.shape == other.shape:
                 shared.add(name)
                 continue
-            elif (
-                name in self.inner and (axis := narrower_axis(value.shape, other.shape)) is not None
-            ):
+            elif name in self.inner and (less := narrower(value.shape, other.shape)):
                 shared.add(name)
-                narrow[name] = axis
+                narrow[name] = less
                 continue
             else:
                 sizes = [list(v.shape) for v in (value, other)]

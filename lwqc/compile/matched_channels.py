@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,17 +60,21 @@ class MatchedChannels:
         return found
 
 
-def narrower_axis(narrow: tuple[int, ...], wide: tuple[int, ...]) -> int | None:
-    """The only axis along which shapes differ, where the first one is smaller there."""
-    differing = [i for i, (a, b) in enumerate(zip(narrow, wide, strict=False)) if a != b]
-    alone = len(narrow) == len(wide) and len(differing) == 1
-    return differing[0] if alone and narrow[differing[0]] < wide[differing[0]] else None
+class Narrower(NamedTuple):
+    """How a shape differs from another one: along which axis, and the sizes of both there."""
+
+    axis: int
+    own: int
+    wide: int
 
 
-def same_widths(one: tuple[Array, Array], other: tuple[Array, Array], axis: int) -> bool:
-    """Whether two pairs, narrow and wide, have the same sizes along the axis they differ in."""
-    widths = [tuple(a.shape[axis] for a in pair) for pair in (one, other) if axis < pair[0].ndim]
-    return widths[1:] == widths[:1] and narrower_axis(other[0].shape, other[1].shape) == axis
+def narrower(own: tuple[int, ...], wide: tuple[int, ...]) -> Narrower | None:
+    """How the first shape is smaller along one axis; None where it is not, or differs otherwise."""
+    differing = [i for i, (a, b) in enumerate(zip(own, wide, strict=False)) if a != b]
+    if len(own) != len(wide) or len(differing) != 1 or own[differing[0]] > wide[differing[0]]:
+        return None
+    (axis,) = differing
+    return Narrower(axis, own[axis], wide[axis])
 
 
 def matched_channels(pairs: Sequence[tuple[Array, Array]], axis: int) -> MatchedChannels:

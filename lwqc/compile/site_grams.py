@@ -240,8 +240,9 @@ class SiteGrams:
         matrices = {}
         for collector in wanted:
             total = found[collector]
-            np.divide(total.matrix, max(total.rows, 1), out=total.matrix)
-            matrices[collector] = total.matrix if total.matrix.ndim == 3 else total.matrix[None]
+            matrix = total.matrix
+            matrix /= max(total.rows, 1)
+            matrices[collector] = matrix if matrix.ndim == 3 else matrix[None]
         return matrices
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -43,9 +44,9 @@ class GramSum:
     sums: NDArray[np.float64]
     half: bool = False
 
-    @property
+    @cached_property
     def matrix(self) -> NDArray[np.float64]:
-        """All of it."""
+        """All of it; what was missing is filled in, in place."""
         for start in range(0, len(self.sums), _BAND) if self.half else ():
             band = slice(start, start + _BAND)
             square = self.sums[band, band]
