@@ -61,7 +61,7 @@ def float_base(work: Version, wanted: CleanUp, allowance: float = 1.0) -> Base:
     if base.clean is None or done is None or not work.job.timed:
         return base
     relative = relative_times(
-        [work.begun.timed_session, done], work.job.data.serve, SECONDS, keep=1
+        [work.begun.timed_session, done], work.job.data.serve, SECONDS, 1, allowance
     )[1]
     if no_slower([r / allowance for r in relative]):
         return base

@@ -70,7 +70,7 @@ def narrowed(
 def faster(work: Version, before: Lowered, after: Lowered) -> bool:
     """Whether a model takes less time than another at every shape, by more than noise."""
     sessions = [work.job.load(lowered.model) for lowered in (before, after)]
-    relative = relative_times(sessions, work.job.data.serve, SECONDS, keep=1)[1]
+    relative = relative_times(sessions, work.job.data.serve, SECONDS, 1, 1 / NOISE)[1]
     return no_slower(relative) and overall(relative) * NOISE < 1
 
 

@@ -18,7 +18,7 @@ from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.profile import OperatorTime, operator_times
 from lwqc.runtime.recorded import Recorded
 from lwqc.runtime.session import Session
-from lwqc.runtime.settling import medians_known
+from lwqc.runtime.settling import compared
 from lwqc.runtime.stats.divergence import Divergence, Loss, LossesMeter, OutputMeter
 from lwqc.runtime.timer import time_runs
 
@@ -26,6 +26,7 @@ NOISE = 1.05  # repeated timings of one model differ by this much
 # A median whose interval is narrower than what repeated timings differ by is as good as one of
 # a longer timing; on a machine that is not quiet enough the whole time is taken.
 _KNOWN = 1.03
+_RATIO = 1.02  # where ratios are known this closely, medians need be no closer than `NOISE`
 _SECONDS = 1.5  # of timing per model, where something is decided by it
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
@@ -162,8 +163,8 @@ def weighted(loss: float, output: str, weights: Mapping[str, float]) -> float:
 def latencies(
     sessions: Sequence[Session], feeds: Mapping[str, NDArray[Any]], seconds: float = 2.0
 ) -> list[Latency]:
-    """Time sessions side by side with alternating order, until their medians are known."""
-    settled = medians_known(_KNOWN)
+    """Time sessions side by side with alternating order, until what they take is known."""
+    settled = compared(_KNOWN, NOISE, _RATIO)
     times = time_runs(sessions, feeds, seconds=seconds, settled=settled)
     return [_summary(own) for own in times]
 

@@ -69,21 +69,27 @@ def _shown(feeds: Mapping[str, NDArray[Any]]) -> str:
 
 
 def relative_times(
-    sessions: Sequence[Session], served: Sequence[Served], seconds: float, keep: int | None = None
+    sessions: Sequence[Session],
+    served: Sequence[Served],
+    seconds: float,
+    keep: int | None = None,
+    allowance: float = 1.0,
 ) -> list[list[float]]:
     """Time of each session over that of the first, at each shape: [sessions][shapes].
 
     Of the fastest run of each turn to that of the first session's turn in the same round, as other
     work on the machine only ever adds time and its clock changes slowly; the median of all rounds.
 
-    keep: only the fastest so many beside the first matter, and only while they are no slower. The
-    rest is timed until that much is clear, see `settling.decided`; at several shapes only what the
-    first takes beside all others is clear from one of them, see `settling.first_apart`.
+    keep: only the fastest so many beside the first matter, and only while they are no slower than
+    `allowance` times the first. The rest is timed until that much is clear, see `settling.decided`;
+    at several shapes only what the first takes beside all others is clear from one of them, see
+    `settling.first_apart`.
     """
     settled = ratios_known(_KNOWN)
     if keep:
         alone = len(served) == 1
-        settled = decided(NOISE, _KNOWN, keep) if alone else first_apart(NOISE, _KNOWN)
+        by_one = decided(NOISE, _KNOWN, keep, allowance)
+        settled = by_one if alone else first_apart(NOISE, _KNOWN)
     columns = [
         _relative(time_turns(sessions, one.feeds, seconds=seconds, settled=settled))
         for one in served

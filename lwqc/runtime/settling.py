@@ -22,9 +22,8 @@ def is_known(values: Sequence[float], within: float) -> bool:
     By order statistics, which assume nothing of the noise; it holds the median in 92 to 98 % of
     all cases. At least six values.
     """
-    ordered = sorted(values)
-    skipped = _skipped(len(ordered))
-    return len(ordered) >= _FEWEST and ordered[-1 - skipped] <= within * ordered[skipped]
+    low, high = _bounds(values)
+    return high <= within * low
 
 
 def _skipped(count: int) -> int:
@@ -38,6 +37,27 @@ def medians_known(within: float) -> Settled:
     def settled(times: Times) -> Collection[int]:
         known = all(is_known([statistics.median(t) for t in own], within) for own in times)
         return range(len(times)) if known else ()
+
+    return settled
+
+
+def compared(alone: float, noise: float, ratio: float) -> Settled:
+    """All are settled once the median of each is known within `alone`.
+
+    Or within `noise`, where its time in units of the first one's is known within `ratio`: then a
+    machine whose clock changes tells no more of one by being asked for longer.
+    """
+    by_medians, by_noise, by_ratios = (
+        medians_known(alone),
+        medians_known(noise),
+        ratios_known(ratio),
+    )
+
+    def settled(times: Times) -> Collection[int]:
+        found = by_medians(times)
+        if found or len(times) < 2:
+            return found
+        return range(len(times)) if by_noise(times) and by_ratios(times) else ()
 
     return settled
 
@@ -62,7 +82,7 @@ def first_apart(noise: float, within: float) -> Settled:
         longest = max(map(len, times))
         running = [i for i, own in enumerate(times) if len(own) == longest]
         others = [i for i in running if i]
-        apart = 0 in running and all(_is_clear(times, 0, i, noise) for i in others)
+        apart = 0 in running and all(_is_clear(times, 0, i, noise, noise) for i in others)
         compared = others if apart or 0 not in running else running
         if all(is_known(ratios(times[i], times[compared[0]]), within) for i in compared[1:]):
             return running
@@ -71,14 +91,17 @@ def first_apart(noise: float, within: float) -> Settled:
     return settled
 
 
-def decided(noise: float, within: float, keep: int) -> Settled:
+def decided(noise: float, within: float, keep: int, allowance: float = 1.0) -> Settled:
     """The first is what the others must not be slower than, of which the fastest `keep` matter.
 
     One is out when it was slower than the first, or than `keep` others, in each of r rounds by
     more than a factor of 1 + 1/r, or `noise` where that is more: twice in one round, a quarter in
-    four; or when the median of six or more rounds is slower by more than `noise` for sure. The
-    first is out when it is that clear which others are faster. What is left goes on until all
-    ratios are known `within`, so that a close choice is made as well as without this.
+    four; or when the median of six or more rounds is slower for sure, than the first by more than
+    `noise`. The first is out when it is that clear which others are faster.
+
+    What is left goes on until a wrong choice costs no more than the factor `within`: that much
+    slower at most, for sure, is each of the fastest `keep` than any that comes behind it; and of
+    each it is as sure that it is no slower than `allowance` times the first, or not faster.
     """
 
     def settled(times: Times) -> Collection[int]:
@@ -86,7 +109,8 @@ def decided(noise: float, within: float, keep: int) -> Settled:
         running = [i for i, own in enumerate(times) if len(own) == longest]
 
         def is_clear(slow: int, fast: int) -> bool:
-            return _is_clear(times, slow, fast, noise)
+            beyond = noise if 0 in (slow, fast) else 1.0
+            return _is_clear(times, slow, fast, noise, beyond)
 
         others = [i for i in running if i]
         out = {
@@ -99,23 +123,42 @@ def decided(noise: float, within: float, keep: int) -> Settled:
             out.add(0)
             if len(left) < 2:
                 return running
-        compared = [i for i in running if i not in out]
-        if all(is_known(ratios(times[i], times[compared[0]]), within) for i in compared[1:]):
+        ranked = sorted(left, key=lambda i: statistics.median(ratios(times[i], times[left[0]])))
+        chosen = ranked[:keep]
+        close = all(
+            _bounds(ratios(times[one], times[behind]))[1] <= within
+            for place, one in enumerate(chosen)
+            for behind in ranked[place + 1 :]
+        )
+        if close and (0 in out or all(_told(times, i, allowance, within) for i in chosen)):
             return running
         return out
 
     return settled
 
 
-def _is_clear(times: Times, slow: int, fast: int, noise: float) -> bool:
-    """Whether one was slower in each round by what so many rounds tell apart.
+def _told(times: Times, index: int, allowance: float, within: float) -> bool:
+    """Whether it is known, but for `within`, if one takes no more than `allowance` of the first."""
+    low, high = _bounds(ratios(times[index], times[0]))
+    return high <= allowance * within or low >= allowance / within
+
+
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
+    """The interval that holds the true median, see `is_known`; of less than six values any."""
+    if len(values) < _FEWEST:
+        return 0.0, math.inf
+    ordered, skipped = sorted(values), _skipped(len(values))
+    return ordered[skipped], ordered[-1 - skipped]
+
+
+def _is_clear(times: Times, slow: int, fast: int, noise: float, beyond: float) -> bool:
+    """Whether one was slower in each round by what so many rounds tell apart, and by the noise.
 
     Or, as a single interruption would hide that, whether all of the interval of the median of at
-    least six rounds is beyond the noise.
+    least six rounds is above `beyond`.
     """
-    found = sorted(ratios(times[slow], times[fast]))
-    lowest = found[_skipped(len(found))] if len(found) >= _FEWEST else 0.0
-    return found[0] > max(noise, 1 + 1 / max(map(len, times))) or lowest > noise
+    found = ratios(times[slow], times[fast])
+    return min(found) > max(noise, 1 + 1 / max(map(len, times))) or _bounds(found)[0] > beyond
 
 
 def ratios(own: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:
