@@ -17,7 +17,7 @@ from lwqc.learn.needed import require_torch
 from lwqc.plans.options import Progress
 from lwqc.plans.plan import Parts
 from lwqc.runtime.memory import free_memory
-from lwqc.runtime.rebatched import held_step
+from lwqc.runtime.rebatched import held_back
 from lwqc.runtime.session import default_threads
 
 if TYPE_CHECKING:
@@ -205,9 +205,9 @@ class _Run:
         module = module_of(small, codes=codes, scales=codes and fitting.scales, widen=True)
         module.channels_last()
         batches = lesson.batches()
-        step = held_step(len(batches))
-        held = batches[step - 1 :: step]
-        fit = [b for i, b in enumerate(batches) if i % step != step - 1]
+        judges = held_back(len(batches))
+        held = [batches[i] for i in judges]
+        fit = [batch for i, batch in enumerate(batches) if i not in judges]
         run = _Run(module, lesson, fitting, fit, held, lesson.scales(fit))
         if fitting.low_rank is not None:
             from lwqc.learn.low_rank_updates import LowRankUpdates

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from lwqc.compile.matched_channels import MatchedChannels, Narrower, matched_channels, narrower
 from lwqc.compile.saved_check import Expected
+from lwqc.compile.teacher_outputs import Recomputed, kept_or_recomputed
 from lwqc.errors import InputError
 from lwqc.model.extensions import expected
-from lwqc.runtime.counted import counted
 from lwqc.runtime.data import required_inputs
 from lwqc.runtime.measure import worst_drop
+from lwqc.runtime.rebatched import held_back
 from lwqc.runtime.session import Session
 from lwqc.runtime.stats.channel_error import ChannelMeter
 from lwqc.runtime.stats.divergence import LossesMeter
@@ -76,16 +77,25 @@ class Lesson:
                 raise InputError(f"--logits {name}: {expected(name, list(own.types))}")
         wanted, narrow = self._shared(run(self.feeds[0]), own(self._own(self.feeds[0])), tensors)
         matched = self._matched(narrow, run, own)
-        made = counted(map(run, self.feeds), "outputs of the teacher", len(self.feeds))
-        batches = []
-        for feeds, outputs in zip(self.feeds, made, strict=True):
-            kept = self._own(feeds)
+
+        def taught(feeds: Mapping[str, Array]) -> dict[str, Array]:
+            outputs = run(feeds)
             if self.inner:
-                self._check_sizes(own(kept), outputs, narrow)
+                self._check_sizes(own(self._own(feeds)), outputs, narrow)
             found = {n: v for n, v in outputs.items() if n in wanted}
-            found.update((n, one.of(found[n])) for n, one in matched.items())
-            batches.append(Batch(kept, found))
-        return batches
+            return {n: matched[n].of(v) if n in matched else v for n, v in found.items()}
+
+        names = tuple(name for name in run.outputs if name in wanted)
+        first = held_back(len(self.feeds))
+        outputs = kept_or_recomputed(names, taught, self.feeds, first)
+        again = sum(isinstance(one, Recomputed) for one in outputs)
+        if again:
+            self.notes.append(
+                f"{self.names[1]} runs again for {again} of {len(outputs)} sets of inputs whenever "
+                "they come up: there is no memory to keep its outputs for them"
+            )
+        own_feeds = map(self._own, self.feeds)
+        return [Batch(feeds, one) for feeds, one in zip(own_feeds, outputs, strict=True)]
 
     def _check_sizes(
         self,

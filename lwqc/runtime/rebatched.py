@@ -18,9 +18,10 @@ HELD_BACK = 5  # one of so many
 _MOST_HELD = 32  # that tell as much as they need to; looking at more takes steps from a fit
 
 
-def held_step(count: int) -> int:
-    """The distance between sets of inputs that a fit holds back, of so many."""
-    return max(HELD_BACK, -(-count // _MOST_HELD))
+def held_back(count: int) -> range:
+    """Which of so many sets of inputs a fit holds back."""
+    step = max(HELD_BACK, -(-count // _MOST_HELD))
+    return range(step - 1, count, step)
 
 
 def in_pieces(feeds: Sequence[Feeds], model: ir.Model) -> list[Feeds]:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import onnx_ir as ir
@@ -12,9 +13,10 @@ torch = pytest.importorskip("torch", reason="needs the extra lwqc[torch]")
 import lwqc  # noqa: E402
 from lwqc.compile.lesson import as_logits, scale_of, with_outputs  # noqa: E402
 from lwqc.compile.matched_channels import matched_channels  # noqa: E402
+from lwqc.compile.teacher_outputs import kept_or_recomputed  # noqa: E402
 from lwqc.errors import InputError  # noqa: E402
 from lwqc.learn.to_torch import module_of, write_back  # noqa: E402
-from lwqc.model import io  # noqa: E402
+from lwqc.model import io, limits  # noqa: E402
 from lwqc.runtime.session import Session  # noqa: E402
 from lwqc.runtime.stats.channel_error import ChannelMeter  # noqa: E402
 from lwqc.testing import model_of  # noqa: E402
@@ -58,6 +60,43 @@ def test_a_pruned_model_gets_closer_to_its_teacher_on_inputs_that_the_fit_never_
     wanted = outputs(teacher(), new)
     before, after = (np.square(outputs(m, new) - wanted).mean() for m in (narrow(), done.model))
     assert after < 0.5 * before
+
+
+@pytest.mark.parametrize("kept", [0, 20])
+def test_outputs_that_memory_does_not_hold_are_computed_again(monkeypatch, kept):
+    """With the same bytes; those that are held back are kept first."""
+    given = feeds(40)
+    size = outputs(teacher(), given[:1]).nbytes
+    whole = lwqc.recover(narrow(), teacher=teacher(), data=given, steps=40)
+    monkeypatch.setattr("lwqc.compile.teacher_outputs._may_take", lambda: kept * size)
+    made = lwqc.recover(narrow(), teacher=teacher(), data=given, steps=40)
+    assert io.to_bytes(made.model) == io.to_bytes(whole.model)
+    assert made.report.drop_after == whole.report.drop_after
+    (note,) = set(made.report.notes) - set(whole.report.notes)
+    assert note.startswith(f"teacher runs again for {40 - kept} of 40 sets of inputs whenever")
+
+
+def test_of_what_is_computed_again_one_is_in_memory():
+    runs, given = [], feeds(6)
+
+    def compute(one):
+        runs.append(one)
+        return {"y": one["x"] + 1}
+
+    room = limits.Limits(traces=2 * given[0]["x"].nbytes)
+    with patch.object(limits, "_current", room):
+        found = kept_or_recomputed(("y",), compute, given, first=[5])
+    assert [type(one) is dict for one in found] == [True, False, False, False, False, True]
+    assert len(runs) == 3  # the third did not fit
+    assert all(np.array_equal(m["y"], f["x"] + 1) for m, f in zip(found, given, strict=True))
+    assert len(runs) == 7
+    for _ in range(3):
+        assert list(found[2]) == ["y"]
+        assert len(found[2]) == 1
+        assert found[2]["y"] is found[2]["y"]
+    assert len(runs) == 8
+    with pytest.raises(KeyError):
+        found[2]["z"]
 
 
 def test_sequences_are_not_fitted_and_the_report_says_so():
