@@ -21,7 +21,7 @@ class TinyVit:
     read: what is done with the last [batch, tokens, width]; by default token 0 is classified.
     bias: of the scores, as a stored tensor has it for each pair of tokens. keep: layer -> how many
     tokens go on from there, those that the first one reads most; written by other operators than
-    lwqc's.
+    lwqc's. merge: the last of them is the mean of the others, each as much as it is read.
     """
 
     always: int = 1
@@ -30,6 +30,7 @@ class TinyVit:
     opset: int = 20
     read: Callable[[Small, str], str] | None = None
     keep: Mapping[int, int] = field(default_factory=dict)
+    merge: bool = False
     small: Small = field(init=False)
     tokens: int = field(init=False)
 
@@ -73,13 +74,25 @@ class TinyVit:
         first = small.op("Gather", probabilities, small.keep(np.asarray(0)), axis=2)
         summed = small.op("ReduceSum", first, small.ints(1), keepdims=0)
         others = small.op("Slice", summed, small.ints(1), small.ints(self.tokens), small.ints(1))
-        _, places = small.ops("TopK", others, small.ints(keep - 1), names=["", ""], axis=1)
+        alone = keep - 1 - self.merge
+        _, places = small.ops("TopK", others, small.ints(alone), names=["", ""], axis=1)
         rows = small.op("Unsqueeze", small.op("Add", places, small.ints(1)), small.ints(2))
         spread = small.op("Expand", rows, small.ints(1, 1, WIDTH))
         chosen = small.op("GatherElements", x, spread, axis=1)
         head = small.op("Slice", x, small.ints(0), small.ints(1), small.ints(1))
+        merged = [self.mean(x, others, places)] if self.merge else []
         self.tokens = keep
-        return small.op("Concat", head, chosen, axis=1)
+        return small.op("Concat", head, chosen, *merged, axis=1)
+
+    def mean(self, x: str, read: str, places: str) -> str:
+        """Of all but the first and those at some places."""
+        small = self.small
+        nothing = small.op("Mul", small.op("Cast", places, to=1), small.keep(np.float32(0)))
+        rest = small.op("ScatterElements", read, places, nothing, axis=1)
+        row = small.op("Unsqueeze", rest, small.ints(1))
+        free = small.op("Slice", x, small.ints(1), small.ints(self.tokens), small.ints(1))
+        total = small.op("ReduceSum", row, small.ints(2), keepdims=1)
+        return small.op("Div", small.op("MatMul", row, free), total)
 
     def attention(self, x: str) -> tuple[str, str]:
         """Of three heads, and its probabilities; sizes are written out, as exporters do."""

@@ -28,6 +28,7 @@ from lwqc.runtime.stats.output_divergence import Measure
 
 _PARTS = 8  # levels are eighths of the tokens that may go
 _FEWEST = 2  # eighths that stay at least
+_WORTH = 0.9  # of the divergence, below which merging tokens is worth the nodes that it takes
 _ROUNDING = 1e-6  # a divergence from which no decision changes
 
 
@@ -44,7 +45,7 @@ def choose_tokens(work: Version, options: TokenRecipe, share: float) -> TokenDec
     choice = work.facts.get(
         ("tokens", options.importance, options.measure), lambda: _Choice(work, options)
     )
-    return choice.decision(share)
+    return choice.decision(share, options.merge)
 
 
 def _check(work: Version, found: TokenCuts, options: TokenRecipe) -> None:
@@ -88,8 +89,8 @@ class _Choice:
         self._trials: dict[str, tuple[ReducedTokens, ...]] = {}
         self.ablation = Ablation(self._without, work.job.data.judge, self.measure)
 
-    def decision(self, share: float) -> TokenDecision:
-        """The best numbers for a share."""
+    def decision(self, share: float, merge: bool | None) -> TokenDecision:
+        """The best numbers for a share. merge: whether those that go become one."""
         levels = allocate(
             self.errors, self.shares, self.weights, (1 - share) * float(self.weights.sum())
         )
@@ -100,7 +101,7 @@ class _Choice:
                 f"to go; leaving out tokens takes {most:.0%} at most"
             )
         kept = float((self.weights * self.shares[levels]).sum() / self.weights.sum())
-        chosen = self._entries(levels)
+        chosen = self._merged(self._entries(levels), merge)
         divergences = [self._measured(chosen[: i + 1]) for i in range(len(chosen))]
         return TokenDecision(chosen, tuple(divergences), 1 - kept, self.left, self.measure)
 
@@ -150,9 +151,19 @@ class _Choice:
         changes = zip([0, *levels], levels, strict=False)
         return tuple(self._entry(i, now) for i, (old, now) in enumerate(changes) if now != old)
 
+    def _merged(
+        self, entries: tuple[ReducedTokens, ...], merge: bool | None
+    ) -> tuple[ReducedTokens, ...]:
+        """With those that go as one token; where `merge` is None only if that loses less."""
+        always = self.cuts[0].always
+        merged = tuple(e.model_copy(update={"merge": e.keep > always}) for e in entries)
+        if merge is None:
+            merge = self._measured(merged) < _WORTH * self._measured(entries)
+        return merged if merge else entries
+
     def _measured(self, entries: tuple[ReducedTokens, ...]) -> float:
         """Divergence of the outputs."""
-        key = str([(entry.branch, entry.keep) for entry in entries])
+        key = str([(entry.branch, entry.keep, entry.merge) for entry in entries])
         self._trials[key] = entries
         return self.ablation([key])
 

@@ -1,6 +1,8 @@
-"""Goes on with the tokens that attention reads most."""
+"""Goes on with the tokens that attention reads most, the others left out or merged into one."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -8,23 +10,26 @@ import onnx_ir as ir
 from lwqc.errors import InputError
 from lwqc.graph.axes import Masks
 from lwqc.graph.token_cuts import TOKENS, TokenCut, find_token_cut
-from lwqc.model.edit import add_constant, insert_before
 from lwqc.passes.prune_channels import update_shapes
 from lwqc.passes.repair import repair
-from lwqc.passes.token_importance import importance
+from lwqc.passes.token_importance import Writer, importance
 from lwqc.plans.plan import Importance
 
 OPSET = 12  # the first in which GatherND has a batch
 _FIRST = 2.0  # more than any probability: what always stays comes first
+_LEAST = 1e-9  # added to a sum of probabilities, which may be 0 where tokens are masked
 
 
-def reduce_tokens(model: ir.Model, name: str, keep: int, kind: Importance) -> None:
+def reduce_tokens(
+    model: ir.Model, name: str, keep: int, kind: Importance, *, merge: bool = False
+) -> None:
     """Let everything behind a branch see `keep` of its tokens, in place.
 
     name: of a branch of self-attention. keep: those that always stay included; where it is no more
     than these, only they are left. kind: see `token_importance`; `class` needs tokens that always
-    stay. The number is fixed; which tokens stay is chosen for each sample, and their order is that
-    of their importance.
+    stay. merge: the last of them is the mean of all that go, each as much as it is read, as in EViT
+    (2202.07800), which takes their sum. The number is fixed; which tokens stay is chosen for each
+    sample, and their order is that of their importance.
 
     Raises InputError for what is no such branch, with the reason, and for a number that does not
     fit.
@@ -41,10 +46,12 @@ def reduce_tokens(model: ir.Model, name: str, keep: int, kind: Importance) -> No
         )
     if kind == "class" and not cut.always:
         raise InputError(f"{name}: no token always stays, so that none can judge the others")
-    _rewrite(model.graph, cut, keep, kind, opset)
+    kept = _Kept(cut, keep, kind, merge and keep > cut.always, opset)
+    _rewrite(model.graph, kept)
 
 
-def _rewrite(graph: ir.Graph, cut: TokenCut, keep: int, kind: Importance, opset: int) -> None:
+def _rewrite(graph: ir.Graph, kept: _Kept) -> None:
+    cut, keep = kept.cut, kept.keep
     stream, shape = cut.stream, cut.stream.shape
     readers = list(stream.uses())
     left = np.arange(cut.free.size) < keep - cut.always
@@ -56,34 +63,61 @@ def _rewrite(graph: ir.Graph, cut: TokenCut, keep: int, kind: Importance, opset:
     producer = stream.producer()
     assert producer is not None
     anchor = _next(graph, producer)
-    kept = _kept(cut, keep, kind, anchor, opset)
-    kept.type = stream.type
+    value = kept.before(anchor)
+    value.type = stream.type
     if shape is not None:
-        kept.shape = ir.Shape(keep if a == TOKENS else size for a, size in enumerate(shape))
+        value.shape = ir.Shape(keep if a == TOKENS else size for a, size in enumerate(shape))
     for use in readers:
-        use.node.replace_input_with(use.idx, kept)
+        use.node.replace_input_with(use.idx, value)
 
 
-def _kept(cut: TokenCut, keep: int, kind: Importance, anchor: ir.Node, opset: int) -> ir.Value:
-    name, graph = f"{cut.stream.name}/kept", anchor.graph
-    assert isinstance(graph, ir.Graph)
-    if keep == cut.always:
-        bounds = (("start", 0), ("end", keep), ("axis", TOKENS))
-        numbers = [add_constant(graph, f"{name}/{n}", np.asarray([v])) for n, v in bounds]
-        return insert_before(anchor, "Slice", [cut.stream, *numbers], [name])[0]
-    told = importance(cut.scores, kind, cut.always, anchor, name, opset)
-    if cut.always:
-        first = np.zeros(cut.tokens, np.float32)
-        first[: cut.always] = _FIRST + np.arange(cut.always)[::-1]
-        inputs = [told, add_constant(graph, f"{name}/first", first)]
-        (told,) = insert_before(anchor, "Add", inputs, [f"{name}/importance"])
-    count = add_constant(graph, f"{name}/count", np.asarray([keep]))
-    _, chosen = insert_before(
-        anchor, "TopK", [told, count], [f"{name}/most", f"{name}/places"], {"axis": -1}
-    )
-    column = add_constant(graph, f"{name}/column", np.asarray([0, keep, 1]))
-    (places,) = insert_before(anchor, "Reshape", [chosen, column], [f"{name}/column"])
-    return insert_before(anchor, "GatherND", [cut.stream, places], [name], {"batch_dims": 1})[0]
+@dataclass(frozen=True)
+class _Kept:
+    """What stands for a stream of tokens from a cut on."""
+
+    cut: TokenCut
+    keep: int
+    kind: Importance
+    merge: bool
+    opset: int
+
+    def before(self, anchor: ir.Node) -> ir.Value:
+        """It, computed in front of a node."""
+        write = Writer(anchor, f"{self.cut.stream.name}/kept", self.opset)
+        if self.keep == self.cut.always:
+            return write.cut(self.cut.stream, TOKENS, 0, self.keep)
+        told = self._importance(write)
+        if not self.merge:
+            _, places = write.largest(told, self.keep)
+            return self._tokens(write, places, self.keep)
+        alone, tokens = self.keep - 1, self.cut.tokens
+        values, places = write.largest(told, tokens)
+        first, rest = (write.cut(places, -1, *part) for part in ((0, alone), (alone, tokens)))
+        merged = self._mean(write, write.cut(values, -1, alone, tokens), rest)
+        return write("Concat", self._tokens(write, first, alone), merged, axis=TOKENS)
+
+    def _importance(self, write: Writer) -> ir.Value:
+        """How much each token is read; those that always stay come first."""
+        always, tokens = self.cut.always, self.cut.tokens
+        told = importance(self.cut.scores, self.kind, always, write)
+        if not always:
+            return told
+        first = np.zeros(tokens, np.float32)
+        first[:always] = _FIRST + np.arange(always)[::-1]
+        return write("Add", told, write.constant("first", first))
+
+    def _tokens(self, write: Writer, places: ir.Value, count: int) -> ir.Value:
+        """Those of the stream at so many places of each sample."""
+        column = write("Reshape", places, write.integers("column", 0, count, 1))
+        return write("GatherND", self.cut.stream, column, batch_dims=1)
+
+    def _mean(self, write: Writer, weights: ir.Value, places: ir.Value) -> ir.Value:
+        """Of tokens by weights, [batch, 1, size]."""
+        count = self.cut.tokens - self.keep + 1
+        total = write("Mul", write.mean(weights, (-1,), keep=True), write.number(count))
+        shares = write("Div", weights, write("Add", total, write.number(_LEAST)))
+        row = write("Reshape", shares, write.integers("row", 0, 1, count))
+        return write("MatMul", row, self._tokens(write, places, count))
 
 
 def _next(graph: ir.Graph, node: ir.Node) -> ir.Node:

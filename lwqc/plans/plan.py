@@ -207,13 +207,14 @@ class ReducedTokens(_Model):
 
     branch: as `lwqc inspect --branches` gives it. keep: how many stay of each sample, those that
     always do included. of: how many there are, for readers. importance: which ones, see
-    `lwqc.passes.token_importance`.
+    `lwqc.passes.token_importance`. merge: the last one is the mean of those that go.
     """
 
     branch: str
     keep: int = Field(ge=1)
     of: int = 0
     importance: Importance = "class"
+    merge: bool = False
 
 
 class FactoredTable(_Model):

@@ -146,7 +146,7 @@ class TokenRecipe(BaseModel):
     share: of the products behind the first attention, where the user says none. by_latency: as few
     instead as `--max-latency` needs, where that is asked for. importance: of tokens, see
     `lwqc.passes.token_importance`; `auto` is `class` where the model has a class token, and else
-    `rank`.
+    `rank`. merge: those that go become one, which stays; by default where that loses less.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -154,6 +154,7 @@ class TokenRecipe(BaseModel):
     share: _Share = Field(default=0.3, gt=0, lt=1)
     by_latency: bool = False
     importance: Literal["auto", "class", "received", "rank"] = "auto"
+    merge: bool | None = None
     measure: Literal["auto", "js", "kl", "angular", "norm", "channels"] = "auto"
 
 

@@ -58,6 +58,20 @@ def test_the_prices_are_those_of_the_model_that_is_made(tmp_path: Path) -> None:
     assert report.steps[-1][3] == pytest.approx(divergence, rel=1e-3)
 
 
+def test_those_that_go_become_one_where_that_is_asked_for_or_loses_less(tmp_path: Path) -> None:
+    work = open_version(saved(tmp_path, TinyVit()), data=FEEDS)
+    apart, merged, either = (
+        choose_tokens(work, TokenRecipe(merge=merge), 0.4) for merge in (False, True, None)
+    )
+    assert {entry.keep: entry.merge for entry in merged.tokens} == {
+        entry.keep: entry.keep > 1 for entry in apart.tokens
+    }
+    assert not any(entry.merge for entry in apart.tokens)
+    assert merged.divergences[-1] != apart.divergences[-1]
+    better = merged.divergences[-1] < 0.9 * apart.divergences[-1]
+    assert either.tokens == (merged if better else apart).tokens
+
+
 def test_only_what_nothing_reads_goes_for_a_small_share(tmp_path: Path) -> None:
     work = open_version(saved(tmp_path, TinyVit()), data=FEEDS)
     found = choose_tokens(work, TokenRecipe(), 0.01)

@@ -20,11 +20,13 @@ from tests.tiny_vit import PATCHES, WIDTH, TinyVit, pooled
 X = np.random.default_rng(3).standard_normal((5, PATCHES, WIDTH), dtype=np.float32)
 
 
-def reduced(model: onnx.ModelProto | ir.Model, *cuts: tuple[str, int, str]) -> ir.Model:
+def reduced(
+    model: onnx.ModelProto | ir.Model, *cuts: tuple[str, int, str], merge: bool = False
+) -> ir.Model:
     made = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
     gather_names(made)
     for name, keep, kind in cuts:
-        reduce_tokens(made, name, keep, kind)
+        reduce_tokens(made, name, keep, kind, merge=merge)
     onnx.checker.check_model(ir.to_proto(made), full_check=True)
     return made
 
@@ -43,9 +45,40 @@ def test_tokens_that_the_first_reads_most_stay(opset: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("opset", [17, 18, 23])
+def test_those_that_go_become_one_as_much_as_each_is_read(opset: int) -> None:
+    cuts = (("layer0", 6, "class"), ("layer1", 3, "class"))
+    expected = logits(TinyVit(keep={0: 6, 1: 3}, merge=True).build())
+    found = logits(reduced(TinyVit(opset=opset).build(), *cuts, merge=True))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(found - logits(reduced(TinyVit(opset=opset).build(), *cuts))).max() > 1e-3
+
+
+def test_all_that_go_may_become_one_beside_those_that_stay() -> None:
+    """Two of nine: the class token and the mean; one of nine is the class token alone."""
+    model = TinyVit().build()
+    found = logits(reduced(model, ("layer0", 2, "class"), merge=True))
+    assert np.abs(found - logits(reduced(model, ("layer0", 2, "class")))).max() > 1e-3
+    alone = (logits(reduced(model, ("layer0", 1, "class"), merge=m)) for m in (True, False))
+    np.testing.assert_array_equal(*alone)
+
+
+def test_the_mean_of_tokens_that_nothing_reads_at_all_is_zero() -> None:
+    """And not a number that is none: attention may be so sharp that one token has all of it."""
+    model = ir.from_proto(TinyVit().build())
+    for value in model.graph.initializers.values():
+        number = value.const_value
+        if number is not None and number.shape == ir.Shape([]) and number.numpy() == 2.0:
+            value.const_value = ir.tensor(np.float32(1e6), name=value.name)
+    made = reduced(model, ("layer0", 4, "class"), merge=True)
+    assert np.isfinite(logits(made)).all()
+
+
+@pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("kind", ["class", "received", "rank"])
-def test_each_sample_is_judged_for_itself(kind: str) -> None:
-    model = reduced(TinyVit().build(), ("layer0", 5, kind), ("layer1", 2, kind))
+def test_each_sample_is_judged_for_itself(kind: str, merge: bool) -> None:
+    cuts = (("layer0", 5, kind), ("layer1", 2, kind))
+    model = reduced(TinyVit().build(), *cuts, merge=merge)
     whole = logits(model)
     alone = np.concatenate([logits(model, X[i : i + 1]) for i in range(len(X))])
     np.testing.assert_allclose(whole, alone, rtol=1e-5, atol=1e-6)
@@ -73,8 +106,9 @@ def test_attention_that_is_one_operator_already(kind: str) -> None:
     cuts = (("layer0", 6, kind), ("layer1", 3, kind))
     fused = clean_up(ir.from_proto(TinyVit(opset=23).build())).model
     assert [n.op_type for n in fused.graph].count("Attention") == 2
-    expected = logits(reduced(TinyVit(opset=23).build(), *cuts))
-    np.testing.assert_allclose(logits(reduced(fused, *cuts)), expected, rtol=1e-4, atol=1e-5)
+    expected = logits(reduced(TinyVit(opset=23).build(), *cuts, merge=True))
+    found = logits(reduced(fused, *cuts, merge=True))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_is_still_fused_afterwards() -> None:

@@ -23,7 +23,7 @@ def reduced_planned(model: ir.Model, tokens: Sequence[ReducedTokens]) -> ir.Mode
     copy = model.clone()
     gather_names(copy)
     for entry in tokens:
-        reduce_tokens(copy, entry.branch, entry.keep, entry.importance)
+        reduce_tokens(copy, entry.branch, entry.keep, entry.importance, merge=entry.merge)
     RemoveUnused()(copy)
     return copy
 
@@ -40,7 +40,8 @@ def _run(made: Made) -> Made:
 
 def _text(plan: Plan) -> Iterator[str]:
     cuts = (f"{e.keep}{f' of {e.of}' if e.of else ''} behind {e.branch}" for e in plan.tokens)
-    yield f"tokens that stay: {names_text(cuts)}"
+    merged = " (the last is the mean of those that go)" if any(e.merge for e in plan.tokens) else ""
+    yield f"tokens that stay{merged}: {names_text(cuts)}"
 
 
 STEP = Step(
