@@ -243,7 +243,7 @@ def _recipe(recipe: str | Recipe, options: Compressing) -> Recipe:
 @_shown_in_notebooks
 def apply(
     source: Source,
-    plan: Plan,
+    plan: Plan | str | os.PathLike[str],
     *,
     allow_drift: bool = False,
     allow_fallback: bool = False,
@@ -251,11 +251,15 @@ def apply(
 ) -> Chainable:
     """Execute a plan on the model and data that it was made for, with the same versions.
 
-    Data is prepared as it was for the plan, unless `preprocess` says how.
-    allow_drift: also on others; the notes tell the difference. allow_fallback: as in `lower`.
-    Raises InputError with the difference, where the plan does not fit the model, and for another
-    target than the plan's.
+    plan: also the path of its file. Data is prepared as it was for the plan, unless `preprocess`
+    says how. allow_drift: also on others; the notes tell the difference. allow_fallback: as in
+    `lower`. Raises InputError with the difference, where the plan does not fit the model, for a
+    file that is no plan, and for another target than the plan's.
     """
+    if isinstance(plan, str | os.PathLike):
+        plan = Plan.load(plan)
+    elif not isinstance(plan, Plan):
+        raise InputError(f"plan: expected a Plan or the path of one, not {type(plan).__name__}")
     if options.get("target") not in (None, plan.target):
         raise InputError(f"target {options['target']}: the plan is for {plan.target}")
     opening: Encoding = {**options, "target": plan.target}

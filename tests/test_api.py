@@ -60,13 +60,21 @@ def test_a_torch_module_is_compressed(tmp_path):
 
 def test_a_plan_made_once_is_applied_to_the_same_bytes(tmp_path):
     plan = lwqc.plan(net(), data=feeds(), recipe="w8a8-static")
-    for name in "ab":
-        lwqc.apply(net(), plan, data=feeds()).save(tmp_path / f"{name}.onnx", verify=False)
+    plan.save(tmp_path / "plan.json")
+    for name, given in (("a", plan), ("b", tmp_path / "plan.json")):
+        lwqc.apply(net(), given, data=feeds()).save(tmp_path / f"{name}.onnx", verify=False)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     other = net()
     other.graph.initializers["w1"].const_value = ir.tensor(normal(96, 256), name="w1")
     with pytest.raises(lwqc.InputError, match="the plan is for"):
         lwqc.apply(other, plan)
+
+
+def test_what_is_no_plan_is_told(tmp_path):
+    with pytest.raises(lwqc.InputError, match="plan: expected a Plan or the path of one, not dict"):
+        lwqc.apply(net(), {"version": 2})
+    with pytest.raises(lwqc.InputError, match=r"none\.json: cannot read the plan"):
+        lwqc.apply(net(), tmp_path / "none.json")
 
 
 def test_max_drop_holds_on_all_data_not_only_on_the_batches_of_the_search(tmp_path):
