@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import statistics
+from bisect import bisect_right
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from lwqc.runtime.timer import longest_s
 
 _RUNS, _WARM_UP = 10, 2
 _KNOWN = 1.03  # runs whose median is known this closely have parts that are known well enough
-_TIME = "_kernel_time"
+_TIME, _RUN = "_kernel_time", "model_run"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class OperatorTime:
 
 
 def operator_times(model: Loadable, feeds: Feeds) -> dict[str, OperatorTime]:
-    """Mean times by operator type of the optimised graph, in a session of its own.
+    """Median times by operator type of the optimised graph, in a session of its own.
 
     Of ten runs, or as few as take equally long, or `longest_s`.
     Nodes in subgraphs are counted with their own operator and again within the one that runs them.
@@ -47,14 +49,16 @@ def operator_times(model: Loadable, feeds: Feeds) -> dict[str, OperatorTime]:
         except ValueError as error:  # the runtime does not say that it could not write it whole
             raise unwritable() from error
     kernels = [
-        (e["args"]["op_name"], e["name"], e["dur"])
+        (e["args"]["op_name"], e["name"], e["ts"], e["dur"])
         for e in events
         if e.get("cat") == "Node" and e["name"].endswith(_TIME)
     ]
-    count = len(kernels) // (_WARM_UP + len(took))
-    spent: dict[str, float] = defaultdict(float)
+    begun = [e["ts"] for e in events if e.get("name") == _RUN][_WARM_UP:]
+    spent: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(begun))
     nodes: dict[str, set[str]] = defaultdict(set)
-    for op, name, duration in kernels[_WARM_UP * count :]:
-        spent[op] += duration / 1e3 / len(took)
-        nodes[op].add(name)
-    return {op: OperatorTime(spent[op], len(nodes[op])) for op in spent}
+    for op, name, start, duration in kernels:
+        run = bisect_right(begun, start) - 1
+        if run >= 0:
+            spent[op][run] += duration / 1e3
+            nodes[op].add(name)
+    return {op: OperatorTime(statistics.median(own), len(nodes[op])) for op, own in spent.items()}
