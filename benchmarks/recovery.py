@@ -1,8 +1,9 @@
 """What gradients give back: the metric before and after `lwqc.recover`, and with learned codes.
 
     python -m benchmarks.recovery macs MODEL ... | branches | bits | blocks MODEL ...
-        | rounding MODEL ... | scales MODEL ... | ranges MODEL ... | search MODEL ...
-        [--seconds S] [--steps N] [--lr R] [--images N] [--json FILE]
+        | rounding MODEL ... | codebooks MODEL ... | scales MODEL ... | ranges MODEL ...
+        | search MODEL ...
+        [--seconds S] [--steps N] [--lr R] [--images N] [--windows N] [--json FILE]
 
 macs: half of the multiply-accumulates of a glyph model go, then the rest is fitted to the original
 on so many training images, for so many seconds by the clock, or so many steps. branches: the same
@@ -11,12 +12,14 @@ probabilities. bits: all weights of stdlib_lm in 2 bits by formula, and by the r
 that many steps. blocks: a glyph model in 3 bits, learned by residual blocks (`brecq`) and by as
 many that entropy joins (`qvlm`), the same steps each, three seeds; `bits` are those of the label,
 of 500 test images. rounding: a glyph model in 3 and 2 bits by formulas, and by the recipe
-`adaround` with that many steps. scales: a glyph model in 3 bits, fitted with the scales of its
-codes as they are, and with them. ranges: a glyph model with 8-bit weights and static activations,
-fitted with the ranges as they are, and with them. search: `auto` within 8 % of the bytes and within
-35 % of the MACs, alone, with a fit of 150 steps after it, and with one that the search knows of.
-The metric is that of `models/`, on data that nothing was fitted to; `drop` is what the outputs lose
-on it. `cpu` is processor time of all threads.
+`adaround` with that many steps. codebooks: all weights as indices into codebooks by formula, and
+with the entries of the codebooks and all other floats fitted; stdlib_lm in 2 bits, its logits as
+probabilities, glyph models in 3, each layer in sequence. scales: a glyph model in 3 bits, fitted
+with the scales of its codes as they are, and with them. ranges: a glyph model with 8-bit weights
+and static activations, fitted with the ranges as they are, and with them. search: `auto` within 8 %
+of the bytes and within 35 % of the MACs, alone, with a fit of 150 steps after it, and with one that
+the search knows of. The metric is that of `models/`, on data that nothing was fitted to; `drop` is
+what the outputs lose on it. `cpu` is processor time of all threads.
 """
 
 from __future__ import annotations
@@ -156,15 +159,27 @@ def macs(name: str, count: int, ends: Row, lr: float, out: Path | None) -> None:
     recovered(table, small, teacher, data, lr=lr, **ends)
 
 
-def branches(ends: Row, lr: float, out: Path | None) -> None:
+def branches(data: Feeds, ends: Row, lr: float, out: Path | None) -> None:
     """Half of the branches."""
     teacher = io.load(stdlib_lm.MODEL)
-    table, data = Table("stdlib_lm", stdlib_lm.bits_per_byte, out), windows()
+    table = Table("stdlib_lm", stdlib_lm.bits_per_byte, out)
     table.row("float", teacher)
     small = lwqc.drop_layers(teacher, branches=0.5, data=data[:8]).model
     table.row("half of the branches", small)
-    recovered(table, small, teacher, data, lr=lr, **ends)
     recovered(table, small, teacher, data, lr=lr, logits=["logits"], **ends)
+
+
+def codebooks(name: str, data: Feeds, ends: Row, lr: float, out: Path | None) -> None:
+    """By formula, and fitted."""
+    language = name == "stdlib_lm"
+    teacher = io.load(stdlib_lm.MODEL if language else ROOT / f"{name}.onnx")
+    table = Table(name, stdlib_lm.bits_per_byte if language else glyphs.accuracy, out)
+    how: Any = {"format": "vq4x2" if language else "vq6x2", "sequential": not language}
+    table.row("float", teacher)
+    small = lwqc.quantize(teacher, method="descent", data=data[: 16 if language else 80], **how)
+    table.row(how["format"], small.model)
+    more: Row = {"logits": ["logits"]} if language else {}
+    recovered(table, small.model, teacher, data, lr=lr, **more, **ends)
 
 
 def bits(steps: int, out: Path | None) -> None:
@@ -239,13 +254,17 @@ def jobs(asked: argparse.Namespace) -> Iterator[Callable[[], None]]:
     steps = asked.steps or 500
     ends: Row = {"steps": asked.steps} if asked.steps else {"time_limit": asked.seconds}
     if asked.what == "branches":
-        yield lambda: branches(ends, asked.lr, asked.json)
+        yield lambda: branches(windows(asked.windows), ends, asked.lr, asked.json)
     elif asked.what == "bits":
         yield lambda: bits(steps, asked.json)
     for name in asked.models if asked.what == "blocks" else ():
         yield lambda name=name: blocks(name, steps, asked.json)
     for name in asked.models if asked.what == "rounding" else ():
         yield lambda name=name: rounding(name, steps, asked.json)
+    for name in asked.models if asked.what == "codebooks" else ():
+        language = name == "stdlib_lm"
+        data = windows(asked.windows) if language else images(asked.images)
+        yield lambda name=name, data=data: codebooks(name, data, ends, asked.lr, asked.json)
     for name in asked.models if asked.what == "scales" else ():
         yield lambda name=name: scales(name, steps, asked.json)
     for name in asked.models if asked.what == "ranges" else ():
@@ -259,12 +278,15 @@ def jobs(asked: argparse.Namespace) -> Iterator[Callable[[], None]]:
 def main() -> int:
     """Print rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    kinds = ("macs", "branches", "bits", "blocks", "rounding", "scales", "ranges", "search")
+    kinds = (
+        "macs", "branches", "bits", "blocks", "rounding", "codebooks", "scales", "ranges", "search"
+    )  # fmt: skip
     parser.add_argument("what", choices=kinds)
     parser.add_argument("models", nargs="*")
     parser.add_argument("--seconds", type=float, default=800)
     parser.add_argument("--steps", type=int, help="in place of seconds; 500 where no time counts")
     parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--json", type=Path)
     for job in jobs(parser.parse_args()):
