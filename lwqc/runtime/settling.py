@@ -158,7 +158,7 @@ def _is_clear(times: Times, slow: int, fast: int, noise: float, beyond: float) -
     least six rounds is above `beyond`.
     """
     found = ratios(times[slow], times[fast])
-    return min(found) > max(noise, 1 + 1 / max(map(len, times))) or _bounds(found)[0] > beyond
+    return min(found) > max(noise, 1 + 1 / len(found)) or _bounds(found)[0] > beyond
 
 
 def ratios(own: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float]:

@@ -136,6 +136,13 @@ def test_one_interruption_does_not_hide_what_is_clear(monkeypatch):
     assert not decided(1.05, 1.0, keep=1)([[[1.0]] * 9, quick, level])
 
 
+def test_one_that_stopped_early_is_compared_by_the_rounds_that_it_has():
+    """Two rounds tell apart what differs by a half, however many others have had since."""
+    first, quick, other = [[1.0]] * 2, [[1.1]] * 9, [[1.0], [1.3]] * 4 + [[1.3]]
+    assert not decided(1.05, 1.0, keep=2)([first, quick, other])
+    assert set(decided(1.05, 1.0, keep=2)([first, [[1.6]] * 9, other])) == {1}
+
+
 def test_it_ends_once_a_wrong_choice_costs_little():
     """How much slower the others are need not be known, nor by how much the first is beaten."""
     rng = np.random.default_rng(0)
