@@ -45,7 +45,7 @@ def layers(
     """
     parts = weight.reshape(len(gram), -1, weight.shape[1])
     means = [(g / max(rows, 1)).astype(np.float64) for g in gram]
-    energy = sum(float(np.einsum("oi,ij,oj->", p, m, p)) for p, m in zip(parts, means, strict=True))
+    energy = sum(float(np.vdot(p @ m, p)) for p, m in zip(parts, means, strict=True))
     return [
         Layer(part.copy(), _inverse(mean, damp), owner, max(energy, 1e-30))
         for part, mean, owner in zip(parts, means, owners, strict=True)
