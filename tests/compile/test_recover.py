@@ -186,6 +186,26 @@ def test_codes_stay_codes_and_torch_computes_what_onnxruntime_does():
     assert module(**given)["y"].requires_grad
 
 
+def test_entries_of_codebooks_are_fitted_and_indices_stay():
+    rng = np.random.default_rng(0)
+    whole = stored(TEACHER, w=normal(6, 512), bias=normal(512), v=normal(512, 3))
+    given = [{"x": rng.standard_normal((64, 6)).astype(np.float32)} for _ in range(40)]
+    small = lwqc.quantize(whole, format="vq4x2", method="descent", data=given).model
+    done = lwqc.recover(small, teacher=whole, data=given, steps=60)
+    assert done.report.unchanged == ""
+    assert done.report.drop_after < 0.9 * done.report.drop_before
+    before, after = (
+        {name: value.const_value.numpy() for name, value in m.graph.initializers.items()}
+        for m in (small, done.model)
+    )
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    books = {name for name, array in before.items() if array.dtype == np.float16}
+    indices = {name for name, array in before.items() if array.dtype == np.uint8}
+    assert len(books) == 2
+    assert indices
+    assert books <= changed <= books | {"bias"}
+
+
 def test_packed_codes_come_back_packed():
     packed = model_of(
         """g (float[N,40] x, uint8[6,2,16] q, float[6,2] s) => (float[N,6] y) {
