@@ -21,7 +21,8 @@ class TinyVit:
     read: what is done with the last [batch, tokens, width]; by default token 0 is classified.
     bias: of the scores, as a stored tensor has it for each pair of tokens. keep: layer -> how many
     tokens go on from there, those that the first one reads most; written by other operators than
-    lwqc's. merge: the last of them is the mean of the others, each as much as it is read.
+    lwqc's. merge: the last of them is the mean of the others, each as much as it is read. stream:
+    type of what layers add to, which compute in float32.
     """
 
     always: int = 1
@@ -31,6 +32,7 @@ class TinyVit:
     read: Callable[[Small, str], str] | None = None
     keep: Mapping[int, int] = field(default_factory=dict)
     merge: bool = False
+    stream: int = 1
     small: Small = field(init=False)
     tokens: int = field(init=False)
 
@@ -49,23 +51,29 @@ class TinyVit:
             first = small.op("Expand", small.weight(1, self.always, WIDTH, name="first"), sizes)
             x = small.op("Concat", first, x, axis=1)
         x = small.op("Add", x, small.weight(1, self.tokens, WIDTH, name="places"))
+        x = self.cast(x, self.stream)
         for number in range(self.layers):
             x = self.layer(x, number)
         return small.build((self.read or classified)(small, self.norm(x)))
+
+    def cast(self, x: str, kind: int) -> str:
+        """To a type, from or to that of the stream."""
+        return x if self.stream == 1 else self.small.op("Cast", x, to=kind)
 
     def layer(self, x: str, number: int) -> str:
         """Attention and a perceptron, normalised first."""
         small = self.small
         read, probabilities = self.attention(self.norm(x))
-        x = small.op("Add", x, read, name=f"layer{number}")
+        x = small.op("Add", x, self.cast(read, self.stream), name=f"layer{number}")
         if number in self.keep:
             x = self.shorter(x, probabilities, self.keep[number])
         hidden = small.op("Relu", small.linear(self.norm(x), WIDTH, 2 * WIDTH))
-        return small.op("Add", x, small.linear(hidden, 2 * WIDTH, WIDTH), name=f"mlp{number}")
+        made = self.cast(small.linear(hidden, 2 * WIDTH, WIDTH), self.stream)
+        return small.op("Add", x, made, name=f"mlp{number}")
 
     def norm(self, x: str) -> str:
         """Over the features."""
-        small = self.small
+        small, x = self.small, self.cast(x, 1)
         return small.op("LayerNormalization", x, small.gains(WIDTH), small.weight(WIDTH), axis=-1)
 
     def shorter(self, x: str, probabilities: str, keep: int) -> str:
@@ -92,7 +100,8 @@ class TinyVit:
         row = small.op("Unsqueeze", rest, small.ints(1))
         free = small.op("Slice", x, small.ints(1), small.ints(self.tokens), small.ints(1))
         total = small.op("ReduceSum", row, small.ints(2), keepdims=1)
-        return small.op("Div", small.op("MatMul", row, free), total)
+        shares = self.cast(small.op("Div", row, total), self.stream)
+        return small.op("MatMul", shares, free)
 
     def attention(self, x: str) -> tuple[str, str]:
         """Of three heads, and its probabilities; sizes are written out, as exporters do."""

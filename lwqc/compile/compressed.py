@@ -51,6 +51,7 @@ from lwqc.plans.goals import Goals, Outcome
 from lwqc.plans.plan import Plan, SiteEntry
 from lwqc.runtime.measure import OperatorRow, latencies, operator_rows
 from lwqc.runtime.session import Outputs, has_bodies, statistics_session
+from lwqc.runtime.stats.divergence import Divergence
 
 # The last stage of a job, and its steps, each of about the same time: another process loads the
 # file and runs it, times of both models (3), outputs and metric, profiles of both models (3).
@@ -303,7 +304,11 @@ def _verified(result: Compressed, saved: io.Draft, report: Report, *, weigh: boo
     told(1, CHECKS)
     if work.job.room is not None:
         found = checked_in_parts(work, saved, result._expected)
-        return report.with_measurements(divergence=found, unmeasured=work.job.unmeasured())
+        return report.with_measurements(
+            divergence=found,
+            unmeasured=work.job.unmeasured(),
+            notes=(*report.notes, *_still(found)),
+        )
     session = work.job.load(saved.path, label=str(saved.target))
     timed = [
         ShapeLatency(s.label, *latencies([work.original.timed_session, session], s.feeds))
@@ -320,6 +325,7 @@ def _verified(result: Compressed, saved: io.Draft, report: Report, *, weigh: boo
     return report.with_measurements(
         weighed=weighed(result.goals, work, saved.path, unasked=weigh),
         divergence=divergence,
+        notes=(*report.notes, *_still(divergence)),
         latencies=tuple(timed),
         operators=_operators(work, saved),
         unmeasured=work.job.unmeasured(),
@@ -329,6 +335,16 @@ def _verified(result: Compressed, saved: io.Draft, report: Report, *, weigh: boo
         metric_drop=metric_drop,
         flips=flips_of(work, answers),
     )
+
+
+def _still(found: Mapping[str, Divergence]) -> Iterator[str]:
+    """What losses mean of outputs that are always the same."""
+    for name, divergence in found.items():
+        if divergence.still:
+            yield (
+                f"output {name} is one and the same number on all of the data: its loss says "
+                "nothing of other inputs"
+            )
 
 
 def _operators(work: Version, saved: io.Draft) -> tuple[OperatorRow, ...]:

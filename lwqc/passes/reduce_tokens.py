@@ -17,7 +17,7 @@ from lwqc.plans.plan import Importance
 
 OPSET = 12  # the first in which GatherND has a batch
 _FIRST = 2.0  # more than any probability: what always stays comes first
-_LEAST = 1e-9  # added to a sum of probabilities, which may be 0 where tokens are masked
+_LEAST = 1e-30  # added to probabilities, which may all be 0
 
 
 def reduce_tokens(
@@ -112,10 +112,14 @@ class _Kept:
         return write("GatherND", self.cut.stream, column, batch_dims=1)
 
     def _mean(self, write: Writer, weights: ir.Value, places: ir.Value) -> ir.Value:
-        """Of tokens by weights, [batch, 1, size]."""
+        """Of tokens by weights, [batch, 1, size]; all alike where nothing reads any of them."""
         count = self.cut.tokens - self.keep + 1
-        total = write("Mul", write.mean(weights, (-1,), keep=True), write.number(count))
-        shares = write("Div", weights, write("Add", total, write.number(_LEAST)))
+        some = write("Add", weights, write.number(_LEAST))
+        total = write("Mul", write.mean(some, (-1,), keep=True), write.number(count))
+        shares = write("Div", some, total)
+        kind = self.cut.stream.dtype
+        if kind not in (None, ir.DataType.FLOAT):
+            shares = write("Cast", shares, to=int(kind))
         row = write("Reshape", shares, write.integers("row", 0, 1, count))
         return write("MatMul", row, self._tokens(write, places, count))
 

@@ -31,7 +31,8 @@ class OperatorTime:
 def operator_times(model: Loadable, feeds: Feeds) -> dict[str, OperatorTime]:
     """Median times by operator type of the optimised graph, in a session of its own.
 
-    Of ten runs, or as few as take equally long, or `longest_s`.
+    Of ten runs, or as few as take equally long, or `longest_s`; without those that the runtime's
+    profile no longer has room for, which is nothing where that is not one run.
     Nodes in subgraphs are counted with their own operator and again within the one that runs them.
     Raises InputError where there is no room for temporary files.
     """
@@ -53,12 +54,14 @@ def operator_times(model: Loadable, feeds: Feeds) -> dict[str, OperatorTime]:
         for e in events
         if e.get("cat") == "Node" and e["name"].endswith(_TIME)
     ]
-    begun = [e["ts"] for e in events if e.get("name") == _RUN][_WARM_UP:]
-    spent: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(begun))
+    runs = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == _RUN]
+    runs = runs[_WARM_UP:] or runs  # the runtime notes a million events, and not the rest
+    begun = [start for start, _ in runs]
+    spent: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(runs))
     nodes: dict[str, set[str]] = defaultdict(set)
     for op, name, start, duration in kernels:
         run = bisect_right(begun, start) - 1
-        if run >= 0:
+        if run >= 0 and start <= runs[run][1]:
             spent[op][run] += duration / 1e3
             nodes[op].add(name)
     return {op: OperatorTime(statistics.median(own), len(nodes[op])) for op, own in spent.items()}

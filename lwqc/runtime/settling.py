@@ -96,21 +96,25 @@ def decided(noise: float, within: float, keep: int, allowance: float = 1.0) -> S
 
     One is out when it was slower than the first, or than `keep` others, in each of r rounds by
     more than a factor of 1 + 1/r, or `noise` where that is more: twice in one round, a quarter in
-    four; or when the median of six or more rounds is slower for sure, than the first by more than
-    `noise`. The first is out when it is that clear which others are faster.
+    four; or when the interval of the median of six or more rounds is slower, than `allowance` times
+    the first by more than `noise`. The first is out when it is that clear which others are faster.
 
-    What is left goes on until a wrong choice costs no more than the factor `within`: that much
-    slower at most, for sure, is each of the fastest `keep` than any that comes behind it; and of
-    each it is as sure that it is no slower than `allowance` times the first, or not faster.
+    What is left goes on until a wrong choice costs no more than the factor `within`: by the
+    interval, each of the fastest `keep` is that much slower at most than any that comes behind it,
+    and no slower than `allowance` times the first, or not faster. Intervals are looked at after
+    every round, and err more often than a single one would.
     """
+    than_first, first_than = noise * allowance, noise / allowance
 
     def settled(times: Times) -> Collection[int]:
         longest = max(map(len, times))
         running = [i for i, own in enumerate(times) if len(own) == longest]
 
         def is_clear(slow: int, fast: int) -> bool:
-            beyond = noise if 0 in (slow, fast) else 1.0
-            return _is_clear(times, slow, fast, noise, beyond)
+            if 0 not in (slow, fast):
+                return _is_clear(times, slow, fast, noise, 1.0)
+            bar = first_than if slow == 0 else than_first
+            return _is_clear(times, slow, fast, bar, bar)
 
         others = [i for i in running if i]
         out = {

@@ -191,6 +191,16 @@ def test_one_that_is_far_within_what_is_allowed_ends_it_though_it_varies():
     assert not decided(1.05, 1.02, 1, 0.9)([[[1.0]] * 6, own])
 
 
+def test_what_an_allowance_accepts_is_not_out_for_being_slower_than_the_first():
+    slower = [[f] for f in (1.25, 1.24, 1.26, 1.25, 1.23, 1.27)]
+    rest = [[f] for f in (1.3, 1.1, 1.2, 1.31, 1.12, 1.25)]
+    first = [[1.0]] * 6
+    assert set(decided(1.05, 1.02, 1)([first, slower, rest])) >= {1, 2}
+    assert 1 not in decided(1.05, 1.02, 2, 1.3)([first, slower, rest])
+    assert set(decided(1.05, 1.02, 1, 1.3)([first, slower])) == {0, 1}  # which is known by now
+    assert not decided(1.05, 1.02, 1, 1.22)([first, rest])
+
+
 def test_of_several_inputs_only_the_first_stops_and_once_all_others_are_faster(monkeypatch):
     """The others may be faster on other inputs, however slow they are on these."""
     rule = first_apart(1.05, 1.0)

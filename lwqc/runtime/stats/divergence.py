@@ -15,6 +15,7 @@ from lwqc.runtime.stats.channel_error import ChannelErrors, ChannelMeter
 from lwqc.runtime.stats.decisions import Agreement, DecisionMeter
 
 Array = NDArray[Any]
+_NUMBERS = "fiub"  # kinds of arrays that hold them
 _FLIPS = 20  # that are told
 _AT_ONCE = 1 << 20  # logits whose distributions are compared at a time, in double precision
 M = TypeVar("M", "LossMeter", "DivergenceMeter")
@@ -45,7 +46,7 @@ class Divergence:
     sqnr_db: signal to noise ratio in dB; inf when identical. max_abs: largest difference.
     kl: mean KL divergence in nats of softmax over the channels; meaningful for logits.
     flips: where the largest channel became another one: (channel, the other one, how often), the
-    most frequent first, and no more than 20.
+    most frequent first, and no more than 20. still: the reference is one number throughout.
     """
 
     samples: int
@@ -59,6 +60,7 @@ class Divergence:
     max_abs: float
     kl: float
     flips: tuple[tuple[int, int, int], ...] = ()
+    still: bool = False
 
     @property
     def drop(self) -> float:
@@ -108,12 +110,15 @@ class DivergenceMeter:
         self._cosines: list[float] = []
         self._signal = self._noise = self._max = self._kl = 0.0
         self._samples = self._rows = 0
+        self._numbers: set[Any] = set()  # two different ones at most
         self._flips: Counter[tuple[int, int]] = Counter()
         self._loss = LossMeter()
 
     def add(self, reference: Array, value: Array) -> None:
         """Add one batch, see `LossMeter.add`."""
         self._loss.add(reference, value)
+        if reference.size and reference.dtype.kind in _NUMBERS and len(self._numbers) < 2:
+            self._numbers |= {reference.min().item(), reference.max().item()}
         if reference.shape != value.shape:
             return
         if reference.dtype.kind != "f":
@@ -174,6 +179,7 @@ class DivergenceMeter:
             max_abs=self._max,
             kl=self._kl / self._rows if self._rows else 0.0,
             flips=tuple((*pair, n) for pair, n in self._flips.most_common(_FLIPS)),
+            still=len(self._numbers) == 1,
         )
 
 
