@@ -61,7 +61,7 @@ def operator_times(model: Loadable, feeds: Feeds) -> dict[str, OperatorTime]:
     nodes: dict[str, set[str]] = defaultdict(set)
     for op, name, start, duration in kernels:
         run = bisect_right(begun, start) - 1
-        if run >= 0 and start <= runs[run][1]:
+        if run >= 0 and start < runs[run][1]:
             spent[op][run] += duration / 1e3
             nodes[op].add(name)
     return {op: OperatorTime(statistics.median(own), len(nodes[op])) for op, own in spent.items()}
