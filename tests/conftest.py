@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import signal
 import sys
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,13 @@ def timings(tmp_path_factory):
     """Times of kernels are kept for one run of the tests, and short: no test reads them."""
     os.environ["LWQC_CACHE"] = str(tmp_path_factory.mktemp("timings"))
     os.environ["LWQC_TIMING_S"] = "0.02"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """A shell lets what it starts in the background ignore SIGINT, and all that this starts too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
