@@ -255,6 +255,7 @@ def measure(
         report = report.with_measurements(tokens=tokens)
     if verify:
         report = _verified(result, saved, report, weigh=weigh)
+        report = report.with_measurements(notes=(*report.notes, *_still(report.divergence)))
     return report.with_outcomes(_outcomes(result, report))
 
 
@@ -304,11 +305,7 @@ def _verified(result: Compressed, saved: io.Draft, report: Report, *, weigh: boo
     told(1, CHECKS)
     if work.job.room is not None:
         found = checked_in_parts(work, saved, result._expected)
-        return report.with_measurements(
-            divergence=found,
-            unmeasured=work.job.unmeasured(),
-            notes=(*report.notes, *_still(found)),
-        )
+        return report.with_measurements(divergence=found, unmeasured=work.job.unmeasured())
     session = work.job.load(saved.path, label=str(saved.target))
     timed = [
         ShapeLatency(s.label, *latencies([work.original.timed_session, session], s.feeds))
@@ -325,7 +322,6 @@ def _verified(result: Compressed, saved: io.Draft, report: Report, *, weigh: boo
     return report.with_measurements(
         weighed=weighed(result.goals, work, saved.path, unasked=weigh),
         divergence=divergence,
-        notes=(*report.notes, *_still(divergence)),
         latencies=tuple(timed),
         operators=_operators(work, saved),
         unmeasured=work.job.unmeasured(),

@@ -12,7 +12,7 @@ from lwqc.compile.run_times import run_ms
 from lwqc.compile.steps.reduced_tokens import reduced
 from lwqc.compile.version import Version
 from lwqc.decide.decided import Decided
-from lwqc.decide.tokens import TooManyTokensError, choose_tokens
+from lwqc.decide.tokens import ShareOutOfReachError, choose_tokens
 from lwqc.graph.token_cuts import find_token_cuts
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import TokenRecipe
@@ -94,7 +94,7 @@ def _within_latency(
     for tried, share in enumerate((0.0, *_SHARES), 1):
         try:
             found = _reduced(work, inner, options, share) if share else inner(work)
-        except TooManyTokensError as error:
+        except ShareOutOfReachError as error:
             work.job.give_up(error)
             break
         done = found.make()

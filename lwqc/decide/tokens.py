@@ -32,7 +32,7 @@ _WORTH = 0.9  # of the divergence, below which merging tokens is worth the nodes
 _ROUNDING = 1e-6  # a divergence from which no decision changes
 
 
-class TooManyTokensError(InputError):
+class ShareOutOfReachError(InputError):
     """A share of the products that no number of tokens saves."""
 
 
@@ -44,7 +44,7 @@ def choose_tokens(work: Version, options: TokenRecipe, share: float) -> TokenDec
     share. Tokens that nothing reads any more behind the last attention go in any case.
 
     share: of the products behind the first attention that goes. Raises InputError where no tokens
-    can go, with the reason, and TooManyTokensError where not that many can.
+    can go, with the reason, and ShareOutOfReachError where not that many can.
     """
     choice = work.facts.get(
         ("tokens", options.importance, options.measure), lambda: _Choice(work, options)
@@ -100,7 +100,7 @@ class _Choice:
         )
         if levels is None:
             most = 1 - float((self.weights * self._least()).sum() / self.weights.sum())
-            raise TooManyTokensError(
+            raise ShareOutOfReachError(
                 f"{self.work.name}: {share:.0%} of the products behind the first attention are "
                 f"to go; leaving out tokens takes {most:.0%} at most"
             )

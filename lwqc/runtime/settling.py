@@ -47,17 +47,13 @@ def compared(alone: float, noise: float, ratio: float) -> Settled:
     Or within `noise`, where its time in units of the first one's is known within `ratio`: then a
     machine whose clock changes tells no more of one by being asked for longer.
     """
-    by_medians, by_noise, by_ratios = (
-        medians_known(alone),
-        medians_known(noise),
-        ratios_known(ratio),
-    )
+    close, near, side_by_side = medians_known(alone), medians_known(noise), ratios_known(ratio)
 
     def settled(times: Times) -> Collection[int]:
-        found = by_medians(times)
+        found = close(times)
         if found or len(times) < 2:
             return found
-        return range(len(times)) if by_noise(times) and by_ratios(times) else ()
+        return near(times) if side_by_side(times) else ()
 
     return settled
 

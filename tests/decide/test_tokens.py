@@ -16,7 +16,7 @@ from lwqc.decide.allocators.token_counts import allocate
 from lwqc.decide.compress import open_version
 from lwqc.decide.fewer_tokens import Job, better, may_shorten
 from lwqc.decide.strategy import decide
-from lwqc.decide.tokens import TooManyTokensError, choose_tokens
+from lwqc.decide.tokens import ShareOutOfReachError, choose_tokens
 from lwqc.errors import InputError
 from lwqc.plans.goals import Goals
 from lwqc.plans.recipe import TokenRecipe, find
@@ -134,7 +134,7 @@ def test_a_latency_that_no_number_of_tokens_keeps_gives_the_fastest_and_says_so(
 ) -> None:
     path = saved(tmp_path, TinyVit(layers=4))
     most = TokenRecipe(share=0.7)
-    with pytest.raises(TooManyTokensError, match=r"leaving out tokens takes \d+% at most"):
+    with pytest.raises(ShareOutOfReachError, match=r"leaving out tokens takes \d+% at most"):
         choose_tokens(open_version(path, data=FEEDS), most, 0.95)
     done = lwqc.compress(path, recipe="evit-w8", data=FEEDS, max_latency="1%")
     report = done.save(tmp_path / "short.onnx")
