@@ -12,7 +12,8 @@ from lwqc.graph.axes import Masks
 from lwqc.graph.token_cuts import TOKENS, TokenCut, find_token_cut
 from lwqc.passes.prune_channels import update_shapes
 from lwqc.passes.repair import repair
-from lwqc.passes.token_importance import Writer, importance
+from lwqc.passes.token_importance import importance
+from lwqc.passes.writer import Writer
 from lwqc.plans.plan import Importance
 
 OPSET = 12  # the first in which GatherND has a batch
