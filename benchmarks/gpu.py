@@ -75,7 +75,7 @@ def cases(sizes: Sizes) -> list[Case]:
 def _minilm(path: Path) -> None:
     from models import minilm
 
-    minilm.export(minilm.network(), path)
+    minilm.export(path)
 
 
 def _sentences(batch: int, tokens: int) -> Feeds:

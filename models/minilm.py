@@ -24,6 +24,8 @@ from models.training import export as export_modern
 MODEL = FOLDER / "minilm.onnx"  # where --train writes; ignored by git
 INPUTS, OUTPUT = ["input_ids", "attention_mask"], "sentence_embedding"
 _JUDGED, _CALIBRATED, _BATCH, _LONGEST = 420, 96, 12, 64
+_SHORTEST = 20  # characters of a sentence to learn from
+_END = re.compile(r"(?<=[.!?]) ")
 _SENTENCE = re.compile(r"[A-Z][A-Za-z0-9 ,;:()'\"/_-]{40,200}\.")
 
 
@@ -40,18 +42,19 @@ def weights() -> Path:
     return Path(found.origin).parent / "model"
 
 
+def _docstrings() -> Iterator[str]:
+    """Of the standard library, each on one line."""
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                yield " ".join((ast.get_docstring(node) or "").split())
+
+
 @lru_cache(maxsize=1)
 def _all_sentences() -> tuple[str, ...]:
     """The first sentence of every docstring in the standard library that is plain prose."""
-    found: dict[str, None] = {}
-    for path in files():
-        tree = ast.parse(path.read_bytes())
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                text = " ".join((ast.get_docstring(node) or "").split())
-                if match := _SENTENCE.match(text):
-                    found[match.group()] = None
-    return tuple(found)
+    matches = map(_SENTENCE.match, _docstrings())
+    return tuple(dict.fromkeys(match.group() for match in matches if match))
 
 
 def _spread(offset: int, count: int) -> list[str]:
@@ -93,6 +96,19 @@ def calibration() -> Iterator[Feeds]:
 def calibration_sentences() -> list[str]:
     """96 sentences beside `sentences()`."""
     return _spread(_JUDGED, _CALIBRATED)
+
+
+def training(batch: int) -> Iterator[Feeds]:
+    """Batches of like lengths of all sentences of the docstrings but those of the metrics.
+
+    The first sentences of all docstrings, prose or not, are among them, and so are those behind.
+    """
+    found = dict.fromkeys(s for text in _docstrings() for s in _END.split(text))
+    judged = sentences()
+    texts = [s for s in found if len(s) >= _SHORTEST and not any(j in s for j in judged)]
+    texts.sort(key=lambda s: (len(s), s))
+    for start in range(0, len(texts) - batch + 1, batch):
+        yield tokenize(texts[start : start + batch])
 
 
 def embed(run: Run) -> NDArray[np.float32]:

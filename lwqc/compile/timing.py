@@ -1,8 +1,14 @@
-"""How long the forms of sites take on this machine, timed in small sessions of one site each."""
+"""How long the forms of sites take on this machine, timed in small sessions of one site each.
+
+What counts is the time of the kernels. A session of one site has work around it that a graph does
+not have at each site: runs begin and end, and convolutions bring channels in an order of their own
+and back, in 8 bits and in float; there, only where the one meets the other.
+"""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +21,10 @@ from lwqc.compile.version import Version
 from lwqc.graph.sites import Site
 from lwqc.model import io
 from lwqc.model.limits import beyond, limits
+from lwqc.model.unused import RemoveUnused
 from lwqc.passes.encoded_weights import EncodedWeights
 from lwqc.plans.plan import ActivationRange, Plan, SiteEntry, Source
+from lwqc.runtime.profile import kernel_seconds
 from lwqc.runtime.served import Served, overall
 from lwqc.runtime.session import Session
 from lwqc.runtime.settling import ratios_known
@@ -30,6 +38,9 @@ _PACKED_BITS = (2, 4, 8)
 _SLOW_PRODUCTS = "slow products"
 _CLEARLY = 1.1  # times as long: timings of the same differ by less
 _KNOWN = 1.04  # a ratio known this closely is closer than two timings of the same are
+_CHANNELS = ("Conv", "ConvTranspose")
+# What brings channels in the order of a kernel, and back.
+_ORDER = frozenset({"ReorderInput", "ReorderOutput", "Transpose"})
 _CONVERSION = "conversion of an element"
 _PICTURE = (1, 64, 56, 56)
 _CONVERTING = """
@@ -175,7 +186,7 @@ def conversion_seconds(work: Version) -> float:
             session = Session(ir.from_onnx_text(_CONVERTING), label="conversion")
             feeds = {"x": np.zeros(_PICTURE, np.float32)}
             (times,) = time_runs([session], feeds, seconds=_SECONDS)
-            seconds = _quartile(times) / math.prod(_PICTURE)
+            seconds = _usual(times) / math.prod(_PICTURE)
             cache.add(_CONVERSION, (seconds, seconds))
         return cache.known[_CONVERSION][0]
 
@@ -229,10 +240,19 @@ def form_seconds(
         range_ = np.iinfo(codes)
         middle = (range_.min + range_.max + 1) // 2
         feeds["x/codes"] = np.clip(floats * 32 + middle, range_.min, range_.max).astype(codes)
-    sessions = [Session(model, label=site.name), Session(lowered, label=site.name)]
-    settled = ratios_known(_KNOWN)
-    before, after = time_runs(sessions, feeds, seconds=_SECONDS, settled=settled)
-    return _quartile(before), _quartile(after)
+    before, after = _alone_seconds(site, [model, lowered], feeds)
+    return before, after
+
+
+def _alone_seconds(
+    site: Site, models: Sequence[ir.Model], feeds: Mapping[str, NDArray[Any]]
+) -> list[float]:
+    """What the kernels of models of one site take, without what the runtime puts around them."""
+    found = kernel_seconds(
+        models, feeds, seconds=_SECONDS, settled=ratios_known(_KNOWN), label=site.name,
+        without=_ORDER if site.op in _CHANNELS else (),
+    )  # fmt: skip
+    return [_usual(times) for times in found]
 
 
 def _drawn(site: Site, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -248,14 +268,16 @@ def float_seconds(
 ) -> float:
     """Seconds of the float operator alone, see `form_seconds`."""
     feeds = {"x": _drawn(site, shape)}
-    session = Session(_alone(site, shape, weight), label=site.name)
-    (times,) = time_runs([session], feeds, seconds=_SECONDS)
-    return _quartile(times)
+    (seconds,) = _alone_seconds(site, [_alone(site, shape, weight)], feeds)
+    return seconds
 
 
-def _quartile(times: Sequence[float]) -> float:
-    """The lower quartile: other work on the machine only ever adds time."""
-    return sorted(times)[len(times) // 4]
+def _usual(times: Sequence[float]) -> float:
+    """Mean of the faster half: other work on the machine only ever adds time.
+
+    Not one of them: the runtime notes kernels in whole microseconds. At least a tenth of one.
+    """
+    return max(statistics.fmean(sorted(times)[: len(times) // 2 or 1]), 1e-7)
 
 
 def _alone(site: Site, shape: tuple[int, ...], stored: tuple[int, ...] | None = None) -> ir.Model:
@@ -307,4 +329,5 @@ def _expose_codes(model: ir.Model) -> ir.DataType:
     last.outputs[0].type = ir.TensorType(dtype)
     graph.inputs[0] = codes
     graph.remove(quantize, safe=True)
+    RemoveUnused()(model)  # the runtime would run them
     return dtype

@@ -168,11 +168,12 @@ def _plans(work: Version, recipe: Recipe) -> Iterator[Plan]:
         yield from (planning.calibrate(work, plan, recipe.ranges) for plan in plans)
         return
     times = [site_times(work, plan) for plan in plans]
-    least = min(map(_together, filter(None, times)), default=math.inf)
-    for plan, known in zip(plans, times, strict=True):
+    together = [_together(known, times) for known in times]
+    least = min((t for t, known in zip(together, times, strict=True) if known), default=math.inf)
+    for plan, known, own in zip(plans, times, together, strict=True):
         # Far behind alone, it is not in front on the whole; what it would be needed for where the
         # others lose too much, `_relaxed` makes of them.
-        if not known or _together(known) < _FAR * least:
+        if not known or own < _FAR * least:
             yield from _whole_and_quick(work, plan, known, recipe)
     mixed = _quickest(work, plans, times)
     if mixed is not None:
@@ -181,9 +182,7 @@ def _plans(work: Version, recipe: Recipe) -> Iterator[Plan]:
         return
     few = _uniform(work, 4, "dynamic", recipe)
     times_few = site_times(work, few)
-    if times_few and _together(times_few) < _NEAR * min(
-        map(_together, filter(None, times)), default=math.inf
-    ):
+    if times_few and _together(times_few, [*times, times_few]) < _NEAR * least:
         yield from _whole_and_quick(work, few, times_few, recipe)
     quick = _quickest(work, [*plans, few], [*times, times_few])
     if quick is not None and any(e.weight.bits == 4 for e in quick.quantize.values()):
@@ -199,9 +198,17 @@ def _distinct(plans: Iterable[Plan]) -> list[Plan]:
     return list(found.values())
 
 
-def _together(times: Mapping[str, Sequence[Pair]]) -> float:
-    """Time of all sites in their form over that in float, over all shapes."""
-    shapes = zip(*times.values(), strict=True)
+def _together(
+    times: Mapping[str, Sequence[Pair]], others: Sequence[Mapping[str, Sequence[Pair]]]
+) -> float:
+    """Time of all sites in their form over that in float, over all shapes.
+
+    others: the times of all plans that are compared. A site that only others have a form for runs
+    in float: a plan of one fast site is no faster than one of many.
+    """
+    floats = {name: pairs for known in others for name, pairs in known.items()}
+    in_float = {n: [(before, before) for before, _ in pairs] for n, pairs in floats.items()}
+    shapes = zip(*{**in_float, **times}.values(), strict=True)
     return relative_time([(sum(p[0] for p in pairs), sum(p[1] for p in pairs)) for pairs in shapes])
 
 

@@ -48,11 +48,7 @@ def islands(work: Version, plan: Plan) -> list[set[str]]:
     unit = conversion_seconds(work)
     times, gains = site_times(work, plan), {}
     for site in sites:
-        # Alone, its codes are brought into the kernel's order and back, which takes part of that.
-        node = site.uses[0].node
-        moved = sum(sizes.get(v.name or "", 0) for v in (node.inputs[0], node.outputs[0]) if v)
-        pairs = times.get(site.name, ())
-        gains[site.name] = sum(before - after for before, after in pairs) + unit * moved
+        gains[site.name] = sum(before - after for before, after in times.get(site.name, ()))
     found = {}
     for price in _PRICES:
         worth = worth_it(graph, sites, gains, sizes, price * unit)

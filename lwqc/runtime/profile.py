@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import statistics
 from bisect import bisect_right
-from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lwqc.model.scratch import temporary_folder, unwritable
 from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.session import Feeds, Session, SessionSettings
-from lwqc.runtime.settling import is_known
-from lwqc.runtime.timer import longest_s
+from lwqc.runtime.settling import Settled, is_known
+from lwqc.runtime.timer import longest_s, time_turns
 
 _RUNS, _WARM_UP = 10, 2
 _KNOWN = 1.03  # runs whose median is known this closely have parts that are known well enough
@@ -28,6 +29,15 @@ class OperatorTime:
     nodes: int
 
 
+@dataclass(frozen=True)
+class _Kernel:
+    """One node in one run."""
+
+    op: str
+    name: str
+    seconds: float
+
+
 def operator_times(model: Loadable, feeds: Feeds) -> dict[str, OperatorTime]:
     """Median times by operator type of the optimised graph, in a session of its own.
 
@@ -36,32 +46,71 @@ def operator_times(model: Loadable, feeds: Feeds) -> dict[str, OperatorTime]:
     Nodes in subgraphs are counted with their own operator and again within the one that runs them.
     Raises InputError where there is no room for temporary files.
     """
-    with temporary_folder() as folder:
-        settings = SessionSettings(profile=str(folder / "profile"))
-        session = Session(model, settings, label="profiled model")
+    with _profiled([model], "profiled model") as (session,):
         for _ in range(_WARM_UP):
             session(feeds)
         took: list[float] = []
         most = longest_s()
         while len(took) < _RUNS and sum(took) < most and not is_known(took, _KNOWN):
             took.append(session.seconds(feeds))
-        try:
-            events = json.loads(Path(session.profile()).read_text())
-        except ValueError as error:  # the runtime does not say that it could not write it whole
-            raise unwritable() from error
-    kernels = [
-        (e["args"]["op_name"], e["name"], e["ts"], e["dur"])
-        for e in events
-        if e.get("cat") == "Node" and e["name"].endswith(_TIME)
-    ]
-    runs = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == _RUN]
+        runs = _runs(session)
     runs = runs[_WARM_UP:] or runs  # the runtime notes a million events, and not the rest
-    begun = [start for start, _ in runs]
-    spent: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(runs))
-    nodes: dict[str, set[str]] = defaultdict(set)
-    for op, name, start, duration in kernels:
-        run = bisect_right(begun, start) - 1
-        if run >= 0 and start < runs[run][1]:
-            spent[op][run] += duration / 1e3
-            nodes[op].add(name)
-    return {op: OperatorTime(statistics.median(own), len(nodes[op])) for op, own in spent.items()}
+    found: dict[str, OperatorTime] = {}
+    for op in dict.fromkeys(kernel.op for run in runs for kernel in run):
+        spent = [sum(k.seconds for k in run if k.op == op) for run in runs]
+        names = {k.name for run in runs for k in run if k.op == op}
+        found[op] = OperatorTime(1e3 * statistics.median(spent), len(names))
+    return found
+
+
+def kernel_seconds(
+    models: Sequence[Loadable],
+    feeds: Feeds,
+    *,
+    seconds: float,
+    without: Collection[str] = (),
+    settled: Settled = lambda times: (),
+    label: str,
+) -> list[list[float]]:
+    """Seconds that the kernels of each run take together, one list per model.
+
+    Each model has a session of its own, and they take turns as in `time_turns`. What a run takes
+    beside its kernels does not count, nor do operators `without`: those that the runtime puts
+    around one for its own order of the channels, which in a larger graph neighbours share.
+    Raises InputError as `operator_times` does.
+    """
+    with _profiled(models, label) as sessions:
+        time_turns(sessions, feeds, seconds=seconds, settled=settled)
+        return [
+            [sum(k.seconds for k in run if k.op not in without) for run in _runs(session)]
+            for session in sessions
+        ]
+
+
+@contextmanager
+def _profiled(models: Sequence[Loadable], label: str) -> Iterator[list[Session]]:
+    """Sessions whose times the runtime notes."""
+    with temporary_folder() as folder:
+        yield [
+            Session(model, SessionSettings(profile=str(folder / f"profile{i}")), label=label)
+            for i, model in enumerate(models)
+        ]
+
+
+def _runs(session: Session) -> list[list[_Kernel]]:
+    """What ran in each run that was noted; ends the profile."""
+    try:
+        events = json.loads(Path(session.profile()).read_text())
+    except ValueError as error:  # the runtime does not say that it could not write it whole
+        raise unwritable() from error
+    spans = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == _RUN]
+    begun = [start for start, _ in spans]
+    found: list[list[_Kernel]] = [[] for _ in spans]
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith(_TIME):
+            continue
+        run = bisect_right(begun, event["ts"]) - 1
+        if run >= 0 and event["ts"] < spans[run][1]:
+            kernel = _Kernel(event["args"]["op_name"], event["name"], event["dur"] / 1e6)
+            found[run].append(kernel)
+    return found

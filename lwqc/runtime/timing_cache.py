@@ -68,7 +68,7 @@ def _path() -> Path | None:
         usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lwqc"
     except RuntimeError:  # no home folder
         return None
-    name = f"times-{machine()}-{VERSION}.json"
+    name = f"kernels-{machine()}-{VERSION}.json"
     return (Path(chosen) if chosen else usual) / name
 
 

@@ -28,7 +28,7 @@ import pkgutil
 import runpy
 sys.argv = ["lwqc", "--help"]
 try:
-    runpy.run_module("lwqc.cli", run_name="__main__")
+    runpy.run_module("{module}", run_name="__main__")
 except SystemExit as done:
     assert not done.code
 """
@@ -42,7 +42,14 @@ def loaded_by(code):
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("code", ["import lwqc, lwqc.errors", EVERY_HELP, ENTRY])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import lwqc, lwqc.errors",
+        EVERY_HELP,
+        *(ENTRY.format(module=module) for module in ("lwqc", "lwqc.cli")),
+    ],
+)
 def test_nothing_that_computes_is_loaded_before_there_is_work(code):
     found = loaded_by(code)
     assert "lwqc" in found

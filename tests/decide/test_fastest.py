@@ -224,6 +224,27 @@ def test_first_convolutions_stay_float_where_the_whole_is_faster(monkeypatch):
     assert set(plan.quantize) == set(weights)
 
 
+def test_a_plan_of_many_sites_is_tried_beside_one_of_a_single_fast_site(monkeypatch):
+    """On processors whose matrix products gain far more than their convolutions do."""
+    rows: list[Row] = []
+    for i in range(5):
+        rows += [("Conv", [f"r{i}" if i else "x", f"w{i}"], f"c{i}", {"pads": [1, 1, 1, 1]})]
+        rows += [("Relu", [f"c{i}"], f"r{i + 1}", {})]
+    rows += [("Flatten", ["r5"], "f", {}), ("MatMul", ["f", "head"], "y", {})]
+    weights = {f"w{i}": normal(16, 16, 3, 3, seed=i, scale=0.1) for i in range(5)}
+    weights["head"] = normal(1024, 16, seed=9, scale=0.1)
+    graph = model(rows, weights, {"x": ["batch", 16, 8, 8]}, ["y"])
+    data = [{"x": normal(2, 16, 8, 8, seed=i)} for i in range(3)]
+    by_form(monkeypatch, lambda entry, shape: 0.2 if len(shape) == 2 else 0.95)
+
+    def static(plan):
+        return {n for n, e in plan.quantize.items() if e.activation == "static"}
+
+    by_plan(monkeypatch, lambda plan: 1.2 - 0.1 * len(static(plan)))
+    _, plan = module.fastest(open_version(graph, data=data), 1.0, RECIPE)
+    assert static(plan) >= {f"w{i}" for i in range(5)}
+
+
 def test_each_class_of_sites_gets_its_own_form(net, monkeypatch):
     def seconds(entry, shape):
         return {"dynamic": 0.5, "static": 0.7, "none": 2.0}[entry.activation]

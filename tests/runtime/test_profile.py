@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lwqc.runtime import profile
-from lwqc.runtime.profile import OperatorTime, operator_times
+from lwqc.runtime.profile import OperatorTime, kernel_seconds, operator_times
 from lwqc.testing import model_of
 
 
@@ -66,3 +66,32 @@ def test_what_the_profile_has_no_room_for_is_no_time(monkeypatch, lost, found):
     monkeypatch.setattr(profile, "Session", Profiled)
     times = operator_times(b"", {})
     assert (times["Conv"].milliseconds if found else times.get("Mul")) == found
+
+
+def test_kernels_are_timed_without_what_stands_around_them():
+    models = [
+        model_of(
+            f"""g (float[64,64] x) => (float[64,64] y) {{
+            h = MatMul(x, x) t = Transpose <perm = [1, 0]> (h) {product} y = Sigmoid(s) }}"""
+        )
+        for product in ("s = Identity(t)", "s = Add(t, x)")
+    ]
+    feeds = {"x": np.ones((64, 64), np.float32)}
+    plain = kernel_seconds(models, feeds, seconds=0.02, label="two")
+    fewer = kernel_seconds(
+        models, feeds, seconds=0.02, label="two", without={"MatMul", "Transpose", "Sigmoid", "Add"}
+    )
+    assert len(plain) == len(fewer) == 2
+    assert all(min(own) > 0 for own in plain)
+    assert [set(own) for own in fewer] == [{0.0}, {0.0}]
+
+
+def test_each_run_is_the_sum_of_its_kernels(monkeypatch):
+    Profiled.runs = [(300, 40), (320, 44)]
+    monkeypatch.setattr(profile, "Session", Profiled)
+    monkeypatch.setattr(profile, "time_turns", lambda *_, **__: [])
+    assert kernel_seconds([b""], {}, seconds=1.0, label="one") == [
+        [pytest.approx(340e-6), pytest.approx(364e-6)]
+    ]
+    (convs,) = kernel_seconds([b""], {}, seconds=1.0, without={"Mul"}, label="one")
+    assert convs == [pytest.approx(300e-6), pytest.approx(320e-6)]

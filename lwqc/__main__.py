@@ -1,0 +1,5 @@
+"""`python -m lwqc`."""
+
+from lwqc.cli import main
+
+main()
