@@ -12,6 +12,7 @@ from lwqc.decide.base import Base, copies_experts, fused_base
 from lwqc.decide.fastest import fastest, never_slower
 from lwqc.decide.float_plan import with_float_type, with_floats
 from lwqc.decide.narrower import faster, narrowed, smaller
+from lwqc.decide.own_formats import with_own_formats
 from lwqc.decide.profiles import with_profile
 from lwqc.decide.sparse_plan import with_sparsity
 from lwqc.decide.transforms import choose_transforms
@@ -28,7 +29,19 @@ _IN_PARTS = ("uniform", "none")  # allocators that look at one weight after the 
 
 
 def allocate(work: Version, goals: Goals, recipe: Recipe, *, structure: bool = False) -> Plan:
-    """The plan of a recipe that quantizes, or only cleans up. Raises InputError.
+    """The plan of a recipe that quantizes, or only cleans up; `auto` also tries formats it has.
+
+    See `_chosen` and `own_formats`. Raises InputError.
+    """
+    plan = _chosen(work, goals, recipe, structure)
+    if recipe.allocator != "auto" or goals.wants_size or goals.bounds:
+        return plan
+    small = _wants_small(goals)
+    return with_own_formats(work, plan, _limit(goals), small=small)
+
+
+def _chosen(work: Version, goals: Goals, recipe: Recipe, structure: bool) -> Plan:
+    """The plan of a recipe for the model as it is. Raises InputError.
 
     So does `auto` where nothing can take a format; recipes that name one are refused there. Formats
     may need a newer operator set than the model has; it is raised for them alone.
@@ -122,11 +135,8 @@ def _allocated(work: Version, goals: Goals, recipe: Recipe) -> Plan:
 
 def _auto(work: Version, goals: Goals, recipe: Recipe, structure: bool) -> Plan:
     """The best within a budget, or the fastest within the allowed drop."""
-    limit = DEFAULT_DROP if goals.max_drop is None else goals.max_drop
-    wants_small = (
-        goals.max_drop is not None and not goals.fastest and "max_latency" not in goals.bounds
-    )
-    if goals.wants_size or wants_small:
+    limit = _limit(goals)
+    if goals.wants_size or _wants_small(goals):
         if structure and not goals.bounds:  # channels come then
             work.job.report("formats within the loss")(0, 1)
         base = fused_base(work) if recipe.clean else Base(work).ready()
@@ -138,3 +148,13 @@ def _auto(work: Version, goals: Goals, recipe: Recipe, structure: bool) -> Plan:
     if structure and known and not goals.bounds:
         base, plan = narrowed(base, plan, limit, recipe, better=better)
     return base.stamped(plan)
+
+
+def _limit(goals: Goals) -> float:
+    """The largest drop that is allowed."""
+    return DEFAULT_DROP if goals.max_drop is None else goals.max_drop
+
+
+def _wants_small(goals: Goals) -> bool:
+    """Whether a loss was allowed for bytes, not for time."""
+    return goals.max_drop is not None and not goals.fastest and "max_latency" not in goals.bounds
