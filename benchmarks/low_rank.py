@@ -53,6 +53,7 @@ MODELS = {
 SHARES = (0.9, 0.8, 0.7, 0.5)
 OPERATORS = frozenset({"MatMul", "Gemm", "Conv"})
 _BLOCKS = 4
+_EXACT = 1e-9  # of the energy: half of the rank loses nothing, and says nothing of the layer
 Float = NDArray[np.float64]
 Ranks = Mapping[str, int]
 
@@ -98,7 +99,9 @@ def layers_of(work: Version) -> dict[str, Layer]:
         energy = np.linalg.eigvalsh(weight @ gram[0] @ weight.T)[::-1]
         left = np.maximum(energy.sum() - np.concatenate([[0.0], np.cumsum(energy)]), 0)
         macs = costs[site.uses[0].node.name or ""]
-        found[name] = Layer(site, weight, gram[0], macs, left / energy.sum())
+        layer = Layer(site, weight, gram[0], macs, left / energy.sum())
+        if layer.most >= 2:  # else there is nothing to choose
+            found[name] = layer
     return found
 
 
@@ -212,10 +215,13 @@ def parts_of(work: Version, layers: Mapping[str, Layer]) -> dict[str, float]:
     """Loss of the outputs with half of one layer's rank, over the error at its output."""
     found, data = {}, list(work.job.data.fit)
     for name, layer in layers.items():
-        half = max(1, layer.most // 2)
+        half = layer.most // 2
         losses = lwqc.verify(work.model, factored(work.model, layers, {name: half}), data=data)
-        found[name] = max(loss.drop for loss in losses.values()) / layer.errors[half]
-    return found
+        drop = max(loss.drop for loss in losses.values())
+        if layer.errors[half] > _EXACT:
+            found[name] = drop / float(layer.errors[half])
+    usual = float(np.median(list(found.values())))
+    return {name: found.get(name, usual) for name in layers}
 
 
 def measured(name: str, shares: list[float]) -> Iterator[dict[str, Any]]:
@@ -260,7 +266,9 @@ def measured(name: str, shares: list[float]) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Print rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=["glyph_vit", "stdlib_lm", "glyph_resnet"])
+    parser.add_argument(
+        "names", nargs="*", default=["glyph_vit", "glyph_resnet", "glyph_mobilenet"]
+    )
     parser.add_argument("--shares", default=",".join(map(str, SHARES)))
     chosen = parser.parse_args()
     print(processor())
