@@ -168,12 +168,11 @@ def _plans(work: Version, recipe: Recipe) -> Iterator[Plan]:
         yield from (planning.calibrate(work, plan, recipe.ranges) for plan in plans)
         return
     times = [site_times(work, plan) for plan in plans]
-    together = [_together(known, times) for known in times]
-    least = min((t for t, known in zip(together, times, strict=True) if known), default=math.inf)
-    for plan, known, own in zip(plans, times, together, strict=True):
+    least = min((_together(known, times) for known in times if known), default=math.inf)
+    for plan, known in zip(plans, times, strict=True):
         # Far behind alone, it is not in front on the whole; what it would be needed for where the
         # others lose too much, `_relaxed` makes of them.
-        if not known or own < _FAR * least:
+        if not known or _together(known, times) < _FAR * least:
             yield from _whole_and_quick(work, plan, known, recipe)
     mixed = _quickest(work, plans, times)
     if mixed is not None:

@@ -245,6 +245,28 @@ def test_a_plan_of_many_sites_is_tried_beside_one_of_a_single_fast_site(monkeypa
     assert static(plan) >= {f"w{i}" for i in range(5)}
 
 
+@pytest.mark.parametrize("name", ["Conv", "Gather", "LSTM"])
+def test_models_of_which_nothing_has_another_kernel(name):
+    """Without data convolutions have none; a table and a recurrence have none anyway."""
+    rows: list[Row]
+    if name == "Conv":
+        rows, weights = [("Conv", ["x", "w"], "y", {})], {"w": normal(32, 16, 3, 3)}
+        inputs = {"x": ["batch", 16, 8, 8]}
+    elif name == "Gather":
+        rows, weights = (
+            [("Cast", ["x"], "i", {"to": 7}), ("Gather", ["w", "i"], "y", {})],
+            {"w": normal(64, 64)},
+        )
+        inputs = {"x": ["batch", 8]}
+    else:
+        rows = [("LSTM", ["x", "w", "r"], "y", {"hidden_size": 16})]
+        weights = {"w": normal(1, 64, 32), "r": normal(1, 64, 16)}
+        inputs = {"x": ["steps", "batch", 32]}
+    graph = model(rows, weights, inputs, ["y"])
+    _, plan = module.fastest(open_version(graph, data="random:2"), 0.05, RECIPE)
+    assert all(entry.activation != "static" for entry in plan.quantize.values())
+
+
 def test_each_class_of_sites_gets_its_own_form(net, monkeypatch):
     def seconds(entry, shape):
         return {"dynamic": 0.5, "static": 0.7, "none": 2.0}[entry.activation]

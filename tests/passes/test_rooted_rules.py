@@ -57,6 +57,43 @@ def test_random_graphs_are_rewritten_all_the_same(drawn):
     assert written(found) == written(expected)
 
 
+@pytest.mark.parametrize(
+    ("operator", "number", "stays"),
+    [
+        *((op, value, value != 0) for op in ("Add", "Sub") for value in (1e-10, 1e-38, -1e-9, 0.0)),
+        *((op, value, value != 1) for op in ("Mul", "Div") for value in (1.000009, 0.9999995, 1.0)),
+    ],
+)
+def test_only_numbers_that_do_nothing_are_left_out(operator, number, stays):
+    """An epsilon of any size keeps a logarithm of silence finite."""
+    model = model_of(
+        f"""g (float[n] x) => (float[n] y) {{
+        small = Constant<value = float {{{number}}}>()
+        s = Mul(x, x) e = {operator}(s, small) y = Log(e) }}"""
+    )
+    found = applied(FoldConstants(), model).model
+    assert (
+        sum(node.op_type == operator for node in found.graph) == 1 + (operator == "Mul")
+    ) is stays
+
+
+def test_tolerances_of_the_rules_are_put_back():
+    def tolerances():
+        return [
+            (v._rel_tol, v._abs_tol)
+            for rule in rewriter._DEFAULT_REWRITE_RULES
+            for node in rule._target_pattern._nodes
+            for v in node.inputs
+            if hasattr(v, "_rel_tol")
+        ]
+
+    before = tolerances()
+    assert before
+    with rooted_rules():
+        assert set(tolerances()) == {(0.0, 0.0)}
+    assert tolerances() == before
+
+
 def test_the_rules_are_put_back():
     before = rewriter._DEFAULT_REWRITE_RULES
     with rooted_rules(), rooted_rules():
