@@ -6,6 +6,7 @@ installed runtime really executes.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -14,7 +15,7 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from lwqc.backends.cpu_rules import RULES, CpuRules, probed
+from lwqc.backends.cpu_rules import RULES, CpuRules, is_arm, probed
 from lwqc.backends.slow_cells import unpacks_every_run
 from lwqc.backends.stored_only import stored_only
 from lwqc.backends.target import FloatType, Form, Lowered, illegal, lower_pipeline
@@ -174,7 +175,10 @@ class CpuTarget:
         return {}
 
     def unmeasured(self) -> str:
-        """Speed can always be measured."""
+        """Why speed is not that of the target: int8 activations have slow kernels elsewhere."""
+        here = platform.machine()
+        if self.rules.signed and not is_arm(here):
+            return f"{self.name} has other kernels than this processor ({here or 'unknown'})"
         return ""
 
     def settings(self) -> SessionSettings:

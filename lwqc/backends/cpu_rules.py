@@ -43,10 +43,14 @@ def probed(machine: str = "", saturates: Callable[[], bool] | None = None) -> Cp
 
     machine: as `platform.machine` gives it. saturates: asked on x86 only; see `sums_saturate`.
     """
-    machine = (machine or platform.machine()).lower()
-    if machine.startswith(("arm", "aarch")):
+    if is_arm(machine or platform.machine()):
         return ARM
     return AVX2 if (saturates or sums_saturate)() else VNNI
+
+
+def is_arm(machine: str) -> bool:
+    """Whether a processor is an ARM. machine: as `platform.machine` gives it."""
+    return machine.lower().startswith(("arm", "aarch"))
 
 
 @cache

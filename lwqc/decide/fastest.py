@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from lwqc.compile.candidates import holds
+from lwqc.compile.candidates import holds, with_formats
 from lwqc.compile.timing import relative_time, site_times, slow_sites, timed_sites
 from lwqc.compile.version import Version
 from lwqc.decide import planning
@@ -20,6 +20,7 @@ from lwqc.plans.plan import Plan
 from lwqc.plans.recipe import Recipe
 from lwqc.quant.methods import DATA_METHODS
 from lwqc.runtime.measure import NOISE
+from lwqc.runtime.served import relative_times
 from lwqc.runtime.timing_cache import Pair
 
 _FINALISTS = 2
@@ -56,7 +57,8 @@ def fastest(work: Version, limit: float, recipe: Recipe) -> tuple[Base, Plan]:
         ranked = _finalists(trials, base, ranked)
     for trial, candidate in trials.holding(ranked, SECONDS):
         if holds(work, candidate, trial.session, limit):
-            return trial.base, stored(trial.base.work, trial.plan, limit, recipe.method)
+            kept = stored(trial.base.work, trial.plan, limit, recipe.method)
+            return trial.base, _with_fast_bodies(trial.base.work, kept)
     return safest(work, base, limit, recipe)
 
 
@@ -86,9 +88,27 @@ def safest(work: Version, base: Base, limit: float, recipe: Recipe) -> tuple[Bas
     for one in (base, as_it_is):
         plan = holding(one.work, limit, recipe.name, recipe.method)
         if plan is not None:
-            return one, plan
+            return one, _with_fast_bodies(one.work, plan)
     plan = planning.unchanged(as_it_is.work, recipe.name)
     return as_it_is, plan.model_copy(update={"rewrites": ()})
+
+
+def _with_fast_bodies(work: Version, plan: Plan) -> Plan:
+    """The plan without weights that bodies of loops read, where the whole is slower with them.
+
+    They come from the outer graph then, and the runtime chooses kernels in a body by what is stored
+    there. Elsewhere weights that become float at load run the same kernels.
+    """
+    inside = [s.name for s in work.analysis.sites if s.in_body and s.name in plan.quantize]
+    if not inside or not work.job.timed:
+        return plan
+    session = work.job.load(with_formats(work, plan).model)
+    sessions = [work.begun.timed_session, session]
+    relative = relative_times(sessions, work.job.data.serve, SECONDS, 1, NOISE)[1]
+    if max(relative) <= NOISE:
+        return plan
+    reason = f"in a body, where the whole takes {max(relative):.2f} times as long with it"
+    return planning.without(plan, dict.fromkeys(inside, reason))
 
 
 def _merged(trials: Trials, best: Plan) -> list[Trial]:

@@ -116,3 +116,15 @@ def test_this_processor_is_told_by_what_it_computes():
 def test_an_unknown_processor():
     with pytest.raises(InputError, match="cpu-avx2"):
         lwqc.compress(digits.MODEL, target="cpu-6502")
+
+
+def test_times_here_say_nothing_of_processors_with_other_kernels(monkeypatch):
+    from lwqc.backends.cpu import CpuTarget
+
+    targets = {name: CpuTarget(rules) for name, rules in RULES.items()}
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert {name for name, target in targets.items() if target.unmeasured()} == {"cpu-arm"}
+    assert "x86_64" in targets["cpu-arm"].unmeasured()
+    for arm in ("aarch64", "arm64"):
+        monkeypatch.setattr("platform.machine", lambda arm=arm: arm)
+        assert not any(target.unmeasured() for target in targets.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -265,6 +266,40 @@ def test_models_of_which_nothing_has_another_kernel(name):
     graph = model(rows, weights, inputs, ["y"])
     _, plan = module.fastest(open_version(graph, data="random:2"), 0.05, RECIPE)
     assert all(entry.activation != "static" for entry in plan.quantize.values())
+
+
+@pytest.mark.parametrize(("time", "coded"), [(1.3, False), (1.0, True)])
+def test_weights_of_bodies_stay_float_where_the_whole_is_slower_with_them(monkeypatch, time, coded):
+    def declared(name: str, kind: str, *shape: int) -> onnx.ValueInfoProto:
+        return onnx.helper.make_tensor_value_info(name, getattr(onnx.TensorProto, kind), shape)
+
+    node, picture = onnx.helper.make_node, ("FLOAT", 1, 8, 8, 8)
+    body = onnx.helper.make_graph(
+        [
+            node("Identity", ["go"], ["more"]),
+            node("Conv", ["s", "w"], ["t"], pads=[1, 1, 1, 1]),
+        ],
+        "body",
+        [declared("i", "INT64"), declared("go", "BOOL"), declared("s", *picture)],
+        [declared("more", "BOOL"), declared("t", *picture)],
+        [onnx.numpy_helper.from_array(normal(8, 8, 3, 3, scale=0.1), "w")],
+    )
+    loop = onnx.helper.make_graph(
+        [node("Loop", ["n", "", "x"], ["y"], body=body)],
+        "g",
+        [declared("n", "INT64"), declared("x", *picture)],
+        [declared("y", *picture)],
+    )
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    graph = ir.from_proto(onnx.helper.make_model(loop, opset_imports=opsets, ir_version=10))
+    feeds = {"n": np.array(2, np.int64), "x": normal(1, 8, 8, 8)}
+    job = open_version(graph, data=[feeds])
+    monkeypatch.setattr(module, "relative_times", lambda *_, **__: [[1.0], [time]])
+    _, plan = module.fastest(job, 0.05, RECIPE)
+    assert bool(plan.quantize) is coded
+    if not coded:
+        (reason,) = plan.kept_float.values()
+        assert "1.30 times as long" in reason
 
 
 def test_each_class_of_sites_gets_its_own_form(net, monkeypatch):
