@@ -77,7 +77,7 @@ def swept(model: str, recipe: str, folder: Path) -> Row:
         before, after = lwqc.bench(path, out, data=data[:1])
         row.size = report.output_bytes / report.source_bytes
         row.said = None if report.speedup is None else 1 / report.speedup
-        row.time = after.median_ms / before.median_ms
+        row.time = after.relative / before.relative
         return row
     return Row(model, recipe, "", time.perf_counter() - start, failed=error)
 

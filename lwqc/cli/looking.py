@@ -190,7 +190,7 @@ def bench(
             Console().print(f"{name}: {line}", style="yellow", highlight=False)
     for i, path in enumerate(models):
         for label, times in zip(served, found, strict=True):
-            ratio = times[0].median_ms / times[i].median_ms
+            ratio = times[0].relative / times[i].relative
             text = f"{latency_text(times[i])}, {ratio:.2f}x, {size_text(sizes[i])}"
             Console().print(f"{path}: {text}" if len(served) == 1 else f"{path} {label}: {text}")
 

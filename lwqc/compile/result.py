@@ -13,6 +13,7 @@ from typing import Any
 from lwqc.graph.sites import Skipped
 from lwqc.model.numerals import size_text
 from lwqc.model.told import Told
+from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Outcome
 from lwqc.runtime.flips import Flips
 from lwqc.runtime.measure import Latency, OperatorRow, drop_of_others, worst_drop
@@ -55,8 +56,12 @@ class ShapeLatency:
 
     @property
     def speedup(self) -> float:
-        """Median latency of the original over that of the result."""
-        return self.before.median_ms / self.after.median_ms
+        """Time of the original over that of the result, in the same rounds; see `Latency`."""
+        return self.before.relative / self.after.relative
+
+    def reached(self, bound: Amount) -> float:
+        """Milliseconds that count for a bound: of a share of the original's, by the same rounds."""
+        return self.before.median_ms / self.speedup if bound.relative else self.after.median_ms
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from lwqc.runtime.loadable import Loadable
 from lwqc.runtime.profile import OperatorTime, operator_times
 from lwqc.runtime.recorded import Recorded
 from lwqc.runtime.session import Session
-from lwqc.runtime.settling import compared
+from lwqc.runtime.settling import compared, ratios
 from lwqc.runtime.stats.divergence import Divergence, Loss, LossesMeter, OutputMeter
-from lwqc.runtime.timer import time_runs
+from lwqc.runtime.timer import time_runs, time_turns
 
 NOISE = 1.05  # repeated timings of one model differ by this much
 # A median whose interval is narrower than what repeated timings differ by is as good as one of
@@ -33,12 +33,18 @@ Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one run in milliseconds: median, and the 10th and 90th percentile."""
+    """Time of one run in milliseconds: median, and the 10th and 90th percentile.
+
+    relative: over the time of the first model that was timed beside it, the median of all rounds,
+    see `settling.ratios`. It is closer than the quotient of two medians, as what else the machine
+    does slows down both in a round alike.
+    """
 
     median_ms: float
     p10_ms: float
     p90_ms: float
     runs: int
+    relative: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -165,8 +171,8 @@ def latencies(
 ) -> list[Latency]:
     """Time sessions side by side with alternating order, until what they take is known."""
     settled = compared(_KNOWN, NOISE, _RATIO)
-    times = time_runs(sessions, feeds, seconds=seconds, settled=settled)
-    return [_summary(own) for own in times]
+    times = time_turns(sessions, feeds, seconds=seconds, settled=settled)
+    return [_summary(own, times[0]) for own in times]
 
 
 def medians_ms(sessions: Sequence[Session], feeds: Mapping[str, NDArray[Any]]) -> list[float]:
@@ -189,12 +195,13 @@ def operator_rows(
     return sorted(rows, key=lambda r: -max(r.before_ms, r.after_ms))
 
 
-def _summary(times: Sequence[float]) -> Latency:
-    ordered = sorted(t * 1e3 for t in times)
+def _summary(turns: Sequence[Sequence[float]], first: Sequence[Sequence[float]]) -> Latency:
+    ordered = sorted(t * 1e3 for turn in turns for t in turn)
     last = len(ordered) - 1
     return Latency(
         statistics.median(ordered),
         ordered[round(last * 0.1)],
         ordered[round(last * 0.9)],
         len(ordered),
+        statistics.median(ratios(turns, first)),
     )

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from lwqc.cli.pipeline.document import Gates
 from lwqc.compile.outcomes import drop_outcome, latency_outcomes, size_outcome
+from lwqc.plans.bounds import Amount
 from lwqc.plans.goals import Outcome
 
 
@@ -42,12 +43,20 @@ class Gate:
 
 class _Time(BaseModel):
     median_ms: float
+    relative: float | None = None  # reports of earlier versions have none
 
 
 class _Latency(BaseModel):
     shape: str
     before: _Time
     after: _Time
+
+    def reached(self, bound: Amount) -> float:
+        """Milliseconds, as `ShapeLatency.reached`."""
+        own, first = self.after.relative, self.before.relative
+        if not bound.relative or own is None or first is None:
+            return self.after.median_ms
+        return self.before.median_ms * own / first
 
 
 class _Measured(BaseModel):
@@ -78,7 +87,7 @@ def _checked(gates: Gates, found: _Measured) -> Iterator[Gate]:
         yield Gate("drop", None, why) if drop is None else _of(drop_outcome(goals.max_drop, drop))
     latency = goals.bounds.get("max_latency")
     if latency is not None:
-        rows = [(r.shape, r.before.median_ms, r.after.median_ms) for r in found.latencies]
+        rows = [(r.shape, r.before.median_ms, r.reached(latency)) for r in found.latencies]
         if not rows:
             yield Gate("latency", None, found.unmeasured or "the target is not timed here")
         yield from map(_of, latency_outcomes(latency, rows))

@@ -74,7 +74,7 @@ def _times(found: SideBySide, label: str) -> Table:
     for file in found.files:
         if label in file.latencies:
             own = file.latencies[label]
-            faster = f"{base.median_ms / own.median_ms:.2f}x"
+            faster = f"{base.relative / own.relative:.2f}x"
             table.add_row(file.name, latency_text(own), faster)
     return table
 
