@@ -131,6 +131,7 @@ def _arithmetic() -> str:
     with one_thread():
         product = x @ w
         factor = inverse_factor((x.T @ x).astype(np.float64), 0.01)
-        sums = [(x * x).sum(axis=1), (x * x).sum(axis=0)]
-    digests = [array_digest(a) for a in (product, factor, factor @ factor.T, *sums)]
+        squared = factor @ factor.T
+    sums = [(x * x).sum(axis=1), (x * x).sum(axis=0)]
+    digests = [array_digest(a) for a in (product, factor, squared, *sums)]
     return hashlib.sha256(repr(digests).encode()).hexdigest()[:16]
