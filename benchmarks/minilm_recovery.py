@@ -6,8 +6,8 @@
 Made one after the other: `lwqc compress` by default, `lwqc compress --max-latency` (formats, widths
 and branches), and what `lwqc recover` makes of that on the sentences of the standard library's
 docstrings, but for the 420 that judge, in batches of like lengths. Beside them onnxruntime's
-dynamic tool. Times are medians of runs in turns in default sessions, cosines those of the 420 sentences, seconds by the
-clock, of all threads that the runtime and torch take.
+dynamic tool. Times are medians of runs in turns in default sessions, cosines those of the 420
+sentences, seconds by the clock, of all threads that the runtime and torch take.
 """
 
 from __future__ import annotations
