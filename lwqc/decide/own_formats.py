@@ -37,12 +37,13 @@ def with_own_formats(work: Version, plan: Plan, limit: float, *, small: bool = F
     try:
         own = lower_plan(work)
         models = [execute(work, Goals(), each).model for each in (own, plan)]
+        if small and io.serialized_bytes(models[0]) > io.serialized_bytes(models[1]):
+            return plan
         sessions = [work.job.load(model) for model in models]
         drop = full_drop(work, sessions[0])
     except (InputError, SessionError) as error:
         return plan.noted(f"{_NOT_TRIED}: {error}")
-    mine, other = map(io.serialized_bytes, models)
-    if drop > limit or (small and mine > other):
+    if drop > limit:
         return plan
     taken, others = relative_times(
         [work.begun.timed_session, *sessions], work.job.data.serve, SECONDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,12 +56,15 @@ def operator_times(model: Loadable, feeds: Feeds) -> dict[str, OperatorTime]:
             took.append(session.seconds(feeds))
         runs = _runs(session)
     runs = runs[_WARM_UP:] or runs  # the runtime notes a million events, and not the rest
-    found: dict[str, OperatorTime] = {}
-    for op in dict.fromkeys(kernel.op for run in runs for kernel in run):
-        spent = [sum(k.seconds for k in run if k.op == op) for run in runs]
-        names = {k.name for run in runs for k in run if k.op == op}
-        found[op] = OperatorTime(1e3 * statistics.median(spent), len(names))
-    return found
+    spent: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(runs))
+    nodes: dict[str, set[str]] = defaultdict(set)
+    for number, run in enumerate(runs):
+        for kernel in run:
+            spent[kernel.op][number] += kernel.seconds
+            nodes[kernel.op].add(kernel.name)
+    return {
+        op: OperatorTime(1e3 * statistics.median(own), len(nodes[op])) for op, own in spent.items()
+    }
 
 
 def kernel_seconds(
