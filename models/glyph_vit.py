@@ -23,32 +23,34 @@ def _convolution(i: int, o: int, stride: int) -> tuple[nn.Module, ...]:
 class Attention(nn.Module):
     """Self-attention with one projection for query, key and value."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         """Projections with bias."""
         super().__init__()
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.out = nn.Linear(WIDTH, WIDTH)
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [batch, tokens, WIDTH]."""
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+        """x: [batch, tokens, width]."""
+        batch, tokens, width = x.shape
+        parts = (batch, tokens, 3, self.heads, width // self.heads)
+        qkv = self.qkv(x).reshape(parts).permute(2, 0, 3, 1, 4)
         y = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
-        return self.out(y.transpose(1, 2).reshape(batch, tokens, WIDTH))  # type: ignore[no-any-return]
+        return self.out(y.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
     """Attention and a two-layer perceptron, normalised first."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, heads: int = HEADS, hidden: int = HIDDEN) -> None:
         """GELU between the two linear layers."""
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(WIDTH), Attention()
-        self.norm2 = nn.LayerNorm(WIDTH)
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, WIDTH))
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [batch, tokens, WIDTH]."""
+        """x: [batch, tokens, width]."""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
