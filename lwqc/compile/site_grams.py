@@ -74,14 +74,15 @@ class SiteGrams:
         self._collectors = {s.name: _gram(s) for s in sites}
         if token_weights:
             self._collectors |= _weighted(model, sites, self._collectors)
-        self._shared = {
-            s.name for s in sites if s.both_ways or len({u.activation for u in _products(s)}) > 1
-        }
+        several = {s.name for s in sites if s.both_ways or len(_products(s)) > 1}
+        self._unlike = {n for n in several if self._collectors[n] is None}
         self._bytes = {s.name: 8 * s.groups * s.k**2 for s in sites}
         self._weights = {s.name: s.size for s in sites}
         positions = _positions(model.graph)
         self._readers = {
-            s.name: positions[_made(_use(s).node)] for s in sites if _gram(s) is not None
+            s.name: max(positions[_made(use.node)] for use in _products(s))
+            for s in sites
+            if _gram(s) is not None
         }
         self._main = {v.name for n in model.graph for v in n.outputs}
         self._main |= {v.name for v in (*model.graph.inputs, *model.graph.initializers.values())}
@@ -103,11 +104,11 @@ class SiteGrams:
     def reason(self, site: str) -> str:
         """Why a site has no Gram matrix, or ""."""
         collector = self._collectors.get(site)
-        if site in self._shared:
-            return "operators with different inputs read its weight"
+        if site in self._unlike:
+            return "operators read its weight in different ways"
         if collector is None:
             return "it reads no rows that a matrix product or convolution multiplies"
-        if collector.tensor not in self._main:
+        if not self._main.issuperset(collector.tensors):
             return "its input is inside the body of an If, Loop or Scan"
         if self._bytes[site] > _SITE_BYTES:
             return f"its Gram matrix would take {self._bytes[site] >> 20} MB"
@@ -126,7 +127,8 @@ class SiteGrams:
         for site, collector in self._observed.items():
             at = observed.setdefault(self._readers[site], {})
             for tensor in collector.tensors:
-                at[tensor] = at.get(tensor, 0) + more * self._bytes[site]
+                at.setdefault(tensor, 0)
+            at[collector.tensor] += more * self._bytes[site]
         limit = _LARGE_SEGMENT_BYTES if self._large else _SEGMENT_BYTES
         room = self._room or limit
         parts = divided(self._model, self._data, room, observed, mapped=self._large)
@@ -270,17 +272,21 @@ def _products(site: Site) -> list[Use]:
     return [use for use in site.uses if use.node.op_type in ("MatMul", "Gemm", "Conv")]
 
 
-def _use(site: Site) -> Use:
-    """The use whose input the matrix is of."""
-    return next(iter(_products(site)), site.uses[0])
-
-
 def _gram(site: Site) -> Gram | None:
-    use = _use(site)
-    if use.node.op_type not in ("MatMul", "Gemm", "Conv") or not _plain(use):
+    """Of the rows that all products with the weight read; None if one reads it in another way."""
+    found = {_of_use(use, site) for use in _products(site)}
+    named = sorted((g for g in found if g is not None), key=lambda g: g.tensor)
+    if site.both_ways or not named or len(named) < len(found):
         return None
+    first, *others = named
+    if any(replace(g, tensor=first.tensor) != first for g in others):
+        return None
+    return replace(first, also=tuple(g.tensor for g in others))
+
+
+def _of_use(use: Use, site: Site) -> Gram | None:
     name = use.activation.name if use.activation is not None else None
-    if not name:
+    if not name or not _plain(use):
         return None
     if use.node.op_type == "Conv":
         return Gram(name, conv_window(use.node, site.shape))
@@ -295,7 +301,9 @@ def _weighted(
     found = {}
     for site in sites:
         collector, weights = plain[site.name], maps.token_weights(site)
-        if collector is not None and collector.window is None and isinstance(weights, TokenWeights):
+        if collector is None or collector.window is not None or collector.also:
+            continue
+        if isinstance(weights, TokenWeights):
             mass = ColumnMass(weights.map, weights.tokens)
             found[site.name] = replace(collector, weights=mass)
     return found

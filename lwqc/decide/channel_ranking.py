@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from operator import length_hint
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.collector import Feeds
 from lwqc.runtime.stats.gram import Gram
-from lwqc.runtime.stats.patches import conv_window
+from lwqc.runtime.stats.patches import Window, conv_window
 
 _MAX_FEATURES = 6144  # a Gram matrix of more takes over 300 MB
 _TRIAL_BATCHES = 2  # enough to compare groups
@@ -49,7 +50,11 @@ def rank(
     if score.looks_at == "outputs":
         return _perturbed(work, prunable, chosen, needed, options)
     data = calibration(work, options.calibration)
-    grams = _grams(data, prunable, [r for readers in needed.values() for r in readers])
+    grams = _grams(
+        _reported(data, work.job.report("statistics")),
+        prunable,
+        [r for readers in needed.values() for r in readers],
+    )
     seen = {n: [Observed(r, *grams[r]) for r in rs if r in grams] for n, rs in needed.items()}
     found: dict[str, Ranking | None] = {}
     report = work.job.report("scores")
@@ -230,8 +235,14 @@ def _readers_of(
 def _grams(
     data: Iterable[Feeds], prunable: Prunable, readers: list[Reader]
 ) -> dict[Reader, tuple[NDArray[np.float64], int]]:
-    """Gram matrix [convolution groups, features, features] of every reader's input, and rows."""
-    collectors = {reader: _gram(reader) for reader in dict.fromkeys(readers)}
+    """Gram matrix [convolution groups, features, features] of what each weight reads, and rows.
+
+    Of readers with the same weight and the same features the first stands for all.
+    """
+    alike: dict[tuple[object, ...], list[Reader]] = {}
+    for reader in dict.fromkeys(readers):
+        alike.setdefault(_what_is_read(reader), []).append(reader)
+    collectors = {together[0]: _gram(together) for together in alike.values()}
     if not collectors:
         return {}
     found = collect(prunable.model, list(collectors.values()), data, statistics_session)
@@ -243,9 +254,31 @@ def _grams(
     return result
 
 
-def _gram(reader: Reader) -> Gram:
+def _reported(data: Dataset, report: Callable[[int, int], None]) -> Iterator[Feeds]:
+    total = length_hint(data, 0)
+    for done, feeds in enumerate(data):
+        if total:
+            report(done, total)
+        yield feeds
+
+
+def _what_is_read(reader: Reader) -> tuple[object, ...]:
+    """Alike where one matrix [out, features] must do for the rows of several layers."""
     operand = reader.operand
-    name = operand.activation.name or ""
-    if operand.node.op_type == "Conv":
-        return Gram(name, conv_window(operand.node, operand.shape))
-    return Gram(name)
+    steps = tuple(step.name or step.outputs[0].name for step in operand.weight.steps)
+    return (
+        operand.weight.name, steps, operand.out_axis, _window(reader),
+        reader.features, reader.groups, reader.kernel,
+    )  # fmt: skip
+
+
+def _window(reader: Reader) -> Window | None:
+    operand = reader.operand
+    return conv_window(operand.node, operand.shape) if operand.node.op_type == "Conv" else None
+
+
+def _gram(readers: list[Reader]) -> Gram:
+    names = list(dict.fromkeys(r.operand.activation.name or "" for r in readers))
+    window = _window(readers[0])
+    features = readers[0].operand.features if window is None else 0
+    return Gram(names[0], window, features=features, also=tuple(names[1:]))

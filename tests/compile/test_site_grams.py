@@ -174,3 +174,40 @@ def test_a_job_reports_statistics_and_encoding(model_and_data):
     done = [at for at, _ in stages["encoding"]]
     assert done == sorted(done)
     assert done[-1] == stages["encoding"][-1][1] > 20
+
+
+SHARED = """
+<ir_version: 9, opset_import: ["" : 18]>
+g (float[n, 64] x, float[m, 64] z) => (float[n, 64] y, float[m, 64] q) {
+  a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) b = MatMul(z, w) q = %s
+}
+"""
+
+
+def shared(second):
+    """A weight `w` that rows of two tensors meet, far apart in the graph."""
+    proto = onnx.parser.parse_model(SHARED % second)
+    for name in ("w", "v"):
+        array = np.random.default_rng(ord(name)).standard_normal((64, 64)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal((n, 64)).astype(np.float32) for n in (300, 200)]
+    return ir.serde.deserialize_model(proto), *rows
+
+
+@pytest.mark.parametrize("bytes_", [1, 1 << 30])
+def test_a_weight_read_twice_has_the_rows_of_both(monkeypatch, bytes_):
+    monkeypatch.setattr(site_grams, "_SEGMENT_BYTES", bytes_)
+    model, x, z = shared("Relu(b)")
+    grams = SiteGrams(model, find_sites(model).sites, [{"x": x, "z": z}])
+    assert len(grams.segments) == (1 if bytes_ > 1 else 3)
+    rows = np.concatenate([x, z])
+    check(grams("w"), rows.T @ rows / 500)
+    assert grams.reason("w") == ""
+
+
+def test_a_weight_read_twice_in_different_ways_has_none():
+    model, x, z = shared("Gemm <transB = 1> (b, w)")
+    grams = SiteGrams(model, find_sites(model).sites, [{"x": x, "z": z}])
+    assert grams("w") is None
+    assert grams.reason("w") == "operators read its weight in different ways"

@@ -150,6 +150,32 @@ def test_a_resize_by_stored_factors_passes_channels_on_where_sizes_are_dynamic()
     assert [(g.name, g.size) for g in Prunable(built).groups] == [("w1:0", 24)]
 
 
+def unrolled(steps):
+    """The same layers over the inputs of every step; `y` has the rows of all."""
+    nodes, inputs = [], {}
+    for i in range(steps):
+        inputs[f"x{i}"] = ["batch", 16]
+        nodes += [
+            ("MatMul", [f"x{i}", "w1"], f"a{i}", {}),
+            ("Relu", [f"a{i}"], f"b{i}", {}),
+            ("MatMul", [f"b{i}", "w2"], f"c{i}", {}),
+        ]
+    nodes.append(("Concat", [f"c{i}" for i in range(steps)], "y", {"axis": 0}))
+    return model(nodes, {"w1": normal(16, 24), "w2": normal(24, 4, seed=1)}, inputs, ["y"])
+
+
+def test_a_weight_read_in_every_step_is_one_layer_with_the_rows_of_all():
+    rows = [normal(300, 16, seed=i) * (np.arange(16) // 5 == i) for i in range(3)]
+    apart = {f"x{i}": r for i, r in enumerate(rows)}
+    together = {"x0": np.concatenate(rows)}
+    found = []
+    for steps, data in ((3, apart), (1, together)):
+        model_ = unrolled(steps)
+        done = lwqc.prune(model_, recipe="obspa", ratio=0.4, data=[data])
+        found.append([(u.group, u.index) for u in done.plan.prune.units])
+    assert found[0] == found[1] != []
+
+
 def shared_bias():
     """One vector is the bias of two hidden layers, whose groups are independent."""
     return model(

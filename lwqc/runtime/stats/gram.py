@@ -65,34 +65,41 @@ class Gram(Collector[GramSum]):
 
     With a window, of the patches [channels, *kernel] that a convolution reads, group by group.
     weights: of the rows; a Gram matrix of patches takes none (ValueError). features: how many,
-    where that is known. From 1024 on the rows leave the runtime and numpy multiplies them, band by
-    band of one half: half the work, and no matrix of each run.
+    where that is known; from 1024 on the rows leave the runtime and numpy multiplies them, band by
+    band of one half: half the work, and no matrix of each run. also: other tensors whose rows count
+    too, as where one weight is read several times; without weights (ValueError).
     """
 
     tensor: str
     window: Window | None = None
     weights: RowWeights | None = None
     features: int = 0
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse weighted patches."""
+        """Refuse weighted patches, and weights for rows of several tensors."""
         if self.window is not None and self.weights is not None:
             raise ValueError(f"{self.tensor}: patches of a convolution cannot be weighted")
+        if self.also and self.weights is not None:
+            raise ValueError(f"{self.tensor}: rows of several tensors cannot be weighted")
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The one tensor, then those of the weights."""
-        return (self.tensor, *(self.weights.tensors if self.weights is not None else ()))
+        """Those with rows, then those of the weights."""
+        weights = self.weights.tensors if self.weights is not None else ()
+        return (self.tensor, *self.also, *weights)
 
     def emit(self, emit: Emitter, values: Sequence[ir.Value]) -> Sequence[ir.Value]:
         """One Gemm over the rows, or one MatMul per convolution group over the patches."""
         if self.window is None:
-            rows = emit.rows(values[0])
+            parts = [emit.rows(v) for v in values[: 1 + len(self.also)]]
+            rows = emit("Concat", *parts, axis=0) if self.also else parts[0]
             if self.outside:
                 return [rows]
             weighted = self._weighted(emit, rows, values)
             return [emit("Shape", rows), emit.product(weighted, rows)]
-        patches = feature_rows(emit, values[0], self.window)
+        every = [feature_rows(emit, v, self.window) for v in values]
+        patches = emit("Concat", *every, axis=2) if self.also else every[0]
         transposed = emit("Transpose", patches, perm=[0, 2, 1])
         return [emit("Shape", transposed), emit("MatMul", patches, transposed)]
 

@@ -9,10 +9,12 @@ import pytest
 from lwqc.errors import InputError
 from lwqc.runtime.stats.branch_effect import BranchEffect
 from lwqc.runtime.stats.collect import collect, instrument
+from lwqc.runtime.stats.column_mass import ColumnMass
 from lwqc.runtime.stats.gram import Gram
 from lwqc.runtime.stats.histogram import Histogram
 from lwqc.runtime.stats.min_max import MinMax
 from lwqc.runtime.stats.moments import Moments
+from lwqc.runtime.stats.patches import Window
 from lwqc.runtime.stats.shapes import Shapes
 
 from .conftest import VALUES, capture, parse, runner
@@ -117,6 +119,42 @@ def test_gram(conv_net, images, wide):
     rows = np.concatenate([r["f"] for r in capture(conv_net, ["f"], images)]).astype(np.float64)
     assert found.rows == len(rows)
     np.testing.assert_allclose(found.matrix, rows.T @ rows, rtol=SUM_RTOL)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_gram_of_rows_of_several_tensors(wide):
+    model = parse(
+        '<ir_version: 9, opset_import: ["": 18]> g (float[n, 5] x, float[m, 2, 5] z) => '
+        "(float[n, 5] y) { y = Relu(x) }"
+    )
+    rng = np.random.default_rng(0)
+    x, z = rng.standard_normal((7, 5), np.float32), rng.standard_normal((3, 2, 5), np.float32)
+    gram = Gram("x", features=4096 if wide else 0, also=("z",))
+    found = collect(model, [gram], [{"x": x, "z": z}], runner)[gram]
+    rows = np.concatenate([x, z.reshape(-1, 5)])
+    assert found.rows == 13
+    np.testing.assert_allclose(found.matrix, rows.T @ rows, rtol=SUM_RTOL, atol=1e-5)
+
+
+def test_gram_of_patches_of_several_tensors():
+    model = parse(
+        '<ir_version: 9, opset_import: ["": 18]> g (float[n, 2, 6] x, float[m, 2, 9] z) => '
+        "(float[n, 2, 6] y) { y = Relu(x) }"
+    )
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((2, 2, 6), np.float32)}
+    feeds["z"] = rng.standard_normal((2, 2, 9), np.float32)
+    window = Window(1, 2, (3,))
+    both, x, z = Gram("x", window, also=("z",)), Gram("x", window), Gram("z", window)
+    found = collect(model, [both, x, z], [feeds], runner)
+    assert found[both].rows == found[x].rows + found[z].rows == 2 * 4 + 2 * 7
+    exact = found[x].matrix + found[z].matrix
+    np.testing.assert_allclose(found[both].matrix, exact, rtol=SUM_RTOL, atol=1e-5)
+
+
+def test_rows_of_several_tensors_take_no_weights():
+    with pytest.raises(ValueError, match="several tensors"):
+        Gram("x", weights=ColumnMass("p", "x"), also=("z",))
 
 
 def test_gram_of_a_tensor_of_rank_three():
