@@ -2,8 +2,9 @@
 
     python -m benchmarks.tokens [NAME ...] [--shares 0.2,0.3] [--importance rank]
 
-glyph_vit: accuracy on 2,000 held-out images, with the 95 % interval of a paired bootstrap of what
-is lost against 8 bits with all tokens. deit_tiny: DeiT-shaped, with random weights, so that only
+glyph_vit, or the file of another model of the glyphs (`benchmarks.glyph_deit` makes one): accuracy
+on 2,000 held-out images, with the 95 % interval of a paired bootstrap of what is lost against 8
+bits with all tokens. deit_tiny: DeiT-shaped, with random weights, so that only
 its speed and the share of equal answers mean anything. Times are medians of ratios of runs in
 turns, at batches of 1 and 32 (deit_tiny: 1 and 4).
 """
@@ -58,7 +59,7 @@ def main() -> None:
 
 def rows(name: str, shares: Sequence[float], chosen: Any) -> Iterator[tuple[str, ...]]:
     """One for each share, after that with all tokens."""
-    model, data, judged, batches = _glyphs() if name == "glyph_vit" else _deit()
+    model, data, judged, batches = _deit() if name == "deit_tiny" else _glyphs(name)
     whole = lwqc.compress(model, recipe=chosen.recipe, data=data)
     sessions = [Session(whole.model, label="all tokens")]
     right = [judged(sessions[0])]
@@ -89,7 +90,7 @@ def _lost(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> str:
     return f"{lost.mean():.2f} ({low:.2f} to {high:.2f})"
 
 
-def _glyphs() -> tuple[Any, Any, Any, list[Any]]:
+def _glyphs(name: str) -> tuple[Any, Any, Any, list[Any]]:
     feeds, pixels = glyphs.test_feeds(), next(iter(glyphs.calibration()))["image"]
     with np.load(glyphs.DATA) as stored:
         labels = stored["test_labels"]
@@ -98,7 +99,8 @@ def _glyphs() -> tuple[Any, Any, Any, list[Any]]:
         return np.concatenate([run(f)["logits"].argmax(-1) for f in feeds]) == labels
 
     batches = [{"image": pixels[:n]} for n in (1, 32)]
-    return ROOT / "models/glyph_vit.onnx", list(glyphs.calibration()), judged, batches
+    path = ROOT / f"models/{name}.onnx" if name == "glyph_vit" else Path(name)
+    return path, list(glyphs.calibration()), judged, batches
 
 
 def _deit() -> tuple[Any, Any, Any, list[Any]]:

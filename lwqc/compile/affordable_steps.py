@@ -24,5 +24,5 @@ def within(seconds: float, small: ir.Model, lesson: Lesson, learn: Learn) -> Lea
     pace = timed(small, lesson, Fitting(1, learn.lr, learn.seed))
     left = _SPARE * (seconds - (time.monotonic() - begin))
     rounds = learn.whole + (learn.parts != "none")  # all parts together are as large as the whole
-    steps = int((left / rounds - pace.checks_s) / pace.step_s)
+    steps = pace.steps_within(left / rounds)
     return None if steps < _LEAST else learn.model_copy(update={"steps": steps})

@@ -145,16 +145,28 @@ def fitted(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Fitted:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a step of the whole, and of all looks at held-back inputs during a fit."""
+    """Seconds of a step of the whole, and of a look at so many held-back inputs."""
 
     step_s: float
-    checks_s: float
+    look_s: float
+    held: int
+
+    def steps_within(self, seconds: float) -> int:
+        """As many as such a fit makes, its looks and one before and after it included."""
+        from lwqc.learn.distill import checks
+
+        def needed(steps: int) -> float:
+            return steps * self.step_s + (checks(steps, self.held) + 2) * self.look_s
+
+        steps = int(seconds / self.step_s)
+        while steps > 0 and needed(steps) > seconds:
+            steps -= max(1, steps // 100)
+        return max(steps, 0)
 
 
 def timed(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Pace:
     """What a fit of the whole takes here. Raises as `fitted` does."""
     require_torch()
-    from lwqc.learn.distill import CHECKS
     from lwqc.learn.guarded import torch_errors
 
     _use_threads()
@@ -166,7 +178,7 @@ def timed(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Pace:
         checked = time.monotonic()
         run.whole(1.0).try_steps(run.fit, _TIMED)
         step = (time.monotonic() - checked) / _TIMED
-    return Pace(step, (CHECKS + 2) * (checked - begin))
+    return Pace(step, checked - begin, len(run.judges))
 
 
 def _use_threads() -> None:

@@ -18,7 +18,7 @@ from lwqc.learn.zero_patterns import ZeroPattern
 Array = NDArray[Any]
 Loss = Callable[[Mapping[str, Any], Mapping[str, Any]], torch.Tensor]
 LEAST_SIZE = 1e-2  # of a parameter near zero, for how far it may move in a step
-CHECKS = 20  # of the held-back inputs during a fit
+_CHECKS, _LEAST_CHECKS = 20, 4  # of the held-back inputs during a fit
 _PATIENCE = 6  # checks without a better one after which a fit ends
 _SETTLING = 0.6  # share of a fit in which steps are so large that it may yet get better
 _SURE = 2.0  # standard errors by which held-back losses must fall
@@ -174,7 +174,7 @@ class Distillation:
         if kept is not None:
             way.restore(kept, len(fit))
         schedule = Schedule(settings.steps, settings.time_limit_s, way.spent_s)
-        settled = f"no better for {_PATIENCE} of {CHECKS} checks"
+        settled = f"no better for {_PATIENCE} checks"
         if self._settled(way, schedule):
             return way.best, way.losses, way.step, settled
         while (done := schedule.done(way.step)) < 1:
@@ -188,10 +188,9 @@ class Distillation:
                 return way.best, way.losses, way.step, ended
             way.step += 1
             settings.progress(min(round(schedule.done(way.step) * 100), 100), 100)
-            due = schedule.done(way.step) * CHECKS >= way.checked + 1
+            due = _is_due(way, schedule.done(way.step), len(held))
             if due and (self.relaxed is None or self.relaxed.is_whole(done)):
-                way.checked = int(schedule.done(way.step) * CHECKS)
-                way.check(self.held_losses(held))
+                way.check(self.held_losses(held), int(schedule.done(way.step) * _CHECKS))
                 if keeper is not None:
                     keeper.keep(way.state())
                 if self._settled(way, schedule):
@@ -242,6 +241,23 @@ class Distillation:
             for name, scale in self.scales.items()
         ]
         return torch.stack(parts).mean() if parts else torch.zeros(())
+
+
+def checks(steps: int, held: int) -> int:
+    """How often a fit looks at so many held-back inputs.
+
+    Each takes about a third of a step, so that between two looks there are at least as many steps
+    as inputs, where that leaves enough of them.
+    """
+    return min(_CHECKS, max(_LEAST_CHECKS, -(-steps // max(held, 1))))
+
+
+def _is_due(way: Descent, done: float, held: int) -> bool:
+    """done: share of the fit that is behind."""
+    if done * _CHECKS < way.checked + 1:
+        return False
+    late = done >= 1 or done * _CHECKS >= way.checked + _CHECKS // _LEAST_CHECKS
+    return late or way.step - way.looked >= held
 
 
 def output_error(found: torch.Tensor, wanted: Array, scale: Scale) -> torch.Tensor:

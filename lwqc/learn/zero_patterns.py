@@ -1,4 +1,4 @@
-"""Zeros that stay where they are while the numbers beside them are fitted."""
+"""Zeros, and numbers next to none, that stay as they are while those beside them are fitted."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 # Share of zeros from which they are a pattern that stays; few low codes are other than zero.
 _SPARSE, _SPARSE_CODES = 0.25, 0.5
 _OF, _ZEROS = 4, 2  # 2:4 sparsity
+# Of the root mean square: what weight decay has let die, in scales of a normalisation often whole
+# channels down to 1e-33. Steps, which are as large for all numbers, would bring them back to life.
+_DEAD = 1e-5
 
 
 @dataclass(frozen=True)
 class ZeroPattern:
-    """free: where numbers are fitted. zero: what stands for 0 elsewhere."""
+    """free: where numbers are fitted. zero: what is elsewhere, one number or one for each place."""
 
     free: torch.Tensor
     zero: torch.Tensor
@@ -23,14 +26,23 @@ class ZeroPattern:
         """The pattern of a parameter, if its zeros are one; nothing but zeros is none.
 
         coded: it holds codes, of which another one than 0 may stand for 0: the commonest, if so
-        many of each four along an axis are that. Scales of blocks may each have their own.
+        many of each four along an axis are that. Scales of blocks may each have their own. Of
+        numbers that are no codes, those next to none stay too.
         """
         now = parameter.detach()
-        if now.ndim < 2 or not bool(now.any()):
+        if not bool(now.any()):
             return None
-        if float((now == 0).float().mean()) >= (_SPARSE_CODES if coded else _SPARSE):
-            return ZeroPattern(now != 0, torch.zeros((), dtype=now.dtype, device=now.device))
+        zeros = now == 0
+        many = _SPARSE_CODES if coded else _SPARSE
+        sparse = now.ndim > 1 and float(zeros.float().mean()) >= many
         if not coded:
+            size = now.abs()
+            least = _DEAD * float(now.double().square().mean().sqrt())
+            free = ((size >= least) | zeros) & ~(zeros & sparse)
+            return None if bool(free.all()) else ZeroPattern(free, torch.where(free, 0.0, now))
+        if sparse:
+            return ZeroPattern(~zeros, torch.zeros((), dtype=now.dtype, device=now.device))
+        if now.ndim < 2:
             return None
         commonest = [now.flatten().mode().values, now.mode(-1, keepdim=True).values]
         for zero in commonest:

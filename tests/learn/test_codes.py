@@ -134,3 +134,18 @@ def test_weights_of_16_bits_are_fitted_in_32():
     assert changed.graph.initializers["w"].const_value.dtype is ir.DataType.FLOAT16
     expected = Session(changed)(given)["y"]
     np.testing.assert_allclose(module(**given)["y"].detach(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("inner", [1, 256, 257, 1000])
+def test_sums_of_byte_products_are_exact_however_many(inner):
+    """More than 256 of the largest products are no whole number of float32 any more."""
+    from lwqc.learn.functions.integer_products import _matmul_integer
+
+    rng = np.random.default_rng(inner)
+    a = np.where(rng.random((2, 3, inner)) < 0.9, 255, 0).astype(np.uint8)
+    b = np.where(rng.random((inner, 4)) < 0.9, -128, 127).astype(np.int8)
+    low, high = torch.tensor(0, dtype=torch.uint8), torch.tensor(127, dtype=torch.int8)
+    found = _matmul_integer(None, torch.from_numpy(a), torch.from_numpy(b), low, high)
+    exact = a.astype(np.int64) @ (b.astype(np.int64) - 127)
+    assert found.dtype is torch.int32
+    np.testing.assert_array_equal(found.numpy(), exact)

@@ -16,11 +16,18 @@ from lwqc.learn.operation import Call, Operation, Table, Tensor
 
 # Two operands and the result: places of codes, scale and zero point of each.
 _THREE = ((0, 1, 2), (3, 4, 5), (None, 6, 7))
+# So many products of two differences of bytes, at most 255 each, sum up exactly in float32.
+_EXACT = 256
 
 
-def _centred(codes: Tensor, zero: Tensor | None, axis: int) -> Tensor:
-    """Codes less their zero points; float64 holds all sums of them."""
-    x = codes if codes.is_floating_point() else codes.double()
+def _centred(
+    codes: Tensor, zero: Tensor | None, axis: int, kind: torch.dtype = torch.float64
+) -> Tensor:
+    """Codes less their zero points. kind: of what codes give that are none of floats.
+
+    float64 holds all sums of products of them.
+    """
+    x = codes if codes.is_floating_point() else codes.to(kind)
     if zero is None:
         return x
     spread = zero if zero.ndim == x.ndim else along(zero, x.ndim, axis % x.ndim, 0, 0)
@@ -34,9 +41,15 @@ def _whole(x: Tensor) -> Tensor:
 def _matmul_integer(
     call: Call, a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
 ) -> Tensor:
-    left, right = _centred(a, a_zero, -2), _centred(b, b_zero, -1)
-    wide = torch.promote_types(left.dtype, right.dtype)
-    return _whole(torch.matmul(left.to(wide), right.to(wide)))
+    if a.is_floating_point() or b.is_floating_point() or b.ndim == 1:
+        left, right = _centred(a, a_zero, -2), _centred(b, b_zero, -1)
+        wide = torch.promote_types(left.dtype, right.dtype)
+        return _whole(torch.matmul(left.to(wide), right.to(wide)))
+    left = _centred(a, a_zero, -2, torch.float32)
+    right = _centred(b, b_zero, -1, torch.float32)
+    parts = zip(torch.split(left, _EXACT, -1), torch.split(right, _EXACT, -2), strict=True)
+    sums = [torch.matmul(x, y).to(torch.int32) for x, y in parts]
+    return torch.stack(sums).sum(0, dtype=torch.int32) if len(sums) > 1 else sums[0]
 
 
 def _conv_integer(

@@ -22,14 +22,14 @@ from tests.short import short
 
 
 def test_the_rest_of_the_time_goes_into_a_fit_that_the_plan_repeats(monkeypatch, tmp_path):
-    """40 s: half for the search, and of what it left nine tenths, of which two are for looks."""
+    """40 s: half for the search, and of what it left nine tenths, some of which are for looks."""
     short(monkeypatch)
-    monkeypatch.setattr(affordable_steps, "timed", lambda *args: Pace(0.2, 2.0))
+    monkeypatch.setattr(affordable_steps, "timed", lambda *args: Pace(0.2, 0.1, 6))
     options = {"max_macs": 0.5, "data": feeds(30), "effort": "low"}
     plain = lwqc.compress(original(), **options)
     done = lwqc.compress(original(), recover=True, time_limit=40, **options)
     assert done.plan.learn is not None
-    assert 20 <= done.plan.learn.steps <= (0.9 * 40 / 2 - 2) / 0.2
+    assert 20 <= done.plan.learn.steps <= (0.9 * 40 / 2 - 1.6) / 0.2
     assert error(done.model) < 0.9 * error(plain.model)
     assert any(note.startswith("learned on 24 sets of inputs, 6 held") for note in done.plan.notes)
     assert done.search is not None
@@ -41,7 +41,7 @@ def test_the_rest_of_the_time_goes_into_a_fit_that_the_plan_repeats(monkeypatch,
 
 
 def test_too_little_time_is_told_and_no_data_is_an_error(monkeypatch):
-    monkeypatch.setattr(affordable_steps, "timed", lambda *args: Pace(10.0, 0.0))
+    monkeypatch.setattr(affordable_steps, "timed", lambda *args: Pace(10.0, 0.0, 6))
     done = lwqc.compress(original(), recipe="w4", recover=True, time_limit=60, data=feeds(30))
     assert done.plan.learn is None
     assert any(note.startswith("nothing was learned: ") for note in done.plan.notes)

@@ -97,6 +97,17 @@ def test_a_constant_channel_is_measured_by_its_own_size_and_one_of_zeros_by_the_
     assert found[2] == 0
 
 
+def test_a_channel_next_to_nothing_is_measured_by_what_float32_tells_beside_the_largest():
+    """As the two of all-MiniLM-L6-v2 that training let die, at 1e-33."""
+    a = normal(50, 3) * [1e-33, 1, 1]
+    found = errors((a, a + np.array([1e-9, 0, 0]))).errors
+    assert found[0] < 0.01
+    seen = errors((a, a + np.array([0.01, 0, 0]))).errors
+    assert seen[0] > 1e9
+    scores = normal(50, 2) * [320, 1e-3]
+    assert errors((scores, 1.5 * scores)).errors == pytest.approx(0.25, rel=0.1)
+
+
 def test_widths_that_change_from_batch_to_batch():
     a, b = normal(2, 30, 6), normal(2, 30, 9)
     found = errors((a, a), (b, b + 0.1))
