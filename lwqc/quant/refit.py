@@ -6,6 +6,8 @@ place of the kept part of the input before it (OBSPA, 2403.18955).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,9 @@ Float = NDArray[np.float64]
 
 # Least ridge, relative to the mean square of the inputs: sums of float32 products are that exact.
 _LEAST = 1e-5
+_POWERS = 4  # of ten that dampings are tried in
+_OF_HALF = 0.25  # of the damping of half of the rows: that of all
+_PLENTY = 64  # rows for each feature from which damping makes next to no difference
 
 
 def refit(
@@ -50,6 +55,59 @@ def refit(
     new = old + _solve(gram, missing, ridge)
     shift = bias_correction(new, wanted, left_sum, right_sum, rows)
     return new, shift if has_bias else np.zeros(len(old))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over rows, of one convolution group; shapes as in `refit`."""
+
+    gram: Float
+    cross: Float
+    left_sum: Float
+    right_sum: Float
+    rows: int
+
+
+def held_out_damp(
+    weight: NDArray[np.floating],
+    target: NDArray[np.floating],
+    halves: tuple[Moments, Moments],
+    has_bias: bool,
+    damp: float = 0.01,
+) -> float:
+    """A quarter of the damping with which `refit` on either half of the rows is best on the other.
+
+    Of `damp` and powers of ten of it, and at least `damp`. Where rows are few beside features, or
+    alike as the tokens of one image are, little damping fits what only they have in common. With
+    many it makes next to no difference, and is not tried. All rows need less of it than half of
+    them, by the theory of ridge regression half as much; a quarter was measured to be better
+    (`python -m benchmarks.few_samples`).
+    """
+    features = len(halves[0].gram)
+    if min(h.rows for h in halves) == 0 or max(h.rows for h in halves) > _PLENTY * features:
+        return damp
+    tried = [damp * 10.0**power for power in range(_POWERS)]
+    errors = [
+        sum(
+            _error_on(other, target, *refit(
+                weight, target, own.gram, own.cross, own.left_sum, own.right_sum, own.rows, d,
+                has_bias,
+            ))
+            for own, other in (halves, halves[::-1])
+        )
+        for d in tried
+    ]  # fmt: skip
+    if not np.isfinite(errors).all():
+        return damp
+    return max(damp, _OF_HALF * tried[int(np.argmin(errors))])
+
+
+def _error_on(seen: Moments, target: NDArray[np.floating], weight: Float, shift: Float) -> float:
+    """Σ |target·x - weight·y - shift|², less what does not depend on weight and shift."""
+    wanted = np.asarray(target, np.float64)
+    squares = np.vdot(weight @ seen.gram, weight) - 2 * np.vdot(wanted @ seen.cross, weight)
+    means = weight @ seen.right_sum - wanted @ seen.left_sum
+    return float(squares + 2 * shift @ means + seen.rows * shift @ shift)
 
 
 def bias_correction(

@@ -58,7 +58,7 @@ def test_repeated_channels_go_and_a_plan_replays_it(repeated, tmp_path, slow_low
 
 
 def test_what_only_the_fitted_inputs_do_not_miss_stays(independent):
-    """Fitted to fewer inputs than channels, layers make up for all that go, on those inputs."""
+    """Fitted to fewer inputs than channels, layers make up for what goes on those inputs first."""
     work = open_version(independent, data=rows_of(20))
     plan = planning.unchanged(work)
     assert module.narrower(work, plan, 0.01, "mse") is None
@@ -72,7 +72,7 @@ def test_what_only_the_fitted_inputs_do_not_miss_stays(independent):
     small = module._without(work, prune)
     others = open_version(independent, data=rows_of(10, seed=100))
     session = work.job.load(small.model)
-    assert judged_drop(others, session) > 3 * judged_drop(work, session)
+    assert judged_drop(others, session) > 1.5 * judged_drop(work, session)
 
 
 def test_nothing_goes_without_enough_real_data_or_where_nobody_says_what_may_be_lost(repeated):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -20,9 +20,10 @@ from lwqc.model.edit import add_initializer, replace_stored
 from lwqc.model.refusal import Refusal
 from lwqc.model.tensor_bytes import read_array
 from lwqc.model.weights import stored_tensor
-from lwqc.quant.refit import bias_correction, refit
-from lwqc.runtime.stats.collector import Feeds, RunnerFactory
+from lwqc.quant.refit import Moments, bias_correction, held_out_damp, refit
+from lwqc.runtime.stats.collector import Collector, Feeds, RunnerFactory
 from lwqc.runtime.stats.cross_gram import CrossGram, CrossSums
+from lwqc.runtime.stats.halved import Halved, Halves
 from lwqc.runtime.stats.paired_run import PairedRun
 from lwqc.runtime.stats.patches import Window, conv_window
 from lwqc.runtime.stats.side_by_side import other_name
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 _BATCH_BYTES = 1 << 30  # of the matrices that one run collects
 _LAYER_BYTES = 4 << 30  # of those of a single layer
+_HALVED_BYTES = 256 << 20  # of those of a layer that are kept for each half of the runs
 
 
 def reconstruct(
@@ -53,7 +55,8 @@ def reconstruct(
     data: iterated over once; once per level of layers that do not depend on each other where there
     is no room for what lies between two, see `PairedRun`.
     method: `refit` solves for new weights and biases by least squares (`lwqc.quant.refit`, damp
-    relative); `bias` only restores each channel's mean. all_layers: also layers that lost no input
+    relative, and more of it where half of the runs fare better so on the other half); `bias` only
+    restores each channel's mean. all_layers: also layers that lost no input
     channel but read changed values. progress: called with layers done and their number.
 
     Raises InputError when the models do not fit together, and when `data` is empty.
@@ -87,15 +90,23 @@ def reconstruct(
 def _refusal(consumer: Consumer, method: Method) -> str | None:
     if method == "bias":
         return None if consumer.bias else "has no bias to correct"
-    size = _matrix_bytes(consumer)
+    size = _sums_bytes(consumer)
     if size > _LAYER_BYTES:
         return f"its matrices would take {size >> 20} MB"
     return None
 
 
-def _matrix_bytes(consumer: Consumer) -> int:
+def _sums_bytes(consumer: Consumer) -> int:
     m, k = consumer.pruned.features, consumer.original.features
     return 8 * consumer.pruned.groups * m * (m + k)
+
+
+def _is_halved(consumer: Consumer, method: Method) -> bool:
+    return method == "refit" and _sums_bytes(consumer) <= _HALVED_BYTES
+
+
+def _matrix_bytes(consumer: Consumer) -> int:
+    return _sums_bytes(consumer) * (1 + _is_halved(consumer, "refit"))
 
 
 def levels(
@@ -115,7 +126,12 @@ def levels(
         yield batch
 
 
-def _collector(consumer: Consumer, method: Method) -> CrossGram:
+def _collector(consumer: Consumer, method: Method) -> Collector[Any]:
+    plain = _cross_gram(consumer, method)
+    return Halved(plain) if _is_halved(consumer, method) else plain
+
+
+def _cross_gram(consumer: Consumer, method: Method) -> CrossGram:
     before, after = consumer.original, consumer.pruned
     whole = consumer.groups == tuple(range(before.groups))
     return CrossGram(
@@ -135,8 +151,12 @@ def window(operand: Operand) -> Window | None:
     return conv_window(operand.node, operand.shape)
 
 
-def _compensate(consumer: Consumer, sums: CrossSums, method: Method, damp: float) -> str | None:
+def _compensate(
+    consumer: Consumer, found: CrossSums | Halves[CrossSums], method: Method, damp: float
+) -> str | None:
     """Store new weights and biases; or why not."""
+    sums = found.whole if isinstance(found, Halves) else found
+    halves = (found.first, found.second) if isinstance(found, Halves) else (sums, None)
     arrays = (sums.left, sums.right, sums.cross, sums.gram)
     if sums.rows == 0 or not all(np.isfinite(a).all() for a in arrays):
         return "its input is empty or not finite on the data"
@@ -150,15 +170,25 @@ def _compensate(consumer: Consumer, sums: CrossSums, method: Method, damp: float
         if method == "bias":
             shift[rows] = bias_correction(weight[rows], target[rows], left, right, sums.rows)
             continue
+        has_bias, own = consumer.bias is not None, damp
+        if halves[1] is not None:
+            pair = (_moments(halves[0], group), _moments(halves[1], group))
+            own = held_out_damp(weight[rows], target[rows], pair, has_bias, damp)
         weight[rows], shift[rows] = refit(
             weight[rows], target[rows], sums.gram[group], sums.cross[group], left, right,
-            sums.rows, damp, consumer.bias is not None,
+            sums.rows, own, has_bias,
         )  # fmt: skip
     if method == "refit":
         replace_stored(consumer.pruned.weight.source, consumer.pruned.stored(weight))
     if consumer.bias is not None:
         add_to_bias(*consumer.bias, shift)
     return None
+
+
+def _moments(sums: CrossSums, group: int) -> Moments:
+    return Moments(
+        sums.gram[group], sums.cross[group], sums.left[group], sums.right[group], sums.rows
+    )
 
 
 def add_to_bias(node: ir.Node, index: int, shift: Float) -> None:
