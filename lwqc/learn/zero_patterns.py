@@ -27,7 +27,7 @@ class ZeroPattern:
 
         coded: it holds codes, of which another one than 0 may stand for 0: the commonest, if so
         many of each four along an axis are that. Scales of blocks may each have their own. Of
-        numbers that are no codes, those next to none stay too.
+        vectors of numbers that are no codes, those next to none stay too.
         """
         now = parameter.detach()
         if not bool(now.any()):
@@ -35,14 +35,13 @@ class ZeroPattern:
         zeros = now == 0
         many = _SPARSE_CODES if coded else _SPARSE
         sparse = now.ndim > 1 and float(zeros.float().mean()) >= many
-        if not coded:
-            size = now.abs()
-            least = _DEAD * float(now.double().square().mean().sqrt())
-            free = ((size >= least) | zeros) & ~(zeros & sparse)
-            return None if bool(free.all()) else ZeroPattern(free, torch.where(free, 0.0, now))
         if sparse:
             return ZeroPattern(~zeros, torch.zeros((), dtype=now.dtype, device=now.device))
-        if now.ndim < 2:
+        if not coded and now.numel() == max(now.shape, default=1):
+            least = _DEAD * float(now.double().square().mean().sqrt())
+            free = (now.abs() >= least) | zeros
+            return None if bool(free.all()) else ZeroPattern(free, torch.where(free, 0.0, now))
+        if not coded or now.ndim < 2:
             return None
         commonest = [now.flatten().mode().values, now.mode(-1, keepdim=True).values]
         for zero in commonest:
