@@ -108,13 +108,12 @@ def shape(work, name):
     return work.sites[name].n, work.sites[name].k
 
 
-def test_a_shared_weight_is_rounded_to_nearest_and_listed():
-    """Its two readers see different inputs, so one Gram matrix says little."""
+def read_twice(second):
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["x", "w"], ["a"]),
             helper.make_node("Tanh", ["a"], ["b"]),
-            helper.make_node("MatMul", ["b", "w"], ["y"]),
+            second,
         ],
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
@@ -123,9 +122,26 @@ def test_a_shared_weight_is_rounded_to_nearest_and_listed():
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(proto)
-    done = lwqc.quantize(proto, bits=4, data=feeds(), method="gptq")
+    return proto
+
+
+def test_a_shared_weight_is_fitted_to_the_inputs_of_all_its_readers():
+    """Also of the second, whose inputs are as many and not the same."""
+    proto = read_twice(helper.make_node("MatMul", ["b", "w"], ["y"]))
+    drops = {}
+    for method in ("gptq", "rtn"):
+        done = lwqc.quantize(proto, bits=4, data=feeds(), method=method)
+        assert done.decisions.quantize["w"].method == method
+        assert "w" not in done.decisions.kept_float
+        drops[method] = lwqc.verify(proto, done.model, data=feeds())["y"].drop
+    assert drops["gptq"] < drops["rtn"]
+
+
+def test_a_shared_weight_that_one_reader_transposes_is_rounded_to_nearest_and_listed():
+    second = helper.make_node("Gemm", ["b", "w"], ["y"], transB=1)
+    done = lwqc.quantize(read_twice(second), bits=4, data=feeds(), method="gptq")
     assert done.decisions.quantize["w"].method == "rtn"
-    assert "different inputs" in done.decisions.kept_float["w"]
+    assert "in different ways" in done.decisions.kept_float["w"]
 
 
 def test_an_embedding_that_is_also_the_head_is_fitted_to_the_head():
