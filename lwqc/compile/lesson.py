@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lwqc.learn.distill import Batch, Scale
 
 Array = NDArray[Any]
+_STILL = 1e-12  # of the mean variance: the square of what floats of 32 bits tell
 _MATCHED_ON = 1 << 14  # numbers of each channel that are compared where widths differ
 
 
@@ -232,7 +233,12 @@ def as_logits(scale: Scale, name: str, rank: int) -> Scale:
 
 
 def scale_of(meter: ChannelMeter) -> Scale:
-    """What errors count by: that by which `lwqc verify` measures them."""
+    """What errors count by: the variance of each channel.
+
+    Channels that vary by no more than rounding are measured by the others.
+    """
     from lwqc.learn.distill import Scale
 
-    return Scale(*meter.variances())
+    axis, variance = meter.variances()
+    mean = variance.mean()
+    return Scale(axis, np.where(variance < _STILL * mean, mean, variance))

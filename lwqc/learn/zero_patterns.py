@@ -9,7 +9,7 @@ import torch
 # Share of zeros from which they are a pattern that stays; few low codes are other than zero.
 _SPARSE, _SPARSE_CODES = 0.25, 0.5
 _OF, _ZEROS = 4, 2  # 2:4 sparsity
-# Of the root mean square: what weight decay has let die, in scales of a normalisation often whole
+# Of the median size: what weight decay has let die, in scales of a normalisation often whole
 # channels down to 1e-33. Steps, which are as large for all numbers, would bring them back to life.
 _DEAD = 1e-5
 
@@ -38,7 +38,7 @@ class ZeroPattern:
         if sparse:
             return ZeroPattern(~zeros, torch.zeros((), dtype=now.dtype, device=now.device))
         if not coded and now.numel() == max(now.shape, default=1):
-            least = _DEAD * float(now.double().square().mean().sqrt())
+            least = _DEAD * float(now.abs().median())
             free = (now.abs() >= least) | zeros
             return None if bool(free.all()) else ZeroPattern(free, torch.where(free, 0.0, now))
         if not coded or now.ndim < 2:

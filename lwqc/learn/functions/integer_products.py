@@ -48,8 +48,12 @@ def _matmul_integer(
     left = _centred(a, a_zero, -2, torch.float32)
     right = _centred(b, b_zero, -1, torch.float32)
     parts = zip(torch.split(left, _EXACT, -1), torch.split(right, _EXACT, -2), strict=True)
-    sums = [torch.matmul(x, y).to(torch.int32) for x, y in parts]
-    return torch.stack(sums).sum(0, dtype=torch.int32) if len(sums) > 1 else sums[0]
+    total = None
+    for x, y in parts:
+        made = torch.matmul(x, y).to(torch.int32)
+        total = made if total is None else total.add_(made)
+    assert total is not None  # even nothing is one part
+    return total
 
 
 def _conv_integer(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 _ENOUGH = 16  # values of a channel from which its own spread can be told
 _LEAST_SPREAD = 1e-2  # of a channel's root mean square: it counts as varying by that at least
-_ROUNDING = 2.0**-23  # the same of the largest channel's: what float32 cannot tell beside it
+_DEAD = 1e-30  # standard deviation of channels that training let die, which are as good as zeros
 _SUM = 1e-3  # by which probabilities of one distribution may miss 1
 # As uneven in scale as that, as a factor and beyond: then an axis is the channels' though unusual.
 _CLEARLY, _BEYOND = 1.5, 0.1
@@ -118,9 +118,9 @@ class _Sums:
         else:
             count, pooled = self.count, [self.total, self.square, self.error]
         total, square, error = (a / max(count, 1) for a in pooled)
-        variance = np.maximum(square - total**2, _LEAST_SPREAD**2 * square)
-        empty = variance <= 0  # a channel of zeros is measured by its neighbours
-        variance = np.maximum(variance, _ROUNDING**2 * square.max(initial=0.0))
+        least = _LEAST_SPREAD**2 * square
+        variance = np.maximum(square - total**2, least)
+        empty = variance <= _DEAD**2  # a channel of zeros is measured by its neighbours
         return np.where(empty, max(float(variance.mean()), 1e-300), variance), error
 
 
