@@ -16,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 import lwqc
 from lwqc.quant import refit
@@ -32,9 +33,7 @@ def log_probabilities(run: Session, images: NDArray[np.float32]) -> NDArray[np.f
     """[images, classes]."""
     starts = range(0, len(images), _AT_ONCE)
     logits = [run({"image": images[i : i + _AT_ONCE]})["logits"] for i in starts]
-    x = np.concatenate(logits).astype(np.float64)
-    x -= x.max(-1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(-1, keepdims=True)))
+    return np.asarray(log_softmax(np.concatenate(logits).astype(np.float64), -1))
 
 
 def main() -> None:

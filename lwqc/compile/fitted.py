@@ -145,18 +145,18 @@ def fitted(small: ir.Model, lesson: Lesson, fitting: Fitting) -> Fitted:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a step of the whole, and of a look at so many held-back inputs."""
+    """Seconds of a step of the whole, and of a check on so many held-back inputs."""
 
     step_s: float
-    look_s: float
+    check_s: float
     held: int
 
     def steps_within(self, seconds: float) -> int:
-        """As many as such a fit makes, its looks and one before and after it included."""
+        """As many as such a fit makes, its checks and one before and after it included."""
         from lwqc.learn.distill import checks
 
         def needed(steps: int) -> float:
-            return steps * self.step_s + (checks(steps, self.held) + 2) * self.look_s
+            return steps * self.step_s + (checks(steps, self.held) + 2) * self.check_s
 
         steps = int(seconds / self.step_s)
         while steps > 0 and needed(steps) > seconds:

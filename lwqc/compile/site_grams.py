@@ -274,14 +274,9 @@ def _products(site: Site) -> list[Use]:
 
 def _gram(site: Site) -> Gram | None:
     """Of the rows that all products with the weight read; None if one reads it in another way."""
-    found = {_of_use(use, site) for use in _products(site)}
-    named = sorted((g for g in found if g is not None), key=lambda g: g.tensor)
-    if site.both_ways or not named or len(named) < len(found):
-        return None
-    first, *others = named
-    if any(replace(g, tensor=first.tensor) != first for g in others):
-        return None
-    return replace(first, also=tuple(g.tensor for g in others))
+    found = [_of_use(use, site) for use in _products(site)]
+    grams = [g for g in found if g is not None]
+    return None if site.both_ways or len(grams) < len(found) else Gram.together(grams)
 
 
 def _of_use(use: Use, site: Site) -> Gram | None:

@@ -8,7 +8,6 @@ from functools import partial
 from operator import length_hint
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lwqc.compile.prunable import Prunable, calibration
 from lwqc.compile.version import Version
@@ -29,7 +28,7 @@ from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.collector import Feeds
 from lwqc.runtime.stats.gram import Gram
-from lwqc.runtime.stats.patches import Window, conv_window
+from lwqc.runtime.stats.patches import conv_window
 
 _MAX_FEATURES = 6144  # a Gram matrix of more takes over 300 MB
 _TRIAL_BATCHES = 2  # enough to compare groups
@@ -55,7 +54,7 @@ def rank(
         prunable,
         [r for readers in needed.values() for r in readers],
     )
-    seen = {n: [Observed(r, *grams[r]) for r in rs if r in grams] for n, rs in needed.items()}
+    seen = {n: [grams[r] for r in rs if r in grams] for n, rs in needed.items()}
     found: dict[str, Ranking | None] = {}
     report = work.job.report("scores")
     for done, group in enumerate(chosen):
@@ -234,23 +233,24 @@ def _readers_of(
 
 def _grams(
     data: Iterable[Feeds], prunable: Prunable, readers: list[Reader]
-) -> dict[Reader, tuple[NDArray[np.float64], int]]:
-    """Gram matrix [convolution groups, features, features] of what each weight reads, and rows.
-
-    Of readers with the same weight and the same features the first stands for all.
-    """
+) -> dict[Reader, Observed]:
+    """What each weight meets; the first of its readers with the same features stands for them."""
     alike: dict[tuple[object, ...], list[Reader]] = {}
     for reader in dict.fromkeys(readers):
         alike.setdefault(_what_is_read(reader), []).append(reader)
-    collectors = {together[0]: _gram(together) for together in alike.values()}
+    collectors = {
+        together[0]: gram
+        for together in alike.values()
+        if (gram := Gram.together(map(_gram, together))) is not None
+    }
     if not collectors:
         return {}
     found = collect(prunable.model, list(collectors.values()), data, statistics_session)
     result = {}
-    for reader, collector in collectors.items():
-        total = found[collector]
+    for together in alike.values():
+        total = found[collectors[together[0]]]
         matrix = total.matrix if total.matrix.ndim == 3 else total.matrix[None]
-        result[reader] = (matrix, total.rows)
+        result[together[0]] = Observed(together[0], matrix, total.rows, len(together))
     return result
 
 
@@ -266,19 +266,13 @@ def _what_is_read(reader: Reader) -> tuple[object, ...]:
     """Alike where one matrix [out, features] must do for the rows of several layers."""
     operand = reader.operand
     steps = tuple(step.name or step.outputs[0].name for step in operand.weight.steps)
-    return (
-        operand.weight.name, steps, operand.out_axis, _window(reader),
-        reader.features, reader.groups, reader.kernel,
-    )  # fmt: skip
+    own = (operand.weight.name, steps, operand.out_axis, operand.groups)
+    return (*own, reader.features, reader.groups, reader.kernel)
 
 
-def _window(reader: Reader) -> Window | None:
+def _gram(reader: Reader) -> Gram:
     operand = reader.operand
-    return conv_window(operand.node, operand.shape) if operand.node.op_type == "Conv" else None
-
-
-def _gram(readers: list[Reader]) -> Gram:
-    names = list(dict.fromkeys(r.operand.activation.name or "" for r in readers))
-    window = _window(readers[0])
-    features = readers[0].operand.features if window is None else 0
-    return Gram(names[0], window, features=features, also=tuple(names[1:]))
+    name = operand.activation.name or ""
+    if operand.node.op_type == "Conv":
+        return Gram(name, conv_window(operand.node, operand.shape))
+    return Gram(name, features=operand.features)

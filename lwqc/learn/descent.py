@@ -34,7 +34,7 @@ class _Numbers(pydantic.BaseModel):
     checked: _Count
     lowest: pydantic.FiniteFloat | None
     order: list[_Count]
-    looked: _Count = 0
+    checked_step: _Count = 0
     spent_s: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
     rng: dict[str, Any]
     torch: str
@@ -60,8 +60,8 @@ class Descent:
 
     losses: of the best, on each held-back input. lowest: the least mean loss since the start, which
     large steps may lead away from at first. stale: checks since then. checked: the last check that
-    was due; looked: the step behind which it was. order: inputs that the next steps take, from the
-    last one on. spent_s: in earlier runs.
+    was due; checked_step: the step behind which it was. order: inputs that the next steps take,
+    from the last one on. spent_s: in earlier runs.
     """
 
     parameters: Sequence[torch.nn.Parameter]
@@ -72,7 +72,7 @@ class Descent:
     step: int = 0
     stale: int = 0
     checked: int = 0
-    looked: int = 0
+    checked_step: int = 0
     lowest: float = math.inf
     order: list[int] = field(default_factory=list)
     spent_s: float = 0.0
@@ -83,7 +83,7 @@ class Descent:
 
     def check(self, losses: Array, checked: int) -> None:
         """Take note of losses on held-back inputs as the parameters are now."""
-        self.checked, self.looked = checked, self.step
+        self.checked, self.checked_step = checked, self.step
         mean = float(losses.mean())
         if mean < float(self.losses.mean()):
             self.best, self.losses = copies(self.parameters), losses
@@ -96,7 +96,7 @@ class Descent:
             "step": self.step,
             "stale": self.stale,
             "checked": self.checked,
-            "looked": self.looked,
+            "checked_step": self.checked_step,
             "lowest": self.lowest if math.isfinite(self.lowest) else None,
             "order": self.order,
             "spent_s": self.spent_s + time.monotonic() - self._begun,
@@ -137,7 +137,7 @@ class Descent:
             raise UnlikeStateError(" ".join(str(error).split())[:200]) from error
         self.losses, self.rng, self.order = losses, rng, found.order
         self.step, self.stale = found.step, found.stale
-        self.checked, self.looked = found.checked, found.looked
+        self.checked, self.checked_step = found.checked, found.checked_step
         self.lowest = math.inf if found.lowest is None else found.lowest
         self.spent_s = found.spent_s
         for i, (parameter, own) in enumerate(zip(self.parameters, arrays, strict=True)):

@@ -244,9 +244,9 @@ class Distillation:
 
 
 def checks(steps: int, held: int) -> int:
-    """How often a fit looks at so many held-back inputs.
+    """How often a fit is checked on so many held-back inputs.
 
-    Each takes about a third of a step, so that between two looks there are at least as many steps
+    Each takes about a third of a step, so that between two there are at least as many steps
     as inputs, where that leaves enough of them.
     """
     return min(_CHECKS, max(_LEAST_CHECKS, -(-steps // max(held, 1))))
@@ -257,7 +257,7 @@ def _is_due(way: Descent, done: float, held: int) -> bool:
     if done * _CHECKS < way.checked + 1:
         return False
     late = done >= 1 or done * _CHECKS >= way.checked + _CHECKS // _LEAST_CHECKS
-    return late or way.step - way.looked >= held
+    return late or way.step - way.checked_step >= held
 
 
 def output_error(found: torch.Tensor, wanted: Array, scale: Scale) -> torch.Tensor:

@@ -239,47 +239,6 @@ def test_zeros_of_a_sparse_weight_stay_zero():
     assert (found[1::2] != arrays["w"][1::2]).any()
 
 
-SCALED = """g (float[N,6] x) => (float[N,3] y) {
-    h = MatMul(x, w) b = Add(h, bias) r = Relu(b) m = MatMul(r, v)
-    s = Mul(m, gain) y = Add(s, shift) }"""
-
-
-def test_channels_that_training_let_die_stay_dead():
-    """As in the last normalisation of all-MiniLM-L6-v2: a step of Adam would be a new channel."""
-    arrays = weights(SIZES)
-    arrays["gain"] = np.array([1.0, 3e-33, 0.7], np.float32)
-    arrays["shift"] = np.array([0.1, -1e-33, 0.2], np.float32)
-    full = stored(SCALED, **arrays)
-    kept = {"w": arrays["w"][:, :6], "bias": arrays["bias"][:6], "v": arrays["v"][:6]}
-    small = stored(SCALED, **{**arrays, **kept})
-    done = lwqc.recover(small, teacher=full, data=feeds(40), steps=200, lr=0.02)
-    assert done.report.unchanged == ""
-    assert done.report.drop_after < 0.5 * done.report.drop_before
-    for name in ("gain", "shift"):
-        found = done.model.graph.initializers[name].const_value.numpy()
-        assert found[1] == arrays[name][1]
-        assert (found[::2] != arrays[name][::2]).any()
-
-
-@pytest.mark.parametrize(("steps", "count"), [(400, 20), (40, 4), (200, 8)])
-def test_held_back_inputs_are_looked_at_no_longer_than_steps_take(steps, count):
-    from lwqc.learn.distill import Distillation, checks
-
-    looks = []
-    usual = Distillation.held_losses
-
-    def counted(self, held):
-        looks.append(len(held))
-        return usual(self, held)
-
-    with patch.object(Distillation, "held_losses", counted):
-        lwqc.recover(narrow(), teacher=teacher(), data=feeds(100 if count == 20 else 200),
-                     steps=steps, lr=0.02)  # fmt: skip
-    held = looks[0]
-    assert checks(steps, held) == count
-    assert len(looks) == count + 2  # before it: for the report, and for the fit
-
-
 def test_inner_tensors_are_fitted_where_both_models_have_them():
     options = {"teacher": teacher(), "data": feeds(40), "steps": 60}
     done = lwqc.recover(narrow(12), inner=["h"], **options)

@@ -22,6 +22,7 @@ from lwqc.runtime.mapped_session import mapped_session
 from lwqc.runtime.session import statistics_session
 from lwqc.runtime.stats.collect import collect
 from lwqc.runtime.stats.gram import Gram
+from lwqc.runtime.stats.patches import Window
 from tests.zoo.materialize import materialize, sample_inputs
 
 ZOO = Path(__file__).parents[1] / "zoo"
@@ -211,3 +212,24 @@ def test_a_weight_read_twice_in_different_ways_has_none():
     grams = SiteGrams(model, find_sites(model).sites, [{"x": x, "z": z}])
     assert grams("w") is None
     assert grams.reason("w") == "operators read its weight in different ways"
+
+
+def test_convolutions_that_share_a_kernel_may_differ_in_strides_and_spelling():
+    text = """
+<ir_version: 9, opset_import: ["" : 18]>
+g (float[1, 4, 9, 9] x) => (float[1, 4, 7, 7] y, float[1, 4, n, m] q) {
+  y = Conv<strides = [1, 1], dilations = [1, 1]>(x, w) r = Relu(y) q = Conv<strides = [2, 2]>(r, w)
+}
+"""
+    proto = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    model = ir.serde.deserialize_model(proto)
+    x = np.random.default_rng(1).standard_normal((1, 4, 9, 9)).astype(np.float32)
+    grams = SiteGrams(model, find_sites(model).sites, [{"x": x}])
+    assert grams.reason("w") == ""
+    first, second = Gram("x", Window(1, 4, (3, 3))), Gram("r", Window(1, 4, (3, 3), (2, 2)))
+    found = collect(model, [first, second], [{"x": x}], statistics_session)
+    rows = found[first].rows + found[second].rows
+    assert rows == 49 + 9
+    check(grams("w"), (found[first].matrix[0] + found[second].matrix[0]) / rows)

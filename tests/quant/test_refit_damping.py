@@ -62,30 +62,49 @@ def test_plenty_of_rows_are_damped_as_ever():
     assert chosen(np.full((20, FULL), np.nan)) == 0.01
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_halves_are_those_of_every_other_run(count):
+FIRST, SECOND = (0, 3, 5, 6), (1, 2, 4, 7)  # by the Thue-Morse sequence
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_each_half_has_its_runs(count):
     built = model([("Relu", ["x"], "y", {})], {}, {"x": ["rows", 5]}, ["y"])
     data = [{"x": normal(3 + i, 5, seed=i)} for i in range(count)]
     plain = CrossGram("x", "y")
     found = collect(built, [Halved(plain), plain], data, statistics_session)
     halves, whole = found[Halved(plain)], found[plain]
     assert halves.runs == count
-    for half, runs in ((halves.first, data[::2]), (halves.second, data[1::2])):
+    for half, turns in ((halves.first, FIRST), (halves.second, SECOND)):
+        runs = [data[i]["x"] for i in turns if i < count]
         if not runs:
             assert half is None
             continue
-        rows = np.concatenate([f["x"] for f in runs])
+        rows = np.concatenate(runs)
         assert half.rows == len(rows)
         np.testing.assert_allclose(half.left[0], rows.sum(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(halves.whole.gram, whole.gram, rtol=1e-5)
 
 
-def test_halves_of_two_sets_of_runs_add_up_in_turns():
+def test_halves_of_two_sets_of_runs_add_up():
     built = model([("Relu", ["x"], "y", {})], {}, {"x": ["rows", 5]}, ["y"])
     data = [{"x": normal(3 + i, 5, seed=i)} for i in range(5)]
     halved = Halved(CrossGram("x", "y"))
-    parts = [collect(built, [halved], d, statistics_session)[halved] for d in (data[:3], data[3:])]
-    whole = collect(built, [halved], data, statistics_session)[halved]
-    added = parts[0] + parts[1]
-    assert added.runs == 5
-    assert (added.first.rows, added.second.rows) == (whole.first.rows, whole.second.rows)
+    for cut in (1, 3):
+        one, other = (
+            collect(built, [halved], d, statistics_session)[halved]
+            for d in (data[:cut], data[cut:])
+        )
+        added = one + other
+        assert added.runs == 5
+        assert added.first.rows + added.second.rows == sum(len(d["x"]) for d in data)
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_kinds_of_data_in_turns_are_in_both_halves(turn):
+    """Else what one half makes of the other is how far the kinds lie apart."""
+    built = model([("Relu", ["x"], "y", {})], {}, {"x": ["rows", 5]}, ["y"])
+    kinds = [i // turn % 2 for i in range(24)]
+    data = [{"x": np.full((4, 5), 10.0 * kind + 1, np.float32)} for kind in kinds]
+    halved = Halved(CrossGram("x", "y"))
+    found = collect(built, [halved], data, statistics_session)[halved]
+    means = [half.left[0, 0] / half.rows for half in (found.first, found.second)]
+    assert abs(means[0] - means[1]) < 2

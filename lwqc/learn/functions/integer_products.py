@@ -48,11 +48,10 @@ def _matmul_integer(
     left = _centred(a, a_zero, -2, torch.float32)
     right = _centred(b, b_zero, -1, torch.float32)
     parts = zip(torch.split(left, _EXACT, -1), torch.split(right, _EXACT, -2), strict=True)
-    total = None
-    for x, y in parts:
-        made = torch.matmul(x, y).to(torch.int32)
-        total = made if total is None else total.add_(made)
-    assert total is not None  # even nothing is one part
+    products = (torch.matmul(x, y).to(torch.int32) for x, y in parts)
+    total = next(products)
+    for product in products:
+        total += product
     return total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -66,47 +66,76 @@ class Gram(Collector[GramSum]):
     With a window, of the patches [channels, *kernel] that a convolution reads, group by group.
     weights: of the rows; a Gram matrix of patches takes none (ValueError). features: how many,
     where that is known; from 1024 on the rows leave the runtime and numpy multiplies them, band by
-    band of one half: half the work, and no matrix of each run. also: other tensors whose rows count
-    too, as where one weight is read several times; without weights (ValueError).
+    band of one half: half the work, and no matrix of each run. also: of other tensors with as many
+    features, whose rows count too, as where one weight is read several times; without weights
+    (ValueError).
     """
 
     tensor: str
     window: Window | None = None
     weights: RowWeights | None = None
     features: int = 0
-    also: tuple[str, ...] = ()
+    also: tuple[Gram, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse weighted patches, and weights for rows of several tensors."""
         if self.window is not None and self.weights is not None:
             raise ValueError(f"{self.tensor}: patches of a convolution cannot be weighted")
-        if self.also and self.weights is not None:
+        if self.also and any(g.weights is not None for g in (self, *self.also)):
             raise ValueError(f"{self.tensor}: rows of several tensors cannot be weighted")
+
+    @staticmethod
+    def together(grams: Iterable[Gram]) -> Gram | None:
+        """Of the rows of all of them, each once; None for none, and where they do not add up."""
+        ordered = sorted(set(grams), key=lambda g: (g.tensor, repr(g.window)))
+        if len({g._kind for g in ordered}) != 1:
+            return None
+        return replace(ordered[0], also=tuple(ordered[1:]))
+
+    @property
+    def _kind(self) -> tuple[int, ...]:
+        """Alike for matrices that add up: whether of patches, groups, features."""
+        window = self.window
+        return (0, 1, self.features) if window is None else (1, window.groups, window.features)
 
     @property
     def tensors(self) -> tuple[str, ...]:
         """Those with rows, then those of the weights."""
         weights = self.weights.tensors if self.weights is not None else ()
-        return (self.tensor, *self.also, *weights)
+        return (self.tensor, *(g.tensor for g in self.also), *weights)
 
     def emit(self, emit: Emitter, values: Sequence[ir.Value]) -> Sequence[ir.Value]:
-        """One Gemm over the rows, or one MatMul per convolution group over the patches."""
+        """One Gemm over the rows, or one MatMul per convolution group over the patches.
+
+        With other tensors the sum of their products, so that no run holds the rows of all at once.
+        """
+        if self.outside:
+            return [emit.rows(v) for v in values]
+        shapes, products = [], []
+        for gram, value in zip((self, *self.also), values, strict=False):
+            shape, product = gram._product(emit, value, values[1:])
+            shapes.append(shape)
+            products.append(product)
+        total = products[0]
+        for product in products[1:]:
+            total = emit("Add", total, product)
+        return [*shapes, total]
+
+    def _product(
+        self, emit: Emitter, value: ir.Value, weights: Sequence[ir.Value]
+    ) -> tuple[ir.Value, ir.Value]:
+        """Of its own tensor: a shape whose last but one is the number of rows, and the matrix."""
         if self.window is None:
-            parts = [emit.rows(v) for v in values[: 1 + len(self.also)]]
-            rows = emit("Concat", *parts, axis=0) if self.also else parts[0]
-            if self.outside:
-                return [rows]
-            weighted = self._weighted(emit, rows, values)
-            return [emit("Shape", rows), emit.product(weighted, rows)]
-        every = [feature_rows(emit, v, self.window) for v in values]
-        patches = emit("Concat", *every, axis=2) if self.also else every[0]
+            rows = emit.rows(value)
+            return emit("Shape", rows), emit.product(self._weighted(emit, rows, weights), rows)
+        patches = feature_rows(emit, value, self.window)
         transposed = emit("Transpose", patches, perm=[0, 2, 1])
-        return [emit("Shape", transposed), emit("MatMul", patches, transposed)]
+        return emit("Shape", transposed), emit("MatMul", patches, transposed)
 
     def _weighted(self, emit: Emitter, rows: ir.Value, values: Sequence[ir.Value]) -> ir.Value:
         if self.weights is None:
             return rows
-        weights = self.weights.emit(emit, values[1:])
+        weights = self.weights.emit(emit, values)
         return emit("Mul", rows, emit("Reshape", weights, emit.constant(np.array([-1, 1]))))
 
     @property
@@ -119,19 +148,37 @@ class Gram(Collector[GramSum]):
         if self.outside:
             size = outputs[0].shape[1]
             return self.fold(GramSum(0, np.zeros((size, size)), half=True), outputs)
-        shape, matrix = outputs
-        return GramSum(int(shape[-2]), matrix.astype(np.float64))
+        *shapes, matrix = outputs
+        return GramSum(_rows(shapes), matrix.astype(np.float64))
 
     def fold(self, total: GramSum, outputs: Sequence[Array]) -> GramSum:
         """Adds in place: the matrix may be large."""
         if self.outside:
-            rows = outputs[0]
-            product = np.empty(_BAND * rows.shape[1], rows.dtype)  # memory that is new costs time
-            for start in range(0, rows.shape[1], _BAND):
-                part = total.sums[start : start + _BAND, start:]
-                made = product[: part.size].reshape(part.shape)
-                np.matmul(rows[:, start : start + _BAND].T, rows[:, start:], out=made)
-                np.add(part, made, out=part)
-            return replace(total, rows=total.rows + len(rows), half=True)
-        np.add(total.sums, outputs[1], out=total.sums)
-        return replace(total, rows=total.rows + int(outputs[0][-2]))
+            size = len(total.sums)
+            product = np.empty(_BAND * size, outputs[0].dtype)  # memory that is new costs time
+            for rows in _laid_together(outputs, size):
+                for start in range(0, size, _BAND):
+                    part = total.sums[start : start + _BAND, start:]
+                    made = product[: part.size].reshape(part.shape)
+                    np.matmul(rows[:, start : start + _BAND].T, rows[:, start:], out=made)
+                    np.add(part, made, out=part)
+            return replace(total, rows=total.rows + sum(map(len, outputs)), half=True)
+        *shapes, matrix = outputs
+        np.add(total.sums, matrix, out=total.sums)
+        return replace(total, rows=total.rows + _rows(shapes))
+
+
+def _rows(shapes: Sequence[Array]) -> int:
+    return sum(int(shape[-2]) for shape in shapes)
+
+
+def _laid_together(parts: Sequence[Array], size: int) -> Iterator[Array]:
+    """Rows in pieces of about as many as features: adding a matrix costs as much for one row."""
+    held: list[Array] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= size:
+            yield held[0] if len(held) == 1 else np.concatenate(held)
+            held = []
+    if held:
+        yield held[0] if len(held) == 1 else np.concatenate(held)

@@ -1,4 +1,4 @@
-"""A statistic of every other run, and one of those between: to judge a fit on what it never saw."""
+"""A statistic by halves of the runs: to judge a fit to one half on the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ S = TypeVar("S", bound=Statistic)
 
 @dataclass(frozen=True)
 class Halves(Generic[S]):
-    """first: of runs 1, 3, 5 and so on; second: of the others, None where there was one run."""
+    """Of both halves; second: None where there was one run.
+
+    Runs go to them by the Thue-Morse sequence (0 1 1 0 1 0 0 1 ...), in which no turn of kinds of
+    data becomes a half of its own.
+    """
 
     first: S
     second: S | None
@@ -28,12 +32,13 @@ class Halves(Generic[S]):
         return self.first if self.second is None else self.first + self.second
 
     def __add__(self, other: Halves[S]) -> Halves[S]:
-        """Of the runs of both, this one's first."""
-        first, second = (other.first, other.second)[:: 1 if self.runs % 2 == 0 else -1]
-        parts = ((self.first, first), (self.second, second))
-        added = [a if b is None else b if a is None else a + b for a, b in parts]
-        assert added[0] is not None
-        return Halves(added[0], added[1], self.runs + other.runs)
+        """Half by half."""
+        second = self.second
+        if second is None:
+            second = other.second
+        elif other.second is not None:
+            second = second + other.second
+        return Halves(self.first + other.first, second, self.runs + other.runs)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Halved(Collector[Halves[S]]):
     def fold(self, total: Halves[S], outputs: Sequence[Array]) -> Halves[S]:
         """Adds to the half whose turn it is, as the other does."""
         first, second = total.first, total.second
-        if total.runs % 2 == 0:
+        if total.runs.bit_count() % 2 == 0:
             first = self.inner.fold(first, outputs)
         elif second is None:
             second = self.inner.read(outputs)

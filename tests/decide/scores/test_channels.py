@@ -153,3 +153,13 @@ def test_a_group_of_heads_owns_blocks_of_features():
     assert reader.owners(heads).tolist() == [[0] * 4 + [1] * 4 + [2] * 4]
     assert reader.owners(dims).tolist() == [[0, 1, 2, 3] * 3]
     assert isinstance(groups.analysis.graph, ir.Graph)
+
+
+def test_errors_of_a_weight_that_several_layers_read_count_for_each():
+    weight, x = normal(4, 8, seed=3), normal(50, 8, seed=4)
+    owners = np.arange(8)[None]
+    once, thrice = (
+        obs_ranking(layers(weight, (x.T @ x)[None], owners, 50, count=n), 8) for n in (1, 3)
+    )
+    assert thrice.order.tolist() == once.order.tolist()
+    assert thrice.cost[:-1] == pytest.approx(3 * once.cost[:-1])

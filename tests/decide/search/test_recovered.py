@@ -22,7 +22,7 @@ from tests.short import short
 
 
 def test_the_rest_of_the_time_goes_into_a_fit_that_the_plan_repeats(monkeypatch, tmp_path):
-    """40 s: half for the search, and of what it left nine tenths, some of which are for looks."""
+    """40 s: half for the search, and of what it left nine tenths, some of which are for checks."""
     short(monkeypatch)
     monkeypatch.setattr(affordable_steps, "timed", lambda *args: Pace(0.2, 0.1, 6))
     options = {"max_macs": 0.5, "data": feeds(30), "effort": "low"}

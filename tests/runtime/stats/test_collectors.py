@@ -129,7 +129,7 @@ def test_gram_of_rows_of_several_tensors(wide):
     )
     rng = np.random.default_rng(0)
     x, z = rng.standard_normal((7, 5), np.float32), rng.standard_normal((3, 2, 5), np.float32)
-    gram = Gram("x", features=4096 if wide else 0, also=("z",))
+    gram = Gram.together([Gram(n, features=4096 if wide else 0) for n in ("z", "x")])
     found = collect(model, [gram], [{"x": x, "z": z}], runner)[gram]
     rows = np.concatenate([x, z.reshape(-1, 5)])
     assert found.rows == 13
@@ -137,6 +137,7 @@ def test_gram_of_rows_of_several_tensors(wide):
 
 
 def test_gram_of_patches_of_several_tensors():
+    """Also where strides are not the same: patches are as large."""
     model = parse(
         '<ir_version: 9, opset_import: ["": 18]> g (float[n, 2, 6] x, float[m, 2, 9] z) => '
         "(float[n, 2, 6] y) { y = Relu(x) }"
@@ -144,17 +145,38 @@ def test_gram_of_patches_of_several_tensors():
     rng = np.random.default_rng(0)
     feeds = {"x": rng.standard_normal((2, 2, 6), np.float32)}
     feeds["z"] = rng.standard_normal((2, 2, 9), np.float32)
-    window = Window(1, 2, (3,))
-    both, x, z = Gram("x", window, also=("z",)), Gram("x", window), Gram("z", window)
+    x, z = Gram("x", Window(1, 2, (3,))), Gram("z", Window(1, 2, (3,), strides=(2,)))
+    both = Gram.together([x, z])
     found = collect(model, [both, x, z], [feeds], runner)
-    assert found[both].rows == found[x].rows + found[z].rows == 2 * 4 + 2 * 7
+    assert found[both].rows == found[x].rows + found[z].rows == 2 * 4 + 2 * 4
     exact = found[x].matrix + found[z].matrix
+    np.testing.assert_allclose(found[both].matrix, exact, rtol=SUM_RTOL, atol=1e-5)
+
+
+def test_gram_of_one_tensor_that_is_read_in_two_ways():
+    model = parse(
+        '<ir_version: 9, opset_import: ["": 18]> g (float[n, 2, 9] x) => '
+        "(float[n, 2, 9] y) { y = Relu(x) }"
+    )
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 2, 9), np.float32)}
+    one, other = (Gram("x", Window(1, 2, (3,), strides=(n,))) for n in (1, 2))
+    both = Gram.together([one, other])
+    found = collect(model, [both, one, other], [feeds], runner)
+    assert found[both].rows == 2 * 7 + 2 * 4
+    exact = found[one].matrix + found[other].matrix
     np.testing.assert_allclose(found[both].matrix, exact, rtol=SUM_RTOL, atol=1e-5)
 
 
 def test_rows_of_several_tensors_take_no_weights():
     with pytest.raises(ValueError, match="several tensors"):
-        Gram("x", weights=ColumnMass("p", "x"), also=("z",))
+        Gram.together([Gram("x", weights=ColumnMass("p", "x")), Gram("z")])
+
+
+def test_rows_of_other_sizes_do_not_come_together():
+    assert Gram.together([Gram("x", features=8), Gram("z", features=9)]) is None
+    assert Gram.together([Gram("x", features=8), Gram("z", Window(1, 8, (1,)))]) is None
+    assert Gram.together([]) is None
+    assert Gram.together([Gram("x"), Gram("x")]) == Gram("x")
 
 
 def test_gram_of_a_tensor_of_rank_three():

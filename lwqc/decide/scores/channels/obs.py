@@ -36,18 +36,24 @@ class Layer:
 
 
 def layers(
-    weight: Matrix, gram: Matrix, owners: NDArray[np.intp], rows: int, damp: float = 0.01
+    weight: Matrix,
+    gram: Matrix,
+    owners: NDArray[np.intp],
+    rows: int,
+    damp: float = 0.01,
+    count: int = 1,
 ) -> list[Layer]:
     """A reader as independent layers, one per convolution group.
 
     weight [out, features], gram [groups, features, features] (sums over `rows`), owners [groups,
-    features]. damp: of the mean diagonal.
+    features]. damp: of the mean diagonal. count: of layers with this weight, each of whose errors
+    counts.
     """
     parts = weight.reshape(len(gram), -1, weight.shape[1])
     means = [(g / max(rows, 1)).astype(np.float64) for g in gram]
     energy = sum(float(np.vdot(p @ m, p)) for p, m in zip(parts, means, strict=True))
     return [
-        Layer(part.copy(), _inverse(mean, damp), owner, max(energy, 1e-30))
+        Layer(part.copy(), _inverse(mean, damp), owner, max(energy, 1e-30) / count)
         for part, mean, owner in zip(parts, means, owners, strict=True)
         if (owner >= 0).any()
     ]
@@ -133,7 +139,8 @@ def _of(facts: GroupFacts) -> Ranking:
     parts: list[Layer] = []
     for seen in facts.observed:
         weight = seen.reader.operand.matrix(facts.read)
-        parts += layers(weight, seen.gram, seen.reader.owners(facts.group), seen.row_count)
+        owners = seen.reader.owners(facts.group)
+        parts += layers(weight, seen.gram, owners, seen.row_count, count=seen.layer_count)
     return obs_ranking(parts, facts.group.size)
 
 

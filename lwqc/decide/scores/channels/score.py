@@ -26,11 +26,13 @@ class Observed:
 
     gram [convolution groups, features, features]: sum over rows of the outer products of its input
     features, in the order of `reader.owners(group)`. row_count: how many rows there were.
+    layer_count: how many layers read the same weight; the rows are those of all of them.
     """
 
     reader: Reader
     gram: NDArray[np.float64]
     row_count: int
+    layer_count: int = 1
 
 
 @dataclass(frozen=True)
